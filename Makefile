@@ -1,0 +1,38 @@
+# Everything lives in .venv; the first target that needs it makes it (a few minutes, several GB), later ones find it.
+PYTHON ?= python3
+BIN := .venv/bin
+PLUGINS := methods datasets backbones benchmarks
+
+.PHONY: test test-slow demo lint clean
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: .venv/dev.stamp
+	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
+
+demo: .venv/run.stamp
+	$(BIN)/segbench demo
+
+# mypy cannot see the mapping of the plug-in folders, so it gets a tree of links that looks like the installed package.
+lint: .venv/dev.stamp
+	$(BIN)/ruff check .
+	@rm -rf build/types && mkdir -p build/types/segbench
+	@ln -s $(CURDIR)/segbench/* $(addprefix $(CURDIR)/,$(PLUGINS)) build/types/segbench/
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p segbench
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/run.stamp: pyproject.toml
+	@echo "installing segbench into .venv (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml
+	@echo "installing segbench and its test tools into .venv (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch .venv/run.stamp $@

@@ -1,0 +1,186 @@
+"""Speed of `evaluate_pair` against the four metric calls of the literature, measured in one run.
+
+    python benchmarks/speed/metrics.py [--large] [--rounds 5] [--only half]
+
+The other side follows the pattern of `dc`, `jc`, `hd95`, `asd` (three full-volume distance
+transforms and six erosions) with plain SciPy in float64. Both sides alternate in one process, and
+the CPU time of the process is measured; ratios can be compared between machines, seconds cannot.
+The pairs are synthetic stand-ins for left-atrium predictions and for large CT volumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")  # before NumPy starts its threads
+
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from scipy import ndimage  # noqa: E402
+
+from segbench.metrics import evaluate_labels, evaluate_pair  # noqa: E402
+
+Mask = NDArray[np.bool_]
+Spacing = tuple[float, ...] | None
+
+ANISOTROPIC = (0.7, 0.8, 2.5)
+TARGETS = {"good": 25, "mediocre": 10, "blobs": 15, "half": 12, "speckle": 15, "noise": 2.5}
+
+
+class Pair(NamedTuple):
+    """One row: the two sides to be timed and the ratio asked for."""
+
+    name: str
+    target: float
+    literature: Callable[[], Any]
+    ours: Callable[[], Any]
+
+
+def literature_calls(pred: Mask, ref: Mask, spacing: Spacing = None) -> tuple[float, ...]:
+    """Return dice, jaccard, hd95 and asd, each computed from the masks on its own."""
+    dice = 2 * np.count_nonzero(pred & ref) / (np.count_nonzero(pred) + np.count_nonzero(ref))
+    jaccard = np.count_nonzero(pred & ref) / np.count_nonzero(pred | ref)
+    both = (_directed(pred, ref, spacing), _directed(ref, pred, spacing))
+    hd95 = np.percentile(np.hstack(both), 95)
+    return float(dice), float(jaccard), float(hd95), float(_directed(pred, ref, spacing).mean())
+
+
+def _directed(source: Mask, target: Mask, spacing: Spacing) -> NDArray[np.float64]:
+    source_surface, target_surface = (m ^ ndimage.binary_erosion(m) for m in (source, target))
+    return ndimage.distance_transform_edt(~target_surface, sampling=spacing)[source_surface]
+
+
+def smooth_noise(shape: tuple[int, ...], sigma: float, seed: int) -> NDArray[np.float64]:
+    """Return Gaussian noise smoothed with `sigma` voxels, scaled to unit standard deviation."""
+    noise = np.random.default_rng(seed).standard_normal(shape)
+    noise = ndimage.gaussian_filter(noise, sigma)
+    return noise / noise.std()
+
+
+def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius: float) -> Mask:
+    """Return a ball of that radius in voxels."""
+    grids = np.ogrid[tuple(slice(0, size) for size in shape)]
+    squares = [(grid - at) ** 2 for grid, at in zip(grids, centre, strict=True)]
+    return np.asarray(sum(squares) <= radius**2)
+
+
+def atrium_pairs() -> tuple[Mask, dict[str, Mask]]:
+    """Return the reference of about 237 000 voxels and its six predictions."""
+    shape = (180, 140, 88)
+    i, j, k = np.ogrid[:180, :140, :88]
+    radius = np.sqrt(((i - 88) / 58) ** 2 + ((j - 68) / 38) ** 2 + ((k - 46) / 24) ** 2)
+    ref = 30 * (1 - radius) + 3 * smooth_noise(shape, 5, seed=1) > 0
+    inside, outside = (ndimage.distance_transform_edt(mask) for mask in (ref, ~ref))
+    signed = inside - outside
+    wobble = smooth_noise(shape, 6, seed=2)
+    good = signed + 1.5 * wobble > 0
+    corners = [((12, 12, 10), 4), ((168, 125, 12), 5), ((14, 126, 76), 6), ((165, 14, 75), 5)]
+    rng = np.random.default_rng(3)
+    return ref, {
+        "good": good,
+        "mediocre": signed + 4 * wobble > 0,
+        "blobs": np.logical_or.reduce([good, *(ball(shape, at, r) for at, r in corners)]),
+        "half": ref & (i < 88),
+        "speckle": good | (rng.random(shape) < 0.001),
+        "noise": rng.random(shape) < 0.05,
+    }
+
+
+def atrium_rows() -> Iterator[Pair]:
+    """Yield the left-atrium stand-ins, in voxel units and with an anisotropic spacing."""
+    ref, predictions = atrium_pairs()
+    for spacing in (None, ANISOTROPIC):
+        for name, pred in predictions.items():
+            target = min(TARGETS[name], 8.0) if spacing else TARGETS[name]
+            title = f"left atrium, {name}" + (" anisotropic" if spacing else "")
+            yield _pair(title, target, pred, ref, spacing)
+
+
+def organ_row() -> Pair:
+    """Return thirteen ellipsoids in 256x256x128, every class evaluated."""
+    shape, rng = (256, 256, 128), np.random.default_rng(4)
+    grids = np.ogrid[:256, :256, :128]
+    maps = [np.zeros(shape, dtype=np.uint8) for _ in range(2)]
+    classes = tuple(range(1, 14))
+    for value in classes:
+        centre = rng.uniform(0.2, 0.8, 3) * shape
+        axes = rng.uniform(8, 30, 3)
+        for labels in maps:
+            moved = centre + rng.uniform(-1.5, 1.5, 3)
+            scaled = [(g - c) / a for g, c, a in zip(grids, moved, axes, strict=True)]
+            labels[sum(part**2 for part in scaled) <= 1] = value
+    pred, ref = maps
+
+    def literature() -> None:
+        for value in classes:
+            literature_calls(pred == value, ref == value)
+
+    return Pair("13 organs", 250, literature, lambda: evaluate_labels(pred, ref, classes))
+
+
+def large_rows() -> Iterator[Pair]:
+    """Yield the 512x512x300 pairs; the literature's side takes half a minute and more a round."""
+    shape = (512, 512, 300)
+    tumour, found = (ball(shape, (200 + shift, 260, 150), 9) for shift in (0, 1))
+    yield _pair("512x512x300, small tumour", 1500, found, tumour)
+    for centre in ((60, 420, 40), (420, 100, 260), (330, 330, 60)):
+        found = found | ball(shape, centre, 4)
+    yield _pair("512x512x300, tumour + far blobs", 500, found, tumour)
+    liver, found = (ball(shape, (200 + shift, 260, 150), 75) for shift in (0, 2))
+    yield _pair("512x512x300, liver-sized", 250, found, liver)
+
+
+def _pair(name: str, target: float, pred: Mask, ref: Mask, spacing: Spacing = None) -> Pair:
+    return Pair(
+        name,
+        target,
+        lambda: literature_calls(pred, ref, spacing),
+        lambda: evaluate_pair(pred, ref, spacing, extra=("hd", "hd95_max", "masd")),
+    )
+
+
+def measure(pair: Pair, rounds: int) -> tuple[float, float]:
+    """Return the median CPU seconds of both sides over alternating rounds."""
+    pair.ours()  # the first call fills caches that every later call of a run finds filled
+    literature, ours = [], []
+    for _ in range(rounds):
+        literature.append(_cpu_seconds(pair.literature, 1))
+        ours.append(_cpu_seconds(pair.ours, 3))
+    return median(literature), median(ours)
+
+
+def _cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
+    start = time.process_time()
+    for _ in range(repeats):
+        call()
+    return (time.process_time() - start) / repeats
+
+
+def main() -> None:
+    """Print one line per pair: seconds of both sides, their ratio, the target."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, at least 5")
+    parser.add_argument("--large", action="store_true", help="also the 512x512x300 pairs")
+    parser.add_argument("--only", default="", help="rows whose name contains this text")
+    options = parser.parse_args()
+    if options.rounds < 5:
+        parser.error(f"--rounds must be at least 5, found {options.rounds}")
+    print(f"{'pair':36s} {'literature s':>12s} {'ours s':>9s} {'ratio':>7s} {'target':>7s}")
+    rows = [*atrium_rows(), organ_row()]
+    for pair in (*rows, *(large_rows() if options.large else ())):
+        if options.only not in pair.name:
+            continue
+        literature, ours = measure(pair, options.rounds)
+        mark = "" if literature / ours >= pair.target else "  below target"
+        numbers = f"{literature:12.3f} {ours:9.5f} {literature / ours:7.1f} {pair.target:7.1f}"
+        print(f"{pair.name:36s} {numbers}{mark}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

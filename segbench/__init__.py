@@ -1,0 +1,44 @@
+"""segbench: honest benchmarks for semi-supervised medical image segmentation.
+
+Everything a plug-in needs is importable from here; torch is imported only when one of those names is used, so that
+``segbench --help`` stays fast.
+"""
+
+import importlib
+import os
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+# The plug-in folders lie beside this package in a checkout (an installed wheel holds them inside it) and users add folders
+# of the same shape with SEGBENCH_PATH. They carry no __init__.py, so the parts merge into one namespace.
+_root = Path(__file__).resolve().parents[1]
+if (_root / "pyproject.toml").is_file():
+    __path__.append(str(_root))
+__path__.extend(p for p in os.environ.get("SEGBENCH_PATH", "").split(os.pathsep) if p)
+
+_PUBLIC = {
+    "Method": "segbench.contracts.method",
+    "MethodParams": "segbench.contracts.params",
+    "Field": "segbench.contracts.method",
+    "Batch": "segbench.contracts.method",
+    "Clock": "segbench.contracts.method",
+    "Phase": "segbench.contracts.method",
+    "Optim": "segbench.contracts.optim",
+    "Backbone": "segbench.contracts.backbone",
+    "BackboneParams": "segbench.contracts.params",
+    "Dataset": "segbench.contracts.dataset",
+    "Case": "segbench.contracts.dataset",
+    "RawCase": "segbench.contracts.dataset",
+    "Split": "segbench.contracts.dataset",
+    "method": "segbench.registry",
+    "backbone": "segbench.registry",
+    "dataset": "segbench.registry",
+}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'segbench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,0 +1,173 @@
+"""What all commands share: settings, global options before or after the verb, escaped text, tables."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segbench.errors import SegbenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from segbench.config import Machine
+
+
+@dataclass
+class Settings:
+    """Values of the global options; flags win over the environment, which wins over the user's configuration file."""
+
+    flags: dict[str, Any] = field(default_factory=dict)
+    document: dict[str, Any] | None = None  # what --json prints at the end
+    exit_code: int = 0
+
+    @cached_property
+    def machine(self) -> Machine:
+        """Machine settings with the flags applied."""
+        from segbench.config import machine_settings
+        return machine_settings(os.environ, root=self.flags.get("root"), data_root=self.flags.get("data_root"))
+
+    @property
+    def root(self) -> Path:
+        """Where results go."""
+        return Path(self.machine.root)
+
+    @property
+    def data_root(self) -> Path:
+        """Where prepared data lies."""
+        return Path(self.machine.data_root)
+
+    @property
+    def json(self) -> bool:
+        """One JSON document on stdout instead of text."""
+        return bool(self.flags.get("json"))
+
+    @property
+    def debug(self) -> bool:
+        """Show tracebacks."""
+        return bool(self.flags.get("debug"))
+
+    @property
+    def yes(self) -> bool:
+        """Answer yes to every question."""
+        return bool(self.flags.get("yes"))
+
+    @property
+    def quiet(self) -> int:
+        """How many -q."""
+        return int(self.flags.get("quiet", 0))
+
+    @property
+    def verbose(self) -> int:
+        """How many -v."""
+        return int(self.flags.get("verbose", 0))
+
+    @property
+    def plugins(self) -> list[str]:
+        """Files of --plugin."""
+        return list(self.flags.get("plugin", ()))
+
+    def say(self, text: str, level: int = 0) -> None:
+        """Talk, on stderr; ``level`` 1 needs -v."""
+        if level <= self.verbose - self.quiet:
+            click.echo(text, err=True)
+
+
+def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value in (None, (), False, 0) or ctx.resilient_parsing:
+        return
+    settings = ctx.find_root().ensure_object(Settings)
+    if param.name == "plugin":
+        from segbench import registry
+        for file in value:
+            registry.add_file(file)
+        value = (*settings.flags.get("plugin", ()), *value)
+    settings.flags[str(param.name)] = value
+
+
+def global_options(hidden: bool) -> list[click.Option]:
+    """Options accepted before or after the verb; shown in the top help only."""
+    def option(*names: str, **kwargs: Any) -> click.Option:
+        return click.Option(names, expose_value=False, callback=_store, hidden=hidden, **kwargs)
+    return [
+        option("--root", metavar="DIR", type=click.Path(file_okay=False), help="Results [./segbench-out]."),
+        option("--data-root", metavar="DIR", type=click.Path(file_okay=False), help="Prepared data [./segbench-data]."),
+        option("--plugin", metavar="FILE", multiple=True, is_eager=True, help="Add a plug-in file; may be repeated."),
+        option("--json", is_flag=True, help="One JSON document on stdout."),
+        option("--yes", is_flag=True, help="Ask nothing."),
+        option("-q", "--quiet", count=True, help="Say less."),
+        option("-v", "--verbose", count=True, help="Say more."),
+        option("--debug", is_flag=True, is_eager=True, help="Show tracebacks."),
+    ]
+
+
+class Command(click.Command):
+    """A command that accepts the global options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += global_options(hidden=True)
+
+
+class Group(click.Group):
+    """A group whose commands accept the global options, and which accepts them itself."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += global_options(hidden=self.name not in (None, "cli"))
+
+
+def safe(text: object) -> str:
+    """Foreign text made harmless for a terminal: no control characters, no escape sequences, no line breaks."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def message(error: SegbenchError) -> str:
+    """An error as one screen."""
+    lines = [f"error: {error.what}"]
+    for name, value in error.details.items():
+        if value is not None:
+            first, *rest = str(value).splitlines() or [""]
+            lines += [f"  {name:<9} {first}", *(f"  {'':<9} {line}" for line in rest)]
+    return "\n".join(safe(line) for line in "\n".join(lines).splitlines())
+
+
+def console(stderr: bool = False) -> Console:
+    """A rich console that never wraps or colours where nobody looks, and never fails on a poor terminal."""
+    from rich.console import Console
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else int(os.environ.get("COLUMNS", 200))
+    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False,
+                   safe_box=True, legacy_windows=False)
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> str:
+    """A plain table: (title, "<" or ">") a column. Text is escaped; no digit is ever cut off."""
+    cells = [[safe(c) for c in row] for row in rows]
+    widths = [max(len(title), *(len(r[i]) for r in cells), 0) if cells else len(title)
+              for i, (title, _) in enumerate(columns)]
+
+    def line(values: Sequence[str]) -> str:
+        parts = [f"{v:{a}{w}}" for v, (_, a), w in zip(values, columns, widths, strict=True)]
+        return "  ".join(parts).rstrip()
+    bar = "─" if _can(sys.stdout, "─") else "-"
+    head = line([title for title, _ in columns])
+    return "\n".join([head, bar * max(len(head), *(len(line(r)) for r in cells), 0) if cells else bar * len(head),
+                      *(line(r) for r in cells)])
+
+
+def _can(stream: Any, text: str) -> bool:
+    try:
+        text.encode(getattr(stream, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

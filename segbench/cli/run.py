@@ -1,0 +1,259 @@
+"""``segbench run``, ``resume`` and ``demo``."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segbench.cli.common import Command, Settings, message, safe
+from segbench.errors import Interrupted, SegbenchError, UsageError
+
+if TYPE_CHECKING:
+    from segbench.config import Experiment
+    from segbench.training.run import Machine, Prepared
+
+
+def machine_options(command: Any) -> Any:
+    """Options that cannot change a number."""
+    for option in reversed([
+        click.option("--save-every", metavar="N|TIME", help="Checkpoint every N steps, or 30s, 5m [5m]."),
+        click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto]."),
+        click.option("--workers", metavar="N", type=click.IntRange(0, 64), help="Loader processes [0 on a CPU, else 4]."),
+    ]):
+        command = option(command)
+    return command
+
+
+def science_options(command: Any) -> Any:
+    """Options that decide the numbers."""
+    for option in reversed([
+        click.option("--dataset", metavar="NAME[,NAME]", default="phantom", show_default=True, help="Data sets."),
+        click.option("--labeled", metavar="N|P%", help="Labelled training cases [the data set's]."),
+        click.option("--backbone", metavar="NAME", help="Network [the protocol's]."),
+        click.option("--protocol", metavar="NAME|FILE", help="Protocol [the data set's]."),
+        click.option("--seed", metavar="N", type=int, help="Seed [0]."),
+        click.option("--seeds", metavar="A-B|A,B", help="Several seeds, one run each."),
+        click.option("--steps", metavar="N", type=click.IntRange(1), help="Training steps (a modified protocol)."),
+        click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Arithmetic [the protocol's]."),
+        click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True,
+                     help="A parameter of the method, backbone.NAME, or a key of the protocol."),
+    ]):
+        command = option(command)
+    return command
+
+
+@click.command(cls=Command, epilog="Finished runs are reused, half-done ones go on: repeating a command is safe.")
+@click.argument("method", metavar="METHOD")
+@science_options
+@machine_options
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+@click.option("--restart", is_flag=True, help="Throw an existing run of this identity away and train anew.")
+@click.pass_obj
+def run(settings: Settings, method: str, save_every: str | None, device: str | None, workers: int | None, dry_run: bool,
+        restart: bool, **science: Any) -> None:
+    """Train METHOD and evaluate it on the test cases.
+
+    \b
+    segbench run supervised --dataset phantom
+    segbench run versemi --dataset la --labeled 8 --seeds 0-2
+    segbench run mean_teacher --dataset la -o decay=0.995 -o optim.lr=0.02
+    """
+    from segbench.training.run import prepare
+
+    machine = machine_of(settings, save_every, device, workers)
+    runs = [prepare(e, machine) for e in experiments(settings, method, **science)]
+    if dry_run:
+        _show_plan(settings, runs)
+        return
+    results = [_execute(settings, run, machine, restart) for run in runs]
+    settings.document = {**results[0]} if len(results) == 1 else {"status": "done", "runs": results}
+
+
+def experiments(settings: Settings, method: str, dataset: str, labeled: str | None, backbone: str | None,
+                protocol: str | None, seed: int | None, seeds: str | None, steps: int | None, precision: str | None,
+                overrides: tuple[str, ...]) -> list[Experiment]:
+    """The experiments a command line asks for: one a data set (one in all for a joint method) and seed."""
+    from segbench.config import resolve
+    from segbench.data.store import open_store
+
+    if seed is not None and seeds is not None:
+        raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
+    def size(name: str) -> int:
+        return len(open_store(name, settings.data_root).train)
+
+    result = []
+    for number in parse_seeds(seeds) if seeds else [seed or 0]:
+        result += resolve(method, dataset=dataset, labeled=labeled, backbone=backbone, protocol=protocol, seed=number,
+                          steps=steps, precision=precision, overrides=list(overrides), train_sizes=size).experiments
+    return result
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0-2`` or ``0,1,5``."""
+    if match := re.fullmatch(r"(\d+)-(\d+)", text):
+        first, last = map(int, match.groups())
+        if first <= last < first + 1000:
+            return list(range(first, last + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", text):
+        return list(dict.fromkeys(map(int, text.split(","))))
+    raise UsageError(f"--seeds: '{text}'", expected="a range 0-2 or a list 0,1,5")
+
+
+def machine_of(settings: Settings, save_every: str | None, device: str | None, workers: int | None) -> Machine:
+    """Machine settings of a command."""
+    from segbench.training.loop import Cadence
+    from segbench.training.run import Machine, device_of
+
+    cadence = Cadence()
+    if save_every is not None:
+        match = re.fullmatch(r"(\d+)([smh]?)", save_every)
+        if match is None or int(match[1]) == 0:
+            raise UsageError(f"--save-every: '{save_every}'", expected="a number of steps (500) or a time (30s, 5m, 1h)")
+        number = int(match[1])
+        cadence = (Cadence(seconds=number * {"s": 1, "m": 60, "h": 3600}[match[2]]) if match[2]
+                   else Cadence(steps=number, seconds=None))
+    chosen = device_of(device or settings.machine.device)
+    count = workers if workers is not None else settings.machine.workers
+    count = (0 if chosen == "cpu" else 4) if count == "auto" else count
+    return Machine(settings.root, settings.data_root, chosen, count, cadence, settings.plugins)
+
+
+def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool = False) -> dict[str, Any]:
+    from segbench.cli.reporter import reporter
+    from segbench.training.run import Reporter, execute
+
+    show = reporter(settings)
+    try:
+        result = execute(run, machine, Reporter(show.start, show.train, show.evaluate, show.warn), restart)
+    except Interrupted as error:
+        error.details["fix"] = f"go on with: segbench resume {run.run_id[:8]}"
+        raise
+    finally:
+        show.stop()
+    if result.get("cached"):
+        settings.say(f"cached: {run.folder.path} (--restart trains anew)")
+    if not settings.json:
+        for line in lines(result):
+            click.echo(line)
+    return document(result, run.folder.path)
+
+
+def document(result: dict[str, Any], folder: Any) -> dict[str, Any]:
+    """What --json prints of a run."""
+    metrics = {}
+    for row in result["metrics"]:
+        means = {k: v["mean"] for k, v in row["columns"].items()}
+        metrics.setdefault(row["dataset"], {})[row["class"]] = {**row["counts"], **means}
+    return {"schema": "segbench.run/1", "status": "done", "run_id": result["run_id"][:8], "dir": str(folder),
+            "cached": bool(result.get("cached")), "method": result["method"], "seed": result["seed"],
+            "labeled": result["labeled"], "protocol": result["protocol"], "metrics": metrics}
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """A result in one line a data set and class."""
+    out = []
+    for row in result["metrics"]:
+        mean = {k: v["mean"] for k, v in row["columns"].items()}
+        unit = "mm" if "hd95_mm" in mean else "vox"
+        out.append(f"{safe(result['method'])} on {safe(row['dataset'])} ({safe(row['class'])}), {row['counts']['n']} test "
+                   f"cases: Dice {100 * mean['dice']:.2f}  Jaccard {100 * mean['jaccard']:.2f}  HD95 "
+                   f"{mean[f'hd95_{unit}']:.2f} {unit}  ASD {mean[f'asd_{unit}']:.2f} {unit}  "
+                   f"missed {row['counts']['empty_prediction']}")
+    return out
+
+
+def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
+    from segbench.cli.reporter import header
+
+    plan = []
+    for run in runs:
+        state = "cached" if run.folder.result() else "half-done" if any(run.folder.path.glob("ckpt/*.st")) else "to do"
+        plan.append({"run_id": run.run_id[:8], "dir": str(run.folder.path), "state": state})
+        if not settings.json:
+            click.echo(f"{header(run)}\n  {state}")
+    settings.document = {"status": "planned", "runs": plan}
+
+
+@click.command(cls=Command)
+@click.argument("wanted", metavar="[RUN]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every run that is not finished.")
+@machine_options
+@click.pass_obj
+def resume(settings: Settings, wanted: str | None, everything: bool, save_every: str | None, device: str | None,
+           workers: int | None) -> None:
+    """Go on with a run that was stopped. Never starts a new one.
+
+    \b
+    segbench resume 3f9c2a7b
+    segbench resume --all
+    """
+    from segbench.results.rundir import all_runs, find_run
+
+    if (wanted is None) != everything:
+        raise UsageError("name one run, or say --all", fix="segbench resume RUN")
+    machine = machine_of(settings, save_every, device, workers)
+    folders = [r for r in all_runs(settings.root) if r.result() is None] if everything else [find_run(settings.root, wanted or "")]
+    if not folders:
+        settings.say("nothing to resume")
+    results, failed = [], []
+    for folder in folders:
+        try:
+            results.append(_execute(settings, restore(folder, machine), machine))
+        except Interrupted:
+            raise
+        except SegbenchError as error:
+            if not everything:
+                raise
+            failed.append(error)
+            click.echo(f"{safe(folder.path)}: {message(error)}", err=True)
+    settings.document = results[0] if wanted else {"status": "failed" if failed else "done", "runs": results}
+    settings.exit_code = 5 if failed else 0
+
+
+def restore(folder: Any, machine: Machine) -> Prepared:
+    """A stored run, checked to be the same experiment still."""
+    from segbench import registry
+    from segbench.config import Experiment
+    from segbench.training.run import prepare
+
+    stored = folder.config()
+    for file in stored["plugins"]:
+        registry.add_file(file)
+    machine.plugins = list(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
+    run = prepare(Experiment(**stored["experiment"]), machine)
+    if run.run_id != stored["run_id"]:
+        changed = ", ".join(sorted(k for k in run.science if run.science[k] != stored["science"].get(k))) or "?"
+        raise UsageError("the run cannot go on: what decides its numbers has changed since it began", where=folder.path,
+                         found=f"changed: {changed}", expected="the code, data and settings it began with",
+                         fix=f"segbench run {run.experiment.method} ... starts a new run beside it")
+    run.folder = folder
+    return run
+
+
+@click.command(cls=Command)
+@click.option("--seeds", metavar="A-B", default="0", show_default=True, help="Seeds; three are needed to be ranked.")
+@machine_options
+@click.pass_obj
+def demo(settings: Settings, seeds: str, save_every: str | None, device: str | None, workers: int | None) -> None:
+    """Train three methods on phantoms and rank them. Needs no data and no GPU; a few minutes."""
+    from segbench.cli.leaderboard import show
+    from segbench.results.leaderboard import boards
+    from segbench.results.rundir import RunDir
+    from segbench.training.run import prepare
+
+    machine = machine_of(settings, save_every, device, workers)
+    chosen = dict(dataset="phantom", labeled=None, backbone=None, protocol="phantom", seed=None, seeds=seeds, steps=None,
+                  precision=None, overrides=())
+    runs = [prepare(e, machine) for m in ("supervised", "mean_teacher", "versemi") for e in experiments(settings, m, **chosen)]
+    results = []
+    for number, run in enumerate(runs, 1):
+        settings.say(f"[{number}/{len(runs)}]")
+        results.append(_execute(settings, run, machine))
+    tables, _ = boards([RunDir(run.folder.path) for run in runs])
+    if not settings.json:
+        click.echo("\n" + "\n\n".join(show(t) for t in tables))
+        click.echo("\nnext: segbench list methods · segbench run mean_teacher --dataset phantom --seeds 0-2 · "
+                   "segbench leaderboard")
+    settings.document = {"status": "done", "runs": results}

@@ -1,0 +1,101 @@
+"""``-o key=value``, suite parameters and flags: which keys there are, and who set them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from segbench.config.protocol import Protocol
+from segbench.config.schema import flatten, leaves, suggest
+from segbench.config.yaml import parse_scalar
+from segbench.errors import PluginError, UsageError
+
+__all__ = ["Keys", "Value", "parse_overrides"]
+
+FLAGS = ("method", "dataset", "labeled", "backbone", "protocol", "seed")  # set with --NAME, never with -o
+NOT_SETTABLE = ("name", "version", "title", "labeled", "backbone.name", "backbone.params")
+
+
+def protocol_keys() -> dict[str, FieldInfo]:
+    """Keys of a protocol that ``-o`` may change."""
+    return {key: field for key, field in leaves(Protocol).items() if key not in NOT_SETTABLE}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value somebody set, and who."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class Keys:
+    """All keys of one experiment: the method's by name, the backbone's as ``backbone.NAME``, the protocol's dotted."""
+
+    method_name: str
+    method: Mapping[str, FieldInfo]
+    backbone: Mapping[str, FieldInfo]
+    protocol: Mapping[str, FieldInfo]
+
+    @classmethod
+    def of(cls, method: Any, backbone: Any) -> Keys:
+        """The keys of a method and a backbone class.
+
+        Raises:
+            PluginError: a parameter of the method bears the name of a protocol key or of a flag.
+        """
+        fields = method.Params.model_fields
+        for name in sorted(fields.keys() & {*Protocol.model_fields, *FLAGS}):
+            raise PluginError(f"parameter '{name}' of method '{method.name}' has the name of a protocol key or a flag",
+                              fix="rename the parameter")
+        own = {f"backbone.{name}": field for name, field in backbone.Params.model_fields.items()}
+        return cls(method.name, fields, own, protocol_keys())
+
+    def check(self, values: Mapping[str, Value]) -> None:
+        """Every key must exist.
+
+        Raises:
+            UsageError: with the nearest key, its type and default.
+        """
+        known = {**self.method, **self.backbone, **self.protocol}
+        for key, value in values.items():
+            if key in known:
+                continue
+            if key in FLAGS:
+                raise UsageError(f"'{key}' is no parameter ({value.origin})", fix=f"--{key} VALUE")
+            own = ", ".join([*self.method, *self.backbone]) or "no parameters of its own"
+            raise UsageError(f"unknown parameter '{key}' of method '{self.method_name}'.{suggest(key, known)} "
+                             f"({value.origin})", expected=f"{own}; protocol: {', '.join(self.protocol)}",
+                             fix=f"segbench describe method {self.method_name}")
+
+    def suite(self, params: Mapping[str, Any] | None, where: Mapping[str, str]) -> dict[str, Value]:
+        """A suite's parameters for this method; nested mappings count as dotted keys."""
+        flat: dict[str, Any] = {}
+        for key, value in (params or {}).items():
+            flat |= {key: value} if key in self.method or not isinstance(value, Mapping) else flatten({key: value})
+        return {key: Value(value, where.get(key) or where.get(key.partition(".")[0]) or "suite")
+                for key, value in flat.items()}
+
+
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any], origin: str = "-o") -> dict[str, Value]:
+    """``["decay=0.9", "optim.lr=1e-3"]`` (or a mapping, from Python) as typed values.
+
+    Raises:
+        UsageError: no ``=``, an empty key, or one key twice.
+    """
+    if isinstance(overrides, Mapping):
+        return {key: Value(value, origin) for key, value in overrides.items()}
+    found: dict[str, Value] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key:
+            raise UsageError(f"expected key=value, got '{text}' ({origin})")
+        if key in found:
+            raise UsageError(f"'{key}' is given twice ({origin})", found=f"{found[key].value!r} and {value!r}")
+        found[key] = Value(parse_scalar(value, f"{origin} {key}"), origin)
+    return found

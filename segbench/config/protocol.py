@@ -1,0 +1,147 @@
+"""Protocols: everything two runs must share to be comparable; named, versioned files in ``benchmarks/protocols``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from segbench.config.schema import Strict, leaves, validate
+from segbench.config.yaml import Document, load_yaml
+from segbench.contracts.optim import Optim
+from segbench.errors import UsageError, unknown
+
+__all__ = ["BackboneChoice", "BatchSize", "Crop", "Inference", "Optim", "Protocol", "load_protocol", "protocol_names"]
+
+Edge = tuple[int, ...]
+Position = Literal["random", "center"]
+
+
+class BatchSize(Strict):
+    """Items of one batch."""
+
+    labeled: int = Field(2, ge=1, le=1024, description="labelled patches a batch")
+    unlabeled: int = Field(2, ge=0, le=1024, description="unlabelled patches a batch")
+
+
+class Crop(Strict):
+    """How training patches are cut; reflects differences between published loaders."""
+
+    labeled: Position = Field("random", description="place of labelled patches")
+    unlabeled: Position = Field("random", description="place of unlabelled patches")
+    pad: int = Field(3, ge=0, le=64, description="voxels added on each side when a volume must be padded")
+    last_offset: bool = Field(False, description="may the last admissible position be drawn")
+
+
+class Inference(Strict):
+    """Sliding window of the evaluation."""
+
+    stride: Edge = Field(description="voxels between windows, per axis")
+    batch: int = Field(4, ge=1, le=1024, description="windows predicted at once; speed only, no part of the identity")
+
+
+class BackboneChoice(Strict):
+    """The backbone used when none is named."""
+
+    name: str = Field("vnet", min_length=1, description="registered name")
+    params: dict[str, Any] = Field({}, description="its parameters where they differ from its defaults")
+
+
+class Protocol(Strict):
+    """One way to train and evaluate. ``labeled`` and ``backbone`` are choices for when nothing else is said."""
+
+    name: str = Field(min_length=1, description="the file's stem")
+    version: int = Field(1, ge=1, description="raised whenever a value changes")
+    title: str = Field("", description="one line for tables")
+    steps: int = Field(ge=1, le=10_000_000, description="optimiser steps of the whole training")
+    patch: Edge = Field(description="voxels per axis of a training patch and of an inference window")
+    batch: BatchSize = Field(default_factory=BatchSize)
+    optim: Optim = Field(default_factory=Optim)
+    crop: Crop = Field(default_factory=Crop)
+    augment: Literal["none", "mirror"] = Field("none", description="mirror: quarter turn and mirror in plane")
+    downsample: int = Field(1, ge=1, le=8, description="volumes are reduced by this factor first; 1 leaves them alone")
+    sampling: Literal["proportional", "balanced"] = Field("proportional", description="of data sets in joint training")
+    inference: Inference
+    backbone: BackboneChoice = Field(default_factory=BackboneChoice)
+    labeled: tuple[int, ...] = Field((), description="usual numbers of labelled cases")
+    selection: Literal["last"] = Field("last", description="which checkpoint is evaluated")
+    policy: Literal["worst_distance"] = Field("worst_distance", description="score of an empty prediction")
+    largest_component: bool = Field(False, description="keep only the largest component of each class")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Protocol:
+        if len(self.patch) not in (2, 3) or min(self.patch) < 1:
+            raise ValueError(f"patch: expected two or three edges ≥ 1, got {list(self.patch)}")
+        stride = self.inference.stride
+        if len(stride) != len(self.patch) or any(not 1 <= s <= p for s, p in zip(stride, self.patch, strict=False)):
+            raise ValueError(f"inference.stride: expected {len(self.patch)} numbers from 1 to the patch's edge "
+                             f"{list(self.patch)}, got {list(stride)}")
+        if any(n < 1 for n in self.labeled):
+            raise ValueError(f"labeled: expected counts ≥ 1, got {list(self.labeled)}")
+        marks = self.optim.milestones
+        if self.optim.schedule == "step" and not marks:
+            raise ValueError("optim.milestones: a step schedule needs at least one")
+        if list(marks) != sorted(set(marks)) or any(not 0 < m <= self.optim.reference for m in marks):
+            raise ValueError(f"optim.milestones: expected rising steps within optim.reference = "
+                             f"{self.optim.reference}, got {list(marks)}")
+        if not all(0 <= b < 1 for b in self.optim.betas):
+            raise ValueError(f"optim.betas: expected numbers in [0, 1), got {list(self.optim.betas)}")
+        return self
+
+
+def _files() -> dict[str, Path]:
+    """Protocol files by name over all roots (built in, then ``SEGBENCH_PATH``)."""
+    found: dict[str, Path] = {}
+    for root in importlib.import_module("segbench").__path__:
+        for file in sorted((Path(root) / "benchmarks" / "protocols").glob("*.yaml")):
+            old = found.setdefault(file.stem, file.resolve())
+            if old != file.resolve():
+                raise UsageError(f"protocol '{file.stem}' exists twice", where=file, found=old,
+                                 fix="rename one of the two files and the name in it")
+    return found
+
+
+def protocol_names() -> list[str]:
+    """Names of the protocols that can be asked for, sorted."""
+    return sorted(_files())
+
+
+def load_protocol(name_or_path: str | Path) -> Protocol:
+    """A protocol by its name, or from a ``.yaml`` file.
+
+    Raises:
+        UsageError: no such protocol, a key or value is wrong, or a file's ``name`` is not its stem or is taken.
+    """
+    return read_protocol(name_or_path)[0]
+
+
+def read_protocol(name_or_path: str | Path) -> tuple[Protocol, dict[str, str]]:
+    """The protocol and the origin of each key: ``protocol la``, ``mine.yaml:14`` or ``default``."""
+    known = _files()
+    text = str(name_or_path)
+    by_path = text.endswith((".yaml", ".yml"))
+    name = Path(text).stem if by_path else text.replace("-", "_") if text not in known else text
+    file = Path(text) if by_path else known.get(name) or known.get(name.replace("_", "-"))
+    if file is None:
+        raise unknown("protocol", text, known, fix="segbench list protocols, or give a file: --protocol ./mine.yaml")
+    document = load_yaml(file)
+    protocol = validate(Protocol, document, lambda key: document.where(*key.split(".")))
+    if protocol.name != file.stem:
+        raise UsageError("a protocol's name must be its file's stem", where=document.where("name"),
+                         found=protocol.name, expected=file.stem)
+    if by_path and name in known and known[name] != file.resolve() and protocol != load_protocol(name):
+        raise UsageError(f"'{name}' is the name of another protocol: the results would be mixed up", where=file,
+                         found=known[name], fix="rename the file and the name in it")
+    return protocol, {key: _origin(key, document, "" if by_path else protocol.name) for key in leaves(Protocol)}
+
+
+def _origin(key: str, document: Document, name: str) -> str:
+    place: Any = document
+    for part in key.split("."):
+        if not isinstance(place, dict) or part not in place:
+            return "default"
+        place = place[part]
+    return f"protocol {name}" if name else document.where(*key.split("."), column=False)

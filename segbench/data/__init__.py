@@ -1,0 +1,1 @@
+"""Data: the prepared store, its checks, crops and augmentation, two-stream batches."""

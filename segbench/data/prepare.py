@@ -1,0 +1,235 @@
+"""From a source folder to the prepared store: find, check, write case by case, then ``store.json``.
+
+A killed call leaves whole cases and no ``store.json``; the next one keeps those whose files, source and adapter are
+unchanged. All bad cases are reported together.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segbench import registry
+from segbench.contracts.dataset import Dataset, RawCase, Split
+from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
+from segbench.data.problem import DataProblems, Problem
+from segbench.data.store import Progress, Store, adapter_facts, fingerprint, write_store
+from segbench.errors import DataError, PluginError, SegbenchError, StorageError
+from segbench.files import sweep
+
+Result = tuple[str, CaseInfo | None, list[Problem]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which cases a store will hold, and what is to be said about it."""
+
+    split: Split
+    raw: dict[str, RawCase]
+    partial: bool
+    warnings: tuple[str, ...]
+
+
+def plan(dataset: Dataset, source: Path | None) -> Plan:
+    """Compare what a source holds with the published split; reads no voxel.
+
+    A source folder with its own ``train.list`` and ``test.list`` (one case or group id per line) is a deliberate copy of
+    part of the data: it gives what it lists, in the published order.
+
+    Raises:
+        DataError: a case is missing, an id is unsafe, twice in the lists or in both.
+    """
+    if source is not None and not source.is_dir():
+        raise DataError(f"no such folder for data set '{dataset.name}'", where=source,
+                        expected="; ".join(dataset.files) or None)
+    found = dataset.find(source)
+    _check_ids([raw.id for raw in found], "the source", source)
+    raw, split = {r.id: r for r in found}, dataset.split()
+    published, warnings = split, []
+    _check_split(split, f"the split of {dataset.name}")
+    own = None if source is None else _own_lists(source, split, raw, warnings)
+    if own is not None:
+        _check_split(own, str(source))
+        split = own
+    ids = (*split.train, *split.test)
+    missing = [i for i in ids if i not in raw]
+    if missing:
+        raise _missing(dataset, missing, len(ids), source, own is not None)
+    extra = sorted(set(raw) - set(ids))
+    if extra:
+        warnings.append(f"{len(extra)} cases of the source are in no list and left out: {_some(extra)}")
+    partial = (split.train, split.test) != (published.train, published.test)
+    if partial:
+        total = len(published.train) + len(published.test)
+        warnings.append(f"partial copy: {len(ids)} of {total} published cases; numbers are not comparable with others")
+    return Plan(split, {i: raw[i] for i in ids}, partial, tuple(warnings))
+
+
+def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
+    bad = [i for i in ids if not valid_id(i)]
+    if bad:
+        raise DataError(f"unsafe case id in {what}", where=source, found=", ".join(repr(i) for i in bad[:10]),
+                        expected="a letter or digit, then up to 99 of letters, digits and . _ + -", fix="rename the case")
+    twice = [i for i, n in Counter(ids).items() if n > 1]
+    if twice:
+        raise DataError(f"case id twice in {what}", where=source, found=_some(twice), expected="each id once")
+
+
+def _check_split(split: Split, what: str) -> None:
+    for name, ids in (("train", split.train), ("test", split.test)):
+        _check_ids(ids, f"the {name} list", what)
+    both = sorted(set(split.train) & set(split.test))
+    if both:
+        raise DataError("the same case is in train and test", where=what, found=_some(both), expected="no case in both")
+
+
+def _own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings: list[str]) -> Split | None:
+    """The split of a source's own lists in the published order; None if the source has no lists."""
+    files = [source / "train.list", source / "test.list"]
+    if not all(f.is_file() for f in files):
+        return None
+    order = (*published.train, *published.test)
+    groups = {r.group: [i for i in order if i in raw and raw[i].group == r.group] for r in raw.values() if r.group}
+    lists = []
+    for file in files:
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"the list cannot be read: {error}", where=file, expected="one case id per line") from error
+        _check_ids(lines, file.name, source)
+        unknown = [x for x in lines if x not in order and not groups.get(x)]
+        if unknown:
+            warnings.append(f"{file.name}: {len(unknown)} ids are not in the published split and left out: {_some(unknown)}")
+        members = {i for x in lines for i in groups.get(x, [x])}
+        lists.append(tuple(i for i in order if i in members))
+    moved = sorted((set(lists[0]) & set(published.test)) | (set(lists[1]) & set(published.train)))
+    if moved:
+        warnings.append(f"the source's lists place {len(moved)} cases otherwise than the published split: {_some(moved)}")
+    return Split(lists[0], lists[1], f"{published.source} (own lists)".strip())
+
+
+def _missing(dataset: Dataset, ids: list[str], total: int, source: Path | None, listed: bool) -> DataError:
+    fix = ("complete the folder or take the cases out of its train.list and test.list" if listed else
+           "complete the folder; to prepare part of the data on purpose, write the case ids it holds to "
+           "train.list and test.list in that folder")
+    return DataError(f"data set '{dataset.name}': {len(ids)} of {total} cases are missing", where=source,
+                     found=f"nothing for {_some(ids)}", expected="; ".join(dataset.files) or None, fix=fix)
+
+
+def _some(ids: Sequence[str], most: int = 5) -> str:
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: int, progress: Progress | None) -> Store:
+    """``store.prepare`` behind its lock."""
+    dataset: Dataset = entry.cls()
+    todo = plan(dataset, source)
+    _withdraw(root, adapter_facts(entry), todo)
+    infos: dict[str, CaseInfo] = {}
+    problems: list[Problem] = []
+    results = _run(entry, list(todo.raw.values()), root / "cases", jobs)
+    for done, (case, info, wrong) in enumerate(results, 1):
+        problems += wrong
+        if info is not None:
+            infos[case] = info
+        if progress is not None:
+            progress(done, len(todo.raw), case)
+    if problems:
+        bad = len({p.case for p in problems})
+        raise DataProblems(f"data set '{entry.name}': {bad} of {len(todo.raw)} cases cannot be used",
+                           sorted(problems, key=lambda p: list(todo.raw).index(p.case)), where=source,
+                           fix=f"mend them, then call segbench data prepare {entry.name} again; the good cases are kept")
+    train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
+    return write_store(Store(
+        entry.name, root, tuple(dataset.classes), dataset.channels, dataset.dims, train, test, todo.partial,
+        fingerprint(cases.values(), train, test), cases, todo.warnings, adapter=adapter_facts(entry)))
+
+
+def _withdraw(root: Path, adapter: dict[str, Any], todo: Plan) -> None:
+    """Take back ``store.json`` before its cases change, and remove cases that do not belong any more.
+
+    Nothing is taken back if the store was made by the same code from the same files.
+    """
+    folder = root / "cases"
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(root)
+    sweep(folder)
+    try:
+        old = json.loads((root / "store.json").read_bytes())
+        made = {c["id"]: c["source"] for c in old["cases"]}
+        keep = old["adapter"] == adapter and all(
+            made.get(i) == json.loads(json.dumps(_source(adapter, raw))) for i, raw in todo.raw.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        keep = False
+    if not keep:
+        (root / "store.json").unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name not in todo.raw:
+            (root / "store.json").unlink(missing_ok=True)
+            remove(path)
+
+
+def _source(adapter: dict[str, Any], raw: RawCase) -> dict[str, Any]:
+    return {"adapter": adapter, "group": raw.group, "from": facts(raw.where)}
+
+
+def _run(entry: registry.Entry, raws: list[RawCase], folder: Path, jobs: int) -> Iterator[Result]:
+    if jobs <= 1 or len(raws) < 2:
+        yield from (_one(entry.name, raw, folder) for raw in raws)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(raws)), context, _start_worker, (tuple(registry._state.files),)) as pool:
+        futures = [pool.submit(_one, entry.name, raw, folder) for raw in raws]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise PluginError("a worker process died, perhaps for lack of memory",
+                              fix=f"segbench data prepare {entry.name} --jobs 1 (finished cases are kept)") from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(plugins: tuple[Path, ...]) -> None:
+    """Know the user's plug-ins, and die with the parent, even if that is killed."""
+    for file in plugins:
+        registry.add_file(file)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _one(name: str, raw: RawCase, folder: Path) -> Result:
+    """Prepare one case, or keep it; an error of the source is a finding, an error of the store is raised."""
+    entry = registry.get("dataset", name)
+    dataset: Dataset = entry.cls()
+    try:
+        source = _source(adapter_facts(entry), raw)
+        kept = read_case(folder / raw.id, source)
+        if kept is not None:
+            return raw.id, kept, []
+        remove(folder / raw.id)
+        case = dataset.load(raw)
+        problems = check_case(case, dataset, place(raw.where))
+        if case.id != raw.id:
+            problems.append(Problem(raw.id, place(raw.where), f"load gave id {case.id!r}", repr(raw.id)))
+        if case.group is None:
+            case.group = raw.group
+    except StorageError:
+        raise
+    except SegbenchError as error:
+        where, found, expected, fix = (str(error.details[k] or "") for k in ("where", "found", "expected", "fix"))
+        return raw.id, None, [Problem(raw.id, where or place(raw.where), f"{error.what}{found and f': {found}'}",
+                                      expected, fix)]
+    except Exception as error:  # an adapter may fail in any way; the case and the file are what the user needs
+        return raw.id, None, [Problem(raw.id, place(raw.where), f"{type(error).__name__}: {error}")]
+    return (raw.id, None, problems) if problems else (raw.id, write_case(folder / raw.id, case, source), [])

@@ -1,0 +1,182 @@
+"""Files that survive crashes: atomic writes, one writer per folder, digests."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from segbench.errors import BusyError, StorageError
+
+_held: set[Path] = set()  # POSIX locks do not exclude a second holder in the same process; this does
+_STORAGE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "read-only file system",
+            errno.EACCES: "no permission to write", errno.EPERM: "no permission to write", errno.EFBIG: "the file is too large"}
+
+
+def storage_error(error: OSError, path: Path) -> StorageError:
+    """The error a user sees when ``path`` cannot be written."""
+    free = None
+    with suppress(OSError):
+        free = f"{shutil.disk_usage(existing(path)).free / 1e9:.1f} GB free"
+    return StorageError(f"cannot write: {_STORAGE.get(error.errno or 0, error.strerror or str(error))}", where=path,
+                        found=free, fix="free some space or choose another folder")
+
+
+def existing(path: Path) -> Path:
+    """``path`` itself or its nearest parent that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def temp_path(path: Path) -> Path:
+    """A fresh hidden name beside ``path``; ``sweep`` removes what a killed process left under such names."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files and folders left by dead processes. Call it only while holding the folder's lock."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
+    """Write a file so that a reader sees the old or the new content, whatever happens in between.
+
+    Args:
+        content: the bytes, or a function that writes them to the binary file it is given.
+
+    Raises:
+        StorageError: disk full, quota, read-only; the old file is untouched and no temporary file stays.
+    """
+    path = Path(path)
+    temp = temp_path(path)
+    try:
+        with open(temp, "xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temp, path)
+    except OSError as error:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+        raise
+
+
+def replace(source: Path, target: Path) -> None:
+    """Rename over ``target`` and make it durable. A network file system may report an error though it has renamed."""
+    inode = os.stat(source).st_ino
+    for wait in (0.05, 0.2, 0.8, None):
+        try:
+            os.replace(source, target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE) or wait is None:
+                raise
+            with suppress(OSError):
+                if not source.exists() and os.stat(target).st_ino == inode:
+                    break
+            time.sleep(wait)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable; some network file systems cannot, which is no reason to fail."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold the lock file ``path``; the kernel frees it when the process dies, so it is never stale.
+
+    POSIX locks (``lockf``): children do not inherit them, and they hold on NFS. The file stays behind, which is harmless.
+
+    Args:
+        wait: seconds to wait for another holder.
+
+    Raises:
+        BusyError: somebody else holds it; names process, host and since when.
+        StorageError: the folder is not writable or its file system has no locks.
+    """
+    path = Path(path).resolve()
+    deadline = time.monotonic() + wait
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if path not in _held else -1
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if handle < 0:  # opening and closing it here would drop the lock that this process holds
+        raise BusyError("busy: this process is already writing there", where=path.parent)
+    try:
+        while not _try_lock(handle, path):
+            if time.monotonic() >= deadline:
+                holder = os.pread(handle, 300, 0).decode(errors="replace").strip() or "another process"
+                raise BusyError(f"busy: {holder}", where=path.parent, fix="wait for it, or stop it")
+            time.sleep(0.1)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()} since "
+                          f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int, path: Path) -> bool:
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:  # ENOLCK, ENOSYS: some parallel file systems
+        raise StorageError(f"this file system has no locks: {error.strerror}", where=path,
+                           fix="put the folder on a file system with POSIX locks (--root, --data-root)") from error
+    return True
+
+
+def file_digest(path: str | Path) -> str:
+    """blake2b (32 hex digits) of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """blake2b (32 hex digits) of dtype, shape and values; memory order does not count."""
+    digest = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no NaN, one trailing line break."""
+    return (json.dumps(value, sort_keys=True, allow_nan=False, indent=1, ensure_ascii=False) + "\n").encode()

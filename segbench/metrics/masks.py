@@ -1,0 +1,178 @@
+"""From arrays and tensors to checked masks, their tight boxes and their surfaces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Box = tuple[slice, ...]
+
+# Below this share of foreground in its box, a mask's surface is found by visiting the foreground
+# voxels instead of sweeping the box (only speed depends on it).
+SPARSE = 1 / 24
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A non-empty mask inside its tight box, with one layer of background around it."""
+
+    start: tuple[int, ...]  # of the tight box in the volume
+    padded: NDArray[np.bool_]  # (*S + 2), C-contiguous
+
+    @property
+    def inner(self) -> NDArray[np.bool_]:
+        """The mask in its tight box, without the layer of background."""
+        return self.padded[(slice(1, -1),) * self.padded.ndim]
+
+
+def mask_on_host(mask: Any, name: str) -> NDArray[Any]:
+    """Return the mask as a NumPy array; every value but 0 is foreground.
+
+    A tensor becomes boolean on its own device, so that one byte per voxel is transferred.
+    """
+    if _is_tensor(mask):
+        mask = mask.detach()
+        if mask.is_floating_point():
+            _refuse_nan(bool((mask != mask).any()), name)
+        return np.asarray((mask != 0).cpu().numpy())
+    return _checked_array(mask, name)
+
+
+def labels_on_host(labels: Any, name: str) -> NDArray[Any]:
+    """Return the label map as a NumPy array; integer tensors travel as uint8 where they fit."""
+    if _is_tensor(labels):
+        labels = labels.detach()
+        if labels.is_floating_point():
+            labels = labels.double()
+        elif labels.numel() and int(labels.min()) >= 0 and int(labels.max()) <= 255:
+            labels = labels.byte()
+        labels = labels.cpu().numpy()
+    return _checked_array(labels, name)
+
+
+def check_same_grid(pred: NDArray[Any], ref: NDArray[Any]) -> None:
+    """Raise ValueError unless both arrays share one non-empty 2D or 3D grid."""
+    if pred.shape != ref.shape:
+        raise ValueError(
+            f"prediction and reference must have the same shape, found {pred.shape} and "
+            f"{ref.shape}; resample the prediction to the grid of the reference first"
+        )
+
+
+def check_spacing(spacing: Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:
+    """Return the spacing as plain floats, or raise ValueError; None stays None."""
+    if spacing is None:
+        return None
+    values = tuple(float(value) for value in np.ravel(np.asarray(spacing, dtype=np.float64)))
+    if len(values) != ndim:
+        raise ValueError(
+            f"spacing {values} has {len(values)} values, expected one per axis: {ndim}"
+        )
+    if not all(np.isfinite(value) and value > 0 for value in values):
+        raise ValueError(f"spacing must be finite and > 0 along every axis, found {values}")
+    return values
+
+
+def tight_box(array: NDArray[Any]) -> Box | None:
+    """Return the smallest box that holds every voxel != 0, or None if there is none."""
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    ordered = array.transpose(order)  # memory order: the volume is read once, front to back
+    if ordered.dtype.itemsize == 1:
+        ordered = ordered.view(np.bool_)  # only tested for "any byte set", which is fastest on bool
+    filled = [bool(slab.any()) for slab in ordered]
+    if not any(filled):
+        return None
+    first, last = filled.index(True), len(filled) - 1 - filled[::-1].index(True)
+    sides = [slice(first, last + 1)]
+    shadow = np.logical_or.reduce(ordered[first : last + 1], axis=0)
+    for axis in range(shadow.ndim):
+        hits = np.flatnonzero(shadow.any(axis=tuple(a for a in range(shadow.ndim) if a != axis)))
+        sides.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return tuple(sides[order.index(axis)] for axis in range(array.ndim))
+
+
+def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> Cut | None:
+    """Cut the mask `array != 0` to its tight box; `offset` is the position of `array[0, 0, ..]`."""
+    box = tight_box(array)
+    if box is None:
+        return None
+    padded = np.zeros([side.stop - side.start + 2 for side in box], dtype=np.bool_)
+    np.not_equal(array[box], 0, out=padded[(slice(1, -1),) * array.ndim])
+    start = tuple(side.start for side in box)
+    if offset is not None:
+        start = tuple(a + b for a, b in zip(start, offset, strict=True))
+    return Cut(start, padded)
+
+
+def overlap(a: Cut, b: Cut) -> int:
+    """Return the number of voxels that belong to both masks."""
+    low = np.maximum(a.start, b.start)
+    high = np.minimum(np.add(a.start, a.inner.shape), np.add(b.start, b.inner.shape))
+    if (low >= high).any():
+        return 0
+    views = []
+    for part in (a, b):
+        ends = zip(low - part.start, high - part.start, strict=True)
+        views.append(part.inner[tuple(slice(int(first), int(last)) for first, last in ends)])
+    return int(np.count_nonzero(views[0] & views[1]))
+
+
+def surface(part: Cut, voxels: int) -> NDArray[np.int64]:
+    """Return the volume coordinates (axis, voxel) of the surface, in raster order.
+
+    Surface: foreground with a face neighbour outside the mask; outside the image is outside.
+    The layer of background lets one shift of the flat array serve as a step along an axis.
+    """
+    flat = part.padded.reshape(-1)
+    steps = [stride // part.padded.itemsize for stride in part.padded.strides]
+    if voxels < SPARSE * flat.size:
+        foreground = np.flatnonzero(flat)
+        inside = np.ones(foreground.size, dtype=np.bool_)
+        for step in steps:
+            inside &= flat.take(foreground - step) & flat.take(foreground + step)
+        found = foreground[~inside]
+    else:
+        reach = steps[0]  # the longest step; the voxels skipped at both ends are background
+        centre = slice(reach, flat.size - reach)
+        edge = flat[: flat.size - 2 * reach] & flat[2 * reach :]
+        for step in steps[1:]:
+            edge &= flat[reach - step : flat.size - reach - step]
+            edge &= flat[reach + step : flat.size - reach + step]
+        np.greater(flat[centre], edge, out=edge)
+        found = np.flatnonzero(edge) + reach
+    return _coordinates(found, steps) + (np.array(part.start) - 1)[:, None]
+
+
+def _coordinates(flat: NDArray[np.int64], steps: Sequence[int]) -> NDArray[np.int64]:
+    rest, rows = flat, []
+    for step in steps[:-1]:
+        row = rest // step
+        rest = rest - row * step
+        rows.append(row)
+    return np.stack([*rows, rest])
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "detach") and hasattr(value, "cpu")
+
+
+def _checked_array(value: Any, name: str) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} must hold booleans, integers or floats, found {array.dtype}")
+    if array.ndim not in (2, 3):
+        raise ValueError(f"{name} must have 2 or 3 axes, found shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} has no elements, found shape {array.shape}")
+    if array.dtype.kind == "f":
+        _refuse_nan(bool(np.isnan(array).any()), name)
+    return array
+
+
+def _refuse_nan(found: bool, name: str) -> None:
+    if found:
+        raise ValueError(f"{name} holds nan, expected numbers; nan is neither in nor out of a mask")

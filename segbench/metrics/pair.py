@@ -1,0 +1,258 @@
+"""All metrics of one mask pair, from one pass over the two masks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from math import isfinite, isnan, nan
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .distances import nearest_distances
+from .masks import (
+    Cut,
+    check_same_grid,
+    check_spacing,
+    cut,
+    labels_on_host,
+    mask_on_host,
+    surface,
+    tight_box,
+)
+from .masks import overlap as count_overlap
+
+EXTRA = ("hd", "hd95_max", "masd")
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """The metrics of one prediction against its reference.
+
+    Distances are in the unit of `spacing`, in voxels where it is None. `nan` means not defined
+    (see `status`); an extra metric that was not asked for is None.
+    """
+
+    status: str  # ok, empty_prediction, empty_reference, both_empty
+    dice: float
+    jaccard: float
+    hd95: float  # 95th percentile of both directed lists pooled, as MedPy
+    asd: float  # mean distance prediction -> reference, DIRECTED, as MedPy
+    assd: float  # mean of both lists pooled
+    nsd: dict[float, float] = field(hash=False)  # tolerance -> share of both surfaces within it
+    pred_voxels: int
+    ref_voxels: int
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    label: int | None = None  # class value, for results of `evaluate_labels`
+    hd: float | None = None  # maximum of both lists
+    hd95_max: float | None = None  # larger of the two directed 95th percentiles
+    masd: float | None = None  # mean of the two directed means
+
+    @property
+    def unit(self) -> str:
+        """Suffix of the distance columns: `vox` or `mm`."""
+        return "vox" if self.spacing is None else "mm"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the stored record: plain JSON types, unit in the column names, undefined = None.
+
+        The records of one pair in both units join to one: `vox.to_dict() | mm.to_dict()`.
+        """
+        distances = {"hd95": self.hd95, "asd": self.asd, "assd": self.assd}
+        distances |= {f"nsd_{tolerance:.12g}": share for tolerance, share in self.nsd.items()}
+        for name in EXTRA:
+            value = getattr(self, name)
+            if value is not None:
+                distances[name] = value
+        record: dict[str, Any] = {} if self.label is None else {"label": self.label}
+        record["status"] = self.status
+        record |= {"dice": _plain(self.dice), "jaccard": _plain(self.jaccard)}
+        record |= {f"{name}_{self.unit}": _plain(value) for name, value in distances.items()}
+        return record | {
+            "pred_voxels": self.pred_voxels,
+            "ref_voxels": self.ref_voxels,
+            "shape": list(self.shape),
+            "spacing": None if self.spacing is None else list(self.spacing),
+        }
+
+
+class _Request(NamedTuple):
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    tolerances: tuple[float, ...]
+    extra: tuple[str, ...]
+
+
+def evaluate_pair(
+    pred: Any,
+    ref: Any,
+    spacing: Sequence[float] | None = None,
+    nsd_tolerances: Collection[float] = (1.0,),
+    extra: Collection[str] = (),
+) -> PairResult:
+    """Compute all metrics of a mask pair; masks are `!= 0`, arrays or tensors of 2 or 3 axes.
+
+    Distances and tolerances are in the unit of `spacing`, in voxels where it is None. `extra`
+    names further metrics out of `hd`, `hd95_max`, `masd`. An empty mask is no error.
+
+    Raises ValueError for inputs that are no masks on one grid, or a spacing that is none.
+    """
+    pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
+    request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
+    return _evaluate(cut(pred), cut(ref), request)
+
+
+def evaluate_labels(
+    pred: Any,
+    ref: Any,
+    classes: Sequence[int],
+    spacing: Sequence[float] | None = None,
+    nsd_tolerances: Collection[float] = (1.0,),
+    extra: Collection[str] = (),
+) -> list[PairResult]:
+    """Compute the metrics of every class of two label maps, one result per class in that order.
+
+    Labels outside `classes` count as background of each class. Otherwise as `evaluate_pair`.
+    """
+    if not len(classes) or len(set(classes)) != len(classes):
+        raise ValueError(f"classes must be distinct and at least one, found {tuple(classes)}")
+    pred, ref = labels_on_host(pred, "prediction"), labels_on_host(ref, "reference")
+    request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
+    pred_finder, ref_finder = _ClassFinder(pred, 0 in classes), _ClassFinder(ref, 0 in classes)
+    return [
+        _evaluate(pred_finder.cut(value), ref_finder.cut(value), request, int(value))
+        for value in classes
+    ]
+
+
+def surface_distances(
+    pred: Any, ref: Any, spacing: Sequence[float] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the distances prediction -> reference and reference -> prediction.
+
+    Each list holds one value per surface voxel of its mask in raster order, in the unit of
+    `spacing` (voxels where it is None); nan where the other mask is empty.
+    """
+    pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
+    request = _checked_request(pred, ref, spacing, (), ())
+    parts = [cut(pred), cut(ref)]
+    surfaces = [
+        np.empty((pred.ndim, 0), dtype=np.int64)
+        if part is None
+        else surface(part, int(np.count_nonzero(part.padded)))
+        for part in parts
+    ]
+    if any(part is None for part in parts):
+        return np.full(surfaces[0].shape[1], nan), np.full(surfaces[1].shape[1], nan)
+    return _both_ways(surfaces[0], surfaces[1], request)
+
+
+class _ClassFinder:
+    """Cuts single classes out of a label map, working inside the box of all foreground."""
+
+    def __init__(self, labels: NDArray[Any], with_background: bool) -> None:
+        whole = tuple(slice(0, size) for size in labels.shape)
+        box = whole if with_background else tight_box(labels)
+        self._start = None if box is None else [side.start for side in box]
+        if box is None:
+            return
+        inside = labels[box]
+        if inside.dtype.kind in "iu" and inside.min() >= 0 and inside.max() <= 255:
+            inside = inside.astype(np.uint8, copy=False)  # one byte per voxel for each comparison
+        self._labels = inside
+        self._mask = np.empty_like(inside, dtype=np.bool_)
+
+    def cut(self, value: int) -> Cut | None:
+        if self._start is None:
+            return None
+        np.equal(self._labels, value, out=self._mask)
+        return cut(self._mask, self._start)
+
+
+def _checked_request(
+    pred: NDArray[Any],
+    ref: NDArray[Any],
+    spacing: Sequence[float] | None,
+    tolerances: Collection[float],
+    extra: Collection[str],
+) -> _Request:
+    check_same_grid(pred, ref)
+    checked = check_spacing(spacing, ref.ndim)
+    values = tuple(float(tolerance) for tolerance in tolerances)
+    if not all(isfinite(value) and value >= 0 for value in values):
+        raise ValueError(f"NSD tolerances must be finite and >= 0, found {values}")
+    unknown = [name for name in extra if name not in EXTRA]
+    if unknown:
+        raise ValueError(f"unknown extra metrics {unknown}, expected some of {EXTRA}")
+    return _Request(ref.shape, checked, values, tuple(extra))
+
+
+def _evaluate(
+    pred: Cut | None, ref: Cut | None, request: _Request, label: int | None = None
+) -> PairResult:
+    pred_voxels = 0 if pred is None else int(np.count_nonzero(pred.padded))
+    ref_voxels = 0 if ref is None else int(np.count_nonzero(ref.padded))
+    if pred is None or ref is None:
+        values = _empty_values(pred_voxels, ref_voxels, request)
+    else:
+        common = count_overlap(pred, ref)
+        to_ref, to_pred = _both_ways(surface(pred, pred_voxels), surface(ref, ref_voxels), request)
+        values = {
+            "status": "ok",
+            "dice": 2 * common / (pred_voxels + ref_voxels),
+            "jaccard": common / (pred_voxels + ref_voxels - common),
+            **_distance_values(to_ref, to_pred, request),
+        }
+    return PairResult(
+        **values,
+        pred_voxels=pred_voxels,
+        ref_voxels=ref_voxels,
+        shape=request.shape,
+        spacing=request.spacing,
+        label=label,
+    )
+
+
+def _empty_values(pred_voxels: int, ref_voxels: int, request: _Request) -> dict[str, Any]:
+    if pred_voxels == ref_voxels:
+        status, score = "both_empty", nan
+    else:
+        status, score = ("empty_reference" if pred_voxels else "empty_prediction"), 0.0
+    undefined = dict.fromkeys(("hd95", "asd", "assd", *request.extra), nan)
+    nsd = dict.fromkeys(request.tolerances, score)
+    return {"status": status, "dice": score, "jaccard": score, "nsd": nsd, **undefined}
+
+
+def _both_ways(
+    pred_surface: NDArray[np.int64], ref_surface: NDArray[np.int64], request: _Request
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    spacing = request.spacing or (1.0,) * len(request.shape)
+    return (
+        nearest_distances(pred_surface, ref_surface, spacing),
+        nearest_distances(ref_surface, pred_surface, spacing),
+    )
+
+
+def _distance_values(
+    to_ref: NDArray[np.float64], to_pred: NDArray[np.float64], request: _Request
+) -> dict[str, Any]:
+    pooled = np.concatenate([to_ref, to_pred])
+    values: dict[str, Any] = {
+        "hd95": float(np.percentile(pooled, 95)),
+        "asd": float(to_ref.mean()),
+        "assd": float(pooled.mean()),
+        "nsd": {t: float(np.count_nonzero(pooled <= t) / pooled.size) for t in request.tolerances},
+    }
+    if "hd" in request.extra:
+        values["hd"] = float(pooled.max())
+    if "hd95_max" in request.extra:
+        values["hd95_max"] = float(max(np.percentile(to_ref, 95), np.percentile(to_pred, 95)))
+    if "masd" in request.extra:
+        values["masd"] = float((to_ref.mean() + to_pred.mean()) / 2)
+    return values
+
+
+def _plain(value: float) -> float | None:
+    return None if isnan(value) else value

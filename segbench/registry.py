@@ -1,0 +1,291 @@
+"""The registry: a file in a plug-in folder is a plug-in.
+
+Found in this order: the folders ``methods/``, ``datasets/`` and ``backbones/`` (built in, then those of
+``SEGBENCH_PATH``), entry points of the group ``segbench.plugins``, files given with ``--plugin``. Names are read from
+the decorators' source (``@method("ua_mt")``) without importing anything; a plug-in is imported when it is asked for. A
+file whose name begins with ``_`` is no plug-in.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from segbench.errors import PluginError, SegbenchError, UsageError, unknown
+
+KINDS = ("method", "dataset", "backbone")
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plug-in that has been imported."""
+
+    kind: str
+    name: str
+    cls: Any
+    file: Path
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plug-in's place, before it is imported."""
+
+    kind: str
+    name: str
+    file: Path
+    module: str
+    origin: str  # "built-in", "SEGBENCH_PATH", "entry point NAME", "--plugin"
+
+
+@dataclass
+class _State:
+    entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)  # of --plugin
+
+
+_state = _State()
+
+
+def _decorator(kind: str, name: str, paper: str = "") -> Callable[[T], T]:
+    def register(cls: T) -> T:
+        file = Path(sys.modules[cls.__module__].__file__ or "?").resolve()
+        old = _state.entries.get((kind, name))
+        # The same file may be imported twice under two names (doctest does); that is not a duplicate.
+        if old is not None and old.file != file:
+            raise _twice(kind, name, file, old.file)
+        if not (file.stem == name or name.startswith(f"{file.stem}_")):
+            raise UsageError(f"{kind} '{name}' must live in a file of that name", where=file,
+                             expected=f"{name}.py, or a family file whose stem begins the name")
+        cls.name = name  # type: ignore[attr-defined]
+        _state.entries[kind, name] = Entry(kind, name, cls, file, paper)
+        return cls
+    return register
+
+
+def method(name: str, paper: str = "") -> Callable[[T], T]:
+    """Register a class as a method."""
+    return _decorator("method", name, paper)
+
+
+def dataset(name: str, paper: str = "") -> Callable[[T], T]:
+    """Register a class as a data set."""
+    return _decorator("dataset", name, paper)
+
+
+def backbone(name: str, paper: str = "") -> Callable[[T], T]:
+    """Register a class as a backbone."""
+    return _decorator("backbone", name, paper)
+
+
+def add_file(file: str | Path) -> None:
+    """Add one plug-in file (``--plugin FILE``); it is read at once, so a broken file is reported at once."""
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise UsageError("no such plug-in file", where=path, fix="segbench new method NAME writes one")
+    if path in _state.files:
+        return
+    try:
+        found = _names(path)
+    except (SyntaxError, ValueError) as error:
+        raise PluginError(f"the plug-in file cannot be read: {error}", where=path, fix="mend the file") from error
+    if not any(found.values()):
+        raise UsageError("the file registers nothing", where=path,
+                         expected='a class decorated with @segbench.method("NAME") or @dataset or @backbone')
+    _state.files.append(path)
+    catalogue.cache_clear()
+    try:
+        catalogue()
+    except UsageError:
+        _state.files.remove(path)
+        raise
+
+
+def _names(file: Path) -> dict[str, list[str]]:
+    """Names per kind that a file's decorators register, read from its syntax tree.
+
+    Raises:
+        SyntaxError, ValueError: it is no Python (not UTF-8, a null byte).
+    """
+    names: dict[str, list[str]] = {kind: [] for kind in KINDS}
+    for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
+        for call in getattr(node, "decorator_list", ()):
+            if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+                called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+                if called in KINDS and isinstance(call.args[0].value, str):
+                    names[called].append(call.args[0].value)
+    return names
+
+
+def _names_or(file: Path, kind: str, fallback: str) -> list[str]:
+    """Names of a kind in a file; one that cannot be parsed stays visible under ``fallback``."""
+    try:
+        return _names(file)[kind]
+    except (SyntaxError, ValueError):
+        return [fallback]
+
+
+def _folders(kind: str) -> Iterator[tuple[Path, str]]:
+    user = [Path(p).resolve() for p in os.environ.get("SEGBENCH_PATH", "").split(os.pathsep) if p]
+    for missing in (p for p in user if not p.is_dir()):
+        raise UsageError("SEGBENCH_PATH names a folder that does not exist", where=missing)
+    seen = set()
+    for root in importlib.import_module("segbench").__path__:
+        folder = (Path(root) / f"{kind}s").resolve()
+        if not folder.is_dir() or folder in seen:
+            continue
+        seen.add(folder)
+        if (folder / "__init__.py").exists():
+            raise UsageError("a plug-in folder must not have an __init__.py: it would hide all built-in plug-ins",
+                             where=folder / "__init__.py", fix="delete that file")
+        yield folder, "SEGBENCH_PATH" if folder.parent in user else "built-in"
+
+
+def _find_module(name: str) -> Path | None:
+    """The source file of a module, found without importing its parents (``find_spec`` would run them)."""
+    first, *rest = name.split(".")
+    spec = importlib.util.find_spec(first)
+    for part in rest:
+        if spec is None:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    return Path(spec.origin).resolve() if spec is not None and spec.origin else None
+
+
+def _places(kind: str) -> Iterator[Found]:
+    for folder, origin in _folders(kind):
+        for file in sorted(folder.glob("[!_]*.py")):
+            for name in _names_or(file, kind, file.stem) or [file.stem]:
+                yield Found(kind, name, file, f"segbench.{kind}s.{file.stem}", origin)
+    for point in importlib.metadata.entry_points(group="segbench.plugins"):
+        found = _find_module(point.module)
+        # Nobody knows what a broken module would have registered: it is shown in every kind, under a name no other has.
+        broken = f"{point.module}:{point.name.replace('-', '_')}"
+        for name in _names_or(found, kind, broken) if found else [broken]:
+            file = found or Path(f"{point.module} (no such module)")
+            yield Found(kind, name, file, point.module, f"entry point {point.name}")
+    for file in _state.files:
+        for name in _names_or(file, kind, file.stem):
+            yield Found(kind, name, file, f"segbench_plugin_{file.stem}", "--plugin")
+
+
+@cache
+def catalogue() -> dict[tuple[str, str], Found]:
+    """All plug-ins by (kind, name), nothing imported.
+
+    Raises:
+        UsageError: two files register one name, or share a stem (the second would never be imported).
+    """
+    found: dict[tuple[str, str], Found] = {}
+    modules: dict[str, Path] = {}
+    for kind in KINDS:
+        for place in _places(kind):
+            first = found.setdefault((kind, place.name), place)  # the same file may be found twice
+            if first.file != place.file:
+                raise _twice(kind, place.name, place.file, first.file)
+            if modules.setdefault(place.module, place.file) != place.file:
+                raise UsageError(f"two plug-in files are called {place.file.name}; Python would import only one",
+                                 where=place.file, found=modules[place.module], fix="rename one of them")
+    return found
+
+
+def _twice(kind: str, name: str, file: Path, other: Path) -> UsageError:
+    return UsageError(f"{kind} '{name}' is registered twice", where=file, found=other,
+                      fix="rename one of the two files and the name in its decorator")
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of a kind, sorted."""
+    return sorted(name for k, name in catalogue() if k == kind)
+
+
+def get(kind: str, name: str) -> Entry:
+    """The plug-in of that name; ``-`` counts as ``_`` and ``family:variant`` finds the family.
+
+    Raises:
+        UsageError: nobody registered it.
+        PluginError: its file cannot be imported.
+    """
+    wanted = name.replace("-", "_")
+    place = catalogue().get((kind, wanted)) or catalogue().get((kind, wanted.partition(":")[0]))
+    if place is None:
+        raise unknown(kind, name, names(kind), fix=f"segbench list {kind}s")
+    if (kind, place.name) not in _state.entries:
+        _import(place)
+    return _state.entries[kind, place.name]
+
+
+def _import(place: Found) -> None:
+    try:
+        if place.origin == "--plugin":
+            spec = importlib.util.spec_from_file_location(place.module, place.file)
+            assert spec is not None and spec.loader is not None
+            sys.modules[place.module] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[place.module])
+        else:
+            importlib.import_module(place.module)
+    except (Exception, SystemExit) as error:
+        sys.modules.pop(place.module, None)
+        for key in [key for key, entry in _state.entries.items() if entry.file == place.file]:
+            del _state.entries[key]  # classes of a half-executed file
+        if isinstance(error, SegbenchError):
+            raise
+        raise PluginError(f"{place.kind} '{place.name}' cannot be imported: {type(error).__name__}: {error}",
+                          where=place.file, fix="mend the file or install what it needs") from error
+    if (place.kind, place.name) not in _state.entries:
+        raise PluginError(f"the file does not register {place.kind} '{place.name}'", where=place.file,
+                          expected=f'a class decorated with @segbench.{place.kind}("{place.name}")')
+
+
+def source_digest(cls: type) -> str:
+    """sha256 over the source of ``cls``: the plug-in files that define it and its bases, and those they import.
+
+    Comments, docstrings and layout do not count, nor does the Python version; anything that could change a number does.
+    """
+    todo = [base.__module__ for base in cls.__mro__]
+    files: dict[Path, str] = {}
+    while todo:
+        name = todo.pop()
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        if file in files or file.suffix != ".py" or not _is_plugin(name):
+            continue
+        tree = ast.parse(file.read_bytes())
+        files[file] = repr(_plain(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                todo += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                origin = "." * node.level + (node.module or "")
+                package = importlib.util.resolve_name(origin, sys.modules[name].__package__)
+                todo += [package, *(f"{package}.{alias.name}" for alias in node.names)]
+    return hashlib.sha256("".join(sorted(files.values())).encode()).hexdigest()
+
+
+def _is_plugin(module: str) -> bool:
+    """A file of a plug-in folder, or any file of a package that brought a plug-in; never the engine."""
+    top = module.partition(".")[0]
+    if top == "segbench":
+        return module.startswith(tuple(f"segbench.{kind}s." for kind in KINDS))
+    return top in {place.module.partition(".")[0] for place in catalogue().values()}
+
+
+def _plain(node: object) -> object:
+    """A syntax tree as tuples, without docstrings and empty fields (newer Pythons add some)."""
+    if isinstance(node, list):
+        return [_plain(n) for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if value is not None and value != [])
+    return (type(node).__name__, *fields)

@@ -1,0 +1,116 @@
+"""The run directory: all there is of a run, readable without segbench.
+
+``config.yaml``   the resolved experiment and its identity, written first
+``log.jsonl``     one line a logged step
+``ckpt/``         checkpoints while training, the final weights afterwards
+``cases.csv``     one line a test case and class
+``manifest.json`` machine, versions, times: what may differ between two runs of one identity
+``result.json``   written last and only once; a valid one *is* the mark of a finished run
+``failed.json``   why the last attempt failed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segbench.config import Experiment, dump_yaml, load_yaml
+from segbench.errors import IntegrityError, SegbenchError, UsageError
+from segbench.files import atomic_write, json_bytes
+
+SCHEMA = "segbench.run/1"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run directory; nothing is created until something is written."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        """The first eight digits of the identity, from the folder's name."""
+        return self.path.name.rsplit("-", 1)[-1]
+
+    def config(self) -> dict[str, Any]:
+        """The stored experiment: keys ``run_id``, ``experiment``, ``science``, ``plugins``."""
+        return load_yaml(self.path / "config.yaml")
+
+    def write_config(self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]) -> None:
+        """Write the experiment before training starts."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = {"schema": SCHEMA, "run_id": run_id, "experiment": experiment.model_dump(mode="json"),
+                   "science": science, "plugins": plugins}
+        atomic_write(self.path / "config.yaml", dump_yaml(content).encode())
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, None of any other.
+
+        Raises:
+            IntegrityError: there is a result file, but it or its case table is not what was written.
+        """
+        file = self.path / "result.json"
+        try:
+            result = json.loads(file.read_bytes())
+            if result["schema"] != SCHEMA:
+                raise IntegrityError(f"results of schema {result['schema']} need another segbench", where=file,
+                                     expected=SCHEMA)
+            cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise IntegrityError("the result file cannot be read", where=file, found=error,
+                                 fix="remove the run directory and run again") from error
+        if cases != result.get("cases_sha256"):
+            raise IntegrityError("cases.csv was changed after the run", where=self.path / "cases.csv", found=cases[:16],
+                                 expected=str(result.get("cases_sha256"))[:16])
+        return result
+
+    def manifest(self) -> dict[str, Any]:
+        """Times and environment; empty if there are none yet."""
+        try:
+            return json.loads((self.path / "manifest.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write one of the JSON files, atomically."""
+        atomic_write(self.path / name, json_bytes(value))
+
+    def fail(self, error: BaseException, stage: str) -> None:
+        """Record why the run failed; a later success removes it."""
+        known = error.to_dict() if isinstance(error, SegbenchError) else {"kind": type(error).__name__, "what": str(error)}
+        self.write_json("failed.json", {"stage": stage, **known})
+
+
+def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str) -> RunDir:
+    """``<root>/runs/<data sets>/<method>/<labelled>of<train>-s<seed>-<id8>``: readable first, identity last."""
+    counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
+    data = "+".join(experiment.datasets)
+    return RunDir(root / "runs" / data / experiment.method / f"{counts}-s{experiment.seed}-{run_id[:8]}")
+
+
+def all_runs(root: Path) -> Iterator[RunDir]:
+    """Every run directory under ``root``, in order of path."""
+    for file in sorted((root / "runs").glob("*/*/*/config.yaml")):
+        yield RunDir(file.parent)
+
+
+def find_run(root: Path, wanted: str) -> RunDir:
+    """The run named by its folder or by the start of its id.
+
+    Raises:
+        UsageError: none or several fit.
+    """
+    if (Path(wanted) / "config.yaml").is_file():
+        return RunDir(Path(wanted))
+    fits = [run for run in all_runs(root) if wanted and run.run_id.startswith(wanted[:8])]
+    if len(fits) == 1:
+        return fits[0]
+    raise UsageError(f"{'several runs fit' if fits else 'no run'} '{wanted}'", where=root / "runs",
+                     found=", ".join(run.run_id for run in fits) or None,
+                     expected="the id of a run (its folder ends with it) or its folder", fix="segbench leaderboard --all")

@@ -1,0 +1,1 @@
+"""Training: the loop, phases and players, checkpoints, signals."""

@@ -1,0 +1,279 @@
+"""One experiment from start to result: data, identity, run directory, training, evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segbench import __version__, registry
+from segbench.config import Experiment, run_id, science
+from segbench.contracts.backbone import Backbone
+from segbench.contracts.method import Method, Setting, Source
+from segbench.data.batches import TrainingData, loader
+from segbench.data.checks import require_no_leak
+from segbench.data.store import Store, derived, open_store
+from segbench.errors import IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
+from segbench.evaluation import cases_csv, evaluate, summarise
+from segbench.files import atomic_write, json_bytes, lock, sweep
+from segbench.results.rundir import SCHEMA, RunDir, run_folder
+from segbench.training import checkpoint
+from segbench.training.loop import Cadence, Progress, Trainer
+from segbench.training.plan import stages
+
+
+@dataclass
+class Machine:
+    """What may differ between two runs of one identity."""
+
+    root: Path
+    data_root: Path
+    device: str = "auto"
+    workers: int = 0
+    save_every: Cadence = field(default_factory=Cadence)
+    plugins: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Reporter:
+    """What the engine tells while it works. The default says nothing; the command line shows bars or lines."""
+
+    start: Callable[[Prepared], None] = lambda run: None
+    train: Callable[[Progress], None] = lambda progress: None
+    evaluate: Callable[[int, int, str], None] = lambda done, total, case: None
+    warn: Callable[[str], None] = lambda text: None
+
+
+@dataclass
+class Prepared:
+    """An experiment with its data and identity, before anything is computed or written."""
+
+    experiment: Experiment
+    stores: list[Store]
+    science: dict[str, Any]
+    run_id: str
+    folder: RunDir
+    splits: dict[str, str]  # digest of each data set's split
+
+    @property
+    def train_sizes(self) -> dict[str, int]:
+        """Training cases of each data set."""
+        return {s.name: len(s.train) for s in self.stores}
+
+
+def device_of(wanted: str) -> str:
+    """The device to use. ``auto`` takes CUDA where there is one.
+
+    Raises:
+        PluginError: the device that was asked for is not there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    with suppress(Exception):
+        torch.zeros(1, device=wanted)
+        return wanted
+    raise PluginError(f"device '{wanted}' was asked for, but there is none", found=f"torch {torch.__version__}",
+                      expected="cpu, cuda, cuda:N or mps", fix="--device cpu, or see: segbench doctor")
+
+
+def prepare(experiment: Experiment, machine: Machine) -> Prepared:
+    """Open the data, check the split for leaks and work out the run's identity and folder.
+
+    Raises:
+        DataError: data missing, or a case on both sides of the split.
+        UsageError: more labelled cases asked for than there are.
+    """
+    stores = [open_store(name, machine.data_root) for name in experiment.datasets]
+    for store in stores:
+        require_no_leak(store)
+        if not 0 < experiment.labeled[store.name] <= len(store.train):
+            raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
+                             expected=f"1 to {len(store.train)} (its training cases)", fix="--labeled N")
+    splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
+    sources = {kind: registry.source_digest(registry.get(kind, name).cls)
+               for kind, name in (("method", experiment.method), ("backbone", experiment.backbone))}
+    content = science(experiment, {s.name: s.fingerprint for s in stores}, splits, sources)
+    identity = run_id(content)
+    folder = run_folder(machine.root, experiment, {s.name: len(s.train) for s in stores}, identity)
+    return Prepared(experiment, stores, content, identity, folder, splits)
+
+
+def build(experiment: Experiment, stores: list[Store]) -> Method:
+    """The method with its networks, on the CPU, initialised from the experiment's seed."""
+    protocol = experiment.protocol
+    entry = registry.get("method", experiment.method)
+    setting = Setting(tuple(Source(s.name, tuple(s.classes)) for s in stores), max(s.channels for s in stores),
+                      tuple(protocol.patch), protocol.steps)
+    method = entry.cls(entry.cls.Params(**experiment.params), setting)
+    torch.manual_seed(experiment.seed)
+    method.build(network_factory(experiment.backbone, experiment.backbone_params, setting, entry.cls.needs))
+    return method
+
+
+def network_factory(name: str, params: dict[str, Any], setting: Setting, needs: frozenset[str]) -> Callable[..., Backbone]:
+    """``network()`` for a method.
+
+    Raises:
+        UsageError: the backbone cannot offer what the method needs, or the patch does not fit it.
+    """
+    cls = registry.get("backbone", name).cls
+    lacking = needs - cls.provides
+    if lacking:
+        raise UsageError(f"backbone '{name}' does not offer what the method needs: {', '.join(sorted(lacking))}",
+                         found=f"it offers {', '.join(sorted(cls.provides))}", fix="segbench list backbones")
+    checked = cls.Params(**params)
+    multiple = cls.multiple(checked, setting.dims)
+    if any(n % m for n, m in zip(setting.patch, multiple, strict=True)):
+        fitting = "x".join(str(max(m, round(n / m) * m)) for n, m in zip(setting.patch, multiple, strict=True))
+        raise UsageError(f"the patch does not fit backbone '{name}'", found="x".join(map(str, setting.patch)),
+                         expected=f"edges that are multiples of {'x'.join(map(str, multiple))}", fix=f"-o patch={fitting}")
+
+    def network(heads: tuple[int, ...] | None = None, **wanted: Any) -> Backbone:
+        return cls(checked, setting.channels, setting.dims,
+                   (setting.classes,) if heads is None else heads, **wanted)
+    return network
+
+
+def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, restart: bool = False) -> dict[str, Any]:
+    """Train and evaluate, or go on where a killed process stopped, or return the stored result.
+
+    Raises:
+        BusyError: another process is writing this run.
+        SegbenchError: whatever ended the run; also written to ``failed.json``.
+    """
+    reporter = reporter or Reporter()
+    finished = run.folder.result()
+    if finished is not None and not restart:
+        return {**finished, "cached": True}
+    with lock(run.folder.path / "lock"):
+        finished = run.folder.result()  # another process may have ended it while we waited
+        if finished is not None and not restart:
+            return {**finished, "cached": True}
+        if restart:
+            _clear(run.folder)
+        sweep(run.folder.path)
+        stage = "set-up"
+        try:
+            run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
+            device = device_of(machine.device)
+            method = build(run.experiment, run.stores)
+            reporter.start(run)
+            stage = "training"
+            trainer = _train(run, method, machine, device, reporter)
+            stage = "evaluation"
+            return _evaluate(run, trainer, device, reporter)
+        except SegbenchError as error:
+            if error.code < 75:  # the others are requests to stop, not failures
+                run.folder.fail(error, stage)
+            raise
+        except torch.OutOfMemoryError as error:
+            known = TrainingError("out of memory", where=stage, found=str(error).splitlines()[0],
+                                  fix="--precision bf16, or a smaller batch (a modified protocol): -o batch.labeled=1")
+            run.folder.fail(known, stage)
+            raise known from error
+        except Exception as error:
+            run.folder.fail(error, stage)
+            raise
+
+
+def _clear(folder: RunDir) -> None:
+    for file in [*folder.path.glob("ckpt/*"), *(folder.path / n for n in
+                 ("result.json", "cases.csv", "log.jsonl", "failed.json", "evaluation.jsonl", "manifest.json"))]:
+        file.unlink(missing_ok=True)
+
+
+def _train(run: Prepared, method: Method, machine: Machine, device: str, reporter: Reporter) -> Trainer:
+    experiment, protocol = run.experiment, run.experiment.protocol
+    views = {s.name: derived(s, protocol.downsample) if protocol.downsample > 1 else s for s in run.stores}
+    data = TrainingData(views, experiment.labeled, protocol, experiment.seed)
+    plan = stages(method.phases(), protocol.steps, protocol.batch.labeled, protocol.batch.unlabeled)
+    for stage in plan:
+        data.check(stage.labeled, stage.unlabeled)
+    for warning in data.warnings:
+        reporter.warn(warning)
+    trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
+                      experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
+                                             "threads": torch.get_num_threads()})
+    trainer.fit(lambda steps: loader(data, steps, machine.workers), run.folder.path / "log.jsonl", machine.save_every,
+                reporter.train)
+    for warning in trainer.warnings:
+        reporter.warn(warning)
+    return trainer
+
+
+def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) -> dict[str, Any]:
+    experiment, folder = run.experiment, run.folder
+    protocol = experiment.protocol
+    weights = checkpoint.digest(trainer.method.state_dict())
+    started = time.monotonic()
+    partial = folder.path / "evaluation.jsonl"
+    rows = evaluate(trainer.method, run.stores, protocol, partial, weights, device, experiment.precision,
+                    reporter.evaluate)
+    table = cases_csv(rows)
+    folder.write_json("manifest.json", _manifest(trainer, device, time.monotonic() - started))
+    atomic_write(folder.path / "cases.csv", table)
+    result = {
+        "schema": SCHEMA, "status": "done", "run_id": run.run_id, "method": experiment.method,
+        "backbone": experiment.backbone, "datasets": list(experiment.datasets), "labeled": experiment.labeled,
+        "train": run.train_sizes, "partial": [s.name for s in run.stores if s.partial], "seed": experiment.seed,
+        "precision": experiment.precision, "selection": protocol.selection, "test_evaluations": 1,
+        "protocol": {"name": protocol.name, "version": protocol.version, "modified": list(experiment.modified)},
+        "protocol_sha256": hashlib.sha256(json_bytes(run.science["protocol"])).hexdigest(),
+        "changed_params": _changed(experiment), "fingerprints": {s.name: s.fingerprint for s in run.stores},
+        "splits": run.splits, "science": run.science, "metrics": summarise(rows, protocol.policy), "steps": trainer.step,
+        "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
+    }
+    folder.write_json("result.json", result)
+    # The optimisers are of no use any more; the weights stay for predictions.
+    checkpoint.save(folder.path / "ckpt", trainer.step, {"method": trainer.method.state_dict()}, {"run_id": run.run_id},
+                    keep=1)
+    partial.unlink(missing_ok=True)
+    (folder.path / "failed.json").unlink(missing_ok=True)
+    return result
+
+
+def reevaluate(run: Prepared, machine: Machine, report: Callable[[int, int, str], None]) -> tuple[list[dict[str, Any]], str]:
+    """Metrics of a finished run computed once more from its weights, and the digest of the case table they give."""
+    found = checkpoint.load(run.folder.path / "ckpt")
+    if found is None:
+        raise IntegrityError("the run has no weights", where=run.folder.path / "ckpt")
+    method = build(run.experiment, run.stores)
+    method.load_state_dict(found[1]["method"])
+    device = device_of(machine.device)
+    method.to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
+                        run.experiment.precision, report)
+    digest = hashlib.sha256(cases_csv(rows)).hexdigest()
+    return summarise(rows, run.experiment.protocol.policy), digest
+
+
+def _changed(experiment: Experiment) -> dict[str, Any]:
+    """The method's parameters that are not its defaults."""
+    defaults = registry.get("method", experiment.method).cls.Params().model_dump(mode="json")
+    return {k: v for k, v in experiment.params.items() if defaults.get(k) != v}
+
+
+def _manifest(trainer: Trainer, device: str, evaluation_seconds: float) -> dict[str, Any]:
+    cuda = device.startswith("cuda")
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "schema": "segbench.manifest/1", "segbench": __version__, "python": platform.python_version(),
+        "torch": torch.__version__, "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+        "platform": platform.platform(), "threads": torch.get_num_threads(), "argv": sys.argv[1:],
+        "train_seconds": round(trainer.seconds, 2), "seconds_per_step": round(trainer.seconds / trainer.total, 4),
+        "evaluation_seconds": round(evaluation_seconds, 2), "peak_memory_bytes": int(peak),
+        "parameters": sum(p.numel() for p in trainer.method.parameters()),
+        "optimizers": {player: spec.model_dump(mode="json") for player, spec in trainer.specs.items()},
+        "warnings": trainer.warnings,
+    }

@@ -1,0 +1,58 @@
+"""A plain float64 oracle, independent of the package: erode, transform, look up."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+
+def directed(source, target, spacing):
+    """Distances from the surface of `source` to the surface of `target`, in raster order."""
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (source, target)]
+    return ndimage.distance_transform_edt(~surfaces[1], sampling=spacing)[surfaces[0]]
+
+
+def oracle_values(pred, ref, spacing, tolerances=(1.0,)):
+    """All metrics of two non-empty boolean masks, each written as its definition."""
+    to_ref, to_pred = directed(pred, ref, spacing), directed(ref, pred, spacing)
+    pooled = np.concatenate([to_ref, to_pred])
+    values = {
+        "dice": 2 * (pred & ref).sum() / (pred.sum() + ref.sum()),
+        "jaccard": (pred & ref).sum() / (pred | ref).sum(),
+        "hd95": np.percentile(pooled, 95),
+        "asd": to_ref.mean(),
+        "assd": pooled.mean(),
+        "hd": pooled.max(),
+        "hd95_max": max(np.percentile(to_ref, 95), np.percentile(to_pred, 95)),
+        "masd": (to_ref.mean() + to_pred.mean()) / 2,
+    }
+    nsd = {t: ((to_ref <= t).sum() + (to_pred <= t).sum()) / pooled.size for t in tolerances}
+    return values, nsd
+
+
+def random_mask(rng, shape):
+    """A non-empty mask: speckle or a smooth shape, from sparse to full."""
+    fill = rng.choice([0.02, 0.3, 0.7, 0.95, 1.0])
+    noise = rng.random(shape)
+    if rng.random() < 0.5:
+        noise = ndimage.gaussian_filter(noise, 1.5)
+    mask = noise <= np.quantile(noise, fill)
+    mask.flat[rng.integers(mask.size)] = True
+    return mask
+
+
+def random_pair(seed, ndim=3):
+    """Two masks on one small grid and a spacing."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 14, ndim))
+    spacing = tuple(rng.choice([rng.uniform(0.3, 3.0), 1.0]) for _ in range(ndim))
+    return random_mask(rng, shape), random_mask(rng, shape), spacing
+
+
+@pytest.fixture(scope="session")
+def oracle():
+    """The reference implementation and the makers of random inputs."""
+    return SimpleNamespace(
+        directed=directed, values=oracle_values, random_mask=random_mask, random_pair=random_pair
+    )

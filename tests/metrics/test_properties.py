@@ -1,0 +1,263 @@
+"""Random pairs against a float64 oracle, invariances, kinds of input, refusals."""
+
+import json
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segbench.metrics import (
+    distances,
+    evaluate_labels,
+    evaluate_pair,
+    largest_component,
+    surface_distances,
+)
+
+EXTRA = ("hd", "hd95_max", "masd")
+DISTANCES = ("hd95", "asd", "assd", *EXTRA)
+ALL = ("dice", "jaccard", *DISTANCES)
+SYMMETRIC = ("dice", "jaccard", "hd95", "assd", "hd", "hd95_max", "masd")
+EXACT = 1e-9
+
+seeds = st.integers(0, 2**32 - 1)
+some = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def values(result, names=ALL):
+    return {name: getattr(result, name) for name in names} | {"nsd": result.nsd[1.0]}
+
+
+def evaluate(pred, ref, spacing=None):
+    return evaluate_pair(pred, ref, spacing, extra=EXTRA)
+
+
+def same(found, expected):
+    return values(found) == pytest.approx(values(expected), abs=EXACT)
+
+
+@pytest.fixture(params=["by cost", "_by_scan", "_by_tree", "_by_transform"])
+def far_method(request, monkeypatch):
+    """Small pairs would always be scanned; let every method answer the far queries once."""
+    if request.param != "by cost":
+        monkeypatch.setattr(distances, "_nearest_far", getattr(distances, request.param))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_random_pairs_equal_the_oracle(oracle, far_method, ndim):
+    for seed in range(200):
+        pred, ref, spacing = oracle.random_pair(seed, ndim)
+        result = evaluate_pair(pred, ref, spacing, nsd_tolerances=(1.0, 2.5), extra=EXTRA)
+        expected, nsd = oracle.values(pred, ref, spacing, (1.0, 2.5))
+        found = {name: getattr(result, name) for name in ALL}
+        assert found == pytest.approx(expected, abs=EXACT), seed
+        assert result.nsd == pytest.approx(nsd, abs=EXACT), seed
+
+
+def test_random_pairs_equal_medpy(oracle):
+    reason = "medpy is GPL and no dependency; install it by hand to check against it"
+    medpy = pytest.importorskip("medpy.metric.binary", reason=reason)
+    for seed in range(40):
+        pred, ref, spacing = oracle.random_pair(seed)
+        result = evaluate(pred, ref, spacing)
+        assert result.dice == pytest.approx(medpy.dc(pred, ref), abs=EXACT)
+        for name in ("hd95", "asd", "assd", "hd"):
+            expected = getattr(medpy, name)(pred, ref, voxelspacing=spacing)
+            assert getattr(result, name) == pytest.approx(expected, abs=EXACT), (seed, name)
+
+
+@pytest.mark.parametrize("spacing", [None, (0.7, 0.8, 2.5), (3.0, 0.5, 0.5), (1.0, 1.0, 0.01)])
+def test_lists_are_those_of_the_oracle_in_raster_order(oracle, spacing):
+    rng = np.random.default_rng(5)
+    pred, ref = np.zeros((2, 40, 34, 30), dtype=bool)
+    pred[4:22, 5:20, 3:15] = rng.random((18, 15, 12)) < 0.9
+    pred[35:39, 28:33, 24:29] = True
+    ref[6:20, 3:18, 5:17] = True
+    for found, expected in zip(
+        surface_distances(pred, ref, spacing),
+        (oracle.directed(pred, ref, spacing), oracle.directed(ref, pred, spacing)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT)
+
+
+def test_lists_of_an_empty_pair_are_undefined():
+    block = np.ones((3, 3, 3), dtype=bool)
+    d_p, d_r = surface_distances(block, ~block)
+    assert d_p.size == 26 and np.isnan(d_p).all() and d_r.size == 0
+
+
+@some
+@given(seeds)
+def test_swapping_the_masks(oracle, seed):
+    pred, ref, spacing = oracle.random_pair(seed)
+    there, back = evaluate(pred, ref, spacing), evaluate(ref, pred, spacing)
+    assert values(there, SYMMETRIC) == pytest.approx(values(back, SYMMETRIC), abs=EXACT)
+
+
+@some
+@given(seeds)
+def test_flipping_and_permuting_the_axes(oracle, seed):
+    pred, ref, spacing = oracle.random_pair(seed)
+    expected = evaluate(pred, ref, spacing)
+    for axis in range(3):
+        assert same(evaluate(np.flip(pred, axis), np.flip(ref, axis), spacing), expected)
+    for order in permutations(range(3)):
+        turned = [spacing[axis] for axis in order]
+        assert same(evaluate(pred.transpose(order), ref.transpose(order), turned), expected)
+
+
+@some
+@given(seeds, st.lists(st.integers(0, 9), min_size=6, max_size=6))
+def test_padding_with_background(oracle, seed, widths):
+    pred, ref, spacing = oracle.random_pair(seed)
+    pads = list(zip(widths[:3], widths[3:], strict=True))
+    padded = evaluate(np.pad(pred, pads), np.pad(ref, pads), spacing)
+    assert same(padded, evaluate(pred, ref, spacing))
+
+
+@some
+@given(seeds, st.floats(0.01, 100))
+def test_scaling_the_spacing_scales_the_distances(oracle, seed, factor):
+    pred, ref, spacing = oracle.random_pair(seed)
+    base = evaluate(pred, ref, spacing)
+    scaled = evaluate(pred, ref, [factor * step for step in spacing])
+    assert (scaled.dice, scaled.jaccard) == (base.dice, base.jaccard)
+    for name in DISTANCES:
+        assert getattr(scaled, name) == pytest.approx(factor * getattr(base, name), rel=1e-9)
+
+
+def test_one_slice_volume_is_surface_entirely():
+    disc = np.add.outer(*(np.square(np.arange(-6, 7)),) * 2) <= 30
+    d_p, _ = surface_distances(disc[None], disc[None])
+    flat, _ = surface_distances(disc, disc)
+    assert d_p.size == disc.sum() > flat.size
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kinds_of_input_do_not_matter(oracle, seed):
+    torch = pytest.importorskip("torch")
+    pred, ref, spacing = oracle.random_pair(seed)
+    expected = evaluate(pred, ref, spacing)
+    strided = np.zeros([2 * size for size in pred.shape], dtype=bool)[::2, ::2, ::2]
+    strided[...] = pred
+    kinds = [strided, np.asfortranarray(pred), pred[::-1].copy()[::-1], pred.tolist()]
+    kinds += [(pred * 3).astype(kind) for kind in ("u1", "i1", "i8", "f2", "f4", "f8")]
+    kinds += [torch.from_numpy(pred), torch.from_numpy(pred * 300), torch.from_numpy(pred * 0.5)]
+    kinds += [torch.from_numpy(pred.astype("f4")).bfloat16().requires_grad_()]
+    for kind in kinds:
+        assert evaluate(kind, ref, spacing) == expected
+        assert evaluate(kind, torch.from_numpy(ref), spacing) == expected
+
+
+def test_inputs_stay_as_they_are(oracle):
+    pred, ref, spacing = oracle.random_pair(3)
+    pred, ref = pred.astype("u1"), ref.astype("u1")
+    before = pred.copy(), ref.copy()
+    evaluate(pred, ref, spacing)
+    evaluate_labels(pred, ref, (1, 2))
+    largest_component(pred)
+    assert (pred == before[0]).all() and (ref == before[1]).all()
+
+
+def test_far_corner_of_a_large_volume(oracle):
+    rng = np.random.default_rng(7)
+    pred, ref = (oracle.random_mask(rng, (9, 8, 11)) for _ in range(2))
+    large = np.zeros((2, 150, 140, 130), dtype=bool)
+    large[0, -9:, -8:, -11:], large[1, -9:, -8:, -11:] = pred, ref
+    assert same(evaluate(*large), evaluate(pred, ref))
+
+
+def test_voxels_far_from_the_other_surface(oracle):
+    pred, ref = np.zeros((2, 60, 50, 40), dtype=bool)
+    ref[5:25, 5:25, 5:25] = pred[6:25, 5:24, 5:25] = pred[50:58, 40:48, 30:38] = True
+    expected, _ = oracle.values(pred, ref, None)
+    found = evaluate(pred, ref)
+    assert {name: getattr(found, name) for name in ALL} == pytest.approx(expected, abs=EXACT)
+
+
+@pytest.mark.parametrize("kind", ["u1", "i4", "i8", "f4", "tensor"])
+def test_labels_equal_their_masks(kind):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(8)
+    pred, ref = rng.integers(0, 5, (2, 12, 11, 10))
+    pred[pred == 4] = 3  # class 4: empty prediction; class 7: both empty
+    spacing, classes = (1.0, 2.0, 0.5), (0, 2, 3, 4, 7)
+    given_maps = [torch.from_numpy(m) if kind == "tensor" else m.astype(kind) for m in (pred, ref)]
+    for wanted in (classes, classes[1:]):
+        results = evaluate_labels(*given_maps, wanted, spacing, extra=EXTRA)
+        assert [result.label for result in results] == list(wanted)
+        for result in results:
+            expected = evaluate(pred == result.label, ref == result.label, spacing)
+            assert result.to_dict() == {"label": result.label} | expected.to_dict()
+    assert [result.status for result in results[-2:]] == ["empty_prediction", "both_empty"]
+
+
+def test_labels_beyond_one_byte_and_empty_maps():
+    torch = pytest.importorskip("torch")
+    ref = np.zeros((4, 4), dtype=int)
+    ref[1:3, 1:3] = 256
+    assert evaluate_labels(ref, ref, (256,))[0].dice == 1
+    moved = evaluate_labels(torch.from_numpy(ref), ref - 1, (256, 255))
+    assert [result.status for result in moved] == ["empty_reference", "empty_prediction"]
+    assert evaluate_labels(ref * 0, ref * 0, (1,))[0].status == "both_empty"
+
+
+def test_record_is_plain_json_with_units():
+    block = np.ones((3, 4, 5), dtype=bool)
+    record = evaluate_pair(block, block, nsd_tolerances=(1, 0.5), extra=("hd",)).to_dict()
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["hd_vox"] == record["hd95_vox"] == 0 and "masd_vox" not in record
+    assert record["nsd_0.5_vox"] == 1 and record["spacing"] is None
+    assert "hd95_mm" in evaluate_pair(block, block, (1, 1, 1)).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("pred", "ref", "options", "message"),
+    [
+        (np.ones((2, 3)), np.ones((3, 2)), {}, "must have the same shape"),
+        (np.ones((0, 3)), np.ones((0, 3)), {}, "has no elements"),
+        (np.ones(3), np.ones(3), {}, "must have 2 or 3 axes"),
+        (np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2)), {}, "must have 2 or 3 axes"),
+        (np.full((2, 2), np.nan), np.ones((2, 2)), {}, "prediction holds nan"),
+        (np.ones((2, 2)), np.array([["a", "b"]] * 2), {}, "booleans, integers or floats"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"spacing": (1, 1, 1)}, "expected one per axis: 2"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"spacing": (1, 0)}, "finite and > 0"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"spacing": (1, np.inf)}, "finite and > 0"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"nsd_tolerances": (-1,)}, "NSD tolerances"),
+        (np.ones((2, 2)), np.ones((2, 2)), {"extra": ("hd100",)}, "unknown extra metrics"),
+    ],
+)
+def test_refusals_name_the_fault(pred, ref, options, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_pair(pred, ref, **options)
+
+
+def test_nan_in_a_tensor_and_bad_classes_are_refused():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(ValueError, match="reference holds nan"):
+        evaluate_pair(torch.ones(2, 2), torch.full((2, 2), torch.nan))
+    with pytest.raises(ValueError, match="distinct and at least one"):
+        evaluate_labels(np.ones((2, 2)), np.ones((2, 2)), (1, 1))
+
+
+def test_largest_component_by_connectivity():
+    mask = np.zeros((6, 6, 6), dtype=int)
+    mask[0, 0, :2] = mask[1, 1, 2] = mask[1, 2, 2] = 1  # joined by a corner and a face
+    mask[4, 4, 3:6] = 2
+    assert largest_component(mask).sum() == 4
+    assert (largest_component(mask, 6) == (mask == 2)).all()
+    assert (largest_component(mask, 18) == (mask == 2)).all()
+    with pytest.raises(ValueError, match=r"connectivity 8 .* \[6, 18, 26\]"):
+        largest_component(mask, 8)
+
+
+def test_largest_component_of_ties_empties_and_slices():
+    mask = np.zeros((5, 5), dtype=bool)
+    mask[0, 3] = mask[1, 2] = mask[3, 0] = mask[4, 1] = True
+    kept = largest_component(mask)
+    assert kept[0, 3] and kept[1, 2] and kept.sum() == 2
+    assert largest_component(mask, 4).sum() == 1 and largest_component(mask, 4)[0, 3]
+    assert not largest_component(mask & False).any()
