@@ -27,7 +27,7 @@ ENCODER = ("one", "two", "three", "four", "five")
 DECODER = ("nine", "eight", "seven", "six")
 UP = ("eight", "seven", "six", "five")
 CONVS = (1, 2, 3, 3, 3)
-SIDE_DROPOUT = (0.2, 0.4, 0.6, 1.0)  # parts of ``dropout``: URPC's 0.1, 0.2, 0.3, 0.5 when that is 0.5
+DROPOUT = {False: (1, 0, 0, 0), True: (0.2, 0.4, 0.6, 1)}  # parts of ``dropout`` by side outputs; 0.5 gives URPC's
 KINDS = ("transposed", "trilinear", "nearest")
 EXTRA = re.compile(r"(module\.)?(projection_head|prediction_head|contrastive_class_selector_\w+)\.")  # SS-Net, BCP
 
@@ -90,11 +90,10 @@ class Layers:
 
     def after(self, width: int) -> list[nn.Module]:
         """What follows every convolution but the heads."""
-        if self.norm == "none":
-            return [nn.ReLU(inplace=True)]
-        group = self.norm == "group"
-        norm = nn.GroupNorm(gcd(16, width), width) if group else self.of(f"{self.norm.title()}Norm", width)
-        return [norm, nn.ReLU(inplace=True)]
+        if self.norm == "group":
+            return [nn.GroupNorm(gcd(16, width), width), nn.ReLU(inplace=True)]
+        norm = [] if self.norm == "none" else [self.of(f"{self.norm.title()}Norm", width)]
+        return [*norm, nn.ReLU(inplace=True)]
 
     def stack(self, convs: int, a: int, b: int) -> Block:
         pairs = [(self.of("Conv", b if i else a, b, 3, padding=1), self.after(b)) for i in range(convs)]
@@ -143,8 +142,7 @@ class VNet(Backbone):
         layers = Layers(dims, p.norm, p.residual)
         self.encoder = self._encoder(layers, channels)
         self.dropout = layers.of("Dropout", p.dropout)
-        parts = SIDE_DROPOUT if side_outputs else (1, 0, 0, 0)
-        self.dropouts = nn.ModuleList(layers.of("Dropout", p.dropout * part) for part in parts[:p.depth - 1])
+        self.dropouts = nn.ModuleList(layers.of("Dropout", p.dropout * part) for part in DROPOUT[side_outputs])
         self.decoders: Any = nn.ModuleList(self._decoder(layers, kind) for kind in decoders)
 
     def _encoder(self, layers: Layers, channels: int) -> nn.ModuleDict:
@@ -168,7 +166,7 @@ class VNet(Backbone):
         return blocks
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Maps of all levels, fine to coarse, the bottleneck before its dropout; UsageError where an edge does not fit."""
+        """Maps, fine to coarse, the bottleneck before its dropout; UsageError where an edge does not fit."""
         shape, unit = tuple(image.shape[2:]), 2 ** (self.p.depth - 1)
         one_voxel = self.p.norm == "instance" and all(s == unit for s in shape)
         if one_voxel or any(s % unit for s in shape):
@@ -183,7 +181,7 @@ class VNet(Backbone):
         return maps
 
     def decode(self, pyramid: list[Tensor], decoder: int = 0, dropped: bool = False) -> list[Tensor]:
-        """Decoder maps, fine to coarse. Drops out of the bottleneck unless ``dropped``: the caller did, for all decoders."""
+        """Decoder maps, fine to coarse; with dropout on the bottleneck first, unless the caller has done that."""
         blocks = self.decoders[decoder]
         x = pyramid[-1] if dropped else self.dropout(pyramid[-1])
         maps: list[Tensor] = []
@@ -246,6 +244,6 @@ def load_published(net: VNet, state: Mapping[str, Any]) -> None:
     wrong += [f"unexpected {key}" for name, key in source.items() if name not in ours]
     wrong += [f"another shape of {source[k]}" for k, value in shared.items() if value.shape != ours[k].shape]
     if wrong:
-        raise IntegrityError(f"the weights do not fit this network: {len(wrong)} differences", found="; ".join(wrong[:6]),
+        raise IntegrityError(f"weights and network differ in {len(wrong)} tensors", found="; ".join(wrong[:6]),
                              fix="build the variant they were trained with (norm, width, heads, decoders)")
     net.load_state_dict({**ours, **shared})

@@ -5,9 +5,9 @@ Two layouts are read:
 * the h5 files that circulate, ``<case>/mri_norm2.h5``: taken as they are (already z-scored and cropped);
 * the challenge's own ``<case>/lgemri.nrrd`` and ``laendo.nrrd``, prepared by the published recipe.
 
-Deviation: the recipe draws the margins of its crop at random, unseeded, 10 to 19 voxels in x and y. Here they are fixed at
-their mean, so the raw files always give the same volumes, but never those that circulate. The fingerprints differ, and the
-prepared cases record ``margin``. Numbers of the literature belong to the circulating files.
+Deviation: the recipe draws the margins of its crop at random, unseeded, 10 to 19 voxels in x and y. Here they are
+fixed near their mean, so the raw files always give the same volumes, but never those that circulate. The fingerprints
+differ, and the prepared cases record ``margin``. Numbers of the literature belong to the circulating files.
 
 The crop uses the label, in test cases too: published numbers are for a box around the true atrium.
 """
@@ -39,7 +39,7 @@ def _lists() -> dict[str, list[str]]:
 
 @dataset("la", paper="Xiong et al., Medical Image Analysis 2021")
 class LeftAtrium(Dataset):
-    """Axes (x, y, z) as in the files; cubic voxels of 0.625 mm (stated by the challenge, in no file of either layout)."""
+    """Axes (x, y, z) as in the files; cubic voxels of 0.625 mm, as stated by the challenge."""
 
     title = "Left Atrium 2018 (Atrial Segmentation Challenge)"
     modality = "gadolinium-enhanced MRI"
@@ -75,7 +75,8 @@ class LeftAtrium(Dataset):
                             fix="segbench data prepare la --from DIR, the folder that holds the case folders")
         if h5:
             return [RawCase(p.name, {"layout": "h5", "file": p / H5}) for p in h5]
-        return [RawCase(p.name, {"layout": "nrrd", "margin": MARGIN, "image": p / IMAGE, "label": p / LABEL}) for p in raw]
+        return [RawCase(p.name, {"layout": "nrrd", "margin": MARGIN, "image": p / IMAGE, "label": p / LABEL})
+                for p in raw]
 
     def load(self, raw: RawCase) -> Case:
         """One volume; z-scored over the whole scan, so neither mean 0 nor standard deviation 1 in the crop."""

@@ -54,8 +54,8 @@ class Look:
     noise: tuple[float, float]  # range of the noise's standard deviation
 
 
-CT = Look(organ=(50, 120), neighbour=22, lesion=(22, 40), brighter=0.25, texture=9, noise=(10, 20))
-MR = Look(organ=(0.40, 0.65), neighbour=0.10, lesion=(0.12, 0.22), brighter=0.3, texture=0.04, noise=(0.02, 0.05))
+CT = Look(organ=(60, 130), neighbour=30, lesion=(55, 90), brighter=0.0, texture=8, noise=(6, 14))
+MR = Look(organ=(0.40, 0.60), neighbour=0.15, lesion=(0.22, 0.40), brighter=0.85, texture=0.04, noise=(0.02, 0.05))
 
 
 def _rng(*key: object) -> np.random.Generator:
@@ -111,7 +111,7 @@ def _anatomy(rng: np.random.Generator) -> np.ndarray:
     tissue[trunk < 1] = MUSCLE
     tissue[(trunk < 1) & (trunk > 1 - wall)] = FAT
     inner = trunk < 1 - wall - rng.uniform(0.06, 0.14)
-    gut = _smooth(rng, shape, 6) < rng.normal(0, 0.7)  # lean bodies have hardly any fat between the organs
+    gut = _smooth(rng, shape, 6) < rng.normal(-0.6, 0.6)  # lean bodies have hardly any fat between the organs
     tissue[inner] = np.where(gut, BOWEL, FAT)[inner]
 
     def put(what: int, centre, radii, turn=0.3, jitter=0.06):
@@ -170,11 +170,11 @@ def _spots(rng: np.random.Generator, tissue: np.ndarray, flat: np.ndarray) -> No
         tissue[(distance < 1) & np.isin(tissue, hosts)] = what
 
     for _ in range(int(rng.integers(1, 4))):
-        spot(LESION, ORGAN, rng.uniform(2.6, 5.0), ragged=True)
+        spot(LESION, ORGAN, rng.uniform(3.2, 6.0), ragged=True)
     for _ in range(int(rng.integers(0, 3))):
         spot(CYST, ORGAN, rng.uniform(2.0, 3.6), ragged=False)
     for host in (SPLEEN, STOMACH):
-        for _ in range(int(rng.integers(0, 3))):
+        for _ in range(int(rng.integers(0, 2))):
             spot(SPOT, host, rng.uniform(2.2, 4.0), ragged=True)
 
 
@@ -186,8 +186,8 @@ def _means(rng: np.random.Generator, look: Look) -> np.ndarray:
         mean[tissue] = organ + rng.uniform(-look.neighbour, look.neighbour)
     lesion = rng.uniform(*look.lesion) * (1 if rng.random() < look.brighter else -1)
     mean[LESION] = mean[SPOT] = organ + lesion
-    mean[VESSEL] = organ + lesion * rng.uniform(0.4, 1.3)
-    mean[CYST] = organ + lesion * rng.uniform(0.8, 2.0)
+    mean[VESSEL] = organ + abs(lesion) * rng.uniform(-0.4, 1.0)
+    mean[CYST] = organ + lesion * rng.uniform(0.8, 1.6)
     return mean
 
 
@@ -215,7 +215,7 @@ def _ct(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
 def _mr(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
     """Random contrast, a smooth multiplicative bias, Rician noise, a random gamma."""
     mean = _means(rng, MR)
-    fat = rng.uniform(0.75, 1.0) if rng.random() < 0.7 else rng.uniform(0.1, 0.3)  # or suppressed
+    fat = rng.uniform(0.75, 1.0) if rng.random() < 0.8 else rng.uniform(0.1, 0.3)  # or suppressed
     mean[[FAT, BONE, CANAL, AORTA]] = fat, rng.uniform(0.1, 0.4), rng.uniform(0.1, 1.0), rng.uniform(0.05, 1.1)
     image = _paint(rng, tissue, mean, MR.texture)
     image *= np.exp(np.float32(rng.uniform(0.05, 0.2)) * _smooth(rng, tissue.shape, 2))

@@ -41,7 +41,7 @@ class MeanTeacher(Method):
     class Params(MethodParams):
         weight: float = Field(0.1, ge=0, description="of the consistency term after its ramp")
         decay: float = Field(0.99, ge=0, lt=1, description="of the moving average")
-        noise: float = Field(0.1, ge=0, description="standard deviation of the teacher's input noise, clipped at twice that")
+        noise: float = Field(0.1, ge=0, description="standard deviation on the teacher's input, clipped at twice that")
         stairs: int = Field(40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)")
         dice: Literal["foreground", "all"] = Field(
             "foreground", description="classes of the Dice term: without background (LA) or all (SSL4MIS)")

@@ -38,7 +38,6 @@ from math import lcm
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -55,7 +54,7 @@ RELEASED = {"stages": 1, "aux_mask": "pairs"}
 class View(NamedTuple):
     """All that prompts read of a batch of images: one pass of the backbone."""
 
-    pooled: Tensor    # (N, D) bottleneck
+    pooled: Tensor  # (N, D) bottleneck
     features: Tensor  # (N, 8, *S)
 
 
@@ -83,9 +82,9 @@ class PromptedHead(nn.Module):
 
     def forward(self, view: View, prompts: Tensor) -> Tensor:
         """Logits (N, P, 2, *S) of P prompts an image; ``prompts`` (N, P) count from 0."""
-        one_hot = F.one_hot(prompts, self.prompts).to(view.pooled.dtype)           # (N, P, T + 1)
-        image = view.pooled.unsqueeze(1).expand(-1, prompts.shape[1], -1)          # (N, P, D)
-        return self.layers(view.features, self.controller(torch.cat([image, one_hot], 2)))
+        one_hot = prompts.unsqueeze(2) == torch.arange(self.prompts, device=prompts.device)  # (N, P, T + 1)
+        image = view.pooled.unsqueeze(1).expand(-1, prompts.shape[1], -1)                    # (N, P, D)
+        return self.layers(view.features, self.controller(torch.cat([image, one_hot.to(image.dtype)], 2)))
 
     @staticmethod
     def layers(features: Tensor, theta: Tensor, branch: int = 0) -> Tensor:
@@ -123,7 +122,8 @@ class VerSemi(Method):
         @model_validator(mode="before")
         @classmethod
         def _defaults_of_variant(cls, data: Any) -> Any:
-            return {**RELEASED, **data} if data.get("variant") == "released" else data
+            released = isinstance(data, dict) and data.get("variant") == "released"
+            return {**RELEASED, **data} if released else data
 
     joint = True
     needs = frozenset({"features"})

@@ -7,15 +7,24 @@ Everything a plug-in needs is importable from here; torch is imported only when 
 import importlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what __getattr__ gives, for type checkers and editors
+    from segbench.contracts.backbone import Backbone
+    from segbench.contracts.dataset import Case, Dataset, RawCase, Split
+    from segbench.contracts.method import Batch, Clock, Field, Method, Phase
+    from segbench.contracts.optim import Optim
+    from segbench.contracts.params import BackboneParams, MethodParams
+    from segbench.registry import backbone, dataset, method
 
 __version__ = "0.1.0"
 
-# The plug-in folders lie beside this package in a checkout (an installed wheel holds them inside it) and users add folders
-# of the same shape with SEGBENCH_PATH. They carry no __init__.py, so the parts merge into one namespace.
+# The plug-in folders lie beside this package in a checkout (an installed wheel holds them inside it) and users add
+# folders of the same shape with SEGBENCH_PATH. They carry no __init__.py, so the parts merge into one namespace.
 _root = Path(__file__).resolve().parents[1]
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
-__path__.extend(p for p in os.environ.get("SEGBENCH_PATH", "").split(os.pathsep) if p)
+__path__.extend(os.path.abspath(p) for p in os.environ.get("SEGBENCH_PATH", "").split(os.pathsep) if p)
 
 _PUBLIC = {
     "Method": "segbench.contracts.method",
@@ -35,7 +44,7 @@ _PUBLIC = {
     "backbone": "segbench.registry",
     "dataset": "segbench.registry",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> object:

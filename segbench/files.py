@@ -21,8 +21,9 @@ import numpy as np
 from segbench.errors import BusyError, StorageError
 
 _held: set[Path] = set()  # POSIX locks do not exclude a second holder in the same process; this does
-_STORAGE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "read-only file system",
-            errno.EACCES: "no permission to write", errno.EPERM: "no permission to write", errno.EFBIG: "the file is too large"}
+_STORAGE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
+            errno.EROFS: "read-only file system", errno.EFBIG: "the file is too large",
+            errno.EACCES: "no permission to write", errno.EPERM: "no permission to write"}
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -114,7 +115,7 @@ def sync_folder(folder: Path) -> None:
 def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     """Hold the lock file ``path``; the kernel frees it when the process dies, so it is never stale.
 
-    POSIX locks (``lockf``): children do not inherit them, and they hold on NFS. The file stays behind, which is harmless.
+    POSIX locks (``lockf``): children do not inherit them, and they hold on NFS. The file stays behind: harmless.
 
     Args:
         wait: seconds to wait for another holder.

@@ -1,7 +1,7 @@
 """Losses of the literature: tensors in, a scalar out; two or three dimensions, two or more classes.
 
 Shapes: N items, K classes with background as class 0, ``*S`` space. Nothing is detached here: gradients flow into
-every tensor that requires them.
+every tensor that requires them. Half-precision inputs are widened first: sums over a patch exceed float16's range.
 
     UA-MT, mean teacher      dice_ce(logits, y)                           squared denominators, joint over the batch
     CPS, URPC (SSL4MIS)      dice_ce(logits, y, background=True)
@@ -12,12 +12,17 @@ every tensor that requires them.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from segbench.ops import one_hot
 
 __all__ = ["cross_entropy", "dice", "dice_ce", "masked_mean", "soft_dice", "squared_error"]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def soft_dice(p: Tensor, y: Tensor, *, weight: Tensor | None = None, keep: tuple[int, ...] = (),
@@ -27,6 +32,7 @@ def soft_dice(p: Tensor, y: Tensor, *, weight: Tensor | None = None, keep: tuple
     Sums run jointly over all axes but ``keep``, over which the losses are averaged. ``y`` may be boolean or soft;
     ``weight`` (of each voxel, or a mask) broadcasts to ``p``. Without ``squared`` the denominator is sum w p + sum w y.
     """
+    p = _wide(p)
     y = y.to(p.dtype)
     overlap = p * y
     total = p.square() + y.square() if squared else p + y
@@ -52,7 +58,7 @@ def dice(probabilities: Tensor, labels: Tensor, *, background: bool = False, per
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross entropy of ``logits`` (N, K, *S) and ``labels`` (N, *S), averaged over voxels or those of a mask."""
-    each = F.cross_entropy(logits, labels, reduction="none")  # torch's own mean is not deterministic on CUDA
+    each = F.cross_entropy(_wide(logits), labels, reduction="none")  # torch's own mean is not deterministic on CUDA
     return each.mean() if weight is None else masked_mean(each, weight)
 
 
@@ -63,10 +69,11 @@ def dice_ce(logits: Tensor, labels: Tensor, *, background: bool = False) -> Tens
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of ``values`` weighted by ``mask``, which broadcasts to them; 0 where the mask is empty."""
+    values = _wide(values)
     mask = mask.to(values.dtype).expand_as(values)
     return (values * mask).sum() / (mask.sum() + 1e-16)
 
 
 def squared_error(p: Tensor, q: Tensor) -> Tensor:
     """Mean of (p - q)^2 over items, channels and voxels; symmetric, in its gradient too."""
-    return (p - q).square().mean()
+    return (_wide(p) - _wide(q)).square().mean()

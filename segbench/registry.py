@@ -287,5 +287,7 @@ def _plain(node: object) -> object:
         return [_plain(n) for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
     if not isinstance(node, ast.AST):
         return node
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty pieces
+        node = ast.JoinedStr([value for value in node.values if getattr(value, "value", None) != ""])
     fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if value is not None and value != [])
     return (type(node).__name__, *fields)

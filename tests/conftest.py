@@ -1,6 +1,60 @@
-"""Settings for every test: one torch thread a process, as two processes share two cores."""
+"""Settings and fixtures for every test: one torch thread a process, as two processes share two cores."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PLUGINS = Path(__file__).resolve().parent / "plugins"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real volumes (``la/``, ``acdc/``); tests that need it are skipped where there is none."""
+    for place in (os.environ.get("SEGBENCH_DATA"), ROOT.parent / "shared" / "data"):
+        if place and Path(place).is_dir():
+            return Path(place)
+    pytest.skip("no real volumes: SEGBENCH_DATA is not set")
+
+
+@dataclass
+class Lab:
+    """A place to run tiny experiments in."""
+
+    folder: Path
+
+    def machine(self, **settings):
+        from segbench.training.loop import Cadence
+        from segbench.training.run import Machine
+        settings.setdefault("save_every", Cadence(steps=2, seconds=None))
+        return Machine(self.folder / "out", self.folder / "data", "cpu", **settings)
+
+    def prepared(self, method, dataset="tiny", machine=None, **choices):
+        from segbench.config import resolve
+        from segbench.training.run import prepare
+        choices.setdefault("protocol", PLUGINS / ("tiny_flat.yaml" if dataset == "tiny_flat" else "tiny.yaml"))
+        experiment, = resolve(method, dataset=dataset, **choices).experiments
+        return prepare(experiment, machine or self.machine())
+
+    def cli(self, *args, **env):
+        """Run the program as a process of its own in this folder."""
+        command = [sys.executable, "-m", "segbench.cli.main", "--plugin", str(PLUGINS / "tiny.py"), *map(str, args)]
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False,
+                              env={**os.environ, "PYTHONPATH": path, "HOME": str(self.folder), **env})
+
+
+@pytest.fixture
+def lab(tmp_path) -> Lab:
+    """Tiny data sets are registered and everything is written to a temporary folder."""
+    from segbench import registry
+    registry.add_file(PLUGINS / "tiny.py")
+    return Lab(tmp_path)

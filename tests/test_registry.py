@@ -177,7 +177,7 @@ out(registry.names("method"))
 out(registry.get("method", "sound").name)
 for _ in range(2):
     out(attempt(registry.get, "method", "mine"))""", user=(tmp_path,))
-    assert "mine" in names and sound == "sound"
+    assert "mine" in names and sound == "sound" and len(errors) == 2
     for error in errors:  # the second time as the first: no half-executed class is left behind
         assert error["code"] == 7 and error["kind"] == "PluginError"
         assert message in error["what"] and error["where"] == str(file)

@@ -44,7 +44,8 @@ def prepare(name: str, source: Path | None, jobs: int) -> None:
     if needy and (source is None or len(entries) > 1):
         raise UsageError(f"data set '{needy[0]}' is prepared from files" if len(entries) == 1 else
                          f"'{name}' is a group; prepare its members one by one",
-                         expected="\n".join(entries[0].cls.files) or None, fix=f"segbench data prepare {needy[0]} --from DIR")
+                         expected="\n".join(entries[0].cls.files) or None,
+                         fix=f"segbench data prepare {needy[0]} --from DIR")
     documents = []
     for entry in entries:
         with _progress(f"prepare {entry.name}") as progress:
@@ -74,7 +75,7 @@ def check(name: str, cases: tuple[str, ...]) -> None:
 
     errors, documents = [], []
     for entry in _members(name):
-        store = open_store(entry.name, _settings().data_root)
+        store = open_store(entry.name, _settings().data_root, sizes=False)
         for case in cases:
             if case not in store.cases:
                 raise unknown("case", case, store.cases)
@@ -86,7 +87,7 @@ def check(name: str, cases: tuple[str, ...]) -> None:
         _show(store, problems, len(cases) or len(store.cases))
     if errors:
         raise DataProblems(f"data set '{name}': {_plural(len(errors), 'problem')}", errors, listed=False,
-                           fix="mend the source, then: segbench data prepare NAME --from DIR")
+                           fix=f"mend the source, then: segbench data prepare {name} --from DIR")
     _document("segbench.data.check/1", documents)
 
 
@@ -95,7 +96,7 @@ def check(name: str, cases: tuple[str, ...]) -> None:
 def info(name: str) -> None:
     """What a data set is, and what is known of the prepared copy."""
     from segbench.data.store import open_store
-    from segbench.errors import SegbenchError
+    from segbench.errors import DataError, SegbenchError
 
     documents = []
     for entry in _members(name):
@@ -105,6 +106,8 @@ def info(name: str) -> None:
                  "labeled": cls.labeled, "files": list(cls.files)}
         facts: dict[str, Any] = {}
         try:
+            if cls.embedded and not (_settings().data_root / entry.name / "store.json").is_file():
+                raise DataError("made by code on first use")
             facts = _facts(open_store(entry.name, _settings().data_root))
         except SegbenchError as error:
             state = error.what
@@ -169,6 +172,8 @@ def _patch(entry: Entry) -> tuple[int, ...] | None:
 
 def _facts(store: Store) -> dict[str, Any]:
     """What a prepared store holds, as JSON."""
+    from statistics import median
+
     infos = list(store.cases.values())
     sizes = [[i.shape[axis] for i in infos] for axis in range(store.dims)]
     voxels = {name: sum(i.labels.get(k, 0) for i in infos) for k, name in enumerate(("background", *store.classes))}
@@ -176,20 +181,17 @@ def _facts(store: Store) -> dict[str, Any]:
     return {
         "name": store.name, "folder": str(store.root), "train": len(store.train), "test": len(store.test),
         "copy": "partial" if store.partial else "whole", "channels": store.channels,
-        "shape": {"min": [min(s) for s in sizes], "median": [_median(s) for s in sizes], "max": [max(s) for s in sizes]},
+        "shape": {"min": [min(s) for s in sizes], "median": [median(s) for s in sizes],
+                  "max": [max(s) for s in sizes]},
         "spacing_mm": sorted({i.spacing for i in infos if i.spacing}) or None,
         "intensity": {"min": min(i.intensity["min"] for i in infos), "max": max(i.intensity["max"] for i in infos),
-                      "mean": _median([i.intensity["mean"] for i in infos]),
-                      "std": _median([i.intensity["std"] for i in infos])},
+                      "mean": median([i.intensity["mean"] for i in infos]),
+                      "std": median([i.intensity["std"] for i in infos])},
         "voxels": {name: {"voxels": n, "share": n / total,
                           "cases": sum(bool(i.labels.get(k)) for i in infos)}
                    for k, (name, n) in enumerate(voxels.items())},
         "bytes": sum(size for i in infos for size, _ in i.files.values()),
         "fingerprint": store.fingerprint, "warnings": list(store.warnings)}
-
-
-def _median(values: list[Any]) -> Any:
-    return sorted(values)[len(values) // 2]
 
 
 def _count(store: Store) -> str:
@@ -211,10 +213,12 @@ def _text(value: Any) -> str:
 
 
 def _show(store: Store, problems: list[Problem], checked: int) -> None:
+    from segbench.data.checks import check_split
+
     _result(f"{store.name}: {_plural(checked, 'case')} checked, {_plural(len(problems), 'problem')}")
     for problem in problems:
         _result(f" {_mark(problem.level)} {problem}")
-    if not any("same" in p.found or "in train and in test" in p.found for p in problems):
+    if not any(p.level == "error" for p in check_split(store.train, store.test, store.cases)):
         _result(f" {_mark('ok')} no case, patient or identical volume shared between train and test")
 
 

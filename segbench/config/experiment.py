@@ -97,11 +97,13 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
               "protocol": effective.model_dump(), "modified": _modified(named, effective, keys) + larger, "seed": seed,
               "precision": effective.precision}
     groups = [tuple(counts)] if method_cls.joint else [(name,) for name in counts]
-    return _resolved([_experiment(common, {name: counts[name] for name in group}, sources) for group in groups], sources)
+    experiments = [_experiment(common, {n: counts[n] for n in group}, sources) for group in groups]
+    return _resolved(experiments, sources)
 
 
 def _experiment(common: dict[str, Any], counts: dict[str, int], sources: dict[str, str]) -> Experiment:
-    return validate(Experiment, {**common, "datasets": list(counts), "labeled": counts}, lambda key: sources.get(key, ""))
+    data = {**common, "datasets": list(counts), "labeled": counts}
+    return validate(Experiment, data, lambda key: sources.get(key, ""))
 
 
 def _modified(named: Protocol, effective: Protocol, keys: Keys) -> tuple[str, ...]:

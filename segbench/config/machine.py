@@ -65,7 +65,7 @@ def _user_file(path: Path) -> dict[str, tuple[Any, str]]:
     for key in flatten(document):
         if key in SETTINGS:
             continue
-        place = document.where(*key.split("."))
+        place = document.where(key) if key in document else document.where(*key.split("."))
         if _is_science(key):
             raise _refuse(key, place)
         raise UsageError(f"unknown setting '{key}'.{suggest(key, SETTINGS)}", where=place,

@@ -67,9 +67,9 @@ class Keys:
                 continue
             if key in FLAGS:
                 raise UsageError(f"'{key}' is no parameter ({value.origin})", fix=f"--{key} VALUE")
-            own = ", ".join([*self.method, *self.backbone]) or "no parameters of its own"
-            raise UsageError(f"unknown parameter '{key}' of method '{self.method_name}'.{suggest(key, known)} "
-                             f"({value.origin})", expected=f"{own}; protocol: {', '.join(self.protocol)}",
+            close = suggest(key, known)
+            raise UsageError(f"unknown parameter '{key}' of method '{self.method_name}'.{close} ({value.origin})",
+                             expected=None if close else "one of " + ", ".join(known),
                              fix=f"segbench describe method {self.method_name}")
 
     def suite(self, params: Mapping[str, Any] | None, where: Mapping[str, str]) -> dict[str, Value]:
@@ -96,6 +96,6 @@ def parse_overrides(overrides: Iterable[str] | Mapping[str, Any], origin: str = 
         if not equals or not key:
             raise UsageError(f"expected key=value, got '{text}' ({origin})")
         if key in found:
-            raise UsageError(f"'{key}' is given twice ({origin})", found=f"{found[key].value!r} and {value!r}")
+            raise UsageError(f"'{key}' is given twice ({origin})", found=text)
         found[key] = Value(parse_scalar(value, f"{origin} {key}"), origin)
     return found

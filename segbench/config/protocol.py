@@ -22,31 +22,31 @@ Position = Literal["random", "center"]
 class BatchSize(Strict):
     """Items of one batch."""
 
-    labeled: int = Field(2, ge=1, le=1024, description="labelled patches a batch")
-    unlabeled: int = Field(2, ge=0, le=1024, description="unlabelled patches a batch")
+    labeled: int = Field(default=2, ge=1, le=1024, description="labelled patches a batch")
+    unlabeled: int = Field(default=2, ge=0, le=1024, description="unlabelled patches a batch")
 
 
 class Crop(Strict):
     """How training patches are cut; reflects differences between published loaders."""
 
-    labeled: Position = Field("random", description="place of labelled patches")
-    unlabeled: Position = Field("random", description="place of unlabelled patches")
-    pad: int = Field(3, ge=0, le=64, description="voxels added on each side when a volume must be padded")
-    last_offset: bool = Field(False, description="may the last admissible position be drawn")
+    labeled: Position = Field(default="random", description="place of labelled patches")
+    unlabeled: Position = Field(default="random", description="place of unlabelled patches")
+    pad: int = Field(default=3, ge=0, le=64, description="voxels added on each side when a volume must be padded")
+    last_offset: bool = Field(default=False, description="may the last admissible position be drawn")
 
 
 class Inference(Strict):
     """Sliding window of the evaluation."""
 
     stride: Edge = Field(description="voxels between windows, per axis")
-    batch: int = Field(4, ge=1, le=1024, description="windows predicted at once; speed only, no part of the identity")
+    batch: int = Field(default=4, ge=1, le=1024, description="windows at once; no part of the identity")
 
 
 class BackboneChoice(Strict):
     """The backbone used when none is named."""
 
-    name: str = Field("vnet", min_length=1, description="registered name")
-    params: dict[str, Any] = Field({}, description="its parameters where they differ from its defaults")
+    name: str = Field(default="vnet", min_length=1, description="registered name")
+    params: dict[str, Any] = Field(default={}, description="its parameters where they differ from its defaults")
 
 
 class Protocol(Strict):

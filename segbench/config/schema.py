@@ -6,7 +6,8 @@ import difflib
 import json
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -16,6 +17,7 @@ from segbench.errors import UsageError
 __all__ = ["Strict", "describe", "flatten", "leaves", "nest", "suggest", "validate"]
 
 M = TypeVar("M", bound=BaseModel)
+_WORDS = {bool: "true or false", str: "text", Path: "path", type(None): "null"}
 _SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
@@ -67,7 +69,7 @@ def _message(model: type[BaseModel], fault: Any, origin: Callable[[str], str], p
 
 
 def _field(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], FieldInfo | None, list[str]]:
-    """The field ``path`` leads to, the model that owns it, and the path to it (pydantic adds the branches of unions)."""
+    """The field ``path`` leads to, the model that owns it, and the path as far as declared (unions add to it)."""
     owner, field = model, None
     for i, part in enumerate(path, 1):
         field = owner.model_fields.get(part)
@@ -83,30 +85,33 @@ def _is_model(annotation: Any) -> bool:
 
 def describe(field: FieldInfo) -> str:
     """A field's type and range in words: ``float > 0``, ``int in [0, 4)``, ``one of random, center``."""
-    bounds = {sign: getattr(meta, sign) for meta in field.metadata for sign in _SIGNS if hasattr(meta, sign)}
-    text = _type(field.annotation)
     if any(getattr(meta, "pattern", None) for meta in field.metadata):
-        return field.description or text
+        return field.description or "text"
+    return _bounded(_type(field.annotation), field.metadata)
+
+
+def _bounded(text: str, metadata: Iterable[Any]) -> str:
+    bounds = {sign: getattr(meta, sign) for meta in metadata for sign in _SIGNS if hasattr(meta, sign)}
     low, high = next((s for s in ("gt", "ge") if s in bounds), ""), next((s for s in ("lt", "le") if s in bounds), "")
     if low and high:
-        edges = "(" if low == "gt" else "[", ")" if high == "lt" else "]"
-        return f"{text} in {edges[0]}{bounds[low]}, {bounds[high]}{edges[1]}"
+        return f"{text} in {'(' if low == 'gt' else '['}{bounds[low]}, {bounds[high]}{')' if high == 'lt' else ']'}"
     return text + "".join(f" {_SIGNS[sign]} {bounds[sign]}" for sign in (low, high) if sign)
 
 
 def _type(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _bounded(_type(args[0]), [meta for arg in args[1:] for meta in getattr(arg, "metadata", [arg])])
     if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
+        return repr(args[0]) if len(args) == 1 else "one of " + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
         return " or ".join(_type(arg) for arg in args)
     if origin in (tuple, list):
-        one = args[:1] if Ellipsis in args or origin is list else args
-        return f"list of {_type(one[0])}" if len(set(one)) == 1 and one == args[:1] else f"list of {len(args)} numbers"
+        any_length = origin is list or Ellipsis in args
+        return f"list of {_type(args[0])}" if any_length else f"list of {len(args)} numbers"
     if _is_model(annotation) or origin is dict:
         return "mapping"
-    return {float: "float", int: "int", bool: "true or false", str: "text", type(None): "null"}.get(
-        annotation, getattr(annotation, "__name__", str(annotation)))
+    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def suggest(key: str, known: Mapping[str, FieldInfo] | Iterable[str]) -> str:

@@ -71,9 +71,8 @@ def parse_yaml(text: str, name: str = "<text>") -> Document:
     for number, line in enumerate(text.split("\n"), 1):
         if "\t" in line:
             raise UsageError("a tab character", where=f"{name}:{number}:{line.index(chr(9)) + 1}", fix="use spaces")
-    loader = _Loader(text, name)
     try:
-        node = loader.get_single_node()
+        node = _Loader(text, name).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise UsageError(f"not valid YAML: {error.problem or error.context}",
@@ -82,8 +81,6 @@ def parse_yaml(text: str, name: str = "<text>") -> Document:
         start = text.rfind("\n", 0, error.position) + 1
         place = f"{name}:{text.count(chr(10), 0, start) + 1}:{error.position - start + 1}"
         raise UsageError(f"not valid YAML: {error.reason}", where=place) from error
-    finally:
-        loader.dispose()
     marks: dict[tuple[str | int, ...], tuple[int, int]] = {}
     values = {} if node is None else _value(node, (), marks, name)
     if not isinstance(values, dict):

@@ -4,6 +4,7 @@ A method asks for what it needs when it builds its networks::
 
     network()                                        one head with K outputs
     network(heads=(1, 2))                            two heads on the same features (SASSNet, DTC)
+    network(heads=())                                features only, through encode and decode (VerSemi)
     network(decoders=("transposed", "trilinear"))    several decoders, one head each (MC-Net)
     network(side_outputs=True)                       one prediction a scale, all at full size (URPC)
 

@@ -102,8 +102,8 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
-        move = {"device": device, "non_blocking": non_blocking}
-        return Batch(self.x.to(**move), self.y.to(**move), self.u.to(**move), self.task.to(**move))
+        x, y, u, task = (v.to(device, non_blocking=non_blocking) for v in (self.x, self.y, self.u, self.task))
+        return Batch(x, y, u, task)
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class Method(nn.Module):
     players: ClassVar[tuple[str, ...]] = ("network",)  # each with its own optimiser; see ``loss_<player>``
     needs: ClassVar[frozenset[str]] = frozenset()  # of the backbone, see Backbone.provides
     backbone_defaults: ClassVar[dict[str, dict[str, Any]]] = {}  # the paper's own variant of a backbone
+    dormant: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters that by the paper's design never get a gradient
     name: ClassVar[str]
 
     def __init__(self, params: MethodParams, setting: Setting) -> None:

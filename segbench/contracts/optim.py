@@ -17,7 +17,7 @@ class Optim(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="kind of optimiser")
     lr: float = Field(default=0.01, gt=0, description="learning rate at the start")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam only")

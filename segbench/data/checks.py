@@ -28,8 +28,8 @@ def check_split(train: Sequence[str], test: Sequence[str], cases: Mapping[str, C
     both = set(train) & set(test)
     problems += [Problem(i, found="in train and in test", expected="in one of them") for i in sorted(both)]
     side = {i: name for name, ids in (("train", train), ("test", test)) for i in ids if i in cases and i not in both}
-    for what, same in (("voxels", _same(side, {i: cases[i].voxels for i in side})),
-                       ("group", _same(side, {i: cases[i].group for i in side}))):
+    for what, same in (("voxels", _same({i: cases[i].voxels for i in side})),
+                       ("group", _same({i: cases[i].group for i in side}))):
         for first, second in same:
             leak = side[first] != side[second]
             if leak or what == "voxels":  # cases of one group belong together
@@ -40,13 +40,12 @@ def check_split(train: Sequence[str], test: Sequence[str], cases: Mapping[str, C
     return problems
 
 
-def _same(side: Mapping[str, str], keys: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Pairs of cases with an equal key: the first case of the key with each other; across the sides if there is one."""
+def _same(keys: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Cases with an equal key: the first of them paired with each other one."""
     by_key = defaultdict(list)
     for case, key in keys.items():
         by_key[key].append(case)
-    return [(next((c for c in same if side[c] != side[other]), same[0]), other)
-            for same in by_key.values() for other in same[1:]]
+    return [(same[0], other) for same in by_key.values() for other in same[1:]]
 
 
 def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Problem]:
@@ -56,7 +55,8 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
         if not info.has_label and info.id in store.test:
             problems.append(Problem(info.id, found="test case without a label", expected="a label to score against"))
         elif info.has_label and not any(info.labels.get(k) for k in range(1, len(store.classes) + 1)):
-            problems.append(Problem(info.id, found="empty label", expected="at least one foreground voxel", level="warning"))
+            problems.append(Problem(info.id, found="empty label", expected="at least one foreground voxel",
+                                    level="warning"))
         if patch is not None and any(n < p for n, p in zip(info.shape, patch, strict=True)):
             problems.append(Problem(info.id, found=f"shape {_x(info.shape)}",
                                     expected=f"at least the patch {_x(patch)} (it will be padded)", level="warning"))
@@ -91,7 +91,7 @@ def check_store(store: Store, patch: Sequence[int] | None = None, cases: Iterabl
 
 
 def _check_voxels(store: Store, case: str) -> list[Problem]:
-    folder, fix, problems = store.root / "cases" / case, f"segbench data prepare {store.name}", []
+    folder, fix, problems = store.root / "cases" / case, f"segbench data prepare {store.name} --from DIR", []
     image = store.image(case)
     if image.dtype != np.float32 or image.shape != (store.channels, *store.cases[case].shape):
         problems.append(Problem(case, str(folder / "image.npy"), f"{image.dtype} {image.shape}",
@@ -102,7 +102,8 @@ def _check_voxels(store: Store, case: str) -> list[Problem]:
         label = store.label(case)
         values = np.flatnonzero(np.bincount(np.ravel(label)))
         if label.shape != store.cases[case].shape or values.max() > len(store.classes):
-            problems.append(Problem(case, str(folder / "label.npy"), f"shape {_x(label.shape)}, values {values.tolist()}",
+            problems.append(Problem(case, str(folder / "label.npy"),
+                                    f"shape {_x(label.shape)}, values {values.tolist()}",
                                     f"shape {_x(store.cases[case].shape)}, values 0 to {len(store.classes)}", fix))
     return problems
 

@@ -42,8 +42,8 @@ class Plan:
 def plan(dataset: Dataset, source: Path | None) -> Plan:
     """Compare what a source holds with the published split; reads no voxel.
 
-    A source folder with its own ``train.list`` and ``test.list`` (one case or group id per line) is a deliberate copy of
-    part of the data: it gives what it lists, in the published order.
+    A source folder with its own ``train.list`` and ``test.list`` (one case or group id per line) may be a deliberate
+    copy of part of the data: it gives what it lists, in the published order.
 
     Raises:
         DataError: a case is missing, an id is unsafe, twice in the lists or in both.
@@ -54,7 +54,8 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     found = dataset.find(source)
     _check_ids([raw.id for raw in found], "the source", source)
     raw, split = {r.id: r for r in found}, dataset.split()
-    published, warnings = split, []
+    published = split
+    warnings: list[str] = []
     _check_split(split, f"the split of {dataset.name}")
     own = None if source is None else _own_lists(source, split, raw, warnings)
     if own is not None:
@@ -78,7 +79,8 @@ def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
     bad = [i for i in ids if not valid_id(i)]
     if bad:
         raise DataError(f"unsafe case id in {what}", where=source, found=", ".join(repr(i) for i in bad[:10]),
-                        expected="a letter or digit, then up to 99 of letters, digits and . _ + -", fix="rename the case")
+                        expected="a letter or digit, then up to 99 of letters, digits and . _ + -",
+                        fix="rename the case")
     twice = [i for i, n in Counter(ids).items() if n > 1]
     if twice:
         raise DataError(f"case id twice in {what}", where=source, found=_some(twice), expected="each id once")
@@ -108,12 +110,14 @@ def _own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings
         _check_ids(lines, file.name, source)
         unknown = [x for x in lines if x not in order and not groups.get(x)]
         if unknown:
-            warnings.append(f"{file.name}: {len(unknown)} ids are not in the published split and left out: {_some(unknown)}")
+            warnings.append(f"{file.name}: {len(unknown)} ids are not in the published split and left out: "
+                            f"{_some(unknown)}")
         members = {i for x in lines for i in groups.get(x, [x])}
         lists.append(tuple(i for i in order if i in members))
     moved = sorted((set(lists[0]) & set(published.test)) | (set(lists[1]) & set(published.train)))
     if moved:
-        warnings.append(f"the source's lists place {len(moved)} cases otherwise than the published split: {_some(moved)}")
+        warnings.append(f"the source's lists place {len(moved)} cases otherwise than the published split: "
+                        f"{_some(moved)}")
     return Split(lists[0], lists[1], f"{published.source} (own lists)".strip())
 
 
@@ -133,10 +137,11 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
     """``store.prepare`` behind its lock."""
     dataset: Dataset = entry.cls()
     todo = plan(dataset, source)
-    _withdraw(root, adapter_facts(entry), todo)
+    adapter = adapter_facts(entry)
+    _withdraw(root, adapter, todo)
     infos: dict[str, CaseInfo] = {}
     problems: list[Problem] = []
-    results = _run(entry, list(todo.raw.values()), root / "cases", jobs)
+    results = _run(adapter, list(todo.raw.values()), root / "cases", jobs)
     for done, (case, info, wrong) in enumerate(results, 1):
         problems += wrong
         if info is not None:
@@ -147,11 +152,11 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
         bad = len({p.case for p in problems})
         raise DataProblems(f"data set '{entry.name}': {bad} of {len(todo.raw)} cases cannot be used",
                            sorted(problems, key=lambda p: list(todo.raw).index(p.case)), where=source,
-                           fix=f"mend them, then call segbench data prepare {entry.name} again; the good cases are kept")
+                           fix=f"mend them, then repeat segbench data prepare {entry.name}; the good cases are kept")
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
     return write_store(Store(
         entry.name, root, tuple(dataset.classes), dataset.channels, dataset.dims, train, test, todo.partial,
-        fingerprint(cases.values(), train, test), cases, todo.warnings, adapter=adapter_facts(entry)))
+        fingerprint(cases.values(), train, test), cases, todo.warnings, adapter=adapter))
 
 
 def _withdraw(root: Path, adapter: dict[str, Any], todo: Plan) -> None:
@@ -182,19 +187,19 @@ def _source(adapter: dict[str, Any], raw: RawCase) -> dict[str, Any]:
     return {"adapter": adapter, "group": raw.group, "from": facts(raw.where)}
 
 
-def _run(entry: registry.Entry, raws: list[RawCase], folder: Path, jobs: int) -> Iterator[Result]:
+def _run(adapter: dict[str, Any], raws: list[RawCase], folder: Path, jobs: int) -> Iterator[Result]:
     if jobs <= 1 or len(raws) < 2:
-        yield from (_one(entry.name, raw, folder) for raw in raws)
+        yield from (_one(adapter, raw, folder) for raw in raws)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(raws)), context, _start_worker, (tuple(registry._state.files),)) as pool:
-        futures = [pool.submit(_one, entry.name, raw, folder) for raw in raws]
+        futures = [pool.submit(_one, adapter, raw, folder) for raw in raws]
         try:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise PluginError("a worker process died, perhaps for lack of memory",
-                              fix=f"segbench data prepare {entry.name} --jobs 1 (finished cases are kept)") from error
+            raise PluginError("a worker process died, perhaps for lack of memory; finished cases are kept",
+                              fix="repeat the command with --jobs 1") from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -205,15 +210,18 @@ def _start_worker(plugins: tuple[Path, ...]) -> None:
         registry.add_file(file)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+    threading.Thread(target=follow, daemon=True).start()
 
 
-def _one(name: str, raw: RawCase, folder: Path) -> Result:
+def _one(adapter: dict[str, Any], raw: RawCase, folder: Path) -> Result:
     """Prepare one case, or keep it; an error of the source is a finding, an error of the store is raised."""
-    entry = registry.get("dataset", name)
-    dataset: Dataset = entry.cls()
+    dataset: Dataset = registry.get("dataset", adapter["dataset"]).cls()
     try:
-        source = _source(adapter_facts(entry), raw)
+        source = _source(adapter, raw)
         kept = read_case(folder / raw.id, source)
         if kept is not None:
             return raw.id, kept, []

@@ -35,7 +35,8 @@ def require_file(path: Path, magic: bytes, kind: str) -> None:
         with open(path, "rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise DataError("the file cannot be read", where=path, found=error.strerror or error, expected=expected) from error
+        raise DataError("the file cannot be read", where=path, found=error.strerror or error,
+                        expected=expected) from error
     if not head.startswith(magic):
         found = "an empty file" if not head else repr(head[:16])
         if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -105,5 +106,5 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     message = " ".join(str(error).split())[:200]
-    return DataError("the file is damaged or cut short", where=path, found=f"{message} ({os.path.getsize(path):,} bytes)",
-                     expected="a whole file", fix="copy or download it again")
+    return DataError("the file is damaged or cut short", where=path, expected="a whole file",
+                     found=f"{message} ({os.path.getsize(path):,} bytes)", fix="copy or download it again")

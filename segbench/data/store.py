@@ -1,7 +1,8 @@
 """The prepared store: every case of a data set as plain arrays, opened memory-mapped.
 
-``<data_root>/<name>/store.json`` is written last and names everything else, so what can be opened is whole. The fingerprint
-is a sha256 over ids, shapes, spacings, label values and voxels of all cases and over the split; no path or time enters it.
+``<data_root>/<name>/store.json`` is written last and names everything else, so what can be opened is whole. The
+fingerprint is a sha256 over ids, shapes, spacings, label values and voxels of all cases and over the split; no path or
+time enters it.
 """
 
 from __future__ import annotations
@@ -86,16 +87,20 @@ def prepare(name: str, source: Path | None, data_root: Path, jobs: int = 1, prog
 
     entry = registry.get("dataset", name)
     if entry.cls.members:
-        raise UsageError(f"'{entry.name}' is a group of data sets", fix="prepare its members: " + ", ".join(entry.cls.members))
+        raise UsageError(f"'{entry.name}' is a group of data sets",
+                         fix="prepare its members: " + ", ".join(entry.cls.members))
     root = Path(data_root) / entry.name
     with lock(root / "lock"):
-        return prepare_all(entry, source, root, jobs, progress)
+        return prepare_all(entry, None if entry.cls.embedded else source, root, jobs, progress)
 
 
-def open_store(name: str, data_root: Path) -> Store:
-    """The prepared store of a data set; checks sizes, reads no voxel.
+def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
+    """The prepared store of a data set; checks the sizes of its files, reads no voxel.
 
     A data set made by code is prepared here if it is absent or its code has changed.
+
+    Args:
+        sizes: False opens a damaged store too, for a check that lists all damage.
 
     Raises:
         DataError: not prepared yet, prepared by another version of the adapter, or a file lacks or has another size.
@@ -109,12 +114,13 @@ def open_store(name: str, data_root: Path) -> Store:
     if entry.cls.embedded:
         return _embedded(entry, root, wanted)
     if not (root / "store.json").is_file():
-        raise DataError(f"data set '{entry.name}' is not prepared", where=root, expected="; ".join(entry.cls.files) or None,
-                        fix=fix)
-    store = read_store(root)
+        raise DataError(f"data set '{entry.name}' is not prepared", where=root,
+                        expected="; ".join(entry.cls.files) or None, fix=fix)
+    store = read_store(root, sizes)
     if store.adapter.get("version") != wanted["version"]:
         raise DataError(f"data set '{entry.name}' was prepared by another version of its adapter", where=root,
-                        found=f"version {store.adapter.get('version')}", expected=f"version {wanted['version']}", fix=fix)
+                        found=f"version {store.adapter.get('version')}", expected=f"version {wanted['version']}",
+                        fix=fix)
     return store
 
 
@@ -155,9 +161,9 @@ def write_store(store: Store) -> Store:
     return read_store(store.root)
 
 
-def read_store(root: Path) -> Store:
-    """The store in a folder, checked against its own fingerprint and the sizes of its files."""
-    path, fix = root / "store.json", "segbench data prepare " + root.name.partition("@")[0]
+def read_store(root: Path, sizes: bool = True) -> Store:
+    """The store in a folder, checked against its own fingerprint and, with ``sizes``, the sizes of its files."""
+    path, fix = root / "store.json", f"segbench data prepare {root.name.partition('@')[0]} --from DIR"
     try:
         data = json.loads(path.read_bytes())
         if data.pop("schema") != SCHEMA:
@@ -171,7 +177,7 @@ def read_store(root: Path) -> Store:
         raise DataError(f"there is no prepared data set: {error.strerror}", where=path, fix=fix) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"the prepared data set is damaged: {error}", where=path, fix=fix) from error
-    for info in cases:
+    for info in cases if sizes else ():
         for name, (size, _) in info.files.items():
             file = root / "cases" / info.id / name
             actual = file.stat().st_size if file.is_file() else None
@@ -192,7 +198,7 @@ def verify(store: Store, case: str) -> list[Problem]:
             actual = error.strerror or "not readable"
         if actual != digest:
             problems.append(Problem(case, str(path), f"digest {actual}", f"{digest} ({size} bytes)",
-                                    f"segbench data prepare {store.name}"))
+                                    f"segbench data prepare {store.name} --from DIR"))
     return problems
 
 

@@ -2,7 +2,7 @@
 
 Source: the data loaders of UA-MT (Yu et al., MICCAI 2019) and its descendants; the ``+ 1`` pads are those of CoraNet
 (Shi et al., TMI 2021) and VerSemi. A ``Cut`` says where a patch comes from, ``take`` fetches it; image and label share
-one. Turns and mirrors are views and pads are written around the patch, so no volume is ever copied: memory maps are fine.
+one. Turns and mirrors are views and pads are written around the patch, so no volume, mapped or not, is ever copied.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | No
     source, target, inside = lead, lead, True
     for n, corner, margin, p in zip(view.shape[first:], cut.corner, cut.pads, patch, strict=True):
         low, high = corner - margin, corner - margin + p
-        source += (slice(max(low, 0), min(high, n)),)
-        target += (slice(max(-low, 0), p - max(high - n, 0)),)
+        begin, end = min(max(low, 0), n), min(max(high, 0), n)  # equal where the patch lies in the padding
+        source += (slice(begin, end),)
+        target += (slice(begin - low, end - low),)
         inside &= low >= 0 and high <= n
     if not inside:
         out[...] = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -104,11 +105,12 @@ class Trainer:
         self.stage = stage_of(self.stages, max(self.step - 1, 0))
         self._make_optimizers()
         self.method.load_state_dict(state["method"])
-        self.scaler.load_state_dict(state["scaler"])
-        for player, optimizer in self.optimizers.items():
-            optimizer.load_state_dict({"state": state["optimizers"][player],
-                                       "param_groups": optimizer.state_dict()["param_groups"]})
         self.seconds = header["seconds"]
+        if self.step < self.total:  # the weights of a finished training are kept alone
+            self.scaler.load_state_dict(state["scaler"])
+            for player, optimizer in self.optimizers.items():
+                optimizer.load_state_dict({"state": state["optimizers"][player],
+                                           "param_groups": optimizer.state_dict()["param_groups"]})
         with log.open("r+b") as file:  # lines of steps that will be done again
             file.truncate(header["log_bytes"])
 
@@ -118,8 +120,16 @@ class Trainer:
 
     def _save(self, log: IO[bytes]) -> None:
         log.flush()
-        header = {**self.header, "seconds": self.seconds, "log_bytes": log.tell()}
-        checkpoint.save(self.folder, self.step, self.state(), header)
+        os.fsync(log.fileno())
+        checkpoint.save(self.folder, self.step, self.state(), self._header(log.tell()))
+
+    def _header(self, log_bytes: int) -> dict[str, Any]:
+        return {**self.header, "seconds": self.seconds, "log_bytes": log_bytes}
+
+    def keep_weights_only(self, log: Path) -> None:
+        """Replace the checkpoints of a finished training by one of the weights alone."""
+        checkpoint.save(self.folder, self.step, {"method": self.method.state_dict()}, self._header(log.stat().st_size),
+                        keep=1)
 
     # -- running -------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Setting, Source
 from segbench.data.batches import TrainingData, loader
-from segbench.data.checks import require_no_leak
+from segbench.data.checks import require_learnable, require_no_leak
 from segbench.data.store import Store, derived, open_store
 from segbench.errors import IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
 from segbench.evaluation import cases_csv, evaluate, summarise
@@ -96,6 +96,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     stores = [open_store(name, machine.data_root) for name in experiment.datasets]
     for store in stores:
         require_no_leak(store)
+        require_learnable(store, experiment.labeled[store.name])
         if not 0 < experiment.labeled[store.name] <= len(store.train):
             raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
                              expected=f"1 to {len(store.train)} (its training cases)", fix="--labeled N")
@@ -234,9 +235,7 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
         "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
     }
     folder.write_json("result.json", result)
-    # The optimisers are of no use any more; the weights stay for predictions.
-    checkpoint.save(folder.path / "ckpt", trainer.step, {"method": trainer.method.state_dict()}, {"run_id": run.run_id},
-                    keep=1)
+    trainer.keep_weights_only(folder.path / "log.jsonl")
     partial.unlink(missing_ok=True)
     (folder.path / "failed.json").unlink(missing_ok=True)
     return result

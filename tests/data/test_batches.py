@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from segbench.errors import DataError, TrainingError, UsageError
 
 
 class Canary:
-    """A store on disk that refuses everything training must not touch. Image values tell the case: 1000 task + number."""
+    """A store on disk that refuses what training must not touch. Image values tell the case: 1000 task + number + 1."""
 
     def __init__(self, root: Path, name: str = "toy", train: int = 7, labeled: int = 4, task: int = 0,
                  channels: int = 1, shape: tuple[int, ...] = (12, 11, 9)) -> None:
@@ -93,7 +95,7 @@ def test_two_dimensions(tmp_path: Path) -> None:
 
 
 def test_epoch_is_one_pass_over_labelled_cases(data: TrainingData) -> None:
-    passes = [sum((ids(data.batch(0, 2 * e + i, 2, 2).x) for i in range(2)), []) for e in range(8)]
+    passes = [[case for i in range(2) for case in ids(data.batch(0, 2 * e + i, 2, 2).x)] for e in range(8)]
     assert all(sorted(p) == [0, 1, 2, 3] for p in passes)
     assert len({tuple(p) for p in passes}) > 1  # a fresh permutation each
     assert [data.epoch(s, 2) for s in range(5)] == [0, 0, 1, 1, 2]
@@ -111,10 +113,10 @@ def test_steps_per_epoch_of_la(tmp_path: Path, n: int, steps: int) -> None:
 
 
 def test_unlabelled_chain_restarts_with_the_epoch(data: TrainingData) -> None:
-    """Three unlabelled cases, groups of two, two steps an epoch: an epoch shows one permutation and a bit of the next."""
+    """Three unlabelled cases, two a step, two steps an epoch: an epoch shows one permutation and a bit of the next."""
     firsts = set()
     for epoch in range(12):
-        shown = sum((ids(data.batch(0, 2 * epoch + i, 2, 2).u) for i in range(2)), [])
+        shown = [case for i in range(2) for case in ids(data.batch(0, 2 * epoch + i, 2, 2).u)]
         assert sorted(shown[:3]) == [4, 5, 6]
         firsts.add(tuple(shown[:3]))
     assert len(firsts) > 2
@@ -244,9 +246,12 @@ def test_plan_is_read_as_needed(data: TrainingData) -> None:
         while True:
             yield 0, step, 2, 1
             step += 1
-    batches = loader(data, endless(), 1)
-    assert [digest(next(batches)) for _ in range(3)] == [digest(data.batch(0, s, 2, 1)) for s in range(3)]
-    batches.close()
+    for workers in (0, 1):
+        batches = loader(data, endless(), workers)
+        assert [digest(next(batches)) for _ in range(3)] == [digest(data.batch(0, s, 2, 1)) for s in range(3)]
+        batches.close()
+    assert not multiprocessing.active_children()
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("segbench")]
 
 
 # -- what training cannot see ------------------------------------------------------------------------------------------

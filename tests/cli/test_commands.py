@@ -1,0 +1,188 @@
+"""The program as a process: commands, exit codes, JSON, help."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
+RUN = ("run", "supervised", "--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml")
+
+
+def test_run_leaderboard_evaluate_resume(lab):
+    first = lab.cli(*RUN, "--json")
+    assert first.returncode == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert {"status", "run_id", "dir", "metrics"} <= set(document) and document["status"] == "done"
+    assert sorted(p.name for p in (lab.folder / document["dir"]).iterdir() if p.name != "lock") == [
+        "cases.csv", "ckpt", "config.yaml", "log.jsonl", "manifest.json", "result.json"]
+
+    again = lab.cli("--json", *RUN)
+    assert json.loads(again.stdout)["cached"] is True
+
+    board = lab.cli("leaderboard", "--dataset", "tiny")
+    assert "supervised" in board.stdout and "1 seed: not ranked" in board.stdout
+    for kind in ("csv", "json", "md", "latex"):
+        assert "supervised" in lab.cli("leaderboard", "--format", kind).stdout
+
+    same = lab.cli("evaluate", document["run_id"], "--json")
+    assert json.loads(same.stdout)["identical"] is True, same.stderr
+    assert lab.cli("resume", document["run_id"]).returncode == 0
+    assert lab.cli("resume", "--all").returncode == 0
+
+
+def test_global_options_before_and_after_the_verb(lab):
+    for args in (("--root", "here", "leaderboard", "--json"), ("leaderboard", "--root", "here", "--json")):
+        assert json.loads(lab.cli(*args).stdout)["boards"] == []
+
+
+def test_interrupted_run_says_how_to_go_on(lab):
+    command = [sys.executable, "-m", "segbench.cli.main", "--plugin", str(PLUGINS / "tiny.py"), *map(str, RUN),
+               "--steps", "100000"]
+    path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(command, cwd=lab.folder, stderr=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": path}) as process:
+        log = None
+        for _ in range(600):
+            log = next(lab.folder.glob("segbench-out/runs/*/*/*/log.jsonl"), None)
+            if log is not None:
+                break
+            time.sleep(0.1)
+        assert log is not None
+        busy = lab.cli(*RUN, "--steps", "100000")
+        assert busy.returncode == 6 and "busy" in busy.stderr
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert re.search(r"segbench resume [0-9a-f]{8}", error), error
+
+
+def test_resume_refuses_when_the_code_changed(lab):
+    (lab.folder / "mine.py").write_text(METHOD.format(weight=1.0))
+    mine = ("--plugin", lab.folder / "mine.py")
+    done = lab.cli(*mine, "run", "mine", *RUN[2:], "--json")
+    assert done.returncode == 0, done.stderr
+    folder = lab.folder / json.loads(done.stdout)["dir"]
+    (folder / "result.json").unlink()
+    (lab.folder / "mine.py").write_text(METHOD.format(weight=1.0) + "\n# a comment changes nothing\n")
+    assert lab.cli("resume", folder).returncode == 0
+    (folder / "result.json").unlink()
+    (lab.folder / "mine.py").write_text(METHOD.format(weight=2.0))
+    changed = lab.cli("resume", folder)
+    assert changed.returncode == 2 and "sources" in changed.stderr
+
+
+METHOD = '''
+from segbench import Method, method
+from segbench.losses import dice_ce
+
+@method("mine")
+class Mine(Method):
+    """Mine."""
+    def build(self, network):
+        self.network = network()
+    def loss(self, batch, t):
+        return {{"supervised": {weight} * dice_ce(self.network(batch.x), batch.y)}}
+    def predict(self, image, task=0):
+        return self.network(image).softmax(1)
+'''
+
+
+@pytest.mark.parametrize("args, code, says", [
+    (("run", "versmi"), 2, "Did you mean 'versemi'?"),
+    (("run", "mean_teacher", "-o", "dekay=0.9"), 2, "decay"),
+    (("run", "mean_teacher", "-o", "decay=2"), 2, "decay"),
+    (("run", "mean_teacher", "-o", "decay=abc"), 2, "decay"),
+    (("run", "supervised", "--dataset", "phantm"), 2, "Did you mean"),
+    (("run", "supervised", "--backbone", "vent"), 2, "Did you mean 'vnet'?"),
+    (("run", "supervised", "--dataset", "tiny"), 2, "protocol"),
+    (("run", "supervised", "--seeds", "x"), 2, "--seeds"),
+    (("run", "supervised", "--seed", "-1"), 2, "seed"),
+    (("run", "supervised", "--labeled", "99"), 2, "labelled"),
+    (("run", "supervised", "--dataset", "la"), 3, "data prepare la"),
+    (("run", "supervised", "--device", "cuda:7"), 7, "device"),
+    (("run", "supervised", "-o", "patch=30x30x30"), 2, "multiple"),
+    (("rnu",), 2, "Did you mean 'run'?"),
+    (("run",), 2, "METHOD"),
+    (("resume", "deadbeef"), 2, "no run"),
+    (("evaluate", "deadbeef"), 2, "no run"),
+    (("--plugin", "nowhere.py", "list"), 2, "no such plug-in"),
+])
+def test_errors_name_the_thing_and_have_their_code(lab, args, code, says):
+    result = lab.cli(*args)
+    assert result.returncode == code, result.stderr
+    assert says in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
+    as_json = json.loads(lab.cli(*args, "--json").stdout)
+    assert as_json["status"] == "error" and as_json["code"] == code
+
+
+def test_dry_run_writes_nothing(lab):
+    plan = lab.cli(*RUN, "--seeds", "0-1", "--dry-run", "--json")
+    assert [r["state"] for r in json.loads(plan.stdout)["runs"]] == ["to do", "to do"]
+    assert not (lab.folder / "segbench-out").exists()
+
+
+def test_config_show_sources(lab):
+    document = json.loads(lab.cli("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--json").stdout)
+    assert document["sources"]["decay"] == "-o" and document["experiment"]["params"]["decay"] == 0.9
+    text = lab.cli("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--sources").stdout
+    assert re.search(r"decay +0.9 +-o", text)
+
+
+def test_list_and_describe(lab):
+    document = json.loads(lab.cli("list", "methods", "--json").stdout)
+    assert {"supervised", "mean_teacher", "versemi"} <= {m["name"] for m in document["methods"]}
+    described = json.loads(lab.cli("describe", "method", "versemi", "--json").stdout)
+    assert all(p["meaning"] for p in described["parameters"])
+    assert "80" in lab.cli("describe", "dataset", "la").stdout
+    assert lab.cli("describe", "protocol", "la").returncode == 0
+
+
+def test_broken_plugin_stays_visible(lab):
+    (lab.folder / "methods").mkdir()
+    (lab.folder / "methods" / "broken.py").write_text("from segbench import method\nimport nowhere_to_be_found\n")
+    listed = lab.cli("list", "methods", SEGBENCH_PATH=str(lab.folder))
+    assert listed.returncode == 0 and "nowhere_to_be_found" in listed.stdout
+    chosen = lab.cli("run", "broken", SEGBENCH_PATH=str(lab.folder))
+    assert chosen.returncode == 7 and "nowhere_to_be_found" in chosen.stderr
+
+
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "40"}, {"NO_COLOR": "1"}])
+def test_poor_terminals(lab, env):
+    lab.cli(*RUN)
+    board = lab.cli("leaderboard", **env)
+    assert board.returncode == 0 and "\x1b" not in board.stdout and "supervised" in board.stdout
+
+
+def test_closed_pipe_is_quiet(lab):
+    path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = f"{sys.executable} -m segbench.cli.main describe protocol la | head -n 1 > /dev/null; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=lab.folder,
+                            env={**os.environ, "PYTHONPATH": path}, check=False)
+    assert result.returncode in (0, 141) and "Traceback" not in result.stderr
+
+
+def test_help_imports_nothing_heavy(lab):
+    code = ("import sys; from segbench.cli.main import run; run(['--help']); run(['run', '--help']);"
+            "print([m for m in ('torch', 'pydantic', 'numpy', 'scipy', 'monai', 'timm', 'rich') if m in sys.modules])")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=lab.folder, check=True,
+                            env={**os.environ, "PYTHONPATH": str(PLUGINS.parents[1])})
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "resume", "evaluate", "leaderboard", "list", "describe", "data",
+                                     "config", "doctor"])
+def test_every_command_has_help(lab, command):
+    assert lab.cli(command, "--help").returncode == 0
+
+
+def test_doctor(lab):
+    document = json.loads(lab.cli("doctor", "--json").stdout)
+    assert any("torch" in c["what"] for c in document["checks"])

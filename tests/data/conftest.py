@@ -1,0 +1,105 @@
+"""A small data set whose files, lists and accidents a test controls."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segbench import registry
+from segbench.data import store as stores
+
+PLUGIN = '''
+import json, os, signal
+from pathlib import Path
+import numpy as np
+from segbench import Case, Dataset, RawCase, Split, dataset
+
+HERE = Path(__file__).parent
+
+@dataset("toy")
+class Toy(Dataset):
+    title, classes, files, embedded, version = "Toy", ("a", "b"), ("<case>.npz",), EMBEDDED, 1
+    licence, citation, homepage = "none", "nobody", "https://example.org"
+    protocol = "phantom"
+
+    def split(self):
+        return Split(*(tuple(x) for x in json.loads((HERE / "split.json").read_text())), "me")
+
+    def find(self, source):
+        source = HERE / "source" if source is None else source
+        return [RawCase(p.stem, p, p.stem.split("_")[0] if "_" in p.stem else None)
+                for p in sorted(source.glob("*.npz"))]
+
+    def load(self, raw):
+        with open(HERE / "loads.txt", "a") as log:
+            print(raw.id, file=log)
+        if (HERE / "kill").exists() and (HERE / "kill").read_text() == raw.id:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with np.load(raw.where) as arrays:
+            label = arrays["label"] if "label" in arrays else None
+            return Case(raw.id, arrays["image"], label, (1.0, 1.0, 2.0), np.diag([1.0, 1.0, 2.0, 1.0]))
+'''
+
+
+class Toy:
+    """The data set's folder and shortcuts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.source, self.data_root = folder, folder / "source", folder / "prepared"
+        self.source.mkdir()
+        self.plugin = folder / "toy.py"
+        self.code()
+
+    def code(self, embedded: bool = False, **changes: str) -> None:
+        """Write the adapter and make the registry forget the old one."""
+        text = PLUGIN.replace("EMBEDDED", str(embedded))
+        for old, new in changes.items():
+            text = text.replace(old, new)
+        self.plugin.write_text(text)
+        registry._state.entries.pop(("dataset", "toy"), None)
+        sys.modules.pop("segbench_plugin_toy", None)
+        registry._state.files.clear()
+        registry.add_file(self.plugin)
+
+    def case(self, name: str, seed: int, **arrays: np.ndarray | None) -> None:
+        rng = np.random.default_rng(seed)
+        content = {"image": rng.standard_normal((1, 5, 6, 4)).astype(np.float32),
+                   "label": rng.integers(0, 3, (5, 6, 4)).astype(np.uint8), **arrays}
+        np.savez(self.source / f"{name}.npz", **{k: v for k, v in content.items() if v is not None})
+
+    def split(self, train: list[str], test: list[str]) -> None:
+        (self.folder / "split.json").write_text(json.dumps([train, test]))
+
+    def lists(self, train: list[str], test: list[str]) -> None:
+        (self.source / "train.list").write_text("\n".join(train) + "\n")
+        (self.source / "test.list").write_text("\n".join(test) + "\n")
+
+    def fill(self, train: int = 3, test: int = 2) -> None:
+        names = [f"c{i}" for i in range(train + test)]
+        for i, name in enumerate(names):
+            self.case(name, i)
+        self.split(names[:train], names[train:])
+
+    def prepare(self, jobs: int = 1, progress=None) -> stores.Store:
+        return stores.prepare("toy", self.source, self.data_root, jobs, progress)
+
+    def open(self) -> stores.Store:
+        return stores.open_store("toy", self.data_root)
+
+    def loads(self) -> list[str]:
+        """Ids loaded since the last call."""
+        log = self.folder / "loads.txt"
+        ids = log.read_text().split() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return ids
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch) -> Toy:
+    monkeypatch.setattr(registry, "_state", registry._State(dict(registry._state.entries)))
+    registry.catalogue.cache_clear()
+    yield Toy(tmp_path)
+    registry.catalogue.cache_clear()
+    sys.modules.pop("segbench_plugin_toy", None)

@@ -1,0 +1,52 @@
+"""Data sets of balls in noise, so small that a method trains on them in a blink. For tests only."""
+
+import numpy as np
+
+from segbench import Case, Dataset, RawCase, Split, dataset
+
+
+class Balls(Dataset):
+    title = "Balls in noise"
+    modality = "none"
+    classes = ("ball",)
+    protocol = "unused: tests name theirs"
+    labeled = 2
+    embedded = True
+    side = 20
+
+    def split(self):
+        ids = [f"case{i}" for i in range(8)]
+        return Split(tuple(ids[:6]), tuple(ids[6:]), "made up")
+
+    def find(self, source):
+        return [RawCase(f"case{i}", i) for i in range(8)]
+
+    def load(self, raw):
+        draw = np.random.Generator(np.random.PCG64(raw.where))
+        grid = np.stack(np.meshgrid(*[np.arange(self.side)] * self.dims, indexing="ij"))
+        label = np.zeros(grid.shape[1:], np.uint8)
+        for value in range(1, len(self.classes) + 1):
+            center = draw.uniform(6, self.side - 6, size=(self.dims, *[1] * self.dims))
+            label[((grid - center) ** 2).sum(0) < 30] = value
+        image = label + draw.normal(0, 0.5, size=(self.channels, *label.shape))
+        return Case(raw.id, image.astype(np.float32), label, (1.0,) * self.dims)
+
+
+@dataset("tiny")
+class Tiny(Balls):
+    """One class in three dimensions."""
+
+
+@dataset("tiny_classes")
+class TinyClasses(Balls):
+    """Three classes, two channels."""
+
+    classes = ("small", "smaller", "smallest")
+    channels = 2
+
+
+@dataset("tiny_flat")
+class TinyFlat(Balls):
+    """One class in two dimensions."""
+
+    dims = 2

@@ -1,0 +1,105 @@
+"""Evaluation: what is scored, on which grid, and that training never reads what it must not."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+
+from segbench.contracts.method import Method, Setting, Source
+from segbench.data.store import derived, open_store
+from segbench.evaluation import cases_csv, evaluate, predict_case, summarise
+from segbench.training.run import execute
+
+
+class Oracle(Method):
+    """Says foreground where the image is bright."""
+
+    name = "oracle"
+
+    def __init__(self, level=0.5):
+        super().__init__(Method.Params(), Setting((Source("tiny", ("ball",)),), 1, (16, 16, 16)))
+        self.level = level
+
+    def predict(self, image, task=0):
+        p = torch.sigmoid(20 * (image[:, :1] - self.level))
+        return torch.cat([1 - p, p], 1)
+
+
+def rows_of(method, store, protocol, folder):
+    return evaluate(method, [store], protocol, folder / "rows", "stamp", "cpu")
+
+
+def test_scores_are_those_of_the_metrics(lab):
+    from segbench.metrics import evaluate_pair
+    protocol = lab.prepared("supervised").experiment.protocol
+    store = open_store("tiny", lab.folder / "data")
+    rows = rows_of(Oracle(), store, protocol, lab.folder)
+    assert [r["case"] for r in rows] == list(store.test)
+    for row in rows:
+        image, label = np.asarray(store.image(row["case"]))[0], np.asarray(store.label(row["case"]))
+        expected = evaluate_pair(image > 0.5, label, spacing=(1, 1, 1))
+        assert row["dice"] == pytest.approx(expected.dice) and row["hd95_mm"] == pytest.approx(expected.hd95)
+        assert row["hd95_vox"] == row["hd95_mm"], "spacing is 1 mm"
+
+
+def test_empty_prediction_scores_the_worst(lab):
+    protocol = lab.prepared("supervised").experiment.protocol
+    rows = rows_of(Oracle(level=99), open_store("tiny", lab.folder / "data"), protocol, lab.folder)
+    mean = summarise(rows, "worst_distance")[0]
+    assert mean["counts"]["empty_prediction"] == 2 and mean["columns"]["dice"]["mean"] == 0
+    assert mean["columns"]["hd95_vox"]["mean"] == pytest.approx(np.sqrt(3 * 20**2))
+
+
+def test_downsampled_protocol_is_scored_on_the_full_grid(lab):
+    run = lab.prepared("supervised", overrides=["downsample=2", "patch=8x8x8", "inference.stride=4x4x4"])
+    store = open_store("tiny", lab.folder / "data")
+    p = predict_case(Oracle(), store, "case6", 0, run.experiment.protocol, "cpu")
+    assert p.shape == (2, 20, 20, 20)
+    assert derived(store, 2).cases["case6"].shape == (10, 10, 10)
+    result = execute(run, lab.machine())
+    assert result["metrics"][0]["counts"]["n"] == 2
+    with (run.folder.path / "cases.csv").open() as file:
+        assert {r["shape"] for r in csv.DictReader(file)} == {"20x20x20"}
+
+
+def test_largest_component_is_kept_per_class(lab):
+    protocol = lab.prepared("supervised", overrides=["largest_component=true"]).experiment.protocol
+    store = open_store("tiny", lab.folder / "data")
+    kept = rows_of(Oracle(), store, protocol, lab.folder)
+    plain = evaluate(Oracle(), [store], protocol.model_copy(update={"largest_component": False}),
+                     lab.folder / "other", "stamp", "cpu")
+    assert all(k["pred_voxels"] < p["pred_voxels"] for k, p in zip(kept, plain, strict=True))
+
+
+def test_rows_of_other_weights_are_not_taken_over(lab):
+    protocol = lab.prepared("supervised").experiment.protocol
+    store = open_store("tiny", lab.folder / "data")
+    first = evaluate(Oracle(), [store], protocol, lab.folder / "rows", "one", "cpu")
+    again = evaluate(Oracle(level=99), [store], protocol, lab.folder / "rows", "one", "cpu")
+    other = evaluate(Oracle(level=99), [store], protocol, lab.folder / "rows", "two", "cpu")
+    assert again == first != other
+
+
+def test_case_table_is_plain_text():
+    text = cases_csv([{"case": "a,b", "dice": None, "shape": [3, 4]}, {"case": "c", "dice": 0.5, "extra": 1}]).decode()
+    assert text.splitlines() == ["case,dice,shape,extra", '"a,b",,3x4,', "c,0.5,,1"]
+
+
+def test_training_never_reads_unlabelled_labels_or_the_test_split(lab, tmp_path):
+    """Garbage in labels of unlabelled cases and in test images leaves the trained weights as they were."""
+    from segbench.training import checkpoint
+    clean = lab.prepared("mean_teacher")
+    execute(clean, lab.machine())
+    other = type(lab)(tmp_path / "other")
+    spoiled = other.prepared("mean_teacher")
+    store = spoiled.stores[0]
+    for case in (*store.train[2:], *store.test):
+        files = ["label"] + (["image"] if case in store.test else [])
+        for name in files:
+            file = store.root / "cases" / case / f"{name}.npy"
+            array = np.load(file)
+            np.save(file, np.zeros_like(array))
+    execute(spoiled, other.machine())
+    weights = [checkpoint.digest(checkpoint.load(r.folder.path / "ckpt")[1]) for r in (clean, spoiled)]
+    assert weights[0] == weights[1]

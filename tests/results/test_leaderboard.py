@@ -1,0 +1,115 @@
+"""Leaderboards: what may share a table, what is ranked, how failures and missed targets show."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from segbench.errors import IntegrityError, UsageError
+from segbench.results import export
+from segbench.results.leaderboard import boards, published
+from segbench.results.rundir import all_runs, find_run
+from segbench.training.run import execute
+
+
+@pytest.fixture
+def finished(lab):
+    """Runs of two methods, one with three seeds."""
+    for method, seeds in (("supervised", (0, 1, 2)), ("mean_teacher", (0,))):
+        for seed in seeds:
+            execute(lab.prepared(method, seed=seed, steps=2), lab.machine())
+    return lab
+
+
+def tables(lab):
+    return boards(all_runs(lab.folder / "out"))
+
+
+def test_three_seeds_are_ranked_one_is_not(finished):
+    (board,), warnings = tables(finished)
+    rows = {r.method: r for r in board.rows}
+    assert warnings == [] and (board.dataset, board.labeled, board.train, board.cases) == ("tiny", 2, 6, 2)
+    assert rows["supervised"].seeds == 3 and rows["supervised"].rank == 1
+    assert rows["mean_teacher"].rank is None and "1 seed" in rows["mean_teacher"].note
+    assert board.rows[0].method == "supervised", "a row that is not ranked never stands above one that is"
+
+
+def test_mean_over_seeds_is_the_mean_of_the_runs(finished):
+    results = [r.result() for r in all_runs(finished.folder / "out") if "/supervised/" in str(r.path)]
+    dice = [100 * r["metrics"][0]["columns"]["dice"]["mean"] for r in results]
+    row = next(r for r in tables(finished)[0][0].rows if r.method == "supervised")
+    assert row.dice == pytest.approx(sum(dice) / 3)
+    assert row.dice_sd == pytest.approx((sum((d - row.dice) ** 2 for d in dice) / 2) ** 0.5)
+
+
+@pytest.mark.parametrize("change", [{"labeled": 3}, {"overrides": ["patch=8x8x8", "inference.stride=8,8,8"]},
+                                    {"precision": "bf16"}, {"dataset": "tiny_classes"}])
+def test_what_differs_never_shares_a_table(finished, change):
+    execute(finished.prepared("supervised", steps=2, **change), finished.machine())
+    assert len(tables(finished)[0]) == 2
+
+
+def test_changed_parameters_are_another_row(finished):
+    execute(finished.prepared("mean_teacher", steps=2, overrides=["decay=0.5"]), finished.machine())
+    assert {r.method for r in tables(finished)[0][0].rows} == {"supervised", "mean_teacher", "mean_teacher[decay=0.5]"}
+
+
+def test_failed_and_half_done_runs(finished):
+    run = finished.prepared("versemi", steps=2)
+    run.folder.write_config(run.run_id, run.experiment, run.science, [])
+    assert tables(finished)[0][0].failures == []
+    run.folder.fail(RuntimeError("no"), "training")
+    assert len(tables(finished)[0][0].failures) == 1 and "versemi" in tables(finished)[0][0].failures[0]
+
+
+def test_tampered_case_table_is_left_out_with_a_warning(finished):
+    run = next(r for r in all_runs(finished.folder / "out") if "/supervised/" in str(r.path))
+    with (run.path / "cases.csv").open("a") as file:
+        file.write("tiny,case6,ball,ok,1.0\n")
+    (board,), warnings = tables(finished)
+    assert len(warnings) == 1 and next(r for r in board.rows if r.method == "supervised").seeds == 2
+    with pytest.raises(IntegrityError, match="changed after"):
+        run.result()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": "segbench.run/99"}', '{"schema": 3}'])
+def test_broken_result_file_is_left_out(finished, content):
+    run = next(r for r in all_runs(finished.folder / "out") if "/mean_teacher/" in str(r.path))
+    (run.path / "result.json").write_text(content)
+    (board,), warnings = tables(finished)
+    assert len(warnings) == 1 and [r.method for r in board.rows] == ["supervised"]
+
+
+def test_exports_agree(finished):
+    found, _ = tables(finished)
+    rows = list(csv.DictReader(io.StringIO(export.as_csv(found))))
+    document = export.as_json(found, None)
+    json.dumps(document, allow_nan=False)
+    assert [r["method"] for r in rows] == [r["method"] for r in document["boards"][0]["rows"]]
+    assert float(rows[0]["dice"]) == document["boards"][0]["rows"][0]["dice"]
+    assert r"mean\_teacher" in export.as_latex(found) and r"\toprule" in export.as_latex(found)
+    assert r"mean\_teacher" in export.as_markdown(found)
+
+
+def test_export_escapes(finished):
+    found, _ = tables(finished)
+    found[0].rows[0].method = "=1+1|&%"
+    assert "'=1+1" in export.as_csv(found)
+    assert r"=1+1\|" in export.as_markdown(found)
+    assert r"\&\%" in export.as_latex(found)
+
+
+def test_runs_are_found_by_the_start_of_their_id(finished):
+    run = next(all_runs(finished.folder / "out"))
+    assert find_run(finished.folder / "out", run.run_id[:6]).path == run.path
+    assert find_run(finished.folder / "out", str(run.path)).path == run.path
+    with pytest.raises(UsageError, match="no run"):
+        find_run(finished.folder / "out", "zzzz")
+
+
+def test_published_numbers_have_source_and_selection():
+    rows = published("la", 8)
+    bcp = [r for r in rows if r["method"] == "BCP"]
+    assert any(r["dice"] == 89.62 and r["selection"] == "best_on_test" for r in bcp)
+    assert all(r["source"] and r["selection"] for r in rows) and published("tiny", 2) == []

@@ -1,0 +1,115 @@
+"""Shared operations: the teacher, noise, entropy, masks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from segbench.ops import Ema, box_edges, clipped_noise, context_mask, entropy, mix, one_hot, outside_boxes
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1))
+
+
+def test_a_teacher_starts_equal_takes_no_gradient_and_stays_in_step_with_train_and_eval():
+    student = network()
+    method = nn.ModuleDict({"student": student, "teacher": Ema(student)})
+    teacher, x = method["teacher"], torch.rand(2, 1, 8, 8)
+    method.eval()
+    assert torch.equal(teacher(x), student(x)) and not teacher(x).requires_grad
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in student.parameters()}
+    method.train()
+    assert all(m.training for m in teacher.modules())
+    assert not torch.equal(teacher(x), teacher(x))  # dropout is on
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_a_teacher_follows_parameters_and_leaves_buffers_alone():
+    student = network().train()
+    teacher = Ema(student)
+    before = [p.clone() for p in teacher.parameters()]
+    for p in student.parameters():
+        nn.init.normal_(p)
+    student(torch.rand(4, 1, 8, 8) + 5)  # moves the student's running statistics
+    teacher.follow(student, 0.9)
+    for old, new, mine in zip(before, teacher.parameters(), student.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), 0.9 * old + 0.1 * mine.detach())
+    assert torch.equal(teacher.model[1].running_mean, torch.zeros(4))
+    assert student[1].running_mean.abs().sum() > 0
+    teacher.follow(student, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
+
+
+def test_clipped_noise():
+    torch.manual_seed(0)
+    x = torch.full((40, 1, 30, 30), 7.0)
+    noise = clipped_noise(x, 0.1)
+    assert noise.shape == x.shape and noise.abs().max() == pytest.approx(0.2)
+    # A normal variable clipped at twice its deviation: 4.55 % of the mass on the bounds, variance 0.9205.
+    assert (noise.abs() > 0.2 - 1e-6).float().mean() == pytest.approx(0.0455, abs=4e-3)
+    assert noise.var().item() == pytest.approx(0.009205, rel=0.03) and abs(noise.mean()) < 2e-3
+    assert torch.equal(clipped_noise(x, 0), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4)])
+def test_entropy(k, shape):
+    p = torch.randn(2, k, *shape, dtype=torch.float64).softmax(1)
+    q = p.numpy()
+    np.testing.assert_allclose(entropy(p), -(q * np.log(q + 1e-6)).sum(1))
+    assert entropy(torch.full((1, k, *shape), 1 / k)).max() == pytest.approx(math.log(k), abs=1e-5)
+    assert entropy(torch.eye(k)[:1].view(1, k, 1, 1)).abs().item() < 1e-5
+
+
+def test_entropy_of_the_published_fixture():
+    """Mean of eight passes of sine waves (UA-MT)."""
+    n = torch.arange(256, dtype=torch.float64)
+    passes = [(2 * torch.sin(0.35 * n + 0.15 * i)).view(2, 2, 4, 4, 4).softmax(1) for i in range(8)]
+    u = entropy(sum(passes) / 8)
+    assert [v.item() for v in (u.mean(), u.min(), u.max())] == pytest.approx([0.357638, 0.116293, 0.691860], abs=6e-7)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
+def test_one_hot(shape):
+    y = torch.randint(0, 4, (2, *shape))
+    masks = one_hot(y, 4)
+    assert masks.shape == (2, 4, *shape) and masks.dtype == torch.bool
+    assert torch.equal(masks.int().argmax(1), y) and masks.sum(1).eq(1).all()
+
+
+@pytest.mark.parametrize("size", [(9, 7), (6, 5, 8)])
+def test_boxes(size):
+    corners = torch.stack([torch.zeros(len(size), dtype=torch.long), torch.tensor(size) - 3])
+    mask = outside_boxes(corners, (3,) * len(size), size)
+    for m, corner in zip(mask, corners.tolist(), strict=True):
+        expected = torch.ones(size, dtype=torch.bool)
+        expected[tuple(slice(c, c + 3) for c in corner)] = False
+        assert torch.equal(m, expected)
+
+
+@pytest.mark.parametrize("size", [(112, 112, 80), (12, 9), (3, 1), (1, 1, 1)])
+def test_context_masks(size):
+    edges = box_edges(size, 2 / 3)
+    mask = context_mask(50, size, 2 / 3, torch.Generator().manual_seed(3))
+    assert mask.shape == (50, *size)
+    assert (~mask).flatten(1).sum(1).eq(math.prod(edges)).all()
+    if size[0] == 112:
+        assert edges == (74, 74, 53)
+        starts = torch.stack([(~m).nonzero().amin(0) for m in mask])
+        assert (starts <= torch.tensor([37, 37, 26])).all() and len(starts.unique(dim=0)) > 40
+    again = context_mask(50, size, 2 / 3, torch.Generator().manual_seed(3))
+    assert torch.equal(mask, again)
+
+
+def test_mix():
+    mask = context_mask(2, (6, 6), 0.5, torch.Generator().manual_seed(0))
+    outer, inner = torch.zeros(2, 3, 6, 6), torch.ones(2, 3, 6, 6)
+    assert torch.equal(mix(mask, outer, inner), (~mask).float().unsqueeze(1).expand(-1, 3, -1, -1))
+    assert torch.equal(mix(mask, outer[:, 0].long(), inner[:, 0].long()), (~mask).long())
+    one = context_mask(1, (6, 6), 0.5, torch.Generator().manual_seed(0))  # one box for the whole batch
+    assert mix(one, outer, inner).sum() == 2 * 3 * 9

@@ -1,0 +1,127 @@
+"""The loop: phases and shares, schedules, players, guards, precision."""
+
+import pytest
+import torch
+
+from segbench.contracts.method import Clock, Method, Optim, Phase, sigmoid_ramp
+from segbench.errors import TrainingError, UsageError
+from segbench.training.plan import stage_of, stages
+from segbench.training.run import build, execute
+
+
+def test_shares_add_up_to_all_steps():
+    for total in (2, 3, 7, 100, 6000):
+        plan = stages([Phase("a", 0.1), Phase("b", 0.9)], total, 2, 2)
+        assert [s.start for s in plan] == [0, plan[0].steps] and sum(s.steps for s in plan) == total
+        assert min(s.steps for s in plan) >= 1
+    assert stage_of(plan, plan[1].start).phase.name == "b" and stage_of(plan, plan[1].start - 1).phase.name == "a"
+
+
+def test_places_of_unlabelled_items_go_to_labelled_ones():
+    a, b, c = stages([Phase("a", 0.2, unlabeled=0), Phase("b", 0.3), Phase("c", 0.5, labeled=4, unlabeled=4)], 10, 2, 3)
+    assert [(s.labeled, s.unlabeled) for s in (a, b, c)] == [(5, 0), (2, 3), (4, 4)]
+
+
+def test_schedule_runs_over_the_phases_that_share_an_optimiser():
+    plan = stages([Phase("a", 0.2), Phase("b", 0.3), Phase("c", 0.5, fresh_optimizer=True)], 100, 2, 2)
+    assert [(s.origin, s.span) for s in plan] == [(0, 50), (0, 50), (50, 50)]
+
+
+@pytest.mark.parametrize("phases, total", [([Phase("a", 0.5)], 10), ([Phase("a", 0.5), Phase("b", 0.5)], 1)])
+def test_impossible_phases(phases, total):
+    with pytest.raises(UsageError):
+        stages(phases, total, 2, 2)
+
+
+def test_step_schedule_is_the_literatures_at_6000_steps():
+    optim = Optim(lr=0.01, schedule="step", milestones=(2500, 5000), reference=6000)
+    rates = {t: optim.lr_at(t, 6000) for t in (0, 2499, 2500, 4999, 5000, 5999)}
+    assert rates == pytest.approx({0: 1e-2, 2499: 1e-2, 2500: 1e-3, 4999: 1e-3, 5000: 1e-4, 5999: 1e-4})
+    assert optim.lr_at(499, 1200) == pytest.approx(1e-2) and optim.lr_at(500, 1200) == pytest.approx(1e-3)
+
+
+def test_poly_schedule():
+    assert Optim(lr=0.1, schedule="poly").lr_at(15000, 30000) == pytest.approx(0.05358867, abs=1e-8)
+
+
+def test_ramp_is_the_literatures_staircase():
+    expected = {0: 0.000674, 149: 0.000674, 150: 0.000862, 1500: 0.006005, 3000: 0.028650, 4500: 0.073162, 5999: 0.099688}
+    assert {t: round(0.1 * Clock(t, 6000).ramp(), 6) for t in expected} == expected  # UA-MT, P2
+    assert sigmoid_ramp(40, 40) == 1.0 and sigmoid_ramp(5, 0) == 1.0
+
+
+def test_generator_depends_on_seed_stream_and_step_only():
+    def draw(**kw):
+        return torch.rand(3, generator=Clock(**{"step": 3, "total": 9, "seed": 1, **kw}).generator(kw.pop("s", "mask"))).tolist()
+    assert draw() == draw(total=99, phase="x", epoch=4)
+    assert draw() != draw(step=4) and draw() != draw(seed=2)
+
+
+class Toy(Method):
+    """y = a x with a player that learns b."""
+
+    players = ("network", "critic")
+    name = "toy"
+
+    def __init__(self):
+        super().__init__(Method.Params(), setting=type("S", (), {"classes": 2})())
+        self.weight = torch.nn.Parameter(torch.tensor(1.0))
+        self.frozen = torch.nn.Parameter(torch.tensor(1.0), requires_grad=False)
+        self.critic = torch.nn.Linear(1, 1)
+
+
+def test_players_share_the_parameters_out():
+    toy = Toy()
+    assert [id(p) for p in toy.trainable("network")] == [id(toy.weight)]
+    assert {id(p) for p in toy.trainable("critic")} == {id(p) for p in toy.critic.parameters()}
+
+
+@pytest.fixture
+def diverging(lab, tmp_path):
+    from segbench import registry
+    file = tmp_path / "diverging.py"
+    file.write_text('''
+import torch
+from segbench import Method, method
+
+@method("diverging")
+class Diverging(Method):
+    """Finite for three steps."""
+    def build(self, network):
+        self.network = network()
+    def loss(self, batch, t):
+        value = self.network(batch.x).square().mean()
+        return {"fine": value, "odd": value * (float("nan") if t.step == 3 else 1)}
+    def predict(self, image, task=0):
+        return self.network(image).softmax(1)
+''')
+    registry.add_file(file)
+    yield lab
+    registry._state.files.remove(file.resolve())
+    registry._state.entries.pop(("method", "diverging"), None)
+    registry.catalogue.cache_clear()
+
+
+def test_not_finite_loss_stops_before_the_weights_are_touched(diverging):
+    from segbench.training import checkpoint
+    from segbench.training.loop import Cadence
+    run = diverging.prepared("diverging")
+    with pytest.raises(TrainingError, match="not finite") as error:
+        execute(run, diverging.machine(save_every=Cadence(steps=1, seconds=None)))
+    assert "step 3" in error.value.details["where"] and "odd = nan" in error.value.details["found"]
+    assert checkpoint.load(run.folder.path / "ckpt")[0] == 3
+    assert (run.folder.path / "failed.json").exists() and run.folder.result() is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("method", ["mean_teacher", "versemi"])
+def test_reduced_precision_trains(lab, method, precision):
+    run = lab.prepared(method, precision=precision)
+    assert execute(run, lab.machine())["precision"] == precision
+
+
+def test_seed_decides_initial_weights(lab):
+    from segbench.training import checkpoint
+    first, same, other = (lab.prepared("supervised", seed=s) for s in (0, 0, 1))
+    digests = [checkpoint.digest(build(r.experiment, r.stores).state_dict()) for r in (first, same, other)]
+    assert digests[0] == digests[1] != digests[2] and first.run_id == same.run_id != other.run_id

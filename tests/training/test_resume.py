@@ -1,0 +1,136 @@
+"""A run killed at any instant and resumed ends with the very bytes of one that was never stopped."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+
+from segbench import registry
+from segbench.training import checkpoint
+from segbench.training.loop import Cadence
+from segbench.training.run import Reporter, execute
+
+METHODS = registry.names("method")
+KEPT = ("result.json", "cases.csv")
+
+
+def forked(function):
+    """Run a function in a fork of this process (torch is imported already) and return its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def killed_after(run, machine, step):
+    """Train until ``step`` steps are done and die at once, before anything can be saved or closed."""
+    def train(progress):
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return forked(lambda: execute(run, machine, Reporter(train=train)))
+
+
+def files(run):
+    return {name: (run.folder.path / name).read_bytes() for name in KEPT}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_every_step(lab, method, tmp_path):
+    straight = lab.prepared(method)
+    execute(straight, lab.machine())
+    other = type(lab)(tmp_path / "other")
+    for step in (1, 2, 3, 4, 5, 6):  # one run, killed again and again; a checkpoint every second step
+        machine = other.machine(save_every=Cadence(steps=2 if step % 2 else 1, seconds=None))
+        assert killed_after(other.prepared(method), machine, step) == -signal.SIGKILL
+    again = other.prepared(method)
+    execute(again, other.machine())
+    assert files(again) == files(straight)
+    steps = [json.loads(line)["step"] for line in (again.folder.path / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(6))
+
+
+def test_cadence_and_workers_do_not_change_the_result(lab, tmp_path):
+    one, two = type(lab)(tmp_path / "one"), type(lab)(tmp_path / "two")
+    a, b = one.prepared("mean_teacher"), two.prepared("mean_teacher")
+    execute(a, one.machine(save_every=Cadence(steps=1, seconds=None)))
+    execute(b, two.machine(save_every=Cadence(seconds=None), workers=2))
+    assert files(a) == files(b)
+
+
+POINTS = ["before fsync", "before rename", "after rename", "before folder sync"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_killed_while_writing(lab, tmp_path, point, count):
+    """Die at the count-th write (configuration, log, checkpoint, pointer, results) in the middle of it."""
+    straight = lab.prepared("supervised")
+    execute(straight, lab.machine())
+    other = type(lab)(tmp_path / "other")
+    run = other.prepared("supervised")
+
+    def die_there():
+        from segbench import files as module
+        name = {"before fsync": "fsync", "before rename": "replace", "after rename": "replace",
+                "before folder sync": "open"}[point]
+        real, seen = getattr(module.os, name), [0]
+
+        def dying(*args, **kwargs):
+            seen[0] += 1
+            if point == "after rename":
+                result = real(*args, **kwargs)
+            if seen[0] >= count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result if point == "after rename" else real(*args, **kwargs)
+        setattr(module.os, name, dying)
+        execute(run, other.machine())
+    assert forked(die_there) == -signal.SIGKILL
+    execute(other.prepared("supervised"), other.machine())
+    assert files(run) == files(straight)
+
+
+def test_killed_during_evaluation_keeps_finished_cases(lab):
+    run = lab.prepared("supervised")
+
+    def evaluate(done, total, case):
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert forked(lambda: execute(run, lab.machine(), Reporter(evaluate=evaluate))) == -signal.SIGKILL
+    partial = run.folder.path / "evaluation.jsonl"
+    assert len(partial.read_text().splitlines()) == 1
+    with partial.open("a") as file:
+        file.write('{"torn')
+    result = execute(run, lab.machine())
+    assert result["metrics"][0]["counts"]["n"] == 2
+    assert not partial.exists()
+
+
+def test_stop_signal_saves_and_resumes(lab, tmp_path):
+    from segbench.errors import Interrupted
+    other = type(lab)(tmp_path / "other")
+    run = lab.prepared("supervised")
+
+    def train(progress):
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted) as stop:
+        execute(run, lab.machine(save_every=Cadence(seconds=None)), Reporter(train=train))
+    assert stop.value.code == 143
+    assert checkpoint.load(run.folder.path / "ckpt")[0] == 3
+    assert not (run.folder.path / "failed.json").exists()
+    execute(run, lab.machine())
+    straight = other.prepared("supervised")
+    execute(straight, other.machine())
+    assert files(run) == files(straight)
+
+
+def test_finished_run_is_reused(lab):
+    run = lab.prepared("supervised")
+    first = execute(run, lab.machine())
+    stamp = (run.folder.path / "result.json").stat().st_mtime_ns
+    second = execute(lab.prepared("supervised"), lab.machine())
+    assert second["cached"] and second["weights_sha256"] == first["weights_sha256"]
+    assert (run.folder.path / "result.json").stat().st_mtime_ns == stamp
+    assert not execute(run, lab.machine(), restart=True).get("cached")
