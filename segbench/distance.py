@@ -17,7 +17,7 @@ CHECK = 8  # offsets between two looks at whether larger ones can matter
 
 
 def squared_distance(mask: Tensor) -> Tensor:
-    """Squared distance of each voxel to the nearest true one of its item of ``mask`` (N, *S), ``FAR``^2 on if it has none.
+    """Squared distance (N, *S) to the nearest true voxel of the same item of ``mask``; FAR^2 and more if it has none.
 
     float32 holds these whole numbers exactly up to 2^24, diagonals of 4096 voxels.
     """

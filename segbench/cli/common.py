@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -150,19 +151,32 @@ def console(stderr: bool = False) -> Console:
                    safe_box=True, legacy_windows=False)
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]]) -> str:
-    """A plain table: (title, "<" or ">") a column. Text is escaped; no digit is ever cut off."""
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], drop: Sequence[str] = ()) -> str:
+    """A plain table: (title, "<" or ">") a column. Text is escaped; no digit is ever cut off.
+
+    Where the terminal is too narrow, the columns in ``drop`` are left out, one after the other.
+    """
     cells = [[safe(c) for c in row] for row in rows]
-    widths = [max(len(title), *(len(r[i]) for r in cells), 0) if cells else len(title)
-              for i, (title, _) in enumerate(columns)]
+    widths = [max(len(row[i]) for row in [[t for t, _ in columns], *cells]) for i in range(len(columns))]
+    kept = list(range(len(columns)))
+    for title in drop:
+        if sum(widths[i] + 2 for i in kept) - 2 > _width():
+            kept = [i for i in kept if columns[i][0] != title]
 
     def line(values: Sequence[str]) -> str:
-        parts = [f"{v:{a}{w}}" for v, (_, a), w in zip(values, columns, widths, strict=True)]
-        return "  ".join(parts).rstrip()
+        return "  ".join(f"{values[i]:{columns[i][1]}{widths[i]}}" for i in kept).rstrip()
+
+    lines = [line([title for title, _ in columns]), *map(line, cells)]
     bar = "─" if _can(sys.stdout, "─") else "-"
-    head = line([title for title, _ in columns])
-    return "\n".join([head, bar * max(len(head), *(len(line(r)) for r in cells), 0) if cells else bar * len(head),
-                      *(line(r) for r in cells)])
+    return "\n".join([lines[0], bar * max(map(len, lines)), *lines[1:]])
+
+
+def _width() -> int:
+    """Columns of the terminal; off a terminal COLUMNS, or no limit."""
+    if sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isdigit() else 10_000
 
 
 def _can(stream: Any, text: str) -> bool:

@@ -60,7 +60,8 @@ def show(board: object) -> str:
     from segbench.results import export
     from segbench.results.leaderboard import Board
     assert isinstance(board, Board)
-    body = table(export.columns(board), [export.cells(r) for r in board.rows])
+    body = table(export.columns(board), [export.cells(r) for r in board.rows],
+                 drop=(f"ASD {board.unit}", "Jaccard %", "min", "", "seeds"))
     return "\n".join([safe(board.title), body, *(safe(line) for line in export.footer(board))])
 
 

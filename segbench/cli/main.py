@@ -19,8 +19,9 @@ from segbench.errors import SegbenchError, did_you_mean
 # Commands in the order of the help, with the module that holds them; a module is imported when its command is used or
 # the help is shown, so none of them may import torch.
 COMMANDS = {
-    "demo": "run", "run": "run", "resume": "run", "evaluate": "evaluate", "leaderboard": "leaderboard", "list": "catalog",
-    "describe": "catalog", "data": "data", "config": "config", "doctor": "doctor",
+    "demo": "demo", "run": "run", "resume": "run", "evaluate": "evaluate", "bench": "bench", "leaderboard": "leaderboard",
+    "list": "catalog", "describe": "catalog", "data": "data", "new": "extend", "test": "extend", "ablate": "extend",
+    "config": "config", "doctor": "doctor",
 }
 
 

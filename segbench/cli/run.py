@@ -1,4 +1,4 @@
-"""``segbench run``, ``resume`` and ``demo``."""
+"""``segbench run`` and ``resume``."""
 
 from __future__ import annotations
 
@@ -231,29 +231,3 @@ def restore(folder: Any, machine: Machine) -> Prepared:
     run.folder = folder
     return run
 
-
-@click.command(cls=Command)
-@click.option("--seeds", metavar="A-B", default="0", show_default=True, help="Seeds; three are needed to be ranked.")
-@machine_options
-@click.pass_obj
-def demo(settings: Settings, seeds: str, save_every: str | None, device: str | None, workers: int | None) -> None:
-    """Train three methods on phantoms and rank them. Needs no data and no GPU; a few minutes."""
-    from segbench.cli.leaderboard import show
-    from segbench.results.leaderboard import boards
-    from segbench.results.rundir import RunDir
-    from segbench.training.run import prepare
-
-    machine = machine_of(settings, save_every, device, workers)
-    chosen = dict(dataset="phantom", labeled=None, backbone=None, protocol="phantom", seed=None, seeds=seeds, steps=None,
-                  precision=None, overrides=())
-    runs = [prepare(e, machine) for m in ("supervised", "mean_teacher", "versemi") for e in experiments(settings, m, **chosen)]
-    results = []
-    for number, run in enumerate(runs, 1):
-        settings.say(f"[{number}/{len(runs)}]")
-        results.append(_execute(settings, run, machine))
-    tables, _ = boards([RunDir(run.folder.path) for run in runs])
-    if not settings.json:
-        click.echo("\n" + "\n\n".join(show(t) for t in tables))
-        click.echo("\nnext: segbench list methods · segbench run mean_teacher --dataset phantom --seeds 0-2 · "
-                   "segbench leaderboard")
-    settings.document = {"status": "done", "runs": results}

@@ -38,6 +38,7 @@ class Experiment(Strict):
     modified: tuple[str, ...] = Field((), description="keys that differ from the protocol of that name")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything random")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
+    without: tuple[str, ...] = Field((), description="loss terms left out (segbench ablate)")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,9 @@ def science(experiment: Experiment, fingerprints: Mapping[str, str], splits: Map
     """
     protocol = experiment.protocol.model_dump(mode="json", exclude={"title", "labeled", "backbone"})
     del protocol["inference"]["batch"]
+    ablation = {"without": sorted(experiment.without)} if experiment.without else {}
     return {
+        **ablation,
         "engine": ENGINE,
         "method": experiment.method,
         "params": experiment.params,

@@ -106,7 +106,8 @@ def _key(result: dict[str, Any], name: str) -> tuple[Any, ...]:
 def _label(result: dict[str, Any]) -> str:
     """The method's name with the parameters that are not its defaults."""
     changed = ",".join(f"{k}={v}" for k, v in sorted(result["changed_params"].items()))
-    return result["method"] + (f"[{changed}]" if changed else "")
+    dropped = "".join(f" without {term}" for term in result["without"])
+    return result["method"] + (f"[{changed}]" if changed else "") + dropped
 
 
 def _board(key: tuple[Any, ...], methods: dict[str, list[tuple[dict[str, Any], RunDir]]]) -> Board:

@@ -1,0 +1,1 @@
+"""Suites: many runs from one file, executed by local slots."""

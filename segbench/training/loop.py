@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +75,11 @@ class Trainer:
     """Trains a built method; its folder and the step are all that is needed to go on after a kill."""
 
     def __init__(self, method: Method, data: Data, stages: list[Stage], optim: Optim, seed: int, folder: Path,
-                 device: torch.device | str = "cpu", precision: str = "fp32", header: dict[str, Any] | None = None) -> None:
+                 device: torch.device | str = "cpu", precision: str = "fp32", header: dict[str, Any] | None = None,
+                 without: Collection[str] = ()) -> None:
         self.method, self.data, self.stages, self.optim = method.to(device), data, stages, optim
         self.seed, self.folder, self.device = seed, folder, torch.device(device)
-        self.precision, self.header = precision, header or {}
+        self.precision, self.header, self.without = precision, header or {}, without
         self.total = stages[-1].start + stages[-1].steps
         self.step = 0  # completed
         self.stage = stages[0]
@@ -194,7 +195,9 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = lr
         with self._autocast():
-            terms = loss(batch, t)
+            terms = {k: v for k, v in loss(batch, t).items() if k not in self.without}
+        if not terms:
+            return {}
         values = dict(zip(terms, torch.stack([v.detach().float() for v in terms.values()]).tolist(), strict=True))
         self._check_finite(player, values, t)
         optimizer.zero_grad(set_to_none=True)

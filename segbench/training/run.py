@@ -204,7 +204,7 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
         reporter.warn(warning)
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
-                                             "threads": torch.get_num_threads()})
+                                             "threads": torch.get_num_threads()}, experiment.without)
     trainer.fit(lambda steps: loader(data, steps, machine.workers), run.folder.path / "log.jsonl", machine.save_every,
                 reporter.train)
     for warning in trainer.warnings:
@@ -230,7 +230,7 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
         "precision": experiment.precision, "selection": protocol.selection, "test_evaluations": 1,
         "protocol": {"name": protocol.name, "version": protocol.version, "modified": list(experiment.modified)},
         "protocol_sha256": hashlib.sha256(json_bytes(run.science["protocol"])).hexdigest(),
-        "changed_params": _changed(experiment), "fingerprints": {s.name: s.fingerprint for s in run.stores},
+        "changed_params": _changed(experiment), "without": list(experiment.without), "fingerprints": {s.name: s.fingerprint for s in run.stores},
         "splits": run.splits, "science": run.science, "metrics": summarise(rows, protocol.policy), "steps": trainer.step,
         "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
     }

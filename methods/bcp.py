@@ -1,0 +1,148 @@
+"""BCP: boxes copied between labelled and unlabelled images, both ways; each part is learnt from its own label.
+
+Bai, Chen, Li, Shen, Wang: Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023,
+arXiv:2305.00673. Official code: github.com/DeepMed-Lab-ECNU/BCP, consulted through a written specification; nothing
+copied. It holds three pipelines; the one of the left atrium (LA) is the default here, the others are told by name.
+
+Paper                      Official code                       Here
+pretraining on labels      2000, then 15 000 steps             the same shares of the run; the places of unlabelled
+                                                               items go to labelled ones (LA: 4 of 8 stand empty)
+both networks start from   best on the test list               the last
+pretrained weights
+-                          LA: constant rate, then a fresh     the same, with the protocol's optimiser and, in the
+                           optimiser, a tenth every 2500       second phase, its schedule
+                           steps; pancreas, 2-D: its state is
+                           kept; pancreas: Adam 1e-3
+-                          batch 4 + 4 (2-D: 12 + 12): halves  any batch; a pair is the n-th item of each half, the
+                           a and b                             middle item of an odd number is in both halves, shorter
+                                                               halves start over; a sole item is mixed with itself
+-                          LA: u_a goes into x_a, x_b into     as LA
+                           u_b; pancreas: x_b into u_a, u_b
+                           into x_a
+-                          pancreas: nothing is shuffled, so   shuffled batches, random crops where the protocol has
+                           partners stay the same; unlabelled  them
+                           crops are central
+one box a step             corner from NumPy's generator       from the step's own generator, the same range
+-                          teacher in train mode, dropout      the same; buffers neither averaged nor copied, except
+                           and batch statistics                where the phase begins (2-D: buffers averaged too)
+largest component          26 neighbours; pancreas 18          connectivity=26; of each class of each image; ties go
+                                                               to the first in raster order; none stays none
+-                          two classes: foreground >= 0.5      the same; more classes: argmax, as in 2-D
+-                          Dice of all classes, linear         the same (2-D: squared denominators, and until October
+                           denominators                        2023 no mask for the background)
+-                          a ramp, logged only; projection,    left out
+                           prediction and selector heads,
+                           pooled features, never used
+-                          pancreas: instance norm, no         the protocol's backbone; for vnet norm=instance,
+                           dropout                             dropout=0
+-                          student, best on the test list      student, the last weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
+from segbench.losses import cross_entropy, dice
+from segbench.metrics import largest_component
+from segbench.ops import Ema, context_mask, mix
+
+
+@method("bcp", paper="Bai et al., CVPR 2023")
+class BCP(Method):
+    """A student learns mixtures of labelled images, then of labelled images and images its moving average labels."""
+
+    class Params(MethodParams):
+        pretrain_share: float = Field(2 / 17, gt=0, lt=1, description="of the steps for labelled pretraining")
+        box: float = Field(2 / 3, gt=0, lt=1, description="edge of the box relative to the patch's")
+        weight: float = Field(0.5, ge=0, description="of voxels with a pseudo label; labelled ones have 1")
+        decay: float = Field(0.99, ge=0, lt=1, description="of the moving average")
+        connectivity: Literal[6, 18, 26] = Field(
+            26, description="neighbours of a voxel in its component (LA 26, pancreas 18); 2-D: 6 means 4, others 8")
+
+    def build(self, network: Callable[..., Backbone]) -> None:
+        self.student = network()
+        self.teacher = Ema(self.student)
+
+    def phases(self) -> tuple[Phase, ...]:
+        share = self.p.pretrain_share
+        return Phase("pretrain", share, unlabeled=0), Phase("self_train", 1 - share, fresh_optimizer=True)
+
+    def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
+        return default.model_copy(update={"schedule": "constant"}) if phase.name == "pretrain" else default
+
+    def start_phase(self, phase: Phase) -> None:
+        self.teacher.model.load_state_dict(self.student.state_dict())
+
+    def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        size = tuple(batch.x.shape[2:])
+        mask = context_mask(1, size, self.p.box, t.generator("box"), batch.x.device)       # (1, *S), one for all pairs
+        return self.pretrain(batch, mask) if t.phase == "pretrain" else self.self_train(batch, mask)
+
+    def pretrain(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
+        """Labelled images with boxes of labelled images."""
+        pairs = (len(batch.x) + 1) // 2
+        (x_a, x_b), (y_a, y_b) = halves(batch.x, pairs), halves(batch.y, pairs)
+        return {"supervised": dice_and_entropy(self.student(mix(mask, x_a, x_b)), mix(mask, y_a, y_b))}
+
+    def self_train(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
+        """Labelled images with boxes of unlabelled ones, unlabelled images with boxes of labelled ones."""
+        pairs = (max(len(batch.x), len(batch.u)) + 1) // 2
+        (x_a, x_b), (y_a, y_b), (u_a, u_b) = (halves(v, pairs) for v in (batch.x, batch.y, batch.u))
+        guess_a, guess_b = self.guess(u_a), self.guess(u_b)                                # (P, *S)
+        # A pass each, so that batch statistics are those of one kind of mixture.
+        in_labeled = self.student(mix(mask, x_a, u_a))                                     # (P, K, *S)
+        in_unlabeled = self.student(mix(mask, u_b, x_b))
+        return {"in_labeled": mixed_loss(in_labeled, y_a, guess_a, mask, 1, self.p.weight),
+                "in_unlabeled": mixed_loss(in_unlabeled, guess_b, y_b, mask, self.p.weight, 1)}
+
+    def guess(self, image: Tensor) -> Tensor:
+        """The teacher's labels (P, *S)."""
+        return largest_components(harden(self.teacher(image)), self.classes, self.p.connectivity)
+
+    def after_step(self, t: Clock) -> None:
+        if t.phase != "pretrain":
+            self.teacher.follow(self.student, self.p.decay)
+
+    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+        return self.student(image).softmax(1)
+
+
+def halves(items: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """First and second half of (N, ...), each of ``size`` items: it starts over where it is shorter."""
+    half = (len(items) + 1) // 2
+    turn = torch.arange(size, device=items.device) % half
+    return items[:half][turn], items[-half:][turn]
+
+
+def harden(logits: Tensor) -> Tensor:
+    """Labels (N, *S); of two classes the foreground has a tie (p >= 0.5), of more the first."""
+    return (logits[:, 1] >= logits[:, 0]).long() if logits.shape[1] == 2 else logits.argmax(1)
+
+
+def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tensor:
+    """``labels`` (N, *S) without all but the largest connected component of each class of each item."""
+    neighbours = 26 if labels.ndim == 3 and connectivity == 18 else connectivity  # in a plane both mean 8
+    kept = torch.zeros_like(labels)
+    for item, out in zip(labels, kept, strict=True):
+        for value in range(1, classes):
+            component = torch.from_numpy(largest_component(item == value, neighbours))
+            out.masked_fill_(component.to(labels.device), value)
+    return kept
+
+
+def dice_and_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(Dice + cross entropy) / 2 of (N, K, *S) and (N, *S), over all voxels or those of a mask (1, *S)."""
+    overlap = dice(logits.softmax(1), labels, background=True, per_item=True, squared=False, weight=mask)
+    return (overlap + cross_entropy(logits, labels, mask)) / 2
+
+
+def mixed_loss(logits: Tensor, outer: Tensor, inner: Tensor, mask: Tensor, outer_weight: float,
+               inner_weight: float) -> Tensor:
+    """The loss outside the box (where ``mask`` is true) and the one inside it, each against its own labels."""
+    return (outer_weight * dice_and_entropy(logits, outer, mask)
+            + inner_weight * dice_and_entropy(logits, inner, ~mask))

@@ -1,0 +1,138 @@
+"""``segbench bench``: plan, run and watch suites."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from segbench.cli.common import Group, Settings, safe, table
+from segbench.cli.run import machine_of, machine_options
+from segbench.errors import SuiteError
+
+if TYPE_CHECKING:
+    from segbench.suites.local import Outcome
+    from segbench.training.run import Machine, Prepared
+
+MARKS = {"done": "ok", "half-done": "half", "failed": "FAIL", "to do": "."}
+
+
+@click.group(cls=Group)
+def bench() -> None:
+    """Plan and run suites of experiments."""
+
+
+def prepared(settings: Settings, suite: str, machine: Machine) -> list[Prepared]:
+    """All runs of a suite, checked, nothing started."""
+    from segbench.data.store import open_store
+    from segbench.suites.suite import expand, find_suite, load_suite
+    from segbench.training.run import prepare
+
+    sizes: dict[str, int] = {}
+
+    def size(name: str) -> int:
+        if name not in sizes:
+            sizes[name] = len(open_store(name, settings.data_root).train)
+        return sizes[name]
+    return [prepare(e, machine) for e in expand(*load_suite(find_suite(suite)), size)]
+
+
+@bench.command()
+@click.argument("suite", metavar="SUITE")
+@click.pass_obj
+def plan(settings: Settings, suite: str) -> None:
+    """Show what `bench run SUITE` would do.
+
+    \b
+    segbench bench plan benchmarks/phantom.yaml
+    """
+    _show(settings, prepared(settings, suite, machine_of(settings, None, "cpu", None)))
+
+
+@bench.command()
+@click.argument("suite", metavar="SUITE")
+@click.pass_obj
+def status(settings: Settings, suite: str) -> None:
+    """Show how far a suite is."""
+    _show(settings, prepared(settings, suite, machine_of(settings, None, "cpu", None)))
+
+
+def _show(settings: Settings, runs: list[Prepared]) -> None:
+    from segbench.suites.local import state
+    states = {run.run_id: state(run.folder) for run in runs}
+    counts = {s: list(states.values()).count(s) for s in MARKS}
+    settings.document = {"status": "ok", "counts": counts, "runs": [
+        {"run_id": r.run_id[:8], "dir": str(r.folder.path), "state": states[r.run_id]} for r in runs]}
+    if settings.json:
+        return
+    columns = list(dict.fromkeys(_column(r) for r in runs))
+    rows = [[m, *("".join(f"{MARKS[states[r.run_id]]} " for r in runs if (r.experiment.method, _column(r)) == (m, c))
+                  for c in columns)] for m in dict.fromkeys(r.experiment.method for r in runs)]
+    click.echo(f"{len(runs)} runs: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))
+    click.echo(table([("method", "<"), *((c, "<") for c in columns)], rows))
+
+
+def _column(run: Prepared) -> str:
+    e = run.experiment
+    return f"{'+'.join(e.datasets)} {','.join(map(str, dict.fromkeys(e.labeled.values())))} {e.backbone}"
+
+
+@bench.command("run")
+@click.argument("suite", metavar="SUITE")
+@click.option("-j", "slots", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at once.")
+@machine_options
+@click.pass_obj
+def run_suite(settings: Settings, suite: str, slots: int, save_every: str | None, device: str | None,
+              workers: int | None) -> None:
+    """Execute a suite. Finished runs are skipped, half-done ones resumed, a failed one does not stop the rest (exit 5).
+
+    \b
+    segbench bench run benchmarks/la-mini.yaml -j 2
+    """
+    machine = machine_of(settings, save_every, device, workers)
+    runs = prepared(settings, suite, machine)
+    outcomes = run_slots(settings, runs, machine, slots)
+    failed = [o for o in outcomes if o.code != 0]
+    _show(settings, runs)
+    assert settings.document is not None
+    settings.document["status"] = "failed" if failed else "done"
+    if failed:
+        raise SuiteError(f"{len(failed)} of {len(runs)} runs failed", fix=f"segbench bench run {suite} tries them again",
+                         found="\n".join(str(o.run.folder.path) for o in failed))
+    if not settings.json:
+        click.echo("segbench leaderboard   shows the results")
+
+
+def run_slots(settings: Settings, runs: list[Prepared], machine: Machine, slots: int) -> list[Outcome]:
+    """Execute runs in slots, telling how each ended."""
+    from segbench.suites.local import run_all, state
+    todo = sum(state(r.folder) != "done" for r in runs)
+    settings.say(f"{len(runs)} runs, {len(runs) - todo} already done, {min(slots, max(todo, 1))} at a time")
+    done = [0]
+
+    def tell(outcome: Outcome) -> None:
+        done[0] += 1
+        settings.say(f"[{done[0]}/{todo}] {describe(outcome)}")
+    return run_all(runs, machine, slots, tell)
+
+
+def describe(outcome: Outcome) -> str:
+    """One line on a run that ended."""
+    from segbench.cli.reporter import duration
+    from segbench.suites.local import last_words
+    e, folder = outcome.run.experiment, outcome.run.folder
+    what = f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labelled, seed {e.seed}"
+    if outcome.code == 0 and (result := folder.result()):
+        dice = [100 * m["columns"]["dice"]["mean"] for m in result["metrics"]]
+        return f"{safe(what)}: Dice {' '.join(f'{d:.1f}' for d in dice)} in {duration(outcome.seconds)}"
+    return "\n".join(safe(line) for line in
+                     [f"{what}: FAILED (exit {outcome.code})", *last_words(Path(folder.path)).splitlines()])
+
+
+def default_slots() -> int:
+    """One slot a GPU, or a core: small networks gain more from runs beside each other than from threads."""
+    import torch
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+

@@ -1,0 +1,41 @@
+"""``segbench demo``."""
+
+from __future__ import annotations
+
+import click
+
+from segbench.cli.common import Command, Settings
+from segbench.cli.run import machine_of, machine_options
+from segbench.errors import SuiteError
+
+METHODS = ("supervised", "mean_teacher", "versemi")
+
+
+@click.command(cls=Command)
+@click.option("--seeds", metavar="A-B", default="0", show_default=True, help="Seeds; three are needed to be ranked.")
+@machine_options
+@click.pass_obj
+def demo(settings: Settings, seeds: str, save_every: str | None, device: str | None, workers: int | None) -> None:
+    """Train three methods on phantoms and rank them. Needs no data and no GPU; a few minutes."""
+    from segbench.cli.bench import default_slots, run_slots
+    from segbench.cli.leaderboard import show
+    from segbench.cli.run import document, experiments
+    from segbench.results.leaderboard import boards
+    from segbench.training.run import prepare
+
+    machine = machine_of(settings, save_every, device, workers)
+    runs = [prepare(e, machine) for method in METHODS for e in experiments(
+        settings, method, dataset="phantom", labeled=None, backbone=None, protocol="phantom", seed=None, seeds=seeds,
+        steps=None, precision=None, overrides=())]
+    failed = [o for o in run_slots(settings, runs, machine, default_slots()) if o.code != 0]
+    if failed:
+        raise SuiteError(f"{len(failed)} of {len(runs)} runs failed", where=failed[0].run.folder.path / "console.log",
+                         fix="segbench doctor")
+    tables, _ = boards(run.folder for run in runs)
+    if not settings.json:
+        click.echo("\n" + "\n\n".join(show(t) for t in tables))
+        click.echo(f"\nruns are in {settings.root}; the next things to try:\n"
+                   "  segbench list methods\n  segbench run mean_teacher --dataset phantom --seeds 0-2\n"
+                   "  segbench leaderboard")
+    results = [(run.folder.result(), run.folder.path) for run in runs]
+    settings.document = {"status": "done", "runs": [document(r, path) for r, path in results if r is not None]}

@@ -1,0 +1,139 @@
+"""``segbench new``, ``test`` and ``ablate``: for those who write methods."""
+
+from __future__ import annotations
+
+import re
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segbench.cli.common import Command, Group, Settings, safe, table
+from segbench.cli.run import _execute, experiments, machine_of, machine_options, science_options
+from segbench.errors import PluginError, UsageError
+
+
+@click.group("new", cls=Group)
+def new() -> None:
+    """Write a scaffold to start from."""
+
+
+@new.command("method")
+@click.argument("name", metavar="NAME")
+@click.option("--to", "folder", metavar="DIR", default=".", type=click.Path(file_okay=False), help="Where [here].")
+@click.pass_obj
+def new_method(settings: Settings, name: str, folder: str) -> None:
+    """Write NAME.py, a method that runs as it is, and test_NAME.py.
+
+    \b
+    segbench new method mine
+    segbench test mine.py
+    segbench run mine --plugin mine.py --dataset phantom
+    """
+    from segbench import registry
+    if not re.fullmatch(r"[a-z][a-z0-9_]{1,39}", name):
+        raise UsageError(f"'{name}' cannot be the name of a method", expected="lower_snake_case, a letter first")
+    if name in registry.names("method"):
+        raise UsageError(f"there is a method '{name}' already", where=registry.catalogue()["method", name].file,
+                         fix="choose another name")
+    files = {Path(folder) / f"{name}.py": "method.py.txt", Path(folder) / f"test_{name}.py": "test_method.py.txt"}
+    for file in files:
+        if file.exists():
+            raise UsageError("the file exists", where=file, fix="choose another name or --to DIR")
+    title = "".join(part.capitalize() for part in name.split("_"))
+    for file, template in files.items():
+        text = (resources.files("segbench.cli") / "templates" / template).read_text(encoding="utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text.replace("NAME", name).replace("CLASS", title), encoding="utf-8")
+    settings.document = {"status": "done", "files": [str(f) for f in files]}
+    settings.say(f"wrote {', '.join(map(str, files))}\nnext: segbench test {Path(folder) / name}.py")
+
+
+@click.command("test", cls=Command)
+@click.argument("what", metavar="NAME|FILE")
+@click.option("--backbone", metavar="NAME", default="vnet", show_default=True, help="Network to test with.")
+@click.pass_obj
+def test_command(settings: Settings, what: str, backbone: str) -> None:
+    """Check that a method keeps to the contract: finite terms, exact resume, determinism, gradients, 2-D and 3-D, K = 2 and 4.
+
+    \b
+    segbench test ua_mt
+    segbench test mine.py
+    """
+    import torch
+
+    from segbench import registry
+    from segbench.conformance import trials
+
+    torch.set_num_threads(1)
+    if what.endswith(".py"):
+        registry.add_file(what)
+        what = Path(what).stem
+    name = registry.get("method", what).name
+    results = [_check(settings, text, check) for text, check in trials(name, backbone)]
+    failed = [r for r in results if not r["passed"]]
+    settings.document = {"status": "failed" if failed else "passed", "method": name, "checks": results}
+    if failed:
+        raise PluginError(f"{len(failed)} of {len(results)} checks failed: {name}",
+                          found="\n".join(f"{r['check']}: {r['found']}" for r in failed),
+                          fix="segbench.contracts.method documents what a method may do")
+    if not settings.json:
+        click.echo(f"{len(results)} checks passed: {name}")
+
+
+def _check(settings: Settings, what: str, check: Any) -> dict[str, Any]:
+    began, found = time.monotonic(), ""
+    try:
+        check()
+    except Exception as error:  # whatever a plug-in raises is its result
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not isinstance(error, AssertionError):
+            found = f"{type(error).__name__}: {found}"
+    seconds = time.monotonic() - began
+    settings.say(f"{'FAIL' if found else 'ok':<5} {what}{f': {safe(found)}' if found else ''}  ({seconds:.1f} s)")
+    return {"check": what, "passed": not found, "found": found, "seconds": round(seconds, 2)}
+
+
+@click.command(cls=Command)
+@click.argument("method", metavar="METHOD")
+@science_options
+@machine_options
+@click.pass_obj
+def ablate(settings: Settings, method: str, save_every: str | None, device: str | None, workers: int | None,
+           **science: Any) -> None:
+    """Re-run METHOD without each of its loss terms in turn and tabulate the difference in Dice.
+
+    \b
+    segbench ablate mean_teacher --dataset phantom_ct_organ
+    """
+    from segbench.conformance import Drill, Trial
+    from segbench.training.run import prepare
+
+    machine = machine_of(settings, save_every, device, workers)
+    terms = list(dict.fromkeys(t for update in Drill(Trial(method.replace("-", "_"))).steps() for t in update.terms))
+    base = experiments(settings, method, **science)
+    rows: list[dict[str, Any]] = []
+    for dropped in [None, *terms]:
+        for experiment in base:
+            chosen = experiment.model_copy(update={"without": (dropped,) if dropped else ()})
+            result = _execute(settings, prepare(chosen, machine), machine)
+            for dataset, classes in result["metrics"].items():
+                rows += [{"without": dropped, "dataset": dataset, "class": c, "seed": experiment.seed, "dice": 100 * m["dice"]}
+                         for c, m in classes.items()]
+    settings.document = {"status": "done", "method": method, "rows": _differences(rows)}
+    if not settings.json:
+        click.echo(table([("without", "<"), ("data set", "<"), ("class", "<"), ("seeds", ">"), ("Dice %", ">"), ("change", ">")],
+                         [(r["without"] or "(nothing)", r["dataset"], r["class"], r["seeds"], f"{r['dice']:.1f}",
+                           f"{r['change']:+.1f}") for r in settings.document["rows"]]))
+
+
+def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds, and their difference from the whole method's."""
+    groups: dict[tuple[Any, ...], list[float]] = {}
+    for row in rows:
+        groups.setdefault((row["without"], row["dataset"], row["class"]), []).append(row["dice"])
+    mean = {key: sum(values) / len(values) for key, values in groups.items()}
+    return [{"without": key[0], "dataset": key[1], "class": key[2], "seeds": len(groups[key]), "dice": value,
+             "change": value - mean[None, key[1], key[2]]} for key, value in mean.items()]

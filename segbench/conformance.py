@@ -1,0 +1,227 @@
+"""The conformance suite for anybody's method: what the engine promises only holds for methods that keep to the contract.
+
+Each check is a function of a ``Trial`` that raises ``AssertionError`` with what it found. They run on tiny phantoms of their
+own, on the CPU, in well under a minute.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segbench import registry
+from segbench.contracts.method import Batch, Method, Optim, Setting, Source
+from segbench.training.checkpoint import digest, pack
+from segbench.training.loop import make_optimizer, step_seed
+from segbench.training.plan import Stage, clock, stages
+from segbench.training.run import network_factory
+
+PATCH = {2: (16, 16), 3: (16, 16, 16)}
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Update:
+    """One player's update, before its optimiser steps."""
+
+    stage: Stage
+    player: str
+    terms: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method with a backbone, in a setting; ``make`` builds it anew, the same every time."""
+
+    name: str
+    backbone: str = "vnet"
+    dims: int = 3
+    classes: int = 2
+    channels: int = 1
+    sources: int = 1
+
+    def make(self) -> Method:
+        """The method with its networks, in training mode."""
+        cls = registry.get("method", self.name).cls
+        kinds = tuple(f"class {i}" for i in range(1, self.classes))
+        setting = Setting(tuple(Source(f"set {i}", kinds) for i in range(self.sources)), self.channels, PATCH[self.dims], STEPS)
+        network = registry.get("backbone", self.backbone).cls
+        small = {k: v for k, v in {"width": 4, "depth": 3}.items() if k in network.Params.model_fields}
+        torch.manual_seed(0)
+        method: Method = cls(cls.Params(), setting)
+        params = {**cls.backbone_defaults.get(self.backbone, {}), **small}
+        method.build(network_factory(self.backbone, params, setting, cls.needs))
+        return method.train()
+
+    def batch(self, labeled: int, unlabeled: int, seed: int = 0) -> Batch:
+        """Noise with blocks as labels; every class has voxels in every labelled item."""
+        draw, patch = torch.Generator().manual_seed(seed), PATCH[self.dims]
+        y = torch.zeros(labeled, *patch, dtype=torch.int64)
+        for value in range(1, self.classes):
+            y[:, 3 * value:3 * value + 4, 4:11] = value
+        x = torch.randn(labeled + unlabeled, self.channels, *patch, generator=draw)
+        x[:labeled] += y[:, None]
+        return Batch(x[:labeled], y, x[labeled:], torch.arange(labeled + unlabeled) % self.sources)
+
+
+class Drill:
+    """Steps a method as the engine does: seeded, player by player, phase by phase."""
+
+    def __init__(self, trial: Trial, method: Method | None = None, labeled: int = 2, unlabeled: int = 2) -> None:
+        self.trial, self.method = trial, method or trial.make()
+        self.plan = stages(self.method.phases(), STEPS, labeled, unlabeled)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    def steps(self, first: int = 0, last: int = STEPS) -> Iterator[Update]:
+        """Updates of steps ``first`` to ``last``."""
+        for stage in self.plan:
+            for step in range(max(stage.start, first), min(stage.start + stage.steps, last)):
+                torch.manual_seed(step_seed(0, step))
+                if not self.optimizers or (step == stage.start and stage.phase.fresh_optimizer):
+                    self._make_optimizers(stage)
+                if step == stage.start:
+                    with torch.no_grad():
+                        self.method.start_phase(stage.phase)
+                yield from self._step(stage, step)
+
+    def _make_optimizers(self, stage: Stage) -> None:
+        self.optimizers = {p: make_optimizer(self.method.optimizer(p, Optim(lr=0.01), stage.phase), self.method.trainable(p))
+                           for p in self.method.players}
+
+    def _step(self, stage: Stage, step: int) -> Iterator[Update]:
+        t, batch = clock(stage, step, STEPS, 0, 0), self.trial.batch(stage.labeled, stage.unlabeled, step)
+        for number, player in enumerate(self.method.players):
+            self.method.train()
+            terms = (self.method.loss if number == 0 else getattr(self.method, f"loss_{player}"))(batch, t)
+            self.optimizers[player].zero_grad(set_to_none=True)
+            torch.stack([v.float() for v in terms.values()]).sum().backward()
+            yield Update(stage, player, terms,
+                         {n: p.grad for n, p in self.method.named_parameters() if p.grad is not None})
+            self.optimizers[player].step()
+        with torch.no_grad():
+            self.method.after_step(t)
+
+    def run(self, first: int = 0, last: int = STEPS) -> Drill:
+        """Make the steps and forget the updates."""
+        for _ in self.steps(first, last):
+            pass
+        return self
+
+
+def finite_terms(trial: Trial) -> None:
+    """The loss terms of every phase are finite scalars."""
+    for update in Drill(trial).steps():
+        for key, value in update.terms.items():
+            assert value.shape == (), f"term '{key}' has shape {tuple(value.shape)}, expected a scalar"
+            assert torch.isfinite(value), f"term '{key}' is {value.item()} in phase '{update.stage.phase.name}'"
+
+
+def batch_splits(trial: Trial) -> None:
+    """Any number of labelled and unlabelled items works."""
+    for labeled, unlabeled in ((1, 1), (1, 3), (3, 2)):
+        for update in Drill(trial, labeled=labeled, unlabeled=unlabeled).steps():
+            assert all(torch.isfinite(v) for v in update.terms.values()), f"{labeled} + {unlabeled} items: not finite"
+
+
+def probabilities(trial: Trial) -> None:
+    """``predict`` gives K finite maps in [0, 1] of the windows' size, the same when asked twice."""
+    method = Drill(trial).run(last=2).method.eval()
+    image = torch.randn(3, trial.channels, *PATCH[trial.dims], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        first, second = method.predict(image, 0), method.predict(image, 0)
+    expected = (3, trial.classes, *PATCH[trial.dims])
+    assert tuple(first.shape) == expected, f"shape {tuple(first.shape)}, expected {expected}"
+    assert torch.isfinite(first).all() and first.min() >= 0 and first.max() <= 1 + 1e-5, "not probabilities"
+    assert torch.equal(first, second), "two predictions of one image differ: something random is on in eval mode"
+
+
+def gradients(trial: Trial) -> None:
+    """A gradient reaches every trainable parameter, and nothing that is not trained (teachers)."""
+    drill = Drill(trial)
+    method, reached = drill.method, set()
+    for update in drill.steps():
+        mine = {id(p) for p in method.trainable(update.player)}
+        reached |= {n for n, p in method.named_parameters() if n in update.gradients and id(p) in mine}
+    named = dict(method.named_parameters())
+    stray = [n for n, p in named.items() if not p.requires_grad and p.grad is not None]
+    assert not stray, f"gradient in a parameter that is not trained: {stray[0]}"
+    lost = [n for n, p in named.items() if p.requires_grad and n not in reached and not n.startswith(method.dormant or ("-",))]
+    assert not lost, f"no gradient ever reached {lost[0]} ({len(lost)} in all); declare it in `dormant` if that is meant"
+
+
+def determinism(trial: Trial) -> None:
+    """Two runs with one seed are equal to the last bit."""
+    first, second = (digest(Drill(trial).run().method.state_dict()) for _ in range(2))
+    assert first == second, "two runs with the same seed differ: use torch's generators or t.generator, nothing else"
+
+
+def resume(trial: Trial) -> None:
+    """Stopping after any step and going on from the stored state changes nothing."""
+    straight = digest(Drill(trial).run().method.state_dict())
+    for stop in (1, STEPS // 2, STEPS - 1):
+        stopped = Drill(trial).run(last=stop)
+        state = copy.deepcopy((stopped.method.state_dict(), {p: o.state_dict() for p, o in stopped.optimizers.items()}))
+        resumed = Drill(trial)
+        resumed._make_optimizers(next(s for s in reversed(resumed.plan) if s.start < stop))
+        resumed.method.load_state_dict(state[0])
+        for player, optimizer in resumed.optimizers.items():
+            optimizer.load_state_dict(state[1][player])
+        assert digest(resumed.run(first=stop).method.state_dict()) == straight, (
+            f"resuming after step {stop} gives other weights: some state is neither a parameter nor a buffer")
+
+
+def hidden_state(trial: Trial) -> None:
+    """A step leaves no new attribute behind, and all state can be stored."""
+    drill = Drill(trial)
+    before = {n: set(vars(m)) for n, m in drill.method.named_modules()}
+    drill.run()
+    for name, module in drill.method.named_modules():
+        new = set(vars(module)) - before.get(name, set())
+        assert not new, f"attribute '{name}.{sorted(new)[0]}' appeared during training; register it as a buffer in build"
+    pack(drill.method.state_dict(), {})
+
+
+def batch_untouched(trial: Trial) -> None:
+    """The batch is not changed."""
+    drill = Drill(trial)
+    stage = drill.plan[-1]
+    batch = trial.batch(stage.labeled, stage.unlabeled)
+    copies = [v.clone() for v in (batch.x, batch.y, batch.u, batch.task)]
+    drill.method.loss(batch, clock(stage, stage.start, STEPS, 0, 0))
+    assert all(torch.equal(a, b) for a, b in zip(copies, (batch.x, batch.y, batch.u, batch.task), strict=True)), (
+        "the method changes the batch in place")
+
+
+def documented(trial: Trial) -> None:
+    """Every parameter has a description, and numbers have a range."""
+    for key, info in registry.get("method", trial.name).cls.Params.model_fields.items():
+        assert info.description, f"parameter '{key}' has no description"
+        bounded = any(hasattr(m, a) for m in info.metadata for a in ("ge", "gt", "le", "lt"))
+        assert info.annotation not in (int, float) or bounded, f"parameter '{key}' has no range (ge=, gt=, le=, lt=)"
+
+
+CHECKS: dict[str, Callable[[Trial], None]] = {
+    check.__name__.replace("_", " "): check
+    for check in (finite_terms, batch_splits, probabilities, gradients, determinism, resume, hidden_state, batch_untouched,
+                  documented)}
+SETTINGS: tuple[dict[str, Any], ...] = ({}, {"dims": 2}, {"classes": 4, "channels": 2}, {"dims": 2, "classes": 4})
+
+
+def trials(name: str, backbone: str = "vnet") -> list[tuple[str, Callable[[], None]]]:
+    """All checks of a method as (what, do): everything in the plain setting, terms and predictions in the others."""
+    plain = Trial(name, backbone)
+    found: list[tuple[str, Callable[[], None]]] = [(what, lambda c=check: c(plain)) for what, check in CHECKS.items()]
+    for setting in SETTINGS[1:]:
+        trial = Trial(name, backbone, **setting)
+        text = ", ".join(f"{v} {k}" for k, v in setting.items())
+        found += [(f"{what} ({text})", lambda c=CHECKS[what], t=trial: c(t)) for what in ("finite terms", "probabilities")]
+    if registry.get("method", name).cls.joint:
+        joint = Trial(name, backbone, classes=3, sources=3)
+        found.append(("finite terms (3 data sets)", lambda: finite_terms(joint)))
+    return found

@@ -1,0 +1,130 @@
+"""Local execution of a suite: slots, one process a run, GPUs shared out. The run directories are the only state."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from segbench.errors import IntegrityError, Interrupted
+from segbench.results.rundir import RunDir
+from segbench.training.run import Machine, Prepared
+
+
+@dataclass
+class Job:
+    """A run in a slot."""
+
+    run: Prepared
+    process: subprocess.Popen[bytes]
+    slot: int
+    log: IO[bytes]
+    began: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit code, and the seconds it took."""
+
+    run: Prepared
+    code: int
+    seconds: float
+
+
+def state(folder: RunDir) -> str:
+    """``done``, ``half-done``, ``failed`` or ``to do``."""
+    try:
+        if folder.result() is not None:
+            return "done"
+    except IntegrityError:
+        return "failed"
+    if (folder.path / "failed.json").exists():
+        return "failed"
+    return "half-done" if any(folder.path.glob("ckpt/*.st")) else "to do"
+
+
+def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callable[[Outcome], None]) -> list[Outcome]:
+    """Execute runs that are not done, ``slots`` at a time; a failed one does not stop the others.
+
+    Raises:
+        Interrupted: stopped by a signal; the running ones have saved and can be resumed.
+    """
+    todo = [run for run in runs if state(run.folder) != "done"]
+    jobs: list[Job] = []
+    outcomes: list[Outcome] = []
+    with _forwarded(jobs) as stopped:
+        while todo or jobs:
+            while todo and len(jobs) < slots and not stopped:
+                free = next(s for s in range(slots) if s not in {j.slot for j in jobs})
+                jobs.append(_start(todo.pop(0), machine, free, slots))
+            for job in [j for j in jobs if j.process.poll() is not None]:
+                jobs.remove(job)
+                job.log.close()
+                outcomes.append(Outcome(job.run, job.process.returncode, time.monotonic() - job.began))
+                tell(outcomes[-1])
+            if stopped and not jobs:
+                raise Interrupted(f"{signal.Signals(stopped[0]).name}: the suite was stopped, running ones have saved",
+                                  128 + stopped[0], fix="repeat the command to go on")
+            time.sleep(0.1)
+    return outcomes
+
+
+def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
+    """A process of ``segbench resume`` on a directory that holds the run's configuration."""
+    if not (run.folder.path / "config.yaml").exists():
+        run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
+    command = [sys.executable, "-m", "segbench.cli.main", "--root", str(machine.root), "--data-root", str(machine.data_root),
+               "resume", str(run.folder.path), "--device", machine.device]
+    if machine.save_every.steps:
+        command += ["--save-every", str(machine.save_every.steps)]
+    env = dict(os.environ)
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
+    if machine.device == "cuda":
+        visible = _gpus()
+        env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
+    log = (run.folder.path / "console.log").open("ab")
+    # A session of its own: Ctrl-C reaches only us, and we pass it on once.
+    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    return Job(run, process, slot, log, time.monotonic())
+
+
+def _gpus() -> list[str]:
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed:
+        return listed.split(",")
+    import torch
+    return [str(i) for i in range(max(1, torch.cuda.device_count()))]
+
+
+@contextmanager
+def _forwarded(jobs: list[Job]):  # type: ignore[no-untyped-def]
+    """Pass signals on to the running processes, which save and leave; note the first one."""
+    stopped: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        stopped.append(number)
+        for job in jobs:
+            job.process.send_signal(number)
+    old = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def last_words(folder: Path, lines: int = 3) -> str:
+    """The end of a run's console log, for a message about its failure."""
+    try:
+        text = (folder / "console.log").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    errors = [i for i, line in enumerate(text) if line.startswith("error:")]
+    return "\n".join(text[errors[-1]:][:lines] if errors else text[-lines:])

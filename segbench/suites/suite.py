@@ -1,0 +1,94 @@
+"""A suite file: a matrix of choices, resolved to experiments."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from segbench.config import Experiment, load_yaml, resolve
+from segbench.config.schema import Strict, validate
+from segbench.config.yaml import Document
+from segbench.errors import UsageError, unknown
+
+
+class Matrix(Strict):
+    """Choices; every combination is a run (a joint method's combination covers all data sets of one entry)."""
+
+    method: tuple[str, ...] = Field(min_length=1, description="registered names")
+    dataset: tuple[str, ...] = Field(min_length=1, description="registered names, groups, or several as 'la,acdc'")
+    labeled: tuple[int | str, ...] = Field(("default",), min_length=1, description="counts, '10%', or 'default'")
+    backbone: tuple[str, ...] = Field(("default",), min_length=1, description="registered names, or 'default'")
+    seed: tuple[int, ...] = Field((0,), min_length=1, description="seeds; three are needed to be ranked")
+
+
+class Suite(Strict):
+    """A suite file."""
+
+    name: str = Field(min_length=1, description="the file's stem")
+    title: str = Field("", description="one line")
+    protocol: str = Field("default", description="for all runs, or 'default' for each data set's own")
+    matrix: Matrix
+    params: dict[str, dict[str, Any]] = Field({}, description="of a method, where they differ from its defaults")
+    exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
+
+
+def find_suite(name_or_path: str) -> Path:
+    """A suite file by path, or by name among those that come with segbench.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        # A path as the README writes it, used from elsewhere.
+        name_or_path = path.stem
+    folder = resources.files("segbench.benchmarks")
+    known = {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if str(f).endswith(".yaml")}
+    if name_or_path in known:
+        return known[name_or_path]
+    raise unknown("suite", name_or_path, known, fix="segbench bench plan FILE.yaml")
+
+
+def load_suite(path: Path) -> tuple[Suite, Document]:
+    """Read a suite file; every error names file, line and column."""
+    document = load_yaml(path)
+    if document.get("schema") != 1:
+        raise UsageError("schema: expected 1, the version of this format", where=document.where("schema"),
+                         found=document.get("schema"))
+    content = {key: value for key, value in document.items() if key != "schema"}
+    suite = validate(Suite, content, lambda key: document.where(*key.split(".")))
+    for rule in suite.exclude:
+        for key in rule:
+            if key not in Matrix.model_fields:
+                raise unknown("key of exclude", key, Matrix.model_fields, fix=document.where("exclude"))
+    for method in suite.params:
+        if method not in suite.matrix.method:
+            raise UsageError(f"params for '{method}', which is not in the matrix", where=document.where("params", method))
+    return suite, document
+
+
+def expand(suite: Suite, document: Document, train_sizes: Any) -> list[Experiment]:
+    """All experiments of a suite, seeds outermost, so that every method has its first result early."""
+    m, result = suite.matrix, []
+    for seed, dataset, labeled, backbone, method in itertools.product(m.seed, m.dataset, m.labeled, m.backbone, m.method):
+        choice = {"method": method, "dataset": dataset, "labeled": labeled, "backbone": backbone, "seed": seed}
+        if any(_fits(rule, choice) for rule in suite.exclude):
+            continue
+        params = suite.params.get(method, {})
+        result += resolve(
+            method, dataset=dataset, seed=seed, labeled=None if labeled == "default" else labeled,
+            backbone=None if backbone == "default" else backbone, suite=params,
+            protocol=None if suite.protocol == "default" else suite.protocol, train_sizes=train_sizes,
+            suite_where={key: document.where("params", method, key) for key in params}).experiments
+    return result
+
+
+def _fits(rule: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:
+    return all(choice[key] in value if isinstance(value, list) else choice[key] == value for key, value in rule.items())

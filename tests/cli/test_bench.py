@@ -1,0 +1,84 @@
+"""Suites: planned, executed in slots, skipped when done, resumed when half-done, a failure does not stop the rest."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segbench.errors import UsageError
+from segbench.suites.suite import expand, find_suite, load_suite
+
+PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
+SUITE = f"""
+schema: 1
+name: mine
+protocol: {PLUGINS / "tiny.yaml"}
+matrix:
+  method: [supervised, mean_teacher, broken_method]
+  dataset: [tiny]
+  labeled: [2, 3]
+params:
+  mean_teacher: {{decay: 0.9}}
+exclude:
+  - {{method: broken_method, labeled: 3}}
+"""
+BROKEN = '''
+from segbench import Method, method
+
+@method("broken_method")
+class Broken(Method):
+    """Fails at once."""
+    def build(self, network):
+        self.network = network()
+    def loss(self, batch, t):
+        raise RuntimeError("as it was meant to")
+'''
+
+
+def test_a_failing_run_does_not_stop_the_rest_and_repeating_is_safe(lab):
+    (lab.folder / "mine.yaml").write_text(SUITE)
+    (lab.folder / "broken_method.py").write_text(BROKEN)
+    plugin = ("--plugin", "broken_method.py")
+    plan = json.loads(lab.cli(*plugin, "bench", "plan", "mine.yaml", "--json").stdout)
+    assert plan["counts"]["to do"] == 5 and not (lab.folder / "segbench-out").exists()
+
+    first = lab.cli(*plugin, "bench", "run", "mine.yaml", "-j", "2")
+    assert first.returncode == 5, first.stderr
+    assert "as it was meant to" in first.stderr and first.stderr.count("Dice") == 4
+
+    status = json.loads(lab.cli(*plugin, "bench", "status", "mine.yaml", "--json").stdout)
+    assert status["counts"] == {"done": 4, "half-done": 0, "failed": 1, "to do": 0}
+    again = lab.cli(*plugin, "bench", "run", "mine.yaml")
+    assert again.returncode == 5 and "4 already done" in again.stderr
+
+    board = lab.cli("leaderboard", "--json")
+    labels = [r["method"] for b in json.loads(board.stdout)["boards"] for r in b["rows"]]
+    assert sorted(labels) == ["mean_teacher[decay=0.9]"] * 2 + ["supervised"] * 2
+
+
+@pytest.mark.parametrize("text, says", [
+    ("schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny], sede: [1]}", "seed"),
+    ("schema: 2\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}", "schema"),
+    ("schema: 1\nname: x\nmatrix: {method: [], dataset: [tiny]}", "method"),
+    ("schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nparams: {versemi: {}}", "versemi"),
+    ("schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nexclude: [{sede: 1}]", "seed"),
+])
+def test_a_wrong_suite_names_its_place(tmp_path, text, says):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UsageError, match=says) as error:
+        load_suite(tmp_path / "x.yaml")
+    assert "x.yaml" in str(error.value)
+
+
+def test_wrong_parameter_names_the_line(lab):
+    (lab.folder / "x.yaml").write_text("schema: 1\nname: x\nprotocol: la\nmatrix:\n  method: [mean_teacher]\n"
+                                       "  dataset: [la]\nparams:\n  mean_teacher:\n    decay: 3\n")
+    with pytest.raises(UsageError, match=r"decay.*x\.yaml:9"):
+        expand(*load_suite(lab.folder / "x.yaml"), lambda name: 80)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).resolve().parents[2] / "benchmarks").glob("*.yaml")), ids=lambda f: f.stem)
+def test_suites_that_come_with_segbench_can_be_planned(file):
+    suite, document = load_suite(find_suite(file.stem))
+    assert suite.name == file.stem
+    assert expand(suite, document, lambda name: 80)
