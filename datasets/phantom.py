@@ -39,7 +39,7 @@ SPACING = (1.5, 1.5, 1.5)  # mm
 # Tissues, in the order in which they are painted where it matters.
 AIR, FAT, MUSCLE, STOMACH, SPLEEN, KIDNEY, ORGAN, VESSEL, CYST, LESION, SPOT, AORTA, BONE, CANAL, BOWEL = range(15)
 IN_ORGAN = (ORGAN, VESSEL, CYST, LESION)
-MIN_LESION = 60  # voxels; a case with less is drawn again
+MIN_LESION = 250  # voxels; a case with less is drawn again
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Look:
 
 
 CT = Look(organ=(60, 130), neighbour=30, lesion=(55, 90), brighter=0.0, texture=8, noise=(6, 14))
-MR = Look(organ=(0.40, 0.60), neighbour=0.15, lesion=(0.22, 0.40), brighter=0.85, texture=0.04, noise=(0.02, 0.05))
+MR = Look(organ=(0.40, 0.55), neighbour=0.16, lesion=(0.25, 0.40), brighter=1.0, texture=0.05, noise=(0.02, 0.05))
 
 
 def _rng(*key: object) -> np.random.Generator:
@@ -111,7 +111,7 @@ def _anatomy(rng: np.random.Generator) -> np.ndarray:
     tissue[trunk < 1] = MUSCLE
     tissue[(trunk < 1) & (trunk > 1 - wall)] = FAT
     inner = trunk < 1 - wall - rng.uniform(0.06, 0.14)
-    gut = _smooth(rng, shape, 6) < rng.normal(-0.6, 0.6)  # lean bodies have hardly any fat between the organs
+    gut = _smooth(rng, shape, 6) < rng.normal(-0.9, 0.6)  # lean bodies have hardly any fat between the organs
     tissue[inner] = np.where(gut, BOWEL, FAT)[inner]
 
     def put(what: int, centre, radii, turn=0.3, jitter=0.06):
@@ -215,8 +215,7 @@ def _ct(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
 def _mr(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
     """Random contrast, a smooth multiplicative bias, Rician noise, a random gamma."""
     mean = _means(rng, MR)
-    fat = rng.uniform(0.75, 1.0) if rng.random() < 0.8 else rng.uniform(0.1, 0.3)  # or suppressed
-    mean[[FAT, BONE, CANAL, AORTA]] = fat, rng.uniform(0.1, 0.4), rng.uniform(0.1, 1.0), rng.uniform(0.05, 1.1)
+    mean[[FAT, BONE, CANAL, AORTA]] = rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.3), rng.uniform(0.7, 1.0), rng.uniform(0.05, 0.3)
     image = _paint(rng, tissue, mean, MR.texture)
     image *= np.exp(np.float32(rng.uniform(0.05, 0.2)) * _smooth(rng, tissue.shape, 2))
     sigma = np.float32(rng.uniform(*MR.noise))

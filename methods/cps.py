@@ -74,5 +74,5 @@ def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
 
 
 def pseudo_supervision(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Cross entropy of ``logits`` with the likeliest classes of ``teacher``, both (N, K, *S); that one gets no gradient."""
+    """Cross entropy of logits (N, K, *S) with the likeliest classes of others, which get no gradient."""
     return cross_entropy(logits, teacher.argmax(1))

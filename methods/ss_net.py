@@ -137,7 +137,7 @@ class SSNet(Method):
     def smoothness(self, image: Tensor) -> Tensor:
         """Between the network's answer and that to the perturbed image, under other dropout masks."""
         with torch.no_grad():
-            p = wide(self.network(image)).softmax(1)                                     # moves running statistics again
+            p = wide(self.network(image)).softmax(1)                                   # moves running statistics again
         with statistics_held(self.network):
             d = worst_direction(self.network, image, p, torch.rand_like(image) - 0.5, self.p.probe)
             return overlap_loss(self.network(image + self.p.magnitude * d), p)
@@ -158,8 +158,7 @@ def worst_direction(network: nn.Module, image: Tensor, p: Tensor, start: Tensor,
     No parameter's gradient is touched. The loss is a mean over voxels whose gradient float16 would round to 0.
     """
     d, voxels = unit(start).requires_grad_(), p[:, 0].numel()
-    with torch.enable_grad():
-        change = overlap_loss(network(image + probe * d), p)
+    change = overlap_loss(network(image + probe * d), p)
     gradient, = torch.autograd.grad(change * voxels, d)
     return unit(gradient / voxels)
 
@@ -177,15 +176,13 @@ def overlap_loss(logits: Tensor, q: Tensor) -> Tensor:
 
 @contextmanager
 def statistics_held(network: nn.Module) -> Iterator[None]:
-    """Layers normalise as their mode wants, but their running statistics stay as they are."""
-    layers = [m for m in network.modules() if getattr(m, "track_running_stats", False)]
-    for layer in layers:
-        layer.track_running_stats = False  # type: ignore[assignment]
+    """Whatever passes do inside, running statistics are afterwards what they were; batches normalise as ever."""
+    before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True  # type: ignore[assignment]
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.data.copy_(value)  # past autograd, which saves them without need and would refuse to go backward
 
 
 def wide(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ class Trial:
         """The method with its networks, in training mode."""
         cls = registry.get("method", self.name).cls
         kinds = tuple(f"class {i}" for i in range(1, self.classes))
-        setting = Setting(tuple(Source(f"set {i}", kinds) for i in range(self.sources)), self.channels, PATCH[self.dims], STEPS)
+        sources = tuple(Source(f"set {i}", kinds) for i in range(self.sources))
+        setting = Setting(sources, self.channels, PATCH[self.dims], STEPS)
         network = registry.get("backbone", self.backbone).cls
         small = {k: v for k, v in {"width": 4, "depth": 3}.items() if k in network.Params.model_fields}
         torch.manual_seed(0)
@@ -151,7 +153,8 @@ def gradients(trial: Trial) -> None:
     named = dict(method.named_parameters())
     stray = [n for n, p in named.items() if not p.requires_grad and p.grad is not None]
     assert not stray, f"gradient in a parameter that is not trained: {stray[0]}"
-    lost = [n for n, p in named.items() if p.requires_grad and n not in reached and not n.startswith(method.dormant or ("-",))]
+    trained = {n for n, p in named.items() if p.requires_grad}
+    lost = [n for n in sorted(trained - reached) if not n.startswith(method.dormant or ("-",))]
     assert not lost, f"no gradient ever reached {lost[0]} ({len(lost)} in all); declare it in `dormant` if that is meant"
 
 
@@ -216,12 +219,11 @@ SETTINGS: tuple[dict[str, Any], ...] = ({}, {"dims": 2}, {"classes": 4, "channel
 def trials(name: str, backbone: str = "vnet") -> list[tuple[str, Callable[[], None]]]:
     """All checks of a method as (what, do): everything in the plain setting, terms and predictions in the others."""
     plain = Trial(name, backbone)
-    found: list[tuple[str, Callable[[], None]]] = [(what, lambda c=check: c(plain)) for what, check in CHECKS.items()]
+    found: list[tuple[str, Callable[[], None]]] = [(what, partial(check, plain)) for what, check in CHECKS.items()]
     for setting in SETTINGS[1:]:
         trial = Trial(name, backbone, **setting)
         text = ", ".join(f"{v} {k}" for k, v in setting.items())
-        found += [(f"{what} ({text})", lambda c=CHECKS[what], t=trial: c(t)) for what in ("finite terms", "probabilities")]
+        found += [(f"{what} ({text})", partial(CHECKS[what], trial)) for what in ("finite terms", "probabilities")]
     if registry.get("method", name).cls.joint:
-        joint = Trial(name, backbone, classes=3, sources=3)
-        found.append(("finite terms (3 data sets)", lambda: finite_terms(joint)))
+        found.append(("finite terms (3 data sets)", partial(finite_terms, Trial(name, backbone, classes=3, sources=3))))
     return found

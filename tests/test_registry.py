@@ -192,15 +192,15 @@ def test_a_file_that_is_not_utf8_stays_visible(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_name_gets_a_suggestion(tmp_path, kind):
-    write(tmp_path / f"{kind}s/ua_mt.py", plugin("ua_mt", kind))
-    error, = ask(f"out(attempt(registry.get, {kind!r}, 'uamt'))", user=(tmp_path,))
-    assert error["code"] == 2 and error["what"] == f"unknown {kind} 'uamt'. Did you mean 'ua_mt'?"
-    assert "ua_mt" in error["expected"] and error["fix"] == f"segbench list {kind}s"
+    write(tmp_path / f"{kind}s/my_probe.py", plugin("my_probe", kind))
+    error, = ask(f"out(attempt(registry.get, {kind!r}, 'myprobe'))", user=(tmp_path,))
+    assert error["code"] == 2 and error["what"] == f"unknown {kind} 'myprobe'. Did you mean 'my_probe'?"
+    assert "my_probe" in error["expected"] and error["fix"] == f"segbench list {kind}s"
 
 
 def test_a_hyphen_counts_as_an_underscore(tmp_path):
-    write(tmp_path / "methods/ua_mt.py", plugin("ua_mt"))
-    assert ask("out(registry.get('method', 'ua-mt').name)", user=(tmp_path,)) == ["ua_mt"]
+    write(tmp_path / "methods/my_probe.py", plugin("my_probe"))
+    assert ask("out(registry.get('method', 'my-probe').name)", user=(tmp_path,)) == ["my_probe"]
 
 
 def entry_point(site: Path, value: str, name: str = "lab") -> None:

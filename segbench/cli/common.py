@@ -137,7 +137,7 @@ def message(error: SegbenchError) -> str:
     lines = [f"error: {error.what}"]
     for name, value in error.details.items():
         if value is not None:
-            first, *rest = str(value).splitlines() or [""]
+            first, *rest = [line.strip() for line in str(value).splitlines() if line.strip()] or [""]
             lines += [f"  {name:<9} {first}", *(f"  {'':<9} {line}" for line in rest)]
     return "\n".join(safe(line) for line in "\n".join(lines).splitlines())
 

@@ -15,7 +15,8 @@ import click
 from segbench.cli.common import Command, Settings, safe
 from segbench.errors import SegbenchError
 
-LIBRARIES = ("torch", "monai", "timm", "pydantic", "numpy", "scipy", "h5py", "nrrd", "nibabel", "safetensors", "rich", "medpy")
+LIBRARIES = ("torch", "monai", "timm", "pydantic", "numpy", "scipy", "h5py", "nrrd", "nibabel", "safetensors", "rich",
+             "medpy")
 
 
 @click.command(cls=Command)

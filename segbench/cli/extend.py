@@ -56,7 +56,9 @@ def new_method(settings: Settings, name: str, folder: str) -> None:
 @click.option("--backbone", metavar="NAME", default="vnet", show_default=True, help="Network to test with.")
 @click.pass_obj
 def test_command(settings: Settings, what: str, backbone: str) -> None:
-    """Check that a method keeps to the contract: finite terms, exact resume, determinism, gradients, 2-D and 3-D, K = 2 and 4.
+    """Check that a method keeps to the contract.
+
+    Finite terms, exact resume, determinism, gradients, no hidden state; 2-D and 3-D, two and four classes.
 
     \b
     segbench test ua_mt
@@ -120,13 +122,13 @@ def ablate(settings: Settings, method: str, save_every: str | None, device: str 
             chosen = experiment.model_copy(update={"without": (dropped,) if dropped else ()})
             result = _execute(settings, prepare(chosen, machine), machine)
             for dataset, classes in result["metrics"].items():
-                rows += [{"without": dropped, "dataset": dataset, "class": c, "seed": experiment.seed, "dice": 100 * m["dice"]}
-                         for c, m in classes.items()]
+                rows += [{"without": dropped, "dataset": dataset, "class": c, "seed": experiment.seed,
+                          "dice": 100 * m["dice"]} for c, m in classes.items()]
     settings.document = {"status": "done", "method": method, "rows": _differences(rows)}
     if not settings.json:
-        click.echo(table([("without", "<"), ("data set", "<"), ("class", "<"), ("seeds", ">"), ("Dice %", ">"), ("change", ">")],
-                         [(r["without"] or "(nothing)", r["dataset"], r["class"], r["seeds"], f"{r['dice']:.1f}",
-                           f"{r['change']:+.1f}") for r in settings.document["rows"]]))
+        columns = [("without", "<"), ("data set", "<"), ("class", "<"), ("seeds", ">"), ("Dice %", ">"), ("change", ">")]
+        click.echo(table(columns, [(r["without"] or "(nothing)", r["dataset"], r["class"], r["seeds"], f"{r['dice']:.1f}",
+                                    f"{r['change']:+.1f}") for r in settings.document["rows"]]))
 
 
 def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

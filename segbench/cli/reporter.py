@@ -73,9 +73,10 @@ class Bars(Lines):
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         if self.progress is None or self.progress.tasks[0].description != what:
             self.stop()
-            self.progress = Progress(TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"),
-                                     TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False),
-                                     console=console(stderr=True), transient=True)
+            self.progress = Progress(
+                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False), console=console(stderr=True),
+                transient=True)
             self.progress.start()
             self.progress.add_task(what, total=total, completed=done, text="")
         self.progress.update(0, completed=done, text=text)

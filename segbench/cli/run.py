@@ -20,7 +20,8 @@ def machine_options(command: Any) -> Any:
     for option in reversed([
         click.option("--save-every", metavar="N|TIME", help="Checkpoint every N steps, or 30s, 5m [5m]."),
         click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto]."),
-        click.option("--workers", metavar="N", type=click.IntRange(0, 64), help="Loader processes; 0 prefetches in a thread [0]."),
+        click.option("--workers", metavar="N", type=click.IntRange(0, 64),
+                     help="Loader processes; 0 prefetches in a thread [0]."),
     ]):
         command = option(command)
     return command
@@ -142,7 +143,7 @@ def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool 
 
 def document(result: dict[str, Any], folder: Any) -> dict[str, Any]:
     """What --json prints of a run."""
-    metrics = {}
+    metrics: dict[str, dict[str, Any]] = {}
     for row in result["metrics"]:
         means = {k: v["mean"] for k, v in row["columns"].items()}
         metrics.setdefault(row["dataset"], {})[row["class"]] = {**row["counts"], **means}
@@ -194,7 +195,8 @@ def resume(settings: Settings, wanted: str | None, everything: bool, save_every:
     if (wanted is None) != everything:
         raise UsageError("name one run, or say --all", fix="segbench resume RUN")
     machine = machine_of(settings, save_every, device, workers)
-    folders = [r for r in all_runs(settings.root) if r.result() is None] if everything else [find_run(settings.root, wanted or "")]
+    folders = ([r for r in all_runs(settings.root) if r.result() is None] if everything
+               else [find_run(settings.root, wanted or "")])
     if not folders:
         settings.say("nothing to resume")
     results, failed = [], []

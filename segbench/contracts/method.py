@@ -148,7 +148,7 @@ class Method(nn.Module):
         self.classes = setting.classes
 
     def build(self, network: Callable[..., Backbone]) -> None:
-        """Make the networks. ``network()`` gives a fresh backbone with K outputs, ``network(heads=(1, 1))`` etc. variants."""
+        """Make the networks: ``network()`` gives a fresh backbone with K outputs, ``network(heads=(1, 1))`` variants."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:

@@ -57,7 +57,6 @@ class Board:
     protocol: str
     policy: str
     unit: str
-    key: tuple[Any, ...]
     partial: bool
     rows: list[Row]
     failures: list[str] = field(default_factory=list)
@@ -122,7 +121,7 @@ def _board(key: tuple[Any, ...], methods: dict[str, list[tuple[dict[str, Any], R
             row.rank = position
         else:
             row.note = f"{row.seeds} seed{'s' if row.seeds > 1 else ''}: not ranked"
-    return Board(name, labeled, train, mine[0]["counts"]["n"], backbone, protocol, mine[0]["policy"], unit, key, key[8], rows)
+    return Board(name, labeled, train, mine[0]["counts"]["n"], backbone, protocol, mine[0]["policy"], unit, key[8], rows)
 
 
 def _row(label: str, name: str, unit: str, runs: list[tuple[dict[str, Any], RunDir]]) -> Row:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ def _gpus() -> list[str]:
 
 
 @contextmanager
-def _forwarded(jobs: list[Job]):  # type: ignore[no-untyped-def]
+def _forwarded(jobs: list[Job]) -> Iterator[list[int]]:
     """Pass signals on to the running processes, which save and leave; note the first one."""
     stopped: list[int] = []
 

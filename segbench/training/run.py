@@ -21,7 +21,7 @@ from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Setting, Source
 from segbench.data.batches import TrainingData, loader
-from segbench.data.checks import require_learnable, require_no_leak
+from segbench.data.checks import check_facts, require_learnable, require_no_leak
 from segbench.data.store import Store, derived, open_store
 from segbench.errors import IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
 from segbench.evaluation import cases_csv, evaluate, summarise
@@ -200,7 +200,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     plan = stages(method.phases(), protocol.steps, protocol.batch.labeled, protocol.batch.unlabeled)
     for stage in plan:
         data.check(stage.labeled, stage.unlabeled)
-    for warning in data.warnings:
+    facts = [p for view in views.values() for p in check_facts(view, protocol.patch) if p.level == "warning"]
+    for warning in [*data.warnings, *map(str, facts)]:
         reporter.warn(warning)
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
@@ -230,7 +231,8 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
         "precision": experiment.precision, "selection": protocol.selection, "test_evaluations": 1,
         "protocol": {"name": protocol.name, "version": protocol.version, "modified": list(experiment.modified)},
         "protocol_sha256": hashlib.sha256(json_bytes(run.science["protocol"])).hexdigest(),
-        "changed_params": _changed(experiment), "without": list(experiment.without), "fingerprints": {s.name: s.fingerprint for s in run.stores},
+        "changed_params": _changed(experiment), "without": list(experiment.without),
+        "fingerprints": {s.name: s.fingerprint for s in run.stores},
         "splits": run.splits, "science": run.science, "metrics": summarise(rows, protocol.policy), "steps": trainer.step,
         "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
     }

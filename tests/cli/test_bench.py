@@ -77,7 +77,10 @@ def test_wrong_parameter_names_the_line(lab):
         expand(*load_suite(lab.folder / "x.yaml"), lambda name: 80)
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).resolve().parents[2] / "benchmarks").glob("*.yaml")), ids=lambda f: f.stem)
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.yaml")), ids=lambda f: f.stem)
 def test_suites_that_come_with_segbench_can_be_planned(file):
     suite, document = load_suite(find_suite(file.stem))
     assert suite.name == file.stem

@@ -105,7 +105,7 @@ class Mine(Method):
     (("run", "supervised", "--dataset", "tiny"), 2, "protocol"),
     (("run", "supervised", "--seeds", "x"), 2, "--seeds"),
     (("run", "supervised", "--seed", "-1"), 2, "seed"),
-    (("run", "supervised", "--labeled", "99"), 2, "labelled"),
+    (("run", "supervised", "--labeled", "99"), 2, "20 training cases"),
     (("run", "supervised", "--dataset", "la"), 3, "data prepare la"),
     (("run", "supervised", "--device", "cuda:7"), 7, "device"),
     (("run", "supervised", "-o", "patch=30x30x30"), 2, "multiple"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from segbench import conformance, registry
-from segbench.conformance import CHECKS, Trial, trials
 from segbench.config.overrides import protocol_keys
+from segbench.conformance import CHECKS, Trial, trials
 
 METHODS = registry.names("method")
 

@@ -140,7 +140,7 @@ def test_standard_deviation_of_weights(inputs, outputs, kaiming, xavier):
         network = nn.Sequential(nn.Conv3d(inputs, outputs, 3, padding=1))
         bias = network[0].bias.clone()
         weight = cps.initialize(network, rule)[0].weight
-        error = max(4 / sqrt(2 * weight.numel()), 0.01) if weight.numel() < 1e6 else 0.01
+        error = max(4 / sqrt(2 * weight.numel()), 0.01)
         assert weight.std().item() == pytest.approx(expected, rel=error)
         assert abs(weight.mean().item()) < 4 * expected / sqrt(weight.numel())
         assert torch.equal(network[0].bias, bias)

@@ -12,7 +12,7 @@ from segbench.contracts.method import Setting, Source
 from segbench.data.transforms import draw, pads, random_corner, take
 from segbench.inference import windows
 from segbench.losses import cross_entropy, dice, dice_ce, squared_error
-from segbench.ops import Ema
+from segbench.ops import Ema, entropy
 from segbench.registry import get
 from segbench.training.loop import make_optimizer
 
@@ -45,7 +45,7 @@ class Table(nn.Module):
         self.shown.append(image)
         answer = self.answers[len(self.shown) - 1]
         assert len(answer) == len(image)
-        return answer
+        return answer * 1  # without gradient where the caller wants none
 
 
 def build(network=None, classes: int = 2, **params) -> nn.Module:
@@ -93,15 +93,15 @@ def test_uncertainty_of_eight_predictions():
 def test_a_step(t, limit, consistency, weight, total):
     clock = Clock(t, 6000)
     terms = []
-    for params in ({}, {"weight": 0.1 / (0.1 * clock.ramp())}):  # the second: no weight on the consistency
-        model = build(**params)
+    for factor in (0.1, 1 / clock.ramp()):  # the second: the consistency without its weight
+        model = build(weight=factor)
         teach(model, TARGET, *pairs(PASSES))
         terms.append(model.loss(BATCH, clock))
     assert model.limit(clock) == near(limit)
     assert 0.1 * clock.ramp() == near(weight)
     assert list(terms[0]) == ["supervised", "consistency"]
     assert terms[0]["supervised"].item() == near(0.789934)
-    assert 0.1 * terms[1]["consistency"].item() == near(0.1 * consistency, 7)
+    assert terms[1]["consistency"].item() == near(consistency)
     assert sum(terms[0].values()).item() == near(total)
 
 
@@ -129,7 +129,7 @@ def test_weight_and_limit():
         near(v) for v in (0.000674, 0.000674, 0.000862, 0.006005, 0.028650, 0.073162, 0.099688)]
     model = build()
     assert model.limit(Clock(6000, 6000)) == pytest.approx(log(2))
-    even = model.uncertainty.__globals__["entropy"](torch.full((1, 2, 1), 0.5))  # the 1e-6 lets it pass in the end
+    even = entropy(torch.full((1, 2, 1), 0.5))  # the 1e-6 lets it pass in the end
     assert even.item() == near(0.693145)
     assert [bool(even < model.limit(Clock(t, 6000))) for t in (5900, 5990, 5991, 5992, 5999)] == [
         False, False, True, True, True]
@@ -206,8 +206,8 @@ def test_what_student_and_teacher_see(images):
     expected = batch.u if images == "unlabeled" else torch.cat([batch.x, batch.u])
     n = len(expected)
     model = build(images=images)
-    answers = wave((8 * n, 2, 4, 4, 4), 0.35, 0.1, 2).split(2 * n)
-    teacher = teach(model, wave((n, 2, 4, 4, 4), 0.53, 1.1, 2), *answers)
+    passes = [wave((n, 2, 4, 4, 4), 0.35, 0.15 * i, 2) for i in range(8)]
+    teacher = teach(model, wave((n, 2, 4, 4, 4), 0.53, 1.1, 2), *pairs(passes))
     model.loss(batch, Clock(3000, 6000))["consistency"].backward()
     reached = model.student.answers[0].grad.flatten(1).norm(dim=1) > 0
     assert reached.tolist() == [images == "all", True, True, True]
@@ -247,7 +247,7 @@ def test_half_precision_keeps_the_uncertainty_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         u = model.uncertainty(torch.rand(2, 1, 4, 4, 4))
         terms = model.loss(BATCH, Clock(5, 10))
-    assert u.dtype == torch.float32 and 0 < u.min() and u.max() < log(4)
+    assert u.dtype == torch.float32 and u.min() > 0 and u.max() < log(4)
     assert all(v.dtype == torch.float32 for v in terms.values())
 
 

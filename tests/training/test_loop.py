@@ -51,10 +51,11 @@ def test_ramp_is_the_literatures_staircase():
 
 
 def test_generator_depends_on_seed_stream_and_step_only():
-    def draw(**kw):
-        return torch.rand(3, generator=Clock(**{"step": 3, "total": 9, "seed": 1, **kw}).generator(kw.pop("s", "mask"))).tolist()
+    def draw(stream="mask", **kw):
+        clock = Clock(**{"step": 3, "total": 9, "seed": 1, **kw})
+        return torch.rand(3, generator=clock.generator(stream)).tolist()
     assert draw() == draw(total=99, phase="x", epoch=4)
-    assert draw() != draw(step=4) and draw() != draw(seed=2)
+    assert draw() != draw(step=4) and draw() != draw(seed=2) and draw() != draw("box")
 
 
 class Toy(Method):

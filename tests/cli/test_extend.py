@@ -1,0 +1,59 @@
+"""From scaffold to leaderboard, as somebody outside the repository does it; ablation."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
+ON_TINY = ("--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml")
+
+
+def test_scaffold_to_leaderboard(lab):
+    assert lab.cli("new", "method", "my_method").returncode == 0
+    again = lab.cli("new", "method", "my_method")
+    assert again.returncode == 2 and "exists" in again.stderr
+    tested = lab.cli("test", "my_method.py", "--json")
+    document = json.loads(tested.stdout)
+    assert tested.returncode == 0 and document["status"] == "passed" and len(document["checks"]) > 10, tested.stderr
+    assert lab.cli("run", "my_method", "--plugin", "my_method.py", *ON_TINY, "-o", "threshold=0.8").returncode == 0
+    assert "my_method[threshold=0.8]" in lab.cli("leaderboard").stdout
+    own = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "test_my_method.py", "-k", "documented or untouched"],
+                         cwd=lab.folder, capture_output=True, text=True, check=False,
+                         env={**__import__("os").environ, "PYTHONPATH": str(PLUGINS.parents[1])})
+    assert own.returncode == 0 and "2 passed" in own.stdout, own.stdout
+
+
+def test_failing_checks_are_reported(lab):
+    (lab.folder / "bad.py").write_text('''
+from segbench import Method, method
+
+@method("bad")
+class Bad(Method):
+    """Predicts nothing."""
+    def build(self, network):
+        self.network = network()
+    def loss(self, batch, t):
+        return {"nothing": self.network(batch.x).mean()}
+    def predict(self, image, task=0):
+        return self.network(image)
+''')
+    result = lab.cli("test", "bad.py", "--json")
+    document = json.loads(result.stdout)
+    assert result.returncode == 7 and "probabilities" in document["found"]
+    assert "FAIL" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_names_that_cannot_be(lab):
+    for name, says in (("Mine", "lower_snake_case"), ("supervised", "already")):
+        result = lab.cli("new", "method", name)
+        assert result.returncode == 2 and says in result.stderr
+
+
+def test_ablation_tabulates_each_term(lab):
+    result = lab.cli("ablate", "mean_teacher", *ON_TINY, "--json")
+    rows = json.loads(result.stdout)["rows"]
+    assert [r["without"] for r in rows] == [None, "supervised", "consistency"], result.stderr
+    assert rows[0]["change"] == 0 and rows[1]["dice"] != rows[0]["dice"]
+    board = lab.cli("leaderboard").stdout
+    assert "mean_teacher without consistency" in board

@@ -1,0 +1,41 @@
+"""Every protocol that comes with segbench: complete, frozen, and fit for its backbone."""
+
+import hashlib
+
+import pytest
+
+from segbench import registry
+from segbench.config import load_protocol, protocol_names
+from segbench.config.identity import SPEED_KEYS
+from segbench.files import json_bytes
+
+# A changed protocol is another protocol: raise its version and enter the new digest. Old results keep their version.
+FROZEN = {
+    ("la", 1): "LA",
+    ("la-mini", 1): "LAMINI",
+    ("phantom", 1): "PHANTOM",
+}
+
+
+def content_digest(protocol):
+    content = protocol.model_dump(mode="json", exclude={"title"})
+    for key in SPEED_KEYS:
+        outer, inner = key.split(".")
+        del content[outer][inner]
+    return hashlib.sha256(json_bytes(content)).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_frozen(name):
+    protocol = load_protocol(name)
+    assert content_digest(protocol) == FROZEN[name, protocol.version], "a value changed: raise the version"
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_complete(name):
+    protocol = load_protocol(name)
+    assert protocol.name == name and protocol.title and protocol.labeled
+    assert protocol.selection == "last", "test labels never choose a checkpoint"
+    backbone = registry.get("backbone", protocol.backbone.name).cls
+    multiple = backbone.multiple(backbone.Params(**protocol.backbone.params), len(protocol.patch))
+    assert not any(p % m for p, m in zip(protocol.patch, multiple, strict=True))
