@@ -1,21 +1,20 @@
 """Procedural phantoms: four small data sets that need no download, made by code from a name and a number.
 
-Anatomy, the same model in all four (a trunk of about 48 x 46 x 40 voxels of 1.5 mm, axes right-left, front-back, up-down):
+Anatomy, the same model in all four: a trunk of about 48 x 46 x 40 voxels of 1.5 mm (right-left, front-back, up-down),
 an elliptic body with a wall of fat and muscle, a spine with a canal, an aorta, and
 
-* the *organ* (liver-like): a big right lobe and a left lobe of very variable length, bent by a random smooth field, with
-  vessels, sometimes cysts, and one to three *lesions*;
-* its neighbours: stomach, spleen, two kidneys and the muscle it leans on, whose mean intensities overlap with the organ's,
-  which touch it, and which differ in texture, shape and place only;
-* look-alikes of the lesions: spots of the very same intensity in spleen and stomach, vessels and round cysts in the organ.
+* the *organ* (liver-like): a big right lobe and a left lobe of very variable length, bent by a smooth random field,
+  with vessels, sometimes cysts, and one to three *lesions*;
+* its neighbours: stomach, spleen, two kidneys, muscle and, in lean bodies, bowel all around: they touch it, their mean
+  intensities overlap with its own, and only texture, shape and place tell them apart;
+* look-alikes of the lesions: spots of the same intensity in spleen and stomach, vessels and round cysts in the organ.
 
-Two looks (``ct``: a Hounsfield-like scale with a clipped window, correlated noise and streaks; ``mr``: random contrast per
-case, even the order of the tissues, a bias field and Rician noise) times two targets (``organ``, ``lesion``) give the four
-data sets. A target of one is visible but not annotated in its sibling, as in the joint setting of VerSemi.
+Two looks (``ct``: a Hounsfield-like scale, clipped, with blurred noise and streaks; ``mr``: fat suppressed, a contrast
+drawn per case, a bias field and Rician noise) times two targets (``organ``, ``lesion``) give the four data sets. What
+one annotates is visible but not annotated in its sibling, as in the joint setting of VerSemi.
 
-Why it is hard: no threshold finds a target, and a few labelled cases do not span the sizes, bends, contrasts and biases of
-the rest; 20 do much better. So methods differ, and unlabelled cases have something to teach. The phantoms show that a tool
-works; they prove nothing about patients.
+Why it is hard: no band of intensities holds a target, and a few labelled cases do not span the sizes, bends, contrasts
+and biases of the rest. The phantoms show that the tool works; they prove nothing about patients.
 
 Every case is a function of (data set, index) alone: PCG64 keyed by blake2b, single-threaded arithmetic, no BLAS.
 """
@@ -36,7 +35,6 @@ from segbench.errors import DataError
 TRAIN, TEST = 20, 10
 SPACING = (1.5, 1.5, 1.5)  # mm
 
-# Tissues, in the order in which they are painted where it matters.
 AIR, FAT, MUSCLE, STOMACH, SPLEEN, KIDNEY, ORGAN, VESSEL, CYST, LESION, SPOT, AORTA, BONE, CANAL, BOWEL = range(15)
 IN_ORGAN = (ORGAN, VESSEL, CYST, LESION)
 MIN_LESION = 250  # voxels; a case with less is drawn again
@@ -48,14 +46,14 @@ class Look:
 
     organ: tuple[float, float]  # range of the organ's mean
     neighbour: float  # largest difference of a neighbour's mean from the organ's
-    lesion: tuple[float, float]  # range of the lesion's difference from the organ
-    brighter: float  # share of cases whose lesions are brighter than the organ, not darker
+    lesion: tuple[float, float]  # range of the size of the lesion's difference from the organ
+    sign: int  # 1 where lesions are brighter than the organ, -1 where they are darker
     texture: float  # standard deviation of the tissues' own texture
     noise: tuple[float, float]  # range of the noise's standard deviation
 
 
-CT = Look(organ=(60, 130), neighbour=30, lesion=(55, 90), brighter=0.0, texture=8, noise=(6, 14))
-MR = Look(organ=(0.40, 0.55), neighbour=0.16, lesion=(0.25, 0.40), brighter=1.0, texture=0.05, noise=(0.02, 0.05))
+CT = Look(organ=(60, 130), neighbour=30, lesion=(55, 90), sign=-1, texture=8, noise=(6, 14))
+MR = Look(organ=(0.40, 0.55), neighbour=0.16, lesion=(0.16, 0.30), sign=1, texture=0.05, noise=(0.02, 0.05))
 
 
 def _rng(*key: object) -> np.random.Generator:
@@ -126,7 +124,7 @@ def _anatomy(rng: np.random.Generator) -> np.ndarray:
     put(KIDNEY, (-0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
     lobe = np.array([-0.38, -0.05, 0.1]) + rng.normal(0, 0.07, 3)
     put(ORGAN, lobe, np.array([0.40, 0.52, 0.62]) * rng.uniform(0.8, 1.15), turn=0.4, jitter=0.0)
-    put(ORGAN, lobe + (0.32, -0.32, 0.15), (rng.uniform(0.2, 0.6), 0.24, 0.30), turn=0.5, jitter=0.04)
+    put(ORGAN, lobe + np.array([0.32, -0.32, 0.15]), (rng.uniform(0.2, 0.6), 0.24, 0.30), turn=0.5, jitter=0.04)
     tissue[_ellipsoid(q, (0, 0.62, 0), (0.17, 0.17, 9)) < 1] = BONE
     tissue[_ellipsoid(q, (0, 0.68, 0), (0.06, 0.06, 9)) < 1] = CANAL
     tissue[_ellipsoid(q, (rng.uniform(0.02, 0.15), 0.34, 0), (0.08, 0.08, 9)) < 1] = AORTA
@@ -135,20 +133,18 @@ def _anatomy(rng: np.random.Generator) -> np.ndarray:
     return tissue
 
 
-def _point(rng: np.random.Generator, mask: np.ndarray, depth: int) -> tuple[int, ...] | None:
+def _point(rng: np.random.Generator, mask: np.ndarray, depth: int) -> np.ndarray | None:
     """A random voxel of a mask at least ``depth`` voxels under its surface."""
     deep = np.argwhere(ndimage.binary_erosion(mask, iterations=depth))
-    return tuple(deep[rng.integers(len(deep))]) if len(deep) else None
+    return deep[rng.integers(len(deep))] if len(deep) else None
 
 
 def _vessels(rng: np.random.Generator, tissue: np.ndarray, q: np.ndarray) -> None:
     organ = tissue == ORGAN
-    where = np.argwhere(organ)
-    if not len(where):
-        return
-    root = q[(slice(None), *where[rng.integers(len(where))])]
+    inside = q[:, organ]  # (3, voxels)
+    root = inside[:, rng.integers(inside.shape[1])]
     for _ in range(int(rng.integers(2, 5))):
-        tip = q[(slice(None), *where[rng.integers(len(where))])]
+        tip = inside[:, rng.integers(inside.shape[1])]
         tissue[_tube(q, root, tip, rng.uniform(0.05, 0.09)) & organ] = VESSEL
 
 
@@ -160,7 +156,8 @@ def _spots(rng: np.random.Generator, tissue: np.ndarray, flat: np.ndarray) -> No
         centre = _point(rng, tissue == host, 2)
         if centre is None:
             return
-        at = flat[(slice(None), *centre)]
+        x, y, z = centre
+        at = flat[:, x, y, z]
         size = radius * 2 / np.asarray(tissue.shape)
         distance = _ellipsoid(flat, at, size * rng.uniform(0.75, 1.3, 3), rng.uniform(-1.5, 1.5, 3))
         if ragged:  # a second ball beside the first, and a rough border
@@ -184,7 +181,7 @@ def _means(rng: np.random.Generator, look: Look) -> np.ndarray:
     organ = mean[ORGAN] = rng.uniform(*look.organ)
     for tissue in (MUSCLE, STOMACH, SPLEEN, KIDNEY, BOWEL):
         mean[tissue] = organ + rng.uniform(-look.neighbour, look.neighbour)
-    lesion = rng.uniform(*look.lesion) * (1 if rng.random() < look.brighter else -1)
+    lesion = look.sign * rng.uniform(*look.lesion)
     mean[LESION] = mean[SPOT] = organ + lesion
     mean[VESSEL] = organ + abs(lesion) * rng.uniform(-0.4, 1.0)
     mean[CYST] = organ + lesion * rng.uniform(0.8, 1.6)
@@ -213,9 +210,9 @@ def _ct(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
 
 
 def _mr(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
-    """Random contrast, a smooth multiplicative bias, Rician noise, a random gamma."""
+    """Dark fat and blood, a smooth multiplicative bias, Rician noise, a random gamma."""
     mean = _means(rng, MR)
-    mean[[FAT, BONE, CANAL, AORTA]] = rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.3), rng.uniform(0.7, 1.0), rng.uniform(0.05, 0.3)
+    mean[[FAT, BONE, CANAL, AORTA]] = rng.uniform((0.1, 0.1, 0.7, 0.05), (0.4, 0.3, 1.0, 0.3))
     image = _paint(rng, tissue, mean, MR.texture)
     image *= np.exp(np.float32(rng.uniform(0.05, 0.2)) * _smooth(rng, tissue.shape, 2))
     sigma = np.float32(rng.uniform(*MR.noise))
@@ -226,6 +223,7 @@ def _mr(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
 class Phantom(Dataset):
     """One look and one target of the phantom; see the module's text."""
 
+    modality = "synthetic CT"
     licence = "generated by this program; no rights reserved"
     citation = "segbench phantom"
     files = ("nothing: the volumes are made by code",)
@@ -263,14 +261,12 @@ class Phantom(Dataset):
 @dataset("phantom_ct_organ")
 class CTOrgan(Phantom):
     title = "Phantom, CT-like, organ"
-    modality = "synthetic CT"
     classes = ("organ",)
 
 
 @dataset("phantom_ct_lesion")
 class CTLesion(Phantom):
     title = "Phantom, CT-like, lesions of the organ"
-    modality = "synthetic CT"
     classes = ("lesion",)
     target = (LESION,)
 
@@ -294,14 +290,9 @@ class MRLesion(Phantom):
 
 @dataset("phantom")
 class Group(Dataset):
-    """All four phantoms."""
-
     title = "Phantoms: CT-like and MR-like, organ and lesion"
     modality = "synthetic CT and MR"
     licence = Phantom.licence
-    citation = Phantom.citation
-    files = Phantom.files
-    protocol = Phantom.protocol
-    labeled = Phantom.labeled
+    citation, files, protocol, labeled = Phantom.citation, Phantom.files, Phantom.protocol, Phantom.labeled
     embedded = True
     members = ("phantom_ct_organ", "phantom_ct_lesion", "phantom_mr_organ", "phantom_mr_lesion")

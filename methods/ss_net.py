@@ -19,8 +19,8 @@ adversarial perturbation    of norm 10 in 3-D (2-D: 6),        magnitude=10, wha
                             soft maps                          mean Gini impurity, so it lowers entropy as well
 -                           running statistics move in the     the same
                             main pass and the clean one only
--                           heads in the network's precision   in float32; the power step's gradient is scaled so that
-                                                               float16 cannot lose it
+-                           float32 throughout                 heads and normalisations also under lower precision; the
+                                                               power step's gradient is scaled past float16's limit
 two classes                 Dice of the foreground             averaged over the foreground classes
 -                           cross entropy logged, not used     left out
 -                           ramp of 40 stairs of 150 steps,    40 stairs over the run, from 1 too: the code's first

@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 
+import contextlib
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -43,6 +45,18 @@ class Lab:
         choices.setdefault("protocol", PLUGINS / ("tiny_flat.yaml" if dataset == "tiny_flat" else "tiny.yaml"))
         experiment, = resolve(method, dataset=dataset, **choices).experiments
         return prepare(experiment, machine or self.machine())
+
+    def call(self, *args):
+        """Run the program in this process, which saves importing torch anew; the result looks like ``cli``'s."""
+        from segbench.cli.main import run
+        out, err, here = io.StringIO(), io.StringIO(), os.getcwd()
+        os.chdir(self.folder)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = run([str(a) for a in args])
+        finally:
+            os.chdir(here)
+        return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
     def cli(self, *args, **env):
         """Run the program as a process of its own in this folder."""

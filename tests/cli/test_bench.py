@@ -51,7 +51,7 @@ def test_a_failing_run_does_not_stop_the_rest_and_repeating_is_safe(lab):
     again = lab.cli(*plugin, "bench", "run", "mine.yaml")
     assert again.returncode == 5 and "4 already done" in again.stderr
 
-    board = lab.cli("leaderboard", "--json")
+    board = lab.call("leaderboard", "--json")
     labels = [r["method"] for b in json.loads(board.stdout)["boards"] for r in b["rows"]]
     assert sorted(labels) == ["mean_teacher[decay=0.9]"] * 2 + ["supervised"] * 2
 

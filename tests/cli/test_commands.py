@@ -29,17 +29,17 @@ def test_run_leaderboard_evaluate_resume(lab):
     board = lab.cli("leaderboard", "--dataset", "tiny")
     assert "supervised" in board.stdout and "1 seed: not ranked" in board.stdout
     for kind in ("csv", "json", "md", "latex"):
-        assert "supervised" in lab.cli("leaderboard", "--format", kind).stdout
+        assert "supervised" in lab.call("leaderboard", "--format", kind).stdout
 
     same = lab.cli("evaluate", document["run_id"], "--json")
     assert json.loads(same.stdout)["identical"] is True, same.stderr
-    assert lab.cli("resume", document["run_id"]).returncode == 0
-    assert lab.cli("resume", "--all").returncode == 0
+    assert lab.call("resume", document["run_id"]).returncode == 0
+    assert lab.call("resume", "--all").returncode == 0
 
 
 def test_global_options_before_and_after_the_verb(lab):
     for args in (("--root", "here", "leaderboard", "--json"), ("leaderboard", "--root", "here", "--json")):
-        assert json.loads(lab.cli(*args).stdout)["boards"] == []
+        assert json.loads(lab.call(*args).stdout)["boards"] == []
 
 
 def test_interrupted_run_says_how_to_go_on(lab):
@@ -116,33 +116,33 @@ class Mine(Method):
     (("--plugin", "nowhere.py", "list"), 2, "no such plug-in"),
 ])
 def test_errors_name_the_thing_and_have_their_code(lab, args, code, says):
-    result = lab.cli(*args)
+    result = lab.call(*args)
     assert result.returncode == code, result.stderr
     assert says in result.stderr and "Traceback" not in result.stderr and result.stdout == ""
-    as_json = json.loads(lab.cli(*args, "--json").stdout)
+    as_json = json.loads(lab.call(*args, "--json").stdout)
     assert as_json["status"] == "error" and as_json["code"] == code
 
 
 def test_dry_run_writes_nothing(lab):
-    plan = lab.cli(*RUN, "--seeds", "0-1", "--dry-run", "--json")
+    plan = lab.call(*RUN, "--seeds", "0-1", "--dry-run", "--json")
     assert [r["state"] for r in json.loads(plan.stdout)["runs"]] == ["to do", "to do"]
     assert not (lab.folder / "segbench-out").exists()
 
 
 def test_config_show_sources(lab):
-    document = json.loads(lab.cli("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--json").stdout)
+    document = json.loads(lab.call("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--json").stdout)
     assert document["sources"]["decay"] == "-o" and document["experiment"]["params"]["decay"] == 0.9
-    text = lab.cli("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--sources").stdout
+    text = lab.call("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--sources").stdout
     assert re.search(r"decay +0.9 +-o", text)
 
 
 def test_list_and_describe(lab):
-    document = json.loads(lab.cli("list", "methods", "--json").stdout)
+    document = json.loads(lab.call("list", "methods", "--json").stdout)
     assert {"supervised", "mean_teacher", "versemi"} <= {m["name"] for m in document["methods"]}
-    described = json.loads(lab.cli("describe", "method", "versemi", "--json").stdout)
+    described = json.loads(lab.call("describe", "method", "versemi", "--json").stdout)
     assert all(p["meaning"] for p in described["parameters"])
-    assert "80" in lab.cli("describe", "dataset", "la").stdout
-    assert lab.cli("describe", "protocol", "la").returncode == 0
+    assert "80" in lab.call("describe", "dataset", "la").stdout
+    assert lab.call("describe", "protocol", "la").returncode == 0
 
 
 def test_broken_plugin_stays_visible(lab):
@@ -156,7 +156,7 @@ def test_broken_plugin_stays_visible(lab):
 
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "40"}, {"NO_COLOR": "1"}])
 def test_poor_terminals(lab, env):
-    lab.cli(*RUN)
+    lab.call(*RUN)
     board = lab.cli("leaderboard", **env)
     assert board.returncode == 0 and "\x1b" not in board.stdout and "supervised" in board.stdout
 
@@ -180,9 +180,9 @@ def test_help_imports_nothing_heavy(lab):
 @pytest.mark.parametrize("command", ["demo", "run", "resume", "evaluate", "leaderboard", "list", "describe", "data",
                                      "config", "doctor"])
 def test_every_command_has_help(lab, command):
-    assert lab.cli(command, "--help").returncode == 0
+    assert lab.call(command, "--help").returncode == 0
 
 
 def test_doctor(lab):
-    document = json.loads(lab.cli("doctor", "--json").stdout)
+    document = json.loads(lab.call("doctor", "--json").stdout)
     assert any("torch" in c["what"] for c in document["checks"])

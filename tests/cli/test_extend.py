@@ -10,8 +10,8 @@ ON_TINY = ("--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml")
 
 
 def test_scaffold_to_leaderboard(lab):
-    assert lab.cli("new", "method", "my_method").returncode == 0
-    again = lab.cli("new", "method", "my_method")
+    assert lab.call("new", "method", "my_method").returncode == 0
+    again = lab.call("new", "method", "my_method")
     assert again.returncode == 2 and "exists" in again.stderr
     tested = lab.cli("test", "my_method.py", "--json")
     document = json.loads(tested.stdout)
@@ -46,14 +46,14 @@ class Bad(Method):
 
 def test_names_that_cannot_be(lab):
     for name, says in (("Mine", "lower_snake_case"), ("supervised", "already")):
-        result = lab.cli("new", "method", name)
+        result = lab.call("new", "method", name)
         assert result.returncode == 2 and says in result.stderr
 
 
 def test_ablation_tabulates_each_term(lab):
-    result = lab.cli("ablate", "mean_teacher", *ON_TINY, "--json")
+    result = lab.call("ablate", "mean_teacher", *ON_TINY, "--json")
     rows = json.loads(result.stdout)["rows"]
     assert [r["without"] for r in rows] == [None, "supervised", "consistency"], result.stderr
     assert rows[0]["change"] == 0 and rows[1]["dice"] != rows[0]["dice"]
-    board = lab.cli("leaderboard").stdout
+    board = lab.call("leaderboard").stdout
     assert "mean_teacher without consistency" in board
