@@ -109,7 +109,7 @@ def test_faults_are_found(plugin, fault):
     for what, check in CHECKS.items():
         try:
             check(Trial(name))
-        except AssertionError:
+        except (AssertionError, RuntimeError):  # torch itself refuses some
             failed.append(what)
     assert (failed == []) if culprit is None else (culprit in failed)
 
