@@ -8,7 +8,7 @@ from segbench.cli.common import Command, Settings
 from segbench.cli.run import machine_of, machine_options
 from segbench.errors import SuiteError
 
-METHODS = ("supervised", "mean_teacher", "versemi")
+METHODS = ("versemi", "supervised", "mean_teacher")  # the longest first: slots are filled evenly then
 
 
 @click.command(cls=Command)

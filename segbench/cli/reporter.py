@@ -112,7 +112,7 @@ def header(run: Prepared) -> str:
     modified = f" · modified: {', '.join(e.modified)}" if e.modified else ""
     return (f"{e.method} on {safe(data)}\n"
             f"  {e.backbone} · protocol {e.protocol.name} {e.protocol.version}{modified} · seed {e.seed} · "
-            f"{e.protocol.steps:,} steps · {e.precision} · selection: {e.protocol.selection} checkpoint\n"
+            f"{e.protocol.steps * len(run.stores):,} steps · {e.precision} · selection: {e.protocol.selection} checkpoint\n"
             f"  {run.folder.path}")
 
 

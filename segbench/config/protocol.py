@@ -55,7 +55,7 @@ class Protocol(Strict):
     name: str = Field(min_length=1, description="the file's stem")
     version: int = Field(1, ge=1, description="raised whenever a value changes")
     title: str = Field("", description="one line for tables")
-    steps: int = Field(ge=1, le=10_000_000, description="optimiser steps of the whole training")
+    steps: int = Field(ge=1, le=10_000_000, description="optimiser steps for each data set of a training")
     patch: Edge = Field(description="voxels per axis of a training patch and of an inference window")
     batch: BatchSize = Field(default_factory=BatchSize)
     optim: Optim = Field(default_factory=Optim)

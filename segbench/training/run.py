@@ -114,7 +114,7 @@ def build(experiment: Experiment, stores: list[Store]) -> Method:
     protocol = experiment.protocol
     entry = registry.get("method", experiment.method)
     setting = Setting(tuple(Source(s.name, tuple(s.classes)) for s in stores), max(s.channels for s in stores),
-                      tuple(protocol.patch), protocol.steps)
+                      tuple(protocol.patch), protocol.steps * len(stores))
     method = entry.cls(entry.cls.Params(**experiment.params), setting)
     torch.manual_seed(experiment.seed)
     method.build(network_factory(experiment.backbone, experiment.backbone_params, setting, entry.cls.needs))
@@ -197,7 +197,9 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     experiment, protocol = run.experiment, run.experiment.protocol
     views = {s.name: derived(s, protocol.downsample) if protocol.downsample > 1 else s for s in run.stores}
     data = TrainingData(views, experiment.labeled, protocol, experiment.seed)
-    plan = stages(method.phases(), protocol.steps, protocol.batch.labeled, protocol.batch.unlabeled)
+    # The same budget for each data set: a joint training gets the protocol's steps for every one of them.
+    total = protocol.steps * len(run.stores)
+    plan = stages(method.phases(), total, protocol.batch.labeled, protocol.batch.unlabeled)
     for stage in plan:
         data.check(stage.labeled, stage.unlabeled)
     facts = [p for view in views.values() for p in check_facts(view, protocol.patch) if p.level == "warning"]
