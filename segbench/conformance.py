@@ -52,7 +52,7 @@ class Trial:
         cls = registry.get("method", self.name).cls
         kinds = tuple(f"class {i}" for i in range(1, self.classes))
         sources = tuple(Source(f"set {i}", kinds) for i in range(self.sources))
-        setting = Setting(sources, self.channels, PATCH[self.dims], STEPS)
+        setting = Setting(sources, self.channels, PATCH[self.dims])
         network = registry.get("backbone", self.backbone).cls
         small = {k: v for k, v in {"width": 4, "depth": 3}.items() if k in network.Params.model_fields}
         torch.manual_seed(0)

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 from segbench.errors import PluginError, SegbenchError, UsageError, unknown
 
 KINDS = ("method", "dataset", "backbone")
+VOCABULARY = ("segbench.losses", "segbench.ops", "segbench.distance")
 T = TypeVar("T", bound=type)
 
 
@@ -252,6 +253,9 @@ def _import(place: Found) -> None:
 def source_digest(cls: type) -> str:
     """sha256 over the source of ``cls``: the plug-in files that define it and its bases, and those they import.
 
+    The losses and operations that methods are written in count as theirs; the rest of the engine has a number of its own
+    (``segbench.config.identity.ENGINE``).
+
     Comments, docstrings and layout do not count, nor does the Python version; anything that could change a number does.
     """
     todo = [base.__module__ for base in cls.__mro__]
@@ -277,7 +281,7 @@ def _is_plugin(module: str) -> bool:
     """A file of a plug-in folder, or any file of a package that brought a plug-in; never the engine."""
     top = module.partition(".")[0]
     if top == "segbench":
-        return module.startswith(tuple(f"segbench.{kind}s." for kind in KINDS))
+        return module in VOCABULARY or module.startswith(tuple(f"segbench.{kind}s." for kind in KINDS))
     return top in {place.module.partition(".")[0] for place in catalogue().values()}
 
 

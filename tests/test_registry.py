@@ -337,3 +337,17 @@ def test_the_source_digest_covers_a_whole_foreign_package(tmp_path):
     before = ask(code, path=(tmp_path,))
     write(tmp_path / "lab/helper.py", "answer = 43\n")
     assert ask(code, path=(tmp_path,)) != before
+
+
+def test_source_digest_covers_the_vocabulary(monkeypatch):
+    """A changed loss is a changed method."""
+    from segbench import registry
+    cls = registry.get("method", "supervised").cls
+    before = registry.source_digest(cls)
+    real = Path.read_bytes
+
+    def edited(path):
+        data = real(path)
+        return data + b"\nEXTRA = 1\n" if path.name == "losses.py" else data
+    monkeypatch.setattr(Path, "read_bytes", edited)
+    assert registry.source_digest(cls) != before

@@ -115,6 +115,9 @@ def machine_of(settings: Settings, save_every: str | None, device: str | None, w
         number = int(match[1])
         cadence = (Cadence(seconds=number * {"s": 1, "m": 60, "h": 3600}[match[2]]) if match[2]
                    else Cadence(steps=number, seconds=None))
+    if settings.machine.threads != "auto":
+        import torch
+        torch.set_num_threads(settings.machine.threads)
     chosen = device_of(device or settings.machine.device)
     count = workers if workers is not None else settings.machine.workers
     # Measured: handing batches over between processes costs more than cutting them beside the training step.

@@ -30,7 +30,6 @@ class Machine(Strict):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field("auto", description="loader processes")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads")
-    color: Literal["auto", "always", "never"] = Field("auto", description="of the output")
     sources: dict[str, str] = Field({}, description="origin of each setting")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp
 from typing import Any, ClassVar
 
@@ -113,8 +113,6 @@ class Setting:
     sources: tuple[Source, ...]
     channels: int
     patch: tuple[int, ...]
-    steps: int = 1
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:

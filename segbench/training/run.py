@@ -114,7 +114,7 @@ def build(experiment: Experiment, stores: list[Store]) -> Method:
     protocol = experiment.protocol
     entry = registry.get("method", experiment.method)
     setting = Setting(tuple(Source(s.name, tuple(s.classes)) for s in stores), max(s.channels for s in stores),
-                      tuple(protocol.patch), protocol.steps * len(stores))
+                      tuple(protocol.patch))
     method = entry.cls(entry.cls.Params(**experiment.params), setting)
     torch.manual_seed(experiment.seed)
     method.build(network_factory(experiment.backbone, experiment.backbone_params, setting, entry.cls.needs))

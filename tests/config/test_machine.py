@@ -20,7 +20,7 @@ def user(tmp_path):
 def test_defaults(tmp_path):
     machine = machine_settings({}, tmp_path / "none.yaml")
     assert (machine.root, machine.data_root) == (Path("segbench-out"), Path("segbench-data"))
-    assert (machine.device, machine.workers, machine.threads, machine.color) == ("auto",) * 4
+    assert (machine.device, machine.workers, machine.threads) == ("auto",) * 3
     assert machine.sources == dict.fromkeys(SETTINGS, "default")
 
 
@@ -29,7 +29,7 @@ def test_file_then_environment_then_flags(user):
     machine = machine_settings({"SEGBENCH_DEVICE": "cuda:1", "SEGBENCH_WORKERS": "2"}, file, workers=3, threads=None)
     assert (machine.root, machine.device, machine.workers) == (Path("a"), "cuda:1", 3)
     assert machine.sources == {"root": f"{file}:1", "data_root": "default", "device": "SEGBENCH_DEVICE",
-                               "workers": "--workers", "threads": "default", "color": "default"}
+                               "workers": "--workers", "threads": "default"}
 
 
 def test_home_is_expanded_and_an_empty_variable_is_none(tmp_path):
@@ -69,7 +69,6 @@ def test_other_variables_of_ours_are_left_alone(tmp_path):
     ("workers: -1", r"workers: expected 'auto' or int in \[0, 256\], got -1"),
     ("threads: 0", r"threads: expected 'auto' or int in \[1, 1024\], got 0"),
     ("workers: many", r"workers: expected 'auto' or int in \[0, 256\], got 'many'"),
-    ("color: red", r"color: expected one of auto, always, never, got 'red'"),
     ("root: 3", r"root: expected path, got 3"),
     ("root: {a: 1}", r"unknown setting 'root.a'"),
 ])
