@@ -73,6 +73,9 @@ def predict_case(method: Method, store: Store, case: str, task: int, protocol: P
     factor = protocol.downsample
     view = derived(store, factor) if factor > 1 else store
     image = torch.from_numpy(np.array(view.image(case)))  # (C, *S), the only copy of the volume
+    missing = method.setting.channels - len(image)
+    if missing:  # joint training fills the channels of the others up with zeros
+        image = torch.cat([image, image.new_zeros(missing, *image.shape[1:])])
 
     def predict(windows: Tensor) -> Tensor:
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -102,7 +105,7 @@ def _score(label: np.ndarray, digest: str, store: Store, case: str) -> list[dict
     reference, spacing = np.asarray(store.label(case)), store.cases[case].spacing
     values = range(1, len(store.classes) + 1)
     results = [r.to_dict() for r in evaluate_labels(label, reference, classes=values)]
-    if spacing is not None:
+    if all(store.cases[c].spacing is not None for c in store.test):  # one unknown spacing: no column in mm
         in_mm = [r.to_dict() for r in evaluate_labels(label, reference, classes=values, spacing=spacing)]
         results = [vox | mm for vox, mm in zip(results, in_mm, strict=True)]
     names = dict(zip(values, store.classes, strict=True))

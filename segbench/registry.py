@@ -262,8 +262,12 @@ def source_digest(cls: type) -> str:
     files: dict[Path, str] = {}
     while todo:
         name = todo.pop()
-        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-        if file in files or file.suffix != ".py" or not _is_plugin(name):
+        if not _is_plugin(name):
+            continue
+        # By file, not by what happens to be imported already; only --plugin files exist in sys.modules alone.
+        loaded = getattr(sys.modules.get(name), "__file__", None) if name.startswith("segbench_plugin_") else None
+        file = Path(loaded) if loaded else _find_module(name)
+        if file is None or file in files or file.suffix != ".py":
             continue
         tree = ast.parse(file.read_bytes())
         files[file] = repr(_plain(tree))
@@ -272,7 +276,8 @@ def source_digest(cls: type) -> str:
                 todo += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 origin = "." * node.level + (node.module or "")
-                package = importlib.util.resolve_name(origin, sys.modules[name].__package__)
+                parent = name if file.name == "__init__.py" else name.rpartition(".")[0]
+                package = importlib.util.resolve_name(origin, parent)
                 todo += [package, *(f"{package}.{alias.name}" for alias in node.names)]
     return hashlib.sha256("".join(sorted(files.values())).encode()).hexdigest()
 

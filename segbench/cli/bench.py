@@ -36,7 +36,8 @@ def prepared(settings: Settings, suite: str, machine: Machine) -> list[Prepared]
         if name not in sizes:
             sizes[name] = len(open_store(name, settings.data_root).train)
         return sizes[name]
-    return [prepare(e, machine) for e in expand(*load_suite(find_suite(suite)), size)]
+    runs = [prepare(e, machine) for e in expand(*load_suite(find_suite(suite)), size)]
+    return list({run.run_id: run for run in runs}.values())  # overlapping entries name a run twice
 
 
 @bench.command()
@@ -125,8 +126,9 @@ def describe(outcome: Outcome) -> str:
     e, folder = outcome.run.experiment, outcome.run.folder
     what = f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labelled, seed {e.seed}"
     if outcome.code == 0 and (result := folder.result()):
-        dice = [100 * m["columns"]["dice"]["mean"] for m in result["metrics"]]
-        return f"{safe(what)}: Dice {' '.join(f'{d:.1f}' for d in dice)} in {duration(outcome.seconds)}"
+        dice = [m["columns"]["dice"]["mean"] for m in result["metrics"]]
+        shown = " ".join("–" if d is None else f"{100 * d:.1f}" for d in dice)
+        return f"{safe(what)}: Dice {shown} in {duration(outcome.seconds)}"
     return "\n".join(safe(line) for line in
                      [f"{what}: FAILED (exit {outcome.code})", *last_words(Path(folder.path)).splitlines()])
 

@@ -89,7 +89,7 @@ def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         from segbench import registry
         for file in value:
             registry.add_file(file)
-        value = (*settings.flags.get("plugin", ()), *value)
+        value = (*settings.flags.get("plugin", ()), *(str(Path(file).resolve()) for file in value))
     settings.flags[str(param.name)] = value
 
 

@@ -37,6 +37,7 @@ def prepare(name: str, source: Path | None, jobs: int) -> None:
     """
     from segbench.data import store as stores
     from segbench.data.checks import check_facts
+    from segbench.data.problem import DataProblems
     from segbench.errors import UsageError
 
     entries = _members(name)
@@ -57,6 +58,10 @@ def prepare(name: str, source: Path | None, jobs: int) -> None:
         for problem in problems:
             _talk(f"{_mark(problem.level)} {problem}")
         _result(f"{_mark('ok')} {store.name}: {_count(store)} prepared in {store.root}")
+        errors = [p for p in problems if p.level == "error"]
+        if errors:
+            raise DataProblems(f"data set '{store.name}' cannot be used as it is", errors, listed=False,
+                               fix="mend the source and prepare it again")
     _document("segbench.data.prepare/1", documents)
 
 

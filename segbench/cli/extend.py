@@ -123,7 +123,7 @@ def ablate(settings: Settings, method: str, save_every: str | None, device: str 
             result = _execute(settings, prepare(chosen, machine), machine)
             for dataset, classes in result["metrics"].items():
                 rows += [{"without": dropped, "dataset": dataset, "class": c, "seed": experiment.seed,
-                          "dice": 100 * m["dice"]} for c, m in classes.items()]
+                          "dice": 100 * m["dice"]} for c, m in classes.items() if m["dice"] is not None]
     settings.document = {"status": "done", "method": method, "rows": _differences(rows)}
     if not settings.json:
         columns = [("without", "<"), ("data set", "<"), ("class", "<"), ("seeds", ">"), ("Dice %", ">"), ("change", ">")]

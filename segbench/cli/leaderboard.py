@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from segbench.cli.common import Command, Settings, safe, table
+from segbench.errors import UsageError
 
 
 @click.command(cls=Command)
@@ -27,6 +28,8 @@ def leaderboard(settings: Settings, dataset: str | None, kind: str, with_publish
     from segbench.results.leaderboard import boards, published
     from segbench.results.rundir import all_runs
 
+    if with_published and kind not in ("table", "json"):
+        raise UsageError("--published goes with the formats table and json", found=kind)
     members = _members(dataset)
     found, warnings = boards(all_runs(settings.root))
     found = [b for b in found if members is None or b.dataset in members]
@@ -42,7 +45,10 @@ def leaderboard(settings: Settings, dataset: str | None, kind: str, with_publish
         if not found:
             settings.say(f"no finished runs in {settings.root}; try: segbench run supervised")
         for board in found:
-            click.echo(show(board) + (show_published(board.dataset, board.labeled) if with_published else "") + "\n")
+            beside = show_published(board.dataset, board.labeled) if with_published and board.standard else ""
+            click.echo(show(board) + beside + "\n")
+            if with_published and not board.standard:
+                settings.say(f"no published numbers beside '{board.protocol}': another protocol, or a partial copy")
     else:
         click.echo({"csv": export.as_csv, "md": export.as_markdown, "latex": export.as_latex}[kind](found), nl=False)
 

@@ -65,8 +65,6 @@ def cli(ctx: click.Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and leaves with its exit code."""
-    # Before CUDA starts: without it deterministic matrix products are refused.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -156,14 +157,15 @@ def document(result: dict[str, Any], folder: Any) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """A result in one line a data set and class."""
+    """A result in one line a data set and class; a class that is nowhere has no numbers."""
+    from segbench.results.export import number
     out = []
     for row in result["metrics"]:
-        mean = {k: v["mean"] for k, v in row["columns"].items()}
+        mean = {k: nan if v["mean"] is None else v["mean"] for k, v in row["columns"].items()}
         unit = "mm" if "hd95_mm" in mean else "vox"
         out.append(f"{safe(result['method'])} on {safe(row['dataset'])} ({safe(row['class'])}), {row['counts']['n']} test "
-                   f"cases: Dice {100 * mean['dice']:.2f}  Jaccard {100 * mean['jaccard']:.2f}  HD95 "
-                   f"{mean[f'hd95_{unit}']:.2f} {unit}  ASD {mean[f'asd_{unit}']:.2f} {unit}  "
+                   f"cases: Dice {number(100 * mean['dice'], 2)}  Jaccard {number(100 * mean['jaccard'], 2)}  HD95 "
+                   f"{number(mean[f'hd95_{unit}'], 2)} {unit}  ASD {number(mean[f'asd_{unit}'], 2)} {unit}  "
                    f"missed {row['counts']['empty_prediction']}")
     return out
 

@@ -69,7 +69,7 @@ def as_json(boards: Sequence[Board], published: Callable[[str, int], list[dict[s
         table = {k: getattr(b, k) for k in ("dataset", "labeled", "train", "cases", "backbone", "protocol", "unit", "policy",
                                             "partial", "failures")}
         table["rows"] = [r.to_dict() for r in b.rows]
-        if published is not None:
+        if published is not None and b.standard:
             table["published"] = published(b.dataset, b.labeled)
         tables.append(table)
     return {"schema": SCHEMA, "status": "ok", "boards": tables}

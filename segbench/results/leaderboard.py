@@ -6,6 +6,7 @@ Per run the mean over cases is taken per class, then over classes; over seeds me
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -14,12 +15,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from segbench import registry
 from segbench.config import load_yaml
-from segbench.errors import IntegrityError
+from segbench.errors import IntegrityError, SegbenchError
+from segbench.files import json_bytes
 from segbench.results.rundir import RunDir
 
 RANKED_SEEDS = 3  # fewer are shown, not ranked
 DISTANCES = ("hd95", "asd")
+Runs = list[tuple[dict[str, Any], RunDir]]
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Board:
     policy: str
     unit: str
     partial: bool
+    standard: bool  # the data set's own protocol, unmodified, on all of it: published numbers may stand beside it
     rows: list[Row]
     failures: list[str] = field(default_factory=list)
 
@@ -71,7 +76,7 @@ class Board:
 
 def boards(runs: Iterable[RunDir], dataset: str | None = None) -> tuple[list[Board], list[str]]:
     """All tables, and warnings on runs that were left out."""
-    groups: dict[tuple[Any, ...], dict[str, list[tuple[dict[str, Any], RunDir]]]] = {}
+    groups: dict[tuple[Any, ...], dict[tuple[str, str], Runs]] = {}
     failures: dict[str, list[str]] = {}
     warnings = []
     for run in runs:
@@ -87,8 +92,8 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None) -> tuple[list[Boa
         for name in result["datasets"]:
             if dataset in (None, name):
                 methods = groups.setdefault(_key(result, name), {})
-                methods.setdefault(_label(result), []).append((result, run))
-    tables = [_board(key, methods) for key, methods in groups.items()]
+                methods.setdefault((_label(result), _variant(result)), []).append((result, run))
+    tables = [_board(key, _named(methods)) for key, methods in groups.items()]
     for table in tables:
         table.failures = [f for group, lines in failures.items() if table.dataset in group.split("+") for f in lines]
     return sorted(tables, key=lambda b: (b.dataset, b.labeled, b.protocol, b.backbone)), warnings
@@ -102,6 +107,18 @@ def _key(result: dict[str, Any], name: str) -> tuple[Any, ...]:
             result["fingerprints"][name], result["splits"][name], name in result["partial"], result["precision"])
 
 
+def _variant(result: dict[str, Any]) -> str:
+    """Digest of what makes two runs of one method different but for the seed: code, parameters, network."""
+    return hashlib.sha256(json_bytes({**result["science"], "seed": None})).hexdigest()[:4]
+
+
+def _named(methods: dict[tuple[str, str], Runs]) -> dict[str, Runs]:
+    """Rows by label; where one label has several variants (its code was changed), each says which it is."""
+    labels = [label for label, _ in methods]
+    return {label + (f" @{variant}" if labels.count(label) > 1 else ""): runs
+            for (label, variant), runs in methods.items()}
+
+
 def _label(result: dict[str, Any]) -> str:
     """The method's name with the parameters that are not its defaults."""
     changed = ",".join(f"{k}={v}" for k, v in sorted(result["changed_params"].items()))
@@ -109,22 +126,30 @@ def _label(result: dict[str, Any]) -> str:
     return result["method"] + (f"[{changed}]" if changed else "") + dropped
 
 
-def _board(key: tuple[Any, ...], methods: dict[str, list[tuple[dict[str, Any], RunDir]]]) -> Board:
+def _board(key: tuple[Any, ...], methods: dict[str, Runs]) -> Board:
     name, labeled, train, backbone, protocol = key[:5]
     any_result = next(iter(methods.values()))[0][0]
     mine = [m for m in any_result["metrics"] if m["dataset"] == name]
     unit = "mm" if "hd95_mm" in mine[0]["columns"] else "vox"
     rows = [_row(label, name, unit, runs) for label, runs in methods.items()]
-    rows.sort(key=lambda r: (r.seeds < RANKED_SEEDS, -r.dice))
+    rows.sort(key=lambda r: (r.seeds < RANKED_SEEDS, -r.dice if r.dice == r.dice else 0.0))
     for position, row in enumerate(rows, 1):
         if row.seeds >= RANKED_SEEDS:
             row.rank = position
         else:
             row.note = f"{row.seeds} seed{'s' if row.seeds > 1 else ''}: not ranked"
-    return Board(name, labeled, train, mine[0]["counts"]["n"], backbone, protocol, mine[0]["policy"], unit, key[8], rows)
+    return Board(name, labeled, train, mine[0]["counts"]["n"], backbone, protocol, mine[0]["policy"], unit, key[8],
+                 not key[8] and _standard(name, any_result["protocol"]), rows)
 
 
-def _row(label: str, name: str, unit: str, runs: list[tuple[dict[str, Any], RunDir]]) -> Row:
+def _standard(name: str, protocol: dict[str, Any]) -> bool:
+    try:
+        return not protocol["modified"] and protocol["name"] == registry.get("dataset", name).cls.protocol
+    except SegbenchError:  # a plug-in that is not here now
+        return False
+
+
+def _row(label: str, name: str, unit: str, runs: Runs) -> Row:
     per_seed: dict[str, list[float]] = {}
     missed, hours = 0, []
     for result, run in runs:

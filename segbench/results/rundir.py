@@ -113,4 +113,4 @@ def find_run(root: Path, wanted: str) -> RunDir:
         return fits[0]
     raise UsageError(f"{'several runs fit' if fits else 'no run'} '{wanted}'", where=root / "runs",
                      found=", ".join(run.run_id for run in fits) or None,
-                     expected="the id of a run (its folder ends with it) or its folder", fix="segbench leaderboard --all")
+                     expected="the id of a run (its folder ends with it) or its folder", fix="ls " + str(root / "runs"))

@@ -16,6 +16,7 @@ from typing import IO
 from segbench.errors import IntegrityError, Interrupted
 from segbench.results.rundir import RunDir
 from segbench.training.run import Machine, Prepared
+from segbench.training.signals import CODES
 
 
 @dataclass
@@ -64,14 +65,17 @@ def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callab
             while todo and len(jobs) < slots and not stopped:
                 free = next(s for s in range(slots) if s not in {j.slot for j in jobs})
                 jobs.append(_start(todo.pop(0), machine, free, slots))
+                if stopped:  # it came while the process was being started
+                    jobs[-1].process.send_signal(stopped[0])
             for job in [j for j in jobs if j.process.poll() is not None]:
                 jobs.remove(job)
                 job.log.close()
                 outcomes.append(Outcome(job.run, job.process.returncode, time.monotonic() - job.began))
                 tell(outcomes[-1])
             if stopped and not jobs:
-                raise Interrupted(f"{signal.Signals(stopped[0]).name}: the suite was stopped, running ones have saved",
-                                  128 + stopped[0], fix="repeat the command to go on")
+                name = signal.Signals(stopped[0]).name
+                raise Interrupted(f"{name}: the suite was stopped, running ones have saved", CODES[name],
+                                  fix="repeat the command to go on")
             time.sleep(0.1)
     return outcomes
 
@@ -82,8 +86,9 @@ def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
     command = [sys.executable, "-m", "segbench.cli.main", "--root", str(machine.root), "--data-root", str(machine.data_root),
                "resume", str(run.folder.path), "--device", machine.device]
-    if machine.save_every.steps:
-        command += ["--save-every", str(machine.save_every.steps)]
+    cadence = machine.save_every
+    command += ["--workers", str(machine.workers), "--save-every",
+                str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s"]
     env = dict(os.environ)
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
     if machine.device == "cuda":
@@ -112,7 +117,8 @@ def _forwarded(jobs: list[Job]) -> Iterator[list[int]]:
         stopped.append(number)
         for job in jobs:
             job.process.send_signal(number)
-    old = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name)]
+    old = {n: signal.signal(n, handle) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield stopped
     finally:

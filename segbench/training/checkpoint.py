@@ -133,7 +133,9 @@ def _candidates(folder: Path) -> list[tuple[Path, str]]:
     if not folder.is_dir():
         return []
     known = {e["file"]: str(e["sha256"]) for e in _listed(folder)}
-    files = sorted((f for f in folder.iterdir() if NAME.fullmatch(f.name)), key=lambda f: f.name[:11], reverse=True)
+    order = list(reversed(known))  # of two files of one step the one listed first is the newer
+    files = [f for f in folder.iterdir() if NAME.fullmatch(f.name)]
+    files.sort(key=lambda f: (f.name[:11], order.index(f.name) if f.name in order else -1), reverse=True)
     return [(f, known.get(f.name, f.stem.rsplit("-", 1)[1])) for f in files]
 
 

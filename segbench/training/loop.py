@@ -105,6 +105,10 @@ class Trainer:
         # A checkpoint is taken after a step, so its optimisers are those of that step's stage.
         self.stage = stage_of(self.stages, max(self.step - 1, 0))
         self._make_optimizers()
+        changed = [f"{k} {header.get(k)} -> {v}" for k, v in self.header.items() if header.get(k) != v]
+        if changed:
+            self.warnings.append(f"resumed with {', '.join(changed)}: the result may differ in the last digits from one run "
+                                 "without a stop")
         self.method.load_state_dict(state["method"])
         self.seconds = header["seconds"]
         if self.step < self.total:  # the weights of a finished training are kept alone
@@ -161,7 +165,7 @@ class Trainer:
                 if self.step == self.total or stop.code or cadence.due(self.step, time.monotonic() - saved):
                     self._save(file)
                     saved = time.monotonic()
-                if stop.code and self.step < self.total:
+                if stop.code:
                     raise Interrupted(f"{stop.name}: stopped after step {self.step}, saved", stop.code)
 
     def train_step(self, batch: Batch) -> tuple[dict[str, float], Clock, float]:

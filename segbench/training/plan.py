@@ -44,6 +44,9 @@ def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) ->
         share += phase.share
         end = total if i == len(phases) - 1 else round(share * total)
         end = min(max(end, start + 1), total - (len(phases) - 1 - i))
+        if phase.unlabeled is None and unlabeled == 0:
+            raise UsageError(f"phase '{phase.name}' needs unlabelled items, but the batch has none",
+                             expected="batch.unlabeled >= 1", fix="-o batch.unlabeled=2, or the method supervised")
         u = unlabeled if phase.unlabeled is None else phase.unlabeled
         default = labeled + unlabeled if phase.unlabeled == 0 else labeled
         result.append(Stage(phase, i, start, end - start, phase.labeled or default, u))

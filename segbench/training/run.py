@@ -23,9 +23,9 @@ from segbench.contracts.method import Method, Setting, Source
 from segbench.data.batches import TrainingData, loader
 from segbench.data.checks import check_facts, require_learnable, require_no_leak
 from segbench.data.store import Store, derived, open_store
-from segbench.errors import IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
+from segbench.errors import DataError, IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
 from segbench.evaluation import cases_csv, evaluate, summarise
-from segbench.files import atomic_write, json_bytes, lock, sweep
+from segbench.files import atomic_write, json_bytes, lock, storage_error, sweep
 from segbench.results.rundir import SCHEMA, RunDir, run_folder
 from segbench.training import checkpoint
 from segbench.training.loop import Cadence, Progress, Trainer
@@ -96,6 +96,10 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     stores = [open_store(name, machine.data_root) for name in experiment.datasets]
     for store in stores:
         require_no_leak(store)
+        unscorable = [i for i in store.test if not store.cases[i].has_label]
+        if unscorable:
+            raise DataError(f"test cases of '{store.name}' have no label to score against", where=store.root,
+                            found=", ".join(unscorable), fix="take them out of the test list")
         require_learnable(store, experiment.labeled[store.name])
         if not 0 < experiment.labeled[store.name] <= len(store.train):
             raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
@@ -153,12 +157,13 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
         SegbenchError: whatever ended the run; also written to ``failed.json``.
     """
     reporter = reporter or Reporter()
-    finished = run.folder.result()
-    if finished is not None and not restart:
-        return {**finished, "cached": True}
+    for_sure = None if restart else run.folder.result()
+    if for_sure is not None:
+        return {**for_sure, "cached": True}
     with lock(run.folder.path / "lock"):
-        finished = run.folder.result()  # another process may have ended it while we waited
-        if finished is not None and not restart:
+        # Another process may have ended it in the meantime.
+        finished = None if restart else run.folder.result()
+        if finished is not None:
             return {**finished, "cached": True}
         if restart:
             _clear(run.folder)
@@ -167,6 +172,8 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
         try:
             run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
             device = device_of(machine.device)
+            # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             method = build(run.experiment, run.stores)
             reporter.start(run)
             stage = "training"
@@ -182,9 +189,14 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
                                   fix="--precision bf16, or a smaller batch (a modified protocol): -o batch.labeled=1")
             run.folder.fail(known, stage)
             raise known from error
-        except Exception as error:
+        except OSError as error:
             run.folder.fail(error, stage)
-            raise
+            raise storage_error(error, run.folder.path) from error
+        except Exception as error:
+            known = TrainingError(f"{run.experiment.method} failed: {type(error).__name__}: {error}", where=stage,
+                                  fix=f"--debug shows where; segbench test {run.experiment.method} may say why")
+            run.folder.fail(known, stage)
+            raise known from error
 
 
 def _clear(folder: RunDir) -> None:
@@ -245,34 +257,50 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
     return result
 
 
-def reevaluate(run: Prepared, machine: Machine, report: Callable[[int, int, str], None]) -> tuple[list[dict[str, Any]], str]:
-    """Metrics of a finished run computed once more from its weights, and the digest of the case table they give."""
+def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
+               report: Callable[[int, int, str], None]) -> tuple[list[dict[str, Any]], str, bool]:
+    """Metrics of a finished run computed once more from its weights, the digest of the case table they give, and whether
+    this machine must give the very same (device and torch of the training).
+
+    Raises:
+        IntegrityError: the weights are missing or not those of the result.
+    """
     found = checkpoint.load(run.folder.path / "ckpt")
     if found is None:
         raise IntegrityError("the run has no weights", where=run.folder.path / "ckpt")
+    _, state, header, _ = found
+    weights = checkpoint.digest(state["method"])
+    if weights != stored["weights_sha256"]:
+        raise IntegrityError("the weights are not those of the result", where=run.folder.path / "ckpt", found=weights[:16],
+                             expected=stored["weights_sha256"][:16])
     method = build(run.experiment, run.stores)
-    method.load_state_dict(found[1]["method"])
+    method.load_state_dict(state["method"])
     device = device_of(machine.device)
     method.to(device)
     with tempfile.TemporaryDirectory() as folder:
         rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
                         run.experiment.precision, report)
     digest = hashlib.sha256(cases_csv(rows)).hexdigest()
-    return summarise(rows, run.experiment.protocol.policy), digest
+    return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
+
+
+def _same_machine(header: dict[str, Any], device: str) -> bool:
+    return (header["torch"], header["device"], header["threads"]) == (torch.__version__, device, torch.get_num_threads())
 
 
 def _changed(experiment: Experiment) -> dict[str, Any]:
-    """The method's parameters that are not its defaults."""
+    """The method's parameters that are not its defaults, and those of the backbone that were set by hand."""
     defaults = registry.get("method", experiment.method).cls.Params().model_dump(mode="json")
-    return {k: v for k, v in experiment.params.items() if defaults.get(k) != v}
+    network = {f"backbone.{k}": v for k, v in experiment.backbone_params.items() if f"backbone.{k}" in experiment.modified}
+    return {k: v for k, v in experiment.params.items() if defaults.get(k) != v} | network
 
 
 def _manifest(trainer: Trainer, device: str, evaluation_seconds: float) -> dict[str, Any]:
     cuda = device.startswith("cuda")
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "schema": "segbench.manifest/1", "segbench": __version__, "python": platform.python_version(),
-        "torch": torch.__version__, "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
+        "torch": torch.__version__, "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
         "platform": platform.platform(), "threads": torch.get_num_threads(), "argv": sys.argv[1:],
         "train_seconds": round(trainer.seconds, 2), "seconds_per_step": round(trainer.seconds / trainer.total, 4),
         "evaluation_seconds": round(evaluation_seconds, 2), "peak_memory_bytes": int(peak),

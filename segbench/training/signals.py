@@ -23,7 +23,8 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for name in CODES:
                 number = getattr(signal, name, None)
-                if number is not None:
+                # What was ignored stays ignored: nohup is meant to survive the end of the session.
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                     self._old[number] = signal.signal(number, self._handle)
         return self
 

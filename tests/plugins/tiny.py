@@ -9,7 +9,7 @@ class Balls(Dataset):
     title = "Balls in noise"
     modality = "none"
     classes = ("ball",)
-    protocol = "unused: tests name theirs"
+    licence = "none needed"
     labeled = 2
     embedded = True
     side = 20

@@ -63,6 +63,24 @@ def test_downsampled_protocol_is_scored_on_the_full_grid(lab):
         assert {r["shape"] for r in csv.DictReader(file)} == {"20x20x20"}
 
 
+def test_images_with_fewer_channels_are_filled_up(lab):
+    protocol = lab.prepared("supervised").experiment.protocol
+    method = Oracle()
+    method.setting = Setting((Source("tiny", ("ball",)),), 3, (16, 16, 16))
+    store = open_store("tiny", lab.folder / "data")
+    assert predict_case(method, store, "case6", 0, protocol, "cpu").shape == (2, 20, 20, 20)
+
+
+def test_one_unknown_spacing_leaves_out_the_millimetres(lab):
+    from dataclasses import replace
+    protocol = lab.prepared("supervised").experiment.protocol
+    store = open_store("tiny", lab.folder / "data")
+    cases = {**store.cases, "case7": replace(store.cases["case7"], spacing=None)}
+    rows = rows_of(Oracle(), replace(store, cases=cases), protocol, lab.folder)
+    assert len(rows) == 2 and not any("hd95_mm" in row for row in rows)
+    assert summarise(rows, "worst_distance")[0]["counts"]["n"] == 2
+
+
 def test_largest_component_is_kept_per_class(lab):
     protocol = lab.prepared("supervised", overrides=["largest_component=true"]).experiment.protocol
     store = open_store("tiny", lab.folder / "data")

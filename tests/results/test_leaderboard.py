@@ -55,6 +55,28 @@ def test_changed_parameters_are_another_row(finished):
     assert {r.method for r in tables(finished)[0][0].rows} == {"supervised", "mean_teacher", "mean_teacher[decay=0.5]"}
 
 
+def test_other_networks_are_other_rows(finished):
+    for width in (2, 6):
+        execute(finished.prepared("supervised", steps=2, overrides=[f"backbone.width={width}"]), finished.machine())
+    labels = {r.method for b in tables(finished)[0] for r in b.rows}
+    assert {"supervised[backbone.width=2]", "supervised[backbone.width=6]"} <= labels
+
+
+def test_runs_of_changed_code_are_not_averaged(finished):
+    run = next(r for r in all_runs(finished.folder / "out") if "/supervised/" in str(r.path))
+    result = json.loads((run.path / "result.json").read_text())
+    result["science"]["sources"]["method"] = "of another time"
+    (run.path / "result.json").write_text(json.dumps(result))
+    rows = [r for r in tables(finished)[0][0].rows if r.method.startswith("supervised @")]
+    assert sorted(r.seeds for r in rows) == [1, 2] and all(r.rank is None for r in rows)
+
+
+def test_published_numbers_only_beside_the_standard_protocol(finished):
+    assert all(not b.standard for b in tables(finished)[0])
+    found, _ = tables(finished)
+    assert "published" not in export.as_json(found, published)["boards"][0]
+
+
 def test_failed_and_half_done_runs(finished):
     run = finished.prepared("versemi", steps=2)
     run.folder.write_config(run.run_id, run.experiment, run.science, [])

@@ -27,6 +27,12 @@ def test_schedule_runs_over_the_phases_that_share_an_optimiser():
     assert [(s.origin, s.span) for s in plan] == [(0, 50), (0, 50), (50, 50)]
 
 
+def test_unlabelled_items_that_are_not_there():
+    with pytest.raises(UsageError, match="unlabelled"):
+        stages([Phase("a", 0.5, unlabeled=0), Phase("b", 0.5)], 10, 2, 0)
+    assert stages([Phase("a", unlabeled=0)], 10, 2, 0)[0].labeled == 2
+
+
 @pytest.mark.parametrize("phases, total", [([Phase("a", 0.5)], 10), ([Phase("a", 0.5), Phase("b", 0.5)], 1)])
 def test_impossible_phases(phases, total):
     with pytest.raises(UsageError):

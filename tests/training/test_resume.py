@@ -126,6 +126,38 @@ def test_stop_signal_saves_and_resumes(lab, tmp_path):
     assert files(run) == files(straight)
 
 
+def test_nohup_stays_in_force():
+    from segbench.training.signals import StopRequest
+
+    def ignoring():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.code is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.code == 143
+    assert forked(ignoring) == 0
+
+
+def test_another_machine_is_noted(lab):
+    run = lab.prepared("supervised")
+    assert killed_after(run, lab.machine(), 4) == -signal.SIGKILL
+    step, state, header, _ = checkpoint.load(run.folder.path / "ckpt")
+    checkpoint.save(run.folder.path / "ckpt", step, state, {**header, "torch": "1.0"})
+    told = []
+    execute(run, lab.machine(), Reporter(warn=told.append))
+    assert any("torch 1.0 ->" in text for text in told)
+
+
+def test_restart_replaces_a_damaged_result(lab):
+    run = lab.prepared("supervised")
+    execute(run, lab.machine())
+    (run.folder.path / "result.json").write_text("{")
+    with pytest.raises(Exception, match="cannot be read"):
+        execute(run, lab.machine())
+    assert execute(run, lab.machine(), restart=True)["status"] == "done"
+
+
 def test_finished_run_is_reused(lab):
     run = lab.prepared("supervised")
     first = execute(run, lab.machine())
