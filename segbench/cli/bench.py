@@ -65,7 +65,7 @@ def _show(settings: Settings, runs: list[Prepared]) -> None:
     states = {run.run_id: state(run.folder) for run in runs}
     counts = {s: list(states.values()).count(s) for s in MARKS}
     settings.document = {"status": "ok", "counts": counts, "runs": [
-        {"run_id": r.run_id[:8], "dir": str(r.folder.path), "state": states[r.run_id]} for r in runs]}
+        {"run_id": r.run_id, "dir": str(r.folder.path), "state": states[r.run_id]} for r in runs]}
     if settings.json:
         return
     columns = list(dict.fromkeys(_column(r) for r in runs))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.errors import SegbenchError
+from segbench.text import safe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,11 +128,6 @@ class Group(click.Group):
         self.params += global_options(hidden=self.name not in (None, "cli"))
 
 
-def safe(text: object) -> str:
-    """Foreign text made harmless for a terminal: no control characters, no escape sequences, no line breaks."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
-
-
 def message(error: SegbenchError) -> str:
     """An error as one screen."""
     lines = [f"error: {error.what}"]
@@ -160,7 +156,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], 
     widths = [max(len(row[i]) for row in [[t for t, _ in columns], *cells]) for i in range(len(columns))]
     kept = list(range(len(columns)))
     for title in drop:
-        if sum(widths[i] + 2 for i in kept) - 2 > _width():
+        if sum(widths[i] + 2 for i in kept) - 2 > width():
             kept = [i for i in kept if columns[i][0] != title]
 
     def line(values: Sequence[str]) -> str:
@@ -171,7 +167,7 @@ def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], 
     return "\n".join([lines[0], bar * max(map(len, lines)), *lines[1:]])
 
 
-def _width() -> int:
+def width() -> int:
     """Columns of the terminal; off a terminal COLUMNS, or no limit."""
     if sys.stdout.isatty():
         return shutil.get_terminal_size().columns

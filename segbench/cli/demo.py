@@ -19,7 +19,7 @@ def demo(settings: Settings, seeds: str, save_every: str | None, device: str | N
     """Train three methods on phantoms and rank them. Needs no data and no GPU; a few minutes."""
     from segbench.cli.bench import default_slots, run_slots
     from segbench.cli.leaderboard import show
-    from segbench.cli.run import document, experiments
+    from segbench.cli.run import combined, document, experiments
     from segbench.results.leaderboard import boards
     from segbench.training.run import prepare
 
@@ -38,4 +38,4 @@ def demo(settings: Settings, seeds: str, save_every: str | None, device: str | N
                    "  segbench list methods\n  segbench run mean_teacher --dataset phantom --seeds 0-2\n"
                    "  segbench leaderboard")
     results = [(run.folder.result(), run.folder.path) for run in runs]
-    settings.document = {"status": "done", "runs": [document(r, path) for r, path in results if r is not None]}
+    settings.document = combined([document(r, path) for r, path in results if r is not None])

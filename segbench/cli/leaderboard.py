@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import click
 
-from segbench.cli.common import Command, Settings, safe, table
+from segbench.cli.common import Command, Settings, safe, table, width
 from segbench.errors import UsageError
 
 
@@ -68,7 +70,9 @@ def show(board: object) -> str:
     assert isinstance(board, Board)
     body = table(export.columns(board), [export.cells(r) for r in board.rows],
                  drop=(f"ASD {board.unit}", "Jaccard %", "min", "", "seeds"))
-    return "\n".join([safe(board.title), body, *(safe(line) for line in export.footer(board))])
+    def wrapped(line: str) -> list[str]:
+        return textwrap.wrap(safe(line), width(), subsequent_indent="  ")
+    return "\n".join([*wrapped(board.title), body, *(part for line in export.footer(board) for part in wrapped(line))])
 
 
 def show_published(dataset: str, labeled: int) -> str:
@@ -81,4 +85,5 @@ def show_published(dataset: str, labeled: int) -> str:
     columns = [("published", "<"), ("Dice %", ">"), ("Jaccard %", ">"), ("HD95 vox", ">"), ("ASD vox", ">"),
                ("checkpoint", "<"), ("by", "<"), ("source", "<")]
     return "\n\n" + table(columns, [(r["method"], number(r["dice"], 2), number(r["jaccard"], 2), number(r["hd95"], 2),
-                                     number(r["asd"], 2), r["selection"], r["relation"], r["source"]) for r in rows])
+                                     number(r["asd"], 2), r["selection"], r["relation"], r["source"]) for r in rows],
+                           drop=("source", "by", "ASD vox", "Jaccard %", "checkpoint"))

@@ -65,6 +65,9 @@ def cli(ctx: click.Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and leaves with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a poor terminal shows ? and not a traceback
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -78,6 +81,8 @@ def run(argv: list[str]) -> int:
             click.echo(json.dumps(settings.document, allow_nan=False))
         sys.stdout.flush()
         return settings.exit_code
+    except SystemExit as error:  # click leaves so when the reader of our output has gone
+        return 141 if "Pacify" in type(sys.stdout).__name__ else int(error.code or 0)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:

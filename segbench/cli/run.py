@@ -70,7 +70,7 @@ def run(settings: Settings, method: str, save_every: str | None, device: str | N
         _show_plan(settings, runs)
         return
     results = [_execute(settings, run, machine, restart) for run in runs]
-    settings.document = {**results[0]} if len(results) == 1 else {"status": "done", "runs": results}
+    settings.document = combined(results)
 
 
 def experiments(settings: Settings, method: str, dataset: str, labeled: str | None, backbone: str | None,
@@ -119,6 +119,8 @@ def machine_of(settings: Settings, save_every: str | None, device: str | None, w
     if settings.machine.threads != "auto":
         import torch
         torch.set_num_threads(settings.machine.threads)
+    if device and not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UsageError(f"--device: '{device}'", expected="auto, cpu, cuda, cuda:N or mps", fix="--device auto")
     chosen = device_of(device or settings.machine.device)
     count = workers if workers is not None else settings.machine.workers
     # Measured: handing batches over between processes costs more than cutting them beside the training step.
@@ -145,13 +147,23 @@ def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool 
     return document(result, run.folder.path)
 
 
+def combined(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One document for one or several runs: the first one's, with ``runs`` if there are more and the metrics of all."""
+    if len(results) == 1:
+        return results[0]
+    metrics: dict[str, Any] = {}
+    for result in results:
+        metrics = {**result["metrics"], **metrics}  # of several seeds the first stands here, all are under ``runs``
+    return {**(results[0] if results else {}), "status": "done", "metrics": metrics, "runs": results}
+
+
 def document(result: dict[str, Any], folder: Any) -> dict[str, Any]:
     """What --json prints of a run."""
     metrics: dict[str, dict[str, Any]] = {}
     for row in result["metrics"]:
         means = {k: v["mean"] for k, v in row["columns"].items()}
         metrics.setdefault(row["dataset"], {})[row["class"]] = {**row["counts"], **means}
-    return {"schema": "segbench.run/1", "status": "done", "run_id": result["run_id"][:8], "dir": str(folder),
+    return {"schema": "segbench.run/1", "status": "done", "run_id": result["run_id"], "dir": str(folder),
             "cached": bool(result.get("cached")), "method": result["method"], "seed": result["seed"],
             "labeled": result["labeled"], "protocol": result["protocol"], "metrics": metrics}
 
@@ -176,10 +188,10 @@ def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
     plan = []
     for run in runs:
         state = "cached" if run.folder.result() else "half-done" if any(run.folder.path.glob("ckpt/*.st")) else "to do"
-        plan.append({"run_id": run.run_id[:8], "dir": str(run.folder.path), "state": state})
+        plan.append({"run_id": run.run_id, "dir": str(run.folder.path), "state": state, "metrics": {}})
         if not settings.json:
             click.echo(f"{header(run)}\n  {state}")
-    settings.document = {"status": "planned", "runs": plan}
+    settings.document = {**combined(plan), "status": "planned", "runs": plan}
 
 
 @click.command(cls=Command)
@@ -215,7 +227,8 @@ def resume(settings: Settings, wanted: str | None, everything: bool, save_every:
                 raise
             failed.append(error)
             click.echo(f"{safe(folder.path)}: {message(error)}", err=True)
-    settings.document = results[0] if wanted else {"status": "failed" if failed else "done", "runs": results}
+    settings.document = combined(results) if wanted else {
+        **combined(results), "status": "failed" if failed else "done", "runs": results}
     settings.exit_code = 5 if failed else 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from segbench.results.leaderboard import Board, Row
+from segbench.text import safe
 
 SCHEMA = "segbench.leaderboard/1"
 
@@ -59,6 +60,7 @@ def as_csv(boards: Sequence[Board]) -> str:
 
 
 def _formula(value: Any) -> Any:
+    value = safe(value) if isinstance(value, str) else value
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
 
 
@@ -88,7 +90,7 @@ def as_markdown(boards: Sequence[Board]) -> str:
 
 
 def _md(text: str) -> str:
-    return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", text)
+    return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", safe(text))
 
 
 def as_latex(boards: Sequence[Board]) -> str:
@@ -109,4 +111,4 @@ def as_latex(boards: Sequence[Board]) -> str:
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "·": r"$\cdot$", "~": r"\textasciitilde{}",
                "^": r"\textasciicircum{}", **{c: rf"\{c}" for c in "&%$#_{}"}}
-    return "".join(special.get(c, c) for c in text)
+    return "".join(special.get(c, c) for c in safe(text))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class RunDir:
     def fail(self, error: BaseException, stage: str) -> None:
         """Record why the run failed; a later success removes it."""
         known = error.to_dict() if isinstance(error, SegbenchError) else {"kind": type(error).__name__, "what": str(error)}
-        self.write_json("failed.json", {"stage": stage, **known})
+        self.write_json("failed.json", {"stage": stage, **known, "traceback": traceback.format_exc()})
 
 
 def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str) -> RunDir:
@@ -108,7 +109,8 @@ def find_run(root: Path, wanted: str) -> RunDir:
     """
     if (Path(wanted) / "config.yaml").is_file():
         return RunDir(Path(wanted))
-    fits = [run for run in all_runs(root) if wanted and run.run_id.startswith(wanted[:8])]
+    fits = [run for run in all_runs(root) if wanted and run.run_id.startswith(wanted[:8])
+            and (len(wanted) <= 8 or str(run.config()["run_id"]).startswith(wanted))]
     if len(fits) == 1:
         return fits[0]
     raise UsageError(f"{'several runs fit' if fits else 'no run'} '{wanted}'", where=root / "runs",
