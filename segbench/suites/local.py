@@ -16,7 +16,7 @@ from typing import IO
 from segbench.errors import IntegrityError, Interrupted
 from segbench.results.rundir import RunDir
 from segbench.training.run import Machine, Prepared
-from segbench.training.signals import CODES
+from segbench.training.signals import CODES, spared
 
 
 @dataclass
@@ -117,8 +117,8 @@ def _forwarded(jobs: list[Job]) -> Iterator[list[int]]:
         stopped.append(number)
         for job in jobs:
             job.process.send_signal(number)
-    numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name)]
-    old = {n: signal.signal(n, handle) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name) and not spared(name)]
+    old = {n: signal.signal(n, handle) for n in numbers}
     try:
         yield stopped
     finally:

@@ -168,35 +168,40 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
         if restart:
             _clear(run.folder)
         sweep(run.folder.path)
-        stage = "set-up"
-        try:
-            run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
-            device = device_of(machine.device)
-            # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-            method = build(run.experiment, run.stores)
-            reporter.start(run)
-            stage = "training"
-            trainer = _train(run, method, machine, device, reporter)
-            stage = "evaluation"
-            return _evaluate(run, trainer, device, reporter)
-        except SegbenchError as error:
-            if error.code < 75:  # the others are requests to stop, not failures
-                run.folder.fail(error, stage)
-            raise
-        except torch.OutOfMemoryError as error:
-            known = TrainingError("out of memory", where=stage, found=str(error).splitlines()[0],
-                                  fix="--precision bf16, or a smaller batch (a modified protocol): -o batch.labeled=1")
-            run.folder.fail(known, stage)
-            raise known from error
-        except OSError as error:
+        return _attempt(run, machine, reporter)
+
+
+def _attempt(run: Prepared, machine: Machine, reporter: Reporter) -> dict[str, Any]:
+    """Train and evaluate; whatever ends it early is recorded and has its exit code."""
+    stage = "set-up"
+    try:
+        run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
+        device = device_of(machine.device)
+        # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        method = build(run.experiment, run.stores)
+        reporter.start(run)
+        stage = "training"
+        trainer = _train(run, method, machine, device, reporter)
+        stage = "evaluation"
+        return _evaluate(run, trainer, device, reporter)
+    except SegbenchError as error:
+        if error.code < 75:  # the others are requests to stop, not failures
             run.folder.fail(error, stage)
-            raise storage_error(error, run.folder.path) from error
-        except Exception as error:
-            known = TrainingError(f"{run.experiment.method} failed: {type(error).__name__}: {error}", where=stage,
-                                  fix=f"--debug shows where; segbench test {run.experiment.method} may say why")
-            run.folder.fail(known, stage)
-            raise known from error
+        raise
+    except torch.OutOfMemoryError as error:
+        known = TrainingError("out of memory", where=stage, found=str(error).splitlines()[0],
+                              fix="--precision bf16, or a smaller batch (a modified protocol): -o batch.labeled=1")
+        run.folder.fail(known, stage)
+        raise known from error
+    except OSError as error:
+        run.folder.fail(error, stage)
+        raise storage_error(error, run.folder.path) from error
+    except Exception as error:
+        known = TrainingError(f"{run.experiment.method} failed: {type(error).__name__}: {error}", where=stage,
+                              fix=f"--debug shows where; segbench test {run.experiment.method} may say why")
+        run.folder.fail(known, stage)
+        raise known from error
 
 
 def _clear(folder: RunDir) -> None:

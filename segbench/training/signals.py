@@ -11,6 +11,11 @@ from typing import Any
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 
 
+def spared(name: str) -> bool:
+    """nohup asked to survive the end of the session; that stays so."""
+    return name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 class StopRequest:
     """While active, the first signal only sets ``code``; a second one has its usual effect."""
 
@@ -23,8 +28,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for name in CODES:
                 number = getattr(signal, name, None)
-                # What was ignored stays ignored: nohup is meant to survive the end of the session.
-                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                if number is not None and not spared(name):
                     self._old[number] = signal.signal(number, self._handle)
         return self
 
