@@ -1,6 +1,6 @@
 """Write finished runs to one JSON file under ``benchmarks/results``, and print them as a Markdown table.
 
-    python benchmarks/record.py --root ROOT --command "segbench bench run benchmarks/la-mini.yaml" OUT.json
+    python benchmarks/results/record.py --root ROOT --command "segbench bench run benchmarks/la-mini.yaml" OUT.json
 
 Every number is read from the runs; commit, versions and machine are recorded beside them.
 """
