@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.common import Command, Settings, message, safe
-from segbench.errors import Interrupted, SegbenchError, UsageError
+from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
 
 if TYPE_CHECKING:
     from segbench.config import Experiment
@@ -212,7 +212,7 @@ def resume(settings: Settings, wanted: str | None, everything: bool, save_every:
     if (wanted is None) != everything:
         raise UsageError("name one run, or say --all", fix="segbench resume RUN")
     machine = machine_of(settings, save_every, device, workers)
-    folders = ([r for r in all_runs(settings.root) if r.result() is None] if everything
+    folders = ([r for r in all_runs(settings.root) if not _finished(r)] if everything
                else [find_run(settings.root, wanted or "")])
     if not folders:
         settings.say("nothing to resume")
@@ -230,6 +230,14 @@ def resume(settings: Settings, wanted: str | None, everything: bool, save_every:
     settings.document = combined(results) if wanted else {
         **combined(results), "status": "failed" if failed else "done", "runs": results}
     settings.exit_code = 5 if failed else 0
+
+
+def _finished(folder: Any) -> bool:
+    try:
+        return folder.result() is not None
+    except IntegrityError as error:
+        click.echo(f"warning: {safe(folder.path)}: {safe(error.what)}; left alone", err=True)
+        return True
 
 
 def restore(folder: Any, machine: Machine) -> Prepared:
