@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segbench import registry
 from segbench.contracts.method import Batch, Method, Optim, Setting, Source
+from segbench.data.batches import TrainingData
 from segbench.training.checkpoint import digest, pack
-from segbench.training.loop import make_optimizer, step_seed
+from segbench.training.loop import Cadence, Progress, Trainer, make_optimizer, step_seed
 from segbench.training.plan import Stage, clock, stages
 from segbench.training.run import network_factory
 
@@ -179,6 +185,49 @@ def resume(trial: Trial) -> None:
             f"resuming after step {stop} gives other weights: some state is neither a parameter nor a buffer")
 
 
+class _Sealed:
+    """Four cases of noise around a ball, two of them labelled; nobody may ask for the labels of the others."""
+
+    labeled = 2
+
+    def __init__(self, trial: Trial) -> None:
+        self.channels, self.train = trial.channels, tuple(f"case {i}" for i in range(4))
+        self.trial = trial
+
+    def image(self, case: str, /) -> np.ndarray:
+        return self.trial.batch(1, 0, self.train.index(case)).x[0].numpy()
+
+    def label(self, case: str, /) -> np.ndarray:
+        assert self.train.index(case) < self.labeled, f"the label of {case}, which is unlabelled, was read"
+        return self.trial.batch(1, 0, self.train.index(case)).y[0].numpy().astype(np.uint8)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def training_on_disk(trial: Trial) -> None:
+    """Trained by the engine, stopped dead and resumed from disk, it ends with the same bytes; no sealed label is read."""
+    rule = SimpleNamespace(patch=PATCH[trial.dims], sampling="proportional", augment="none", crop=SimpleNamespace(
+        labeled="random", unlabeled="random", pad=1, last_offset=True))
+    data = TrainingData({"set": _Sealed(trial)}, {"set": _Sealed.labeled}, rule, seed=0)
+
+    def train(folder: Path, stop: int | None = None) -> str:
+        def report(progress: Progress) -> None:
+            if progress.step == stop:
+                raise _StoppedError  # nothing but the folder is left
+        method = trial.make()
+        trainer = Trainer(method, data, stages(method.phases(), STEPS, 2, 2), Optim(lr=0.01), 0, folder)
+        trainer.fit(lambda steps: (data.batch(*s) for s in steps), folder / "log.jsonl", Cadence(2, None), report)
+        return digest(method.state_dict())
+
+    with TemporaryDirectory() as straight, TemporaryDirectory() as stopped:
+        for stop in (3, STEPS - 1):
+            with suppress(_StoppedError):
+                train(Path(stopped), stop)
+        assert train(Path(stopped)) == train(Path(straight)), "killed and resumed, it ends with other weights"
+
+
 def hidden_state(trial: Trial) -> None:
     """A step leaves no new attribute behind, and all state can be stored."""
     drill = Drill(trial)
@@ -211,8 +260,8 @@ def documented(trial: Trial) -> None:
 
 CHECKS: dict[str, Callable[[Trial], None]] = {
     check.__name__.replace("_", " "): check
-    for check in (finite_terms, batch_splits, probabilities, gradients, determinism, resume, hidden_state, batch_untouched,
-                  documented)}
+    for check in (finite_terms, batch_splits, probabilities, gradients, determinism, resume, training_on_disk, hidden_state,
+                  batch_untouched, documented)}
 SETTINGS: tuple[dict[str, Any], ...] = ({}, {"dims": 2}, {"classes": 4, "channels": 2}, {"dims": 2, "classes": 4})
 
 

@@ -39,6 +39,7 @@ class Experiment(Strict):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything random")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
     without: tuple[str, ...] = Field((), description="loss terms left out (segbench ablate)")
+    processes: int = Field(1, ge=1, description="that share every batch (torchrun)")
 
 
 @dataclass(frozen=True)

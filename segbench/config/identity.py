@@ -30,9 +30,11 @@ def science(experiment: Experiment, fingerprints: Mapping[str, str], splits: Map
     """
     protocol = experiment.protocol.model_dump(mode="json", exclude={"title", "labeled", "backbone"})
     del protocol["inference"]["batch"]
-    ablation = {"without": sorted(experiment.without)} if experiment.without else {}
+    rare: dict[str, Any] = {"without": sorted(experiment.without)} if experiment.without else {}
+    if experiment.processes > 1:  # batch statistics are those of a process's share
+        rare["processes"] = experiment.processes
     return {
-        **ablation,
+        **rare,
         "engine": ENGINE,
         "method": experiment.method,
         "params": experiment.params,

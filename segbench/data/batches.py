@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,6 +110,10 @@ def _load(store: StoreLike, dataset: str, task: int, case: str, labeled: bool, d
                  None if label is None else _reference(label, preload))
 
 
+def _all(places: range) -> range:
+    return places
+
+
 class TrainingData:
     """The training cases of one or several data sets: the first N of each training list labelled, the rest not.
 
@@ -123,7 +127,7 @@ class TrainingData:
     first, uniformly, then its next case. Images with fewer channels than the largest are filled up with zero channels.
 
     Used of ``protocol``: patch, crop (labeled, unlabeled, pad, last_offset), augment, sampling. ``preload`` reads all
-    cases into memory once (workers that are forked share them).
+    cases into memory once (workers that are forked share them). ``share`` picks one process's places of a batch.
 
     Raises:
         UsageError: a number of labelled cases that the training list does not allow, a patch of the wrong dimension.
@@ -131,11 +135,11 @@ class TrainingData:
     """
 
     def __init__(self, stores: Mapping[str, StoreLike], labeled: Mapping[str, int], protocol: Any, seed: int, *,
-                 preload: bool = False) -> None:
+                 preload: bool = False, share: Callable[[range], range] = _all) -> None:
         self.names = tuple(stores)
         self.patch = tuple(int(p) for p in protocol.patch)
         self.channels = max(s.channels for s in stores.values())
-        self.seed, self.balanced = int(seed), protocol.sampling == "balanced"
+        self.seed, self.balanced, self.share = int(seed), protocol.sampling == "balanced", share
         self.warnings: list[str] = []
         self.repeats_labeled = False
         crop = protocol.crop
@@ -164,12 +168,16 @@ class TrainingData:
         Raises:
             DataError: a case cannot be read; it is named.
         """
-        chosen = self._choose(phase, step, labeled, unlabeled)
+        everything = self._choose(phase, step, labeled, unlabeled)
+        mine = self.share(range(labeled))
+        places = [*mine, *self.share(range(labeled, labeled + unlabeled))]
+        chosen, labeled_everywhere, labeled = [everything[place] for place in places], labeled, len(mine)
         images = np.zeros((len(chosen), self.channels, *self.patch), np.float32)
         labels = np.empty((labeled, *self.patch), np.int64)
-        for i, case in enumerate(chosen):
-            draws = rng(self.seed, "item", phase, step, i)
-            cut = transforms.draw(draws, case.shape, self.patch, where=self._where[i >= labeled], **self._rule)
+        for i, (place, case) in enumerate(zip(places, chosen, strict=True)):
+            draws = rng(self.seed, "item", phase, step, place)
+            unknown = place >= labeled_everywhere
+            cut = transforms.draw(draws, case.shape, self.patch, where=self._where[unknown], **self._rule)
             image = case.read("image")
             transforms.take(image, cut, self.patch, out=images[i, :len(image)])
             if i < labeled:
@@ -184,6 +192,8 @@ class TrainingData:
 
     def check(self, labeled: int, unlabeled: int) -> None:
         """Note in ``warnings`` what a batch of this composition cannot have as it should."""
+        for places in (labeled, unlabeled):
+            self.share(range(places))  # refuses what cannot be shared
         notes = []
         if labeled > len(self._labeled):
             self.repeats_labeled = True

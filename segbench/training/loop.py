@@ -22,6 +22,7 @@ from torch import Tensor
 from segbench.contracts.method import Batch, Clock, Method, Optim
 from segbench.errors import Interrupted, TrainingError
 from segbench.training import checkpoint
+from segbench.training.distributed import World
 from segbench.training.plan import Stage, clock, stage_of
 from segbench.training.signals import StopRequest
 
@@ -57,9 +58,9 @@ class Cadence:
         return bool((self.steps and completed % self.steps == 0) or (self.seconds and since >= self.seconds))
 
 
-def step_seed(seed: int, step: int) -> int:
-    """The seed of torch's generators in a step."""
-    key = hashlib.blake2b(f"model-{seed}-{step}".encode(), digest_size=8).digest()
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of torch's generators in a step, another one for each process."""
+    key = hashlib.blake2b(f"model-{seed}-{step}{f'-{rank}' if rank else ''}".encode(), digest_size=8).digest()
     return int.from_bytes(key, "little") >> 1
 
 
@@ -76,10 +77,11 @@ class Trainer:
 
     def __init__(self, method: Method, data: Data, stages: list[Stage], optim: Optim, seed: int, folder: Path,
                  device: torch.device | str = "cpu", precision: str = "fp32", header: dict[str, Any] | None = None,
-                 without: Collection[str] = ()) -> None:
+                 without: Collection[str] = (), world: World | None = None) -> None:
         self.method, self.data, self.stages, self.optim = method.to(device), data, stages, optim
         self.seed, self.folder, self.device = seed, folder, torch.device(device)
         self.precision, self.header, self.without = precision, header or {}, without
+        self.world = world or World()
         self.total = stages[-1].start + stages[-1].steps
         self.step = 0  # completed
         self.stage = stages[0]
@@ -98,7 +100,8 @@ class Trainer:
         found = checkpoint.load(self.folder)
         if found is None:
             self._make_optimizers()
-            log.write_bytes(b"")
+            if self.world.rank == 0:
+                log.write_bytes(b"")
             return
         self.step, state, header, warnings = found
         self.warnings += warnings
@@ -116,14 +119,17 @@ class Trainer:
             for player, optimizer in self.optimizers.items():
                 optimizer.load_state_dict({"state": state["optimizers"][player],
                                            "param_groups": optimizer.state_dict()["param_groups"]})
-        with log.open("r+b") as file:  # lines of steps that will be done again
-            file.truncate(header["log_bytes"])
+        if self.world.rank == 0:
+            with log.open("r+b") as file:  # lines of steps that will be done again
+                file.truncate(header["log_bytes"])
 
     def _make_optimizers(self) -> None:
         self.specs = {p: self.method.optimizer(p, self.optim, self.stage.phase) for p in self.method.players}
         self.optimizers = {p: make_optimizer(self.specs[p], self.method.trainable(p)) for p in self.method.players}
 
     def _save(self, log: IO[bytes]) -> None:
+        if self.world.rank:
+            return
         log.flush()
         os.fsync(log.fileno())
         checkpoint.save(self.folder, self.step, self.state(), self._header(log.tell()))
@@ -154,7 +160,7 @@ class Trainer:
                 for s in self.stages for step in range(s.start, s.start + s.steps)]
         every = max(1, self.total // 1000)
         started, base, saved = time.monotonic(), self.seconds, time.monotonic()
-        with log.open("ab") as file, StopRequest() as stop:
+        with (log if self.world.rank == 0 else Path(os.devnull)).open("ab") as file, StopRequest() as stop:
             for batch in batches(plan[self.step:]):
                 terms, t, lr = self.train_step(batch)
                 self.seconds = base + time.monotonic() - started
@@ -162,11 +168,12 @@ class Trainer:
                     line = {"step": t.step, "phase": t.phase, "lr": lr, "seconds": round(self.seconds, 3), **terms}
                     file.write(json.dumps(line).encode() + b"\n")
                 report(Progress(self.step, self.total, t.phase, terms, lr))
-                if self.step == self.total or stop.code or cadence.due(self.step, time.monotonic() - saved):
+                code = self.world.largest(stop.code or 0)  # all processes stop after the same step
+                if self.step == self.total or code or cadence.due(self.step, time.monotonic() - saved):
                     self._save(file)
                     saved = time.monotonic()
-                if stop.code:
-                    raise Interrupted(f"{stop.name}: stopped after step {self.step}, saved", stop.code)
+                if code:
+                    raise Interrupted(f"{stop.name or 'signal'}: stopped after step {self.step}, saved", code)
 
     def train_step(self, batch: Batch) -> tuple[dict[str, float], Clock, float]:
         """One step: every player's update in turn. Returns the terms as numbers, the clock and the learning rate."""
@@ -174,6 +181,8 @@ class Trainer:
         torch.manual_seed(step_seed(self.seed, self.step))
         if self.step == stage.start:
             self._start(stage)
+        if self.world.rank:
+            torch.manual_seed(step_seed(self.seed, self.step, self.world.rank))
         t = clock(stage, self.step, self.total, self.data.epoch(self.step - stage.start, stage.labeled), self.seed)
         batch = batch.to(self.device, non_blocking=True)
         terms: dict[str, float] = {}
@@ -183,6 +192,7 @@ class Trainer:
                                       getattr(self.method, f"loss_{player}"), batch, t))
         with torch.no_grad():
             self.method.after_step(t)
+            self.world.follow_first(self.method)
         self.step += 1
         return terms, t, self.optimizers[self.method.players[0]].param_groups[0]["lr"]
 
@@ -202,10 +212,12 @@ class Trainer:
             terms = {k: v for k, v in loss(batch, t).items() if k not in self.without}
         if not terms:
             return {}
-        values = dict(zip(terms, torch.stack([v.detach().float() for v in terms.values()]).tolist(), strict=True))
+        numbers = self.world.mean(torch.stack([v.detach().float() for v in terms.values()]))
+        values = dict(zip(terms, numbers.tolist(), strict=True))
         self._check_finite(player, values, t)
         optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(torch.stack([v.float() for v in terms.values()]).sum()).backward()
+        self.world.average(p for group in optimizer.param_groups for p in group["params"])
         self.scaler.step(optimizer)
         self.scaler.update()
         return values

@@ -27,7 +27,8 @@ from segbench.errors import DataError, IntegrityError, PluginError, SegbenchErro
 from segbench.evaluation import cases_csv, evaluate, summarise
 from segbench.files import atomic_write, json_bytes, lock, storage_error, sweep
 from segbench.results.rundir import SCHEMA, RunDir, run_folder
-from segbench.training import checkpoint
+from segbench.training import checkpoint, distributed
+from segbench.training.distributed import World
 from segbench.training.loop import Cadence, Progress, Trainer
 from segbench.training.plan import stages
 
@@ -93,6 +94,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         DataError: data missing, or a case on both sides of the split.
         UsageError: more labelled cases asked for than there are.
     """
+    experiment = _for_processes(experiment)
     stores = [open_store(name, machine.data_root) for name in experiment.datasets]
     for store in stores:
         require_no_leak(store)
@@ -111,6 +113,14 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     identity = run_id(content)
     folder = run_folder(machine.root, experiment, {s.name: len(s.train) for s in stores}, identity)
     return Prepared(experiment, stores, content, identity, folder, splits)
+
+
+def _for_processes(experiment: Experiment) -> Experiment:
+    size = distributed.launched()[1]
+    if size != experiment.processes and experiment.processes > 1:
+        raise UsageError(f"the run began with {experiment.processes} processes, now there are {size}",
+                         fix=f"torchrun --nproc-per-node {experiment.processes} -m segbench.cli.main ...")
+    return experiment.model_copy(update={"processes": size})
 
 
 def build(experiment: Experiment, stores: list[Store]) -> Method:
@@ -157,32 +167,46 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
         SegbenchError: whatever ended the run; also written to ``failed.json``.
     """
     reporter = reporter or Reporter()
+    world = distributed.join(machine.device.partition(":")[0])
+    if world.rank:
+        return _follow(run, machine, world)
     for_sure = None if restart else run.folder.result()
     if for_sure is not None:
+        world.first_says(False)
         return {**for_sure, "cached": True}
     with lock(run.folder.path / "lock"):
         # Another process may have ended it in the meantime.
         finished = None if restart else run.folder.result()
         if finished is not None:
+            world.first_says(False)
             return {**finished, "cached": True}
         if restart:
             _clear(run.folder)
         sweep(run.folder.path)
-        return _attempt(run, machine, reporter)
+        world.first_says(True)
+        return _attempt(run, machine, reporter, world)
 
 
-def _attempt(run: Prepared, machine: Machine, reporter: Reporter) -> dict[str, Any]:
+def _follow(run: Prepared, machine: Machine, world: World) -> dict[str, Any]:
+    """Train beside the first process, which alone writes and evaluates."""
+    experiment = run.experiment
+    if world.first_says(True):
+        device = distributed.own_device(device_of(machine.device))
+        _train(run, build(experiment, run.stores), machine, device, Reporter(), world)
+    return {"run_id": run.run_id, "method": experiment.method, "seed": experiment.seed, "labeled": experiment.labeled,
+            "protocol": {"name": experiment.protocol.name}, "metrics": []}
+
+
+def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) -> dict[str, Any]:
     """Train and evaluate; whatever ends it early is recorded and has its exit code."""
     stage = "set-up"
     try:
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
-        device = device_of(machine.device)
-        # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        device = distributed.own_device(device_of(machine.device))
         method = build(run.experiment, run.stores)
         reporter.start(run)
         stage = "training"
-        trainer = _train(run, method, machine, device, reporter)
+        trainer = _train(run, method, machine, device, reporter, world)
         stage = "evaluation"
         return _evaluate(run, trainer, device, reporter)
     except SegbenchError as error:
@@ -210,10 +234,12 @@ def _clear(folder: RunDir) -> None:
         file.unlink(missing_ok=True)
 
 
-def _train(run: Prepared, method: Method, machine: Machine, device: str, reporter: Reporter) -> Trainer:
+def _train(run: Prepared, method: Method, machine: Machine, device: str, reporter: Reporter, world: World) -> Trainer:
     experiment, protocol = run.experiment, run.experiment.protocol
+    # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     views = {s.name: derived(s, protocol.downsample) if protocol.downsample > 1 else s for s in run.stores}
-    data = TrainingData(views, experiment.labeled, protocol, experiment.seed)
+    data = TrainingData(views, experiment.labeled, protocol, experiment.seed, share=world.share)
     # The same budget for each data set: a joint training gets the protocol's steps for every one of them.
     total = protocol.steps * len(run.stores)
     plan = stages(method.phases(), total, protocol.batch.labeled, protocol.batch.unlabeled)
@@ -224,7 +250,7 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
         reporter.warn(warning)
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
-                                             "threads": torch.get_num_threads()}, experiment.without)
+                                             "threads": torch.get_num_threads()}, experiment.without, world)
     trainer.fit(lambda steps: loader(data, steps, machine.workers), run.folder.path / "log.jsonl", machine.save_every,
                 reporter.train)
     for warning in trainer.warnings:
