@@ -116,6 +116,8 @@ class Key(NamedTuple):
     precision: str
 
 
+Rows = dict[tuple[str, str], list[Finished]]  # by label and variant
+Groups = dict[Key, Rows]
 WORDS = {"labeled": "labelled cases", "draws": "labelled draws", "backbone": "backbone", "protocol": "protocol",
          "content": "protocol's content", "fingerprint": "prepared data", "split": "split", "precision": "precision"}
 
@@ -137,24 +139,7 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None, sort: str = "dice
         sort: the metric that ranks, one of ``METRICS``.
         against: a row or method whose difference to every other row is wanted.
     """
-    groups: dict[Key, dict[tuple[str, str], list[Finished]]] = {}
-    failures: list[tuple[RunDir, Key, str]] = []
-    warnings: list[str] = []
-    for run in runs:
-        try:
-            result = run.result()
-            if result is None:
-                failures += [(run, key, _variant(science)) for key, science in _failed(run)]
-                continue
-            finished = Finished(result, run, run.cases())
-        except SegbenchError as error:
-            warnings.append(f"{run.path}: {error.what}; left out")
-            continue
-        for name in result["datasets"]:
-            rows = groups.setdefault(_key(name, result["science"], result["protocol"]["modified"]), {})
-            mine = rows.setdefault((_label(result, run), _variant(result["science"])), [])
-            if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
-                mine.append(finished)
+    groups, failures, warnings = _sorted_out(runs)
     wanted = {key: rows for key, rows in groups.items() if dataset in (None, key.dataset)}
     wanted |= dict(_pooled(wanted))
     tables = {key: _board(key, rows, sort, [(r, v) for r, k, v in failures if k._replace(draws=()) == key._replace(draws=())
@@ -172,10 +157,32 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None, sort: str = "dice
     return [board for _, board in found], warnings
 
 
-def _pooled(groups: dict[Key, dict[tuple[str, str], list[Finished]]],
-            ) -> Iterator[tuple[Key, dict[tuple[str, str], list[Finished]]]]:
+def _sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key, str]], list[str]]:
+    """Finished runs by table and row, failed ones with their table and variant, and warnings on what is neither."""
+    groups: Groups = {}
+    failures: list[tuple[RunDir, Key, str]] = []
+    warnings: list[str] = []
+    for run in runs:
+        try:
+            result = run.result()
+            if result is None:
+                failures += [(run, key, _variant(science)) for key, science in _failed(run)]
+                continue
+            finished = Finished(result, run, run.cases())
+        except SegbenchError as error:
+            warnings.append(f"{run.path}: {error.what}; left out")
+            continue
+        for name in result["datasets"]:
+            rows = groups.setdefault(_key(name, result["science"], result["protocol"]["modified"]), {})
+            mine = rows.setdefault((_label(result, run), _variant(result["science"])), [])
+            if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
+                mine.append(finished)
+    return groups, failures, warnings
+
+
+def _pooled(groups: Groups) -> Iterator[tuple[Key, Rows]]:
     """Tables over all labelled draws of the same data, with the rows that have runs in each of them."""
-    families: dict[Key, dict[int, dict[tuple[str, str], list[Finished]]]] = {}
+    families: dict[Key, dict[int, Rows]] = {}
     for key, rows in groups.items():
         families.setdefault(key._replace(draws=()), {})[key.draws[0]] = rows
     for key, draws in families.items():
@@ -220,7 +227,7 @@ def _label(result: dict[str, Any], run: RunDir) -> str:
     return result["method"] + (f"[{changed}]" if changed else "") + dropped + (" (reported)" if run.reported else "")
 
 
-def _board(key: Key, methods: dict[tuple[str, str], list[Finished]], sort: str,
+def _board(key: Key, methods: Rows, sort: str,
            failures: list[tuple[RunDir, str]]) -> Board:
     """One table; where one label has several variants (its code was changed), each row says which it is."""
     labels = [label for label, _ in methods]
