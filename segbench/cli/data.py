@@ -172,7 +172,7 @@ def _members(name: str) -> list[Entry]:
 def _patch(entry: Entry) -> tuple[int, ...] | None:
     from segbench.config.protocol import load_protocol
 
-    return tuple(load_protocol(entry.cls.protocol).patch)
+    return load_protocol(entry.cls.protocol).least
 
 
 def _facts(store: Store) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     missing = [i for i in ids if i not in raw]
     if missing:
         raise _missing(dataset, missing, len(ids), source, own is not None)
-    extra = sorted(set(raw) - set(ids))
+    _check_patients(split, raw)
+    warnings += split.notes
+    extra = sorted(set(raw) - {*ids, *split.val})
     if extra:
         warnings.append(f"{len(extra)} cases of the source are in no list and left out: {_some(extra)}")
     partial = (split.train, split.test) != (published.train, published.test)
@@ -73,6 +76,15 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
         total = len(published.train) + len(published.test)
         warnings.append(f"partial copy: {len(ids)} of {total} published cases; numbers are not comparable with others")
     return Plan(split, {i: raw[i] for i in ids}, partial, tuple(warnings))
+
+
+def _check_patients(split: Split, raw: dict[str, RawCase]) -> None:
+    """A number of labelled cases counts patients, so the cases of one must stand together."""
+    runs = [group for group, _ in groupby(raw[i].group or i for i in split.train)]
+    apart = [group for group, n in Counter(runs).items() if n > 1]
+    if apart:
+        raise DataError("the cases of a patient do not stand together in the training list", found=_some(apart),
+                        expected="all cases of a patient one after the other")
 
 
 def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
@@ -87,11 +99,14 @@ def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
 
 
 def _check_split(split: Split, what: str) -> None:
-    for name, ids in (("train", split.train), ("test", split.test)):
+    lists = {"train": split.train, "val": split.val, "test": split.test}
+    for name, ids in lists.items():
         _check_ids(ids, f"the {name} list", what)
-    both = sorted(set(split.train) & set(split.test))
-    if both:
-        raise DataError("the same case is in train and test", where=what, found=_some(both), expected="no case in both")
+    for one, other in combinations(lists, 2):
+        both = sorted(set(lists[one]) & set(lists[other]))
+        if both:
+            raise DataError(f"the same case is in {one} and {other}", where=what, found=_some(both),
+                            expected="no case in both")
 
 
 def _own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings: list[str]) -> Split | None:
@@ -137,6 +152,7 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
     """``store.prepare`` behind its lock."""
     dataset: Dataset = entry.cls()
     todo = plan(dataset, source)
+    todo = replace(todo, raw={r.id: r for r in dataset.settle(list(todo.raw.values()), todo.split)})
     adapter = adapter_facts(entry)
     _withdraw(root, adapter, todo)
     infos: dict[str, CaseInfo] = {}
@@ -154,9 +170,10 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
                            sorted(problems, key=lambda p: list(todo.raw).index(p.case)), where=source,
                            fix=f"mend them, then repeat segbench data prepare {entry.name}; the good cases are kept")
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
+    warnings = (*todo.warnings, *(f"{i}: {text}" for i, info in cases.items() for text in info.made.get("warnings", ())))
     return write_store(Store(
         entry.name, root, tuple(dataset.classes), dataset.channels, dataset.dims, train, test, todo.partial,
-        fingerprint(cases.values(), train, test), cases, todo.warnings, adapter=adapter))
+        fingerprint(cases.values(), train, test), cases, warnings, adapter=adapter))
 
 
 def _withdraw(root: Path, adapter: dict[str, Any], todo: Plan) -> None:

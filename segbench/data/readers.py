@@ -43,6 +43,28 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     return tuple(float(s) for s in np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0))
 
 
+def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
+    """Whether a label lies on its image's grid: warnings, empty where all is well. ``file`` is the label's.
+
+    Raises:
+        DataError: another shape, spacing (1e-3 mm) or orientation.
+    """
+    if image.array.shape[:3] != label.array.shape:
+        raise DataError("image and label do not fit", where=file, expected=f"the image's shape {image.array.shape[:3]}",
+                        found=f"label {label.array.shape}")
+    if image.affine is None or label.affine is None:
+        return []
+    from nibabel.orientations import aff2axcodes
+
+    facts = [(np.round(spacing_of(v.affine), 3).tolist(), "".join(aff2axcodes(v.affine))) for v in (image, label)
+             if v.affine is not None]
+    if not np.allclose(spacing_of(image.affine), spacing_of(label.affine), atol=1e-3) or facts[0][1] != facts[1][1]:
+        raise DataError("image and label do not fit", where=file, found=f"label: spacing {facts[1][0]}, axes {facts[1][1]}",
+                        expected=f"as the image: spacing {facts[0][0]}, axes {facts[0][1]}")
+    away = float(np.abs(image.affine - label.affine).max())
+    return [f"image and label differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
+
+
 def stem(path: Path) -> str:
     """A file's name without its ending; ``.nii.gz`` is one ending."""
     return next((path.name[:-len(e)] for e in ENDINGS if path.name.endswith(e)), path.stem)

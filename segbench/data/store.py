@@ -48,6 +48,16 @@ class Store:
     parent: str | None = None  # fingerprint of the full-resolution store
     adapter: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Groups of the training list in its order; a labelled count counts these. Mostly there is a case to each."""
+        return tuple(dict.fromkeys(self.cases[case].group for case in self.train))
+
+    def labeled(self, patients: int) -> tuple[str, ...]:
+        """The training cases of the first so many patients."""
+        chosen = set(self.patients[:patients])
+        return tuple(case for case in self.train if self.cases[case].group in chosen)
+
     def image(self, case: str) -> np.memmap:
         """Image of a case, (C, *S) float32, read-only and not in memory."""
         return self._open(case, "image.npy")
