@@ -84,8 +84,8 @@ class ACDC(Dataset):
         """One frame as (1, x, y, slices) in [0, 1]."""
         where: dict[str, Any] = raw.where
         if where["layout"] == "h5":
-            image, label = _stacked(where["files"])
-            return Case(raw.id, image[None], label)
+            grey, mask = _stacked(where["files"])
+            return Case(raw.id, grey[None], mask)
         image, label = read_nifti(where["image"]), read_nifti(where["label"])
         warnings = check_pair(image, label, where["label"])
         made = apply(RECIPE, image, label.array)
@@ -102,7 +102,7 @@ def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:
             raise DataError(f"the file does not name the {phase} frame", where=info, expected=f"a line '{phase}: NUMBER'")
         stem = f"{patient}_frame{int(match[1]):02d}"
         image, label = (_nifti(info.parent, stem + end) for end in ("", "_gt"))
-        found.append((f"{patient}_{name}", {"layout": "nifti", "recipe": RECIPE.settings(), "image": image, "label": label}))
+        found.append((f"{patient}_{name}", {"layout": "nifti", "recipe": RECIPE, "image": image, "label": label}))
     return found
 
 

@@ -59,7 +59,7 @@ class Decathlon(Dataset):
             raise DataError(f"no {self.task} folder found", where=source, expected=" ".join(self.files),
                             fix=f"segbench data prepare {self.name} --from the folder or tar of {self.task}")
         labels = sorted(p for p in (base / "labelsTr").iterdir() if p.name.endswith(".nii.gz") and p.name[0] not in "._")
-        return [RawCase(p.name.removesuffix(".nii.gz"), {"recipe": self.recipe.settings(),
+        return [RawCase(p.name.removesuffix(".nii.gz"), {"recipe": self.recipe,
                                                          "image": base / "imagesTr" / p.name, "label": p}) for p in labels]
 
     def load(self, raw: RawCase) -> Case:

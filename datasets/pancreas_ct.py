@@ -75,7 +75,7 @@ class Pancreas(Dataset):
         if without:
             raise DataError(f"{len(without)} series have no label file", where=source, found=", ".join(without[:5]),
                             expected="labelNNNN.nii.gz for each PANCREAS_NNNN; the labels are a download of their own")
-        return {case: {"layout": "dicom", "recipe": self.recipe.settings(), "image": folder, "label": labels[case]}
+        return {case: {"layout": "dicom", "recipe": self.recipe, "image": folder, "label": labels[case]}
                 for case, folder in cases.items() if case not in WITHDRAWN}
 
     def load(self, raw: RawCase) -> Case:

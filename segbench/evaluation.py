@@ -81,7 +81,7 @@ def predict_case(method: Method, store: Store, case: str, task: int, protocol: P
     if missing:  # joint training fills the channels of the others up with zeros
         image = torch.cat([image, image.new_zeros(missing, *image.shape[1:])])
 
-    patch, stride, shape = protocol.patch, protocol.inference.stride, image.shape[1:]
+    patch, stride, shape = protocol.patch, protocol.inference.stride, tuple(image.shape[1:])
     slices = len(patch) < len(shape)  # a network for slices: windows are one voxel thick along the last axis
     if slices:
         patch, stride = (*patch, 1), (*stride, 1)

@@ -137,11 +137,10 @@ def _datasets(names: str | Sequence[str]) -> list[_Data]:
         whole = vars(cls) if cls.members else {}
         for member in cls.members or (name,):
             entry = registry.get("dataset", member)
-            canonical = _canonical(entry.name, member)
-            if canonical in found:
-                raise UsageError(f"data set '{canonical}' is named twice (--dataset)", found=",".join(wanted))
-            found[canonical] = _Data(canonical, entry.cls, whole.get("protocol", entry.cls.protocol),
-                                     whole.get("labeled", entry.cls.labeled))
+            if entry.name in found:
+                raise UsageError(f"data set '{entry.name}' is named twice (--dataset)", found=",".join(wanted))
+            found[entry.name] = _Data(entry.name, entry.cls, whole.get("protocol", entry.cls.protocol),
+                                      whole.get("labeled", entry.cls.labeled))
     if not found:
         raise UsageError("no data set is named", fix="--dataset NAME; segbench list datasets")
     return list(found.values())

@@ -82,12 +82,13 @@ class Dataset:
 
     @classmethod
     def variant(cls, text: str, settings: dict[str, Any]) -> type[Dataset]:
-        """The data set ``family:text``, its ``name`` set to one that is fit for a folder.
+        """The data set ``family:text`` with the user's settings; the registry gives it its name.
 
         Raises:
-            UsageError: this is no family, or ``text`` names nothing.
+            UsageError: this is no family, or the text or a setting makes no sense.
+            DataError: what ``text`` names cannot be used.
         """
-        raise UsageError(f"'{cls.name}' has no variants", found=f"{cls.name}:{text}", fix=f"--dataset {cls.name}")
+        raise UsageError(f"data set '{cls.name}' has no variants", found=f"{cls.name}:{text}", fix=f"--dataset {cls.name}")
 
     def group(self, case: str) -> str:
         """The patient of a case. Labelled counts count patients, and no patient is ever split."""

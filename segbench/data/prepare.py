@@ -6,6 +6,7 @@ unchanged. All bad cases are reported together.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from typing import Any
 
 from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
+from segbench.data.archives import extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
 from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Progress, Store, adapter_facts, fingerprint, write_store
@@ -50,8 +52,8 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
         DataError: a case is missing, an id is unsafe, twice in the lists or in both.
     """
     if source is not None and not source.is_dir():
-        raise DataError(f"no such folder for data set '{dataset.name}'", where=source,
-                        expected="; ".join(dataset.files) or None)
+        raise DataError(f"no such folder or archive for data set '{dataset.name}'", where=source,
+                        expected=expected_files(dataset))
     found = dataset.find(source)
     _check_ids([raw.id for raw in found], "the source", source)
     raw, split = {r.id: r for r in found}, dataset.split()
@@ -141,7 +143,17 @@ def _missing(dataset: Dataset, ids: list[str], total: int, source: Path | None, 
            "complete the folder; to prepare part of the data on purpose, write the case ids it holds to "
            "train.list and test.list in that folder")
     return DataError(f"data set '{dataset.name}': {len(ids)} of {total} cases are missing", where=source,
-                     found=f"nothing for {_some(ids)}", expected="; ".join(dataset.files) or None, fix=fix)
+                     found=f"nothing for {_some(ids)}", expected=expected_files(dataset), fix=fix)
+
+
+def expected_files(dataset: Dataset | type[Dataset]) -> str:
+    """What a source must hold and where it comes from, one fact a line."""
+    lines = list(dataset.files)
+    for archive in dataset.archives:
+        size = f", {archive.size:,} bytes" if archive.size else ""
+        lines.append(f"{archive.name}{size}" + (f", {archive.digest}" if archive.digest else ""))
+    lines += [f"from {dataset.homepage}"] if dataset.homepage else []
+    return "\n".join(lines + ([f"licence: {dataset.licence}"] if dataset.licence else []))
 
 
 def _some(ids: Sequence[str], most: int = 5) -> str:
@@ -150,6 +162,11 @@ def _some(ids: Sequence[str], most: int = 5) -> str:
 
 def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: int, progress: Progress | None) -> Store:
     """``store.prepare`` behind its lock."""
+    if source is not None and is_archive(source):
+        source = _taken_apart(source, root, progress)
+        store = prepare_all(entry, source, root, jobs, progress)
+        remove(source)
+        return store
     dataset: Dataset = entry.cls()
     todo = plan(dataset, source)
     todo = replace(todo, raw={r.id: r for r in dataset.settle(list(todo.raw.values()), todo.split)})
@@ -174,6 +191,22 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
     return write_store(Store(
         entry.name, root, tuple(dataset.classes), dataset.channels, dataset.dims, train, test, todo.partial,
         fingerprint(cases.values(), train, test), cases, warnings, adapter=adapter))
+
+
+def _taken_apart(archive: Path, root: Path, progress: Progress | None) -> Path:
+    """The archive's content in a folder beside the cases: kept until they are all prepared, so that a repeat finds it."""
+    stat = archive.stat()
+    key = hashlib.sha256(repr((archive.name, stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()[:12]
+    target = root / f"source-{key}"
+    sweep(root)
+    for old in root.glob("source-*"):
+        if old != target:
+            remove(old)
+
+    def megabytes(done: int, total: int, name: str) -> None:
+        if progress is not None:
+            progress(done // 10**6, max(total // 10**6, 1), Path(name).name)
+    return target if target.is_dir() else extract(archive, target, megabytes)
 
 
 def _withdraw(root: Path, adapter: dict[str, Any], todo: Plan) -> None:
@@ -209,7 +242,8 @@ def _run(adapter: dict[str, Any], raws: list[RawCase], folder: Path, jobs: int) 
         yield from (_one(adapter, raw, folder) for raw in raws)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(raws)), context, _start_worker, (tuple(registry._state.files),)) as pool:
+    known = (tuple(registry._state.files), registry.links())
+    with ProcessPoolExecutor(min(jobs, len(raws)), context, _start_worker, known) as pool:
         futures = [pool.submit(_one, adapter, raw, folder) for raw in raws]
         try:
             for future in as_completed(futures):
@@ -221,10 +255,12 @@ def _run(adapter: dict[str, Any], raws: list[RawCase], folder: Path, jobs: int) 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(plugins: tuple[Path, ...]) -> None:
-    """Know the user's plug-ins, and die with the parent, even if that is killed."""
+def _start_worker(plugins: tuple[Path, ...], links: dict[str, registry.Link]) -> None:
+    """Know the user's plug-ins and data sets, and die with the parent, even if that is killed."""
     for file in plugins:
         registry.add_file(file)
+    for name, link in links.items():
+        registry.add_link(name, link)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -7,7 +7,7 @@ for that case (source grid, crop offset), so that a prediction can be put back o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -53,10 +53,6 @@ class Recipe:
     margin: tuple[int, int] = (0, 0)
     least: int = 0
     scale_last: bool = False  # normalise after the crop instead of before
-
-    def settings(self) -> dict[str, Any]:
-        """The recipe as JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,7 @@ def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box
         raise DataError("the crop goes by the label, and there is none" if label is None else
                         "the crop goes by the label, and it is empty", expected="a labelled target to crop around",
                         fix="leave the case out, or crop by the image: nonzero, body or none")
-    extents = _extent(label != 0)
+    extents = _extent(np.asarray(label != 0))
     if recipe.crop == "label_xy":
         return tuple(_widened_xy(recipe, low, high, n) if axis < 2 else slice(0, n)
                      for axis, ((low, high), n) in enumerate(zip(extents, shape, strict=True)))
