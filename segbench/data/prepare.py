@@ -135,7 +135,7 @@ def _own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings
     if moved:
         warnings.append(f"the source's lists place {len(moved)} cases otherwise than the published split: "
                         f"{_some(moved)}")
-    return Split(lists[0], lists[1], f"{published.source} (own lists)".strip())
+    return Split(lists[0], lists[1], f"{published.source} (own lists)".strip(), notes=published.notes)
 
 
 def _missing(dataset: Dataset, ids: list[str], total: int, source: Path | None, listed: bool) -> DataError:

@@ -165,7 +165,7 @@ def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box
     if recipe.crop == "none":
         return tuple(slice(0, n) for n in shape)
     if recipe.crop in ("nonzero", "body"):
-        mask = image.any(axis=0) if recipe.crop == "nonzero" else _largest(image[0] > AIR)
+        mask = np.asarray(image.any(axis=0)) if recipe.crop == "nonzero" else _largest(image[0] > AIR)
         if not mask.any():  # nothing stands out: nothing to cut away
             return tuple(slice(0, n) for n in shape)
         return tuple(slice(low, high + 1) for low, high in _extent(mask))
