@@ -257,8 +257,9 @@ def _variant(family: Entry, name: str) -> Entry:
     text = os.path.abspath(os.path.expanduser(name.partition(":")[2]))
     known = [n for n, link in _state.links.items() if (link.family, link.text) == (family.name, text)]
     own = known[0] if known else re.sub(r"\W", "_", os.path.basename(text), flags=re.ASCII).lower() or "data"
-    family.cls.variant(text, {})  # says what is wrong before a name is given away
-    add_link(own, _state.links.get(own, Link(family.name, text)))
+    if not known:
+        family.cls.variant(text, {})  # says what is wrong before a name is given away
+        add_link(own, Link(family.name, text))
     return _linked(own)
 
 

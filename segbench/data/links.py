@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from segbench import registry
-from segbench.errors import IntegrityError, SegbenchError
-from segbench.files import atomic_write, json_bytes
+from segbench.errors import IntegrityError, SegbenchError, UsageError
+from segbench.files import atomic_write, json_bytes, storage_error
 
 SCHEMA = "segbench.link/1"
 
@@ -32,11 +33,20 @@ def write_link(data_root: Path, name: str) -> None:
     """Keep a data set that the registry knows by a link; nothing happens for others.
 
     Raises:
+        UsageError: the data root knows another folder by that name.
         StorageError: the data root is not writable.
     """
-    link = registry.links().get(name)
-    if link is not None:
-        folder = data_root / name
-        folder.mkdir(parents=True, exist_ok=True)
-        content = {"schema": SCHEMA, "family": link.family, "text": link.text, "settings": link.settings}
-        atomic_write(folder / "link.json", json_bytes(content))
+    link, file = registry.links().get(name), data_root / name / "link.json"
+    if link is None:
+        return
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        old = json.loads(file.read_bytes())["text"]
+        if old != link.text:
+            raise UsageError(f"data set '{name}' exists already", where=file, found=old, expected=link.text,
+                             fix="choose a name: segbench data link PATH --as NAME")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, file) from error
+    content = {"schema": SCHEMA, "family": link.family, "text": link.text, "settings": link.settings}
+    atomic_write(file, json_bytes(content))
