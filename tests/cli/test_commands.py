@@ -46,20 +46,19 @@ def test_interrupted_run_says_how_to_go_on(lab):
     command = [sys.executable, "-m", "segbench.cli.main", "--plugin", str(PLUGINS / "tiny.py"), *map(str, RUN),
                "--steps", "100000"]
     path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(command, cwd=lab.folder, stderr=subprocess.PIPE, text=True,
-                          env={**os.environ, "PYTHONPATH": path}) as process:
-        log = None
+    process = subprocess.Popen(command, cwd=lab.folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    try:
         for _ in range(600):
-            log = next(lab.folder.glob("segbench-out/runs/*/*/*/log.jsonl"), None)
-            if log is not None:
+            if next(lab.folder.glob("segbench-out/runs/*/*/*/log.jsonl"), None) is not None:
                 break
             time.sleep(0.1)
-        assert log is not None
         busy = lab.cli(*RUN, "--steps", "100000")
         assert busy.returncode == 6 and "busy" in busy.stderr
-        time.sleep(1)
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
     assert process.returncode == 130
     assert re.search(r"segbench resume [0-9a-f]{8}", error), error
 
@@ -102,7 +101,7 @@ class Mine(Method):
     (("run", "mean_teacher", "-o", "decay=abc"), 2, "decay"),
     (("run", "supervised", "--dataset", "phantm"), 2, "Did you mean"),
     (("run", "supervised", "--backbone", "vent"), 2, "Did you mean 'vnet'?"),
-    (("run", "supervised", "--dataset", "tiny"), 2, "protocol"),
+    (("run", "supervised", "--dataset", "tiny", "--protocol", "lla"), 2, "Did you mean 'la'?"),
     (("run", "supervised", "--seeds", "x"), 2, "--seeds"),
     (("run", "supervised", "--seed", "-1"), 2, "seed"),
     (("run", "supervised", "--labeled", "99"), 2, "20 training cases"),
