@@ -46,7 +46,8 @@ def test_interrupted_run_says_how_to_go_on(lab):
     command = [sys.executable, "-m", "segbench.cli.main", "--plugin", str(PLUGINS / "tiny.py"), *map(str, RUN),
                "--steps", "100000"]
     path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(command, cwd=lab.folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    process = subprocess.Popen(command, cwd=lab.folder, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": path})
     try:
         for _ in range(600):
             if next(lab.folder.glob("segbench-out/runs/*/*/*/log.jsonl"), None) is not None:
