@@ -32,6 +32,11 @@ class Grey:
     window: tuple[float, float] | None = None
     scale: Scale = "none"
 
+    @property
+    def by_voxel(self) -> bool:
+        """Whether no voxel's value depends on another's, so that a crop may come first, which is cheaper."""
+        return self.scale == "none" or (self.scale == "unit" and self.window is not None)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -86,13 +91,12 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
         image, label, affine = _resampled(recipe, image, label, affine)
     facts["resampled_shape"] = list(image.shape[1:])
     box = crop_box(recipe, image, label)
-    if not recipe.scale_last:
-        image = normalise(image, recipe.grey)
     facts["crop_offset"] = [int(side.start) for side in box]
-    image = np.stack([_cut(channel, box) for channel in image])
-    label = None if label is None else _cut(label, box)
-    if recipe.scale_last:
-        image = normalise(image, recipe.grey)
+    if recipe.scale_last or all(rule.by_voxel for rule in recipe.grey):
+        image = normalise(_inside(image, box), recipe.grey)
+    else:
+        image = _inside(normalise(image, recipe.grey), box)
+    image, label = _filled(image, box), None if label is None else _filled(_inside(label, box), box)
     if affine is not None:
         affine = affine @ _shift(facts["crop_offset"])
     return Made(image.astype(np.float32, copy=False), label, affine, facts)
@@ -127,7 +131,8 @@ def _resampled(recipe: Recipe, image: np.ndarray, label: np.ndarray | None, affi
     factors = np.asarray(spacing_of(affine)) / np.asarray(recipe.spacing)
     if recipe.in_plane:
         factors[:] = factors[0]
-    image = np.stack([resample(channel.astype(np.float32, copy=False), factors, recipe.order) for channel in image])
+    channels = [resample(channel.astype(np.float32, copy=False), factors, recipe.order) for channel in image]
+    image = np.stack(channels) if len(channels) > 1 else channels[0][None]
     label = None if label is None else resample(label, factors, 0)
     return image, label, affine @ np.diag([*(1 / factors), 1.0])
 
@@ -135,7 +140,8 @@ def _resampled(recipe: Recipe, image: np.ndarray, label: np.ndarray | None, affi
 def normalise(image: np.ndarray, grey: Sequence[Grey]) -> np.ndarray:
     """Grey values of (C, *S) by one rule for all channels or one for each; float32. A constant channel becomes 0."""
     rules = list(grey) * (len(image) if len(grey) == 1 else 1)
-    return np.stack([_normalised(channel, rule) for channel, rule in zip(image, rules, strict=True)])
+    channels = [_normalised(channel, rule) for channel, rule in zip(image, rules, strict=True)]
+    return np.stack(channels) if len(channels) > 1 else channels[0][None]
 
 
 def _normalised(channel: np.ndarray, rule: Grey) -> np.ndarray:
@@ -210,10 +216,15 @@ def _largest(mask: np.ndarray) -> np.ndarray:
     return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else mask
 
 
-def _cut(array: np.ndarray, box: Box) -> np.ndarray:
-    inside = array[tuple(slice(s.start, min(s.stop, n)) for s, n in zip(box, array.shape, strict=True))]
-    missing = [(0, s.stop - s.start - n) for s, n in zip(box, inside.shape, strict=True)]
-    return np.pad(inside, missing) if any(far for _, far in missing) else np.ascontiguousarray(inside)
+def _inside(array: np.ndarray, box: Box) -> np.ndarray:
+    """What of a box lies in the volume, the last axes of ``array``."""
+    return array[(..., *(slice(s.start, min(s.stop, n)) for s, n in zip(box, array.shape[-len(box):], strict=True)))]
+
+
+def _filled(array: np.ndarray, box: Box) -> np.ndarray:
+    """A copy, with 0 at the far end of axes that are shorter than the box."""
+    missing = [(0, s.stop - s.start - n) for s, n in zip(box, array.shape[-len(box):], strict=True)]
+    return np.pad(array, [(0, 0)] * (array.ndim - len(box)) + missing)
 
 
 def _shift(offset: Sequence[int]) -> np.ndarray:

@@ -237,6 +237,24 @@ def test_decathlon_tar(spleen_tar, lab):
     train_a_step(lab, "msd_spleen")
 
 
+def test_what_was_taken_apart_waits_for_the_next_attempt(spleen_tar, lab, monkeypatch):
+    adapter = registry.get("dataset", "msd_spleen").cls
+    load, calls = adapter.load, []
+
+    def fail_once(self, raw):
+        calls.append(raw.id)
+        if len(calls) == 2:
+            raise RuntimeError("the disk hiccuped")
+        return load(self, raw)
+    monkeypatch.setattr(adapter, "load", fail_once)
+    with pytest.raises(DataProblems, match="the disk hiccuped"):
+        prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
+    monkeypatch.setattr("segbench.data.prepare.extract", None)  # not needed a second time
+    store = prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
+    assert calls == [*some("msd_spleen"), calls[1]] and len(store.cases) == 3  # good cases are kept
+    assert not list((lab.folder / "data" / "msd_spleen").glob("source*"))
+
+
 def test_decathlon_finds_what_is_missing_or_wrong(spleen_tar, tmp_path):
     data = tmp_path / "data"
     spleen_tar.write_bytes(spleen_tar.read_bytes()[:-9000])

@@ -108,6 +108,17 @@ def test_crop_moves_the_affine_and_pads_with_zero():
     assert made.facts["source_shape"] == [40, 50, 30]
 
 
+def test_the_crop_may_come_before_grey_values_that_need_one_voxel_only():
+    grey = RNG.integers(-1000, 1000, (30, 30, 30)).astype(np.int16)
+    label = label_at(grey.shape, (10, 14), (9, 12), (20, 25))
+    volume, window = Volume(grey, np.eye(4)), (-125.0, 275.0)
+    early = apply(Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "unit"),)), volume, label)
+    box = tuple(slice(o, o + n) for o, n in zip(early.facts["crop_offset"], early.image.shape[1:], strict=True))
+    np.testing.assert_array_equal(early.image[0], normalise(grey[None], [Grey(window, "unit")])[0][box])
+    late = apply(Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "zscore"),)), volume, label)
+    np.testing.assert_array_equal(late.image[0], normalise(grey[None], [Grey(window, "zscore")])[0][box])
+
+
 def test_crops_by_the_image():
     grey = np.full((20, 20, 20), -1000, np.int16)
     grey[4:15, 5:16, 3:18] = 50
