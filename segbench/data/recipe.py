@@ -218,7 +218,8 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 def _inside(array: np.ndarray, box: Box) -> np.ndarray:
     """What of a box lies in the volume, the last axes of ``array``."""
-    return array[(..., *(slice(s.start, min(s.stop, n)) for s, n in zip(box, array.shape[-len(box):], strict=True)))]
+    where: Any = (..., *(slice(s.start, min(s.stop, n)) for s, n in zip(box, array.shape[-len(box):], strict=True)))
+    return array[where]
 
 
 def _filled(array: np.ndarray, box: Box) -> np.ndarray:
