@@ -66,19 +66,21 @@ class Folder(Dataset):
 
     @classmethod
     def variant(cls, text: str, settings: dict[str, Any]) -> type[Dataset]:
-        """The data set of one folder; reads ``dataset.json`` and lists files.
+        """The data set of one folder; reads ``dataset.json`` and lists files. A folder that is not there now (a disk that is
+        not mounted) still gives a data set: what was prepared from it can be used.
 
         ``settings``: ``spacing`` (three mm), ``window`` (two grey values, for CT channels), ``crop`` (none, nonzero, body,
         label).
         """
         settings = _checked(settings)
         root = Path(text)
-        form = read_form(root)
+        form = read_form(root) if root.exists() else Form(f"not there now: {root}", (), (), True, "", "not stated", "")
         facts = {"__module__": cls.__module__, "__doc__": cls.__doc__, "family": False, "source": root, "form": form,
                  "settings": settings, "title": form.title, "classes": form.classes, "channels": len(form.channels),
                  "modality": ", ".join(form.channels), "licence": form.licence, "citation": form.citation}
         made: Any = type(cls.__name__, (cls,), facts)
-        made.labeled = len(made().lists()["labelled"])
+        if root.exists():
+            made.labeled = len(made().lists()["labelled"])
         return made
 
     def lists(self) -> dict[str, list[str]]:

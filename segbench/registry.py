@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segbench.errors import PluginError, SegbenchError, UsageError, unknown
+from segbench.errors import DataError, PluginError, SegbenchError, UsageError, unknown
 
 KINDS = ("method", "dataset", "backbone")
 VOCABULARY = ("segbench.losses", "segbench.ops", "segbench.distance")
@@ -258,7 +258,9 @@ def _variant(family: Entry, name: str) -> Entry:
     known = [n for n, link in _state.links.items() if (link.family, link.text) == (family.name, text)]
     own = known[0] if known else re.sub(r"\W", "_", os.path.basename(text), flags=re.ASCII).lower() or "data"
     if not known:
-        family.cls.variant(text, {})  # says what is wrong before a name is given away
+        cls = family.cls.variant(text, {})  # says what is wrong before a name is given away
+        if cls.source is not None and not cls.source.exists():
+            raise DataError("no such folder", where=text, expected="; ".join(family.cls.files))
         add_link(own, Link(family.name, text))
     return _linked(own)
 

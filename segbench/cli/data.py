@@ -153,7 +153,7 @@ def info(name: str) -> None:
 
 
 @data.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--as", "name", required=True, metavar="NAME", help="What you call it from now on.")
 @click.option("--spacing", metavar="1x1x1", help="mm to resample to [median of the training images].")
 @click.option("--window", metavar="LOW:HIGH", help="Grey values of CT channels that become 0 and 1 [percentiles].")

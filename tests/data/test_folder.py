@@ -283,3 +283,18 @@ def test_a_damaged_link_does_not_stop_other_commands(lab):
     result = lab.call("list", "protocols")
     assert result.returncode == 0 and "a link is damaged" in result.stderr
     assert isinstance(load_links(lab.folder / "segbench-data")[0], SegbenchError)
+
+
+def test_prepared_data_can_be_used_without_the_folder(mine, lab):
+    store = prepare_store(mine.name, None, lab.folder / "segbench-data")
+    mine.root.rename(mine.root.with_name("unmounted"))
+    registry._state.links.clear()
+    registry._state.entries.pop(("dataset", store.name))
+    assert load_links(lab.folder / "segbench-data") == []
+    assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
+    plan = lab.call("run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", "-o", "patch=16x16x16",
+                    "-o", "inference.stride=16x16x16")
+    assert plan.returncode == 0 and "2 of 6 labelled" in plan.stderr + plan.stdout, plan.stderr
+    again = lab.call("data", "prepare", store.name)
+    assert again.returncode == 3 and "no such folder" in again.stderr
+    assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
