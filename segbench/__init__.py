@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what __getattr__ gives, for type checkers and editors
     from segbench.contracts.backbone import Backbone
-    from segbench.contracts.dataset import Case, Dataset, RawCase, Split
+    from segbench.contracts.dataset import Archive, Case, Dataset, RawCase, Split
     from segbench.contracts.method import Batch, Clock, Field, Method, Phase
     from segbench.contracts.optim import Optim
     from segbench.contracts.params import BackboneParams, MethodParams
@@ -37,6 +37,7 @@ _PUBLIC = {
     "Backbone": "segbench.contracts.backbone",
     "BackboneParams": "segbench.contracts.params",
     "Dataset": "segbench.contracts.dataset",
+    "Archive": "segbench.contracts.dataset",
     "Case": "segbench.contracts.dataset",
     "RawCase": "segbench.contracts.dataset",
     "Split": "segbench.contracts.dataset",

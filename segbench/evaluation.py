@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from segbench.config import Protocol
 from segbench.contracts.method import Method
 from segbench.data.store import Store, derived
+from segbench.data.transforms import nearest
 from segbench.files import array_digest
 from segbench.inference import labels_from, predict_probabilities
 from segbench.metrics import aggregate, evaluate_labels, largest_component
@@ -71,7 +72,10 @@ def _finished(partial: Path, stamp: str) -> Iterator[dict[str, Any]]:
 
 def predict_case(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,
                  precision: str = "fp32") -> Tensor:
-    """Class probabilities (K, *S) of a case on the grid of its label, on the device."""
+    """Class probabilities (K, *S) of a case on the grid of its label, on the device.
+
+    A protocol with a patch of two axes predicts a volume slice by slice; the result is the volume.
+    """
     factor = protocol.downsample
     view = derived(store, factor) if factor > 1 else store
     image = torch.from_numpy(np.array(view.image(case)))  # (C, *S), the only copy of the volume
@@ -79,19 +83,36 @@ def predict_case(method: Method, store: Store, case: str, task: int, protocol: P
     if missing:  # joint training fills the channels of the others up with zeros
         image = torch.cat([image, image.new_zeros(missing, *image.shape[1:])])
 
+    patch, stride, shape = protocol.patch, protocol.inference.stride, tuple(image.shape[1:])
+    slices = len(patch) < len(shape)  # a network for slices: windows are one voxel thick along the last axis
+    if slices:
+        patch, stride = (*patch, 1), (*stride, 1)
+    zoomed = protocol.crop.labeled == "zoom"
+    if zoomed:
+        image = _resized(image, (*protocol.patch, *shape[len(protocol.patch):]))
+
     def predict(windows: Tensor) -> Tensor:
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         with torch.autocast(torch.device(device).type, kind, enabled=kind is not None):
-            return method.predict(windows, task)
+            return method.predict(windows[..., 0], task)[..., None] if slices else method.predict(windows, task)
 
-    probabilities = predict_probabilities(predict, image, protocol.patch, protocol.inference.stride,
-                                          batch=protocol.inference.batch, device=device)
+    probabilities = predict_probabilities(predict, image, patch, stride, batch=protocol.inference.batch, device=device)
+    if zoomed:
+        probabilities = _resized(probabilities, shape)
     if factor > 1:
         shape = store.cases[case].shape
         mode = "trilinear" if len(shape) == 3 else "bilinear"
         probabilities = F.interpolate(probabilities[None], scale_factor=factor, mode=mode, align_corners=False)[0]
         probabilities = probabilities[(slice(None), *(slice(n) for n in shape))]  # blocks at the far end may overhang
     return probabilities
+
+
+def _resized(volume: Tensor, shape: Sequence[int]) -> Tensor:
+    """(C, *S) to (C, *shape) by the nearest neighbour, as the training loader does it."""
+    for axis, size in enumerate(shape, 1):
+        if volume.shape[axis] != size:
+            volume = volume.index_select(axis, torch.from_numpy(nearest(volume.shape[axis], size)).to(volume.device))
+    return volume
 
 
 def _predict(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,

@@ -15,14 +15,15 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segbench.errors import PluginError, SegbenchError, UsageError, unknown
+from segbench.errors import DataError, PluginError, SegbenchError, UsageError, unknown
 
 KINDS = ("method", "dataset", "backbone")
 VOCABULARY = ("segbench.losses", "segbench.ops", "segbench.distance")
@@ -51,10 +52,20 @@ class Found:
     origin: str  # "built-in", "SEGBENCH_PATH", "entry point NAME", "--plugin"
 
 
+@dataclass(frozen=True)
+class Link:
+    """A data set of a family by a name of its own: ``family:text`` with settings."""
+
+    family: str
+    text: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class _State:
     entries: dict[tuple[str, str], Entry] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)  # of --plugin
+    links: dict[str, Link] = field(default_factory=dict)
 
 
 _state = _State()
@@ -209,7 +220,57 @@ def _twice(kind: str, name: str, file: Path, other: Path) -> UsageError:
 
 def names(kind: str) -> list[str]:
     """Registered names of a kind, sorted."""
-    return sorted(name for k, name in catalogue() if k == kind)
+    return sorted({name for k, name in catalogue() if k == kind} | set(_state.links if kind == "dataset" else ()))
+
+
+def add_link(name: str, link: Link) -> None:
+    """Make a data set of a family known under a name.
+
+    Raises:
+        UsageError: the name is taken, by a plug-in or by another link.
+    """
+    old = _state.links.get(name)
+    taken = catalogue().get(("dataset", name))
+    if taken is not None or (old is not None and (old.family, old.text) != (link.family, link.text)):
+        raise UsageError(f"data set '{name}' exists already", found=taken.file if taken else old and old.text,
+                         fix="choose a name: segbench data link PATH --as NAME")
+    if old != link:
+        _state.links[name] = link
+        _state.entries.pop(("dataset", name), None)
+
+
+def place(kind: str, name: str) -> Found:
+    """Where a name of ``names`` comes from."""
+    link = _state.links.get(name) if kind == "dataset" else None
+    if link is None:
+        return catalogue()[kind, name]
+    return replace(catalogue()[kind, link.family], name=name, origin=f"link to {link.text}")
+
+
+def links() -> dict[str, Link]:
+    """The data sets that have been linked, by name."""
+    return dict(_state.links)
+
+
+def _variant(family: Entry, name: str) -> Entry:
+    """``family:text``, under the name it was linked by or one made from the text's last part."""
+    text = os.path.abspath(os.path.expanduser(name.partition(":")[2]))
+    known = [n for n, link in _state.links.items() if (link.family, link.text) == (family.name, text)]
+    own = known[0] if known else re.sub(r"\W", "_", os.path.basename(text), flags=re.ASCII).lower() or "data"
+    if not known:
+        cls = family.cls.variant(text, {})  # says what is wrong before a name is given away
+        if cls.source is not None and not cls.source.exists():
+            raise DataError("no such folder", where=text, expected="; ".join(family.cls.files))
+        add_link(own, Link(family.name, text))
+    return _linked(own)
+
+
+def _linked(name: str) -> Entry:
+    link = _state.links[name]
+    family = get("dataset", link.family)
+    cls = family.cls.variant(link.text, link.settings)
+    cls.name = name
+    return _state.entries.setdefault(("dataset", name), Entry("dataset", name, cls, family.file, family.paper))
 
 
 def get(kind: str, name: str) -> Entry:
@@ -220,12 +281,15 @@ def get(kind: str, name: str) -> Entry:
         PluginError: its file cannot be imported.
     """
     wanted = name.replace("-", "_")
+    if kind == "dataset" and wanted in _state.links:
+        return _state.entries.get((kind, wanted)) or _linked(wanted)
     place = catalogue().get((kind, wanted)) or catalogue().get((kind, wanted.partition(":")[0]))
     if place is None:
         raise unknown(kind, name, names(kind), fix=f"segbench list {kind}s")
     if (kind, place.name) not in _state.entries:
         _import(place)
-    return _state.entries[kind, place.name]
+    entry = _state.entries[kind, place.name]
+    return _variant(entry, name) if kind == "dataset" and ":" in name else entry
 
 
 def _import(place: Found) -> None:

@@ -34,7 +34,7 @@ def prepared(settings: Settings, suite: str, machine: Machine) -> list[Prepared]
 
     def size(name: str) -> int:
         if name not in sizes:
-            sizes[name] = len(open_store(name, settings.data_root).train)
+            sizes[name] = len(open_store(name, settings.data_root).patients)
         return sizes[name]
     runs = [prepare(e, machine) for e in expand(*load_suite(find_suite(suite)), size)]
     return list({run.run_id: run for run in runs}.values())  # overlapping entries name a run twice

@@ -42,7 +42,7 @@ def _plugins(kind: str) -> list[dict[str, Any]]:
     from segbench import registry
     rows = []
     for name in registry.names(kind):
-        place = registry.catalogue()[kind, name]
+        place = registry.place(kind, name)
         row = {"name": name, "title": "", "origin": place.origin, "file": str(place.file), "error": None}
         try:
             entry = registry.get(kind, name)
@@ -117,7 +117,7 @@ def _describe_dataset(settings: Settings, entry: Entry) -> None:
     cls = entry.cls
     facts: dict[str, Any] = {k: getattr(cls, k) for k in ("title", "modality", "classes", "channels", "dims", "licence",
                                                           "citation", "homepage", "protocol", "labeled", "members")}
-    if not cls.members:
+    if not cls.members and not cls.family:
         split = cls().split()
         facts |= {"train": len(split.train), "test": len(split.test), "split": split.source}
     facts |= {"files": cls.files, "file": str(entry.file)}

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +117,17 @@ class Command(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += global_options(hidden=True)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click's, with the user's own data sets known by their names."""
+        settings = ctx.find_object(Settings)
+        if settings is not None:
+            with suppress(SegbenchError):  # a broken configuration is told by what needs it
+                if any(settings.data_root.glob("*/link.json")):
+                    from segbench.data.links import load_links
+                    for problem in load_links(settings.data_root):
+                        settings.say(f"warning: {problem.what} ({problem.details['where']})")
+        return super().invoke(ctx)
 
 
 class Group(click.Group):

@@ -36,7 +36,7 @@ def show(settings: Settings, words: tuple[str, ...], sources: bool, dataset: str
         raise UsageError(f"one method at a time, got {', '.join(words)}", fix=f"segbench config show {method}")
 
     def size(name: str) -> int:
-        return len(open_store(name, settings.data_root).train)
+        return len(open_store(name, settings.data_root).patients)
 
     resolved = resolve(method, dataset=dataset, seed=seed or 0, overrides=list(overrides), train_sizes=size, **science)
     experiment = resolved.experiments[0]

@@ -28,24 +28,32 @@ def data() -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder with the files you downloaded.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder or archive that you downloaded.")
+@click.option("--download", is_flag=True, help="Fetch the files first, where they have a public address.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
-def prepare(name: str, source: Path | None, jobs: int) -> None:
+def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     """Check all cases of a data set and write them in the form training reads. Safe to repeat.
 
-    Example: segbench data prepare la --from ~/Downloads/LA
+    \b
+    segbench data prepare la --from ~/Downloads/LA
+    segbench data prepare msd_spleen --download --jobs 4
+    segbench data prepare folder:/data/Dataset007_Mine
     """
     from segbench.data import store as stores
     from segbench.data.checks import check_facts
+    from segbench.data.prepare import expected_files
     from segbench.data.problem import DataProblems
     from segbench.errors import UsageError
 
     entries = _members(name)
+    if download:
+        source = _downloaded(entries, source)
+    source = source or entries[0].cls.source
     needy = [e.name for e in entries if not e.cls.embedded]
     if needy and (source is None or len(entries) > 1):
         raise UsageError(f"data set '{needy[0]}' is prepared from files" if len(entries) == 1 else
                          f"'{name}' is a group; prepare its members one by one",
-                         expected="\n".join(entries[0].cls.files) or None,
+                         expected=expected_files(entries[0].cls) or None,
                          fix=f"segbench data prepare {needy[0]} --from DIR")
     documents = []
     for entry in entries:
@@ -63,6 +71,26 @@ def prepare(name: str, source: Path | None, jobs: int) -> None:
             raise DataProblems(f"data set '{store.name}' cannot be used as it is", errors, listed=False,
                                fix="mend the source and prepare it again")
     _document("segbench.data.prepare/1", documents)
+
+
+def _downloaded(entries: list[Entry], source: Path | None) -> Path:
+    """The only archive of a data set, fetched into the folder ``downloads`` of the data root."""
+    from segbench.data.download import fetch
+    from segbench.data.prepare import expected_files
+    from segbench.errors import UsageError
+
+    cls, name = entries[0].cls, entries[0].name
+    if source is not None:
+        raise UsageError("--download and --from exclude each other", fix="use one of them")
+    if len(entries) > 1 or len(cls.archives) != 1 or not (cls.archives[0].url and cls.archives[0].digest):
+        raise UsageError(f"'{name}' has no stable public address to download from", expected=expected_files(cls),
+                         fix=f"download the files yourself, then: segbench data prepare {name} --from DIR")
+    (archive,) = cls.archives
+    _talk(f"{archive.name} from {archive.url}")
+    _talk(f"licence: {cls.licence}; cite: {cls.citation}")
+    with _progress(f"download {archive.name}") as progress:
+        return fetch(archive, _settings().data_root / "downloads",
+                     lambda done, total, file: progress(done // 10**6, max(total // 10**6, 1), "MB"))
 
 
 @data.command()
@@ -124,6 +152,57 @@ def info(name: str) -> None:
     _document("segbench.data.info/1", documents)
 
 
+@data.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--as", "name", required=True, metavar="NAME", help="What you call it from now on.")
+@click.option("--spacing", metavar="1x1x1", help="mm to resample to [median of the training images].")
+@click.option("--window", metavar="LOW:HIGH", help="Grey values of CT channels that become 0 and 1 [percentiles].")
+@click.option("--crop", type=click.Choice(["none", "nonzero", "body", "label"]), help="[body for CT, else nonzero]")
+def link(path: Path, name: str, spacing: str | None, window: str | None, crop: str | None) -> None:
+    """Give a folder of your own a name. Nothing is copied; the settings are kept with the name.
+
+    \b
+    segbench data link ~/Dataset007_Mine --as mine
+    segbench data link ~/ct --as ct --spacing 1x1x1 --window -125:275
+    segbench data prepare mine
+    """
+    import re
+
+    from segbench import registry
+    from segbench.data.links import write_link
+    from segbench.errors import UsageError
+
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name):
+        raise UsageError(f"--as: '{name}'", expected="a letter, then letters, digits and _")
+    settings = {"spacing": spacing and _numbers("--spacing", spacing, "x", 3),
+                "window": window and _numbers("--window", window, ":", 2), "crop": crop}
+    family = next(n for n in registry.names("dataset") if registry.get("dataset", n).cls.family)
+    known = registry.links().get(name)
+    made = registry.Link(family, str(path.expanduser().resolve()), {k: v for k, v in settings.items() if v})
+    registry.get("dataset", family).cls.variant(made.text, made.settings)
+    if known is not None and known.text != made.text:
+        raise UsageError(f"'{name}' is another folder", found=known.text, expected=made.text, fix="another name: --as NAME")
+    registry.add_link(name, made)
+    write_link(_settings().data_root, name)
+    cls = registry.get("dataset", name).cls
+    split = cls().split()
+    _result(f"{_mark('ok')} {name}: {len(split.train)} train cases, {cls.labeled} of them labelled, {len(split.test)} test; "
+            f"next: segbench data prepare {name}")
+    _document("segbench.data.link/1", [{"name": name, "folder": made.text, "settings": made.settings,
+                                        "train": len(split.train), "labeled": cls.labeled, "test": len(split.test)}])
+
+
+def _numbers(option: str, text: str, sign: str, count: int) -> list[float]:
+    from segbench.errors import UsageError
+    try:
+        numbers = [float(part) for part in text.split(sign)]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise UsageError(f"{option}: '{text}'", expected=f"{count} numbers with {sign} between them")
+    return numbers
+
+
 @data.command("list")
 def list_() -> None:
     """All data sets and whether they are prepared."""
@@ -148,6 +227,8 @@ def _state(name: str, cls: type) -> str:
     from segbench.data.store import open_store
     from segbench.errors import SegbenchError
 
+    if cls.family:  # type: ignore[attr-defined]
+        return f"your own folders: {name}:PATH"
     if cls.members:  # type: ignore[attr-defined]
         return "group of " + ", ".join(cls.members)  # type: ignore[attr-defined]
     if cls.embedded:  # type: ignore[attr-defined]
@@ -172,7 +253,7 @@ def _members(name: str) -> list[Entry]:
 def _patch(entry: Entry) -> tuple[int, ...] | None:
     from segbench.config.protocol import load_protocol
 
-    return tuple(load_protocol(entry.cls.protocol).patch)
+    return load_protocol(entry.cls.protocol).least
 
 
 def _facts(store: Store) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def _data(settings: Settings) -> list[dict[str, str]]:
             cls = registry.get("dataset", name).cls
         except SegbenchError:
             continue  # reported with the plug-ins
-        if cls.embedded or cls.members:
+        if cls.embedded or cls.members or cls.family:
             rows.append(_check("ok", f"data set {name}: built in"))
         elif (settings.data_root / name / "store.json").exists():
             rows.append(_check("ok", f"data set {name}: prepared in {settings.data_root / name}"))

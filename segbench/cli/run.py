@@ -83,7 +83,7 @@ def experiments(settings: Settings, method: str, dataset: str, labeled: str | No
     if seed is not None and seeds is not None:
         raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
     def size(name: str) -> int:
-        return len(open_store(name, settings.data_root).train)
+        return len(open_store(name, settings.data_root).patients)
 
     result = []
     for number in parse_seeds(seeds) if seeds else [seed or 0]:

@@ -33,7 +33,7 @@ class Experiment(Strict):
     backbone: str = Field(description="registered name, with its variant where the family has some")
     backbone_params: dict[str, Any] = Field(description="defaults filled in")
     datasets: tuple[str, ...] = Field(min_length=1, description="several in joint training")
-    labeled: dict[str, int] = Field(description="labelled cases of each data set: the first of its training list")
+    labeled: dict[str, int] = Field(description="labelled patients of each data set: the first of its training list")
     protocol: Protocol = Field(description="effective; its backbone and labeled are overruled by the fields here")
     modified: tuple[str, ...] = Field((), description="keys that differ from the protocol of that name")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything random")
@@ -70,9 +70,9 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
 
     Args:
         dataset: ``la``, ``la,acdc``, a group such as ``phantom``, or a list of names.
-        labeled: ``8``, ``"8"`` or ``"10%"`` of each data set's training list (rounded half up, at least 1).
+        labeled: ``8``, ``"8"`` or ``"10%"`` of the patients of each training list (rounded down, at least 1).
         suite: a suite's ``params`` for this method; ``suite_where`` gives the origin of its keys.
-        train_sizes: cases in each training list; without it the published split's length is taken.
+        train_sizes: patients in each training list; without it the published split's length is taken.
 
     Raises:
         UsageError: an unknown name or key, a wrong value, or choices that do not fit together.
@@ -138,11 +138,10 @@ def _datasets(names: str | Sequence[str]) -> list[_Data]:
         whole = vars(cls) if cls.members else {}
         for member in cls.members or (name,):
             entry = registry.get("dataset", member)
-            canonical = _canonical(entry.name, member)
-            if canonical in found:
-                raise UsageError(f"data set '{canonical}' is named twice (--dataset)", found=",".join(wanted))
-            found[canonical] = _Data(canonical, entry.cls, whole.get("protocol", entry.cls.protocol),
-                                     whole.get("labeled", entry.cls.labeled))
+            if entry.name in found:
+                raise UsageError(f"data set '{entry.name}' is named twice (--dataset)", found=",".join(wanted))
+            found[entry.name] = _Data(entry.name, entry.cls, whole.get("protocol", entry.cls.protocol),
+                                      whole.get("labeled", entry.cls.labeled))
     if not found:
         raise UsageError("no data set is named", fix="--dataset NAME; segbench list datasets")
     return list(found.values())
@@ -202,7 +201,7 @@ def _effective(named: Protocol, keys: Keys, user: Mapping[str, Value], sources: 
 def _check_fit(protocol: Protocol, data: list[_Data], method: Any, backbone: Any, params: dict[str, Any]) -> None:
     """Patch, data, method and backbone must fit, before anything is loaded."""
     for d in data:
-        if d.cls.dims != len(protocol.patch):
+        if d.cls.dims not in (len(protocol.patch), len(protocol.patch) + 1):  # slices of volumes are trained on too
             raise UsageError(f"data set '{d.name}' has {d.cls.dims} spatial axes, the patch {len(protocol.patch)}",
                              found=list(protocol.patch), fix="--protocol, or -o patch= and -o inference.stride=")
     if missing := method.needs - backbone.provides:
@@ -249,13 +248,14 @@ def _count(spec: str | int, size: int | None, origin: str) -> int:
     if size is None:
         raise UsageError(f"labeled: the size of the training list is not known yet, got {spec!r} ({origin})",
                          fix="prepare the data first, or give a number of cases")
-    return max(1, int(size * Fraction(number) / 100 + Fraction(1, 2)))
+    return max(1, int(size * Fraction(number) / 100))  # rounded down, as published: 5 % of 70 patients are 3
 
 
 def _train_size(d: _Data, sizes: TrainSizes | None) -> int | None:
     if sizes is not None:
         return sizes(d.name) if callable(sizes) else sizes[d.name]
     try:
-        return len(d.cls().split().train)
+        adapter = d.cls()
+        return len({adapter.group(case) for case in adapter.split().train})
     except NotImplementedError:
         return None

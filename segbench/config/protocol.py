@@ -16,7 +16,7 @@ from segbench.errors import UsageError, unknown
 __all__ = ["BackboneChoice", "BatchSize", "Crop", "Inference", "Optim", "Protocol", "load_protocol", "protocol_names"]
 
 Edge = tuple[int, ...]
-Position = Literal["random", "center"]
+Position = Literal["random", "center", "zoom"]  # zoom: the whole image, resized by the nearest neighbour
 
 
 class BatchSize(Strict):
@@ -60,7 +60,8 @@ class Protocol(Strict):
     batch: BatchSize = Field(default_factory=BatchSize)
     optim: Optim = Field(default_factory=Optim)
     crop: Crop = Field(default_factory=Crop)
-    augment: Literal["none", "mirror"] = Field("none", description="mirror: quarter turn and mirror in plane")
+    augment: Literal["none", "mirror", "turn"] = Field(
+        "none", description="mirror: quarter turn and mirror in plane; turn: that, or a rotation by up to 20 degrees")
     downsample: int = Field(1, ge=1, le=8, description="volumes are reduced by this factor first; 1 leaves them alone")
     sampling: Literal["proportional", "balanced"] = Field("proportional", description="of data sets in joint training")
     inference: Inference
@@ -70,6 +71,11 @@ class Protocol(Strict):
     policy: Literal["worst_distance"] = Field("worst_distance", description="score of an empty prediction")
     largest_component: bool = Field(False, description="keep only the largest component of each class")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
+
+    @property
+    def least(self) -> Edge | None:
+        """Below this size a volume is padded; None where every slice is resized to the patch."""
+        return None if self.crop.labeled == "zoom" else self.patch
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
@@ -81,6 +87,10 @@ class Protocol(Strict):
                              f"{list(self.patch)}, got {list(stride)}")
         if any(n < 1 for n in self.labeled):
             raise ValueError(f"labeled: expected counts ≥ 1, got {list(self.labeled)}")
+        if (self.crop.labeled == "zoom") != (self.crop.unlabeled == "zoom"):
+            raise ValueError("crop: zoom is for both streams or for none")
+        if len(self.patch) == 3 and (self.augment == "turn" or self.crop.labeled == "zoom"):
+            raise ValueError("augment turn and crop zoom are for slices: they need a patch of two edges")
         marks = self.optim.milestones
         if self.optim.schedule == "step" and not marks:
             raise ValueError("optim.milestones: a step schedule needs at least one")

@@ -5,11 +5,14 @@ The engine does the rest: parallel and atomic preparation, digests, checks, crop
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+
+from segbench.errors import UsageError
 
 
 @dataclass
@@ -22,6 +25,7 @@ class Case:
     spacing: tuple[float, ...] | None = None
     affine: np.ndarray | None = None  # (4, 4) voxel to world, None where nobody knows it
     group: str | None = None  # patient; None means the case is its own group
+    made: dict[str, Any] = field(default_factory=dict)  # JSON: what the preparation found, such as the crop's offset
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,23 @@ class RawCase:
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids in order: the first N of ``train`` are the labelled ones (draw 0)."""
+    """Case ids in order: the cases of the first N patients of ``train`` are the labelled ones (draw 0)."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
     source: str = ""  # who published it
+    val: tuple[str, ...] = ()  # known, and used neither for training nor for testing
+    notes: tuple[str, ...] = ()  # what must be said next to numbers from it
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that holds the data as its publisher gives it out."""
+
+    name: str
+    url: str = ""  # a stable public address; empty where a person has to ask for the file
+    size: int | None = None  # bytes, where known
+    digest: str = ""  # "md5:..." or "sha256:...", where known
 
 
 class Dataset:
@@ -55,13 +71,28 @@ class Dataset:
     citation: ClassVar[str] = ""
     homepage: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()  # what a complete source holds, in words, one line each
+    archives: ClassVar[tuple[Archive, ...]] = ()  # the same as it is given out
     protocol: ClassVar[str] = "default"  # the protocol used when none is named
     labeled: ClassVar[int] = 0  # default number of labelled cases
     embedded: ClassVar[bool] = False  # made by code: needs no source and is prepared on first use
     members: ClassVar[tuple[str, ...]] = ()  # a group: stands for several data sets
+    family: ClassVar[bool] = False  # stands for data sets that ``variant`` makes, such as those of the user
+    source: ClassVar[Path | None] = None  # a data set of a folder knows its source
     version: ClassVar[int] = 1  # raise when load() changes what it gives
 
+    @classmethod
+    def variant(cls, text: str, settings: dict[str, Any]) -> type[Dataset]:
+        """The data set ``family:text`` with the user's settings; the registry gives it its name.
 
+        Raises:
+            UsageError: this is no family, or the text or a setting makes no sense.
+            DataError: what ``text`` names cannot be used.
+        """
+        raise UsageError(f"data set '{cls.name}' has no variants", found=f"{cls.name}:{text}", fix=f"--dataset {cls.name}")
+
+    def group(self, case: str) -> str:
+        """The patient of a case. Labelled counts count patients, and no patient is ever split."""
+        return case
     def split(self) -> Split:
         """The published split, or the data set's own."""
         raise NotImplementedError
@@ -73,6 +104,14 @@ class Dataset:
             DataError: nothing usable there; names what was looked for.
         """
         raise NotImplementedError
+
+    def settle(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
+        """Write into ``where`` what all cases share and only their files tell, such as a common spacing.
+
+        Called once before cases are loaded, possibly in other processes. It may read the training cases, never labels of
+        test cases.
+        """
+        return list(raw)
 
     def load(self, raw: RawCase) -> Case:
         """Read one case. Any error it raises is reported with the case's id and file."""

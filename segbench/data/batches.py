@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,30 +84,36 @@ class _Case:
     shape: tuple[int, ...]
     image: np.ndarray | _File
     label: np.ndarray | _File | None
+    plane: int | None = None  # one slice of the last axis, where training is on slices of volumes
 
     def read(self, which: str) -> np.ndarray:
         held = getattr(self, which)
         try:
-            return held.open() if isinstance(held, _File) else held
+            array = held.open() if isinstance(held, _File) else held
+            return array if self.plane is None else array[..., self.plane]
         except UNREADABLE as error:
             raise DataError(f"the {which} of case '{self.id}' of {self.dataset} cannot be read: {error}",
                             where=held.file, fix=f"segbench data check {self.dataset}") from error
 
 
-def _load(store: StoreLike, dataset: str, task: int, case: str, labeled: bool, dims: int, preload: bool) -> _Case:
+def _load(store: StoreLike, dataset: str, task: int, case: str, labeled: bool, dims: int, preload: bool) -> list[_Case]:
+    """A case, or its slices along the last axis where the patch has one axis less than the volume."""
     try:
         image, label = store.image(case), store.label(case) if labeled else None
     except UNREADABLE as error:
         raise DataError(f"case '{case}' of {dataset} cannot be read: {error}",
                         fix=f"segbench data check {dataset}") from error
-    if image.ndim != dims + 1:
+    if image.ndim - 1 not in (dims, dims + 1):
         raise UsageError(f"the patch has {dims} axes, the volumes of {dataset} have {image.ndim - 1}",
                          where=f"case '{case}'", fix="choose a protocol of that dimension")
     if label is not None and label.shape != image.shape[1:]:
         raise DataError("image and label differ in shape", where=f"{dataset}, case '{case}'",
                         found=f"{image.shape[1:]} and {label.shape}", fix=f"segbench data check {dataset}")
-    return _Case(case, dataset, task, tuple(image.shape[1:]), _reference(image, preload),
-                 None if label is None else _reference(label, preload))
+    whole = _Case(case, dataset, task, tuple(image.shape[1:dims + 1]), _reference(image, preload),
+                  None if label is None else _reference(label, preload))
+    if image.ndim == dims + 1:
+        return [whole]
+    return [replace(whole, id=f"{case}[{plane}]", plane=plane) for plane in range(image.shape[-1])]
 
 
 def _all(places: range) -> range:
@@ -125,6 +131,8 @@ class TrainingData:
 
     Several data sets: ``sampling="proportional"`` pools their lists; ``"balanced"`` draws the data set of every place
     first, uniformly, then its next case. Images with fewer channels than the largest are filled up with zero channels.
+
+    A patch of two axes and volumes of three: every slice along the last axis counts as a case.
 
     Used of ``protocol``: patch, crop (labeled, unlabeled, pad, last_offset), augment, sampling. ``preload`` reads all
     cases into memory once (workers that are forked share them). ``share`` picks one process's places of a batch.
@@ -145,9 +153,9 @@ class TrainingData:
         crop = protocol.crop
         self._where = (crop.labeled, crop.unlabeled)
         self._rule = {"pad": crop.pad, "last_offset": crop.last_offset, "augment": protocol.augment}
-        cases = [_load(store, name, task, case, i < labeled[name], len(self.patch), preload)
-                 for task, (name, store) in enumerate(stores.items())
-                 for i, case in enumerate(_checked(name, store.train, labeled.get(name)))]
+        cases = [part for task, (name, store) in enumerate(stores.items())
+                 for i, case in enumerate(_checked(name, store.train, labeled.get(name)))
+                 for part in _load(store, name, task, case, i < labeled[name], len(self.patch), preload)]
         self._labeled = [c for c in cases if c.label is not None]
         self._unlabeled = [c for c in cases if c.label is None] or self._labeled
         self._borrows = self._unlabeled is self._labeled
@@ -171,13 +179,12 @@ class TrainingData:
         everything = self._choose(phase, step, labeled, unlabeled)
         mine = self.share(range(labeled))
         places = [*mine, *self.share(range(labeled, labeled + unlabeled))]
-        chosen, labeled_everywhere, labeled = [everything[place] for place in places], labeled, len(mine)
+        chosen, labeled = [everything[place] for place in places], len(mine)
         images = np.zeros((len(chosen), self.channels, *self.patch), np.float32)
         labels = np.empty((labeled, *self.patch), np.int64)
         for i, (place, case) in enumerate(zip(places, chosen, strict=True)):
             draws = rng(self.seed, "item", phase, step, place)
-            unknown = place >= labeled_everywhere
-            cut = transforms.draw(draws, case.shape, self.patch, where=self._where[unknown], **self._rule)
+            cut = transforms.draw(draws, case.shape, self.patch, where=self._where[i >= labeled], **self._rule)
             image = case.read("image")
             transforms.take(image, cut, self.patch, out=images[i, :len(image)])
             if i < labeled:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class CaseInfo:
     intensity: dict[str, float]  # min, max, mean, std
     files: dict[str, tuple[int, str]]  # file name -> bytes, digest
     source: Any  # where it came from: names, sizes and times, no folders
+    made: dict[str, Any] = field(default_factory=dict)  # what the preparation found, such as the crop's offset
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``case.json``."""
@@ -47,7 +48,8 @@ class CaseInfo:
         """The reverse of ``to_json``; KeyError, TypeError or ValueError if that is not what ``data`` is."""
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']!r}")
-        known = {f.name: data[f.name] for f in fields(cls)}
+        known = {f.name: data[f.name] for f in fields(cls) if f.name != "made"}
+        known["made"] = data.get("made", {})  # absent in stores written before there was any
         known["labels"] = {int(k): int(n) for k, n in data["labels"].items()}
         known["files"] = {k: (int(size), str(digest)) for k, (size, digest) in data["files"].items()}
         for key in ("shape", "spacing"):
@@ -185,7 +187,7 @@ def _describe(case: Case, image: np.ndarray, label: np.ndarray | None, files: di
         case.id, image.shape[1:], None if case.spacing is None else tuple(float(s) for s in case.spacing),
         None if case.affine is None else tuple(tuple(float(v) for v in row) for row in case.affine),
         case.group or case.id, array_digest(image), None if label is None else array_digest(label), label is not None,
-        labels, intensity, files, source)
+        labels, intensity, files, source, case.made)
 
 
 def remove(folder: Path) -> None:

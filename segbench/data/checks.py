@@ -57,7 +57,7 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
         elif info.has_label and not any(info.labels.get(k) for k in range(1, len(store.classes) + 1)):
             problems.append(Problem(info.id, found="empty label", expected="at least one foreground voxel",
                                     level="warning"))
-        if patch is not None and any(n < p for n, p in zip(info.shape, patch, strict=True)):
+        if patch is not None and any(n < p for n, p in zip(info.shape, patch, strict=False)):
             problems.append(Problem(info.id, found=f"shape {_x(info.shape)}",
                                     expected=f"at least the patch {_x(patch)} (it will be padded)", level="warning"))
     problems += _absent(store, store.train, "all training cases")

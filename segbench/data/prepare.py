@@ -6,6 +6,7 @@ unchanged. All bad cases are reported together.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,12 +15,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations, groupby
 from pathlib import Path
 from typing import Any
 
 from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
+from segbench.data.archives import extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
 from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Progress, Store, adapter_facts, fingerprint, write_store
@@ -49,8 +52,8 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
         DataError: a case is missing, an id is unsafe, twice in the lists or in both.
     """
     if source is not None and not source.is_dir():
-        raise DataError(f"no such folder for data set '{dataset.name}'", where=source,
-                        expected="; ".join(dataset.files) or None)
+        raise DataError(f"no such folder or archive for data set '{dataset.name}'", where=source,
+                        expected=expected_files(dataset))
     found = dataset.find(source)
     _check_ids([raw.id for raw in found], "the source", source)
     raw, split = {r.id: r for r in found}, dataset.split()
@@ -65,7 +68,9 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     missing = [i for i in ids if i not in raw]
     if missing:
         raise _missing(dataset, missing, len(ids), source, own is not None)
-    extra = sorted(set(raw) - set(ids))
+    _check_patients(split, raw)
+    warnings += split.notes
+    extra = sorted(set(raw) - {*ids, *split.val})
     if extra:
         warnings.append(f"{len(extra)} cases of the source are in no list and left out: {_some(extra)}")
     partial = (split.train, split.test) != (published.train, published.test)
@@ -73,6 +78,15 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
         total = len(published.train) + len(published.test)
         warnings.append(f"partial copy: {len(ids)} of {total} published cases; numbers are not comparable with others")
     return Plan(split, {i: raw[i] for i in ids}, partial, tuple(warnings))
+
+
+def _check_patients(split: Split, raw: dict[str, RawCase]) -> None:
+    """A number of labelled cases counts patients, so the cases of one must stand together."""
+    runs = [group for group, _ in groupby(raw[i].group or i for i in split.train)]
+    apart = [group for group, n in Counter(runs).items() if n > 1]
+    if apart:
+        raise DataError("the cases of a patient do not stand together in the training list", found=_some(apart),
+                        expected="all cases of a patient one after the other")
 
 
 def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
@@ -87,11 +101,14 @@ def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
 
 
 def _check_split(split: Split, what: str) -> None:
-    for name, ids in (("train", split.train), ("test", split.test)):
+    lists = {"train": split.train, "val": split.val, "test": split.test}
+    for name, ids in lists.items():
         _check_ids(ids, f"the {name} list", what)
-    both = sorted(set(split.train) & set(split.test))
-    if both:
-        raise DataError("the same case is in train and test", where=what, found=_some(both), expected="no case in both")
+    for one, other in combinations(lists, 2):
+        both = sorted(set(lists[one]) & set(lists[other]))
+        if both:
+            raise DataError(f"the same case is in {one} and {other}", where=what, found=_some(both),
+                            expected="no case in both")
 
 
 def _own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings: list[str]) -> Split | None:
@@ -118,7 +135,7 @@ def _own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings
     if moved:
         warnings.append(f"the source's lists place {len(moved)} cases otherwise than the published split: "
                         f"{_some(moved)}")
-    return Split(lists[0], lists[1], f"{published.source} (own lists)".strip())
+    return Split(lists[0], lists[1], f"{published.source} (own lists)".strip(), notes=published.notes)
 
 
 def _missing(dataset: Dataset, ids: list[str], total: int, source: Path | None, listed: bool) -> DataError:
@@ -126,7 +143,17 @@ def _missing(dataset: Dataset, ids: list[str], total: int, source: Path | None, 
            "complete the folder; to prepare part of the data on purpose, write the case ids it holds to "
            "train.list and test.list in that folder")
     return DataError(f"data set '{dataset.name}': {len(ids)} of {total} cases are missing", where=source,
-                     found=f"nothing for {_some(ids)}", expected="; ".join(dataset.files) or None, fix=fix)
+                     found=f"nothing for {_some(ids)}", expected=expected_files(dataset), fix=fix)
+
+
+def expected_files(dataset: Dataset | type[Dataset]) -> str:
+    """What a source must hold and where it comes from, one fact a line."""
+    lines = list(dataset.files)
+    for archive in dataset.archives:
+        size = f", {archive.size:,} bytes" if archive.size else ""
+        lines.append(f"{archive.name}{size}" + (f", {archive.digest}" if archive.digest else ""))
+    lines += [f"from {dataset.homepage}"] if dataset.homepage else []
+    return "\n".join(lines + ([f"licence: {dataset.licence}"] if dataset.licence else []))
 
 
 def _some(ids: Sequence[str], most: int = 5) -> str:
@@ -135,8 +162,14 @@ def _some(ids: Sequence[str], most: int = 5) -> str:
 
 def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: int, progress: Progress | None) -> Store:
     """``store.prepare`` behind its lock."""
+    if source is not None and is_archive(source):
+        source = _taken_apart(source, root, progress)
+        store = prepare_all(entry, source, root, jobs, progress)
+        remove(source)
+        return store
     dataset: Dataset = entry.cls()
     todo = plan(dataset, source)
+    todo = replace(todo, raw={r.id: r for r in dataset.settle(list(todo.raw.values()), todo.split)})
     adapter = adapter_facts(entry)
     _withdraw(root, adapter, todo)
     infos: dict[str, CaseInfo] = {}
@@ -154,9 +187,26 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
                            sorted(problems, key=lambda p: list(todo.raw).index(p.case)), where=source,
                            fix=f"mend them, then repeat segbench data prepare {entry.name}; the good cases are kept")
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
+    warnings = (*todo.warnings, *(f"{i}: {text}" for i, info in cases.items() for text in info.made.get("warnings", ())))
     return write_store(Store(
         entry.name, root, tuple(dataset.classes), dataset.channels, dataset.dims, train, test, todo.partial,
-        fingerprint(cases.values(), train, test), cases, todo.warnings, adapter=adapter))
+        fingerprint(cases.values(), train, test), cases, warnings, adapter=adapter))
+
+
+def _taken_apart(archive: Path, root: Path, progress: Progress | None) -> Path:
+    """The archive's content in a folder beside the cases: kept until they are all prepared, so that a repeat finds it."""
+    stat = archive.stat()
+    key = hashlib.sha256(repr((archive.name, stat.st_size, stat.st_mtime_ns)).encode()).hexdigest()[:12]
+    target = root / f"source-{key}"
+    sweep(root)
+    for old in root.glob("source-*"):
+        if old != target:
+            remove(old)
+
+    def megabytes(done: int, total: int, name: str) -> None:
+        if progress is not None:
+            progress(done // 10**6, max(total // 10**6, 1), Path(name).name)
+    return target if target.is_dir() else extract(archive, target, megabytes)
 
 
 def _withdraw(root: Path, adapter: dict[str, Any], todo: Plan) -> None:
@@ -192,7 +242,8 @@ def _run(adapter: dict[str, Any], raws: list[RawCase], folder: Path, jobs: int) 
         yield from (_one(adapter, raw, folder) for raw in raws)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(raws)), context, _start_worker, (tuple(registry._state.files),)) as pool:
+    known = (tuple(registry._state.files), registry.links())
+    with ProcessPoolExecutor(min(jobs, len(raws)), context, _start_worker, known) as pool:
         futures = [pool.submit(_one, adapter, raw, folder) for raw in raws]
         try:
             for future in as_completed(futures):
@@ -204,10 +255,12 @@ def _run(adapter: dict[str, Any], raws: list[RawCase], folder: Path, jobs: int) 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(plugins: tuple[Path, ...]) -> None:
-    """Know the user's plug-ins, and die with the parent, even if that is killed."""
+def _start_worker(plugins: tuple[Path, ...], links: dict[str, registry.Link]) -> None:
+    """Know the user's plug-ins and data sets, and die with the parent, even if that is killed."""
     for file in plugins:
         registry.add_file(file)
+    for name, link in links.items():
+        registry.add_link(name, link)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,6 +1,7 @@
-"""Reading foreign volume files for data set adapters: a clear error for every way in which a file can be wrong.
+"""Reading foreign volume files: a clear error for every way in which a file can be wrong.
 
-Nothing is allocated before the header's size has been looked at, and a file cannot make the reader open another one.
+``read_volume`` takes any of them: NIfTI, NRRD, HDF5, or a folder with one DICOM series. Nothing is allocated before the
+header's size has been looked at, and a file cannot make the reader open another one.
 """
 
 from __future__ import annotations
@@ -10,17 +11,89 @@ import os
 import stat
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segbench.errors import DataError
+from segbench.errors import DataError, PluginError
 
 MAX_VOXELS = 10**9
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".h5", ".hdf5")
+GZIP = b"\x1f\x8b"
+NIFTI = tuple(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big"))  # the header's own size comes first
 
 
-def require_file(path: Path, magic: bytes, kind: str) -> None:
+@dataclass(frozen=True)
+class Volume:
+    """One image as its file holds it, with what the header says about the scanner's space."""
+
+    array: np.ndarray  # (*S), or (*S, C) where the file has channels; axes in the file's order, fastest first
+    affine: np.ndarray | None  # (4, 4) voxel to millimetres, right-anterior-superior; None where the file does not say
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """Millimetres between voxels along the three axes, None where the file does not say."""
+        return None if self.affine is None else spacing_of(self.affine)
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
+    """Voxel size along the array's axes: the lengths of an affine's columns."""
+    return tuple(float(s) for s in np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0))
+
+
+def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
+    """Whether a label lies on its image's grid: warnings, empty where all is well. ``file`` is the label's.
+
+    Raises:
+        DataError: another shape, spacing (1e-3 mm) or orientation.
+    """
+    if image.array.shape[:3] != label.array.shape:
+        raise DataError("image and label do not fit", where=file, expected=f"the image's shape {image.array.shape[:3]}",
+                        found=f"label {label.array.shape}")
+    if image.affine is None or label.affine is None:
+        return []
+    from nibabel.orientations import aff2axcodes
+
+    facts = [(np.round(spacing_of(v.affine), 3).tolist(), "".join(aff2axcodes(v.affine))) for v in (image, label)
+             if v.affine is not None]
+    if not np.allclose(spacing_of(image.affine), spacing_of(label.affine), atol=1e-3) or facts[0][1] != facts[1][1]:
+        raise DataError("image and label do not fit", where=file, found=f"label: spacing {facts[1][0]}, axes {facts[1][1]}",
+                        expected=f"as the image: spacing {facts[0][0]}, axes {facts[0][1]}")
+    away = float(np.abs(image.affine - label.affine).max())
+    return [f"image and label differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
+
+
+def stem(path: Path) -> str:
+    """A file's name without its ending; ``.nii.gz`` is one ending."""
+    return next((path.name[:-len(e)] for e in ENDINGS if path.name.endswith(e)), path.stem)
+
+
+def read_volume(path: Path, key: str = "image") -> Volume:
+    """Read a file by its ending, or a folder as a DICOM series; ``key`` is the array of an HDF5 file.
+
+    Raises:
+        DataError: unknown ending, or the file is damaged, too large or no image.
+    """
+    if path.is_dir():
+        return read_dicom(path)
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        return read_nifti(path)
+    if name.endswith(".nrrd"):
+        array, header = read_nrrd(path)
+        affine = nrrd_affine(header, path)
+        if array.ndim == 4 and np.isnan(np.asarray(header.get("space directions", 0.0), float)).any(axis=-1).flat[0]:
+            array = np.moveaxis(array, 0, -1)  # the first axis has no direction: channels
+        return Volume(array, affine)
+    if name.endswith((".h5", ".hdf5")):
+        return Volume(read_h5(path, (key,))[key], None)
+    raise DataError("unknown kind of volume file", where=path, found=path.suffix or "no ending",
+                    expected="one of " + " ".join(ENDINGS) + ", or a folder with a DICOM series")
+
+
+def require_file(path: Path, magic: bytes | tuple[bytes, ...], kind: str) -> None:
     """Check that ``path`` is a regular file that begins with ``magic``.
 
     Raises:
@@ -81,6 +154,65 @@ def read_h5(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     return arrays
 
 
+def nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a NIfTI file; no voxel is read.
+
+    Raises:
+        DataError: see ``read_nifti``.
+    """
+    image = _open_nifti(path)
+    return tuple(int(n) for n in image.shape), np.asarray(image.affine, float)
+
+
+def read_nifti(path: Path) -> Volume:
+    """A NIfTI-1 or -2 file, plain or gzipped. The header's scaling is applied, to float32; else the type is kept.
+
+    A 4-D file keeps its last axis (channels or time) unless that has length 1.
+
+    Raises:
+        DataError: truncated, too large, two- or five-dimensional, colours or complex numbers, no usable affine.
+    """
+    image: Any = _open_nifti(path)
+    try:
+        slope, inter = image.dataobj.slope, image.dataobj.inter
+        scaled = (slope, inter) != (1, 0)
+        array = np.asarray(image.dataobj, np.float32) if scaled else np.asarray(image.dataobj.get_unscaled())
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.dtype.kind == "f" and array.itemsize > 4:
+        array = array.astype(np.float32)
+    return Volume(array, np.asarray(image.affine, float))
+
+
+def _open_nifti(path: Path) -> Any:
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    require_file(path, GZIP if path.name.lower().endswith(".gz") else NIFTI, "NIfTI")
+    try:
+        image: Any = nibabel.load(path)
+    except (OSError, EOFError, ValueError, ImageFileError, HeaderDataError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    shape = image.shape
+    require_size(path, shape)
+    kind = image.get_data_dtype().kind
+    affine = np.asarray(image.affine, float)
+    if len(shape) not in (3, 4) or kind not in "fiu" or 0 in shape:
+        raise DataError("no volume of grey values", where=path, expected="three axes, or four with channels last",
+                        found=f"shape {shape}, type {image.get_data_dtype()}")
+    _require_affine(affine, path)
+    return image
+
+
+def _require_affine(affine: np.ndarray, path: Path) -> None:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise DataError("the header's orientation cannot be used", where=path, found=affine[:3].tolist(),
+                        expected="three independent axes", fix="repair qform or sform, or convert the file again")
+
+
 def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Array (axes in the file's order, fastest first) and header of an NRRD file.
 
@@ -102,6 +234,52 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, zlib.error, nrrd.NRRDError) as error:
         raise _damaged(path, error) from error
     return array, dict(header)
+
+
+def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
+    """Voxel to right-anterior-superior millimetres of an NRRD header; None if it tells no directions and no spacings.
+
+    Raises:
+        DataError: a space other than left/right, posterior/anterior, superior.
+    """
+    directions = header.get("space directions")
+    affine = np.eye(4)
+    if directions is None:
+        spacings = header.get("spacings")
+        if spacings is None:
+            return None
+        affine[:3, :3] = np.diag(np.asarray(spacings, float)[:3])
+        return affine
+    rows = np.asarray(directions, float)
+    rows = rows[np.isfinite(rows).all(axis=1)]  # an axis of channels has no direction
+    signs = {"left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1), "right-anterior-superior": (1, 1, 1),
+             "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1)}
+    space = str(header.get("space", "left-posterior-superior")).lower()
+    if space not in signs or rows.shape != (3, 3):
+        raise DataError("the header's space cannot be used", where=path, found=f"space {space}, {len(rows)} directions",
+                        expected="three directions in left-posterior-superior or right-anterior-superior")
+    flip = np.diag(np.asarray(signs[space], float))
+    affine[:3, :3] = flip @ rows.T
+    affine[:3, 3] = flip @ np.asarray(header.get("space origin", (0, 0, 0)), float)
+    _require_affine(affine, path)
+    return affine
+
+
+def read_dicom(folder: Path, order: str = "position") -> Volume:
+    """The one DICOM series in a folder and its subfolders: array (columns, rows, slices) in rescaled units, float32.
+
+    Args:
+        order: of the slices: ``position`` along the normal of the slices, or ``instance``, their number in the series.
+
+    Raises:
+        DataError: no slice, several series, a slice missing or twice, or compressed in a way nobody here can read.
+    """
+    from segbench.data.dicom import read_series
+    try:
+        array, affine = read_series(folder, order)
+    except ImportError as error:
+        raise PluginError("reading DICOM needs pydicom", fix="pip install pydicom") from error
+    return Volume(array, affine)
 
 
 def _damaged(path: Path, error: Exception) -> DataError:

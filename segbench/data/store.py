@@ -20,6 +20,7 @@ from segbench import registry
 from segbench.contracts.dataset import Case
 from segbench.data.cases import CaseInfo, read_case, remove, write_case
 from segbench.data.downsample import block_majority, block_mean
+from segbench.data.links import write_link
 from segbench.data.problem import Problem
 from segbench.errors import DataError, IntegrityError, SegbenchError, UsageError
 from segbench.files import atomic_write, file_digest, json_bytes, lock, sweep
@@ -47,6 +48,16 @@ class Store:
     downsample: int = 1
     parent: str | None = None  # fingerprint of the full-resolution store
     adapter: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Groups of the training list in its order; a labelled count counts these. Mostly there is a case to each."""
+        return tuple(dict.fromkeys(self.cases[case].group for case in self.train))
+
+    def labeled(self, patients: int) -> tuple[str, ...]:
+        """The training cases of the first so many patients."""
+        chosen = set(self.patients[:patients])
+        return tuple(case for case in self.train if self.cases[case].group in chosen)
 
     def image(self, case: str) -> np.memmap:
         """Image of a case, (C, *S) float32, read-only and not in memory."""
@@ -89,8 +100,12 @@ def prepare(name: str, source: Path | None, data_root: Path, jobs: int = 1, prog
     if entry.cls.members:
         raise UsageError(f"'{entry.name}' is a group of data sets",
                          fix="prepare its members: " + ", ".join(entry.cls.members))
+    if entry.cls.family:
+        raise UsageError(f"'{entry.name}' stands for data sets of your own", expected="; ".join(entry.cls.files),
+                         fix=f"segbench data prepare {entry.name}:PATH")
     root = Path(data_root) / entry.name
     with lock(root / "lock"):
+        write_link(Path(data_root), entry.name)
         return prepare_all(entry, None if entry.cls.embedded else source, root, jobs, progress)
 
 
@@ -109,8 +124,10 @@ def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
     entry = registry.get("dataset", name)
     if entry.cls.members:
         raise UsageError(f"'{entry.name}' is a group of data sets", expected="one of " + ", ".join(entry.cls.members))
+    if entry.cls.family:
+        raise UsageError(f"'{entry.name}' stands for data sets of your own", fix=f"{entry.name}:PATH")
     root, wanted = Path(data_root) / entry.name, adapter_facts(entry)
-    fix = f"segbench data prepare {entry.name}" + ("" if entry.cls.embedded else " --from DIR")
+    fix = f"segbench data prepare {entry.name}" + ("" if entry.cls.embedded or entry.cls.source else " --from DIR")
     if entry.cls.embedded:
         return _embedded(entry, root, wanted)
     if not (root / "store.json").is_file():

@@ -3,6 +3,8 @@
 Source: the data loaders of UA-MT (Yu et al., MICCAI 2019) and its descendants; the ``+ 1`` pads are those of CoraNet
 (Shi et al., TMI 2021) and VerSemi. A ``Cut`` says where a patch comes from, ``take`` fetches it; image and label share
 one. Turns and mirrors are views and pads are written around the patch, so no volume, mapped or not, is ever copied.
+``zoom`` and ``turn`` are the two-dimensional loaders of SSL4MIS (Luo et al.): a whole slice, resized to the patch by the
+nearest neighbour.
 """
 
 from __future__ import annotations
@@ -25,6 +27,20 @@ class Cut:
     pads: tuple[int, ...]  # zeros on both sides of each axis
     turns: int = 0  # from the first towards the second spatial axis
     mirror: int | None = None  # spatial axis
+    angle: int = 0  # degrees, from the first towards the second spatial axis, before anything else
+    zoom: bool = False  # the whole image, resized; corner and pads are 0
+
+
+def nearest(n: int, p: int) -> np.ndarray:
+    """Where the ``p`` voxels of a resized axis come from among ``n``: end voxels on end voxels, (p,) indices."""
+    return np.floor(np.arange(p) * ((n - 1) / max(p - 1, 1)) + 0.5).astype(np.intp)
+
+
+def zoom(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The last axes of an array resized by the nearest neighbour, (..., *S) to (..., *shape)."""
+    for axis, p in enumerate(shape, array.ndim - len(shape)):
+        array = np.take(array, nearest(array.shape[axis], p), axis)
+    return array
 
 
 def pads(shape: Sequence[int], patch: Sequence[int], extra: int) -> tuple[int, ...]:
@@ -56,33 +72,43 @@ def draw(generator: np.random.Generator, shape: Sequence[int], patch: Sequence[i
          pad: int = 3, last_offset: bool = False, augment: str = "none") -> Cut:
     """Draw a patch of a volume of spatial ``shape``; the order of draws is turns, mirror axis, offsets.
 
-    ``where``: ``random`` or ``center``. ``augment``: ``none``, or ``mirror``: k quarter turns in the plane of the first
-    two axes, k uniform, then always a mirror along one of the two. The outcome is one of the square's four reflections,
-    never the orientation as stored.
+    ``where``: ``random``, ``center`` or ``zoom``. ``augment``: ``none``, or ``mirror``: k quarter turns in the plane of the
+    first two axes, k uniform, then always a mirror along one of the two. The outcome is one of the square's four
+    reflections, never the orientation as stored. ``turn``: with probability one half that, else a rotation by a whole
+    angle from -20 to 19 degrees.
     """
-    turns, mirror = (int(generator.integers(4)), int(generator.integers(2))) if augment == "mirror" else (0, None)
+    mirrored = augment == "mirror" or (augment == "turn" and generator.random() > 0.5)
+    turns, mirror = (int(generator.integers(4)), int(generator.integers(2))) if mirrored else (0, None)
+    angle = int(generator.integers(-20, 20)) if augment == "turn" and not mirrored else 0
+    if where == "zoom":
+        return Cut((0,) * len(shape), (0,) * len(shape), turns, mirror, angle, zoom=True)
     if turns % 2:
         shape = (shape[1], shape[0], *shape[2:])
     margin = pads(shape, patch, pad)
     padded = [n + 2 * q for n, q in zip(shape, margin, strict=True)]
     corner = center_corner(padded, patch) if where == "center" else random_corner(generator, padded, patch, last_offset)
-    return Cut(corner, margin, turns, mirror)
+    return Cut(corner, margin, turns, mirror, angle)
 
 
 def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
     """The patch as a contiguous array (..., *patch); leading axes of ``array`` are kept.
 
-    Only the patch's voxels are read. ``out``: write there; it must hold the result's shape.
+    Only the patch's voxels are read, unless the cut is rotated. ``out``: write there; it must hold the result's shape.
     """
     dims = len(patch)
     view = np.asarray(array)  # of a memory map: the same memory, without the subclass's cost per view
     first = view.ndim - dims
+    if cut.angle:
+        view = _rotated(view, cut.angle, first)
     if cut.turns:
         view = np.rot90(view, cut.turns, axes=(first, first + 1))
     if cut.mirror is not None:
         view = np.flip(view, first + cut.mirror)
     if out is None:
         out = np.empty((*view.shape[:first], *patch), view.dtype)
+    if cut.zoom:
+        out[...] = zoom(view, patch)
+        return out
     lead: tuple[Any, ...] = (slice(None),) * first
     source, target, inside = lead, lead, True
     for n, corner, margin, p in zip(view.shape[first:], cut.corner, cut.pads, patch, strict=True):
@@ -95,3 +121,10 @@ def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | No
         out[...] = 0
     out[target] = view[source]
     return out
+
+
+def _rotated(view: np.ndarray, angle: int, first: int) -> np.ndarray:
+    """A copy turned in the plane of the first two spatial axes: nearest neighbour, same size, corners 0."""
+    from scipy import ndimage
+
+    return ndimage.rotate(view, angle, axes=(first + 1, first), reshape=False, order=0)

@@ -69,8 +69,8 @@ class Prepared:
 
     @property
     def train_sizes(self) -> dict[str, int]:
-        """Training cases of each data set."""
-        return {s.name: len(s.train) for s in self.stores}
+        """Training patients of each data set; mostly there is a case to each."""
+        return {s.name: len(s.patients) for s in self.stores}
 
 
 def device_of(wanted: str) -> str:
@@ -103,16 +103,16 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         if unscorable:
             raise DataError(f"test cases of '{store.name}' have no label to score against", where=store.root,
                             found=", ".join(unscorable), fix="take them out of the test list")
-        require_learnable(store, experiment.labeled[store.name])
-        if not 0 < experiment.labeled[store.name] <= len(store.train):
+        require_learnable(store, len(store.labeled(experiment.labeled[store.name])))
+        if not 0 < experiment.labeled[store.name] <= len(store.patients):
             raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
-                             expected=f"1 to {len(store.train)} (its training cases)", fix="--labeled N")
+                             expected=f"1 to {len(store.patients)} (its training cases)", fix="--labeled N")
     splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
     sources = {kind: registry.source_digest(registry.get(kind, name).cls)
                for kind, name in (("method", experiment.method), ("backbone", experiment.backbone))}
     content = science(experiment, {s.name: s.fingerprint for s in stores}, splits, sources)
     identity = run_id(content)
-    folder = run_folder(machine.root, experiment, {s.name: len(s.train) for s in stores}, identity)
+    folder = run_folder(machine.root, experiment, {s.name: len(s.patients) for s in stores}, identity)
     return Prepared(experiment, stores, content, identity, folder, splits)
 
 
@@ -241,13 +241,14 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     views = {s.name: derived(s, protocol.downsample) if protocol.downsample > 1 else s for s in run.stores}
-    data = TrainingData(views, experiment.labeled, protocol, experiment.seed, share=world.share)
+    labeled = {s.name: len(s.labeled(experiment.labeled[s.name])) for s in run.stores}
+    data = TrainingData(views, labeled, protocol, experiment.seed, share=world.share)
     # The same budget for each data set: a joint training gets the protocol's steps for every one of them.
     total = protocol.steps * len(run.stores)
     plan = stages(method.phases(), total, protocol.batch.labeled, protocol.batch.unlabeled)
     for stage in plan:
         data.check(stage.labeled, stage.unlabeled)
-    facts = [p for view in views.values() for p in check_facts(view, protocol.patch) if p.level == "warning"]
+    facts = [p for view in views.values() for p in check_facts(view, protocol.least) if p.level == "warning"]
     for warning in [*data.warnings, *map(str, facts)]:
         reporter.warn(warning)
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,

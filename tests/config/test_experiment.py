@@ -284,10 +284,10 @@ def test_the_ends_of_the_seed_s_range():
 
 
 @pytest.mark.parametrize(("asked", "size", "count"), [
-    ("10%", 80, 8), ("10%", 25, 3), ("10%", 24, 2), ("2.5%", 100, 3), ("1%", 20, 1), ("100%", 9, 9), ("8", 8, 8),
-    (1, 9, 1), ("0.1%", 50, 1), ("12.5%", 4, 1), ("10%", 62, 6),
+    ("10%", 80, 8), ("10%", 25, 2), ("10%", 24, 2), ("2.5%", 100, 2), ("1%", 20, 1), ("100%", 9, 9), ("8", 8, 8),
+    ("5%", 70, 3), ("20%", 62, 12), ("7%", 100, 7), (1, 9, 1), ("0.1%", 50, 1), ("12.5%", 4, 1), ("10%", 62, 6),
 ])
-def test_labelled_percent_is_rounded_half_up(asked, size, count):
+def test_labelled_percent_is_rounded_down_as_published(asked, size, count):
     assert solo(labeled=asked, train_sizes={"fake_a": size}).labeled == {"fake_a": count}
     assert solo(labeled=asked, train_sizes=lambda name: size).labeled == {"fake_a": count}
 

@@ -8,7 +8,7 @@ from segbench.config import load_protocol, protocol_names
 from segbench.data.cases import valid_id
 
 DATASETS = registry.names("dataset")
-SINGLE = [n for n in DATASETS if not registry.get("dataset", n).cls.members]
+SINGLE = [n for n in DATASETS if not registry.get("dataset", n).cls.members and not registry.get("dataset", n).cls.family]
 EMBEDDED = [n for n in SINGLE if registry.get("dataset", n).cls.embedded]
 
 
@@ -28,14 +28,17 @@ def test_facts(name):
 def test_its_protocol_fits(name):
     cls = registry.get("dataset", name).cls
     protocol = load_protocol(cls.protocol)
-    assert cls.protocol in protocol_names() and len(protocol.patch) == cls.dims
+    assert cls.protocol in protocol_names() and len(protocol.patch) in (cls.dims, cls.dims - 1)
 
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_split_is_in_order_and_disjoint(name):
-    split = registry.get("dataset", name).cls().split()
-    ids = (*split.train, *split.test)
+    data = registry.get("dataset", name).cls()
+    split = data.split()
+    ids = (*split.train, *split.val, *split.test)
     assert len(set(ids)) == len(ids) and split.train and split.test and all(valid_id(i) for i in ids)
+    patients = [{data.group(i) for i in part} for part in (split.train, split.val, split.test)]
+    assert len(set.union(*patients)) == sum(map(len, patients)), "a patient on two sides"
     assert split == registry.get("dataset", name).cls().split() and split.source
     assert registry.get("dataset", name).cls.labeled <= len(split.train)
 

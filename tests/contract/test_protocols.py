@@ -11,9 +11,14 @@ from segbench.files import json_bytes
 
 # A changed protocol is another protocol: raise its version and enter the new digest. Old results keep their version.
 FROZEN = {
+    ("acdc", 1): "84a5f4f905d4df65",
+    ("acdc-3d", 1): "36cdbfd992125c3a",
     ("default", 1): "b0a64c2fe3a1d457",
     ("la", 1): "06362d4a6ecaf3c7",
     ("la-mini", 1): "69e3559b4fdb4ae7",
+    ("msd", 1): "bb3151fa0c602f0c",
+    ("pancreas_ct", 1): "3529e8c94112c7bb",
+    ("pancreas_ct_mcnet", 1): "cfa616bed813e8cb",
     ("phantom", 1): "0a40ec6c7e13e1d6",
 }
 

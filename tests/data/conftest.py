@@ -103,3 +103,40 @@ def toy(tmp_path, monkeypatch) -> Toy:
     yield Toy(tmp_path)
     registry.catalogue.cache_clear()
     sys.modules.pop("segbench_plugin_toy", None)
+
+
+def _write_dicom(folder: Path, array: np.ndarray, spacing, origin, *, slope=1.0, intercept=0.0, uid=None, first=1) -> Path:
+    """A series ``folder/study/series/1-NNN.dcm`` of (columns, rows, slices) int16, slices numbered from ``first``.
+
+    ``spacing`` in mm along columns, rows and slices (a negative step runs downwards), ``origin`` in patient space.
+    """
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    series, place = uid or generate_uid(), folder / "study" / "series"
+    place.mkdir(parents=True, exist_ok=True)
+    for z in range(array.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID = CTImageStorage, generate_uid(), series
+        data.Modality, data.PatientID, data.InstanceNumber = "CT", "nobody", z + first
+        data.Columns, data.Rows = array.shape[:2]
+        data.PixelSpacing = [float(spacing[1]), float(spacing[0])]  # between rows, between columns
+        data.SliceThickness = abs(float(spacing[2]))
+        data.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        data.ImagePositionPatient = [float(origin[0]), float(origin[1]), float(origin[2] + z * spacing[2])]
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
+        data.BitsAllocated = data.BitsStored = 16
+        data.HighBit, data.RescaleSlope, data.RescaleIntercept = 15, float(slope), float(intercept)
+        data.PixelData = np.ascontiguousarray(array[:, :, z].T.astype("<i2")).tobytes()
+        pydicom.dcmwrite(place / f"1-{z + first:03d}.dcm", data, enforce_file_format=True)
+    return folder
+
+
+@pytest.fixture
+def write_dicom():
+    """Function that writes one series."""
+    return _write_dicom

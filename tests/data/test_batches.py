@@ -94,6 +94,36 @@ def test_two_dimensions(tmp_path: Path) -> None:
     assert (batch.x.shape, batch.y.shape, batch.u.shape) == ((2, 1, 8, 6), (2, 8, 6), (1, 1, 8, 6))
 
 
+def test_slices_of_volumes_are_cases(tmp_path: Path) -> None:
+    store = Canary(tmp_path, shape=(12, 11, 3))
+    for case in store.train:  # every slice its own value, in image and label
+        for kind, value in (("image", 100.0), ("label", 10)):
+            array = np.load(store.root / f"{case}.{kind}.npy")
+            np.save(store.root / f"{case}.{kind}.npy", array + (value * np.arange(3)).astype(array.dtype))
+    data = TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(8, 6)), 0)
+    assert data.steps_per_epoch(2) == 6  # 4 cases of 3 slices
+    seen = set()
+    for step in range(6):
+        batch = data.batch(0, step, 2, 2)
+        assert batch.x.shape == (2, 1, 8, 6)
+        for image, label in zip(batch.x, batch.y, strict=True):
+            case, plane = int(image.max()) % 100 - 1, int(image.max()) // 100
+            assert set(label.unique().tolist()) == {case + 10 * plane}
+            seen.add((case, plane))
+        assert all(int(u.max()) % 100 > 4 for u in batch.u)
+    assert len(seen) == 12
+    assert data.cases(0, 0, 1, 0)[0].startswith("toy/toy-case") and "[" in data.cases(0, 0, 1, 0)[0]
+
+
+def test_zoomed_slices_fill_the_patch(tmp_path: Path) -> None:
+    store = Canary(tmp_path, shape=(12, 7, 3))
+    zoom = SimpleNamespace(labeled="zoom", unlabeled="zoom", pad=0, last_offset=False)
+    for preload in (False, True):
+        data = TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(16, 16), crop=zoom), 0, preload=preload)
+        batch = data.batch(0, 0, 2, 2)
+        assert (batch.x.amin((1, 2, 3)) == batch.x.amax((1, 2, 3))).all() and batch.x.shape == (2, 1, 16, 16)
+
+
 def test_epoch_is_one_pass_over_labelled_cases(data: TrainingData) -> None:
     passes = [[case for i in range(2) for case in ids(data.batch(0, 2 * e + i, 2, 2).x)] for e in range(8)]
     assert all(sorted(p) == [0, 1, 2, 3] for p in passes)
@@ -305,8 +335,8 @@ def test_impossible_number_of_labelled_cases(store: Canary, labeled: dict[str, i
 
 
 def test_patch_of_wrong_dimension(store: Canary) -> None:
-    with pytest.raises(UsageError, match="patch has 2 axes"):
-        TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(8, 8)), 0)
+    with pytest.raises(UsageError, match="patch has 1 axes"):
+        TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(8,)), 0)
 
 
 def test_image_and_label_of_different_shape(store: Canary) -> None:

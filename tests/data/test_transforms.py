@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from segbench.data.transforms import Cut, center_corner, draw, pads, random_corner, take
+from segbench.data.transforms import Cut, center_corner, draw, nearest, pads, random_corner, take, zoom
 
 LA = (112, 112, 80)
 CUBE = (96, 96, 96)
@@ -164,3 +165,31 @@ def test_only_the_patch_of_a_large_volume_is_read(tmp_path: Path) -> None:
     assert peak < 3 * 4 * 64 * 64 * 32
     if Path("/proc/self/smaps").exists():
         assert 0 < _resident(file) < 2**31 / 4
+
+
+@pytest.mark.parametrize("shape", [(154, 512), (256, 216), (428, 154), (300, 257), (1, 5)])
+def test_zoom_is_scipy_s_of_order_zero(shape: tuple[int, int]) -> None:
+    image = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
+    # With scipy's default mode rounding can push the last row outside the image, where it becomes 0.
+    expected = ndimage.zoom(image, (256 / shape[0], 256 / shape[1]), order=0, mode="nearest")
+    np.testing.assert_array_equal(zoom(image, (256, 256)), expected)
+    back = ndimage.zoom(expected, (shape[0] / 256, shape[1] / 256), order=0, mode="nearest")
+    np.testing.assert_array_equal(zoom(expected, shape), back)
+    assert nearest(5, 5).tolist() == [0, 1, 2, 3, 4] and nearest(5, 1).tolist() == [0]
+
+
+def test_turn_is_half_mirrors_and_half_small_rotations() -> None:
+    generator = np.random.default_rng(0)
+    cuts = [draw(generator, (20, 30), (16, 16), where="zoom", augment="turn") for _ in range(4000)]
+    mirrored = [c for c in cuts if c.mirror is not None]
+    assert 0.46 < len(mirrored) / 4000 < 0.54 and all(c.angle == 0 for c in mirrored)
+    rest = [c for c in cuts if c.mirror is None]
+    assert {c.angle for c in rest} == set(range(-20, 20)) and all(c.turns == 0 for c in rest)
+
+
+def test_a_rotated_slice_is_scipy_s() -> None:
+    image = np.random.default_rng(0).random((2, 20, 30))
+    cut = Cut((0, 0), (0, 0), angle=13, zoom=True)
+    turned = ndimage.rotate(image, 13, axes=(2, 1), order=0, reshape=False)
+    np.testing.assert_array_equal(take(image, cut, (16, 16)), zoom(turned, (16, 16)))
+    np.testing.assert_array_equal(turned[0], ndimage.rotate(image[0], 13, order=0, reshape=False))

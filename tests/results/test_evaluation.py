@@ -1,6 +1,7 @@
 """Evaluation: what is scored, on which grid, and that training never reads what it must not."""
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from segbench.contracts.method import Method, Setting, Source
 from segbench.data.store import derived, open_store
+from segbench.data.transforms import zoom
 from segbench.evaluation import cases_csv, evaluate, predict_case, summarise
 from segbench.training.run import execute
 
@@ -41,6 +43,22 @@ def test_scores_are_those_of_the_metrics(lab):
         expected = evaluate_pair(image > 0.5, label, spacing=(1, 1, 1))
         assert row["dice"] == pytest.approx(expected.dice) and row["hd95_mm"] == pytest.approx(expected.hd95)
         assert row["hd95_vox"] == row["hd95_mm"], "spacing is 1 mm"
+
+
+@pytest.mark.parametrize("crop", ["random", "zoom"])
+def test_a_network_for_slices_is_scored_on_volumes(lab, crop):
+    """Slices of 20x20 are cut into windows of 16, or resized to 16: either way the volume comes back whole."""
+    run = lab.prepared("supervised", protocol=Path(__file__).parents[1] / "plugins" / "tiny_flat.yaml",
+                       overrides=[f"crop.labeled={crop}", f"crop.unlabeled={crop}"])
+    store = open_store("tiny", lab.folder / "data")
+    image = np.asarray(store.image("case6"))[0]
+    seen = zoom(zoom(image, (16, 16, 20)), image.shape) if crop == "zoom" else image
+    p = predict_case(Oracle(), store, "case6", 0, run.experiment.protocol, "cpu")
+    np.testing.assert_array_equal(np.asarray(p.argmax(0)), seen > 0.5)
+    result = execute(run, lab.machine())
+    with open(run.folder.path / "cases.csv") as file:
+        assert [(r["case"], r["shape"]) for r in csv.DictReader(file)] == [("case6", "20x20x20"), ("case7", "20x20x20")]
+    assert result["metrics"][0]["counts"]["n"] == 2
 
 
 def test_empty_prediction_scores_the_worst(lab):

@@ -1,0 +1,139 @@
+"""ACDC: short-axis cine MRI of the heart, 100 patients with two labelled frames each, three classes.
+
+Three layouts are read:
+
+* the challenge's own ``training/patientXXX`` folders; ``Info.cfg`` names the two frames;
+* the h5 volumes that circulate (SSL4MIS), ``patientXXX_frameYY.h5`` with axes (slices, rows, columns);
+* the h5 slices that circulate, ``patientXXX_frameYY_slice_N.h5``, stacked by number for frames without a volume.
+
+Every case is one frame, axes (x, y, slices): ``frame01`` is end diastole, ``frame02`` end systole whatever their numbers
+in the cine. Grey values are scaled to [0, 1] by the volume's smallest and largest, as in the circulating files; nothing is
+resampled or cropped. A labelled count counts patients: 7 means 14 volumes.
+
+The h5 files carry no spacing, so their distances are in voxels of a very anisotropic grid, as in the literature; from
+the challenge's files they come in millimetres as well.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from segbench import Case, Dataset, RawCase, Split, dataset
+from segbench.data.readers import check_pair, read_h5, read_nifti
+from segbench.data.recipe import Grey, Recipe, apply
+from segbench.errors import DataError
+
+RECIPE = Recipe(orientation="file", grey=(Grey(scale="minmax"),))
+FRAMES = {"ED": "frame01", "ES": "frame02"}
+VOLUME = re.compile(r"(patient\d{3}_frame\d\d)\.h5")
+SLICE = re.compile(r"(patient\d{3}_frame\d\d)_slice_(\d+)\.h5")
+
+
+@cache
+def _lists() -> dict[str, list[str]]:
+    return yaml.safe_load(Path(__file__).with_name("acdc_split.yaml").read_text(encoding="utf-8"))
+
+
+@dataset("acdc", paper="Bernard et al., IEEE TMI 2018")
+class ACDC(Dataset):
+    """Networks see slices under the ``acdc`` protocol and volumes under ``acdc-3d``; metrics are always on volumes."""
+
+    title = "ACDC (Automated Cardiac Diagnosis Challenge)"
+    modality = "cine MRI"
+    classes = ("right ventricle", "myocardium", "left ventricle")
+    licence = "CC BY-NC-SA 4.0 according to copies of the data set: non-commercial, cite, share alike."
+    citation = ("Bernard et al., Deep learning techniques for automatic MRI cardiac multi-structures segmentation and "
+                "diagnosis, IEEE TMI 37(11), 2018")
+    homepage = "https://www.creatis.insa-lyon.fr/Challenge/acdc/"
+    files = ("'training/patientXXX/Info.cfg' with the two frames' NIfTI files, for 100 patients",
+             "or 'patientXXX_frameYY.h5' volumes and 'slices/patientXXX_frameYY_slice_N.h5' (SSL4MIS)")
+    protocol = "acdc"
+    labeled = 7  # patients: 10 %
+
+    def split(self) -> Split:
+        """70 train, 10 validation and 20 test patients, two frames each; patients 074 and 076 share their images."""
+        train, val, test = (tuple(f"{p}_{f}" for p in _lists()[k] for f in FRAMES.values())
+                            for k in ("train", "val", "test"))
+        return Split(train, test, "SSL4MIS, Luo et al.", val)
+
+    def group(self, case: str) -> str:
+        """``patient001`` of ``patient001_frame02``."""
+        return case.partition("_")[0]
+
+    def find(self, source: Path | None) -> list[RawCase]:
+        """Cases in any of the layouts, wherever below ``source`` they lie."""
+        assert source is not None
+        raw = [case for info in sorted(source.rglob("patient*/Info.cfg")) for case in _frames(info)]
+        h5 = _circulating(source)
+        if raw and h5:
+            raise DataError("two layouts in one folder: the challenge's files and h5 files", where=source,
+                            found=f"{len(raw)} raw frames, {len(h5)} h5 frames", expected="one of the two",
+                            fix="keep them in two folders")
+        if not raw and not h5:
+            raise DataError("no case of the ACDC data found", where=source, expected=" ".join(self.files),
+                            fix="segbench data prepare acdc --from DIR")
+        return [RawCase(case, where, self.group(case)) for case, where in raw or sorted(h5.items())]
+
+    def load(self, raw: RawCase) -> Case:
+        """One frame as (1, x, y, slices) in [0, 1]."""
+        where: dict[str, Any] = raw.where
+        if where["layout"] == "h5":
+            grey, mask = _stacked(where["files"])
+            return Case(raw.id, grey[None], mask)
+        image, label = read_nifti(where["image"]), read_nifti(where["label"])
+        warnings = check_pair(image, label, where["label"])
+        made = apply(RECIPE, image, label.array)
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+
+
+def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The two frames of a patient's folder."""
+    patient, text = info.parent.name, info.read_text(encoding="utf-8", errors="replace")
+    found = []
+    for phase, name in FRAMES.items():
+        match = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", text, re.MULTILINE)
+        if match is None:
+            raise DataError(f"the file does not name the {phase} frame", where=info, expected=f"a line '{phase}: NUMBER'")
+        stem = f"{patient}_frame{int(match[1]):02d}"
+        image, label = (_nifti(info.parent, stem + end) for end in ("", "_gt"))
+        found.append((f"{patient}_{name}", {"layout": "nifti", "recipe": RECIPE, "image": image, "label": label}))
+    return found
+
+
+def _nifti(folder: Path, stem: str) -> Path:
+    plain = folder / f"{stem}.nii"
+    return plain if plain.is_file() else folder / f"{stem}.nii.gz"
+
+
+def _circulating(source: Path) -> dict[str, dict[str, Any]]:
+    """Frames as one volume's file, or as the files of its slices in the order of their numbers."""
+    volumes: dict[str, dict[str, Any]] = {}
+    slices: dict[str, dict[int, Path]] = {}
+    for path in sorted(source.rglob("patient*.h5")):
+        if match := VOLUME.fullmatch(path.name):
+            volumes[match[1]] = {"layout": "h5", "files": [path]}
+        elif match := SLICE.fullmatch(path.name):
+            slices.setdefault(match[1], {})[int(match[2])] = path
+    for case, numbered in slices.items():
+        numbers = sorted(numbered)
+        if case in volumes:
+            continue
+        if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
+            raise DataError(f"slices of {case} are missing", where=numbered[numbers[0]].parent,
+                            found=f"numbers {', '.join(map(str, numbers))}", expected="numbers from 1 without a gap")
+        volumes[case] = {"layout": "h5", "files": [numbered[n] for n in numbers]}
+    return volumes
+
+
+def _stacked(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """(slices, rows, columns) files to (columns, rows, slices)."""
+    parts = [read_h5(file, ("image", "label")) for file in files]
+    image, label = (np.stack([p[k] for p in parts]) if len(parts) > 1 or parts[0][k].ndim == 2 else parts[0][k]
+                    for k in ("image", "label"))
+    return image.T, label.T

@@ -1,0 +1,353 @@
+"""The user's own volumes in one of the two usual folder forms: Medical Segmentation Decathlon or nnU-Net v2.
+
+``folder:/data/Dataset007_Mine``, or linked once by ``segbench data link``. ``dataset.json`` names channels and labels;
+cases lie in ``imagesTr`` with ``labelsTr``, unlabelled ones among them (no label file) or in ``imagesUn``. ``imagesTs``
+is never trained on unless ``splits_ssl.json`` lists a case of it as unlabelled.
+
+``splits_ssl.json`` holds the lists ``labelled``, ``unlabelled``, ``val`` and ``test``. Where it is missing, one case with
+a label in five is set aside for testing with a fixed seed, and the file is written, so that later cases change nothing.
+
+Preparation, where no setting says otherwise: nearest RAS axes; the median spacing of the training images, image linear,
+label nearest; CT: the 0.5 and 99.5 percentile of the labelled cases' foreground to [0, 1], cropped to the body; other
+channels: z-score over the voxels that are not 0, cropped to what is not 0. No label decides about a crop unless asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from segbench import Case, Dataset, RawCase, Split, dataset
+from segbench.data.readers import ENDINGS, Volume, check_pair, nifti_header, read_volume, spacing_of
+from segbench.data.recipe import Grey, Recipe, apply
+from segbench.errors import DataError, StorageError, UsageError
+from segbench.files import atomic_write, json_bytes
+
+LISTS = ("labelled", "unlabelled", "val", "test")
+SETTINGS = ("spacing", "window", "crop")
+CROPS = ("none", "nonzero", "body", "label")
+SCALES = {"nonorm": Grey(), "zscore": Grey(None, "zscore"), "rescale_to_0_1": Grey(None, "minmax"),
+          "rgb_to_0_1": Grey((0.0, 255.0), "unit")}
+TEST_SHARE, SEED = 5, 0  # one labelled case in five, drawn with this seed
+
+
+@dataclass(frozen=True)
+class Form:
+    """What ``dataset.json`` says, whichever form it has."""
+
+    title: str
+    classes: tuple[str, ...]
+    channels: tuple[str, ...]
+    suffix: bool  # nnU-Net: one file a channel, ``<case>_0000``
+    ending: str
+    licence: str
+    citation: str
+
+
+@dataset("folder")
+class Folder(Dataset):
+    """A family: ``variant`` makes the data set of one folder."""
+
+    family = True
+    title = "Your own data: a Decathlon or nnU-Net v2 folder, as folder:/PATH"
+    modality = "any"
+    licence = "yours"
+    files = ("dataset.json, imagesTr/ and labelsTr/ (missing label: unlabelled), imagesUn/ and splits_ssl.json if you like",)
+    protocol = "default"
+    form: ClassVar[Form]
+    settings: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def variant(cls, text: str, settings: dict[str, Any]) -> type[Dataset]:
+        """The data set of one folder; reads ``dataset.json`` and lists files. A folder that is not there now (a disk that is
+        not mounted) still gives a data set: what was prepared from it can be used.
+
+        ``settings``: ``spacing`` (three mm), ``window`` (two grey values, for CT channels), ``crop`` (none, nonzero, body,
+        label).
+        """
+        settings = _checked(settings)
+        root = Path(text)
+        form = read_form(root) if root.exists() else Form(f"not there now: {root}", (), (), True, "", "not stated", "")
+        facts = {"__module__": cls.__module__, "__doc__": cls.__doc__, "family": False, "source": root, "form": form,
+                 "settings": settings, "title": form.title, "classes": form.classes, "channels": len(form.channels),
+                 "modality": ", ".join(form.channels), "licence": form.licence, "citation": form.citation}
+        made: Any = type(cls.__name__, (cls,), facts)
+        if root.exists():
+            made.labeled = len(made().lists()["labelled"])
+        return made
+
+    def lists(self) -> dict[str, list[str]]:
+        """The four lists of ``splits_ssl.json``, or those that will be written there.
+
+        Raises:
+            DataError: an id is listed twice, not on disk, or needs a label and has none.
+        """
+        assert self.source is not None
+        file, cases = self.source / "splits_ssl.json", self.cases()
+        if not file.is_file():
+            return drawn(cases, self.source)
+        content = _json(file)
+        lists = {name: content.get(name, []) for name in LISTS}
+        if any(not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) for ids in lists.values()):
+            raise DataError("a list is not a list of texts", where=file, expected=f"lists of case ids: {', '.join(LISTS)}")
+        ids = [i for name in LISTS for i in lists[name]]
+        wrong = {"listed twice": sorted({i for i in ids if ids.count(i) > 1}),
+                 "not on disk": [i for i in ids if i not in cases],
+                 "listed with a label they have not": [i for name in ("labelled", "val", "test") for i in lists[name]
+                                                       if i in cases and "label" not in cases[i]]}
+        for what, which in wrong.items():
+            if which:
+                raise DataError(f"cases {what}", where=file, found=", ".join(which[:10]), expected="each case once, on disk",
+                                fix="mend the file, or remove it to have it drawn anew")
+        return lists
+
+    def cases(self) -> dict[str, dict[str, Any]]:
+        """Files of every case by id, in the order of the numbers in the ids."""
+        assert self.source is not None
+        found: dict[str, dict[str, Any]] = {}
+        for place in ("imagesTr", "imagesUn", "imagesTs"):
+            for case, images in _images(self.source / place, self.form).items():
+                if case in found:
+                    raise DataError(f"case '{case}' lies in two folders", where=self.source,
+                                    found=f"{found[case]['place']} and {place}", expected="each case once")
+                label = self.source / "labelsTr" / f"{case}{self.form.ending}"
+                found[case] = {"place": place, "images": images}
+                if place == "imagesTr" and os.path.lexists(label):
+                    found[case]["label"] = label
+        return {case: found[case] for case in sorted(found, key=_by_number)}
+
+    def split(self) -> Split:
+        """Training cases in the order labelled, unlabelled."""
+        lists = self.lists()
+        return Split((*lists["labelled"], *lists["unlabelled"]), tuple(lists["test"]), "splits_ssl.json",
+                     tuple(lists["val"]))
+
+    def find(self, source: Path | None) -> list[RawCase]:
+        """All cases of the folder."""
+        if source is not None and self.source is not None and source.resolve() != self.source.resolve():
+            raise DataError(f"data set '{self.name}' is another folder", where=source, expected=str(self.source),
+                            fix="leave --from out, or link the new folder: segbench data link PATH --as NAME")
+        unlabelled = set(self.lists()["unlabelled"])
+        return [RawCase(case, {k: v for k, v in files.items() if k != "label" or case not in unlabelled})
+                for case, files in self.cases().items()]
+
+    def settle(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
+        """The recipe of all cases: spacing and window from the training cases, where no setting gives them."""
+        assert self.source is not None
+        lists = self.lists()
+        keep_lists(self.source / "splits_ssl.json", lists)
+        training = [r for r in raw if r.id in set(split.train)]
+        ct = [name.lower() == "ct" for name in self.form.channels]
+        crop: Any = self.settings.get("crop") or ("body" if ct[0] else "nonzero")
+        bare = [r.id for r in raw if "label" not in r.where]
+        if crop == "label" and bare:
+            raise DataError("a crop by the label needs one in every case", where=self.source, found=", ".join(bare[:10]),
+                            expected="no unlabelled case", fix="crop by the image: nonzero, body or none")
+        window = self.settings.get("window")
+        labelled = [r for r in training if r.id in set(lists["labelled"])]
+        grey = tuple(_grey(name, window or (percentiles(labelled, channel) if is_ct else None))
+                     for channel, (name, is_ct) in enumerate(zip(self.form.channels, ct, strict=True)))
+        recipe = Recipe(spacing=self.settings.get("spacing") or median_spacing(training), grey=grey, crop=crop)
+        return [replace(r, where={**r.where, "recipe": recipe}) for r in raw]
+
+    def load(self, raw: RawCase) -> Case:
+        """One case by the recipe, without a label where it counts as unlabelled."""
+        where: dict[str, Any] = raw.where
+        image, label = _stacked(where["images"]), None
+        warnings = _doubts(image)
+        if "label" in where:
+            volume = read_volume(where["label"], "label")
+            warnings += check_pair(image, volume, where["label"])
+            label = _whole(volume.array, where["label"])
+        made = apply(where["recipe"], image, label)
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+
+
+def _checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with their values' types and ranges."""
+    known = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    spacing, window = known.get("spacing", (1, 1, 1)), known.get("window", (0, 1))
+    if set(known) - set(SETTINGS) or known.get("crop", "none") not in CROPS:
+        raise UsageError("unknown setting", found=str(settings), expected=f"{', '.join(SETTINGS)}; crop {', '.join(CROPS)}")
+    if len(spacing) != 3 or not all(0 < s < 1000 for s in spacing) or len(window) != 2 or not window[0] < window[1]:
+        raise UsageError("a setting makes no sense", found=str(settings), expected="three positive mm; a window that rises")
+    return known
+
+
+def read_form(root: Path) -> Form:
+    """``dataset.json`` of either form.
+
+    Raises:
+        DataError: it is missing, damaged, or asks for something that is not supported.
+    """
+    file = root / "dataset.json"
+    if not (root / "imagesTr").is_dir() or not file.is_file():
+        raise DataError("no data folder of a known form", where=root, expected="dataset.json, imagesTr/ and labelsTr/",
+                        found=", ".join(sorted(p.name for p in root.iterdir())[:10]) if root.is_dir() else "no such folder")
+    content = _json(file)
+    if "dataset" in content:
+        raise DataError("paths inside dataset.json are not supported", where=file, found="key 'dataset'",
+                        expected="files in imagesTr/ and labelsTr/")
+    nnunet = "channel_names" in content
+    names = content.get("channel_names", content.get("modality"))
+    labels = content.get("labels")
+    if not isinstance(names, dict) or not names or not isinstance(labels, dict):
+        raise DataError("dataset.json lacks its channels or labels", where=file, found=", ".join(content) or "nothing",
+                        expected="labels, and channel_names (nnU-Net v2) or modality (Decathlon)")
+    try:
+        channels = tuple(str(names[str(i)]) for i in range(len(names)))
+        by_value = {int(v): k for k, v in labels.items()} if nnunet else {int(k): v for k, v in labels.items()}
+        classes = tuple(str(by_value[i]) for i in range(1, len(by_value)))
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError("channels or labels of dataset.json cannot be used", where=file, found=f"{names}, {labels}",
+                        expected="numbers from 0 without a gap; regions of several labels are not supported") from error
+    if not classes or len(set(classes)) < len(classes) or "ignore" in classes:
+        raise DataError("the labels of dataset.json cannot be used", where=file, found=", ".join(classes) or "none",
+                        expected="at least one class, each name once; the label 'ignore' is not supported")
+    ending = str(content.get("file_ending", ".nii.gz"))
+    if ending not in ENDINGS:
+        raise DataError("files of this kind cannot be read", where=file, found=ending, expected=" ".join(ENDINGS))
+    text = {key: str(content.get(key, "")) for key in ("name", "licence", "license", "reference")}
+    return Form(text["name"] or root.name, classes, channels, nnunet, ending,
+                text["licence"] or text["license"] or "not stated", text["reference"])
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file.name} cannot be read", where=file, found=error, expected="a JSON object") from error
+    return content
+
+
+def _images(folder: Path, form: Form) -> dict[str, list[Path]]:
+    """Files by case; hidden files and side files of other systems are left out."""
+    files = {p.name[:-len(form.ending)]: p for p in (sorted(folder.iterdir()) if folder.is_dir() else ())
+             if p.name.endswith(form.ending) and p.name[0] not in "._"}
+    if not form.suffix:
+        return {case: [path] for case, path in files.items()}
+    ids = {name[:-5] for name in files if re.search(r"_\d{4}$", name)}
+    odd = sorted(name for name in files if not re.search(r"_\d{4}$", name))
+    wanted = [f"{case}_{c:04d}" for case in sorted(ids) for c in range(len(form.channels))]
+    missing = [name for name in wanted if name not in files]
+    if odd or missing or len(files) > len(wanted):
+        raise DataError("the files do not fit the channels of dataset.json", where=folder, found=", ".join(
+            (odd and [f"{n} without a channel" for n in odd[:5]]) or [f"no {n}" for n in missing[:5]] or ["more channels"]),
+            expected=f"<case>_0000{form.ending} to _{len(form.channels) - 1:04d} for each case")
+    return {case: [files[f"{case}_{c:04d}"] for c in range(len(form.channels))] for case in ids}
+
+
+def drawn(cases: dict[str, dict[str, Any]], root: Path) -> dict[str, list[str]]:
+    """Lists for a folder without them; cases in the order of their numbers.
+
+    Raises:
+        DataError: fewer than two cases have a label.
+    """
+    labelled = [case for case, files in cases.items() if "label" in files]
+    if len(labelled) < 2:
+        raise DataError("too few cases with a label", where=root, found=f"{len(labelled)}",
+                        expected="at least one to train with and one to test with")
+    order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labelled))
+    test = {labelled[i] for i in order[:max(1, len(labelled) // TEST_SHARE)]}
+    return {"labelled": [c for c in labelled if c not in test],
+            "unlabelled": [c for c, files in cases.items() if "label" not in files and files["place"] != "imagesTs"],
+            "val": [], "test": [c for c in labelled if c in test]}
+
+
+def keep_lists(file: Path, lists: dict[str, list[str]]) -> None:
+    """Write lists that were drawn, unless the folder cannot be written to: the same cases give the same lists."""
+    if not file.exists():
+        try:
+            atomic_write(file, json_bytes(lists))
+        except StorageError:
+            return
+
+
+def _by_number(case: str) -> list[tuple[int, int | str]]:
+    """Numbers inside ids sort by value; ``7`` and ``07`` stay two ids."""
+    parts: list[tuple[int, int | str]] = [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", case) if p]
+    return [*parts, (2, case)]
+
+
+def _grey(name: str, window: Iterable[float] | None) -> Grey:
+    """nnU-Net's rule: the channel's name picks the normalisation."""
+    if name.lower() == "ct":
+        low, high = window if window is not None else (None, None)
+        return Grey((float(low), float(high)), "unit") if low is not None and high is not None else Grey(None, "minmax")
+    return SCALES.get(name.lower(), Grey(None, "zscore_nonzero"))
+
+
+def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
+    """Per axis the median of the images, in the order right, anterior, superior; None if no file says its spacing."""
+    known = [s for r in raw if (s := _ras_spacing(r.where["images"][0])) is not None]
+    if not known:
+        return None
+    a, b, c = (float(v) for v in np.median(known, axis=0))
+    return a, b, c
+
+
+def _ras_spacing(path: Path) -> list[float] | None:
+    from nibabel.orientations import io_orientation
+
+    affine = nifti_header(path)[1] if path.name.endswith((".nii", ".nii.gz")) else read_volume(path).affine
+    if affine is None:
+        return None
+    spacing, axes = spacing_of(affine), io_orientation(affine)[:, 0]
+    return [spacing[int(np.flatnonzero(axes == axis)[0])] for axis in range(3)]
+
+
+def percentiles(raw: Iterable[RawCase], channel: int, most: int = 10**6) -> tuple[float, float] | None:
+    """The 0.5 and 99.5 percentile of a channel inside the labels, of at most ``most`` evenly spread voxels a case."""
+    inside = []
+    for case in raw:
+        values = _stacked(case.where["images"]).array
+        label = read_volume(case.where["label"], "label").array
+        chosen = (values[..., channel] if values.ndim == 4 else values)[np.rint(label) > 0]
+        inside.append(chosen[::max(1, len(chosen) // most)])
+    pooled = np.concatenate(inside) if inside else np.empty(0)
+    if not pooled.size:
+        return None
+    low, high = np.percentile(pooled, (0.5, 99.5))
+    return round(float(low), 3), round(float(high), 3)
+
+
+def _stacked(files: Sequence[Path]) -> Volume:
+    """The channels of a case as one volume, (*S) or (*S, C)."""
+    parts = [read_volume(file) for file in files]
+    for file, part in zip(files[1:], parts[1:], strict=True):
+        check_pair(parts[0], part, file)
+    array = parts[0].array if len(parts) == 1 else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
+    if not np.isfinite(array).all():
+        raise DataError("NaN or infinite voxels", where=files[0], found=f"{(~np.isfinite(array)).sum():,} voxels",
+                        expected="finite grey values")
+    return Volume(array, parts[0].affine)
+
+
+def _whole(label: np.ndarray, file: Path) -> np.ndarray:
+    """Whole numbers, however they are stored; which ones are allowed is checked by the engine."""
+    whole = np.rint(label)
+    if not np.abs(label - whole).max(initial=0) < 1e-3 or whole.min() < 0 or whole.max() > 255:
+        raise DataError("label values are not whole numbers from 0 to 255", where=file,
+                        found=", ".join(f"{v:g}" for v in np.unique(label)[:8]), expected="the labels of dataset.json")
+    return whole.astype(np.uint8)
+
+
+def _doubts(image: Volume) -> list[str]:
+    """What can be used but looks wrong."""
+    notes, spacing = [], image.spacing
+    if spacing is not None and image.affine is not None and np.array_equal(np.abs(image.affine[:3, :3]), np.eye(3)):
+        notes.append("spacing of exactly 1 x 1 x 1 mm: if it was lost on the way, distances in mm are wrong")
+    if spacing is not None and max(spacing) > 3 * min(spacing):
+        notes.append(f"slices {max(spacing):.3g} mm apart, {min(spacing):.3g} mm in plane: cubic patches are a poor choice")
+    if image.array.min() == image.array.max():
+        notes.append("an image of one grey value")
+    return notes

@@ -1,0 +1,136 @@
+"""Archives from elsewhere, taken apart by hand so that nothing lands outside the target folder.
+
+Regular files and folders only. A name with ``..``, an absolute name, a link, a device, too many members or too many bytes
+refuse the whole archive, and nothing of it stays.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import stat
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from segbench.errors import DataError
+from segbench.files import replace, storage_error, temp_path
+
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+MAX_BYTES = 500 * 10**9
+MAX_MEMBERS = 10**6
+MAX_RATIO = 1000  # bytes out for each byte in; a volume of air packs well, a bomb packs better
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError, RuntimeError)
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    size: int
+    time: float  # of the last change, seconds
+    open: Callable[[], IO[bytes] | None] | None  # None: a folder
+    done: int  # bytes of the archive read so far
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file's name says that it is an archive that can be read here."""
+    return path.is_file() and path.name.lower().endswith(ENDINGS)
+
+
+def extract(archive: Path, target: Path, progress: Progress = lambda done, total, name: None) -> Path:
+    """Take an archive apart into the new folder ``target``, whole or not at all; files keep their times.
+
+    ``progress`` is told bytes read of the archive, its size, and the member's name.
+
+    Raises:
+        DataError: damaged, or a member that could do harm; names it.
+        StorageError: disk full or not writable.
+    """
+    temp, total = temp_path(target), archive.stat().st_size
+    limit, written = min(MAX_BYTES, MAX_RATIO * max(total, 10**6)), 0
+    try:
+        temp.mkdir(parents=True)
+        for count, member in enumerate(_members(archive), 1):
+            written += member.size
+            if written > limit or count > MAX_MEMBERS:
+                raise _refused(archive, member.name, f"{written:,} bytes in {count:,} members so far",
+                               f"at most {limit:,} bytes and {MAX_MEMBERS:,} members")
+            _write(archive, temp, member)
+            progress(min(member.done, total), total, member.name)
+        replace(temp, target)
+    except DAMAGE as error:
+        raise DataError("the archive is damaged or cut short", where=archive, found=f"{error} ({total:,} bytes)",
+                        expected="a whole zip, tar or tar.gz", fix="copy or download it again") from error
+    except OSError as error:
+        raise storage_error(error, target) from error
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    return target
+
+
+def _members(archive: Path) -> Iterator[_Member]:
+    if archive.name.lower().endswith(".zip"):
+        yield from _zip_members(archive)
+        return
+    with open(archive, "rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar:
+        for info in tar:
+            if not (info.isreg() or info.isdir()):
+                kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
+                raise _refused(archive, info.name, kind, "files and folders only")
+            opener = None if info.isdir() else lambda info=info: tar.extractfile(info)
+            yield _Member(info.name, 0 if info.isdir() else info.size, info.mtime, opener, raw.tell())
+
+
+def _zip_members(archive: Path) -> Iterator[_Member]:
+    done = 0
+    with zipfile.ZipFile(archive) as packed:
+        for info in packed.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _refused(archive, info.filename, "a link" if kind == stat.S_IFLNK else "a device or pipe",
+                               "files and folders only")
+            done += info.compress_size
+            when = time.mktime((*info.date_time, 0, 0, -1))
+            opener = None if info.is_dir() else lambda info=info: packed.open(info)
+            yield _Member(info.filename, info.file_size, when, opener, done)
+
+
+def _write(archive: Path, folder: Path, member: _Member) -> None:
+    path = folder / _safe(archive, member.name)
+    if member.open is None:
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    source = member.open()
+    if source is None or path.exists():
+        raise _refused(archive, member.name, "a name that occurs twice", "each name once")
+    left = member.size
+    with source, open(path, "xb") as file:
+        while block := source.read(1 << 20):
+            left -= len(block)
+            if left < 0:
+                raise _refused(archive, member.name, "more bytes than its header says", f"{member.size:,} bytes")
+            file.write(block)
+    if left:
+        raise EOFError(f"{member.name} ends {left:,} bytes early")
+    os.utime(path, (member.time, member.time))
+
+
+def _safe(archive: Path, name: str) -> Path:
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    bad = name.startswith(("/", "\\")) or any(p == ".." or ":" in p or not p.isprintable() or len(p) > 200 for p in parts)
+    if bad:
+        raise _refused(archive, name, "a name that leads elsewhere", "plain names below one folder")
+    return Path(*parts)
+
+
+def _refused(archive: Path, name: str, found: str, expected: str) -> DataError:
+    return DataError("the archive is refused", where=f"{archive}, member {name[:200]!r}", found=found, expected=expected,
+                     fix="do not use it, or take it apart yourself and give the folder: --from DIR")

@@ -1,0 +1,52 @@
+"""Data sets of the user by name: ``<data_root>/<name>/link.json`` says which folder it is and how to prepare it."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from segbench import registry
+from segbench.errors import IntegrityError, SegbenchError, UsageError
+from segbench.files import atomic_write, json_bytes, storage_error
+
+SCHEMA = "segbench.link/1"
+
+
+def load_links(data_root: Path) -> list[SegbenchError]:
+    """Make all linked data sets of a data root known to the registry; gives what is wrong with the others."""
+    problems: list[SegbenchError] = []
+    for file in sorted(data_root.glob("*/link.json")):
+        try:
+            content = json.loads(file.read_bytes())
+            if content["schema"] != SCHEMA:
+                raise ValueError(f"schema {content['schema']!r}")
+            registry.add_link(file.parent.name, registry.Link(content["family"], content["text"], content["settings"]))
+        except SegbenchError as error:  # the name is a plug-in's by now
+            problems.append(error)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            problems.append(IntegrityError(f"a link is damaged: {error!r}", where=file))
+    return problems
+
+
+def write_link(data_root: Path, name: str) -> None:
+    """Keep a data set that the registry knows by a link; nothing happens for others.
+
+    Raises:
+        UsageError: the data root knows another folder by that name.
+        StorageError: the data root is not writable.
+    """
+    link, file = registry.links().get(name), data_root / name / "link.json"
+    if link is None:
+        return
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        old = json.loads(file.read_bytes())["text"]
+        if old != link.text:
+            raise UsageError(f"data set '{name}' exists already", where=file, found=old, expected=link.text,
+                             fix="choose a name: segbench data link PATH --as NAME")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, file) from error
+    content = {"schema": SCHEMA, "family": link.family, "text": link.text, "settings": link.settings}
+    atomic_write(file, json_bytes(content))

@@ -1,0 +1,234 @@
+"""From a raw volume to a case by explicit settings: orientation, spacing, grey values, crop.
+
+A data set states its ``Recipe``; the settings are stored with every prepared case, and with them what they came to
+for that case (source grid, crop offset), so that a prediction can be put back on the grid of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from segbench.data.readers import Volume, spacing_of
+from segbench.errors import DataError
+
+Box = tuple[slice, ...]
+Scale = Literal["unit", "minmax", "zscore", "zscore_nonzero", "none"]
+Crop = Literal["none", "label", "label_xy", "nonzero", "body"]
+AIR = -500.0  # HU: below it lies what surrounds a body
+
+
+@dataclass(frozen=True)
+class Grey:
+    """What happens to the grey values of a channel.
+
+    ``window``: clip to these two values first. ``scale``: ``unit`` maps the window to [0, 1]; ``minmax`` the smallest
+    and largest value of the volume; ``zscore`` over all voxels; ``zscore_nonzero`` over voxels other than 0, which stay 0.
+    """
+
+    window: tuple[float, float] | None = None
+    scale: Scale = "none"
+
+    @property
+    def by_voxel(self) -> bool:
+        """Whether no voxel's value depends on another's, so that a crop may come first, which is cheaper."""
+        return self.scale == "none" or (self.scale == "unit" and self.window is not None)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a raw volume becomes a case. Steps in this order: orientation, resampling, grey values, crop.
+
+    ``crop``: ``none``; ``nonzero``, the box of what is not 0 in any channel; ``body``, the box of the largest component
+    above -500 HU; ``label``, the box of the label and ``margin`` voxels below and above, widened to ``least`` voxels a
+    side, shifted into the volume and filled with 0 where the volume itself is shorter; ``label_xy``, the same idea in the
+    first two axes as the left-atrium and MC-Net recipes have it: margin plus half of what the extent lacks to ``least``,
+    cut to the volume.
+    """
+
+    orientation: Literal["ras", "file"] = "ras"  # nearest right-anterior-superior axes, or as in the file
+    spacing: tuple[float, float, float] | None = None  # mm; None keeps the file's
+    in_plane: bool = False  # scale all axes by the factor that brings the first one to ``spacing`` (CoraNet)
+    order: int = 1  # of the image's spline; labels are always nearest neighbour
+    grey: tuple[Grey, ...] = (Grey(),)  # one for all channels, or one for each
+    crop: Crop = "none"
+    margin: tuple[int, int] = (0, 0)
+    least: int = 0
+    scale_last: bool = False  # normalise after the crop instead of before
+
+
+@dataclass(frozen=True)
+class Made:
+    """A case by a recipe: image (C, *S) float32, label (*S) uint8 or None, affine (4, 4) or None."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray | None
+    facts: dict[str, Any] = field(default_factory=dict)  # JSON: what is needed to go back to the source's grid
+
+    @property
+    def spacing(self) -> tuple[float, ...] | None:
+        """mm."""
+        return None if self.affine is None else spacing_of(self.affine)
+
+
+def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Made:
+    """Carry a recipe out. ``label`` (*S) lies on the volume's grid; ``volume.array`` is (*S) or (*S, C).
+
+    Raises:
+        DataError: the recipe needs a spacing or a label that is not there, or the label is empty.
+    """
+    array, affine = volume.array, volume.affine
+    facts: dict[str, Any] = {"source_shape": list(array.shape[:3]),
+                             "source_affine": None if affine is None else np.asarray(affine).tolist()}
+    if recipe.orientation == "ras" and affine is not None:
+        (array, affine), label = to_ras(array, affine), None if label is None else to_ras(label, affine)[0]
+    image = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
+    if recipe.spacing is not None:
+        image, label, affine = _resampled(recipe, image, label, affine)
+    facts["resampled_shape"] = list(image.shape[1:])
+    box = crop_box(recipe, image, label)
+    facts["crop_offset"] = [int(side.start) for side in box]
+    if recipe.scale_last or all(rule.by_voxel for rule in recipe.grey):
+        image = normalise(_inside(image, box), recipe.grey)
+    else:
+        image = _inside(normalise(image, recipe.grey), box)
+    image, label = _filled(image, box), None if label is None else _filled(_inside(label, box), box)
+    if affine is not None:
+        affine = affine @ _shift(facts["crop_offset"])
+    return Made(image.astype(np.float32, copy=False), label, affine, facts)
+
+
+def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Transpose and flip the first three axes to the nearest right-anterior-superior order; nothing is interpolated."""
+    from nibabel import orientations
+
+    turn = orientations.io_orientation(affine)
+    return orientations.apply_orientation(array, turn), affine @ orientations.inv_ornt_aff(turn, array.shape[:3])
+
+
+def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndarray:
+    """Scale a volume (*S) by a factor per axis; the first voxel's centre stays, the size is cut to whole voxels."""
+    from scipy import ndimage
+
+    shape = tuple(max(1, int(n * f + 1e-6)) for n, f in zip(array.shape, factors, strict=True))
+    if shape == array.shape and np.allclose(factors, 1):
+        return array
+    out = np.empty(shape, array.dtype)
+    ndimage.affine_transform(array, 1 / np.asarray(factors, float), output_shape=shape, output=out, order=order,
+                             mode="nearest", prefilter=order > 1)
+    return out
+
+
+def _resampled(recipe: Recipe, image: np.ndarray, label: np.ndarray | None, affine: np.ndarray | None,
+               ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    if affine is None:
+        raise DataError("the file does not say its spacing", expected="a spacing in mm, to resample by")
+    assert recipe.spacing is not None
+    factors = np.asarray(spacing_of(affine)) / np.asarray(recipe.spacing)
+    if recipe.in_plane:
+        factors[:] = factors[0]
+    channels = [resample(channel.astype(np.float32, copy=False), factors, recipe.order) for channel in image]
+    image = np.stack(channels) if len(channels) > 1 else channels[0][None]
+    label = None if label is None else resample(label, factors, 0)
+    return image, label, affine @ np.diag([*(1 / factors), 1.0])
+
+
+def normalise(image: np.ndarray, grey: Sequence[Grey]) -> np.ndarray:
+    """Grey values of (C, *S) by one rule for all channels or one for each; float32. A constant channel becomes 0."""
+    rules = list(grey) * (len(image) if len(grey) == 1 else 1)
+    channels = [_normalised(channel, rule) for channel, rule in zip(image, rules, strict=True)]
+    return np.stack(channels) if len(channels) > 1 else channels[0][None]
+
+
+def _normalised(channel: np.ndarray, rule: Grey) -> np.ndarray:
+    values = channel.astype(np.float32)
+    if rule.window is not None:
+        np.clip(values, *rule.window, out=values)
+    if rule.scale == "none":
+        return values
+    if rule.scale in ("unit", "minmax"):
+        low, high = rule.window if rule.scale == "unit" and rule.window else (values.min(), values.max())
+        return (values - np.float32(low)) / np.float32(high - low) if high > low else np.zeros_like(values)
+    inside = channel != 0 if rule.scale == "zscore_nonzero" else np.ones(channel.shape, bool)
+    chosen = values[inside]
+    spread = chosen.std(dtype=np.float64) if chosen.size else 0.0
+    if not spread > 0:
+        return np.zeros_like(values)
+    return np.where(inside, (values - np.float32(chosen.mean(dtype=np.float64))) / np.float32(spread), np.float32(0))
+
+
+def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box:
+    """The crop of a volume (C, *S) in voxels; its ends may lie beyond the volume where that is shorter than ``least``.
+
+    Raises:
+        DataError: a crop by the label without a label, or with an empty one.
+    """
+    shape = image.shape[1:]
+    if recipe.crop == "none":
+        return tuple(slice(0, n) for n in shape)
+    if recipe.crop in ("nonzero", "body"):
+        mask = np.asarray(image.any(axis=0)) if recipe.crop == "nonzero" else _largest(image[0] > AIR)
+        if not mask.any():  # nothing stands out: nothing to cut away
+            return tuple(slice(0, n) for n in shape)
+        return tuple(slice(low, high + 1) for low, high in _extent(mask))
+    if label is None or not label.any():
+        raise DataError("the crop goes by the label, and there is none" if label is None else
+                        "the crop goes by the label, and it is empty", expected="a labelled target to crop around",
+                        fix="leave the case out, or crop by the image: nonzero, body or none")
+    extents = _extent(np.asarray(label != 0))
+    if recipe.crop == "label_xy":
+        return tuple(_widened_xy(recipe, low, high, n) if axis < 2 else slice(0, n)
+                     for axis, ((low, high), n) in enumerate(zip(extents, shape, strict=True)))
+    return tuple(_widened(recipe, low, high, n) for (low, high), n in zip(extents, shape, strict=True))
+
+
+def _widened(recipe: Recipe, low: int, high: int, n: int) -> slice:
+    below, above = recipe.margin
+    low, high = max(0, low - below), min(n, high + 1 + above)
+    lack = max(0, recipe.least - (high - low))
+    low = max(0, min(low - lack // 2, n - recipe.least)) if lack else low
+    return slice(low, low + recipe.least if lack else high)
+
+
+def _widened_xy(recipe: Recipe, low: int, high: int, n: int) -> slice:
+    half = max(0, (recipe.least - (high - low)) // 2)
+    below, above = recipe.margin
+    return slice(max(0, low - below - half), min(n, high + 1 + above + half))
+
+
+def _extent(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First and last index of a mask along each axis."""
+    ends = []
+    for axis in range(mask.ndim):
+        places = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        ends.append((int(places[0]), int(places[-1])))
+    return ends
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    parts, count = ndimage.label(mask)
+    return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else mask
+
+
+def _inside(array: np.ndarray, box: Box) -> np.ndarray:
+    """What of a box lies in the volume, the last axes of ``array``."""
+    where: Any = (..., *(slice(s.start, min(s.stop, n)) for s, n in zip(box, array.shape[-len(box):], strict=True)))
+    return array[where]
+
+
+def _filled(array: np.ndarray, box: Box) -> np.ndarray:
+    """A copy, with 0 at the far end of axes that are shorter than the box."""
+    missing = [(0, s.stop - s.start - n) for s, n in zip(box, array.shape[-len(box):], strict=True)]
+    return np.pad(array, [(0, 0)] * (array.ndim - len(box)) + missing)
+
+
+def _shift(offset: Sequence[int]) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset
+    return matrix

@@ -1,0 +1,371 @@
+"""Adapters on tiny files in the true layouts: prepared as a user would, and trained on for a step."""
+
+import gzip
+import hashlib
+import tarfile
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+
+from segbench import registry
+from segbench.data.checks import check_store
+from segbench.data.problem import DataProblems
+from segbench.data.store import open_store
+from segbench.data.store import prepare as prepare_store
+from segbench.errors import DataError
+from segbench.training.run import execute
+
+RNG = np.random.default_rng(0)
+DIGESTS = {  # sha256 over train, val and test, one id a line, an empty line between the lists
+    "acdc": "5039b4b268bbe9c9d264aca2bc8123bae25f9c426f0e3ac8d9c13fcca818dcce",
+    "msd_spleen": "67357d0dd0433085926ea148ac242cd01cda467419ce7448aaf26eb4c1da580e",
+    "msd_lung": "a1ea6ee22ebb8bb7d35bab7f7ab5d4d699db5b1b16a099719e7325e9a753ac7e",
+    "pancreas_ct": "21d0a44cb118a1c12c472326991977fb7d0dad3acaf963d0050ce339cfb0142a",
+    "pancreas_ct_mcnet": "7f45ffda334fa4ba0100da2cff46082f876fc195b8b8fee656311e69c6c4b434",
+}
+
+
+def split(name):
+    return registry.get("dataset", name).cls().split()
+
+
+def some(name, cases=2):
+    """Ids of a small partial copy: the first training cases and the first test case."""
+    lists = split(name)
+    return (*lists.train[:cases], *lists.test[:1])
+
+
+def write_lists(source, name, cases=2):
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "train.list").write_text("".join(f"{i}\n" for i in some(name, cases)[:-1]))
+    (source / "test.list").write_text(f"{some(name, cases)[-1]}\n")
+
+
+def blob(shape=(20, 18, 12), value=80, background=-1000):
+    """A body of soft tissue with a target of slightly other value: image int16, label uint8."""
+    label = np.zeros(shape, np.uint8)
+    label[8:13, 7:11, 4:8] = 1
+    image = np.full(shape, background, np.int16)
+    image[2:-2, 2:-2, 1:-1] = 40
+    image[label > 0] = value
+    return image + RNG.integers(0, 5, shape).astype(np.int16), label
+
+
+def save(path, array, affine):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def train_a_step(lab, name, labeled=1, method="mean_teacher", **choices):
+    run = lab.prepared(method, name, labeled=labeled, steps=1, overrides=[
+        "batch.labeled=1", "batch.unlabeled=1", "patch=32x32x32", "inference.stride=32x32x32"], **choices)
+    result = execute(run, lab.machine())
+    assert result["status"] == "done" and result["labeled"] == {name: labeled}
+    return result
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_splits_are_those_published(name):
+    lists = split(name)
+    text = "\n".join([*lists.train, "", *lists.val, "", *lists.test])
+    assert hashlib.sha256(text.encode()).hexdigest() == DIGESTS[name]
+
+
+def test_sizes_of_the_splits():
+    sizes = {n: tuple(len(x) for x in (split(n).train, split(n).val, split(n).test)) for n in DIGESTS}
+    assert sizes == {"acdc": (140, 20, 40), "msd_spleen": (30, 0, 11), "msd_lung": (50, 0, 13), "pancreas_ct": (62, 0, 18),
+                     "pancreas_ct_mcnet": (61, 0, 19)}
+    assert split("acdc").train[:3] == ("patient099_frame01", "patient099_frame02", "patient038_frame01")
+    assert split("msd_spleen").train[:6] == tuple(f"spleen_{i}" for i in (2, 3, 6, 8, 9, 10))
+    for name in ("pancreas_ct", "pancreas_ct_mcnet"):
+        assert not {"0025", "0070"} & {*split(name).train, *split(name).test}
+    assert split("msd_lung_thorax") == split("msd_lung")
+
+
+# -- ACDC --------------------------------------------------------------------------------------------------------------
+
+
+def frame(shape=(20, 24, 6)):
+    label = np.zeros(shape, np.uint8)
+    for value in (1, 2, 3):
+        label[4 * value:4 * value + 4, 6:14, 1:5] = value
+    return (label * 60 + RNG.integers(0, 40, shape)).astype(np.int16), label
+
+
+@pytest.fixture
+def acdc_raw(tmp_path):
+    """Two patients to train and one to test with; the frames' numbers are those of the cine."""
+    source = tmp_path / "raw" / "database" / "training"
+    for case in some("acdc", 4)[::2]:
+        folder = source / case[:10]
+        folder.mkdir(parents=True)
+        (folder / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n")
+        for number in (1, 12):
+            image, label = frame()
+            for end, array in (("", image), ("_gt", label)):
+                save(folder / f"{case[:10]}_frame{number:02d}{end}.nii.gz", array, np.diag([1.5, 1.5, 10, 1]))
+        save(folder / f"{case[:10]}_4d.nii.gz", np.zeros((4, 4, 2, 3), np.int16), np.eye(4))
+    (tmp_path / "raw" / "train.list").write_text("".join(f"{c[:10]}\n" for c in some("acdc", 4)[:4:2]))
+    (tmp_path / "raw" / "test.list").write_text(f"{some('acdc')[-1][:10]}\n")
+    return tmp_path / "raw"
+
+
+def test_acdc_raw(acdc_raw, lab):
+    store = prepare_store("acdc", acdc_raw, lab.folder / "data")
+    assert store.train == some("acdc", 4)[:4] and len(store.test) == 2
+    assert store.patients == (store.train[0][:10], store.train[2][:10]) and store.labeled(1) == store.train[:2]
+    info = store.cases[store.train[1]]
+    assert info.shape == (20, 24, 6) and info.spacing == (1.5, 1.5, 10) and info.group == store.train[0][:10]
+    image = store.image(store.train[1])
+    assert image.min() == 0 and image.max() == 1 and info.made["source_shape"] == [20, 24, 6]
+    assert info.source["from"]["recipe"]["grey"] == [{"window": None, "scale": "minmax"}]
+    assert [p.level for p in check_store(store)] == []
+    result = train_a_step(lab, "acdc", labeled=1)
+    assert result["train"] == {"acdc": 2} and {m["class"] for m in result["metrics"]} == set(store.classes)
+    assert all(m["counts"]["n"] == 2 and m["columns"]["hd95_mm"] for m in result["metrics"])
+
+
+def h5(path, image, label):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["image"], file["label"] = image, label
+
+
+def test_acdc_volumes_and_slices_circulate(tmp_path, lab):
+    """A frame's slices, sorted by number and not by text, give the volume; a volume is taken where both exist."""
+    source = tmp_path / "ssl4mis"
+    write_lists(source, "acdc", 4)
+    volumes = {}
+    for case in some("acdc", 4):
+        image, label = (a.T for a in frame((20, 24, 11)))
+        volumes[case] = image = image.astype(np.float32) / 300
+        if case.endswith("frame01"):
+            h5(source / "data" / f"{case}.h5", image, label)
+        for z in range(11) if case.endswith("frame02") or case == some("acdc")[0] else ():
+            h5(source / "data" / "slices" / f"{case}_slice_{z + 1}.h5", image[z] * (case[-1] == "2"), label[z])
+    store = prepare_store("acdc", source, lab.folder / "data")
+    for case in some("acdc", 4):
+        np.testing.assert_array_equal(store.image(case)[0], volumes[case].T)
+    assert store.cases[store.train[0]].spacing is None
+    assert "hd95_mm" not in train_a_step(lab, "acdc", labeled=2)["metrics"][0]["columns"]
+    (source / "data" / "slices" / f"{some('acdc')[1]}_slice_5.h5").unlink()
+    with pytest.raises(DataError, match=f"slices of {some('acdc')[1]} are missing"):
+        prepare_store("acdc", source, lab.folder / "data")
+
+
+def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
+    h5(acdc_raw / "patient001_frame01.h5", np.zeros((2, 3, 4), np.float32), np.zeros((2, 3, 4), np.uint8))
+    with pytest.raises(DataError, match="two layouts"):
+        prepare_store("acdc", acdc_raw, tmp_path / "data")
+    (acdc_raw / "patient001_frame01.h5").unlink()
+    info = next(acdc_raw.rglob("Info.cfg"))
+    info.write_text("ED: 1\n")
+    with pytest.raises(DataError, match="does not name the ES frame") as caught:
+        prepare_store("acdc", acdc_raw, tmp_path / "data")
+    assert str(info) in str(caught.value)
+
+
+@pytest.mark.real
+def test_acdc_on_real_volumes(real_data, tmp_path, lab):
+    """Eight patients as they circulate; two dimensions as in the literature, scored on volumes."""
+    source = tmp_path / "some"
+    (source / "data").mkdir(parents=True)
+    patients = (real_data / "acdc" / "train.list").read_text().split()[:2]
+    test = (real_data / "acdc" / "test.list").read_text().split()[:1]
+    for patient in (*patients, *test):
+        for file in (real_data / "acdc" / "data").glob(f"{patient}_*.h5"):
+            (source / "data" / file.name).symlink_to(file)
+    (source / "train.list").write_text("\n".join(patients))
+    (source / "test.list").write_text("\n".join(test))
+    store = prepare_store("acdc", source, lab.folder / "data")
+    assert store.partial and store.train == tuple(f"{p}_frame0{k}" for p in patients for k in (1, 2))
+    with h5py.File(source / "data" / f"{patients[0]}_frame02.h5") as file:
+        np.testing.assert_array_equal(store.image(f"{patients[0]}_frame02")[0], file["image"][()].T)
+        np.testing.assert_array_equal(store.label(f"{patients[0]}_frame02"), file["label"][()].T)
+    volumes = [store.cases[f"{patients[0]}_frame0{k}"].labels[3] for k in (1, 2)]
+    assert volumes[0] > volumes[1]  # frame01 is end diastole
+    run = lab.prepared("supervised", "acdc", protocol="acdc", labeled=1, steps=1, overrides=[
+        "patch=64x64", "inference.stride=64x64", "backbone.width=4", "backbone.depth=3"])
+    result = execute(run, lab.machine())
+    rows = (run.folder.path / "cases.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 3 and all("x".join(map(str, store.cases[c].shape)) in "\n".join(rows) for c in store.test)
+    assert result["metrics"][0]["counts"]["n"] == 2
+
+
+# -- Decathlon ---------------------------------------------------------------------------------------------------------
+
+MIRRORED = np.array([[-0.8, 0, 0, 50], [0, 0.8, 0, -20], [0, 0, 2.5, 10], [0, 0, 0, 1.0]])
+
+
+@pytest.fixture
+def spleen_tar(tmp_path):
+    """A partial copy as the official tar, side files of macOS and unlabelled cases included."""
+    task = tmp_path / "made" / "Task09_Spleen"
+    for case in some("msd_spleen"):
+        image, label = blob()
+        save(task / "imagesTr" / f"{case}.nii.gz", image, MIRRORED)
+        save(task / "labelsTr" / f"{case}.nii.gz", label, MIRRORED)
+        (task / "labelsTr" / f"._{case}.nii.gz").write_bytes(b"side file")
+    save(task / "imagesTs" / "spleen_1.nii.gz", blob()[0], MIRRORED)
+    (task / "dataset.json").write_text('{"name": "Spleen"}')
+    write_lists(tmp_path / "made", "msd_spleen")
+    path = tmp_path / "Task09_Spleen.tar"
+    with tarfile.open(path, "w") as tar:
+        for entry in sorted((tmp_path / "made").iterdir()):
+            tar.add(entry, entry.name)
+    return path
+
+
+def test_decathlon_tar(spleen_tar, lab):
+    store = prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
+    assert (*store.train, *store.test) == some("msd_spleen")
+    assert not list((lab.folder / "data" / "msd_spleen").glob("source*"))  # what was taken apart is gone
+    info = store.cases["spleen_2"]
+    # 20 x 18 x 12 voxels of 0.8 x 0.8 x 2.5 mm become 16 x 14 x 30 of 1 mm; the box is widened to 96 and filled with 0
+    assert info.shape == (96, 96, 96) and info.spacing == pytest.approx((1, 1, 1)) and info.made["crop_offset"] == [0, 0, 0]
+    assert info.made["resampled_shape"] == [16, 14, 30]
+    np.testing.assert_allclose(info.made["source_affine"], MIRRORED, rtol=1e-6)
+    assert np.allclose(np.array(info.affine)[:3, 3], [50 - 0.8 * 19, -20, 10])  # the first voxel after turning to RAS
+    image, label = store.image("spleen_2")[0], store.label("spleen_2")
+    assert image.min() == 0 and not image[16:].any()
+    inside = image[label > 0] * 400 - 125
+    assert 60 < np.median(inside) < 90
+    assert label.sum() == pytest.approx(5 * 4 * 4 * 0.8 * 0.8 * 2.5, rel=0.3)
+    assert info.source["from"]["recipe"]["grey"] == [{"window": [-125, 275], "scale": "unit"}]
+    train_a_step(lab, "msd_spleen")
+
+
+def test_what_was_taken_apart_waits_for_the_next_attempt(spleen_tar, lab, monkeypatch):
+    adapter = registry.get("dataset", "msd_spleen").cls
+    load, calls = adapter.load, []
+
+    def fail_once(self, raw):
+        calls.append(raw.id)
+        if len(calls) == 2:
+            raise RuntimeError("the disk hiccuped")
+        return load(self, raw)
+    monkeypatch.setattr(adapter, "load", fail_once)
+    with pytest.raises(DataProblems, match="the disk hiccuped"):
+        prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
+    monkeypatch.setattr("segbench.data.prepare.extract", None)  # not needed a second time
+    store = prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
+    assert calls == [*some("msd_spleen"), calls[1]] and len(store.cases) == 3  # good cases are kept
+    assert not list((lab.folder / "data" / "msd_spleen").glob("source*"))
+
+
+def test_decathlon_finds_what_is_missing_or_wrong(spleen_tar, tmp_path):
+    data = tmp_path / "data"
+    spleen_tar.write_bytes(spleen_tar.read_bytes()[:-9000])
+    with pytest.raises(DataError, match="damaged or cut short"):
+        prepare_store("msd_spleen", spleen_tar, data)
+    folder = tmp_path / "made"
+    file = folder / "Task09_Spleen" / "labelsTr" / "spleen_2.nii.gz"
+    save(file, blob()[1], np.diag([0.8, 0.8, 2.5, 1]))  # mirrored against its image
+    with pytest.raises(DataProblems, match="axes RAS"):
+        prepare_store("msd_spleen", folder, data)
+    save(file, np.zeros((20, 18, 12), np.uint8), MIRRORED)
+    with pytest.raises(DataProblems, match="it is empty"):
+        prepare_store("msd_spleen", folder, data)
+    file.write_bytes(gzip.compress(b"no volume"))
+    with pytest.raises(DataProblems, match="damaged or cut short"):
+        prepare_store("msd_spleen", folder, data)
+    (folder / "train.list").unlink()
+    with pytest.raises(DataError, match="38 of 41 cases are missing") as caught:
+        prepare_store("msd_spleen", folder, data)
+    for fact in ("Task09_Spleen.tar", "md5:410d4a301da4e5b2f6f86ec3ddba524e", "medicaldecathlon.com", "CC BY-SA"):
+        assert fact in str(caught.value)
+
+
+def test_lung_in_both_variants(tmp_path, lab):
+    task = tmp_path / "Task06_Lung"
+    write_lists(tmp_path, "msd_lung")
+    for case in some("msd_lung"):
+        image, label = blob((40, 40, 40))
+        save(task / "imagesTr" / f"{case}.nii.gz", image, np.diag([1.0, 1, 1, 1]))
+        label[(label == 0) & (image == 44)] = 2
+        save(task / "labelsTr" / f"{case}.nii.gz", label, np.diag([1.0, 1, 1, 1]))
+    box = prepare_store("msd_lung", tmp_path, lab.folder / "data")
+    body = prepare_store("msd_lung_thorax", tmp_path, lab.folder / "data")
+    case = some("msd_lung")[0]
+    assert box.cases[case].shape == (96, 96, 96) and body.cases[case].shape == (36, 36, 38)
+    assert set(box.cases[case].labels) == {0, 1} == set(body.cases[case].labels)  # 2 and up are background
+    assert box.cases[case].labels[1] == body.cases[case].labels[1] == 5 * 4 * 4
+    assert body.image(case).min() == pytest.approx((40 + 1024) / 1349) and body.cases[case].made["crop_offset"] == [2, 2, 1]
+
+
+# -- Pancreas ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pancreas_raw(tmp_path, write_dicom):
+    """Series with real headers, and labels that agree by index and not by header."""
+    source = tmp_path / "tcia"
+    write_lists(source, "pancreas_ct")
+    for case in (*some("pancreas_ct"), "0003"):
+        image, label = blob((30, 28, 40), value=100)
+        write_dicom(source / "Pancreas-CT" / f"PANCREAS_{case}", image + 1024, (0.5, 0.5, 1.0), (0.0, 0.0, 0.0),
+                    intercept=-1024.0)
+        save(source / "TCIA_pancreas_labels" / f"label{case}.nii.gz", label, np.diag([0.5, -0.5, 1.0, 1.0]))
+    save(source / "TCIA_pancreas_labels" / "label0025.nii.gz", np.zeros((3, 3, 3), np.uint8), np.eye(4))  # withdrawn
+    return source
+
+
+def test_pancreas_raw_protocol_a(pancreas_raw, lab):
+    store = prepare_store("pancreas_ct", pancreas_raw, lab.folder / "data")
+    assert (*store.train, *store.test) == some("pancreas_ct")
+    info = store.cases["0001"]
+    assert info.made["resampled_shape"] == [15, 14, 20] and info.spacing == pytest.approx((1, 1, 2))  # one factor: 0.5
+    assert info.shape == (96, 96, 96) and info.source["from"]["recipe"]["in_plane"] is True
+    inside = store.image("0001")[0][np.asarray(store.label("0001")) > 0] * 400 - 125
+    assert 60 < inside.mean() < 105
+    train_a_step(lab, "pancreas_ct")
+
+
+def test_pancreas_raw_protocol_b(pancreas_raw, lab):
+    (pancreas_raw / "train.list").write_text("0002\n0003\n")
+    (pancreas_raw / "test.list").write_text("0001\n")
+    save(pancreas_raw / "TCIA_pancreas_labels" / "label0064.nii.gz", np.zeros((3, 3, 3), np.uint8), np.eye(4))
+    store = prepare_store("pancreas_ct_mcnet", pancreas_raw, lab.folder / "data")
+    info = store.cases["0003"]
+    assert info.made["resampled_shape"] == [15, 14, 40] == list(info.shape)  # smaller than the box; all slices stay
+    assert info.intensity["mean"] == pytest.approx(0, abs=1e-5) and info.intensity["std"] == pytest.approx(1, abs=1e-5)
+    assert any("0025 and 0070" in w for w in store.warnings)
+
+
+@pytest.mark.parametrize("name, pattern", [("pancreas_ct", "{}.h5"), ("pancreas_ct", "data{}.h5"),
+                                           ("pancreas_ct_mcnet", "image{}_norm.h5")])
+def test_pancreas_circulating_files(tmp_path, name, pattern):
+    source = tmp_path / "h5"
+    write_lists(source, name)
+    for case in (*some(name), "0025", "0070"):
+        image, label = blob()
+        h5(source / pattern.format(case), image.astype(np.float32), label.astype(np.float32))
+    store = prepare_store(name, source, tmp_path / "data")
+    assert (*store.train, *store.test) == some(name)
+    assert store.label(store.train[0]).dtype == np.uint8
+    assert store.cases[store.train[0]].spacing == (None if name == "pancreas_ct" else (1, 1, 1))
+    h5(source / pattern.format(store.train[0]), image.astype(np.float32), label * 0.5)
+    with pytest.raises(DataProblems, match="unknown label values"):
+        prepare_store(name, source, tmp_path / "data")
+
+
+def test_pancreas_traps(pancreas_raw, tmp_path):
+    label = pancreas_raw / "TCIA_pancreas_labels" / "label0001.nii.gz"
+    mirrored = np.zeros((30, 28, 40), np.uint8)
+    mirrored[0:2, 0:2, 4:8] = 1  # in the air
+    save(label, mirrored, np.eye(4))
+    with pytest.raises(DataProblems, match="does not lie on soft tissue"):
+        prepare_store("pancreas_ct", pancreas_raw, tmp_path / "data")
+    label.unlink()
+    with pytest.raises(DataError, match="1 series have no label file"):
+        prepare_store("pancreas_ct", pancreas_raw, tmp_path / "data")
+    with pytest.raises(DataError, match="no case of the pancreas data"):
+        prepare_store("pancreas_ct", label.parent, tmp_path / "data")
+
+
+def test_a_store_that_was_not_prepared_says_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="not prepared") as caught:
+        open_store("msd_spleen", tmp_path)
+    assert "Task09_Spleen" in str(caught.value)

@@ -1,0 +1,300 @@
+"""The user's own folders: both forms, unlabelled cases, settings, names, and everything that can be wrong with them."""
+
+import json
+
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+
+from segbench import registry
+from segbench.data.links import load_links
+from segbench.data.problem import DataProblems
+from segbench.data.store import open_store
+from segbench.data.store import prepare as prepare_store
+from segbench.errors import DataError, SegbenchError, UsageError
+from segbench.training.run import execute
+
+RNG = np.random.default_rng(0)
+
+
+def save(path, array, affine):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.endswith(".nrrd"):
+        nrrd.write(str(path), array, {"space": "right-anterior-superior", "space directions": affine[:3, :3].T,
+                                      "space origin": affine[:3, 3]})
+    else:
+        nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def volume(shape=(18, 20, 16)):
+    label = np.zeros(shape, np.uint8)
+    label[4:9, 5:10, 4:9] = 1
+    label[10:14, 11:15, 8:12] = 2
+    image = RNG.normal(100, 5, shape) + 60 * label
+    image[:2] = 0
+    return image.astype(np.int16), label
+
+
+class Mine:
+    """A folder in nnU-Net v2 form that a test may break."""
+
+    def __init__(self, root, ending=".nii.gz", channels=("MRI",), cases=6, bare=2, unlabelled=1):
+        self.root, self.ending, self.channels = root, ending, channels
+        names = [f"case_{i}" for i in (1, 2, 10, 3, 21, 4, 100, 5)[:cases]]
+        for i, name in enumerate(names):
+            self.case(name, "imagesTr", label=i >= bare)
+        for i in range(unlabelled):
+            self.case(f"un_{i}", "imagesUn", label=False)
+        self.case("later_1", "imagesTs", label=False)
+        self.json(channel_names={str(i): c for i, c in enumerate(channels)}, labels={"background": 0, "big": 1, "small": 2},
+                  numTraining=cases, file_ending=ending, name="Mine", licence="mine alone")
+
+    def case(self, name, place="imagesTr", label=True, affine=None, shape=(18, 20, 16)):
+        affine = np.diag([1.0, 1, 1.5, 1]) if affine is None else affine
+        image, mask = volume(shape)
+        for c in range(len(self.channels)):
+            save(self.root / place / f"{name}_{c:04d}{self.ending}", image + np.int16(c) * (image > 0), affine)
+        if label:
+            save(self.root / "labelsTr" / f"{name}{self.ending}", mask, affine)
+
+    def json(self, **content):
+        self.root.mkdir(parents=True, exist_ok=True)
+        (self.root / "dataset.json").write_text(json.dumps(content))
+
+    def lists(self, **lists):
+        (self.root / "splits_ssl.json").write_text(json.dumps(lists))
+
+    @property
+    def name(self):
+        return f"folder:{self.root}"
+
+
+@pytest.fixture(autouse=True)
+def no_links_stay():
+    yield
+    for name in registry.links():
+        registry._state.entries.pop(("dataset", name), None)
+    registry._state.links.clear()
+
+
+@pytest.fixture
+def mine(tmp_path):
+    return Mine(tmp_path / "Dataset007-Mine")
+
+
+@pytest.mark.parametrize("ending, channels", [(".nii.gz", ("MRI",)), (".nrrd", ("T1", "T2"))])
+def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channels):
+    mine = Mine(tmp_path / "Dataset007-Mine", ending, channels)
+    store = prepare_store(mine.name, None, lab.folder / "data")
+    assert store.name == "dataset007_mine" and store.classes == ("big", "small") and store.channels == len(channels)
+    # labelled before unlabelled; numbers in ids sort by value; one labelled case in five is for testing
+    assert len(store.test) == 1 and store.train[-3:] == ("case_1", "case_2", "un_0") and not store.partial
+    assert sorted((*store.train[:-3], *store.test)) == ["case_10", "case_21", "case_3", "case_4"]
+    assert "later_1" not in store.cases and not store.cases["un_0"].has_label and store.cases["case_10"].has_label
+    written = json.loads((mine.root / "splits_ssl.json").read_text())
+    assert written["labelled"] == list(store.train[:-3]) and written["unlabelled"] == ["case_1", "case_2", "un_0"]
+    image = store.image("case_10")
+    assert image.shape == (len(channels), 16, 20, 16) and store.cases["case_10"].made["crop_offset"][0] == 2  # not 0
+    assert image[0].mean() == pytest.approx(0, abs=1e-5) and image[0].std() == pytest.approx(1, abs=1e-5)
+    run = lab.prepared("mean_teacher", mine.name, steps=1)
+    assert run.experiment.datasets == ("dataset007_mine",) and run.experiment.labeled == {"dataset007_mine": 3}
+    result = execute(run, lab.machine())
+    assert {m["class"] for m in result["metrics"]} == {"big", "small"} and "hd95_mm" in result["metrics"][0]["columns"]
+
+
+def test_decathlon_folder_with_channels_in_one_file(tmp_path):
+    root = tmp_path / "Task99_Own"
+    for i in (1, 2, 3):
+        image, label = volume()
+        save(root / "imagesTr" / f"own_{i}.nii.gz", np.stack([image, image + 7], -1), np.diag([-1.0, 1, 2, 1]))
+        save(root / "labelsTr" / f"own_{i}.nii.gz", label, np.diag([-1.0, 1, 2, 1]))
+    (root / "imagesTr" / "._own_1.nii.gz").write_bytes(b"side file")
+    (root / "dataset.json").write_text(json.dumps({
+        "name": "Own", "modality": {"0": "CT", "1": "noNorm"}, "labels": {"0": "background", "1": "a", "2": "b"},
+        "numTraining": 3, "training": [], "test": []}))
+    store = prepare_store(f"folder:{root}", None, tmp_path / "data")
+    case = store.cases["own_1"]
+    assert store.channels == 2 and case.spacing == pytest.approx((1, 1, 2)) and case.affine[0][0] == pytest.approx(1)
+    ct, raw = store.image("own_1")
+    low, high = case.source["from"]["recipe"]["grey"][0]["window"]
+    assert 140 < low < 160 and 225 < high < 240 and ct.min() == 0 and raw.max() > 200
+    assert ct.max() == pytest.approx(1)
+    labelled = [np.asarray(store.label(c)) for c in store.train]
+    inside = np.concatenate([store.image(c)[1][y > 0] - 7 for c, y in zip(store.train, labelled, strict=True)])
+    np.testing.assert_allclose((low, high), np.percentile(inside, (0.5, 99.5)), atol=1e-3)  # training cases only
+
+
+def test_spacing_is_the_median_of_the_training_images(tmp_path):
+    mine = Mine(tmp_path / "m", cases=4, bare=0, unlabelled=0)
+    for name, step in (("case_1", 1.0), ("case_2", 1.0), ("case_3", 2.0), ("case_10", 4.0)):
+        turned = np.array([[0, 0, step, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])  # the file's third axis is R
+        mine.case(name, affine=turned)
+    mine.lists(labelled=["case_1", "case_3", "case_2"], unlabelled=[], val=[], test=["case_10"])
+    store = prepare_store(mine.name, None, tmp_path / "data")
+    assert store.train == ("case_1", "case_3", "case_2") and store.cases["case_10"].spacing == pytest.approx((1, 1, 1))
+    assert store.cases["case_10"].made["source_affine"][0] == [0, 0, 4, 0]
+    assert any("slices 4 mm apart" in w for w in store.warnings)
+
+
+def test_labels_of_cases_listed_as_unlabelled_are_left_alone(mine, tmp_path):
+    mine.lists(labelled=["case_3"], unlabelled=["case_10", "un_0", "later_1"], val=["case_4"], test=["case_21"])
+    store = prepare_store(mine.name, None, tmp_path / "data")
+    assert store.train == ("case_3", "case_10", "un_0", "later_1") and store.test == ("case_21",)
+    assert not store.cases["case_10"].has_label and "case_4" not in store.cases
+    assert not any("left out" in w and "case_4" in w for w in store.warnings)  # known as validation
+
+
+@pytest.mark.parametrize("lists, found", [
+    ({"labelled": ["case_3", "case_3"], "test": ["case_21"]}, "listed twice"),
+    ({"labelled": ["case_3"], "unlabelled": ["case_21"], "test": ["case_21"]}, "listed twice"),
+    ({"labelled": ["case_7"], "test": ["case_21"]}, "not on disk"),
+    ({"labelled": ["case_03"], "test": ["case_21"]}, "not on disk"),
+    ({"labelled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
+    ({"labelled": [3], "test": ["case_21"]}, "list of texts")])
+def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
+    mine.lists(**lists)
+    with pytest.raises(DataError, match=found) as caught:
+        prepare_store(mine.name, None, tmp_path / "data")
+    assert "splits_ssl.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("content, found", [
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": [1, 2]}}, "regions"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 2}}, "without a gap"),
+    ({"channel_names": {"1": "CT"}, "labels": {"background": 0, "a": 1}}, "without a gap"),
+    ({"labels": {"background": 0, "a": 1}}, "lacks its channels"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".mha"}, r"\.mha"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "dataset": {}}, "not supported"),
+    ({"channel_names": {"0": "A", "1": "B"}, "labels": {"background": 0, "a": 1}}, "no case_.*_0001")])
+def test_a_dataset_json_that_cannot_be_used(mine, tmp_path, content, found):
+    mine.json(**content)
+    with pytest.raises(DataError, match=found):
+        prepare_store(mine.name, None, tmp_path / "data")
+
+
+def nan(mine):
+    image = volume()[0].astype(np.float32)
+    image[3, 3, 3] = np.nan
+    save(mine.root / "imagesTr" / "case_3_0000.nii.gz", image, np.diag([1.0, 1, 1.5, 1]))
+
+
+def half(mine):
+    save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1] * np.float32(0.5), np.diag([1.0, 1, 1.5, 1]))
+
+
+def undeclared(mine):
+    save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1] * np.uint8(3), np.diag([1.0, 1, 1.5, 1]))
+
+
+def other_spacing(mine):
+    save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1], np.diag([1.0, 1, 2, 1]))
+
+
+def other_shape(mine):
+    save(mine.root / "labelsTr" / "case_3.nii.gz", volume((18, 20, 15))[1], np.diag([1.0, 1, 1.5, 1]))
+
+
+def cut(mine):
+    file = mine.root / "imagesTr" / "case_3_0000.nii.gz"
+    file.write_bytes(file.read_bytes()[:-500])
+
+
+@pytest.mark.parametrize("breaking, found", [
+    (nan, "NaN or infinite"), (half, "0, 0.5, 1"), (undeclared, "3: 125 voxels, 6: 64 voxels"), (other_spacing, "1.5"),
+    (other_shape, "(18, 20, 15)"), (cut, "damaged or cut short")])
+def test_a_bad_case_is_named(mine, tmp_path, breaking, found):
+    breaking(mine)
+    with pytest.raises(DataProblems) as caught:
+        prepare_store(mine.name, None, tmp_path / "data")
+    (problem,) = caught.value.problems
+    assert problem.case == "case_3" and found in str(problem)
+
+
+def test_a_shifted_label_and_a_lost_spacing_are_warnings(mine, tmp_path):
+    save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1], np.diag([1.0, 1, 1.5, 1]) + np.eye(4, k=3) * 4)
+    mine.case("case_4", affine=np.eye(4))
+    warnings = prepare_store(mine.name, None, tmp_path / "data").warnings
+    assert any("case_3" in w and "by up to 4" in w for w in warnings)
+    assert any("case_4" in w and "exactly 1 x 1 x 1" in w for w in warnings)
+
+
+def test_a_folder_that_cannot_be_written_to_is_used_all_the_same(mine, tmp_path, monkeypatch):
+    import importlib
+
+    from segbench.errors import StorageError
+    registry.get("dataset", "folder")
+
+    def refuse(*_):
+        raise StorageError("cannot write: read-only file system")
+    monkeypatch.setattr(importlib.import_module("segbench.datasets.folder"), "atomic_write", refuse)
+    store = prepare_store(mine.name, None, tmp_path / "data")
+    assert not (mine.root / "splits_ssl.json").exists() and len(store.test) == 1
+
+
+def test_names(mine, tmp_path):
+    """A folder is known by its own name once prepared, in other processes too; two folders cannot share one."""
+    store = prepare_store(mine.name, None, tmp_path / "data")
+    registry._state.links.clear()  # as in a new process
+    with pytest.raises(UsageError, match="unknown dataset"):
+        open_store("dataset007_mine", tmp_path / "data")
+    assert load_links(tmp_path / "data") == []
+    assert open_store("dataset007-mine", tmp_path / "data").fingerprint == store.fingerprint
+    assert registry.get("dataset", mine.name).name == "dataset007_mine" and "dataset007_mine" in registry.names("dataset")
+    other = Mine(tmp_path / "elsewhere" / "Dataset007-Mine")
+    with pytest.raises(UsageError, match="exists already"):
+        registry.get("dataset", other.name)
+    registry._state.links.clear()  # even where nobody has loaded the links
+    with pytest.raises(UsageError, match="exists already"):
+        prepare_store(other.name, None, tmp_path / "data")
+    with pytest.raises(UsageError, match="has no variants"):
+        registry.get("dataset", "la:somewhere")
+    with pytest.raises(UsageError, match="folder:PATH"):
+        open_store("folder", tmp_path / "data")
+    with pytest.raises(DataError, match="no such folder"):
+        registry.get("dataset", "folder:nowhere")
+    assert not list((tmp_path / "data").glob("nowhere*"))
+
+
+def test_link_prepare_run_on_the_command_line(mine, lab):
+    made = lab.call("data", "link", mine.root, "--as", "mine", "--spacing", "2x2x3", "--crop", "none")
+    assert made.returncode == 0 and "6 train cases, 3 of them labelled, 1 test" in made.stdout, made.stderr
+    assert "mine" in lab.call("list", "datasets").stdout and "mine" in lab.call("data", "list").stdout
+    done = lab.call("data", "prepare", "mine")
+    assert done.returncode == 0, done.stderr
+    store = open_store("mine", lab.folder / "segbench-data")
+    assert store.cases["case_10"].shape == (9, 10, 8) and store.cases["case_10"].spacing == pytest.approx((2, 2, 3))
+    for args in (("data", "check", "mine"), ("data", "info", "mine"), ("describe", "dataset", "mine")):
+        assert lab.call(*args).returncode == 0
+    again = lab.call("data", "link", mine.root.parent, "--as", "mine")
+    assert again.returncode == 3 and "dataset.json" in again.stderr
+    assert lab.call("data", "link", mine.root, "--as", "la").returncode == 2
+    assert lab.call("data", "link", mine.root, "--as", "../x").returncode == 2
+    assert lab.call("data", "link", mine.root, "--as", "x", "--window", "7").returncode == 2
+    assert lab.call("data", "prepare", "folder").returncode == 2
+    refused = lab.call("data", "link", mine.root, "--as", "boxed", "--crop", "label")
+    assert refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3  # unlabelled cases
+
+
+def test_a_damaged_link_does_not_stop_other_commands(lab):
+    (lab.folder / "segbench-data" / "bad").mkdir(parents=True)
+    (lab.folder / "segbench-data" / "bad" / "link.json").write_text("{")
+    result = lab.call("list", "protocols")
+    assert result.returncode == 0 and "a link is damaged" in result.stderr
+    assert isinstance(load_links(lab.folder / "segbench-data")[0], SegbenchError)
+
+
+def test_prepared_data_can_be_used_without_the_folder(mine, lab):
+    store = prepare_store(mine.name, None, lab.folder / "segbench-data")
+    mine.root.rename(mine.root.with_name("unmounted"))
+    registry._state.links.clear()
+    registry._state.entries.pop(("dataset", store.name))
+    assert load_links(lab.folder / "segbench-data") == []
+    assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
+    plan = lab.call("run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", "-o", "patch=16x16x16",
+                    "-o", "inference.stride=16x16x16")
+    assert plan.returncode == 0 and "2 of 6 labelled" in plan.stderr + plan.stdout, plan.stderr
+    again = lab.call("data", "prepare", store.name)
+    assert again.returncode == 3 and "no such folder" in again.stderr
+    assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint

@@ -1,0 +1,135 @@
+"""Recipes: orientation, resampling, grey values and crops, against independent oracles and by hand."""
+
+import itertools
+
+import nibabel
+import numpy as np
+import pytest
+
+from segbench.data.readers import Volume
+from segbench.data.recipe import Grey, Recipe, apply, crop_box, normalise, resample, to_ras
+from segbench.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("flips", list(itertools.product((1, -1), repeat=3)))
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+def test_every_orientation_gives_the_same_volume_in_the_same_place(axes, flips):
+    grey = RNG.standard_normal((3, 4, 5)).astype(np.float32)
+    affine = np.array([[1.1, 0.1, 0, 3], [-0.1, 2, 0, 4], [0, 0, 3, 5], [0, 0, 0, 1]])
+    stored = grey.transpose(axes)[tuple(slice(None, None, f) for f in flips)]
+    move = np.zeros((4, 4))
+    move[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
+        move[old, new], move[old, 3] = flip, 0 if flip > 0 else grey.shape[old] - 1
+    array, back = to_ras(stored, affine @ move)
+    np.testing.assert_array_equal(array, grey)
+    np.testing.assert_allclose(back, affine, atol=1e-12)
+    assert nibabel.aff2axcodes(back) == ("R", "A", "S")
+
+
+def test_resampling_agrees_with_simpleitk():
+    sitk = pytest.importorskip("SimpleITK")
+    array = RNG.standard_normal((12, 11, 9)).astype(np.float32)
+    factors = (0.8, 0.8, 2.5)
+    image = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+    image.SetSpacing(factors)
+    for order, kind in ((1, sitk.sitkLinear), (0, sitk.sitkNearestNeighbor)):
+        ours = resample(array, factors, order)
+        theirs = sitk.Resample(image, [int(n) for n in ours.shape], sitk.Transform(), kind, (0, 0, 0), (1, 1, 1))
+        inside = tuple(slice(0, int((n - 1) * f)) for n, f in zip(array.shape, factors, strict=True))
+        got, expected = ours[inside], sitk.GetArrayFromImage(theirs).transpose(2, 1, 0)[inside]
+        if order:
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+        else:
+            assert (got == expected).mean() > 0.9  # ties between two voxels are broken otherwise
+    assert ours.shape == (9, 8, 22)  # cut to whole voxels
+
+
+def test_in_plane_scaling_leaves_the_slice_step_in_proportion():
+    volume = Volume(np.zeros((10, 10, 10), np.int16), np.diag([0.5, 0.5, 1.0, 1.0]))
+    made = apply(Recipe(spacing=(1.0, 1.0, 1.0), in_plane=True), volume)
+    assert made.image.shape == (1, 5, 5, 5) and made.spacing == pytest.approx((1.0, 1.0, 2.0))
+    assert apply(Recipe(spacing=(1.0, 1.0, 1.0)), volume).image.shape == (1, 5, 5, 10)
+    with pytest.raises(DataError, match="spacing"):
+        apply(Recipe(spacing=(1.0, 1.0, 1.0)), Volume(volume.array, None))
+
+
+def test_grey_values():
+    image = np.array([[-1000.0, -125, 75, 275, 3000]])[None]
+    np.testing.assert_allclose(normalise(image, [Grey((-125, 275), "unit")])[0, 0], [0, 0, 0.5, 1, 1])
+    np.testing.assert_allclose(normalise(image, [Grey(None, "minmax")])[0, 0], [0, 0.21875, 0.26875, 0.31875, 1])
+    score = normalise(image, [Grey(None, "zscore")])
+    assert score.mean() == pytest.approx(0, abs=1e-6) and score.std() == pytest.approx(1)
+    masked = normalise(np.array([[0.0, 0, 1, 3]])[None], [Grey(None, "zscore_nonzero")])
+    np.testing.assert_allclose(masked[0, 0], [0, 0, -1, 1])
+    assert not normalise(np.full((1, 2, 2), 7.0), [Grey(None, "zscore")]).any()
+    two = normalise(np.stack([image[0], image[0]]), [Grey((-125, 275), "unit"), Grey()])
+    assert two[0].max() == 1 and two[1].max() == 3000 and two.dtype == np.float32
+
+
+def label_at(shape, *ranges):
+    label = np.zeros(shape, np.uint8)
+    label[tuple(slice(a, b) for a, b in ranges)] = 1
+    return label
+
+
+@pytest.mark.parametrize("low, high, n, box", [
+    (100, 200, 400, (75, 225)),  # 25 on both sides
+    (10, 200, 400, (0, 225)), (100, 390, 400, (75, 400)),  # cut by the volume
+    (200, 210, 400, (157, 253)),  # 60 is less than 96: 18 more on both sides
+    (0, 10, 400, (0, 96)), (395, 400, 400, (304, 400)),  # shifted into the volume
+    (3, 10, 40, (0, 96)),  # the volume is shorter: zeros at the far end
+])
+def test_label_box(low, high, n, box):
+    recipe = Recipe(crop="label", margin=(25, 25), least=96)
+    label = label_at((n, 1, 1), (low, high), (0, 1), (0, 1))
+    side = crop_box(recipe, label[None], label)[0]
+    assert (side.start, side.stop) == box
+
+
+def test_label_box_in_x_and_y_only():
+    """MC-Net: extent 59 lacks 37 to 96, half of it is 18; the upper end is exclusive: 59 + 2 * (25 + 18)."""
+    recipe = Recipe(crop="label_xy", margin=(25, 24), least=96)
+    label = label_at((300, 300, 20), (100, 160), (50, 200), (8, 9))
+    box = crop_box(recipe, label[None], label)
+    assert [(s.start, s.stop) for s in box] == [(57, 202), (25, 224), (0, 20)]
+
+
+def test_crop_moves_the_affine_and_pads_with_zero():
+    volume = Volume(np.full((40, 50, 30), 100, np.int16), np.diag([1.0, 1, 1, 1]))
+    label = label_at((40, 50, 30), (20, 25), (20, 25), (10, 15))
+    made = apply(Recipe(crop="label", margin=(5, 5), least=32, grey=(Grey((0, 100), "unit"),)), volume, label)
+    assert made.image.shape == (1, 32, 32, 32) and made.label.shape == (32, 32, 32)
+    assert made.facts["crop_offset"] == [7, 7, 0] and made.affine[:3, 3].tolist() == [7, 7, 0]
+    assert not made.image[..., 30:].any() and made.image[..., :30].all()
+    assert made.label[13:18, 13:18, 10:15].all() and made.label.sum() == 125
+    assert made.facts["source_shape"] == [40, 50, 30]
+
+
+def test_the_crop_may_come_before_grey_values_that_need_one_voxel_only():
+    grey = RNG.integers(-1000, 1000, (30, 30, 30)).astype(np.int16)
+    label = label_at(grey.shape, (10, 14), (9, 12), (20, 25))
+    volume, window = Volume(grey, np.eye(4)), (-125.0, 275.0)
+    early = apply(Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "unit"),)), volume, label)
+    box = tuple(slice(o, o + n) for o, n in zip(early.facts["crop_offset"], early.image.shape[1:], strict=True))
+    np.testing.assert_array_equal(early.image[0], normalise(grey[None], [Grey(window, "unit")])[0][box])
+    late = apply(Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "zscore"),)), volume, label)
+    np.testing.assert_array_equal(late.image[0], normalise(grey[None], [Grey(window, "zscore")])[0][box])
+
+
+def test_crops_by_the_image():
+    grey = np.full((20, 20, 20), -1000, np.int16)
+    grey[4:15, 5:16, 3:18] = 50
+    grey[0, 0, 0] = 50  # a speck
+    volume = Volume(grey, np.eye(4))
+    assert apply(Recipe(crop="body"), volume).image.shape == (1, 11, 11, 15)
+    assert apply(Recipe(crop="nonzero"), Volume(np.where(grey > 0, grey, 0), np.eye(4))).image.shape == (1, 15, 16, 18)
+    assert apply(Recipe(crop="body"), Volume(grey - 2000, np.eye(4))).image.shape == (1, 20, 20, 20)
+
+
+@pytest.mark.parametrize("label, found", [(None, "there is none"), (np.zeros((4, 4, 4), np.uint8), "empty")])
+def test_a_crop_by_the_label_needs_one(label, found):
+    with pytest.raises(DataError, match=found):
+        apply(Recipe(crop="label"), Volume(np.zeros((4, 4, 4)), None), label)
