@@ -49,12 +49,12 @@ def as_csv(boards: Sequence[Board]) -> str:
     """One line a row. Cells that a spreadsheet would take for a formula are quoted."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["dataset", "labeled", "train", "cases", "backbone", "protocol", "unit", "policy", "rank", "method",
-                     "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours"])
+    writer.writerow(["dataset", "labeled", "draw", "train", "cases", "backbone", "protocol", "unit", "policy", "rank",
+                     "method", "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours"])
     for b in boards:
         for r in b.rows:
-            writer.writerow([_formula(v) for v in (b.dataset, b.labeled, b.train, b.cases, b.backbone, b.protocol, b.unit,
-                             b.policy, r.rank or "", r.method, r.dice, r.dice_sd if r.dice_sd == r.dice_sd else "",
+            writer.writerow([_formula(v) for v in (b.dataset, b.labeled, b.draw, b.train, b.cases, b.backbone, b.protocol,
+                             b.unit, b.policy, r.rank or "", r.method, r.dice, r.dice_sd if r.dice_sd == r.dice_sd else "",
                              r.jaccard, r.hd95, r.asd, r.missed, r.seeds, r.hours)])
     return out.getvalue()
 
@@ -68,8 +68,8 @@ def as_json(boards: Sequence[Board], published: Callable[[str, int], list[dict[s
     """One document."""
     tables = []
     for b in boards:
-        table = {k: getattr(b, k) for k in ("dataset", "labeled", "train", "cases", "backbone", "protocol", "unit", "policy",
-                                            "partial", "failures")}
+        table = {k: getattr(b, k) for k in ("dataset", "labeled", "draw", "train", "cases", "backbone", "protocol", "unit",
+                                            "policy", "partial", "failures")}
         table["rows"] = [r.to_dict() for r in b.rows]
         if published is not None and b.standard:
             table["published"] = published(b.dataset, b.labeled)

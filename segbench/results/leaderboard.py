@@ -65,13 +65,15 @@ class Board:
     standard: bool  # the data set's own protocol, unmodified, on all of it: published numbers may stand beside it
     rows: list[Row]
     failures: list[str] = field(default_factory=list)
+    draw: int = 0  # which cases are the labelled ones
 
     @property
     def title(self) -> str:
         """What the table is about, in one line."""
         part = " · PARTIAL COPY" if self.partial else ""
-        return (f"{self.dataset} · {self.labeled} of {self.train} labelled · {self.backbone} · protocol {self.protocol} · "
-                f"test ({self.cases} cases){part}")
+        draw = f" (draw {self.draw})" if self.draw else ""
+        return (f"{self.dataset} · {self.labeled} of {self.train} labelled{draw} · {self.backbone} · "
+                f"protocol {self.protocol} · test ({self.cases} cases){part}")
 
 
 def boards(runs: Iterable[RunDir], dataset: str | None = None) -> tuple[list[Board], list[str]]:
@@ -96,7 +98,7 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None) -> tuple[list[Boa
     tables = [_board(key, _named(methods)) for key, methods in groups.items()]
     for table in tables:
         table.failures = [f for group, lines in failures.items() if table.dataset in group.split("+") for f in lines]
-    return sorted(tables, key=lambda b: (b.dataset, b.labeled, b.protocol, b.backbone)), warnings
+    return sorted(tables, key=lambda b: (b.dataset, b.labeled, b.draw, b.protocol, b.backbone)), warnings
 
 
 def _key(result: dict[str, Any], name: str) -> tuple[Any, ...]:
@@ -104,7 +106,8 @@ def _key(result: dict[str, Any], name: str) -> tuple[Any, ...]:
     text = f"{protocol['name']} {protocol['version']}" + (f" (modified: {', '.join(protocol['modified'])})"
                                                           if protocol["modified"] else "")
     return (name, result["labeled"][name], result["train"][name], result["backbone"], text, result["protocol_sha256"],
-            result["fingerprints"][name], result["splits"][name], name in result["partial"], result["precision"])
+            result["fingerprints"][name], result["splits"][name], name in result["partial"], result["precision"],
+            result.get("draw", 0))
 
 
 def _variant(result: dict[str, Any]) -> str:
@@ -139,7 +142,7 @@ def _board(key: tuple[Any, ...], methods: dict[str, Runs]) -> Board:
         else:
             row.note = f"{row.seeds} seed{'s' if row.seeds > 1 else ''}: not ranked"
     return Board(name, labeled, train, mine[0]["counts"]["n"], backbone, protocol, mine[0]["policy"], unit, key[8],
-                 not key[8] and _standard(name, any_result["protocol"]), rows)
+                 not key[8] and not key[10] and _standard(name, any_result["protocol"]), rows, draw=key[10])
 
 
 def _standard(name: str, protocol: dict[str, Any]) -> bool:
