@@ -153,7 +153,7 @@ def write_case(folder: Path, case: Case, source: Any) -> CaseInfo:
         files = {"image.npy": _save(temp / "image.npy", image)}
         if label is not None:
             files["label.npy"] = _save(temp / "label.npy", label)
-        info = _describe(case, image, label, files, source)
+        info = describe(case, image, label, files, source)
         with open(temp / "case.json", "xb") as file:
             file.write(json_bytes(info.to_json()))
             file.flush()
@@ -178,8 +178,9 @@ def _save(path: Path, array: np.ndarray) -> tuple[int, str]:
     return path.stat().st_size, file_digest(path)
 
 
-def _describe(case: Case, image: np.ndarray, label: np.ndarray | None, files: dict[str, tuple[int, str]],
-              source: Any) -> CaseInfo:
+def describe(case: Case, image: np.ndarray, label: np.ndarray | None, files: dict[str, tuple[int, str]],
+             source: Any) -> CaseInfo:
+    """What is known of a case by its voxels."""
     labels = {} if label is None else {v: int(n) for v, n in enumerate(np.bincount(label.ravel())) if n}
     intensity = {"min": float(image.min()), "max": float(image.max()),
                  "mean": float(image.mean(dtype=np.float64)), "std": float(image.std(dtype=np.float64))}
