@@ -43,7 +43,7 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
         problems.append(problem_of("*", error, str(source)))
     problems += [Problem(i, str(source), "no file of this case", "; ".join(dataset.files),
                          "complete the folder, or write train.list and test.list of what it holds")
-                 for i in dict.fromkeys((*split.train, *split.test)) if i not in raw]
+                 for i in dict.fromkeys((*split.train, *split.test)) if i not in raw and valid_id(i)]
     wanted = [raw[i] for i in dict.fromkeys((*split.train, *split.test)) if i in raw]
     infos, wrong = check_cases(dataset, wanted, progress)
     read = Split(tuple(i for i in split.train if i in infos), tuple(i for i in split.test if i in infos))
