@@ -151,7 +151,8 @@ class Predictor:
 
     def _told(self, volume: Volume) -> tuple[list[str], list[str]]:
         """What will be done to a scan, in words, and warnings."""
-        steps, warnings = [], []
+        steps: list[str] = []
+        warnings: list[str] = []
         if volume.affine is None:
             warnings.append("the file tells no space: its axes are taken as they are" +
                             ("" if self.stored else ", and its grey values as prepared"))
@@ -198,13 +199,16 @@ def _recipe(store: Store) -> tuple[Recipe, bool]:
     infos = [store.cases[case] for case in store.train]
     found = [i.source["from"].get("recipe") if isinstance(i.source.get("from"), Mapping) else None for i in infos]
     if isinstance(found[0], Mapping) and all(f == found[0] for f in found):
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()}
         grey = tuple(Grey(None if g["window"] is None else tuple(g["window"]), g["scale"]) for g in plain.pop("grey"))
         recipe = Recipe(**plain, grey=grey)
         return replace(recipe, crop="none") if recipe.crop.startswith("label") else recipe, True
     spacings = np.array([i.spacing for i in infos]) if all(i.spacing for i in infos) else np.empty((0, 3))
     same = len(spacings) > 0 and np.ptp(spacings, axis=0).max() < 1e-3 * spacings.min()
-    return Recipe(orientation="file", spacing=tuple(map(float, spacings[0])) if same else None), False
+    if not same or spacings.shape[1] != 3:
+        return Recipe(orientation="file"), False
+    a, b, c = map(float, spacings[0])
+    return Recipe(orientation="file", spacing=(a, b, c)), False
 
 
 def _shifted(offset: Sequence[int]) -> np.ndarray:
