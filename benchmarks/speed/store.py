@@ -12,12 +12,14 @@ window and scaled to [0, 1].
 from __future__ import annotations
 
 import argparse
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-FORMS = ("memmap", "blosc2 zstd", "blosc2 lz4")
+FORMS = ("memmap", "no readahead", "blosc2 zstd", "blosc2 lz4")  # the second: the first, told to be read at random
 CHUNK, BLOCK = (64, 64, 64), (16, 16, 16)  # 1 MiB and 16 KiB: a block fits the first cache, as nnU-Net has it
 
 
@@ -41,7 +43,7 @@ def volume(shape: tuple[int, ...]) -> np.ndarray:
 def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:
     """The file of a form and the seconds it took, on the disk."""
     path, start = folder / form.replace(" ", "_"), time.perf_counter()
-    if form == "memmap":
+    if not form.startswith("blosc2"):
         path = path.with_suffix(".npy")
         np.save(path, array)
     else:
@@ -57,8 +59,11 @@ def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:
 
 def opened(form: str, path: Path) -> Any:
     """Something that gives a crop when indexed; opened anew for each crop, as the loader does."""
-    if form == "memmap":
-        return np.load(path, mmap_mode="r")
+    if not form.startswith("blosc2"):
+        array: Any = np.load(path, mmap_mode="r")
+        if form == "no readahead":
+            array._mmap.madvise(mmap.MADV_RANDOM)
+        return array
     import blosc2
     blosc2.set_nthreads(1)  # a loader has a core to itself
     return blosc2.open(str(path), mode="r", mmap_mode="r")
@@ -80,7 +85,7 @@ def fetched() -> int:
     return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
 
 
-def timed(calls: list[Callable[[], Any]]) -> float:
+def timed(calls: Sequence[Callable[[], Any]]) -> float:
     """Seconds of all calls."""
     start = time.perf_counter()
     for call in calls:
@@ -110,11 +115,11 @@ def measure(paths: dict[str, Path], corners: np.ndarray, edge: int, rounds: int)
             cold, before = 0.0, fetched()
             for corner in corners:
                 drop(path)
-                cold += timed([lambda: crop(form, path, corner, edge)])  # noqa: B023
+                cold += timed([partial(crop, form, path, corner, edge)])
             found[form]["read"].append((fetched() - before) / len(corners) / 1e6)
             found[form]["cold"].append(cold / len(corners) * 1e3)
             path.read_bytes()
-            calls = [lambda c=corner: crop(form, path, c, edge) for corner in corners]  # noqa: B023
+            calls = [partial(crop, form, path, corner, edge) for corner in corners]
             found[form]["warm"].append(timed(calls) / len(corners) * 1e3)
     return {form: {what: median(values) for what, values in numbers.items()} for form, numbers in found.items()}
 
