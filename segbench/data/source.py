@@ -18,6 +18,7 @@ from segbench.data.store import Store
 from segbench.errors import DataError, SegbenchError, StorageError
 
 Progress = Callable[[int, int, str], None]
+MEND = "repair or replace the file, or take the case out"
 
 
 def check_source(entry: registry.Entry, source: Path, progress: Progress = lambda done, total, case: None,
@@ -80,7 +81,7 @@ def _read(dataset: Dataset, raw: RawCase) -> tuple[CaseInfo | None, list[Problem
     except SegbenchError as error:
         return None, [problem_of(raw.id, error, file)]
     except Exception as error:  # an adapter may fail in any way; the case and the file are what the user needs
-        return None, [Problem(raw.id, file, f"{type(error).__name__}: {error}")]
+        return None, [Problem(raw.id, file, f"{type(error).__name__}: {error}", fix=MEND)]
     if problems:
         return None, problems
     if case.group is None:
@@ -96,7 +97,7 @@ def _read(dataset: Dataset, raw: RawCase) -> tuple[CaseInfo | None, list[Problem
 def problem_of(case: str, error: SegbenchError, file: str) -> Problem:
     """An error about a case as one line of a list."""
     where, found, expected, fix = (str(error.details[k] or "") for k in ("where", "found", "expected", "fix"))
-    return Problem(case, where or file, f"{error.what}{found and f': {found}'}", expected, fix)
+    return Problem(case, where or file, f"{error.what}{found and f': {found}'}", expected, fix or MEND)
 
 
 def _ids(found: list[RawCase], source: str) -> list[Problem]:
