@@ -21,7 +21,7 @@ from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Setting, Source
 from segbench.data.batches import TrainingData, loader
-from segbench.data.checks import check_facts, require_learnable, require_no_leak
+from segbench.data.checks import brief, check_facts, require_learnable, require_no_leak
 from segbench.data.draws import drawn
 from segbench.data.store import Store, derived, open_store
 from segbench.errors import DataError, IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
@@ -223,7 +223,7 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     for stage in plan:
         data.check(stage.labeled, stage.unlabeled)
     facts = [p for view in views.values() for p in check_facts(view, protocol.least) if p.level == "warning"]
-    for warning in [*data.warnings, *map(str, facts)]:
+    for warning in [*data.warnings, *brief(facts)]:
         reporter.warn(warning)
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
