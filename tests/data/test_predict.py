@@ -200,6 +200,39 @@ def test_geometry_is_copied_to_the_bit_and_nothing_else(scans, tmp_path):
         assert b"Jane" not in (tmp_path / "out.nii.gz").read_bytes() and not out.header["descrip"].item()
 
 
+def test_a_network_for_slices_gives_a_volume(scans, tmp_path):
+    """The slices are those of the training's last axis, whatever the file's order."""
+    class Flat(Oracle):
+        def predict(self, image, task=0):
+            assert image.shape[1:] == (1, 16, 16)
+            return super().predict(image[..., None], task)[..., 0]
+    run = scans.prepared("supervised", dataset="scans", protocol=PROTOCOL.with_name("tiny_flat.yaml"))
+    predict = Predictor(Flat(), run.experiment, run.stores[0], 0, "cpu")
+    grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
+    for axes, signs in (((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1))):
+        stored, place = turned(grey, AFFINE, axes, signs)
+        np.testing.assert_array_equal(predict(scan_of(tmp_path, stored, place)).label,
+                                      turned(truth(grey), AFFINE, axes, signs)[0])
+
+
+def test_reduced_volumes_come_back_in_full(scans, tmp_path):
+    """Each axis by its own factor: blocks of one grey value, so that nothing is lost on the way."""
+    class Bright(Oracle):
+        def predict(self, image, task=0):
+            assert image.shape[2:] == (16, 16, 16)
+            bright = (image[:, :1] > 0.7).float()
+            return torch.cat([1 - bright, bright], 1)
+    text = PROTOCOL.read_text().replace("name: tiny", "name: p")
+    (tmp_path / "p.yaml").write_text(f"{text}downsample: {{scans: [2, 1, 4]}}\n")
+    run = scans.prepared("supervised", dataset="scans", protocol=tmp_path / "p.yaml")
+    predict = Predictor(Bright(), run.experiment, run.stores[0], 0, "cpu")
+    blocks = np.zeros((6, 10, 2))
+    blocks[2:4, 3:8] = 1000
+    grey = blocks.repeat(2, 0).repeat(4, 2).astype(np.int16)  # 12 x 10 x 8
+    found = predict(scan_of(tmp_path, grey, AFFINE))
+    np.testing.assert_array_equal(found.label, grey > 0)
+
+
 def test_grey_values_of_another_kind_are_pointed_out(scans, tmp_path):
     grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.float32)
     predict = predictor(scans)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -68,6 +69,13 @@ def test_one_command_compares_a_joint_method_with_one_network_a_data_set(togethe
     boards = json.loads(together.call("leaderboard", "--format", "json").stdout)["boards"]
     assert {b["dataset"]: sorted(r["method"] for r in b["rows"]) for b in boards} == {
         "scans_two": ["supervised", "versemi"], "tiny": ["supervised", "versemi"]}
+    with h5py.File(together.folder / "scan.h5", "w") as file:
+        file["image"] = np.zeros((20, 20, 20), np.float32)
+    call = ("predict", joint["run_id"], "scan.h5", "-o", "out")
+    asked = together.call(*call)
+    assert asked.returncode == 2 and "--dataset tiny" in asked.stderr
+    assert together.call(*call, "--dataset", "tiny").returncode == 0
+    assert together.call(*call, "--dataset", "scans_two", "--overwrite").returncode == 3  # two channels are wanted
     steps = {json.loads(f.read_text())["method"]: json.loads(f.read_text())["steps"]
              for f in together.folder.glob("segbench-out/runs/*/*/*/result.json")}
     assert steps == {"versemi": 8, "supervised": 4}  # the same budget for each data set
