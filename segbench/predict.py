@@ -107,7 +107,9 @@ class Predictor:
         self.precision, self.device = experiment.precision, device
         self.dataset: Dataset = registry.get("dataset", store.name).cls()
         self.codes = _orientation(store)
-        self.recipe, self.stored = _recipe(store)
+        recipe, self.stored = _recipe(store)
+        self.boxed = recipe.crop.startswith("label")
+        self.recipe = replace(recipe, crop="none") if self.boxed else recipe
 
     def __call__(self, scan: Scan) -> Prediction:
         """Predict one scan.
@@ -153,6 +155,9 @@ class Predictor:
         """What will be done to a scan, in words, and warnings."""
         steps: list[str] = []
         warnings: list[str] = []
+        if self.boxed:
+            warnings.append("the training cases were cut to a box around the label, which nobody knows here: the whole scan is "
+                            "searched, and more may be found than there is")
         if volume.affine is None:
             warnings.append("the file tells no space: its axes are taken as they are" +
                             ("" if self.stored else ", and its grey values as prepared"))
@@ -195,14 +200,13 @@ def _orientation(store: Store) -> str | None:
 
 
 def _recipe(store: Store) -> tuple[Recipe, bool]:
-    """The recipe stored with the training cases, without a crop by the label, and True; else what the cases share."""
+    """The recipe stored with the training cases, and True; else what the cases share, and False."""
     infos = [store.cases[case] for case in store.train]
     found = [i.source["from"].get("recipe") if isinstance(i.source.get("from"), Mapping) else None for i in infos]
     if isinstance(found[0], Mapping) and all(f == found[0] for f in found):
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()}
         grey = tuple(Grey(None if g["window"] is None else tuple(g["window"]), g["scale"]) for g in plain.pop("grey"))
-        recipe = Recipe(**plain, grey=grey)
-        return replace(recipe, crop="none") if recipe.crop.startswith("label") else recipe, True
+        return Recipe(**plain, grey=grey), True
     spacings = np.array([i.spacing for i in infos]) if all(i.spacing for i in infos) else np.empty((0, 3))
     same = len(spacings) > 0 and np.ptp(spacings, axis=0).max() < 1e-3 * spacings.min()
     if not same or spacings.shape[1] != 3:
