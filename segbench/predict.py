@@ -156,8 +156,8 @@ class Predictor:
         steps: list[str] = []
         warnings: list[str] = []
         if self.boxed:
-            warnings.append("the training cases were cut to a box around the label, which nobody knows here: the whole scan is "
-                            "searched, and more may be found than there is")
+            warnings.append("the training cases were cut to a box around the label, which nobody knows here: the whole scan "
+                            "is searched, and more may be found than there is")
         if volume.affine is None:
             warnings.append("the file tells no space: its axes are taken as they are" +
                             ("" if self.stored else ", and its grey values as prepared"))
