@@ -104,11 +104,13 @@ def facts(where: Any) -> Any:
     return where if isinstance(where, str | int | float | bool | None) else repr(where)
 
 
-def check_case(case: Case, dataset: Dataset, file: str) -> list[Problem]:
+def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
     """Everything wrong with what an adapter's ``load`` gave; empty means it can be written."""
     image, label, problems = np.asarray(case.image), case.label, []
+    own = where.get("label") if isinstance(where, Mapping) else None
 
     def wrong(found: object, expected: object, fix: str = "") -> None:
+        file = str(own) if isinstance(own, Path) and str(found).startswith("label") else place(where)
         problems.append(Problem(case.id, file, str(found), str(expected), fix))
 
     if image.ndim != dataset.dims + 1 or image.shape[0] != dataset.channels or 0 in image.shape:

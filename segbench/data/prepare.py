@@ -296,7 +296,7 @@ def _one(adapter: dict[str, Any], raw: RawCase, folder: Path) -> Result:
             return raw.id, kept, []
         remove(folder / raw.id)
         case = dataset.load(raw)
-        problems = check_case(case, dataset, place(raw.where))
+        problems = check_case(case, dataset, raw.where)
         if case.id != raw.id:
             problems.append(Problem(raw.id, place(raw.where), f"load gave id {case.id!r}", repr(raw.id)))
         if case.group is None:

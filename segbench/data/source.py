@@ -75,7 +75,7 @@ def _read(dataset: Dataset, raw: RawCase) -> tuple[CaseInfo | None, list[Problem
         # What all cases share is worked out from this one alone: another broken file must not stand in its way.
         (settled,) = dataset.settle([raw], Split((raw.id,), ()))
         case = dataset.load(settled)
-        problems = check_case(case, dataset, file)
+        problems = check_case(case, dataset, raw.where)
     except StorageError:
         raise
     except SegbenchError as error:

@@ -108,7 +108,7 @@ FAULTS = {  # what is done to the folder, what must be said
     "a web page": (lambda r: (r / IMAGE).write_bytes(b"<!DOCTYPE html><html>Log in</html>"), "an HTML page"),
     "not gzipped": (lambda r: (r / IMAGE).write_bytes(gzip.decompress((r / IMAGE).read_bytes())), "not a NIfTI file"),
     "gzipped text": (lambda r: (r / IMAGE).write_bytes(gzip.compress(b"hello " * 99)), "damaged or cut short"),
-    "label value 3": (lambda r: save(r / LABEL, label(1) * 3), "label values 3"),
+    "label value 3": (lambda r: save(r / LABEL, label(1) * 3), ("label values 3", LABEL)),
     "label 255 for 1": (lambda r: save(r / LABEL, label(1) * np.uint8(255)), "255"),
     "half labels": (lambda r: save(r / LABEL, label(1) * np.float32(0.5)), "0.5"),
     "negative labels": (lambda r: save(r / LABEL, -label(1).astype(np.int16)), "-1"),
