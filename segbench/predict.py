@@ -68,6 +68,8 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
         if not path.exists():
             raise DataError("no such file or folder", where=path)
         files = [path] if not path.is_dir() or _has_dicom(path) else _volumes(path)
+        if len(files) == 1 and files[0].is_dir():
+            files = [path]  # a patient's folder with one study in it
         if not files:
             raise DataError("no scan in the folder", where=path, expected=" ".join(ENDINGS) + ", or DICOM slices")
         found += _grouped(files) if channels > 1 else [Scan(stem(f) if f.is_file() else f.name, (f,)) for f in files]

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from segbench import registry
+from segbench.data.readers import read_dicom
+from segbench.errors import DataError
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 IMAGE, LABEL = "imagesTr/c1_0000.nii.gz", "labelsTr/c1.nii.gz"
@@ -239,6 +241,22 @@ def test_faults_of_nrrd_files(lab):
     header.write_text("NRRD0004\ntype: uchar\ndimension: 3\nsizes: 10 9 8\nencoding: raw\ndata file: /etc/passwd\n")
     result = lab.call("data", "check", "la", "--from", "in")
     assert result.returncode == 3 and "damaged or cut short" in result.stdout and "points to another file" in result.stdout
+
+
+@pytest.mark.parametrize(("make", "expected"), [
+    (lambda f: f[3].unlink(), "slices are missing"), (lambda f: f[0].write_bytes(b""), "an empty file"),
+    (lambda f: f[-1].write_text("hello"), "no DICOM header"),
+    (lambda f: f[2].write_bytes(f[2].read_bytes()[:700]), "1-003.dcm"),
+    (lambda f: f[2].write_bytes(f[1].read_bytes()), "two slices of the series have one number"),
+], ids=["gap", "empty", "text", "cut", "twice"])
+def test_faults_of_dicom_series(tmp_path, write_dicom, make, expected):
+    write_dicom(tmp_path, volume(1), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    (tmp_path / "study" / "series" / "._1-001.dcm").write_bytes(b"side file of another system")
+    assert read_dicom(tmp_path).array.shape == (10, 9, 8)
+    make(sorted(tmp_path.rglob("1-*.dcm")))
+    with pytest.raises(DataError) as caught:
+        read_dicom(tmp_path)
+    assert expected in str(caught.value), str(caught.value)
 
 
 def test_a_patient_in_two_lists(lab):

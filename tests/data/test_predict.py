@@ -280,6 +280,7 @@ def test_what_is_found_in_folders(tmp_path, write_dicom):
     write_dicom(tmp_path / "in" / "series", np.zeros((3, 3, 2), np.int16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     assert [s.name for s in find_scans([tmp_path / "in"], 1)] == ["a", "b", "series"]
     assert [s.name for s in find_scans([tmp_path / "in" / "b.nii.gz"], 1)] == ["b"]
+    assert [s.name for s in find_scans([tmp_path / "in" / "series"], 1)] == ["series"]  # holds study/series/
     (tmp_path / "c").mkdir()
     for place, error in ((tmp_path / "c", "no scan in the folder"), (tmp_path / "nowhere", "no such file")):
         with pytest.raises(DataError, match=error):
