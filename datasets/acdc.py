@@ -25,8 +25,8 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import check_pair, read_h5, read_nifti
-from segbench.data.recipe import Grey, Recipe, apply
+from segbench.data.readers import Volume, check_pair, read_h5, read_nifti
+from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
 
 RECIPE = Recipe(orientation="file", grey=(Grey(scale="minmax"),))
@@ -79,6 +79,15 @@ class ACDC(Dataset):
             raise DataError("no case of the ACDC data found", where=source, expected=" ".join(self.files),
                             fix="segbench data prepare acdc --from DIR")
         return [RawCase(case, where, self.group(case)) for case, where in raw or sorted(h5.items())]
+
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """As the circulating files."""
+        return normalise(image, RECIPE.grey)
+
+    def scan(self, file: Path) -> Volume:
+        """As ever, but the axes of an h5 volume are (slices, rows, columns)."""
+        volume = super().scan(file)
+        return volume if volume.affine is not None else Volume(volume.array.T, None)
 
     def load(self, raw: RawCase) -> Case:
         """One frame as (1, x, y, slices) in [0, 1]."""

@@ -78,6 +78,10 @@ class LeftAtrium(Dataset):
         return [RawCase(p.name, {"layout": "nrrd", "margin": MARGIN, "image": p / IMAGE, "label": p / LABEL})
                 for p in raw]
 
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """Z-score over the whole scan."""
+        return (image - image.mean(dtype=np.float64)) / max(float(image.std(dtype=np.float64)), 1e-9)
+
     def load(self, raw: RawCase) -> Case:
         """One volume; z-scored over the whole scan, so neither mean 0 nor standard deviation 1 in the crop."""
         where: dict[str, Any] = raw.where

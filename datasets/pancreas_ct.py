@@ -22,7 +22,7 @@ import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.readers import read_dicom, read_h5, read_nifti
-from segbench.data.recipe import Grey, Recipe, apply
+from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
 
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002
@@ -77,6 +77,10 @@ class Pancreas(Dataset):
                             expected="labelNNNN.nii.gz for each PANCREAS_NNNN; the labels are a download of their own")
         return {case: {"layout": "dicom", "recipe": self.recipe, "image": folder, "label": labels[case]}
                 for case, folder in cases.items() if case not in WITHDRAWN}
+
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """As the recipe; the h5 files hold such values."""
+        return normalise(image, self.recipe.grey)
 
     def load(self, raw: RawCase) -> Case:
         """One case; the circulating files are taken as they are, but for the labels' type."""

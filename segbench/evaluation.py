@@ -72,13 +72,20 @@ def _finished(partial: Path, stamp: str) -> Iterator[dict[str, Any]]:
 
 def predict_case(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,
                  precision: str = "fp32") -> Tensor:
-    """Class probabilities (K, *S) of a case on the grid of its label, on the device.
+    """Class probabilities (K, *S) of a case on the grid of its label, on the device."""
+    view = derived(store, protocol.factors(store.name, store.dims))
+    return predict_image(method, np.array(view.image(case)), store.cases[case].shape, task, protocol, store.name, device,
+                         precision)
+
+
+def predict_image(method: Method, small: np.ndarray, full: Sequence[int], task: int, protocol: Protocol, dataset: str,
+                  device: str, precision: str = "fp32") -> Tensor:
+    """Class probabilities (K, *full), on the device, of a volume (C, *S) downsampled already as the protocol says.
 
     A protocol with a patch of two axes predicts a volume slice by slice; the result is the volume.
     """
-    factor = protocol.downsample
-    view = derived(store, factor) if factor > 1 else store
-    image = torch.from_numpy(np.array(view.image(case)))  # (C, *S), the only copy of the volume
+    factors = protocol.factors(dataset, len(full))
+    image = torch.from_numpy(small)
     missing = method.setting.channels - len(image)
     if missing:  # joint training fills the channels of the others up with zeros
         image = torch.cat([image, image.new_zeros(missing, *image.shape[1:])])
@@ -99,11 +106,10 @@ def predict_case(method: Method, store: Store, case: str, task: int, protocol: P
     probabilities = predict_probabilities(predict, image, patch, stride, batch=protocol.inference.batch, device=device)
     if zoomed:
         probabilities = _resized(probabilities, shape)
-    if factor > 1:
-        shape = store.cases[case].shape
-        mode = "trilinear" if len(shape) == 3 else "bilinear"
-        probabilities = F.interpolate(probabilities[None], scale_factor=factor, mode=mode, align_corners=False)[0]
-        probabilities = probabilities[(slice(None), *(slice(n) for n in shape))]  # blocks at the far end may overhang
+    if max(factors) > 1:
+        mode = "trilinear" if len(full) == 3 else "bilinear"
+        probabilities = F.interpolate(probabilities[None], scale_factor=factors, mode=mode, align_corners=False)[0]
+        probabilities = probabilities[(slice(None), *(slice(n) for n in full))]  # blocks at the far end may overhang
     return probabilities
 
 
@@ -117,11 +123,16 @@ def _resized(volume: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _predict(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,
              precision: str) -> tuple[np.ndarray, str]:
-    label = labels_from(predict_case(method, store, case, task, protocol, device, precision))
-    if protocol.largest_component:
-        for value in range(1, len(store.classes) + 1):
-            label[(label == value) & ~largest_component(label == value)] = 0
+    label = finished(labels_from(predict_case(method, store, case, task, protocol, device, precision)), protocol)
     return label, array_digest(label)
+
+
+def finished(label: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """A label map after the protocol's last step, in place: only the largest component of each class, if it says so."""
+    if protocol.largest_component:
+        for value in np.unique(label[label > 0]):
+            label[(label == value) & ~largest_component(label == value)] = 0
+    return label
 
 
 def score(label: np.ndarray, digest: str, store: Store, case: str) -> list[dict[str, Any]]:

@@ -77,7 +77,8 @@ def _show(settings: Settings, runs: list[Prepared]) -> None:
 
 def _column(run: Prepared) -> str:
     e = run.experiment
-    return f"{'+'.join(e.datasets)} {','.join(map(str, dict.fromkeys(e.labeled.values())))} {e.backbone}"
+    draw = f" draw {e.draw}" if e.draw else ""
+    return f"{'+'.join(e.datasets)} {','.join(map(str, dict.fromkeys(e.labeled.values())))}{draw} {e.backbone}"
 
 
 @bench.command("run")

@@ -96,11 +96,20 @@ def _downloaded(entries: list[Entry], source: Path | None) -> Path:
 @data.command()
 @click.argument("name")
 @click.option("--case", "cases", multiple=True, help="Only this case (repeatable).")
-def check(name: str, cases: tuple[str, ...]) -> None:
-    """Read a prepared data set in full: damaged files, bad labels, cases shared by train and test.
+@click.option("--from", "source", type=click.Path(path_type=Path), help="Check the files it is prepared from instead.")
+def check(name: str, cases: tuple[str, ...], source: Path | None) -> None:
+    """Read a prepared data set in full, or a folder of files before it is prepared.
 
-    Lists every problem; exit code 3 if any is an error.
+    Damaged files, bad labels, cases shared by train and test: lists every problem; exit code 3 if any is an error.
+
+    \b
+    segbench data check la
+    segbench data check la --from ~/Downloads/LA
+    segbench data check folder:/data/Dataset007_Mine
     """
+    if source is not None or _unprepared(name):
+        _check_source(name, source, cases)
+        return
     from segbench.data.checks import check_store
     from segbench.data.problem import DataProblems
     from segbench.data.store import open_store
@@ -122,6 +131,33 @@ def check(name: str, cases: tuple[str, ...]) -> None:
         raise DataProblems(f"data set '{name}': {_plural(len(errors), 'problem')}", errors, listed=False,
                            fix=f"mend the source, then: segbench data prepare {name} --from DIR")
     _document("segbench.data.check/1", documents)
+
+
+def _unprepared(name: str) -> bool:
+    """Whether a folder of the user's own is not prepared yet: then its files are what can be checked."""
+    entry = _members(name)[0]
+    return entry.cls.source is not None and not (_settings().data_root / entry.name / "store.json").is_file()
+
+
+def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> None:
+    from segbench.data.problem import DataProblems
+    from segbench.data.source import check_source
+    from segbench.errors import UsageError
+
+    entry, *more = _members(name)
+    if cases or more or entry.cls.embedded:
+        raise UsageError("--from is for one data set that is prepared from files, and checks all its cases",
+                         found=f"{name}{' --case' * bool(cases)}", fix=f"segbench data check {name}")
+    place = source or entry.cls.source
+    with _progress(f"check {entry.name}") as progress:
+        store, problems = check_source(entry, place, progress)
+    _show(store, problems, len(store.cases) + len({p.case for p in problems} - {*store.cases, "*"}))
+    errors = [p for p in problems if p.level == "error"]
+    if errors:
+        raise DataProblems(f"data set '{name}': {_plural(len(errors), 'problem')}", errors, listed=False, where=place,
+                           fix=f"mend the files, then: segbench data prepare {name}")
+    _document("segbench.data.check/1", [{"name": entry.name, "folder": str(place), "cases": len(store.cases),
+                                         "problems": [vars(p) for p in problems]}])
 
 
 @data.command()

@@ -1,23 +1,93 @@
-"""``segbench evaluate``."""
+"""``segbench evaluate``: a finished run once more, or any two folders of label files."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
-from segbench.cli.common import Command, Settings
+from segbench.cli.common import Command, Settings, table
 from segbench.errors import IntegrityError, UsageError
 
 
 @click.command(cls=Command)
-@click.argument("wanted", metavar="RUN")
+@click.argument("wanted", metavar="[RUN]", required=False)
 @click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto].")
+@click.option("--pred", metavar="DIR", type=click.Path(path_type=Path), help="Folder of predicted label files.")
+@click.option("--ref", metavar="DIR", type=click.Path(path_type=Path), help="Folder of reference label files.")
+@click.option("--labels", metavar="1=NAME,...", help="Classes of the files [all values above 0].")
+@click.option("--csv", "out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
+              help="Also one line a case and class.")
 @click.pass_obj
-def evaluate(settings: Settings, wanted: str, device: str | None) -> None:
-    """Predict the test cases of a finished RUN once more and compare with its stored results.
+def evaluate(settings: Settings, wanted: str | None, device: str | None, pred: Path | None, ref: Path | None,
+             labels: str | None, out: Path | None) -> None:
+    """Predict the test cases of a finished RUN once more and compare with its stored results; or compare two folders.
+
+    Files of the folders are paired by name; NIfTI, NRRD and HDF5 (key 'label') are read.
 
     \b
     segbench evaluate 3f9c2a7b
+    segbench evaluate --pred out/ --ref truth/ --labels 1=atrium --csv cases.csv
     """
+    if wanted is not None and pred is None and ref is None and labels is None and out is None:
+        _run(settings, wanted, device)
+    elif wanted is None and pred is not None and ref is not None:
+        _folders(settings, pred, ref, _names(labels), out)
+    else:
+        raise UsageError("name one finished run, or two folders", fix="segbench evaluate RUN, or --pred DIR --ref DIR")
+
+
+def _names(labels: str | None) -> dict[int, str] | None:
+    names: dict[int, str] = {}
+    for part in labels.split(",") if labels else ():
+        value, equals, name = (text.strip() for text in part.partition("="))
+        if not equals or not name or not value.isdecimal() or not 0 < int(value) < 256 or int(value) in names \
+                or name in names.values():
+            raise UsageError(f"--labels: '{part}'", expected="each value from 1 to 255 once, as 1=atrium,2=ventricle")
+        names[int(value)] = name
+    return names or None
+
+
+def _folders(settings: Settings, pred: Path, ref: Path, names: dict[int, str] | None, out: Path | None) -> None:
+    from segbench.cli.reporter import reporter
+    from segbench.evaluation import cases_csv, summarise
+    from segbench.files import atomic_write
+    from segbench.folders import evaluate_folders
+
+    show = reporter(settings)
+    try:
+        rows, warnings = evaluate_folders(pred, ref, names, show.evaluate)
+    finally:
+        show.stop()
+    for warning in warnings:
+        show.warn(warning)
+    policy = "worst_distance"
+    summary = summarise(rows, policy)
+    if out is not None:
+        atomic_write(out, cases_csv(rows))
+    if not settings.json:
+        click.echo(_table(summary))
+        click.echo(f"{len({r['case'] for r in rows})} cases · missed: Dice 0, distances by policy '{policy}'")
+    settings.document = {"schema": "segbench.evaluate/1", "status": "done", "policy": policy, "metrics": summary,
+                         "cases": rows, "warnings": warnings, "csv": str(out) if out else None}
+
+
+def _table(summary: list[dict[str, Any]]) -> str:
+    from segbench.results.export import number
+
+    unit = "mm" if "hd95_mm" in summary[0]["columns"] else "vox"
+    rows = []
+    for row in summary:
+        mean = {k: v["mean"] for k, v in row["columns"].items()}
+        share = [number(None if mean[k] is None else 100 * mean[k], 2) for k in ("dice", "jaccard")]
+        rows.append([row["class"], row["counts"]["n"], *share, *(number(mean[f"{k}_{unit}"], 2) for k in ("hd95", "asd")),
+                     row["counts"]["empty_prediction"]])
+    return table([("class", "<"), ("cases", ">"), ("Dice %", ">"), ("Jaccard %", ">"), (f"HD95 {unit}", ">"),
+                  (f"ASD {unit}", ">"), ("missed", ">")], rows, drop=("Jaccard %", f"ASD {unit}"))
+
+
+def _run(settings: Settings, wanted: str, device: str | None) -> None:
     from segbench.cli.reporter import reporter
     from segbench.cli.run import document, lines, machine_of, restore
     from segbench.results.rundir import find_run

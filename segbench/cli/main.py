@@ -20,8 +20,8 @@ from segbench.errors import SegbenchError, did_you_mean
 # Commands in the order of the help, with the module that holds them; a module is imported when its command is used or
 # the help is shown, so none of them may import torch.
 COMMANDS = {
-    "demo": "demo", "run": "run", "resume": "run", "evaluate": "evaluate", "bench": "bench", "leaderboard": "leaderboard",
-    "compare": "compare", "runs": "runs", "cite": "cite",
+    "demo": "demo", "run": "run", "resume": "run", "evaluate": "evaluate", "predict": "predict", "bench": "bench",
+    "leaderboard": "leaderboard", "compare": "compare", "runs": "runs", "cite": "cite",
     "list": "catalog", "describe": "catalog", "data": "data", "new": "extend", "test": "extend", "ablate": "extend",
     "config": "config", "doctor": "doctor",
 }

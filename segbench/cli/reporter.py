@@ -107,7 +107,8 @@ def reporter(settings: Settings) -> Lines:
 def header(run: Prepared) -> str:
     """Three lines before a run starts."""
     e = run.experiment
-    data = ", ".join(f"{s.name} ({e.labeled[s.name]} of {len(s.patients)} labelled, {len(s.test)} test"
+    draw = f", draw {e.draw}" if e.draw else ""
+    data = ", ".join(f"{s.name} ({e.labeled[s.name]} of {len(s.patients)} labelled{draw}, {len(s.test)} test"
                      f"{', PARTIAL COPY' if s.partial else ''})" for s in run.stores)
     modified = f" · modified: {', '.join(e.modified)}" if e.modified else ""
     return (f"{e.method} on {safe(data)}\n"

@@ -33,6 +33,8 @@ def science_options(command: Any) -> Any:
     for option in reversed([
         click.option("--dataset", metavar="NAME[,NAME]", default="phantom", show_default=True, help="Data sets."),
         click.option("--labeled", metavar="N|P%", help="Labelled training cases [the data set's]."),
+        click.option("--draw", metavar="N", type=click.IntRange(0, 9999), default=0, show_default=True,
+                     help="Which cases are labelled: 0 the list's first, as published; others at random."),
         click.option("--backbone", metavar="NAME", help="Network [the protocol's]."),
         click.option("--protocol", metavar="NAME|FILE", help="Protocol [the data set's]."),
         click.option("--seed", metavar="N", type=int, help="Seed [0]."),
@@ -75,7 +77,7 @@ def run(settings: Settings, method: str, save_every: str | None, device: str | N
 
 def experiments(settings: Settings, method: str, dataset: str, labeled: str | None, backbone: str | None,
                 protocol: str | None, seed: int | None, seeds: str | None, steps: int | None, precision: str | None,
-                overrides: tuple[str, ...]) -> list[Experiment]:
+                overrides: tuple[str, ...], draw: int = 0) -> list[Experiment]:
     """The experiments a command line asks for: one a data set (one in all for a joint method) and seed."""
     from segbench.config import resolve
     from segbench.data.store import open_store
@@ -88,7 +90,8 @@ def experiments(settings: Settings, method: str, dataset: str, labeled: str | No
     result = []
     for number in parse_seeds(seeds) if seeds else [seed or 0]:
         result += resolve(method, dataset=dataset, labeled=labeled, backbone=backbone, protocol=protocol, seed=number,
-                          steps=steps, precision=precision, overrides=list(overrides), train_sizes=size).experiments
+                          steps=steps, precision=precision, draw=draw, overrides=list(overrides),
+                          train_sizes=size).experiments
     return result
 
 

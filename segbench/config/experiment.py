@@ -16,7 +16,7 @@ from pydantic import Field
 from segbench import registry
 from segbench.config.identity import SPEED_KEYS
 from segbench.config.overrides import NOT_SETTABLE, Keys, Value, parse_overrides
-from segbench.config.protocol import Protocol, read_protocol
+from segbench.config.protocol import Protocol, protocols_for, read_protocol
 from segbench.config.schema import Strict, flatten, nest, validate
 from segbench.errors import UsageError
 
@@ -34,6 +34,7 @@ class Experiment(Strict):
     backbone_params: dict[str, Any] = Field(description="defaults filled in")
     datasets: tuple[str, ...] = Field(min_length=1, description="several in joint training")
     labeled: dict[str, int] = Field(description="labelled patients of each data set: the first of its training list")
+    draw: int = Field(0, ge=0, le=9999, description="which labelled patients: 0 the list's first, others at random")
     protocol: Protocol = Field(description="effective; its backbone and labeled are overruled by the fields here")
     modified: tuple[str, ...] = Field((), description="keys that differ from the protocol of that name")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything random")
@@ -65,12 +66,13 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
             backbone: str | None = None, protocol: str | Path | None = None, seed: int = 0, steps: int | None = None,
             precision: str | None = None, overrides: Iterable[str] | Mapping[str, Any] = (),
             suite: Mapping[str, Any] | None = None, suite_where: Mapping[str, str] | None = None,
-            train_sizes: TrainSizes | None = None) -> Resolved:
+            train_sizes: TrainSizes | None = None, draw: int = 0) -> Resolved:
     """Resolve one command line.
 
     Args:
         dataset: ``la``, ``la,acdc``, a group such as ``phantom``, or a list of names.
         labeled: ``8``, ``"8"`` or ``"10%"`` of the patients of each training list (rounded down, at least 1).
+        draw: 0 labels the first patients of the training list, as the literature does; 1, 2, ... are other choices.
         suite: a suite's ``params`` for this method; ``suite_where`` gives the origin of its keys.
         train_sizes: patients in each training list; without it the published split's length is taken.
 
@@ -81,14 +83,12 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
     method_cls = registry.get("method", method).cls
     named, sources = read_protocol(protocol if protocol is not None else _common_protocol(data))
     name, backbone_cls = _backbone(backbone or named.backbone.name)
-    sources |= {"protocol": "--protocol" if protocol is not None else f"data set {data[0].name}",
+    sources |= {"protocol": "--protocol" if protocol is not None else _of_data(data),
                 "backbone": "--backbone" if backbone else sources["backbone.name"],
-                "seed": "--seed" if seed != 0 else "default"}
+                **{key: f"--{key}" if value != 0 else "default" for key, value in (("seed", seed), ("draw", draw))}}
     keys = Keys.of(method_cls, backbone_cls)
     flags = {"steps": steps, "precision": precision}
-    user = {**keys.suite(suite, suite_where or {}),
-            **{key: Value(value, f"--{key}") for key, value in flags.items() if value is not None},
-            **parse_overrides(overrides)}
+    user = {**keys.suite(suite, suite_where or {}), **_flags(flags), **parse_overrides(overrides)}
     keys.check(user)
     params = _method_params(method_cls, user, sources)
     backbone_params, larger = _backbone_params(method_cls, backbone_cls, name, named, user, sources)
@@ -97,10 +97,14 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
     counts = {d.name: _labeled(d, labeled, effective, train_sizes, sources) for d in data}
     common = {"method": method_cls.name, "params": params, "backbone": name, "backbone_params": backbone_params,
               "protocol": effective.model_dump(), "modified": _modified(named, effective, keys) + larger, "seed": seed,
-              "precision": effective.precision}
+              "draw": draw, "precision": effective.precision}
     groups = [tuple(counts)] if method_cls.joint else [(name,) for name in counts]
     experiments = [_experiment(common, {n: counts[n] for n in group}, sources) for group in groups]
     return _resolved(experiments, sources)
+
+
+def _flags(flags: Mapping[str, Any]) -> dict[str, Value]:
+    return {key: Value(value, f"--{key}") for key, value in flags.items() if value is not None}
 
 
 def _experiment(common: dict[str, Any], counts: dict[str, int], sources: dict[str, str]) -> Experiment:
@@ -118,16 +122,16 @@ def _resolved(experiments: list[Experiment], sources: dict[str, str]) -> Resolve
     counts = {name: n for e in experiments for name, n in e.labeled.items()}
     values = {**_flat(one.protocol), **one.params, **{f"backbone.{k}": v for k, v in one.backbone_params.items()},
               **{f"labeled.{name}": n for name, n in counts.items()},
-              "protocol": one.protocol.name, "backbone": one.backbone, "seed": one.seed}
+              "protocol": one.protocol.name, "backbone": one.backbone, "seed": one.seed, "draw": one.draw}
     shown = [key for key in sources if key in values and key not in NOT_SETTABLE]
     return Resolved(experiments, {key: sources[key] for key in shown}, {key: values[key] for key in shown})
 
 
 def _flat(protocol: Protocol) -> dict[str, Any]:
-    """Dotted keys; the backbone's parameters stay one value."""
+    """Dotted keys; the backbone's parameters and the factors of data sets stay one value."""
     plain = protocol.model_dump(mode="json")
-    chosen = plain.pop("backbone")
-    return {**flatten(plain), "backbone.name": chosen["name"], "backbone.params": chosen["params"]}
+    chosen, factors = plain.pop("backbone"), plain.pop("downsample")
+    return {**flatten(plain), "downsample": factors, "backbone.name": chosen["name"], "backbone.params": chosen["params"]}
 
 
 def _datasets(names: str | Sequence[str]) -> list[_Data]:
@@ -159,10 +163,21 @@ def _backbone(name: str) -> tuple[str, Any]:
 
 
 def _common_protocol(data: list[_Data]) -> str:
-    if len({d.protocol for d in data}) > 1:
+    """The protocol all data sets have for their own, else the one that was made for them together."""
+    if len({d.protocol for d in data}) == 1:
+        return data[0].protocol
+    made = protocols_for(d.name for d in data)
+    if len(made) != 1:
         raise UsageError("the data sets have different protocols of their own",
-                         found=", ".join(f"{d.name}: {d.protocol}" for d in data), fix="name one: --protocol NAME")
-    return data[0].protocol
+                         found=", ".join(f"{d.name}: {d.protocol}" for d in data),
+                         expected=f"one of {', '.join(made)}, made for them together" if made else None,
+                         fix=f"name one: --protocol {made[0] if made else 'NAME'}")
+    return made[0]
+
+
+def _of_data(data: list[_Data]) -> str:
+    same = len({d.protocol for d in data}) == 1
+    return f"data set {data[0].name}" if same else f"data sets {', '.join(d.name for d in data)}"
 
 
 def _method_params(method: Any, user: Mapping[str, Value], sources: dict[str, str]) -> dict[str, Any]:
@@ -248,7 +263,8 @@ def _count(spec: str | int, size: int | None, origin: str) -> int:
     if size is None:
         raise UsageError(f"labeled: the size of the training list is not known yet, got {spec!r} ({origin})",
                          fix="prepare the data first, or give a number of cases")
-    return max(1, int(size * Fraction(number) / 100))  # rounded down, as published: 5 % of 70 patients are 3
+    # Rounded down: 5 % of 70 are the published 3. What a written share lacks of a whole case (33.3333333333%) is forgiven.
+    return max(1, int(size * Fraction(number) / 100 + Fraction(1, 10**9)))
 
 
 def _train_size(d: _Data, sizes: TrainSizes | None) -> int | None:

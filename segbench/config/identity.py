@@ -28,13 +28,16 @@ def science(experiment: Experiment, fingerprints: Mapping[str, str], splits: Map
     Raises:
         KeyError: a data set has no fingerprint or split digest.
     """
-    protocol = experiment.protocol.model_dump(mode="json", exclude={"title", "labeled", "backbone"})
+    protocol = experiment.protocol.model_dump(mode="json", exclude={"title", "labeled", "backbone", "datasets"})
     del protocol["inference"]["batch"]
-    rare: dict[str, Any] = {"without": sorted(experiment.without)} if experiment.without else {}
+    # Keys that came later stand here only where they matter: the identities of older runs stay valid.
+    later: dict[str, Any] = {"without": sorted(experiment.without)} if experiment.without else {}
+    if experiment.draw:
+        later["draw"] = experiment.draw
     if experiment.processes > 1:  # batch statistics are those of a process's share
-        rare["processes"] = experiment.processes
+        later["processes"] = experiment.processes
     return {
-        **rare,
+        **later,
         "engine": ENGINE,
         "method": experiment.method,
         "params": experiment.params,

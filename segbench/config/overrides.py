@@ -15,8 +15,8 @@ from segbench.errors import PluginError, UsageError
 
 __all__ = ["Keys", "Value", "parse_overrides"]
 
-FLAGS = ("method", "dataset", "labeled", "backbone", "protocol", "seed")  # set with --NAME, never with -o
-NOT_SETTABLE = ("name", "version", "title", "labeled", "backbone.name", "backbone.params")
+FLAGS = ("method", "dataset", "labeled", "backbone", "protocol", "seed", "draw")  # set with --NAME, never with -o
+NOT_SETTABLE = ("name", "version", "title", "labeled", "datasets", "backbone.name", "backbone.params")
 
 
 def protocol_keys() -> dict[str, FieldInfo]:

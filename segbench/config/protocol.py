@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +17,7 @@ from segbench.errors import UsageError, unknown
 __all__ = ["BackboneChoice", "BatchSize", "Crop", "Inference", "Optim", "Protocol", "load_protocol", "protocol_names"]
 
 Edge = tuple[int, ...]
+Factor = Annotated[int, Field(ge=1, le=8)]
 Position = Literal["random", "center", "zoom"]  # zoom: the whole image, resized by the nearest neighbour
 
 
@@ -62,7 +64,9 @@ class Protocol(Strict):
     crop: Crop = Field(default_factory=Crop)
     augment: Literal["none", "mirror", "turn"] = Field(
         "none", description="mirror: quarter turn and mirror in plane; turn: that, or a rotation by up to 20 degrees")
-    downsample: int = Field(1, ge=1, le=8, description="volumes are reduced by this factor first; 1 leaves them alone")
+    datasets: tuple[str, ...] = Field((), description="used when exactly these are named together and no protocol is")
+    downsample: Factor | dict[str, tuple[Factor, ...]] = Field(
+        1, description="volumes are reduced by this factor first, or by factors per axis for each data set named")
     sampling: Literal["proportional", "balanced"] = Field("proportional", description="of data sets in joint training")
     inference: Inference
     backbone: BackboneChoice = Field(default_factory=BackboneChoice)
@@ -85,6 +89,8 @@ class Protocol(Strict):
         if len(stride) != len(self.patch) or any(not 1 <= s <= p for s, p in zip(stride, self.patch, strict=False)):
             raise ValueError(f"inference.stride: expected {len(self.patch)} numbers from 1 to the patch's edge "
                              f"{list(self.patch)}, got {list(stride)}")
+        if isinstance(self.downsample, dict) and any(len(f) != len(self.patch) for f in self.downsample.values()):
+            raise ValueError(f"downsample: expected {len(self.patch)} factors for each data set, got {self.downsample}")
         if any(n < 1 for n in self.labeled):
             raise ValueError(f"labeled: expected counts ≥ 1, got {list(self.labeled)}")
         if (self.crop.labeled == "zoom") != (self.crop.unlabeled == "zoom"):
@@ -100,6 +106,13 @@ class Protocol(Strict):
         if not all(0 <= b < 1 for b in self.optim.betas):
             raise ValueError(f"optim.betas: expected numbers in [0, 1), got {list(self.optim.betas)}")
         return self
+
+    def factors(self, dataset: str, dims: int) -> tuple[int, ...]:
+        """By how much a data set's volumes of ``dims`` axes are reduced along each."""
+        if isinstance(self.downsample, int):
+            return (self.downsample,) * dims
+        chosen = self.downsample.get(dataset, (1,) * dims)
+        return (*chosen, *(1,) * (dims - len(chosen)))  # a network for slices leaves their number alone
 
 
 def _files() -> dict[str, Path]:
@@ -117,6 +130,12 @@ def _files() -> dict[str, Path]:
 def protocol_names() -> list[str]:
     """Names of the protocols that can be asked for, sorted."""
     return sorted(_files())
+
+
+def protocols_for(datasets: Iterable[str]) -> list[str]:
+    """Names of the protocols made for exactly these data sets together."""
+    wanted = set(datasets)
+    return [name for name in protocol_names() if set(load_protocol(name).datasets) == wanted]
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:

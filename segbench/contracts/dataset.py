@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from segbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from segbench.data.readers import Volume
 
 
 @dataclass
@@ -93,6 +96,7 @@ class Dataset:
     def group(self, case: str) -> str:
         """The patient of a case. Labelled counts count patients, and no patient is ever split."""
         return case
+
     def split(self) -> Split:
         """The published split, or the data set's own."""
         raise NotImplementedError
@@ -112,6 +116,15 @@ class Dataset:
         test cases.
         """
         return list(raw)
+
+    def scan(self, file: Path) -> Volume:
+        """A new scan for ``segbench predict``; a folder is a DICOM series."""
+        from segbench.data.readers import read_volume
+        return read_volume(file)
+
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """Grey values (C, *S) of a new scan as ``load`` gives them; asked only where no recipe is stored with the cases."""
+        return image
 
     def load(self, raw: RawCase) -> Case:
         """Read one case. Any error it raises is reported with the case's id and file."""

@@ -104,11 +104,13 @@ def facts(where: Any) -> Any:
     return where if isinstance(where, str | int | float | bool | None) else repr(where)
 
 
-def check_case(case: Case, dataset: Dataset, file: str) -> list[Problem]:
+def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
     """Everything wrong with what an adapter's ``load`` gave; empty means it can be written."""
     image, label, problems = np.asarray(case.image), case.label, []
+    own = where.get("label") if isinstance(where, Mapping) else None
 
     def wrong(found: object, expected: object, fix: str = "") -> None:
+        file = str(own) if isinstance(own, Path) and str(found).startswith("label") else place(where)
         problems.append(Problem(case.id, file, str(found), str(expected), fix))
 
     if image.ndim != dataset.dims + 1 or image.shape[0] != dataset.channels or 0 in image.shape:
@@ -153,7 +155,7 @@ def write_case(folder: Path, case: Case, source: Any) -> CaseInfo:
         files = {"image.npy": _save(temp / "image.npy", image)}
         if label is not None:
             files["label.npy"] = _save(temp / "label.npy", label)
-        info = _describe(case, image, label, files, source)
+        info = describe(case, image, label, files, source)
         with open(temp / "case.json", "xb") as file:
             file.write(json_bytes(info.to_json()))
             file.flush()
@@ -178,8 +180,9 @@ def _save(path: Path, array: np.ndarray) -> tuple[int, str]:
     return path.stat().st_size, file_digest(path)
 
 
-def _describe(case: Case, image: np.ndarray, label: np.ndarray | None, files: dict[str, tuple[int, str]],
-              source: Any) -> CaseInfo:
+def describe(case: Case, image: np.ndarray, label: np.ndarray | None, files: dict[str, tuple[int, str]],
+             source: Any) -> CaseInfo:
+    """What is known of a case by its voxels."""
     labels = {} if label is None else {v: int(n) for v, n in enumerate(np.bincount(label.ravel())) if n}
     intensity = {"min": float(image.min()), "max": float(image.max()),
                  "mean": float(image.mean(dtype=np.float64)), "std": float(image.std(dtype=np.float64))}

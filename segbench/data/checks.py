@@ -11,7 +11,7 @@ from segbench.data.cases import CaseInfo
 from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Store, verify
 
-__all__ = ["Problem", "check_facts", "check_split", "check_store", "require_learnable", "require_no_leak"]
+__all__ = ["Problem", "brief", "check_facts", "check_split", "check_store", "require_learnable", "require_no_leak"]
 
 
 def check_split(train: Sequence[str], test: Sequence[str], cases: Mapping[str, CaseInfo]) -> list[Problem]:
@@ -62,6 +62,15 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
                                     expected=f"at least the patch {_x(patch)} (it will be padded)", level="warning"))
     problems += _absent(store, store.train, "all training cases")
     return problems
+
+
+def brief(problems: Iterable[Problem], most: int = 3) -> list[str]:
+    """One line for many cases of which the same is expected, else one line each."""
+    groups = defaultdict(list)
+    for problem in problems:
+        groups[problem.expected, problem.fix].append(problem)
+    return [text for same in groups.values() for text in (map(str, same) if len(same) <= most else [
+        f"{len(same)} cases, such as {same[0].case} ({same[0].found}) | expected {same[0].expected}"])]
 
 
 def _absent(store: Store, cases: Iterable[str], where: str) -> list[Problem]:

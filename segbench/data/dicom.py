@@ -45,7 +45,13 @@ def _headers(folder: Path) -> list[Any]:
     from pydicom.errors import InvalidDicomError
 
     series: dict[str, list[Any]] = {}
-    for path in dicom_files(folder):
+    files = dicom_files(folder)
+    for path in sorted(folder.rglob("*.dcm")):
+        if path not in files and path.name[0] != ".":  # else the first or last slice of a series could go missing unseen
+            raise DataError("a file is no DICOM file in spite of its name", where=path, expected="a whole file",
+                            found="an empty file" if path.is_file() and not path.stat().st_size else "no DICOM header",
+                            fix="copy it again, or remove it")
+    for path in files:
         try:
             header = pydicom.dcmread(path, stop_before_pixels=True)
         except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:

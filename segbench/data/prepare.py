@@ -60,7 +60,7 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     published = split
     warnings: list[str] = []
     _check_split(split, f"the split of {dataset.name}")
-    own = None if source is None else _own_lists(source, split, raw, warnings)
+    own = None if source is None else own_lists(source, split, raw, warnings)
     if own is not None:
         _check_split(own, str(source))
         split = own
@@ -111,7 +111,7 @@ def _check_split(split: Split, what: str) -> None:
                             expected="no case in both")
 
 
-def _own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings: list[str]) -> Split | None:
+def own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings: list[str]) -> Split | None:
     """The split of a source's own lists in the published order; None if the source has no lists."""
     files = [source / "train.list", source / "test.list"]
     if not all(f.is_file() for f in files):
@@ -160,6 +160,25 @@ def _some(ids: Sequence[str], most: int = 5) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
+def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]:
+    """The cases with what they share; where a broken file stands in its way, all broken files are told."""
+    from segbench.data.source import check_cases
+    try:
+        return dataset.settle(list(todo.raw.values()), todo.split)
+    except DataError:
+        problems = [p for p in check_cases(dataset, todo.raw.values())[1] if p.level == "error"]
+        if not problems:
+            raise
+        raise _unusable(dataset.name, todo, problems, source) from None
+
+
+def _unusable(name: str, todo: Plan, problems: list[Problem], source: Path | None) -> DataProblems:
+    bad = len({p.case for p in problems})
+    return DataProblems(f"data set '{name}': {bad} of {len(todo.raw)} cases cannot be used",
+                        sorted(problems, key=lambda p: list(todo.raw).index(p.case)), where=source,
+                        fix=f"mend them, then repeat segbench data prepare {name}; the good cases are kept")
+
+
 def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: int, progress: Progress | None) -> Store:
     """``store.prepare`` behind its lock."""
     if source is not None and is_archive(source):
@@ -169,7 +188,7 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
         return store
     dataset: Dataset = entry.cls()
     todo = plan(dataset, source)
-    todo = replace(todo, raw={r.id: r for r in dataset.settle(list(todo.raw.values()), todo.split)})
+    todo = replace(todo, raw={r.id: r for r in _settled(dataset, todo, source)})
     adapter = adapter_facts(entry)
     _withdraw(root, adapter, todo)
     infos: dict[str, CaseInfo] = {}
@@ -182,10 +201,7 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
         if progress is not None:
             progress(done, len(todo.raw), case)
     if problems:
-        bad = len({p.case for p in problems})
-        raise DataProblems(f"data set '{entry.name}': {bad} of {len(todo.raw)} cases cannot be used",
-                           sorted(problems, key=lambda p: list(todo.raw).index(p.case)), where=source,
-                           fix=f"mend them, then repeat segbench data prepare {entry.name}; the good cases are kept")
+        raise _unusable(entry.name, todo, problems, source)
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
     warnings = (*todo.warnings, *(f"{i}: {text}" for i, info in cases.items() for text in info.made.get("warnings", ())))
     return write_store(Store(
@@ -280,7 +296,7 @@ def _one(adapter: dict[str, Any], raw: RawCase, folder: Path) -> Result:
             return raw.id, kept, []
         remove(folder / raw.id)
         case = dataset.load(raw)
-        problems = check_case(case, dataset, place(raw.where))
+        problems = check_case(case, dataset, raw.where)
         if case.id != raw.id:
             problems.append(Problem(raw.id, place(raw.where), f"load gave id {case.id!r}", repr(raw.id)))
         if case.group is None:

@@ -139,10 +139,10 @@ def _other_schema(found: object, file: Path) -> IntegrityError:
 
 
 def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str) -> RunDir:
-    """``<root>/runs/<data sets>/<method>/<labelled>of<train>-s<seed>-<id8>``: readable first, identity last."""
+    """``<root>/runs/<data sets>/<method>/<labelled>of<train>[-d<draw>]-s<seed>-<id8>``: readable first, identity last."""
     counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
-    data = "+".join(experiment.datasets)
-    return RunDir(root / "runs" / data / experiment.method / f"{counts}-s{experiment.seed}-{run_id[:8]}")
+    data, draw = "+".join(experiment.datasets), f"-d{experiment.draw}" if experiment.draw else ""
+    return RunDir(root / "runs" / data / experiment.method / f"{counts}{draw}-s{experiment.seed}-{run_id[:8]}")
 
 
 def all_runs(root: Path) -> Iterator[RunDir]:

@@ -22,6 +22,7 @@ class Matrix(Strict):
     method: tuple[str, ...] = Field(min_length=1, description="registered names")
     dataset: tuple[str, ...] = Field(min_length=1, description="registered names, groups, or several as 'la,acdc'")
     labeled: tuple[int | str, ...] = Field(("default",), min_length=1, description="counts, '10%', or 'default'")
+    draw: tuple[int, ...] = Field((0,), min_length=1, description="which cases are labelled: 0 the list's first")
     backbone: tuple[str, ...] = Field(("default",), min_length=1, description="registered names, or 'default'")
     seed: tuple[int, ...] = Field((0,), min_length=1, description="seeds; three are needed to be ranked")
 
@@ -77,13 +78,14 @@ def load_suite(path: Path) -> tuple[Suite, Document]:
 def expand(suite: Suite, document: Document, train_sizes: Any) -> list[Experiment]:
     """All experiments of a suite, seeds outermost, so that every method has its first result early."""
     m, result = suite.matrix, []
-    for seed, dataset, labeled, backbone, method in itertools.product(m.seed, m.dataset, m.labeled, m.backbone, m.method):
-        choice = {"method": method, "dataset": dataset, "labeled": labeled, "backbone": backbone, "seed": seed}
+    for seed, dataset, labeled, draw, backbone, method in itertools.product(m.seed, m.dataset, m.labeled, m.draw, m.backbone,
+                                                                            m.method):
+        choice = {"method": method, "dataset": dataset, "labeled": labeled, "draw": draw, "backbone": backbone, "seed": seed}
         if any(_fits(rule, choice) for rule in suite.exclude):
             continue
         params = suite.params.get(method, {})
         result += resolve(
-            method, dataset=dataset, seed=seed, labeled=None if labeled == "default" else labeled,
+            method, dataset=dataset, seed=seed, draw=draw, labeled=None if labeled == "default" else labeled,
             backbone=None if backbone == "default" else backbone, suite=params,
             protocol=None if suite.protocol == "default" else suite.protocol, train_sizes=train_sizes,
             suite_where={key: document.where("params", method, key) for key in params}).experiments

@@ -22,7 +22,8 @@ from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Setting, Source
 from segbench.data.batches import TrainingData, loader
-from segbench.data.checks import check_facts, require_learnable, require_no_leak
+from segbench.data.checks import brief, check_facts, require_learnable, require_no_leak
+from segbench.data.draws import drawn
 from segbench.data.store import Store, derived, open_store
 from segbench.errors import DataError, IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
 from segbench.evaluation import cases_csv, evaluate, summarise
@@ -103,7 +104,8 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         if unscorable:
             raise DataError(f"test cases of '{store.name}' have no label to score against", where=store.root,
                             found=", ".join(unscorable), fix="take them out of the test list")
-        require_learnable(store, len(store.labeled(experiment.labeled[store.name])))
+        view = drawn(store, experiment.draw)
+        require_learnable(view, len(view.labeled(experiment.labeled[store.name])))
         if not 0 < experiment.labeled[store.name] <= len(store.patients):
             raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
                              expected=f"1 to {len(store.patients)} (its training cases)", fix="--labeled N")
@@ -240,8 +242,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     experiment, protocol = run.experiment, run.experiment.protocol
     # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    views = {s.name: derived(s, protocol.downsample) if protocol.downsample > 1 else s for s in run.stores}
-    labeled = {s.name: len(s.labeled(experiment.labeled[s.name])) for s in run.stores}
+    views = {s.name: drawn(derived(s, protocol.factors(s.name, s.dims)), experiment.draw) for s in run.stores}
+    labeled = {name: len(view.labeled(experiment.labeled[name])) for name, view in views.items()}
     data = TrainingData(views, labeled, protocol, experiment.seed, share=world.share)
     # The same budget for each data set: a joint training gets the protocol's steps for every one of them.
     total = protocol.steps * len(run.stores)
@@ -249,7 +251,7 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     for stage in plan:
         data.check(stage.labeled, stage.unlabeled)
     facts = [p for view in views.values() for p in check_facts(view, protocol.least) if p.level == "warning"]
-    for warning in [*data.warnings, *map(str, facts)]:
+    for warning in [*data.warnings, *brief(facts)]:
         reporter.warn(warning)
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
@@ -275,7 +277,8 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
     result = {
         "schema": SCHEMA, "status": "done", "run_id": run.run_id, "method": experiment.method,
         "backbone": experiment.backbone, "datasets": list(experiment.datasets), "labeled": experiment.labeled,
-        "train": run.train_sizes, "partial": [s.name for s in run.stores if s.partial], "seed": experiment.seed,
+        "draw": experiment.draw, "train": run.train_sizes, "partial": [s.name for s in run.stores if s.partial],
+        "seed": experiment.seed,
         "precision": experiment.precision, "selection": protocol.selection, "test_evaluations": 1,
         "protocol": {"name": protocol.name, "version": protocol.version, "modified": list(experiment.modified)},
         "protocol_sha256": hashlib.sha256(json_bytes(run.science["protocol"])).hexdigest(),
@@ -301,6 +304,21 @@ def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
     Raises:
         IntegrityError: the weights are missing or not those of the result.
     """
+    device = device_of(machine.device)
+    method, header = trained(run, stored, device)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
+                        run.experiment.precision, report, keep)
+    digest = hashlib.sha256(cases_csv(rows)).hexdigest()
+    return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
+
+
+def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method, dict[str, Any]]:
+    """The method of a finished run with its weights, on the device, and the header of its checkpoint.
+
+    Raises:
+        IntegrityError: the weights are missing or not those of the result.
+    """
     found = checkpoint.load(run.folder.path / "ckpt")
     if found is None:
         raise IntegrityError("the run has no weights", where=run.folder.path / "ckpt")
@@ -311,13 +329,7 @@ def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
                              expected=stored["weights_sha256"][:16])
     method = build(run.experiment, run.stores)
     method.load_state_dict(state["method"])
-    device = device_of(machine.device)
-    method.to(device)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
-                        run.experiment.precision, report, keep)
-    digest = hashlib.sha256(cases_csv(rows)).hexdigest()
-    return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
+    return method.to(device).eval(), header
 
 
 def _same_machine(header: dict[str, Any], device: str) -> bool:

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import segbench
 from segbench import registry
 from segbench.config import Experiment, resolve, run_id, science
 from segbench.errors import PluginError, UsageError
@@ -284,10 +285,12 @@ def test_the_ends_of_the_seed_s_range():
 
 
 @pytest.mark.parametrize(("asked", "size", "count"), [
-    ("10%", 80, 8), ("10%", 25, 2), ("10%", 24, 2), ("2.5%", 100, 2), ("1%", 20, 1), ("100%", 9, 9), ("8", 8, 8),
-    ("5%", 70, 3), ("20%", 62, 12), ("7%", 100, 7), (1, 9, 1), ("0.1%", 50, 1), ("12.5%", 4, 1), ("10%", 62, 6),
+    ("5%", 80, 4), ("10%", 80, 8), ("20%", 80, 16), ("10%", 62, 6), ("20%", 62, 12), ("10%", 30, 3), ("20%", 30, 6),
+    ("10%", 50, 5), ("20%", 50, 10), ("5%", 70, 3), ("10%", 70, 7), ("20%", 70, 14),  # the counts of the literature
+    ("10%", 25, 2), ("2.5%", 100, 2), ("1%", 20, 1), ("100%", 9, 9), ("8", 8, 8), (1, 9, 1), ("0.1%", 50, 1),
+    ("12.5%", 4, 1), ("33.3333333333%", 3, 1), ("66.6666666667%", 3, 2), ("7%", 100, 7), ("29%", 100, 29),
 ])
-def test_labelled_percent_is_rounded_down_as_published(asked, size, count):
+def test_labelled_percent_is_rounded_down(asked, size, count):
     assert solo(labeled=asked, train_sizes={"fake_a": size}).labeled == {"fake_a": count}
     assert solo(labeled=asked, train_sizes=lambda name: size).labeled == {"fake_a": count}
 
@@ -329,6 +332,31 @@ def test_data_sets_that_cannot_go_together(protocol):
         resolve("fake_joint", dataset=",")
 
 
+def test_a_protocol_made_for_data_sets_together_is_theirs(tmp_path, monkeypatch, protocol):
+    folder = tmp_path / "benchmarks" / "protocols"
+    folder.mkdir(parents=True)
+    text = PROTOCOL.replace("name: small", "name: both")
+    (folder / "both.yaml").write_text(text + "datasets: [fake_a, fake_la]\ndownsample: {fake_la: [2, 2, 4]}\n")
+    monkeypatch.setattr("segbench.__path__", [*segbench.__path__, str(tmp_path)])
+    resolved = resolve("fake_solo", dataset="fake_la,fake_a")
+    assert [e.protocol.name for e in resolved.experiments] == ["both", "both"]
+    assert resolved.sources["protocol"] == "data sets fake_la, fake_a" and not resolved.experiments[0].modified
+    both = resolved.experiments[0].protocol
+    assert (both.factors("fake_la", 3), both.factors("fake_a", 3)) == ((2, 2, 4), (1, 1, 1))
+    halved = resolve("fake_solo", dataset="fake_la,fake_a", overrides=["downsample=2"]).experiments[0]
+    assert halved.modified == ("downsample",) and halved.protocol.factors("fake_a", 3) == (2, 2, 2)
+    assert resolve("fake_solo", dataset="fake_a").experiments[0].protocol.name == "small"
+    (folder / "more.yaml").write_text(text.replace("name: both", "name: more") + "datasets: [fake_a, fake_la]\n")
+    with pytest.raises(UsageError, match="different protocols") as caught:
+        resolve("fake_solo", dataset="fake_la,fake_a")
+    assert caught.value.details["expected"].startswith("one of both, more")
+    for wrong, message in (("[2, 2]", "expected 3 factors"), ("[2, 2, 9]", "downsample")):
+        file = tmp_path / "wrong.yaml"
+        file.write_text(PROTOCOL.replace("name: small", "name: wrong") + f"downsample: {{fake_a: {wrong}}}\n")
+        with pytest.raises(UsageError, match=message):
+            solo(protocol=file)
+
+
 def test_what_does_not_fit_together_is_said_before_anything_is_loaded():
     with pytest.raises(UsageError, match="has 2 spatial axes, the patch 3"):
         solo(dataset="fake_flat")
@@ -342,7 +370,7 @@ def test_what_does_not_fit_together_is_said_before_anything_is_loaded():
     ({"method": "fake_sol"}, r"unknown method 'fake_sol'. Did you mean 'fake_solo'"),
     ({"dataset": "fake_c"}, r"unknown dataset 'fake_c'"), ({"backbone": "fake_nte"}, r"Did you mean 'fake_net'"),
     ({"protocol": "al"}, r"unknown protocol 'al'"), ({"precision": "fp8"}, r"precision: expected .* \(--precision\)"),
-    ({"steps": 0}, r"steps: expected int .*, got 0 \(--steps\)"),
+    ({"steps": 0}, r"steps: expected int .*, got 0 \(--steps\)"), ({"draw": -1}, r"draw: expected int .* \(--draw\)"),
 ])
 def test_unknown_names_and_wrong_flags(choice, message):
     with pytest.raises(UsageError, match=message):
@@ -375,7 +403,8 @@ def test_saying_a_default_does_not_change_the_identity(same):
 def test_whatever_changes_numbers_changes_the_identity():
     changes = [solo(), solo("decay=0.5"), solo("kind=hard"), solo("widths=2,1"), solo("backbone.width=9"), solo(seed=1),
                solo(steps=601), solo("optim.lr=0.1"), solo("inference.stride=8,8,8"), solo("crop.pad=1"),
-               solo(labeled=4), solo(precision="bf16"), solo(backbone="fake_other"), solo("largest_component=true"),
+               solo(labeled=4), solo(draw=1), solo(draw=2), solo(precision="bf16"),
+               solo(backbone="fake_other"), solo("largest_component=true"),
                solo(dataset="fake_b", labeled=3), resolve("fake_joint", dataset="fake_a").experiments[0]]
     ids = [identity(e) for e in changes]
     ids += [identity(solo(), prints={"fake_a": "other"}), identity(solo(), splits={"fake_a": "other"}),
@@ -398,6 +427,18 @@ def test_titles_and_machines_are_no_part_of_it(tmp_path):
     assert identity(solo(protocol=file)) == identity(solo())
     text = json.dumps(science(solo(), PRINTS, SPLITS, SOURCES))
     assert not {"root", "workers", "device", "threads", str(tmp_path)} & set(text.split('"'))
+
+
+@pytest.mark.parametrize(("method", "dataset", "protocol", "stored"), [
+    ("mean_teacher", "la", "la-mini", "cd86546d10b5d868"), ("supervised", "la", None, "8d66972089640659"),
+    ("versemi", "phantom", None, "347871f055250584"),
+])
+def test_draw_0_leaves_the_identities_of_before_draws_alone(method, dataset, protocol, stored):
+    first, = resolve(method, dataset=dataset, protocol=protocol, seed=1).experiments
+    other, = resolve(method, dataset=dataset, protocol=protocol, seed=1, draw=2).experiments
+    ids = [identity(e, dict.fromkeys(e.datasets, "f"), dict.fromkeys(e.datasets, "s"), {"method": "m", "backbone": "b"})
+           for e in (first, first.model_copy(update={"draw": 0}), other)]
+    assert ids[:2] == [stored, stored] and ids[2] != stored
 
 
 def test_an_identity_refuses_nan_and_a_missing_fingerprint():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segbench.data.checks import check_facts, check_split, check_store, require_learnable, require_no_leak
+from segbench.data.checks import brief, check_facts, check_split, check_store, require_learnable, require_no_leak
 from segbench.data.problem import DataProblems
 from segbench.data.store import derived
 
@@ -87,6 +87,13 @@ def test_labels_are_judged(toy):
     assert ("c1", "empty label") in warnings and warnings.count(("c0", "shape 5x6x4")) == 1
     with pytest.raises(DataProblems, match=r"class 2 \(b\) is absent from the 2 labelled"):
         require_learnable(store, 2)
+
+
+def test_the_same_warning_of_many_cases_is_one_line(toy):
+    toy.fill()
+    problems = check_facts(toy.prepare(), patch=(5, 7, 4))
+    assert brief(problems) == ["5 cases, such as c0 (shape 5x6x4) | expected at least the patch 5x7x4 (it will be padded)"]
+    assert brief(problems[:3]) == [str(p) for p in problems[:3]] and brief([]) == []
 
 
 def test_a_labelled_case_needs_a_label(toy):

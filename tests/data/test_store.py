@@ -301,25 +301,26 @@ def test_a_group_is_not_a_store(toy):
             call()
 
 
-def naive(image, label, factor):
-    shape = [-(-n // factor) for n in label.shape]
+def naive(image, label, factors):
+    shape = [-(-n // factor) for n, factor in zip(label.shape, factors, strict=True)]
     small, major = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     for place in np.ndindex(*shape):
-        block = tuple(slice(p * factor, (p + 1) * factor) for p in place)
+        block = tuple(slice(p * factor, (p + 1) * factor) for p, factor in zip(place, factors, strict=True))
         small[place] = image[block].mean(dtype=np.float64)
         counts = np.bincount(label[block].ravel())
         major[place] = max(range(len(counts)), key=lambda v: (counts[v], v))
     return small, major
 
 
-@pytest.mark.parametrize("shape, factor", [((6, 8, 4), 2), ((5, 7, 3), 2), ((7, 8, 9), 3), ((5, 6), 2), ((1, 1, 1), 2)])
-def test_downsampling_equals_the_slow_way(shape, factor):
+@pytest.mark.parametrize("shape, factors", [((6, 8, 4), (2, 2, 2)), ((5, 7, 3), (2, 2, 2)), ((7, 8, 9), (3, 3, 3)),
+                                            ((5, 6), (2, 2)), ((1, 1, 1), (2, 2, 2)), ((7, 5, 9), (2, 1, 4))])
+def test_downsampling_equals_the_slow_way(shape, factors):
     rng = np.random.default_rng(0)
     image, label = rng.standard_normal(shape).astype(np.float32), rng.integers(0, 4, shape).astype(np.uint8)
-    small, major = naive(image, label, factor)
-    np.testing.assert_allclose(block_mean(image, factor), small, rtol=0, atol=1e-7)
-    np.testing.assert_array_equal(block_majority(label, factor), major)
-    assert block_mean(image, factor).dtype == np.float32 and block_majority(label, factor).dtype == np.uint8
+    small, major = naive(image, label, factors)
+    np.testing.assert_allclose(block_mean(image, factors), small, rtol=0, atol=1e-7)
+    np.testing.assert_array_equal(block_majority(label, factors), major)
+    assert block_mean(image, factors).dtype == np.float32 and block_majority(label, factors).dtype == np.uint8
 
 
 def test_a_derived_store_follows_its_parent(toy):
@@ -333,9 +334,15 @@ def test_a_derived_store_follows_its_parent(toy):
     assert info.shape == (3, 3, 2) and info.spacing == (2.0, 2.0, 4.0)
     # The first half-size voxel lies in the middle of the first eight.
     np.testing.assert_array_equal(np.array(info.affine) @ [0, 0, 0, 1], [0.5, 0.5, 1.0, 1])
-    small, major = naive(store.image("c1")[0], store.label("c1"), 2)
+    small, major = naive(store.image("c1")[0], store.label("c1"), (2, 2, 2))
     np.testing.assert_allclose(half.image("c1")[0], small, atol=1e-7)
     np.testing.assert_array_equal(half.label("c1"), major)
+
+    flat = stores.derived(store, (2, 1, 2))
+    assert flat.root.name == "toy@2x1x2" and flat.cases["c1"].shape == (3, 6, 2) and flat.downsample == (2, 1, 2)
+    assert flat.cases["c1"].spacing == (2.0, 1.0, 4.0) and stores.derived(store, (2, 2, 2)) == half
+    np.testing.assert_array_equal(np.array(flat.cases["c1"].affine) @ [0, 0, 0, 1], [0.5, 0, 1.0, 1])
+    np.testing.assert_allclose(flat.image("c1")[0], naive(store.image("c1")[0], store.label("c1"), (2, 1, 2))[0], atol=1e-7)
 
     before = (half.root / "store.json").stat().st_mtime_ns
     assert stores.derived(store, 2) == half and (half.root / "store.json").stat().st_mtime_ns == before

@@ -1,0 +1,165 @@
+"""Random crops of a large CT: memory-mapped arrays (what the prepared store holds) against blosc2 (nnU-Net's choice).
+
+    pip install blosc2 && python benchmarks/speed/store.py [--shape 512x512x300] [--crop 96] [--crops 24] [--rounds 3]
+
+One volume is written in each form; the forms alternate in one process. Cold: the file's pages are dropped from the page
+cache before every crop (a disk that caches by itself still helps), warm: the file was read before. "read" is what the kernel
+fetched from the disk for one cold crop. Memory is measured in a process of its own for each form: the most private memory
+while a crop is held. The volume is a stand-in for a CT: smooth organs of whole Hounsfield units with noise, clipped to a
+window and scaled to [0, 1].
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+FORMS = ("memmap", "no readahead", "blosc2 zstd", "blosc2 lz4")  # the second: the first, told to be read at random
+CHUNK, BLOCK = (64, 64, 64), (16, 16, 16)  # 1 MiB and 16 KiB: a block fits the first cache, as nnU-Net has it
+
+
+def volume(shape: tuple[int, ...]) -> np.ndarray:
+    """Window [-125, 275] HU of an invented CT, float32 in [0, 1]."""
+    draw = np.random.default_rng(0)
+    coarse = draw.normal(0, 400, [n // 16 + 2 for n in shape])
+    zoomed = ndimage.zoom(coarse, 16, order=1)[tuple(slice(n) for n in shape)].astype(np.float32)
+    hounsfield = np.rint(zoomed + draw.normal(0, 15, shape).astype(np.float32))
+    return (np.clip(hounsfield, -125, 275) + np.float32(125)) / np.float32(400)
+
+
+def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:
+    """The file of a form and the seconds it took, on the disk."""
+    path, start = folder / form.replace(" ", "_"), time.perf_counter()
+    if not form.startswith("blosc2"):
+        path = path.with_suffix(".npy")
+        np.save(path, array)
+    else:
+        import blosc2
+        path = path.with_suffix(".b2nd")
+        codec, level = (blosc2.Codec.ZSTD, 8) if form.endswith("zstd") else (blosc2.Codec.LZ4, 5)
+        blosc2.asarray(array, chunks=CHUNK, blocks=BLOCK, urlpath=str(path), mode="w",
+                       cparams={"codec": codec, "clevel": level})
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return path, time.perf_counter() - start
+
+
+def opened(form: str, path: Path) -> Any:
+    """Something that gives a crop when indexed; opened anew for each crop, as the loader does."""
+    if not form.startswith("blosc2"):
+        array: Any = np.load(path, mmap_mode="r")
+        if form == "no readahead":
+            array._mmap.madvise(mmap.MADV_RANDOM)
+        return array
+    import blosc2
+    blosc2.set_nthreads(1)  # a loader has a core to itself
+    return blosc2.open(str(path), mode="r", mmap_mode="r")
+
+
+def crop(form: str, path: Path, corner: np.ndarray, edge: int) -> np.ndarray:
+    """One crop in memory."""
+    return np.array(opened(form, path)[tuple(slice(c, c + edge) for c in corner.tolist())])
+
+
+def drop(path: Path) -> None:
+    """Take a file out of the page cache."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def fetched() -> int:
+    """Bytes this process has had read from disks."""
+    return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
+
+
+def timed(calls: Sequence[Callable[[], Any]]) -> float:
+    """Seconds of all calls."""
+    start = time.perf_counter()
+    for call in calls:
+        call()
+    return time.perf_counter() - start
+
+
+def private(form: str, path: Path, corners: np.ndarray, edge: int) -> int:
+    """MiB of private memory after all crops beyond that before the first."""
+    def now() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) // 1024
+    opened(form, path)  # the library itself does not count
+    before = now()
+    peak = 0
+    for corner in corners:
+        held = crop(form, path, corner, edge)
+        peak = max(peak, now() - before)
+        del held
+    return peak
+
+
+def measure(paths: dict[str, Path], corners: np.ndarray, edge: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds a crop, cold and warm, and MB read for a cold one."""
+    found: dict[str, dict[str, list[float]]] = {form: {"cold": [], "warm": [], "read": []} for form in paths}
+    for _ in range(rounds):
+        for form, path in paths.items():
+            cold, before = 0.0, fetched()
+            for corner in corners:
+                drop(path)
+                cold += timed([partial(crop, form, path, corner, edge)])
+            found[form]["read"].append((fetched() - before) / len(corners) / 1e6)
+            found[form]["cold"].append(cold / len(corners) * 1e3)
+            path.read_bytes()
+            calls = [partial(crop, form, path, corner, edge) for corner in corners]
+            found[form]["warm"].append(timed(calls) / len(corners) * 1e3)
+    return {form: {what: median(values) for what, values in numbers.items()} for form, numbers in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="512x512x300")
+    parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("--crops", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="on the disk in question [the system's folder for temporary files]")
+    parser.add_argument("--memory", nargs=2, metavar=("FORM", "FILE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    shape = tuple(int(n) for n in args.shape.split("x"))
+    corners = np.random.default_rng(1).integers(0, np.array(shape) - args.crop + 1, (args.crops, 3))
+    if args.memory:
+        print(private(args.memory[0], Path(args.memory[1]), corners, args.crop))
+        return
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        array = volume(shape)
+        written = {form: write(form, array, Path(folder)) for form in FORMS}
+        paths = {form: path for form, (path, _) in written.items()}
+        for corner in corners[:3]:
+            expected = array[tuple(slice(c, c + args.crop) for c in corner)]
+            assert all(np.array_equal(crop(form, path, corner, args.crop), expected) for form, path in paths.items())
+        numbers = measure(paths, corners, args.crop, args.rounds)
+        print(f"{args.shape} float32, {array.nbytes / 1e6:.0f} MB; crops of {args.crop}^3, {args.crop**3 * 4 / 1e6:.1f} MB")
+        titles = ("on disk MB", "write s", "cold ms", "read MB", "warm ms", "crops/s", "memory MiB")
+        print(" " * 12 + "".join(f"{title:>12}" for title in titles))
+        for form, path in paths.items():
+            n, own = numbers[form], [sys.executable, __file__, "--shape", args.shape, "--crop", str(args.crop), "--crops",
+                                     str(args.crops), "--memory", form, str(path)]
+            memory = subprocess.run(own, capture_output=True, text=True, check=True, timeout=600).stdout.strip()
+            size = path.stat().st_size / 1e6
+            print(f"{form:<12}{size:>12.0f}{written[form][1]:>12.1f}{n['cold']:>12.1f}{n['read']:>12.1f}"
+                  f"{n['warm']:>12.1f}{1e3 / n['warm']:>12.0f}{memory:>12}")
+        for form in FORMS[1:]:
+            print(f"memmap against {form}: cold {numbers[form]['cold'] / numbers['memmap']['cold']:.1f} times as fast, warm "
+                  f"{numbers[form]['warm'] / numbers['memmap']['warm']:.1f} times")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""A trained run on scans it has never seen: through the preprocessing it was trained with, and back to the scan's own grid.
+
+The preprocessing is the recipe stored with the training cases. Data that came without one is described by what its prepared
+cases share: orientation, spacing, and ``Dataset.normalize`` for the grey values. A crop around the label, as in most
+published numbers, is left out: it needs the label. An HDF5 file of data that is spread so is taken as prepared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segbench import registry
+from segbench.contracts.dataset import Dataset
+from segbench.contracts.method import Method
+from segbench.data.downsample import block_mean
+from segbench.data.grid import carry, codes_of, reorient
+from segbench.data.readers import ENDINGS, Volume, stem
+from segbench.data.recipe import Grey, Recipe, apply
+from segbench.data.store import Store
+from segbench.errors import DataError, UsageError
+from segbench.evaluation import finished, predict_image
+from segbench.files import atomic_write
+from segbench.inference import labels_from
+
+SLICE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
+FAR = 3.0  # times the training's: a scan that differs by more in the width or place of its grey values is suspicious
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan by its name and files: one, or one a channel; a folder is a DICOM series."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+@dataclass
+class Prediction:
+    """What was found in a scan, on the scan's own grid."""
+
+    scan: Scan
+    label: np.ndarray  # (*S) uint8
+    probabilities: np.ndarray  # (K, *S) float32, background first
+    affine: np.ndarray  # (4, 4) voxel to mm, the unit matrix where the file tells none
+    steps: list[str]  # what was done to the scan, in words
+    warnings: list[str]
+
+
+def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
+    """The scans that files and folders name. A folder is one DICOM series, or holds files and folders of series.
+
+    With several channels ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... are one scan.
+
+    Raises:
+        DataError: nothing there.
+        UsageError: two scans of one name, whose results would overwrite each other.
+    """
+    found: list[Scan] = []
+    for path in paths:
+        if not path.exists():
+            raise DataError("no such file or folder", where=path)
+        files = [path] if not path.is_dir() or _has_dicom(path) else _volumes(path)
+        if len(files) == 1 and files[0].is_dir():
+            files = [path]  # a patient's folder with one study in it
+        if not files:
+            raise DataError("no scan in the folder", where=path, expected=" ".join(ENDINGS) + ", or DICOM slices")
+        found += _grouped(files) if channels > 1 else [Scan(stem(f) if f.is_file() else f.name, (f,)) for f in files]
+    for name, n in Counter(s.name for s in found).items():
+        if n > 1:
+            raise UsageError(f"{n} scans are called '{name}': their results would overwrite each other",
+                             found=", ".join(str(s.files[0]) for s in found if s.name == name),
+                             fix="predict them in two calls with two output folders")
+    return found
+
+
+def _volumes(folder: Path) -> list[Path]:
+    """Volume files in a folder, and its folders of DICOM slices, by name; hidden files are left alone."""
+    return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")
+            and (_has_dicom(p, deep=True) if p.is_dir() else p.name.lower().endswith(ENDINGS))]
+
+
+def _has_dicom(folder: Path, deep: bool = False) -> bool:
+    from segbench.data.dicom import dicom_files
+    files = dicom_files(folder)
+    return bool(files) and (deep or any(f.parent == folder for f in files))
+
+
+def _grouped(files: Sequence[Path]) -> list[Scan]:
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        match = SLICE.fullmatch(stem(file))
+        groups.setdefault(match[1] if match else stem(file), []).append(file)
+    return [Scan(name, tuple(sorted(members))) for name, members in groups.items()]
+
+
+class Predictor:
+    """Predicts scans with one finished run, for one of its data sets."""
+
+    def __init__(self, method: Method, experiment: Any, store: Store, task: int, device: str) -> None:
+        self.method, self.protocol, self.store, self.task = method, experiment.protocol, store, task
+        self.precision, self.device = experiment.precision, device
+        self.dataset: Dataset = registry.get("dataset", store.name).cls()
+        self.codes = _orientation(store)
+        recipe, self.stored = _recipe(store)
+        self.boxed = recipe.crop.startswith("label")
+        self.recipe = replace(recipe, crop="none") if self.boxed else recipe
+
+    def __call__(self, scan: Scan) -> Prediction:
+        """Predict one scan.
+
+        Raises:
+            DataError: a file is damaged, or not what the run was trained on.
+        """
+        volume = self._read(scan)
+        affine, shape = np.eye(4) if volume.affine is None else volume.affine, volume.array.shape[:3]
+        steps, warnings = self._told(volume)
+        turned = volume
+        if volume.affine is not None and self.codes is not None:
+            array, grid = reorient(np.moveaxis(volume.array, -1, 0), volume.affine, self.codes)
+            turned = Volume(np.moveaxis(array, 0, -1), grid)
+        prepared = volume.affine is None and not self.stored
+        made = apply(Recipe(orientation="file") if prepared else self.recipe, turned)
+        image = made.image if prepared or self.stored else np.asarray(self.dataset.normalize(made.image), np.float32)
+        warnings += self._unlike(image)
+        probabilities = self._probabilities(image)
+        grid = _shifted(made.facts["crop_offset"]) if made.affine is None else made.affine
+        probabilities = carry(probabilities, grid, affine, shape, self.recipe.crop != "none")
+        label = finished(labels_from(torch.from_numpy(probabilities)), self.protocol)
+        return Prediction(scan, label, probabilities, affine, steps, warnings)
+
+    def _read(self, scan: Scan) -> Volume:
+        """The scan as (X, Y, Z, C) float32."""
+        volumes = [self.dataset.scan(file) for file in scan.files]
+        arrays = [v.array for v in volumes]
+        if len({a.shape for a in arrays}) == 1 and arrays[0].ndim == 3:
+            arrays = [np.stack(arrays, axis=-1)]
+        array = arrays[0]
+        if len(arrays) > 1 or array.ndim != 4 or array.shape[3] != self.store.channels or 0 in array.shape:
+            raise DataError("the scan is not what the run was trained on", where=scan.files[0],
+                            found=" + ".join("x".join(map(str, v.array.shape)) for v in volumes),
+                            expected=f"three axes and {self.store.channels} channels, equal in shape")
+        array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise DataError("NaN or infinite grey values", where=scan.files[0], expected="finite ones",
+                            found=f"{(~np.isfinite(array)).sum():,} voxels")
+        return Volume(array, volumes[0].affine)
+
+    def _told(self, volume: Volume) -> tuple[list[str], list[str]]:
+        """What will be done to a scan, in words, and warnings."""
+        steps: list[str] = []
+        warnings: list[str] = []
+        if self.boxed:
+            warnings.append("the training cases were cut to a box around the label, which nobody knows here: the whole scan "
+                            "is searched, and more may be found than there is")
+        if volume.affine is None:
+            warnings.append("the file tells no space: its axes are taken as they are" +
+                            ("" if self.stored else ", and its grey values as prepared"))
+            return steps, warnings
+        codes = codes_of(volume.affine)
+        if self.codes is None and self.recipe.orientation != "ras":
+            warnings.append("the training data's orientation is not recorded: the axes are taken as in the file")
+        elif codes != (self.codes or "RAS"):
+            steps.append(f"turned from {codes} to {self.codes or 'RAS'}")
+        if self.recipe.spacing is not None and volume.spacing is not None:
+            steps.append(f"resampled from {_mm(volume.spacing)} to {_mm(self.recipe.spacing)}")
+        return steps, warnings
+
+    def _unlike(self, image: np.ndarray) -> list[str]:
+        """A warning where the grey values are far from those of the training cases."""
+        cases = [self.store.cases[case].intensity for case in self.store.train]
+        widths = [c["max"] - c["min"] for c in cases]
+        low, high = min(c["min"] for c in cases), max(c["max"] for c in cases)
+        spread, means = FAR * max(c["std"] for c in cases), [c["mean"] for c in cases]
+        width, mean = float(image.max() - image.min()), float(image.mean(dtype=np.float64))
+        if width <= FAR * max(widths) and FAR * width >= min(widths) and min(means) - spread <= mean <= max(means) + spread:
+            return []
+        return [f"grey values from {image.min():.4g} to {image.max():.4g} (mean {mean:.4g}) differ strongly from training "
+                f"({low:.4g} to {high:.4g}, mean {np.mean(means):.4g}): check modality and units"]
+
+    def _probabilities(self, image: np.ndarray) -> np.ndarray:
+        """(K, X, Y, Z) of a prepared image (C, X, Y, Z)."""
+        factors, small = self.protocol.factors(self.store.name, 3), image
+        if max(factors) > 1:
+            small = np.stack([block_mean(channel, factors) for channel in image])
+        return predict_image(self.method, small, image.shape[1:], self.task, self.protocol, self.store.name, self.device,
+                             self.precision).float().cpu().numpy()
+
+
+def _orientation(store: Store) -> str | None:
+    """The orientation all training cases have; None if it is unknown or differs."""
+    affines = [store.cases[case].affine for case in store.train]
+    codes = {None if affine is None else codes_of(np.array(affine)) for affine in affines}
+    return codes.pop() if len(codes) == 1 else None
+
+
+def _recipe(store: Store) -> tuple[Recipe, bool]:
+    """The recipe stored with the training cases, and True; else what the cases share, and False."""
+    infos = [store.cases[case] for case in store.train]
+    found = [i.source["from"].get("recipe") if isinstance(i.source.get("from"), Mapping) else None for i in infos]
+    if isinstance(found[0], Mapping) and all(f == found[0] for f in found):
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()}
+        grey = tuple(Grey(None if g["window"] is None else tuple(g["window"]), g["scale"]) for g in plain.pop("grey"))
+        return Recipe(**plain, grey=grey), True
+    spacings = np.array([i.spacing for i in infos]) if all(i.spacing for i in infos) else np.empty((0, 3))
+    same = len(spacings) > 0 and np.ptp(spacings, axis=0).max() < 1e-3 * spacings.min()
+    if not same or spacings.shape[1] != 3:
+        return Recipe(orientation="file"), False
+    a, b, c = map(float, spacings[0])
+    return Recipe(orientation="file", spacing=(a, b, c)), False
+
+
+def _shifted(offset: Sequence[int]) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset
+    return matrix
+
+
+def _mm(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{s:.4g}" for s in spacing) + " mm"
+
+
+def write_nifti(path: Path, array: np.ndarray, prediction: Prediction) -> None:
+    """An array on the scan's grid as a NIfTI file with the scan's exact geometry and nothing else of its header.
+
+    Raises:
+        StorageError: disk full or not writable.
+    """
+    import nibabel
+
+    image: Any = nibabel.Nifti1Image(array, prediction.affine)
+    source = prediction.scan.files[0]
+    if source.name.lower().endswith((".nii", ".nii.gz")):
+        loaded: Any = nibabel.load(source)
+        old, header = loaded.header, loaded.header_class()
+        header.set_data_shape(array.shape)
+        header.set_data_dtype(array.dtype)
+        for key in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+                    "srow_x", "srow_y", "srow_z", "xyzt_units"):
+            header[key] = old[key]
+        header["pixdim"][:4] = old["pixdim"][:4]
+        image = type(loaded)(array, None, header)
+    content = image.to_bytes()
+    if path.name.endswith(".gz"):
+        import gzip
+        content = gzip.compress(content, 6, mtime=0)
+    atomic_write(path, content)
