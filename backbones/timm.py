@@ -28,7 +28,7 @@ from segbench.errors import PluginError, UsageError, did_you_mean
 from segbench.nets import Encoder, EncoderDecoder, Layers
 
 # What some models need to be told before they take images of any size.
-OPTIONS: tuple[dict[str, bool], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 EDGE = 256  # of images for dry runs: a multiple of all strides
 
@@ -52,9 +52,9 @@ class Inflated(nn.Conv3d):
     def __init__(self, flat: nn.Conv2d, fold: Fold, step: int) -> None:
         """``flat`` with its weights; one of ``step`` slices is left."""
         edge = 1 if step < min(flat.stride) and flat.kernel_size == flat.stride else min(flat.kernel_size)
-        super().__init__(flat.in_channels, flat.out_channels, (edge, *flat.kernel_size), (step, *flat.stride),
-                         (0, *flat.padding), groups=flat.groups, bias=flat.bias is not None,  # type: ignore[arg-type]
-                         device=flat.weight.device)
+        kernel, stride, padding = ((edge, *flat.kernel_size), (step, *flat.stride), (0, *flat.padding))
+        super().__init__(flat.in_channels, flat.out_channels, kernel, stride, padding,  # type: ignore[arg-type]
+                         groups=flat.groups, bias=flat.bias is not None, device=flat.weight.device)
         self.fold, self.edge, self.step = fold, edge, step
         with torch.no_grad():
             self.weight.copy_(flat.weight.unsqueeze(2).expand_as(self.weight) / edge)
@@ -125,7 +125,7 @@ class Body(nn.Module):
 class Facts:
     """What a model of timm's list is like."""
 
-    options: dict[str, bool]
+    options: dict[str, Any]
     indices: tuple[int, ...]
     channels: tuple[int, ...]
     reductions: tuple[int, ...]
@@ -252,7 +252,7 @@ class Timm(EncoderDecoder):
             known, near = timm.list_models(), get_close_matches(name, timm.list_models(), 5, 0.5)
             raise UsageError(f"unknown backbone 'timm:{name}'.{did_you_mean(name, known)}", expected=(
                 f"one of timm.list_models(), such as {', '.join(near or cls.variants)}"), fix="segbench list backbones")
-        return _variant(cls, name)
+        return _variant(cls, name)  # type: ignore[arg-type]
 
     def make_encoder(self, channels: int) -> Encoder:
         """The stem, and timm's encoder."""

@@ -54,11 +54,10 @@ class Trial:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The backbone's smallest that a method can do with."""
+        """Small ones of the backbone."""
         fields = registry.get("backbone", self.backbone).cls.Params.model_fields
-        least = {k: max([4 - (k == "depth"), *(m.ge for m in fields[k].metadata if hasattr(m, "ge"))])
-                 for k in ("width", "depth") if k in fields}
-        return {**registry.get("method", self.name).cls.backbone_defaults.get(self.backbone, {}), **least}
+        return {k: max([least, *(m.ge for m in fields[k].metadata if hasattr(m, "ge"))])
+                for k, least in (("width", 4), ("depth", 3)) if k in fields}
 
     @property
     def patch(self) -> tuple[int, ...]:
@@ -75,7 +74,8 @@ class Trial:
         setting = Setting(sources, self.channels, self.patch)
         torch.manual_seed(0)
         method: Method = cls(cls.Params(), setting)
-        method.build(network_factory(self.backbone, self.params, setting, cls.needs))
+        params = {**cls.backbone_defaults.get(self.backbone, {}), **self.params}
+        method.build(network_factory(self.backbone, params, setting, cls.needs))
         return method.train()
 
     def batch(self, labeled: int, unlabeled: int, seed: int = 0) -> Batch:

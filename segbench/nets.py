@@ -86,9 +86,10 @@ class Layers:
                                for layer in (self.of("Conv", b if i else a, b, 3, padding=1), *self.after(b))))
 
     def up(self, kind: str, a: int, b: int, factors: Sequence[int]) -> tuple[nn.Module, int]:
-        """An enlargement of maps of ``a`` channels, and the channels it leaves; one that learns goes to ``b`` by doublings."""
+        """An enlargement of maps of ``a`` channels, and the channels it leaves; one that learns goes to ``b``."""
         if kind == "transposed":
-            layers, rest = [], tuple(factors)
+            layers: list[nn.Module] = []
+            rest = tuple(factors)
             while not layers or max(rest) > 1:
                 step = tuple(2 if f % 2 == 0 else f for f in rest)
                 layers += [self.of("ConvTranspose", b if layers else a, b, step, step), *self.after(b)]
@@ -161,7 +162,8 @@ class EncoderDecoder(Backbone):
 
     def make_decoder(self, kind: str) -> list[nn.Module]:
         """Stages coarse to fine, each called with the coarser map and the encoder's."""
-        layers, deep, stages = Layers(self.dims, self.norm), self.channels[-1], []
+        layers, deep = Layers(self.dims, self.norm), self.channels[-1]
+        stages: list[nn.Module] = []
         for i in reversed(range(len(self.channels) - 1)):
             factors = [b // a for a, b in zip(self.strides[i], self.strides[i + 1], strict=True)]
             stages.append(Stage(layers, kind, deep, self.channels[i], self.widths[i], factors))

@@ -62,7 +62,7 @@ def recompute(module: nn.Module) -> None:
     """
     for net in [m for m in module.modules() if isinstance(m, Backbone)]:
         for stage in net.stages():
-            stage.__class__ = _recomputed(type(stage))  # unlike a replaced forward, it survives being copied
+            stage.__class__ = _recomputed(type(stage))  # type: ignore[arg-type]  # unlike a replaced forward, it survives being copied
 
 
 @cache
@@ -126,14 +126,17 @@ def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
 
 
 def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] | None:
-    """Voxels per axis of the image that one voxel of the bottleneck sees; None where that is everything, or cannot be told.
+    """Voxels per axis of the image that one voxel of the bottleneck sees; None where that is everything (attention), or
+    cannot be told.
 
     Convolutions become means and normalisation and thresholds are taken out; at an image of zeros, where maxima are
     ties, every dependence then has a gradient. Global statistics (normalisation, squeeze and excitation) do not count.
     """
+    if any(hasattr(m, "num_heads") for m in net.modules()):
+        return None
     plain = _plain(copy.deepcopy(net).double().eval())
     unit = net.multiple(net.p, dims)
-    field = []
+    field: list[int] = []
     for axis in range(dims):
         if field and unit[axis] == unit[0] and len(set(unit)) == 1:
             field.append(field[0])  # kernels are cubes
@@ -142,8 +145,8 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
         shape = [length if i == axis else unit[i] for i in range(dims)]
         image = torch.zeros(1, channels, *shape, dtype=torch.float64, requires_grad=True)
         bottleneck = plain.encode(image)[-1]
-        middle = tuple(n // 2 for n in bottleneck.shape[2:])
-        gradient, = torch.autograd.grad(bottleneck[(0, slice(None), *middle)].sum(), image)
+        middle: Any = (0, slice(None), *(n // 2 for n in bottleneck.shape[2:]))
+        gradient, = torch.autograd.grad(bottleneck[middle].sum(), image)
         seen = gradient[0].abs().sum(0).movedim(axis, 0).flatten(1).sum(1).nonzero().flatten()
         if not len(seen) or seen[0] == 0 or seen[-1] == length - 1:
             return None
