@@ -179,7 +179,7 @@ def create(architecture: str, channels: int, levels: int, pretrained: bool = Fal
 @cache
 def idle(architecture: str, levels: int) -> tuple[str, ...]:
     """Parameters that none of the first ``levels`` maps depends on; timm does not always cut them off."""
-    with torch.device("meta"):
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():  # whoever asks first
         encoder = create(architecture, 1, levels).eval()
         torch.stack([m.sum() for m in encoder(torch.zeros(1, 1, EDGE, EDGE))]).sum().backward()
     return tuple(name for name, p in encoder.named_parameters() if p.grad is None)

@@ -78,18 +78,16 @@ def _recomputed(cls: type) -> type:
 
 @contextmanager
 def _again(modes: dict[nn.Module, bool]) -> Iterator[None]:
-    """Modules in the modes of their first pass, with running statistics left alone: that pass has moved them."""
+    """Modules in the modes of their first pass; running statistics stay what they are, for that pass has moved them."""
     now = {m: m.training for m in modes}
-    norms = [m for m in modes if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    statistics = [(b, b.clone()) for m in modes if isinstance(m, _NormBase) for b in m.buffers()]
     for m, mode in modes.items():
         m.training = mode
-    for norm in norms:
-        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for buffer, value in statistics:
+            buffer.data.copy_(value)  # past autograd, which has saved them without need
         for m, mode in now.items():
             m.training = mode
 
