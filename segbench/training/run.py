@@ -203,8 +203,6 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
         device = distributed.own_device(device_of(machine.device))
         method = build(run.experiment, run.stores)
-        if machine.recompute:
-            recompute(method)
         reporter.start(run)
         stage = "training"
         trainer = _train(run, method, machine, device, reporter, world)
@@ -239,6 +237,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     experiment, protocol = run.experiment, run.experiment.protocol
     # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if machine.recompute:
+        recompute(method)
     views = {s.name: derived(s, protocol.downsample) if protocol.downsample > 1 else s for s in run.stores}
     data = TrainingData(views, experiment.labeled, protocol, experiment.seed, share=world.share)
     # The same budget for each data set: a joint training gets the protocol's steps for every one of them.
