@@ -86,8 +86,6 @@ class Monai(EncoderDecoder):
     norm = "affine"
     members: ClassVar[dict[str, type[Monai]]] = {}
 
-
-
     def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
                  decoders: tuple[str, ...] = ("own",), side_outputs: bool = False) -> None:
         super().__init__(params, channels, dims, heads, decoders, side_outputs)

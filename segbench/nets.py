@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.errors import UsageError, unknown
 
-__all__ = ["Encoder", "EncoderDecoder", "Layers", "Stage", "enlarge", "halve"]
+__all__ = ["KINDS", "Encoder", "EncoderDecoder", "Layers", "Linear", "Stage", "enlarge", "halve"]
 
 KINDS = ("transposed", "trilinear", "nearest")
 SCALES = (1 / 3, 2 / 3, 1, 5 / 3)  # parts of ``dropout`` by decoder scale, fine to coarse: of 0.3 URPC's 0.1 to 0.5
