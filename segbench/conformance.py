@@ -28,7 +28,6 @@ from segbench.training.loop import Cadence, Progress, Trainer, make_optimizer, s
 from segbench.training.plan import Stage, clock, stages
 from segbench.training.run import network_factory
 
-PATCH = {2: (16, 16), 3: (16, 16, 16)}
 STEPS = 8
 
 
@@ -53,23 +52,35 @@ class Trial:
     channels: int = 1
     sources: int = 1
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """Small ones of the backbone."""
+        fields = registry.get("backbone", self.backbone).cls.Params.model_fields
+        return {k: max([least, *(m.ge for m in fields[k].metadata if hasattr(m, "ge"))])
+                for k, least in (("width", 4), ("depth", 3)) if k in fields}
+
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """At least 16 voxels, and two at the bottleneck, which instance normalisation wants."""
+        cls = registry.get("backbone", self.backbone).cls
+        unit = cls.multiple(cls.Params(**self.params), self.dims)
+        return tuple(-(-max(16, 2 * m if axis == 0 else m) // m) * m for axis, m in enumerate(unit))
+
     def make(self) -> Method:
         """The method with its networks, in training mode."""
         cls = registry.get("method", self.name).cls
         kinds = tuple(f"class {i}" for i in range(1, self.classes))
         sources = tuple(Source(f"set {i}", kinds) for i in range(self.sources))
-        setting = Setting(sources, self.channels, PATCH[self.dims])
-        network = registry.get("backbone", self.backbone).cls
-        small = {k: v for k, v in {"width": 4, "depth": 3}.items() if k in network.Params.model_fields}
+        setting = Setting(sources, self.channels, self.patch)
         torch.manual_seed(0)
         method: Method = cls(cls.Params(), setting)
-        params = {**cls.backbone_defaults.get(self.backbone, {}), **small}
+        params = {**cls.backbone_defaults.get(self.backbone, {}), **self.params}
         method.build(network_factory(self.backbone, params, setting, cls.needs))
         return method.train()
 
     def batch(self, labeled: int, unlabeled: int, seed: int = 0) -> Batch:
         """Noise with blocks as labels; every class has voxels in every labelled item."""
-        draw, patch = torch.Generator().manual_seed(seed), PATCH[self.dims]
+        draw, patch = torch.Generator().manual_seed(seed), self.patch
         y = torch.zeros(labeled, *patch, dtype=torch.int64)
         for value in range(1, self.classes):
             y[:, 3 * value:3 * value + 4, 4:11] = value
@@ -140,10 +151,10 @@ def batch_splits(trial: Trial) -> None:
 def probabilities(trial: Trial) -> None:
     """``predict`` gives K finite maps in [0, 1] of the windows' size, the same when asked twice."""
     method = Drill(trial).run(last=2).method.eval()
-    image = torch.randn(3, trial.channels, *PATCH[trial.dims], generator=torch.Generator().manual_seed(1))
+    image = torch.randn(3, trial.channels, *trial.patch, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         first, second = method.predict(image, 0), method.predict(image, 0)
-    expected = (3, trial.classes, *PATCH[trial.dims])
+    expected = (3, trial.classes, *trial.patch)
     assert tuple(first.shape) == expected, f"shape {tuple(first.shape)}, expected {expected}"
     assert torch.isfinite(first).all() and first.min() >= 0 and first.max() <= 1 + 1e-5, "not probabilities"
     assert torch.equal(first, second), "two predictions of one image differ: something random is on in eval mode"
@@ -208,7 +219,7 @@ class _StoppedError(Exception):
 
 def training_on_disk(trial: Trial) -> None:
     """Trained by the engine, stopped dead and resumed from disk, it ends with the same bytes; no sealed label is read."""
-    rule = SimpleNamespace(patch=PATCH[trial.dims], sampling="proportional", augment="none", crop=SimpleNamespace(
+    rule = SimpleNamespace(patch=trial.patch, sampling="proportional", augment="none", crop=SimpleNamespace(
         labeled="random", unlabeled="random", pad=1, last_offset=True))
     data = TrainingData({"set": _Sealed(trial)}, {"set": _Sealed.labeled}, rule, seed=0)
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from segbench.errors import DataError, PluginError, SegbenchError, UsageError, unknown
 
 KINDS = ("method", "dataset", "backbone")
-VOCABULARY = ("segbench.losses", "segbench.ops", "segbench.distance")
+VOCABULARY = ("segbench.losses", "segbench.ops", "segbench.distance", "segbench.nets")
 T = TypeVar("T", bound=type)
 
 
@@ -274,22 +274,27 @@ def _linked(name: str) -> Entry:
 
 
 def get(kind: str, name: str) -> Entry:
-    """The plug-in of that name; ``-`` counts as ``_`` and ``family:variant`` finds the family.
+    """The plug-in of that name; ``-`` counts as ``_`` and ``family:variant`` finds the family's class for the variant.
 
     Raises:
-        UsageError: nobody registered it.
+        UsageError: nobody registered it, or the family has no such variant.
         PluginError: its file cannot be imported.
     """
     wanted = name.replace("-", "_")
     if kind == "dataset" and wanted in _state.links:
         return _state.entries.get((kind, wanted)) or _linked(wanted)
+    variant = wanted.partition(":")[2]
     place = catalogue().get((kind, wanted)) or catalogue().get((kind, wanted.partition(":")[0]))
     if place is None:
         raise unknown(kind, name, names(kind), fix=f"segbench list {kind}s")
     if (kind, place.name) not in _state.entries:
         _import(place)
     entry = _state.entries[kind, place.name]
-    return _variant(entry, name) if kind == "dataset" and ":" in name else entry
+    if kind == "dataset":
+        return _variant(entry, name) if ":" in name else entry
+    if not variant or place.name == wanted or not hasattr(entry.cls, "variant"):
+        return entry
+    return replace(entry, name=wanted, cls=entry.cls.variant(variant))
 
 
 def _import(place: Found) -> None:
@@ -317,7 +322,8 @@ def _import(place: Found) -> None:
 def source_digest(cls: type) -> str:
     """sha256 over the source of ``cls``: the plug-in files that define it and its bases, and those they import.
 
-    The losses and operations that methods are written in count as theirs; the rest of the engine has a number of its own
+    The losses, operations and network parts that plug-ins are written in count as theirs; the rest of the engine has a
+    number of its own
     (``segbench.config.identity.ENGINE``).
 
     Comments, docstrings and layout do not count, nor does the Python version; anything that could change a number does.

@@ -18,14 +18,19 @@ KINDS = ("methods", "datasets", "backbones", "protocols")
 
 @click.command("list", cls=Command)
 @click.argument("kind", metavar="methods|datasets|backbones|protocols", required=False)
+@click.option("--matrix", is_flag=True, help="Which method runs on which backbone, and what is lacking.")
 @click.pass_obj
-def list_command(settings: Settings, kind: str | None) -> None:
+def list_command(settings: Settings, kind: str | None, matrix: bool) -> None:
     """List what there is. A plug-in that cannot be imported is listed with its error.
 
     \b
     segbench list methods
     segbench list datasets --json
+    segbench list --matrix
     """
+    if matrix:
+        _matrix(settings)
+        return
     if kind is not None and kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     wanted = [kind] if kind else list(KINDS)
@@ -36,6 +41,22 @@ def list_command(settings: Settings, kind: str | None) -> None:
             click.echo(k)
             click.echo(table([("name", "<"), ("what", "<"), ("origin", "<")],
                              [(r["name"], r["error"] or r["title"], r["origin"]) for r in rows]) + "\n")
+
+
+def _matrix(settings: Settings) -> None:
+    from segbench import registry
+
+    def usable(kind: str) -> list[Entry]:
+        good = {row["name"] for row in _plugins(kind) if not row["error"]}
+        return [registry.get(kind, name) for name in registry.names(kind) if name in good]
+
+    networks = usable("backbone")
+    lacking = {m.name: {b.name: sorted(m.cls.needs - b.cls.provides) for b in networks} for m in usable("method")}
+    settings.document = {"status": "ok", "lacking": lacking}
+    if not settings.json:
+        click.echo(table([("method", "<"), *((b.name, "<") for b in networks)],
+                         [(m, *("no " + ", ".join(row[b.name]) if row[b.name] else "yes" for b in networks))
+                          for m, row in lacking.items()]))
 
 
 def _plugins(kind: str) -> list[dict[str, Any]]:
@@ -56,6 +77,8 @@ def _plugins(kind: str) -> list[dict[str, Any]]:
 def title(entry: Entry) -> str:
     """One line about a plug-in: a data set's title, a method's paper, or the first line of its documentation."""
     first = (inspect.getdoc(entry.cls) or inspect.getdoc(inspect.getmodule(entry.cls)) or "").partition("\n")[0]
+    if _is_family(entry):
+        return f"{first.rstrip('.')} ({', '.join(entry.cls.variants)})"
     return entry.cls.title if entry.kind == "dataset" else entry.paper or first
 
 
@@ -68,13 +91,15 @@ def _protocols() -> list[dict[str, Any]]:
 @click.command(cls=Command)
 @click.argument("kind", metavar="method|dataset|backbone|protocol")
 @click.argument("name", metavar="NAME")
+@click.option("--protocol", metavar="NAME|FILE", default="default", show_default=True, help="Whose patch a backbone gets.")
 @click.pass_obj
-def describe(settings: Settings, kind: str, name: str) -> None:
-    """Show a plug-in's parameters, source and facts.
+def describe(settings: Settings, kind: str, name: str, protocol: str) -> None:
+    """Show a plug-in's parameters, source and facts; of a backbone also what it costs.
 
     \b
     segbench describe method versemi
     segbench describe dataset la
+    segbench describe backbone timm:resnet18 --protocol phantom
     """
     from segbench import registry
     if kind == "protocol":
@@ -90,15 +115,63 @@ def describe(settings: Settings, kind: str, name: str) -> None:
     needs = sorted(entry.cls.needs) if kind == "method" else sorted(entry.cls.provides)
     settings.document = {"status": "ok", "kind": kind, "name": entry.name, "paper": entry.paper, "file": str(entry.file),
                          "needs" if kind == "method" else "provides": needs, "parameters": rows}
+    if kind == "backbone":
+        settings.document |= {"variants": list(entry.cls.variants)} if _is_family(entry) else _costs(entry, protocol)
     if settings.json:
         return
     click.echo(f"{entry.name}: {safe(title(entry))}\n{safe(entry.file)}")
     click.echo(f"{'needs of the backbone' if kind == 'method' else 'provides'}: {', '.join(needs) or 'nothing special'}\n")
     click.echo(table([("parameter", "<"), ("type", "<"), ("default", "<"), ("range", "<"), ("meaning", "<")],
                      [tuple(r.values()) for r in rows]))
+    if kind == "backbone":
+        _show_costs(settings.document)
     if kind == "method":
         click.echo(f"\nexample: segbench run {entry.name} --dataset phantom"
                    + (f" -o {rows[0]['name']}={rows[0]['default']}" if rows else ""))
+
+
+def _is_family(entry: Entry) -> bool:
+    return entry.kind == "backbone" and bool(entry.cls.variants) and ":" not in entry.name
+
+
+def _costs(entry: Entry, protocol: str) -> dict[str, Any]:
+    """Of a network for one channel and two classes at the protocol's patch, where that fits."""
+    from segbench.config import load_protocol
+    from segbench.networks import cost, dry_run, receptive_field
+
+    chosen, cls = load_protocol(protocol), entry.cls
+    p = cls.Params(**(chosen.backbone.params if chosen.backbone.name == entry.name else {}))
+    dims = len(chosen.patch)
+    try:
+        cls.check_patch(p, chosen.patch)
+        net = cls(p, 1, dims, (2,))
+        dry_run(net, 1, chosen.patch)
+    except UsageError as error:
+        return {"costs": None, "unfit": f"{error.what}: {error.details['found']}; {error.details['fix']}"}
+    found = cost(net, 1, chosen.patch)
+    narrow = {k: m.ge for k, f in cls.Params.model_fields.items() if k == "width" for m in f.metadata if hasattr(m, "ge")}
+    field = receptive_field(cls(p.model_copy(update=narrow), 1, dims, (2,)), 1, dims)
+    return {"costs": {"protocol": chosen.name, "patch": list(chosen.patch), "multiple": list(cls.multiple(p, dims)),
+                      "parameters": found.parameters, "flops": found.flops, "activation_bytes": found.activation_bytes,
+                      "receptive_field": list(field) if field else None}}
+
+
+def _show_costs(document: dict[str, Any]) -> None:
+    if document.get("variants"):
+        click.echo(f"\na family: {', '.join(document['name'] + ':' + v for v in document['variants'])}, ...")
+    elif (costs := document["costs"]) is None:
+        click.echo(f"\n{safe(document['unfit'])}")
+    else:
+        def by(edges: list[int]) -> str:
+            return "x".join(map(str, edges))
+        click.echo(f"\nat patch {by(costs['patch'])} (protocol {costs['protocol']}), one image of one channel, two classes")
+        for what, text in (
+                ("parameters", f"{costs['parameters'] / 1e6:.2f} M"), ("FLOPs forward", f"{costs['flops'] / 1e9:.1f} G"),
+                ("activations", f"{costs['activation_bytes'] / 2**20:.0f} MiB kept for going backward (--recompute: fewer)"),
+                ("sees", by(costs["receptive_field"]) + " voxels from one of the bottleneck" if costs["receptive_field"]
+                 else "all of the patch from one voxel of the bottleneck"),
+                ("patches", f"multiples of {by(costs['multiple'])}")):
+            click.echo(f"  {what:<14}{text}")
 
 
 def parameters(model: Any) -> list[dict[str, str]]:

@@ -35,7 +35,8 @@ class Settings:
     def machine(self) -> Machine:
         """Machine settings with the flags applied."""
         from segbench.config import machine_settings
-        return machine_settings(os.environ, root=self.flags.get("root"), data_root=self.flags.get("data_root"))
+        return machine_settings(os.environ, root=self.flags.get("root"), data_root=self.flags.get("data_root"),
+                                recompute=self.flags.get("recompute"))
 
     @property
     def root(self) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Command, Settings, message, safe
+from segbench.cli.common import Command, Settings, _store, message, safe
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ def machine_options(command: Any) -> Any:
         click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto]."),
         click.option("--workers", metavar="N", type=click.IntRange(0, 64),
                      help="Loader processes; 0 prefetches in a thread [0]."),
+        click.option("--recompute", is_flag=True, expose_value=False, callback=_store,
+                     help="Compute activations again going backward: less memory, more time."),
     ]):
         command = option(command)
     return command
@@ -127,7 +129,8 @@ def machine_of(settings: Settings, save_every: str | None, device: str | None, w
     chosen = device_of(device or settings.machine.device)
     count = workers if workers is not None else settings.machine.workers
     # Measured: handing batches over between processes costs more than cutting them beside the training step.
-    return Machine(settings.root, settings.data_root, chosen, 0 if count == "auto" else count, cadence, settings.plugins)
+    return Machine(settings.root, settings.data_root, chosen, 0 if count == "auto" else count, cadence, settings.plugins,
+                   settings.machine.recompute)
 
 
 def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool = False) -> dict[str, Any]:

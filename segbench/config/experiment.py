@@ -159,7 +159,11 @@ def _canonical(registered: str, asked: str) -> str:
 
 def _backbone(name: str) -> tuple[str, Any]:
     entry = registry.get("backbone", name)
-    return _canonical(entry.name, name), entry.cls
+    if entry.cls.variants and ":" not in entry.name:
+        raise UsageError(f"'{entry.name}' is a family of backbones", expected=f"one of its members, such as "
+                         f"{', '.join(f'{entry.name}:{v}' for v in entry.cls.variants)}",
+                         fix=f"--backbone {entry.name}:{entry.cls.variants[0]}")
+    return entry.name, entry.cls
 
 
 def _common_protocol(data: list[_Data]) -> str:
@@ -222,11 +226,7 @@ def _check_fit(protocol: Protocol, data: list[_Data], method: Any, backbone: Any
     if missing := method.needs - backbone.provides:
         raise UsageError(f"method '{method.name}' needs a backbone with {', '.join(sorted(missing))}; "
                          f"'{backbone.name}' has none", fix="another --backbone; segbench list backbones")
-    multiple = backbone.multiple(backbone.Params.model_validate(params), len(protocol.patch))
-    if any(edge % m for edge, m in zip(protocol.patch, multiple, strict=True)):
-        raise UsageError(f"the patch does not fit backbone '{backbone.name}'", found=list(protocol.patch),
-                         expected=f"multiples of {list(multiple)}", fix="-o patch=" +
-                         "x".join(str(max(m, edge // m * m)) for edge, m in zip(protocol.patch, multiple, strict=True)))
+    backbone.check_patch(backbone.Params.model_validate(params), protocol.patch)
 
 
 def _labeled(d: _Data, asked: str | int | None, protocol: Protocol, sizes: TrainSizes | None,

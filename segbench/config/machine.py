@@ -30,6 +30,7 @@ class Machine(Strict):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field("auto", description="loader processes")
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads")
+    recompute: bool = Field(False, description="activations are computed again going backward, which saves memory")
     sources: dict[str, str] = Field({}, description="origin of each setting")
 
 
@@ -78,7 +79,8 @@ def _environment(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
         key = variable.removeprefix(ENV).lower()
         if key in SETTINGS:
             text = env[variable]  # an empty variable counts as none
-            found[key] = (parse_scalar(text, variable) if key in ("workers", "threads") else text or None, variable)
+            parsed = parse_scalar(text, variable) if key in ("workers", "threads", "recompute") else text or None
+            found[key] = (parsed, variable)
         elif _is_science(key):
             raise _refuse(key, variable)
     return found

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from segbench.contracts.params import BackboneParams
+from segbench.errors import UsageError
 
 __all__ = ["Backbone", "BackboneParams"]
 
@@ -31,6 +32,7 @@ class Backbone(nn.Module):
 
     Params: ClassVar[type[BackboneParams]] = BackboneParams
     provides: ClassVar[frozenset[str]] = frozenset()  # of {"heads", "decoders", "side_outputs", "features", "dropout"}
+    variants: ClassVar[tuple[str, ...]] = ()  # of a family: some of its members; the family itself is no network
     name: ClassVar[str]
 
     channels: tuple[int, ...]
@@ -59,7 +61,43 @@ class Backbone(nn.Module):
         """Logits (B, K, *S), or a tuple of them (module docstring)."""
         raise NotImplementedError
 
+    def stages(self) -> list[nn.Module]:
+        """Parts whose activations may be computed again going backward: by default what lists and dictionaries hold."""
+        return [m for box in self.modules() if isinstance(box, (nn.ModuleList, nn.ModuleDict)) for m in box.children()
+                if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+
+    @classmethod
+    def variant(cls, name: str) -> type[Backbone]:
+        """The class of ``family:name``.
+
+        Raises:
+            UsageError: there is no such member.
+        """
+        raise UsageError(f"backbone '{cls.name}' has no variants", found=f"{cls.name}:{name}",
+                         fix=f"--backbone {cls.name}")
+
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
         """What each edge of an input must be a multiple of."""
         raise NotImplementedError
+
+    @classmethod
+    def check_patch(cls, params: Any, patch: tuple[int, ...]) -> None:
+        """Refuse inputs of a size the network cannot take.
+
+        Raises:
+            UsageError: with the nearest sizes, and the depth, that would fit.
+        """
+        unit = cls.multiple(params, len(patch))
+        if not any(n % m for n, m in zip(patch, unit, strict=True)):
+            return
+        near = [sorted({max(m, n // m * m), -(-n // m) * m}, key=lambda e, n=n: abs(e - n))[0]  # type: ignore[misc]
+                for n, m in zip(patch, unit, strict=True)]
+        fix = f"-o patch={'x'.join(map(str, near))}"
+        for depth in range(getattr(params, "depth", 2) - 1, 1, -1):
+            smaller = cls.multiple(params.model_copy(update={"depth": depth}), len(patch))
+            if not any(n % m for n, m in zip(patch, smaller, strict=True)):
+                fix += f", or -o backbone.depth={depth}"
+                break
+        raise UsageError(f"the patch does not fit backbone '{cls.name}'", found="x".join(map(str, patch)),
+                         expected=f"edges that are multiples of {'x'.join(map(str, unit))}", fix=fix)

@@ -28,6 +28,7 @@ from segbench.data.store import Store, derived, open_store
 from segbench.errors import DataError, IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
 from segbench.evaluation import cases_csv, evaluate, summarise
 from segbench.files import atomic_write, json_bytes, lock, storage_error, sweep
+from segbench.networks import dry_run, recompute
 from segbench.results.rundir import SCHEMA, RunDir, run_folder
 from segbench.training import checkpoint, distributed
 from segbench.training.distributed import World
@@ -45,6 +46,7 @@ class Machine:
     workers: int = 0
     save_every: Cadence = field(default_factory=Cadence)
     plugins: list[str] = field(default_factory=list)
+    recompute: bool = False  # activations, going backward
 
 
 @dataclass
@@ -150,15 +152,12 @@ def network_factory(name: str, params: dict[str, Any], setting: Setting, needs: 
         raise UsageError(f"backbone '{name}' does not offer what the method needs: {', '.join(sorted(lacking))}",
                          found=f"it offers {', '.join(sorted(cls.provides))}", fix="segbench list backbones")
     checked = cls.Params(**params)
-    multiple = cls.multiple(checked, setting.dims)
-    if any(n % m for n, m in zip(setting.patch, multiple, strict=True)):
-        fitting = "x".join(str(max(m, round(n / m) * m)) for n, m in zip(setting.patch, multiple, strict=True))
-        raise UsageError(f"the patch does not fit backbone '{name}'", found="x".join(map(str, setting.patch)),
-                         expected=f"edges that are multiples of {'x'.join(map(str, multiple))}", fix=f"-o patch={fitting}")
+    cls.check_patch(checked, setting.patch)
 
     def network(heads: tuple[int, ...] | None = None, **wanted: Any) -> Backbone:
-        return cls(checked, setting.channels, setting.dims,
-                   (setting.classes,) if heads is None else heads, **wanted)
+        net = cls(checked, setting.channels, setting.dims, (setting.classes,) if heads is None else heads, **wanted)
+        dry_run(net, setting.channels, setting.patch)
+        return net
     return network
 
 
@@ -242,6 +241,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     experiment, protocol = run.experiment, run.experiment.protocol
     # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if machine.recompute:
+        recompute(method)
     views = {s.name: drawn(derived(s, protocol.factors(s.name, s.dims)), experiment.draw) for s in run.stores}
     labeled = {name: len(view.labeled(experiment.labeled[name])) for name, view in views.items()}
     data = TrainingData(views, labeled, protocol, experiment.seed, share=world.share)

@@ -29,7 +29,7 @@ def test_file_then_environment_then_flags(user):
     machine = machine_settings({"SEGBENCH_DEVICE": "cuda:1", "SEGBENCH_WORKERS": "2"}, file, workers=3, threads=None)
     assert (machine.root, machine.device, machine.workers) == (Path("a"), "cuda:1", 3)
     assert machine.sources == {"root": f"{file}:1", "data_root": "default", "device": "SEGBENCH_DEVICE",
-                               "workers": "--workers", "threads": "default"}
+                               "workers": "--workers", "threads": "default", "recompute": "default"}
 
 
 def test_home_is_expanded_and_an_empty_variable_is_none(tmp_path):

@@ -11,14 +11,30 @@ import pytest
 import torch
 from torch import Tensor
 
+from segbench.conformance import Trial
 from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.errors import PluginError, UsageError
 from segbench.registry import Entry, get, names
 
 CAPABILITIES = {"heads", "decoders", "side_outputs", "features", "dropout"}
-EDGE = 32  # of the inputs, rounded up to what a backbone takes
+EDGE = 32  # of the inputs of a backbone with its default parameters, rounded up to what it takes
+# Families by small members of every kind; of a family that is not here the members it names itself. The slow set has more.
+MEMBERS = {"timm": ["test_resnet"], "monai": ["segresnet"]}
+SLOW = {"timm": ["test_convnext", "test_efficientnet", "test_vit", "mobilenetv3_small_050"],
+        "monai": ["basic_unet", "swin_unetr"]}
+WHOLE = ("vnet",)  # the others are made small
 
-every_backbone = pytest.mark.parametrize("name", names("backbone"))
+
+def members(name: str) -> list[Any]:
+    slow = [pytest.param(f"{name}:{member}", marks=pytest.mark.slow) for member in SLOW.get(name, [])]
+    try:
+        variants = MEMBERS.get(name, getattr(get("backbone", name).cls, "variants", ()))
+    except PluginError:
+        variants = ()
+    return [*(f"{name}:{member}" for member in variants), *slow] or [name]
+
+
+every_backbone = pytest.mark.parametrize("name", [m for name in names("backbone") for m in members(name)])
 every_dims = pytest.mark.parametrize("dims", [2, 3])
 
 
@@ -32,18 +48,29 @@ def entry(name: str) -> Entry:
 
 
 def build(name: str, dims: int, channels: int = 1, heads: tuple[int, ...] = (2,), **asked: Any) -> Backbone:
-    """With its default parameters; skips the number of axes it refuses (``test_some_axes`` keeps that honest)."""
+    """As ``parameters``; skips the number of axes it refuses (``test_some_axes`` keeps that honest)."""
     cls = entry(name).cls
     torch.manual_seed(0)
     try:
-        cls(cls.Params(), 1, dims, (2,))
+        cls(parameters(name), 1, dims, (2,))
     except UsageError as error:
         pytest.skip(error.what)
-    return cls(cls.Params(), channels, dims, heads, **asked)
+    net = cls(parameters(name), channels, dims, heads, **asked)
+    for p in net.parameters():
+        if not p.any():  # some begin with scales of zero, which let no gradient through
+            torch.nn.init.constant_(p, 0.1)
+    return net
+
+
+def parameters(name: str) -> Any:
+    cls = entry(name).cls
+    return cls.Params() if name in WHOLE else cls.Params(**Trial("", name).params)
 
 
 def shape(net: Backbone, dims: int) -> tuple[int, ...]:
-    return tuple(math.ceil(EDGE / m) * m for m in net.multiple(net.p, dims))
+    if net.name in WHOLE:
+        return tuple(math.ceil(EDGE / m) * m for m in net.multiple(net.p, dims))
+    return Trial("", net.name, dims=dims).patch
 
 
 def image(net: Backbone, dims: int, channels: int = 1) -> Tensor:

@@ -1,0 +1,221 @@
+"""Networks of MONAI (Cardoso et al., arXiv:2211.02701, Apache-2.0), taken apart into encoder and decoder.
+
+``monai:segresnet``   Myronenko, BrainLes 2018, arXiv:1810.11654
+``monai:basic_unet``  Falk et al., Nature Methods 2019
+``monai:swin_unetr``  Hatamizadeh et al., BrainLes 2021, arXiv:2201.01266
+
+The encoder is MONAI's, and so is the first decoder (``own``): with one head and no dropout the whole is MONAI's network,
+parameter by parameter. Decoders that a method asks for by their enlargement (MC-Net) are the engine's. MONAI's linear
+enlargement and max pooling are exchanged for equal ones with a deterministic gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
+from torch import Tensor, nn
+
+from segbench import Backbone, BackboneParams, Field, backbone
+from segbench.errors import unknown
+from segbench.nets import KINDS, Encoder, EncoderDecoder, Linear, halve
+
+
+class Halve(nn.Module):
+    """Max pooling over pairs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, *S) to (N, C, *(S / 2))."""
+        return halve(x, (2,) * (x.ndim - 2))
+
+
+def deterministic(net: nn.Module, dims: int) -> nn.Module:
+    """Exchange layers without a deterministic gradient on CUDA for equal ones."""
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Upsample):
+            net.set_submodule(name, Linear((2,) * dims))
+        elif isinstance(layer, (nn.MaxPool2d, nn.MaxPool3d)):
+            net.set_submodule(name, Halve())
+    return net
+
+
+class Row(nn.ModuleList):
+    """An encoder of parts in a row, each of which gives a map."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The maps of all levels."""
+        maps = []
+        for part in self:
+            x = part(x)
+            maps.append(x)
+        return maps
+
+
+class SwinEncoder(nn.Module):
+    """Swin UNETR's: the transformer's states and the image, each through a residual block but the last state but one."""
+
+    def __init__(self, net: SwinUNETR) -> None:
+        super().__init__()
+        self.swinViT, self.normalize = net.swinViT, net.normalize
+        self.blocks = nn.ModuleList([net.encoder1, net.encoder2, net.encoder3, net.encoder4, nn.Identity(), net.encoder10])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The maps of six levels."""
+        return [block(m) for block, m in zip(self.blocks, [x, *self.swinViT(x, self.normalize)], strict=True)]
+
+
+class Added(nn.Module):
+    """A step of SegResNet's decoder: enlarge, add the encoder's map, residual blocks."""
+
+    def __init__(self, up: nn.Module, convs: nn.Module, last: nn.Module) -> None:
+        """``last`` ends the decoder before its head; it is nothing for the other steps."""
+        super().__init__()
+        self.up, self.convs, self.last = up, convs, last
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """The coarser map and the encoder's to a map of the encoder's size."""
+        return self.last(self.convs(self.up(x) + skip))
+
+
+@backbone("monai", paper="Cardoso et al., MONAI, arXiv:2211.02701")
+class Monai(EncoderDecoder):
+    """Networks of MONAI as monai:NAME, as encoder and decoder."""
+
+    variants = ("segresnet", "basic_unet", "swin_unetr")
+    kinds = ("own", *KINDS)
+    norm = "affine"
+    members: ClassVar[dict[str, type[Monai]]] = {}
+
+    def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
+                 decoders: tuple[str, ...] = ("own",), side_outputs: bool = False) -> None:
+        super().__init__(params, channels, dims, heads, decoders, side_outputs)
+
+    @classmethod
+    def variant(cls, name: str) -> type[Backbone]:
+        """The network of that name."""
+        if name not in cls.members:
+            raise unknown("backbone", f"monai:{name}", [f"monai:{member}" for member in cls.members])
+        return cls.members[name]
+
+    def make_encoder(self, channels: int) -> Encoder:
+        """MONAI's encoder."""
+        module = self.encoder_of(deterministic(self.whole(channels), self.dims))
+        return Encoder(module, self.levels(), tuple((2**i,) * self.dims for i in range(len(self.levels()))))
+
+    def make_decoder(self, kind: str) -> list[nn.Module]:
+        """MONAI's own decoder, or one of ours."""
+        return self.stages_of(deterministic(self.whole(1), self.dims)) if kind == "own" else super().make_decoder(kind)
+
+    def whole(self, channels: int) -> Any:
+        """MONAI's network."""
+        raise NotImplementedError
+
+    def levels(self) -> tuple[int, ...]:
+        """Channels of its encoder's maps, fine to coarse."""
+        raise NotImplementedError
+
+    def encoder_of(self, net: Any) -> nn.Module:
+        """The part of the network that encodes."""
+        raise NotImplementedError
+
+    def stages_of(self, net: Any) -> list[nn.Module]:
+        """The steps of its decoder, coarse to fine."""
+        raise NotImplementedError
+
+
+DROPOUT: Any = Field(0.3, ge=0, le=0.5, description="at bottleneck and end; with side outputs after each stage")
+
+
+class SegRes(Monai):
+    """SegResNet: residual blocks with group normalisation, added skips, linear enlargement."""
+
+    class Params(BackboneParams):
+        width: int = Field(16, ge=8, le=256, multiple_of=8, description="channels at full resolution; doubled a level")
+        depth: int = Field(4, ge=2, le=4, description="number of levels; 4 in the paper")
+        dropout: float = DROPOUT
+
+    def whole(self, channels: int) -> Any:
+        """MONAI's network."""
+        return SegResNet(self.dims, self.p.width, channels, 1, blocks_down=(1, 2, 2, 4)[:self.p.depth],
+                         blocks_up=(1,) * (self.p.depth - 1))
+
+    def levels(self) -> tuple[int, ...]:
+        """Channels of its encoder's maps, fine to coarse."""
+        return tuple(self.p.width * 2**i for i in range(self.p.depth))
+
+    def encoder_of(self, net: Any) -> nn.Module:
+        """The part of the network that encodes."""
+        return Row([nn.Sequential(net.convInit, net.down_layers[0]), *net.down_layers[1:]])
+
+    def stages_of(self, net: Any) -> list[nn.Module]:
+        """The steps of its decoder, coarse to fine."""
+        ends = [*[nn.Identity()] * (self.p.depth - 2), net.conv_final[:-1]]
+        return [Added(*parts) for parts in zip(net.up_samples, net.up_layers, ends, strict=True)]
+
+    @classmethod
+    def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
+        """The stride of the bottleneck."""
+        return (2 ** (params.depth - 1),) * dims
+
+
+class Basic(Monai):
+    """Basic U-Net: instance normalisation, leaky ReLU, concatenated skips, transposed convolutions."""
+
+    class Params(BackboneParams):
+        width: int = Field(32, ge=2, le=256, description="channels of the two finest levels; then doubled a level")
+        dropout: float = DROPOUT
+
+    def whole(self, channels: int) -> Any:
+        """MONAI's network."""
+        return BasicUNet(self.dims, channels, 1, (*self.levels(), self.p.width))
+
+    def levels(self) -> tuple[int, ...]:
+        """Channels of its encoder's maps, fine to coarse."""
+        return tuple(self.p.width * factor for factor in (1, 1, 2, 4, 8))
+
+    def encoder_of(self, net: Any) -> nn.Module:
+        """The part of the network that encodes."""
+        return Row([net.conv_0, net.down_1, net.down_2, net.down_3, net.down_4])
+
+    def stages_of(self, net: Any) -> list[nn.Module]:
+        """The steps of its decoder, coarse to fine."""
+        return [net.upcat_4, net.upcat_3, net.upcat_2, net.upcat_1]
+
+    @classmethod
+    def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
+        """The stride of the bottleneck."""
+        return (16,) * dims
+
+
+class Swin(Monai):
+    """Swin UNETR: a shifted-window transformer, residual blocks with instance normalisation, concatenated skips."""
+
+    class Params(BackboneParams):
+        width: int = Field(24, ge=12, le=192, multiple_of=12, description="features at full resolution; MONAI's default 24")
+        dropout: float = DROPOUT
+
+    def whole(self, channels: int) -> Any:
+        """MONAI's network."""
+        return SwinUNETR(channels, 1, feature_size=self.p.width, spatial_dims=self.dims)
+
+    def levels(self) -> tuple[int, ...]:
+        """Channels of its encoder's maps, fine to coarse."""
+        return tuple(self.p.width * factor for factor in (1, 1, 2, 4, 8, 16))
+
+    def encoder_of(self, net: Any) -> nn.Module:
+        """The part of the network that encodes."""
+        return SwinEncoder(net)
+
+    def stages_of(self, net: Any) -> list[nn.Module]:
+        """The steps of its decoder, coarse to fine."""
+        return [net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1]
+
+    @classmethod
+    def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
+        """The stride of the bottleneck."""
+        return (32,) * dims
+
+
+for _name, _class in zip(Monai.variants, (SegRes, Basic, Swin), strict=True):
+    _class.name = f"monai:{_name}"
+    Monai.members[_name] = _class

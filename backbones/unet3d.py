@@ -1,0 +1,81 @@
+"""The plain U-Net of the semi-supervised literature, in three dimensions or two.
+
+Çiçek, Abdulkadir, Lienkamp, Brox, Ronneberger: 3D U-Net, MICCAI 2016, arXiv:1606.06650, in the form of SSL4MIS
+(github.com/HiLab-git/SSL4MIS, MIT; consulted through a written specification, nothing copied): widths 16 to 256, two
+convolutions of edge 3 a stage, instance normalisation that learns nothing, max pooling, linear enlargement without
+convolution, concatenation, dropout of single values. With side outputs it is URPC's network (Luo et al., MICCAI 2021).
+Extra decoders enlarge by transposed convolutions or nearest neighbours. All convolutions begin Kaiming-normal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from segbench import BackboneParams, Field, backbone
+from segbench.errors import UsageError
+from segbench.nets import Encoder, EncoderDecoder, Layers, halve
+
+
+class Contracting(nn.ModuleList):
+    """The U-Net's left half: maxima of pairs between units of two convolutions."""
+
+    def __init__(self, layers: Layers, channels: int, widths: tuple[int, ...], halvings: list[tuple[int, ...]]) -> None:
+        """``halvings`` between the levels, a factor an axis."""
+        super().__init__(layers.unit(a, b) for a, b in zip((channels, *widths), widths, strict=False))
+        self.halvings = halvings
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The maps of all levels."""
+        maps = [self[0](x)]
+        for unit, factors in zip(list(self)[1:], self.halvings, strict=True):
+            maps.append(unit(halve(maps[-1], factors)))
+        return maps
+
+
+@backbone("unet3d", paper="Çiçek et al., MICCAI 2016; as in SSL4MIS and URPC")
+class UNet3D(EncoderDecoder):
+    """Plain U-Net: concatenated skips, instance normalisation, linear enlargement."""
+
+    class Params(BackboneParams):
+        width: int = Field(16, ge=2, le=256, description="channels at full resolution; doubled at each level")
+        depth: int = Field(5, ge=2, le=6, description="number of levels; 5 in the literature")
+        dropout: float = Field(0.3, ge=0, le=0.5, description=(
+            "at bottleneck and end; with side outputs of channels after each stage, a third to five thirds of it"))
+        flat: int = Field(0, ge=0, le=5, description="first halvings that leave the last axis alone (thick slices)")
+
+    norm = "instance"
+
+    def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
+                 decoders: tuple[str, ...] = ("trilinear",), side_outputs: bool = False) -> None:
+        super().__init__(params, channels, dims, heads, decoders, side_outputs)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.kaiming_normal_(module.weight)
+
+    def make_encoder(self, channels: int) -> Encoder:
+        widths = tuple(self.p.width * 2**i for i in range(self.p.depth))
+        halvings = self._halvings(self.p, self.dims)
+        strides = [(1,) * self.dims]
+        for factors in halvings:
+            strides.append(tuple(s * f for s, f in zip(strides[-1], factors, strict=True)))
+        layers = Layers(self.dims, self.norm)
+        return Encoder(Contracting(layers, channels, widths, halvings), widths, tuple(strides))
+
+    def stages(self) -> list[nn.Module]:
+        return [*self.encoder.children(), *super().stages()[1:]]
+
+    @staticmethod
+    def _halvings(params: Any, dims: int) -> list[tuple[int, ...]]:
+        if params.flat and dims == 2:
+            raise UsageError("backbone.flat is for three axes", found="a patch of two", fix="-o backbone.flat=0")
+        return [(2,) * (dims - 1) + (1 if i < params.flat else 2,) for i in range(params.depth - 1)]
+
+    @classmethod
+    def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
+        halvings = cls._halvings(params, dims)
+        unit = [1] * dims
+        for factors in halvings:
+            unit = [u * f for u, f in zip(unit, factors, strict=True)]
+        return tuple(unit)

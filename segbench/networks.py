@@ -1,0 +1,172 @@
+"""What the engine does with a built network: a dry run of its shapes, its costs, and saving memory going backward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from segbench.contracts.backbone import Backbone
+from segbench.errors import PluginError, UsageError
+
+__all__ = ["Cost", "cost", "dry_run", "receptive_field", "recompute"]
+
+
+def _ghost(net: Backbone) -> Backbone:
+    """A copy without numbers, in which only shapes are computed."""
+    return copy.deepcopy(net).to("meta")
+
+
+def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
+    """Run shapes through a network; no random number is drawn and no value computed.
+
+    Raises:
+        UsageError: the patch is too small for it.
+        PluginError: its maps are not those it declares.
+    """
+    ghost = _ghost(net).eval()
+    image = torch.zeros(1, channels, *patch, device="meta")
+    try:
+        with torch.no_grad():
+            pyramid = ghost.encode(image)
+            maps = ghost.decode(pyramid)
+    except ValueError as error:  # torch refuses to normalise a single voxel
+        larger = [max(n, 2 * m) for n, m in zip(patch, net.multiple(net.p, len(patch)), strict=True)]
+        raise UsageError(f"the patch is too small for backbone '{net.name}'", found=f"{'x'.join(map(str, patch))}: {error}",
+                         fix=f"-o patch={'x'.join(map(str, larger))}") from error
+    found = [tuple(m.shape[1:]) for m in (*pyramid, maps[0])]
+    declared = [(c, *(-(-n // s) for n, s in zip(patch, stride, strict=True)))
+                for c, stride in zip((*net.channels, net.width), (*net.strides, (1,) * len(patch)), strict=True)]
+    if found != declared:
+        raise PluginError(f"the maps of backbone '{net.name}' are not those it declares", found=found, expected=declared)
+
+
+# -- saving memory -----------------------------------------------------------------------------------------------------
+
+
+def recompute(module: nn.Module) -> None:
+    """Keep no activations inside the stages of all backbones in ``module``; they are computed again going backward.
+
+    Outputs, gradients, running statistics and random draws stay what they were.
+    """
+    for net in [m for m in module.modules() if isinstance(m, Backbone)]:
+        for stage in net.stages():
+            stage.__class__ = _recomputed(type(stage))  # type: ignore[arg-type]  # unlike a replaced forward, it survives being copied
+
+
+@cache
+def _recomputed(cls: type) -> type:
+    def forward(self: nn.Module, *args: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return cls.forward(self, *args)  # type: ignore[attr-defined]
+        modes = {m: m.training for m in self.modules()}
+        return checkpoint(partial(cls.forward, self), *args, use_reentrant=False,  # type: ignore[attr-defined]
+                          context_fn=lambda: (nullcontext(), _again(modes)))
+    return type(cls.__name__, (cls,), {"forward": forward})
+
+
+@contextmanager
+def _again(modes: dict[nn.Module, bool]) -> Iterator[None]:
+    """Modules in the modes of their first pass; running statistics stay what they are, for that pass has moved them."""
+    now = {m: m.training for m in modes}
+    statistics = [(b, b.clone()) for m in modes if isinstance(m, _NormBase) for b in m.buffers()]
+    for m, mode in modes.items():
+        m.training = mode
+    try:
+        yield
+    finally:
+        for buffer, value in statistics:
+            buffer.data.copy_(value)  # past autograd, which has saved them without need
+        for m, mode in now.items():
+            m.training = mode
+
+
+# -- costs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a network: parameters, and for one image of the patch's size FLOPs forward and bytes kept for going backward."""
+
+    parameters: int
+    flops: int
+    activation_bytes: int
+
+
+def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
+    """Counted in a run of shapes alone; a multiplication with an addition is two FLOPs, activations are float32."""
+    ghost = _ghost(net).train()
+    own = {id(p) for p in ghost.parameters()} | {id(b) for b in ghost.buffers()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        if id(x) not in own:
+            kept[x.untyped_storage()._cdata] = x
+        return x
+
+    image = torch.zeros(2, channels, *patch, device="meta")  # two: batch statistics of one voxel are refused
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda x: x):
+        outputs = ghost(image)
+    del outputs
+    size = sum(x.untyped_storage().nbytes() for x in kept.values())
+    return Cost(sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2, size // 2)
+
+
+def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] | None:
+    """Voxels per axis of the image that one voxel of the bottleneck sees; None where that is everything (attention), or
+    cannot be told.
+
+    Convolutions become means and normalisation and thresholds are taken out; at an image of zeros, where maxima are
+    ties, every dependence then has a gradient. Global statistics (normalisation, squeeze and excitation) do not count.
+    """
+    if any(hasattr(m, "num_heads") for m in net.modules()):
+        return None
+    plain = _plain(copy.deepcopy(net).double().eval())
+    unit = net.multiple(net.p, dims)
+    field: list[int] = []
+    for axis in range(dims):
+        if field and unit[axis] == unit[0] and len(set(unit)) == 1:
+            field.append(field[0])  # kernels are cubes
+            continue
+        length = unit[axis] * max(4, 2048 // unit[axis] // (4 if dims == 3 else 1))
+        shape = [length if i == axis else unit[i] for i in range(dims)]
+        image = torch.zeros(1, channels, *shape, dtype=torch.float64, requires_grad=True)
+        bottleneck = plain.encode(image)[-1]
+        middle: Any = (0, slice(None), *(n // 2 for n in bottleneck.shape[2:]))
+        gradient, = torch.autograd.grad(bottleneck[middle].sum(), image)
+        seen = gradient[0].abs().sum(0).movedim(axis, 0).flatten(1).sum(1).nonzero().flatten()
+        if not len(seen) or seen[0] == 0 or seen[-1] == length - 1:
+            return None
+        field.append(int(seen[-1] - seen[0] + 1))
+    return tuple(field)
+
+
+class _Pass(nn.Module):
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x
+
+
+def _plain(net: Backbone) -> Backbone:
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            kind = type(child).__name__
+            if any(word in kind for word in ("Norm", "ReLU", "Dropout")):
+                setattr(module, name, _Pass())
+            elif isinstance(child, (nn.MaxPool2d, nn.MaxPool3d)):
+                average: Any = nn.AvgPool3d if isinstance(child, nn.MaxPool3d) else nn.AvgPool2d
+                setattr(module, name, average(child.kernel_size, child.stride, child.padding))
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p.fill_(1 / prod(p.shape[1:]) if p.ndim > 1 else 0 if name.endswith("bias") else 1)
+    return net

@@ -1,0 +1,96 @@
+"""What the engine does with networks: dry runs, costs, and computing activations again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from segbench import registry
+from segbench.conformance import Drill, Trial
+from segbench.contracts.method import Setting, Source
+from segbench.errors import PluginError
+from segbench.networks import cost, dry_run, receptive_field, recompute
+from segbench.training.checkpoint import digest
+from segbench.training.run import network_factory
+
+
+def build(name: str, dims: int = 2, **params):
+    cls = registry.get("backbone", name).cls
+    torch.manual_seed(0)
+    return cls(cls.Params(**params), 1, dims, (2,))
+
+
+@pytest.mark.parametrize("backbone", ["vnet", "unet3d", "timm:test_resnet", "monai:segresnet"])
+@pytest.mark.parametrize("method", ["mean_teacher", "ss_net", "sassnet"])
+def test_recomputed_runs_are_equal_to_the_last_bit(method, backbone):
+    """Dropout, running statistics, a teacher's copy, gradients by the image, evaluation between two passes."""
+    def trained(again: bool) -> str:
+        drill = Drill(Trial(method, backbone, dims=2))
+        if again:
+            recompute(drill.method)
+        return digest(drill.run(last=3).method.state_dict())
+    assert trained(True) == trained(False)
+
+
+@pytest.mark.parametrize("backbone", ["vnet", "unet3d", "timm:test_resnet", "monai:segresnet"])
+def test_recomputing_keeps_less_for_going_backward(backbone):
+    net = build(backbone, 3, **Trial("", backbone).params)
+    kept = []
+    for again in (False, True):
+        if again:
+            recompute(net)
+        sizes: dict[int, int] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda x, sizes=sizes: sizes.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}) or x,
+                lambda x: x):
+            net(torch.rand(2, 1, 32, 32, 32))
+        kept.append(sum(sizes.values()))
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_costs_of_a_network_worked_out_by_hand():
+    """One level of two convolutions and a decoder: multiplications of 3x3 and 1x1 kernels, an addition each."""
+    net = build("unet3d", width=2, depth=2)
+    found = cost(net, 1, (8, 8))
+    full, half = 64 * 9 * 2, 16 * 9 * 2
+    enlargement = 2 * 4 * (8 * 4 * 4 + 8 * 8 * 4)  # four maps, each axis by a matrix of 8x4
+    assert found.flops == full * (1 * 2 + 2 * 2 + 6 * 2 + 2 * 2) + half * (2 * 4 + 4 * 4) + 64 * 2 * (2 * 2) + enlargement
+    assert found.parameters == sum(p.numel() for p in net.parameters())
+    larger = cost(net, 1, (16, 8))
+    assert larger.flops > 2 * found.flops and larger.activation_bytes > 1.9 * found.activation_bytes
+    assert found.activation_bytes > 4 * 64 * (1 + 2 + 2 + 6 + 2 + 2)  # at least the inputs of all convolutions
+
+
+@pytest.mark.parametrize("name, params, seen", [
+    # 1 + (edge - 1) * stride, summed over the layers
+    ("vnet", {"width": 2, "depth": 3}, 1 + 2 + 1 + 2 * 4 + 2 + 3 * 8),
+    ("unet3d", {"width": 2, "depth": 3}, 1 + 2 * 2 + 1 + 2 * 4 + 2 + 2 * 8),
+    ("timm:resnet18", {"width": 2, "depth": 4}, 99),  # the known field of its second stage
+])
+def test_receptive_field(name, params, seen):
+    assert receptive_field(build(name, **params), 1, 2) == (seen, seen)
+    if name != "timm:resnet18":
+        assert receptive_field(build(name, 3, **params), 1, 3) == (seen,) * 3
+
+
+def test_receptive_field_of_thick_slices_and_of_attention():
+    assert receptive_field(build("unet3d", 3, width=2, depth=3, flat=1), 1, 3) == (32, 32, 1 + 2 * 2 + 2 * 2 + 1 + 2 * 4)
+    assert receptive_field(build("timm:test_vit", depth=2), 1, 2) is None
+
+
+def test_a_dry_run_draws_no_number_and_changes_nothing():
+    net = build("vnet", width=4, depth=3)
+    before, state = digest(net.state_dict()), torch.get_rng_state()
+    dry_run(net, 1, (16, 16))
+    assert digest(net.state_dict()) == before and torch.equal(torch.get_rng_state(), state)
+
+
+def test_maps_that_are_not_as_declared_are_the_plug_ins_fault(monkeypatch):
+    cls = registry.get("backbone", "unet3d").cls
+    make = cls.make_encoder
+    monkeypatch.setattr(cls, "make_encoder", lambda self, c: make(self, c)._replace(strides=((1, 1), (2, 2), (3, 3))))
+    monkeypatch.setattr(cls, "make_decoder", lambda self, kind: [torch.nn.Bilinear(1, 1, 1)] * 2)
+    monkeypatch.setattr(cls, "decode", lambda self, pyramid: [torch.zeros(1, 4, 16, 16)])
+    setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
+    with pytest.raises(PluginError, match="not those it declares"):
+        network_factory("unet3d", {"width": 4, "depth": 3}, setting, frozenset())()
