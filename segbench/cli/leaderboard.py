@@ -3,56 +3,70 @@
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 import click
 
 from segbench.cli.common import Command, Settings, safe, table, width
 from segbench.errors import UsageError
 
+if TYPE_CHECKING:
+    from segbench.results import export
+    from segbench.results.export import Published
+    from segbench.results.leaderboard import Board
+
 
 @click.command(cls=Command)
 @click.option("--dataset", metavar="NAME", help="Only this data set.")
-@click.option("--format", "kind", type=click.Choice(["table", "csv", "json", "md", "latex"]), default="table",
+@click.option("--sort", type=click.Choice(["dice", "jaccard", "hd95", "asd"]), default="dice", show_default=True,
+              help="The metric that ranks.")
+@click.option("--against", metavar="METHOD", help="Show each row's difference to this one.")
+@click.option("--wide", is_flag=True, help="All columns, on a wide terminal.")
+@click.option("--format", "kind", type=click.Choice(["table", "csv", "json", "md", "latex", "html"]), default="table",
               show_default=True, help="What to print.")
 @click.option("--published", "with_published", is_flag=True, help="Show the literature's numbers beside ours.")
 @click.pass_obj
-def leaderboard(settings: Settings, dataset: str | None, kind: str, with_published: bool) -> None:
+def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str | None, wide: bool, kind: str,
+                with_published: bool) -> None:
     """Rank finished runs.
 
     Only runs of the same data, split, labelled count, backbone and protocol share a table; three seeds are needed to be
-    ranked.
+    ranked, and methods that cannot be told apart share a rank.
 
     \b
-    segbench leaderboard --dataset la
+    segbench leaderboard --dataset la --against supervised
     segbench leaderboard --format latex > table.tex
     """
     from segbench.results import export
     from segbench.results.leaderboard import boards, published
     from segbench.results.rundir import all_runs
 
-    if with_published and kind not in ("table", "json"):
-        raise UsageError("--published goes with the formats table and json", found=kind)
+    if with_published and kind == "csv":
+        raise UsageError("--published goes with every format but csv", found=kind)
+    beside = published if with_published else None
     members = _members(dataset)
-    found, warnings = boards(all_runs(settings.root))
+    found, warnings = boards(all_runs(settings.root), sort=sort, against=against)
     found = [b for b in found if members is None or b.dataset in members]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     if settings.json:
-        settings.document = export.as_json(found, published if with_published else None)
-        return
-    if kind == "json":
-        import json
-        click.echo(json.dumps(export.as_json(found, published if with_published else None), indent=1))
+        settings.document = export.as_json(found, beside)
     elif kind == "table":
         if not found:
             settings.say(f"no finished runs in {settings.root}; try: segbench run supervised")
         for board in found:
-            beside = show_published(board.dataset, board.labeled) if with_published and board.standard else ""
-            click.echo(show(board) + beside + "\n")
+            literature = show_published(board.dataset, board.labeled) if with_published and board.standard else ""
+            click.echo(show(board, wide, beside) + literature + "\n")
             if with_published and not board.standard:
                 settings.say(f"no published numbers beside '{board.protocol}': another protocol, or a partial copy")
+    elif kind == "json":
+        import json
+        click.echo(json.dumps(export.as_json(found, beside), indent=1))
+    elif kind == "csv":
+        click.echo(export.as_csv(found), nl=False)
     else:
-        click.echo({"csv": export.as_csv, "md": export.as_markdown, "latex": export.as_latex}[kind](found), nl=False)
+        write = {"md": export.as_markdown, "latex": export.as_latex, "html": export.as_html}[kind]
+        click.echo(write(found, beside), nl=False)
 
 
 def _members(dataset: str | None) -> set[str] | None:
@@ -63,20 +77,35 @@ def _members(dataset: str | None) -> set[str] | None:
     return set(cls.members) or {cls.name}
 
 
-def show(board: object) -> str:
-    """A board as text."""
+def show(board: Board, wide: bool = False, published: Published | None = None) -> str:
+    """A board as text. What is too long for a row's note stands below the table."""
     from segbench.results import export
-    from segbench.results.leaderboard import Board
-    assert isinstance(board, Board)
-    body = table(export.columns(board), [export.cells(r) for r in board.rows],
-                 drop=(f"ASD {board.unit}", "Jaccard %", "min", "", "seeds"))
-    def wrapped(line: str) -> list[str]:
-        return textwrap.wrap(safe(line), width(), subsequent_indent="  ")
-    return "\n".join([*wrapped(board.title), body, *(part for line in export.footer(board) for part in wrapped(line))])
+    columns = export.columns(board, wide, published)
+    drop = ("min", "h", "failed", "group", f"ASD {board.unit}", "Jaccard %", "ranks", "published", "seeds", "missed",
+            f"HD95 {board.unit}", *(c.title for c in columns if c.title.startswith("to ")),
+            *(c.title for c in columns if c.title.endswith("95% CI")))
+
+    def drawn(kept: list[export.Column]) -> str:
+        return table([c[:2] for c in kept], [[c.cell(r) for c in kept] for r in board.rows], drop)
+    body = drawn(columns)
+    lines = export.footer(board, published)
+    plain = [c for c in columns if c.title]
+    if len(plain) < len(columns) and _natural(columns, board) > width():
+        body = drawn(plain)
+        lines = [*(f"– {r.method}: {r.note}" for r in board.rows if r.note), *lines]
+    return "\n".join([*_wrapped(board.title), body, *(part for line in lines for part in _wrapped(line))])
+
+
+def _natural(columns: list[export.Column], board: Board) -> int:
+    return sum(2 + max(len(c.title), *(len(safe(c.cell(r))) for r in board.rows)) for c in columns) - 2
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(safe(line), width(), subsequent_indent="  ")
 
 
 def show_published(dataset: str, labeled: int) -> str:
-    """The literature's numbers as text; distances in voxels, each with its checkpoint rule."""
+    """The literature's numbers as text; distances in voxels, each with its checkpoint rule; doubtful ones are marked."""
     from segbench.results.export import number
     from segbench.results.leaderboard import published
     rows = published(dataset, labeled)
@@ -84,6 +113,10 @@ def show_published(dataset: str, labeled: int) -> str:
         return f"\nno published numbers for {safe(dataset)} with {labeled} labelled cases"
     columns = [("published", "<"), ("Dice %", ">"), ("Jaccard %", ">"), ("HD95 vox", ">"), ("ASD vox", ">"),
                ("checkpoint", "<"), ("by", "<"), ("source", "<")]
-    return "\n\n" + table(columns, [(r["method"], number(r["dice"], 2), number(r["jaccard"], 2), number(r["hd95"], 2),
-                                     number(r["asd"], 2), r["selection"], r["relation"], r["source"]) for r in rows],
-                           drop=("source", "by", "ASD vox", "Jaccard %", "checkpoint"))
+    body = table(columns, [(r["method"] + (" !" if r["doubt"] else ""), number(r["dice"], 2), number(r["jaccard"], 2),
+                            number(r["hd95"], 2), number(r["asd"], 2), r["selection"], r["relation"], r["source"])
+                           for r in rows], drop=("source", "by", "ASD vox", "Jaccard %", "checkpoint", "HD95 vox"))
+    doubts = [f"! {r['method']} ({r['source']}): {r['doubt']}" for r in rows if r["doubt"]]
+    lines = ["published numbers are not ranked: HD95 pooled and ASD one-directional (MedPy), in voxels, each with its own "
+             "seeds, checkpoint rule and post-processing", *doubts]
+    return "\n\n" + "\n".join([body, *(part for line in lines for part in _wrapped(line))])

@@ -23,7 +23,7 @@ STATUSES = ("ok", "empty_prediction", "empty_reference", "both_empty")
 POLICIES = ("worst_distance", "defined_only", "literature_zero")
 BOTH_EMPTY = ("exclude", "reward")
 
-_DISTANCE = re.compile(r"(hd95|asd|assd|hd|hd95_max|masd)(_vox|_mm)?")
+DISTANCE = re.compile(r"(hd95|asd|assd|hd|hd95_max|masd)(_vox|_mm)?")
 _SCORE = re.compile(r"dice|jaccard|nsd_[^_]+(_vox|_mm)?")
 
 Record = Mapping[str, Any]
@@ -70,7 +70,7 @@ class Row:
     def cell(self, name: str, digits: int = 2) -> str:
         """Return the mean as text, followed by the count of empties where the reader needs it."""
         text = f"{self.columns[name].mean:.{digits}f}"
-        needs_mark = bool(_DISTANCE.fullmatch(name)) and self.empties > 0
+        needs_mark = bool(DISTANCE.fullmatch(name)) and self.empties > 0
         if needs_mark or self.policy == "literature_zero":
             text += f" ({self.empties}/{self.counts['n']} empty)"
         return text
@@ -112,10 +112,10 @@ def aggregate(
         )
     counts = {"n": len(records)}
     counts |= {status: sum(r["status"] == status for r in records) for status in STATUSES}
-    names = [name for name in records[0] if _is_metric(name)]
+    names = [name for name in records[0] if is_metric(name)]
     columns = {}
     for name in names:
-        values = [_value(record, name, policy, both_empty) for record in records]
+        values = [case_value(record, name, policy, both_empty) for record in records]
         columns[name] = _column([value for value in values if value is not None])
     return Row(policy, both_empty, counts, columns)
 
@@ -144,24 +144,24 @@ def mean_over(rows: Sequence[Row]) -> dict[str, Spread]:
     return spreads
 
 
-def _value(record: Record, name: str, policy: str, both_empty: str) -> float | None:
+def case_value(record: Record, name: str, policy: str = "worst_distance", both_empty: str = "exclude") -> float | None:
     """Return what the case contributes to the column; None leaves it out."""
     status = record["status"]
     if status == "ok":
         return float(record[name])
     if policy == "literature_zero":
         return 0.0
-    is_distance = _DISTANCE.fullmatch(name) is not None
+    is_distance = DISTANCE.fullmatch(name) is not None
     if status == "both_empty":
         if both_empty == "exclude":
             return None
         return 0.0 if is_distance else 1.0
     if not is_distance:
         return 0.0
-    return _diagonal(record, name) if policy == "worst_distance" else None
+    return diagonal(record, name) if policy == "worst_distance" else None
 
 
-def _diagonal(record: Record, name: str) -> float:
+def diagonal(record: Record, name: str) -> float:
     """Length of the volume's diagonal in the unit of the column."""
     shape, spacing = record.get("shape"), record.get("spacing")
     if shape is None or (name.endswith("_mm") and spacing is None):
@@ -188,8 +188,8 @@ def _sd(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else nan
 
 
-def _is_metric(name: str) -> bool:
-    return bool(_SCORE.fullmatch(name) or _DISTANCE.fullmatch(name))
+def is_metric(name: str) -> bool:
+    return bool(_SCORE.fullmatch(name) or DISTANCE.fullmatch(name))
 
 
 def _check_records(records: list[Record]) -> None:
@@ -201,10 +201,10 @@ def _check_records(records: list[Record]) -> None:
             f"results of several classes ({sorted(map(str, labels))}) in one row; aggregate each "
             "class on its own, then use mean_over"
         )
-    names = {name for name in records[0] if _is_metric(name)}
+    names = {name for name in records[0] if is_metric(name)}
     for index, record in enumerate(records):
         _check_choice(f"status of case {index}", record.get("status"), STATUSES)
-        other = {name for name in record if _is_metric(name)}
+        other = {name for name in record if is_metric(name)}
         if other != names:
             raise ValueError(
                 f"case {index} has other columns than case 0, only one has {sorted(other ^ names)}"

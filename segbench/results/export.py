@@ -1,4 +1,4 @@
-"""Leaderboards as text table, CSV, JSON, Markdown and LaTeX."""
+"""Leaderboards as text table, CSV, JSON, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from html import escape
+from typing import Any, NamedTuple
 
-from segbench.results.leaderboard import Board, Row
+from segbench.results.leaderboard import DISTANCES, Board, Row, plain
 from segbench.text import safe
 
 SCHEMA = "segbench.leaderboard/1"
+LONG_HOURS = 1.5  # from here on training is told in hours
+Published = Callable[[str, int], list[dict[str, Any]]]
+
+
+class Column(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    align: str  # "<" or ">"
+    cell: Callable[[Row], str]
 
 
 def number(value: float | None, digits: int) -> str:
@@ -19,27 +30,79 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def cells(row: Row) -> list[str]:
-    """The cells of a row, in the order of ``columns``."""
-    spread = "" if row.dice_sd != row.dice_sd else f" ± {row.dice_sd:.1f}"
-    return [str(row.rank or "–"), row.method, number(row.dice, 1) + spread, number(row.jaccard, 1), number(row.hd95, 2),
-            number(row.asd, 2), str(row.missed), str(row.seeds), number(row.hours * 60, 1), row.note]
+def columns(board: Board, wide: bool = True, published: Published | None = None) -> list[Column]:
+    """The columns of a board; without ``wide`` those that fit 80 characters, and the sorted one."""
+    unit, hours = board.unit, max((r.hours for r in board.rows if r.hours == r.hours), default=0.0) >= LONG_HOURS
+    named = "" if board.sort == "dice" else f"{board.sort.upper()} "
+    found = [
+        Column("#", ">", lambda r: f"{r.rank}{'=' if r.tied else ''}" if r.rank else "–"),
+        Column("method", "<", lambda r: r.method),
+        Column("Dice %", ">", lambda r: number(r.dice, 1) + (f" ± {r.dice_sd:.1f}" if r.dice_sd == r.dice_sd else "")),
+        Column(f"{named}95% CI", ">", lambda r: _interval(r, board.sort)),
+        Column("ranks", ">", lambda r: f"{r.rank_low}–{r.rank_high}" if r.rank else "–") if wide else None,
+        Column("group", "<", lambda r: r.letters) if wide else None,
+        Column("Jaccard %", ">", lambda r: number(r.jaccard, 1)) if wide or board.sort == "jaccard" else None,
+        Column(f"HD95 {unit}", ">", lambda r: number(r.hd95, 2)),
+        Column(f"ASD {unit}", ">", lambda r: number(r.asd, 2)) if wide or board.sort == "asd" else None,
+        _difference(board),
+        _beside(board, published),
+        Column("missed", ">", lambda r: str(r.missed)),
+        Column("seeds", ">", lambda r: str(r.seeds)),
+        Column("failed", ">", lambda r: str(r.failed)) if wide and any(r.failed for r in board.rows) else None,
+        Column("h" if hours else "min", ">", lambda r: number(r.hours if hours else r.hours * 60, 1)),
+        Column("", "<", lambda r: r.note) if any(r.note for r in board.rows) else None,
+    ]
+    return [c for c in found if c is not None]
 
 
-def columns(board: Board) -> list[tuple[str, str]]:
-    """Title and alignment of each column."""
-    return [("#", ">"), ("method", "<"), ("Dice %", ">"), ("Jaccard %", ">"), (f"HD95 {board.unit}", ">"),
-            (f"ASD {board.unit}", ">"), ("missed", ">"), ("seeds", ">"), ("min", ">"), ("", "<")]
+def _interval(row: Row, metric: str) -> str:
+    low, high = row.intervals.get(metric, (None, None))
+    digits = 2 if metric in DISTANCES else 1
+    return "–" if low is None or low != low else f"{number(low, digits)}–{number(high, digits)}"
 
 
-def footer(board: Board) -> list[str]:
+def _difference(board: Board) -> Column | None:
+    base = next((r.difference["to"] for r in board.rows if r.difference), None)
+    digits = 2 if board.sort in DISTANCES else 1
+
+    def cell(row: Row) -> str:
+        d = row.difference
+        return "" if d is None else f"{d['mean']:+.{digits}f}{'*' if d['p'] < 0.05 else ''}"
+    return None if base is None else Column(f"to {base}", ">", cell)
+
+
+def _beside(board: Board, published: Published | None) -> Column | None:
+    """The literature's range for our methods: a column of its own."""
+    if published is None or not board.standard:
+        return None
+    values: dict[str, list[float]] = {}
+    for row in published(board.dataset, board.labeled):
+        if row["ours"] and not row["doubt"]:
+            values.setdefault(row["ours"], []).append(row["dice"])
+
+    def cell(row: Row) -> str:
+        v = values.get(row.method.split(" @")[0], [])
+        return "" if not v else f"{min(v):.1f}" + (f"–{max(v):.1f}" if max(v) > min(v) else "") + f" ({len(v)})"
+    return Column("published", ">", cell)
+
+
+def footer(board: Board, published: Published | None = None) -> list[str]:
     """What a reader must know to believe the table."""
-    lines = [f"± standard deviation over seeds · min: minutes of training · missed: Dice 0, distances by policy "
+    lines = [f"± standard deviation over seeds · CI over cases and seeds · missed: Dice 0, distances by policy "
              f"'{board.policy}'"]
+    if any(r.rank for r in board.rows):
+        lines.append("= not distinguishable from the first of that rank: paired by case, seeds random, Holm, p > 0.05"
+                     + ("" if board.cases > 1 else " (one case: no test)"))
+    if any(r.difference for r in board.rows):
+        lines.append("* p < 0.05 after Holm's correction; rows with fewer than three seeds are not tested")
+    if _beside(board, published) is not None:
+        lines.append("published: Dice in the literature (number of sources), with its own data, seeds and checkpoint rules")
     if board.dataset.startswith("phantom"):
         lines.append("phantoms are synthetic: they show the tool and the order of methods on them, nothing clinical")
     if board.partial:
         lines.append("made on a partial copy of the data set: never comparable with the whole")
+    if board.apart:
+        lines.append(board.apart)
     if board.failures:
         lines.append(f"{len(board.failures)} failed: {'; '.join(board.failures)}")
     return lines
@@ -50,42 +113,47 @@ def as_csv(boards: Sequence[Board]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["dataset", "labeled", "train", "cases", "backbone", "protocol", "unit", "policy", "rank", "method",
-                     "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours"])
+                     "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours", "sort", "ci_low",
+                     "ci_high", "rank_low", "rank_high", "group", "failed", "note"])
     for b in boards:
         for r in b.rows:
-            writer.writerow([_formula(v) for v in (b.dataset, b.labeled, b.train, b.cases, b.backbone, b.protocol, b.unit,
-                             b.policy, r.rank or "", r.method, r.dice, r.dice_sd if r.dice_sd == r.dice_sd else "",
-                             r.jaccard, r.hd95, r.asd, r.missed, r.seeds, r.hours)])
+            low, high = r.intervals.get(b.sort, (None, None))
+            row = (b.dataset, b.labeled, b.train, b.cases, b.backbone, b.protocol, b.unit, b.policy, r.rank, r.method,
+                   r.dice, r.dice_sd, r.jaccard, r.hd95, r.asd, r.missed, r.seeds, r.hours, b.sort, low, high, r.rank_low,
+                   r.rank_high, r.letters, r.failed, r.note)
+            writer.writerow([_formula(v) for v in row])
     return out.getvalue()
 
 
 def _formula(value: Any) -> Any:
-    value = safe(value) if isinstance(value, str) else value
+    value = safe(value) if isinstance(value, str) else "" if value is None or value != value else value
     return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
 
 
-def as_json(boards: Sequence[Board], published: Callable[[str, int], list[dict[str, Any]]] | None) -> dict[str, Any]:
+def as_json(boards: Sequence[Board], published: Published | None) -> dict[str, Any]:
     """One document."""
     tables = []
     for b in boards:
         table = {k: getattr(b, k) for k in ("dataset", "labeled", "train", "cases", "backbone", "protocol", "unit", "policy",
-                                            "partial", "failures")}
+                                            "partial", "failures", "sort", "apart")}
         table["rows"] = [r.to_dict() for r in b.rows]
+        table["pairs"] = [{k: getattr(d, k) for k in ("a", "b", "mean", "low", "high", "p", "p_holm", "wins", "ties",
+                                                      "losses", "distinguishable")} for d in b.pairs]
         if published is not None and b.standard:
             table["published"] = published(b.dataset, b.labeled)
-        tables.append(table)
+        tables.append(plain(table))
     return {"schema": SCHEMA, "status": "ok", "boards": tables}
 
 
-def as_markdown(boards: Sequence[Board]) -> str:
+def as_markdown(boards: Sequence[Board], published: Published | None = None) -> str:
     """Pipe tables."""
     parts = []
     for b in boards:
-        titles = columns(b)
-        lines = [f"**{_md(b.title)}**", "", "| " + " | ".join(t for t, _ in titles) + " |",
-                 "|" + "|".join("---:" if a == ">" else "---" for _, a in titles) + "|"]
-        lines += ["| " + " | ".join(_md(c) for c in cells(r)) + " |" for r in b.rows]
-        parts.append("\n".join([*lines, "", *(f"{_md(line)}  " for line in footer(b))]))
+        cols = columns(b, published=published)
+        lines = [f"**{_md(b.title)}**", "", "| " + " | ".join(_md(c.title) for c in cols) + " |",
+                 "|" + "|".join("---:" if c.align == ">" else "---" for c in cols) + "|"]
+        lines += ["| " + " | ".join(_md(c.cell(r)) for c in cols) + " |" for r in b.rows]
+        parts.append("\n".join([*lines, "", *(f"{_md(line)}  " for line in footer(b, published))]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,22 +161,50 @@ def _md(text: str) -> str:
     return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", safe(text))
 
 
-def as_latex(boards: Sequence[Board]) -> str:
-    """booktabs tables, the best Dice in bold."""
+def as_latex(boards: Sequence[Board], published: Published | None = None) -> str:
+    """booktabs tables; in bold the best Dice and what is not distinguishable from it."""
     parts = []
     for b in boards:
+        cols = [c for c in columns(b, published=published) if c.title not in ("", "missed", "failed", "h", "min")]
         best = max((r.dice for r in b.rows), default=0.0)
-        lines = [f"% {_tex(b.title)}", r"\begin{tabular}{llrrrrr}", r"\toprule",
-                 rf"\# & Method & Dice (\%) & Jaccard (\%) & HD95 ({b.unit}) & ASD ({b.unit}) & Seeds \\", r"\midrule"]
+        ranked = b.sort == "dice" and any(r.rank for r in b.rows)
+        lines = [f"% {_tex(b.title)}", rf"\begin{{tabular}}{{{''.join('l' if c.align == '<' else 'r' for c in cols)}}}",
+                 r"\toprule", " & ".join(_tex(c.title).capitalize() if c.title == "method" else _tex(c.title) for c in cols)
+                 + r" \\", r"\midrule"]
         for r in b.rows:
-            rank, name, dice, jaccard, hd95, asd, _, seeds, *_ = [_tex(c) for c in cells(r)]
-            dice = rf"\textbf{{{dice}}}" if r.dice == best else dice
-            lines.append(" & ".join([rank, name, dice, jaccard, hd95, asd, seeds]) + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {_tex(line)}" for line in footer(b))]))
+            texts = {c.title: _tex(c.cell(r)) for c in cols}
+            if r.rank == 1 if ranked else r.dice == best:
+                texts["Dice %"] = rf"\textbf{{{texts['Dice %']}}}"
+            lines.append(" & ".join(texts.values()) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}",
+                                *(f"% {_tex(line)}" for line in footer(b, published))]))
     return "\n\n".join(parts) + "\n"
 
 
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "·": r"$\cdot$", "~": r"\textasciitilde{}",
-               "^": r"\textasciicircum{}", **{c: rf"\{c}" for c in "&%$#_{}"}}
+               "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", **{c: rf"\{c}" for c in "&%$#_{}"}}
     return "".join(special.get(c, c) for c in safe(text))
+
+
+def as_html(boards: Sequence[Board], published: Published | None = None) -> str:
+    """A page of plain tables: no script, nothing fetched."""
+    style = (":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;"
+             "padding:0 1rem}div{overflow-x:auto}table{border-collapse:collapse}th,td{padding:.25rem .75rem;text-align:left;"
+             "border-bottom:1px solid #8888;white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums}")
+    parts = []
+    for b in boards:
+        cols = columns(b, published=published)
+        kind = {">": ' class="n"', "<": ""}
+        head = "".join(f'<th scope="col"{kind[c.align]}>{_html(c.title)}</th>' for c in cols)
+        rows = ["<tr>" + "".join(f"<td{kind[c.align]}>{_html(c.cell(r))}</td>" for c in cols) + "</tr>" for r in b.rows]
+        notes = "".join(f"<li>{_html(line)}</li>" for line in footer(b, published))
+        parts.append(f"<h2>{_html(b.title)}</h2>\n<div><table>\n<tr>{head}</tr>\n" + "\n".join(rows)
+                     + f"\n</table></div>\n<ul>{notes}</ul>")
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>segbench leaderboard</title>\n'
+            f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body>\n'
+            "<h1>Leaderboard</h1>\n" + "\n".join(parts) + "\n</body></html>\n")
+
+
+def _html(text: str) -> str:
+    return escape(safe(text))

@@ -1,29 +1,44 @@
 """Leaderboards: finished runs put together so that only comparable ones share a table.
 
 A table holds runs of one data set (fingerprint and split), labelled count, backbone and protocol (content, not just name).
-Per run the mean over cases is taken per class, then over classes; over seeds mean and standard deviation of those.
+Per run the mean over cases is taken per class, then over classes; over seeds mean and standard deviation of those. Who is
+better than whom is decided in ``stats``.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from math import nan
+from itertools import pairwise
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from segbench import registry
 from segbench.config import load_yaml
 from segbench.errors import IntegrityError, SegbenchError
 from segbench.files import json_bytes
+from segbench.results import stats
+from segbench.results.cases import by_case
 from segbench.results.rundir import RunDir
+from segbench.results.stats import Difference, Scores
 
 RANKED_SEEDS = 3  # fewer are shown, not ranked
 DISTANCES = ("hd95", "asd")
-Runs = list[tuple[dict[str, Any], RunDir]]
+METRICS = ("dice", "jaccard", *DISTANCES)
+
+
+class Finished(NamedTuple):
+    """A run that can be believed: its result and the records of its cases."""
+
+    result: dict[str, Any]
+    run: RunDir
+    cases: list[dict[str, Any]]
 
 
 @dataclass
@@ -39,14 +54,20 @@ class Row:
     missed: int  # predictions without the target, over all seeds
     seeds: int
     hours: float  # of training, mean over seeds
-    rank: int | None = None
-    note: str = ""
+    rank: int | None = None  # of the first of those it is not distinguishable from
+    note: str = ""  # why it is not ranked
     runs: list[str] = field(default_factory=list)
     failed: int = 0
+    tied: bool = False
+    letters: str = ""  # rows that share a letter are not distinguishable
+    rank_low: int | None = None
+    rank_high: int | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95 % over cases and seeds, by metric
+    difference: dict[str, Any] | None = None  # to the row named with --against, in the sorted metric
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; undefined numbers are None."""
-        return {k: None if v != v else v for k, v in asdict(self).items()}
+        return plain(asdict(self))
 
 
 @dataclass
@@ -65,6 +86,11 @@ class Board:
     standard: bool  # the data set's own protocol, unmodified, on all of it: published numbers may stand beside it
     rows: list[Row]
     failures: list[str] = field(default_factory=list)
+    sort: str = "dice"
+    apart: str = ""  # why this is not one table with the one before
+    case_ids: list[str] = field(default_factory=list)
+    scores: dict[str, list[Scores]] = field(default_factory=dict)  # by metric; (seeds, cases) of each row, in its order
+    pairs: list[Difference] = field(default_factory=list)  # of the ranked rows, in the sorted metric
 
     @property
     def title(self) -> str:
@@ -74,72 +100,131 @@ class Board:
                 f"test ({self.cases} cases){part}")
 
 
-def boards(runs: Iterable[RunDir], dataset: str | None = None) -> tuple[list[Board], list[str]]:
-    """All tables, and warnings on runs that were left out."""
-    groups: dict[tuple[Any, ...], dict[tuple[str, str], Runs]] = {}
-    failures: dict[str, list[str]] = {}
-    warnings = []
+class Key(NamedTuple):
+    """What runs must share to stand in one table."""
+
+    dataset: str
+    labeled: int
+    backbone: str
+    protocol: str
+    content: str
+    fingerprint: str
+    split: str
+    precision: str
+
+
+WORDS = {"labeled": "labelled cases", "backbone": "backbone", "protocol": "protocol", "content": "protocol's content",
+         "fingerprint": "prepared data", "split": "split", "precision": "precision"}
+
+
+def plain(value: Any) -> Any:
+    """JSON types; undefined and endless numbers are None."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and (value != value or abs(value) == inf) else value
+
+
+def boards(runs: Iterable[RunDir], dataset: str | None = None, sort: str = "dice", against: str | None = None,
+           ) -> tuple[list[Board], list[str]]:
+    """All tables, and warnings on runs that were left out.
+
+    Args:
+        sort: the metric that ranks, one of ``METRICS``.
+        against: a row or method whose difference to every other row is wanted.
+    """
+    groups: dict[Key, dict[tuple[str, str], list[Finished]]] = {}
+    failures: list[tuple[RunDir, Key, str]] = []
+    warnings: list[str] = []
     for run in runs:
         try:
             result = run.result()
-        except IntegrityError as error:
+            if result is None:
+                failures += [(run, key, _variant(science)) for key, science in _failed(run)]
+                continue
+            finished = Finished(result, run, run.cases())
+        except SegbenchError as error:
             warnings.append(f"{run.path}: {error.what}; left out")
             continue
-        if result is None:
-            if (run.path / "failed.json").exists():
-                failures.setdefault(run.path.parts[-3], []).append(f"{run.path.parts[-2]} {run.path.name}")
-            continue
         for name in result["datasets"]:
-            if dataset in (None, name):
-                methods = groups.setdefault(_key(result, name), {})
-                methods.setdefault((_label(result), _variant(result)), []).append((result, run))
-    tables = [_board(key, _named(methods)) for key, methods in groups.items()]
-    for table in tables:
-        table.failures = [f for group, lines in failures.items() if table.dataset in group.split("+") for f in lines]
-    return sorted(tables, key=lambda b: (b.dataset, b.labeled, b.protocol, b.backbone)), warnings
+            rows = groups.setdefault(_key(name, result["science"], result["protocol"]["modified"]), {})
+            mine = rows.setdefault((_label(result, run), _variant(result["science"])), [])
+            if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
+                mine.append(finished)
+    wanted = {key: rows for key, rows in groups.items() if dataset in (None, key.dataset)}
+    tables = {key: _board(key, rows, sort, [(r, v) for r, k, v in failures if k == key]) for key, rows in wanted.items()}
+    warnings += [f"{r.path}: failed, and no run of its table is finished" for r, k, _ in failures
+                 if k not in groups and dataset in (None, k.dataset)]
+    found = sorted(tables.items(), key=lambda t: (t[1].dataset, t[1].labeled, t[1].protocol, t[1].backbone))
+    for (first, _), (second, board) in pairwise(found):
+        if first.dataset == second.dataset:
+            other = [WORDS[f] for f, a, b in zip(Key._fields, first, second, strict=True) if a != b]
+            board.apart = f"not one ranking with the table above: other {', '.join(other)}"
+    for _, board in found:
+        warnings += _compare_with(board, against) if against is not None else []
+    return [board for _, board in found], warnings
 
 
-def _key(result: dict[str, Any], name: str) -> tuple[Any, ...]:
-    protocol = result["protocol"]
-    text = f"{protocol['name']} {protocol['version']}" + (f" (modified: {', '.join(protocol['modified'])})"
-                                                          if protocol["modified"] else "")
-    return (name, result["labeled"][name], result["train"][name], result["backbone"], text, result["protocol_sha256"],
-            result["fingerprints"][name], result["splits"][name], name in result["partial"], result["precision"])
+def _failed(run: RunDir) -> list[tuple[Key, dict[str, Any]]]:
+    """The tables that a failed run belongs to; none for one that is merely not finished."""
+    if not (run.path / "failed.json").exists():
+        return []
+    config = run.config()
+    try:
+        science, modified = config["science"], config["experiment"]["modified"]
+        return [(_key(d["name"], science, modified), science) for d in science["datasets"]]
+    except (KeyError, TypeError) as error:
+        raise IntegrityError("the stored configuration is incomplete", where=run.path, found=error) from error
 
 
-def _variant(result: dict[str, Any]) -> str:
+def _key(name: str, science: dict[str, Any], modified: Sequence[str]) -> Key:
+    protocol = science["protocol"]
+    text = f"{protocol['name']} {protocol['version']}" + (f" (modified: {', '.join(modified)})" if modified else "")
+    data = next(d for d in science["datasets"] if d["name"] == name)
+    return Key(name, data["labeled"], science["backbone"], text, hashlib.sha256(json_bytes(protocol)).hexdigest(),
+               data["fingerprint"], data["split"], science["precision"])
+
+
+def _variant(science: dict[str, Any]) -> str:
     """Digest of what makes two runs of one method different but for the seed: code, parameters, network."""
-    return hashlib.sha256(json_bytes({**result["science"], "seed": None})).hexdigest()[:4]
+    return hashlib.sha256(json_bytes({**science, "seed": None})).hexdigest()[:4]
 
 
-def _named(methods: dict[tuple[str, str], Runs]) -> dict[str, Runs]:
-    """Rows by label; where one label has several variants (its code was changed), each says which it is."""
-    labels = [label for label, _ in methods]
-    return {label + (f" @{variant}" if labels.count(label) > 1 else ""): runs
-            for (label, variant), runs in methods.items()}
-
-
-def _label(result: dict[str, Any]) -> str:
+def _label(result: dict[str, Any], run: RunDir) -> str:
     """The method's name with the parameters that are not its defaults."""
     changed = ",".join(f"{k}={v}" for k, v in sorted(result["changed_params"].items()))
     dropped = "".join(f" without {term}" for term in result["without"])
-    return result["method"] + (f"[{changed}]" if changed else "") + dropped
+    return result["method"] + (f"[{changed}]" if changed else "") + dropped + (" (reported)" if run.reported else "")
 
 
-def _board(key: tuple[Any, ...], methods: dict[str, Runs]) -> Board:
-    name, labeled, train, backbone, protocol = key[:5]
-    any_result = next(iter(methods.values()))[0][0]
-    mine = [m for m in any_result["metrics"] if m["dataset"] == name]
-    unit = "mm" if "hd95_mm" in mine[0]["columns"] else "vox"
-    rows = [_row(label, name, unit, runs) for label, runs in methods.items()]
-    rows.sort(key=lambda r: (r.seeds < RANKED_SEEDS, -r.dice if r.dice == r.dice else 0.0))
-    for position, row in enumerate(rows, 1):
-        if row.seeds >= RANKED_SEEDS:
-            row.rank = position
-        else:
-            row.note = f"{row.seeds} seed{'s' if row.seeds > 1 else ''}: not ranked"
-    return Board(name, labeled, train, mine[0]["counts"]["n"], backbone, protocol, mine[0]["policy"], unit, key[8],
-                 not key[8] and _standard(name, any_result["protocol"]), rows)
+def _board(key: Key, methods: dict[tuple[str, str], list[Finished]], sort: str,
+           failures: list[tuple[RunDir, str]]) -> Board:
+    """One table; where one label has several variants (its code was changed), each row says which it is."""
+    labels = [label for label, _ in methods]
+    named = {(label + (f" @{variant}" if labels.count(label) > 1 else ""), variant): sorted(
+        runs, key=lambda f: f.result["seed"]) for (label, variant), runs in methods.items()}
+    first = next(iter(named.values()))[0].result
+    mine = [m for m in first["metrics"] if m["dataset"] == key.dataset]
+    unit = "mm" if all("hd95_mm" in m["columns"] for runs in named.values() for f in runs for m in f.result["metrics"]
+                       if m["dataset"] == key.dataset) else "vox"
+    partial = key.dataset in first["partial"]
+    board = Board(key.dataset, key.labeled, first["train"][key.dataset], 0, key.backbone, key.protocol, mine[0]["policy"],
+                  unit, partial, not partial and _standard(key.dataset, first["protocol"]), [],
+                  [_failure(run) for run, _ in failures], sort)
+    board.case_ids = list(dict.fromkeys(c["case"] for runs in named.values() for f in runs for c in f.cases
+                                        if c["dataset"] == key.dataset))
+    board.cases = len(board.case_ids)
+    rows = [_row(label, board, runs, [v for _, v in failures].count(variant))
+            for (label, variant), runs in named.items()]
+    order = _rank(rows, board)
+    board.rows = [rows[i] for i in order]
+    board.scores = {m: [scores[i] for i in order] for m, scores in board.scores.items()}
+    return board
+
+
+def _failure(run: RunDir) -> str:
+    return f"{run.path.parts[-2]} {run.path.name}"
 
 
 def _standard(name: str, protocol: dict[str, Any]) -> bool:
@@ -149,31 +234,103 @@ def _standard(name: str, protocol: dict[str, Any]) -> bool:
         return False
 
 
-def _row(label: str, name: str, unit: str, runs: Runs) -> Row:
-    per_seed: dict[str, list[float]] = {}
-    missed, hours = 0, []
-    for result, run in runs:
-        classes = [m for m in result["metrics"] if m["dataset"] == name]
+def _column(metric: str, unit: str) -> str:
+    return f"{metric}_{unit}" if metric in DISTANCES else metric
+
+
+def _scale(metric: str) -> float:
+    return 1 if metric in DISTANCES else 100
+
+
+def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
+    """A row without its rank; its scores are appended to those of the board."""
+    per_seed: dict[str, list[float]] = {m: [] for m in METRICS}
+    missed, intervals = 0, {}
+    for f in runs:
+        classes = [m for m in f.result["metrics"] if m["dataset"] == board.dataset]
         missed += sum(m["counts"]["empty_prediction"] for m in classes)
-        hours.append(run.manifest().get("train_seconds", nan) / 3600)
-        for metric in ("dice", "jaccard", *(f"{d}_{unit}" for d in DISTANCES)):
-            values = [m["columns"][metric]["mean"] for m in classes]
-            defined = [v for v in values if v is not None]
-            per_seed.setdefault(metric, []).append(fmean(defined) if defined else nan)
+        for metric, values in per_seed.items():
+            means = [m["columns"][_column(metric, board.unit)]["mean"] for m in classes]
+            defined = [_scale(metric) * v for v in means if v is not None]
+            values.append(fmean(defined) if defined else nan)
+    for metric in METRICS:
+        tables = [by_case(f.cases, board.dataset, _column(metric, board.unit), board.policy) for f in runs]
+        values = _scale(metric) * np.array([[t.get(c, nan) for c in board.case_ids] for t in tables])
+        scores = Scores(label, values, tuple(_draw(f.result, board.dataset) for f in runs))
+        board.scores.setdefault(metric, []).append(scores)
+        if len(runs) > 1:
+            found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
+            intervals[metric] = (found.low, found.high)
     mean = {metric: fmean(values) for metric, values in per_seed.items()}
-    spread = stdev(per_seed["dice"]) if len(runs) > 1 else nan
-    return Row(label, 100 * mean["dice"], 100 * spread, 100 * mean["jaccard"], mean[f"hd95_{unit}"], mean[f"asd_{unit}"],
-               missed, len({r["seed"] for r, _ in runs}), fmean(hours), runs=[run.run_id for _, run in runs])
+    hours = fmean(f.run.manifest().get("train_seconds", nan) / 3600 for f in runs)
+    seeds = len({f.result["seed"] for f in runs})
+    return Row(label, mean["dice"], stdev(per_seed["dice"]) if len(runs) > 1 else nan, mean["jaccard"], mean["hd95"],
+               mean["asd"], missed, seeds, hours, note=_why_not(board, runs, seeds), failed=failed, intervals=intervals,
+               runs=[f.run.run_id for f in runs])
+
+
+def _draw(result: dict[str, Any], name: str) -> int:
+    """Which labelled draw a run had."""
+    return next((int(d.get("draw", 0)) for d in result["science"]["datasets"] if d["name"] == name), 0)
+
+
+def _why_not(board: Board, runs: list[Finished], seeds: int) -> str:
+    """Why a row is not ranked; empty if it is."""
+    lacking = max(len(set(board.case_ids) - {c["case"] for c in f.cases if c["dataset"] == board.dataset}) for f in runs)
+    if lacking:
+        return f"{lacking} test case{'s' if lacking > 1 else ''} missing: not ranked"
+    if any("test" in f.result["selection"] for f in runs):
+        return "checkpoint picked on the test cases: not ranked"
+    if any(f.run.reported for f in runs):
+        return "reported, not verified: not ranked"
+    return "" if seeds >= RANKED_SEEDS else f"{seeds} seed{'s' if seeds > 1 else ''}: not ranked"
+
+
+def _rank(rows: list[Row], board: Board) -> list[int]:
+    """Give the rows their ranks; their order: ranked ones first, best first."""
+    higher, scores = board.sort not in DISTANCES, board.scores[board.sort]
+    ranked = [i for i, row in enumerate(rows) if not row.note]
+    places, board.pairs = stats.ranking([scores[i] for i in ranked], higher)
+    index = {scores[i].name: i for i in ranked}
+    for place in places:
+        row = rows[index[place.name]]
+        row.rank, row.tied, row.letters = place.rank, place.tied, place.letters
+        row.rank_low, row.rank_high = place.low, place.high
+    def badness(i: int) -> float:
+        value = getattr(rows[i], board.sort)
+        return inf if value != value else -value if higher else value
+    return [index[p.name] for p in places] + sorted((i for i in range(len(rows)) if i not in index.values()), key=badness)
+
+
+def _compare_with(board: Board, name: str) -> list[str]:
+    """Fill in the differences to a row; warns where there is no such row."""
+    fits = [i for i, r in enumerate(board.rows) if name in (r.method, r.method.split("[")[0].split(" ")[0])]
+    exact = [i for i in fits if board.rows[i].method == name] or fits
+    if len(exact) != 1:
+        return [f"{board.title}: {'several rows are' if exact else 'no row is'} '{name}'"]
+    base, scores = exact[0], board.scores[board.sort]
+    others = [i for i in range(len(board.rows)) if i != base]
+    found = stats.against(scores[base], [scores[i] for i in others], board.sort not in DISTANCES)
+    for i, d in zip(others, found, strict=True):
+        sure = min(board.rows[i].seeds, board.rows[base].seeds) >= RANKED_SEEDS
+        board.rows[i].difference = {"to": board.rows[base].method, "metric": board.sort, "mean": d.mean,
+                                    "low": d.low, "high": d.high, "p": d.p_holm if sure else nan}
+    return []
 
 
 def published(dataset: str, labeled: int) -> list[dict[str, Any]]:
     """The literature's numbers for a data set and labelled count, with source and selection rule."""
     content = load_yaml(Path(str(resources.files("segbench.benchmarks") / "published" / "results.yaml")))
+    doubts = {(d["source"], d["dataset"], d["labelled"], d["method"]): d["why"] for d in content.get("suspicious", [])}
     rows = []
     for row in content["results"]:
         if row["dataset"] == dataset and row["labelled"] == labeled:
             source = content["sources"][row["source"]]
-            rows.append({"method": row["method"], **{k: row[k] for k in ("dice", "jaccard", "hd95", "asd")},
+            rows.append({"method": row["method"], **{k: row[k] for k in METRICS},
                          "selection": row.get("checkpoint", source.get("checkpoint", "not_stated")),
-                         "relation": row["relation"], "source": row["source"], "work": source["work"]})
+                         "relation": row["relation"], "source": row["source"], "work": source["work"],
+                         "url": source["url"], "protocol": row.get("protocol", source.get(f"{dataset}_protocol")),
+                         "postprocessing": source.get("postprocessing", "not_stated"), "note": row.get("note"),
+                         "doubt": doubts.get((row["source"], dataset, labeled, row["method"])),
+                         "ours": content["ours"].get(row["method"])})
     return sorted(rows, key=lambda r: -r["dice"])

@@ -7,6 +7,7 @@
 ``manifest.json`` machine, versions, times: what may differ between two runs of one identity
 ``result.json``   written last and only once; a valid one *is* the mark of a finished run
 ``failed.json``   why the last attempt failed
+``import.json``   of an imported run: from where, and whether its numbers were computed again
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from segbench.config import Experiment, dump_yaml, load_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
 from segbench.files import atomic_write, json_bytes
+from segbench.results.cases import check_metrics, checked, read_cases
 
 SCHEMA = "segbench.run/1"
 
@@ -58,18 +60,46 @@ class RunDir:
         try:
             result = json.loads(file.read_bytes())
             if result["schema"] != SCHEMA:
-                raise IntegrityError(f"results of schema {result['schema']} need another segbench", where=file,
-                                     expected=SCHEMA)
+                raise _other_schema(result["schema"], file)
             cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError("the result file cannot be read", where=file, found=error,
                                  fix="remove the run directory and run again") from error
         if cases != result.get("cases_sha256"):
             raise IntegrityError("cases.csv was changed after the run", where=self.path / "cases.csv", found=cases[:16],
                                  expected=str(result.get("cases_sha256"))[:16])
-        return result
+        return checked(result, file)
+
+    def cases(self) -> list[dict[str, Any]]:
+        """The checked records of a finished run's test cases.
+
+        Raises:
+            IntegrityError: they cannot be true, or their means are not those of the result.
+        """
+        result, file = self.result(), self.path / "cases.csv"
+        if result is None:
+            raise IntegrityError("the run is not finished", where=self.path, fix=f"segbench resume {self.run_id}")
+        records = read_cases(file.read_bytes(), file)
+        check_metrics(result, records, file)
+        return records
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """Where an imported run comes from and whether its metrics could be computed again; None for one's own."""
+        file = self.path / "import.json"
+        try:
+            return dict(json.loads(file.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):
+            return {"verified": False, "why": "import.json cannot be read"}
+
+    @property
+    def reported(self) -> bool:
+        """Must its numbers be taken on trust?"""
+        return self.origin is not None and self.origin.get("verified") is not True
 
     def manifest(self) -> dict[str, Any]:
         """Times and environment; empty if there are none yet."""
@@ -86,6 +116,14 @@ class RunDir:
         """Record why the run failed; a later success removes it."""
         known = error.to_dict() if isinstance(error, SegbenchError) else {"kind": type(error).__name__, "what": str(error)}
         self.write_json("failed.json", {"stage": stage, **known, "traceback": traceback.format_exc()})
+
+
+def _other_schema(found: object, file: Path) -> IntegrityError:
+    """The error for a result of another version; results are never rewritten."""
+    newer = isinstance(found, str) and found.startswith("segbench.run/") and found.rpartition("/")[2].isdecimal()
+    newer = newer and int(str(found).rpartition("/")[2]) > int(SCHEMA.rpartition("/")[2])
+    return IntegrityError(f"results of schema {found} need {'a newer' if newer else 'another'} segbench", where=file,
+                          expected=SCHEMA, fix="pip install -U segbench" if newer else "run it again with this version")
 
 
 def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str) -> RunDir:
