@@ -30,12 +30,13 @@ METRICS = ("dice", "jaccard", "hd95", "asd", "assd")
 
 def evaluate(method: Method, stores: list[Store], protocol: Protocol, partial: Path, stamp: str, device: str,
              precision: str = "fp32", report: Callable[[int, int, str], None] = lambda done, total, case: None,
-             ) -> list[dict[str, Any]]:
+             keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None) -> list[dict[str, Any]]:
     """Rows of all test cases of all data sets, in the order of the split.
 
     Args:
         partial: file of the finished cases of an evaluation that was killed; removed by the caller at the end.
         stamp: digest of the weights; rows of other weights in ``partial`` are not used.
+        keep: takes the label map of every case that is predicted now.
     """
     done = {(r["dataset"], r["case"]): r["rows"] for r in _finished(partial, stamp)}
     total = sum(len(s.test) for s in stores)
@@ -46,7 +47,8 @@ def evaluate(method: Method, stores: list[Store], protocol: Protocol, partial: P
             for case in store.test:
                 if (store.name, case) not in done:
                     label, digest = _predict(method, store, case, task, protocol, device, precision)
-                    done[store.name, case] = _score(label, digest, store, case)
+                    keep(store.name, case, label)
+                    done[store.name, case] = score(label, digest, store, case)
                     line = {"stamp": stamp, "dataset": store.name, "case": case, "rows": done[store.name, case]}
                     file.write(json.dumps(line) + "\n")
                     file.flush()
@@ -101,7 +103,8 @@ def _predict(method: Method, store: Store, case: str, task: int, protocol: Proto
     return label, array_digest(label)
 
 
-def _score(label: np.ndarray, digest: str, store: Store, case: str) -> list[dict[str, Any]]:
+def score(label: np.ndarray, digest: str, store: Store, case: str) -> list[dict[str, Any]]:
+    """The rows of one case, one a class: its label map (*S) against the truth."""
     reference, spacing = np.asarray(store.label(case)), store.cases[case].spacing
     values = range(1, len(store.classes) + 1)
     results = [r.to_dict() for r in evaluate_labels(label, reference, classes=values)]

@@ -72,6 +72,18 @@ class RunDir:
                                  expected=str(result.get("cases_sha256"))[:16])
         return checked(result, file)
 
+    @property
+    def state(self) -> str:
+        """``done``, ``half-done``, ``failed`` or ``to do``."""
+        try:
+            if self.result() is not None:
+                return "done"
+        except IntegrityError:
+            return "failed"
+        if (self.path / "failed.json").exists():
+            return "failed"
+        return "half-done" if any(self.path.glob("ckpt/*.st")) else "to do"
+
     def cases(self) -> list[dict[str, Any]]:
         """The checked records of a finished run's test cases.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from segbench.errors import IntegrityError, Interrupted
+from segbench.errors import Interrupted
 from segbench.results.rundir import RunDir
 from segbench.training.run import Machine, Prepared
 from segbench.training.signals import CODES, spared
@@ -41,14 +41,7 @@ class Outcome:
 
 def state(folder: RunDir) -> str:
     """``done``, ``half-done``, ``failed`` or ``to do``."""
-    try:
-        if folder.result() is not None:
-            return "done"
-    except IntegrityError:
-        return "failed"
-    if (folder.path / "failed.json").exists():
-        return "failed"
-    return "half-done" if any(folder.path.glob("ckpt/*.st")) else "to do"
+    return folder.state
 
 
 def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callable[[Outcome], None]) -> list[Outcome]:

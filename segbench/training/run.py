@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from segbench import __version__, registry
@@ -230,7 +231,8 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
 
 def _clear(folder: RunDir) -> None:
     for file in [*folder.path.glob("ckpt/*"), *(folder.path / n for n in
-                 ("result.json", "cases.csv", "log.jsonl", "failed.json", "evaluation.jsonl", "manifest.json"))]:
+                 ("result.json", "cases.csv", "log.jsonl", "failed.json", "evaluation.jsonl", "manifest.json",
+                  "predictions.zip"))]:
         file.unlink(missing_ok=True)
 
 
@@ -289,7 +291,9 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
 
 
 def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
-               report: Callable[[int, int, str], None]) -> tuple[list[dict[str, Any]], str, bool]:
+               report: Callable[[int, int, str], None],
+               keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
+               ) -> tuple[list[dict[str, Any]], str, bool]:
     """Metrics of a finished run computed once more from its weights, the digest of the case table they give, and whether
     this machine must give the very same (device and torch of the training).
 
@@ -310,7 +314,7 @@ def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
     method.to(device)
     with tempfile.TemporaryDirectory() as folder:
         rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
-                        run.experiment.precision, report)
+                        run.experiment.precision, report, keep)
     digest = hashlib.sha256(cases_csv(rows)).hexdigest()
     return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
 

@@ -1,0 +1,129 @@
+"""``segbench compare``."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segbench.cli.common import Command, Settings, safe, width
+from segbench.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from segbench.results.leaderboard import Board
+    from segbench.results.stats import Difference, Scores
+
+EXTREMES = 3  # cases shown at each end
+TIES = {"dice": 0.05, "jaccard": 0.05, "hd95": 0.005, "asd": 0.005}  # less than what is shown is no difference
+
+
+@click.command(cls=Command)
+@click.argument("names", metavar="A B...", nargs=-1)
+@click.option("--dataset", metavar="NAME", help="Only on this data set.")
+@click.option("--labeled", metavar="N", type=int, help="Only with this number of labelled cases.")
+@click.option("--cases", "all_cases", is_flag=True, help="Show every case.")
+@click.pass_obj
+def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, labeled: int | None, all_cases: bool) -> None:
+    """Compare methods case by case: rows of the leaderboard, methods, or single runs by their id.
+
+    \b
+    segbench compare versemi bcp --dataset la --labeled 8
+    """
+    from segbench.results.leaderboard import boards
+    from segbench.results.rundir import all_runs
+
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError("name two different methods or runs, or more", found=" ".join(names) or None,
+                         fix="segbench compare A B")
+    found, warnings = boards(all_runs(settings.root), dataset)
+    for warning in warnings:
+        click.echo(f"warning: {safe(warning)}", err=True)
+    known = {r.method for b in found for r in b.rows} | {i for b in found for r in b.rows for i in r.runs}
+    for name in names:
+        if not any(_index(b, name) for b in found):
+            raise UsageError(f"nothing finished is called '{name}'.{did_you_mean(name, known)}", where=settings.root,
+                             fix="segbench leaderboard")
+    shared = [b for b in found if labeled in (None, b.labeled) and all(_index(b, n) for n in names)]
+    if not shared:
+        raise UsageError("the results of these are in no common table: other data, labelled cases, backbone or protocol",
+                         found=", ".join(names), fix="segbench leaderboard")
+    documents = [_table(settings, board, names, all_cases) for board in shared]
+    settings.document = {"schema": "segbench.compare/1", "status": "ok", "tables": documents}
+
+
+def _index(board: Board, name: str) -> list[tuple[int, int | None]]:
+    """Row, and run of the row where one run is named."""
+    exact = [(i, None) for i, r in enumerate(board.rows) if r.method == name]
+    loose = [(i, None) for i, r in enumerate(board.rows) if r.method.split("[")[0].split(" ")[0] == name]
+    single = [(i, j) for i, r in enumerate(board.rows) for j, run in enumerate(r.runs) if run.startswith(name[:8])]
+    found = exact or loose or (single if len(name) >= 4 else [])
+    if len(found) > 1:
+        raise UsageError(f"'{name}' fits several rows of {board.title}", expected="one of " + ", ".join(
+            board.rows[i].method for i, _ in found), fix="give the whole name, in quotes, or a run's id")
+    return list(found)
+
+
+def _scores(board: Board, name: str, metric: str) -> Scores:
+    from segbench.results.stats import Scores
+    (row, run), = _index(board, name)
+    found = board.scores[metric][row]
+    return found if run is None else Scores(name, found.values[[run]])
+
+
+def _table(settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool) -> dict[str, Any]:
+    from segbench.results.export import plain
+    from segbench.results.stats import pairwise
+    metrics = {m: pairwise([_scores(board, n, m) for n in names], m in ("dice", "jaccard"), TIES[m])
+               for m in ("dice", "hd95")}
+    seeds = {n: len(_scores(board, n, "dice").values) for n in names}
+    if not settings.json:
+        _say(board.title)
+        for dice, hd95 in zip(metrics["dice"], metrics["hd95"], strict=True):
+            _show(board, dice, hd95, seeds, all_cases)
+    keys = ("a", "b", "mean", "low", "high", "p", "p_holm", "wilcoxon", "wins", "ties", "losses", "left_out",
+            "seeds_needed", "distinguishable")
+    pairs = [{"metric": m, "unit": "%" if m == "dice" else board.unit, **{k: getattr(d, k) for k in keys},
+              "cases": dict(zip(board.case_ids, d.by_case.tolist(), strict=True))} for m in metrics for d in metrics[m]]
+    return plain({"dataset": board.dataset, "labeled": board.labeled, "backbone": board.backbone,
+                  "protocol": board.protocol, "seeds": seeds, "pairs": pairs})
+
+
+def _show(board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int], all_cases: bool) -> None:
+    a, b = seeds[dice.a], seeds[dice.b]
+    _say(f"{dice.a} minus {dice.b}: {len(dice.by_case) - dice.left_out} cases paired, {a} and {b} "
+         f"seed{'s' if max(a, b) > 1 else ''}" + (f", {dice.left_out} cases not defined" if dice.left_out else ""))
+    for title, d, unit, digits in (("Dice", dice, "", 1), ("HD95", hd95, f" {board.unit}", 2)):
+        _say(f"  {title}  {d.mean:+.{digits}f}{unit} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]  p {_p(d.p_holm)}  "
+             f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})")
+    _say(f"  {_verdict(dice, min(a, b))}")
+    ordered = sorted((float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v)
+    best, worst = ordered[::-1], ordered
+    if not all_cases:
+        best, worst = best[:EXTREMES], worst[:EXTREMES]
+        _say("  largest losses  " + (", ".join(f"{c} {v:+.1f}" for v, c in worst if v < 0) or "none"))
+    _say(f"  {'by case' if all_cases else 'largest gains '}  "
+         + (", ".join(f"{c} {v:+.1f}" for v, c in best if all_cases or v > 0) or "none"))
+
+
+def _verdict(d: Difference, seeds: int) -> str:
+    if d.p != d.p:
+        return "one case: nothing can be tested"
+    if seeds < 2:
+        return ("one seed: the p value holds for these two trainings, not for the methods; three seeds are needed, "
+                "--seeds 0-2")
+    verdict = "distinguishable" if d.distinguishable else "not distinguishable"
+    if d.seeds_needed is None:
+        return f"{verdict} at 5 %; no number of seeds would show a difference of {abs(d.mean):.1f} on so few cases"
+    return (f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} seeds a method "
+            "(power 80 %)")
+
+
+def _p(p: float) -> str:
+    return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _say(text: str) -> None:
+    for line in textwrap.wrap(safe(text), width(), subsequent_indent="    ", drop_whitespace=True,
+                              replace_whitespace=False) or [""]:
+        click.echo(line)

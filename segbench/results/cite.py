@@ -1,0 +1,74 @@
+"""BibTeX of what runs used.
+
+A plug-in's citation is read from its module's docstring, whose second paragraph begins ``Authors: Title, Venue 2020,
+arXiv:...``; where there is none, what its decorator or its attributes name is cited as it stands.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from segbench import __version__, registry
+from segbench.errors import SegbenchError
+from segbench.results.rundir import RunDir
+from segbench.text import safe
+
+ARTICLE = re.compile(r"(?P<authors>[^:.]+): (?P<title>.+?), (?P<venue>[^,]*\b(?P<year>(?:19|20)\d\d)\b[^,]*?)"
+                     r"(?P<rest>(?:, [^.]*.*)?)$")
+SELF = {"title": "{segbench}: honest benchmarks for semi-supervised medical image segmentation",
+        "author": "{The segbench developers}", "version": __version__}
+
+
+def bibtex(runs: Iterable[RunDir]) -> str:
+    """Entries of the methods, backbones and data sets of the runs, and of segbench."""
+    used: dict[tuple[str, str], None] = {}
+    for run in runs:
+        science = run.config()["science"]
+        used[("method", science["method"])] = used[("backbone", science["backbone"])] = None
+        used |= {("dataset", d["name"]): None for d in science["datasets"]}
+    entries = [_entry("software", "segbench", SELF)]
+    for kind, name in sorted(used, key=lambda u: (("method", "backbone", "dataset").index(u[0]), u[1])):
+        entries.append(_plugin(kind, name))
+    return "\n\n".join(dict.fromkeys(entries)) + "\n"
+
+
+def _plugin(kind: str, name: str) -> str:
+    try:
+        entry = registry.get(kind, name)
+    except SegbenchError:
+        return f"% {safe(kind)} {safe(name)} is not installed here"
+    cls = entry.cls
+    if kind == "dataset":
+        return _entry("misc", entry.name, {"title": cls.title, "note": cls.citation, "url": cls.homepage})
+    text = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "")
+    title, _, rest = text.partition("\n\n")
+    cited = re.split(r"\. (?=[A-Z])", " ".join(rest.partition("\n\n")[0].split()))[0].rstrip(".;")
+    found = ARTICLE.fullmatch(cited)
+    if found is None:
+        return _entry("misc", entry.name, {"title": title.splitlines()[0].rstrip(".") if title else entry.name,
+                                           "note": entry.paper})
+    arxiv, doi = re.search(r"arXiv:(\S+?)(?=[,;]|$)", cited), re.search(r"doi (\S+?)(?=[,;]|$)", cited)
+    return _entry("article", f"{entry.name}{found['year']}", {
+        "title": "{" + found["title"] + "}", "author": " and ".join(a.strip() for a in found["authors"].split(",")),
+        "journal": found["venue"], "year": found["year"], "eprint": arxiv[1] if arxiv else "",
+        "archiveprefix": "arXiv" if arxiv else "", "doi": doi[1] if doi else ""})
+
+
+def _entry(kind: str, key: str, fields: dict[str, Any]) -> str:
+    lines = [f"  {name} = {{{_tex(str(value))}}}," for name, value in fields.items() if value]
+    return "\n".join([f"@{kind}{{{re.sub('[^A-Za-z0-9_:.-]', '', key)},", *lines, "}"])
+
+
+def _tex(text: str) -> str:
+    """Text for a field: characters that TeX takes for commands are escaped, braces only where they do not balance."""
+    depth = 0
+    for c in text:
+        depth += (c == "{") - (c == "}")
+        if depth < 0:
+            break
+    special = r"&%$#_" if depth == 0 else r"&%$#_{}"
+    return "".join(f"\\{c}" if c in special else r"\textbackslash{}" if c == "\\" else c for c in safe(text))
