@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from segbench.config.identity import run_id
 from segbench.errors import IntegrityError, UsageError
 from segbench.results import export
 from segbench.results.leaderboard import boards, published
@@ -66,6 +67,7 @@ def test_runs_of_changed_code_are_not_averaged(finished):
     run = next(r for r in all_runs(finished.folder / "out") if "/supervised/" in str(r.path))
     result = json.loads((run.path / "result.json").read_text())
     result["science"]["sources"]["method"] = "of another time"
+    result["run_id"] = run_id(result["science"])
     (run.path / "result.json").write_text(json.dumps(result))
     rows = [r for r in tables(finished)[0][0].rows if r.method.startswith("supervised @")]
     assert sorted(r.seeds for r in rows) == [1, 2] and all(r.rank is None for r in rows)

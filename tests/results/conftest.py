@@ -1,0 +1,82 @@
+"""Finished runs made of numbers alone: nothing is trained."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segbench.config import resolve
+from segbench.config.identity import run_id, science
+from segbench.evaluation import cases_csv, summarise
+from segbench.files import atomic_write, json_bytes
+from segbench.results.rundir import SCHEMA, RunDir, run_folder
+
+VOXELS = 1000
+
+
+def row(case, dice, dataset="tiny"):
+    """A row of a case as the evaluation writes it; ``dice`` 0 is an empty prediction."""
+    common = round(dice * VOXELS)
+    status = "ok" if common else "empty_prediction"
+    distance = (1 - dice) * 20 + 1 if common else None
+    surface = {f"{m}_{u}": distance for u in ("vox", "mm") for m in ("hd95", "asd", "assd")}
+    return {"dataset": dataset, "case": case, "class": "ball", "status": status, "dice": common / VOXELS,
+            "jaccard": common / (2 * VOXELS - common), **surface, "pred_voxels": VOXELS if common else 0,
+            "ref_voxels": VOXELS, "shape": [20, 20, 20], "spacing": [1.0, 1.0, 1.0], "prediction": "0" * 32}
+
+
+class Study:
+    """A folder of runs."""
+
+    def __init__(self, root, plugins):
+        self.root, self.plugins = root, plugins
+
+    def add(self, method, seed, dice=(), cases=None, labeled=2, fingerprint="f" * 64, change=None, overrides=(), rows=None):
+        """Write a finished run with these Dice values, one a case; ``change`` edits its result before it is written."""
+        experiment, = resolve(method, dataset="tiny", protocol=self.plugins / "tiny.yaml", seed=seed, labeled=labeled,
+                              overrides=list(overrides)).experiments
+        splits = {"tiny": "5" * 64}
+        content = science(experiment, {"tiny": fingerprint}, splits, {"method": "m", "backbone": "b"})
+        identity = run_id(content)
+        run = run_folder(self.root, experiment, {"tiny": 6}, identity)
+        run.write_config(identity, experiment, content, [])
+        rows = rows or [row(c, d) for c, d in zip(cases or [f"case{i}" for i in range(len(dice))], dice, strict=True)]
+        table = cases_csv(rows)
+        result = {
+            "schema": SCHEMA, "status": "done", "run_id": identity, "method": method, "backbone": experiment.backbone,
+            "datasets": ["tiny"], "labeled": {"tiny": labeled}, "train": {"tiny": 6}, "partial": [], "seed": seed,
+            "precision": "fp32", "selection": "last", "test_evaluations": 1,
+            "protocol": {"name": "tiny", "version": 1, "modified": list(experiment.modified)},
+            "protocol_sha256": hashlib.sha256(json_bytes(content["protocol"])).hexdigest(), "changed_params": {},
+            "without": [], "fingerprints": {"tiny": fingerprint}, "splits": splits, "science": content,
+            "metrics": summarise(rows, "worst_distance"), "steps": 6, "weights_sha256": "",
+            "cases_sha256": hashlib.sha256(table).hexdigest()}
+        result = json.loads(json_bytes(result))
+        if change:
+            change(result)
+        atomic_write(run.path / "cases.csv", table)
+        run.write_json("result.json", result)
+        run.write_json("manifest.json", {"train_seconds": 60.0})
+        return RunDir(run.path)
+
+    def rewrite(self, run, text):
+        """Replace the case table, with the digest that goes with it."""
+        (run.path / "cases.csv").write_text(text)
+        result = json.loads((run.path / "result.json").read_text())
+        result["cases_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        run.write_json("result.json", result)
+
+    def methods(self, cases=12, noise=0.004, **means):
+        """Three seeds of methods with these mean Dice values on the same cases."""
+        rng = np.random.default_rng(0)
+        case = rng.normal(0, 0.03, cases)
+        for name, mean in means.items():
+            for seed in range(3):
+                self.add(name, seed, np.clip(mean + case + rng.normal(0, noise, cases), 0.001, 1))
+
+
+@pytest.fixture
+def study(lab):
+    return Study(lab.folder / "segbench-out", Path(__file__).resolve().parents[1] / "plugins")

@@ -1,0 +1,178 @@
+"""Runs handed on: what is verified, what is only reported, and what a forged bundle cannot do."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from segbench.data.store import open_store
+from segbench.errors import IntegrityError, UsageError
+from segbench.evaluation import score
+from segbench.files import array_digest
+from segbench.results import bundle, predictions
+from segbench.results.leaderboard import boards
+from segbench.results.rundir import all_runs, find_run
+
+
+@pytest.fixture
+def store(lab):
+    return open_store("tiny", lab.folder / "data")
+
+
+def scored(study, store, seed=0, better=False):
+    """A finished run whose predictions are the truth moved by a voxel; with ``better`` its table is that of the truth."""
+    labels = {c: np.roll(np.asarray(store.label(c)), 1, 0) for c in store.test}
+    told = {c: np.asarray(store.label(c)) for c in store.test} if better else labels
+    rows = [r for c in store.test for r in score(told[c], array_digest(labels[c]), store, c)]
+    run = study.add("supervised", seed, rows=rows, fingerprint=store.fingerprint)
+    with (run.path / bundle.PREDICTIONS).open("wb") as file, predictions.writer(file) as keep:
+        for case, label in labels.items():
+            keep("tiny", case, label)
+    return run
+
+
+def test_metrics_are_computed_again_from_the_predictions(study, store, lab):
+    run = scored(study, store)
+    bundle.export(run, lab.folder / "a.zip")
+    taken, origin = bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
+    assert origin["verified"] is True and taken.result() == run.result() and not taken.reported
+    assert taken.path.name.startswith("imported-"), "never where segbench run looks for its own"
+    with pytest.raises(UsageError, match="imported before"):
+        bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
+    assert find_run(lab.folder / "theirs", run.run_id).path == taken.path
+
+
+def test_predictions_that_do_not_give_the_metrics_are_refused(study, store, lab):
+    bundle.export(scored(study, store, better=True), lab.folder / "a.zip")
+    with pytest.raises(IntegrityError, match="do not give the metrics of case 'case6'"):
+        bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
+    assert not list((lab.folder / "theirs/runs").iterdir()), "nothing stays of a refused bundle"
+
+
+def test_without_predictions_or_data_a_run_is_reported_and_not_ranked(study, store, lab):
+    for seed in range(3):
+        run = scored(study, store, seed)
+        bundle.export(run, lab.folder / f"{seed}.zip", with_predictions=False)
+        _, origin = bundle.take_in(lab.folder / f"{seed}.zip", lab.folder / "theirs", lab.folder / "data")
+        assert origin["verified"] is False and "no predictions" in origin["why"]
+    (board,), _ = boards(all_runs(lab.folder / "theirs"))
+    (row,) = board.rows
+    assert row.method == "supervised (reported)" and row.rank is None and "not verified" in row.note
+
+
+def test_other_data_cannot_verify(study, store, lab):
+    run = scored(study, store)
+    other = study.add("supervised", 1, [0.8, 0.9], cases=list(store.test))
+    (other.path / bundle.PREDICTIONS).write_bytes((run.path / bundle.PREDICTIONS).read_bytes())
+    assert "not those of the run" in bundle.checked(other, lab.folder / "data")["why"]
+
+
+def test_paths_and_plugins_of_this_machine_stay_here(study, store, lab):
+    run = scored(study, store)
+    config = run.config()
+    from segbench.config import dump_yaml
+    (run.path / "config.yaml").write_text(dump_yaml({**config, "plugins": ["/secret/place.py"]}))
+    run.write_json("manifest.json", {"train_seconds": 1.0, "argv": ["--root", "/secret/place"]})
+    bundle.export(run, lab.folder / "a.zip")
+    with zipfile.ZipFile(lab.folder / "a.zip") as archive:
+        assert not [n for n in archive.namelist() if b"secret" in archive.read(n)]
+
+
+def rewritten(path, **changes):
+    """The bundle with members replaced (bytes), left out (None) or added, and an index that fits."""
+    import hashlib
+    with zipfile.ZipFile(path) as archive:
+        contents = {n: archive.read(n) for n in archive.namelist()}
+    contents = {n: c for n, c in (contents | changes).items() if c is not None}
+    if "bundle.json" not in changes:
+        index = json.loads(contents["bundle.json"])
+        index["files"] = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if n != "bundle.json"}
+        contents["bundle.json"] = json.dumps(index).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+
+
+def npy(array, shape=None):
+    file = io.BytesIO()
+    header = {"descr": array.dtype.str, "fortran_order": False, "shape": shape or array.shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + array.tobytes()
+
+
+def archive_of(**members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("changes", [
+    {"../evil.py": b"x"}, {"/etc/evil": b"x"}, {"evil.py": b"x"}, {"ckpt/last.json": b"x"}, {"result.json": None},
+    {"result.json": b"{}"}, {"result.json": b"["}, {"config.yaml": b"a: &x [*x]"}, {"config.yaml": b"!!python/object:x {}"},
+    {"config.yaml": b"{}"}, {"bundle.json": b"{}"}, {"bundle.json": b'{"schema": "segbench.bundle/9", "files": {}}'},
+    {"bundle.json": None}, {"predictions.zip": b"no zip"}, {"predictions.zip": archive_of()},
+    {"predictions.zip": archive_of(**{"tiny/case6.npy": npy(np.zeros((4, 4, 4), np.uint8), (30000, 30000, 30000))})},
+    {"predictions.zip": archive_of(**{"tiny/case6.npy": npy(np.zeros((20, 20, 20), np.float64))})},
+    {"predictions.zip": archive_of(**{"tiny/case6.npy": npy(np.zeros((20, 20, 19), np.uint8), (20, 20, 20))})},
+    {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x93NUMPY\x01\x00"})},
+    {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x80\x04N."})},
+], ids=range(20))
+def test_a_forged_bundle_leaves_nothing_behind(study, store, lab, changes):
+    path = lab.folder / "a.zip"
+    bundle.export(scored(study, store), path)
+    rewritten(path, **changes)
+    with pytest.raises(IntegrityError):
+        bundle.take_in(path, lab.folder / "theirs", lab.folder / "data")
+    runs = lab.folder / "theirs/runs"
+    assert not runs.exists() or not list(runs.iterdir())
+    assert not list(lab.folder.rglob("evil*"))
+
+
+def test_digests_in_a_bundle_must_fit(study, store, lab):
+    path = lab.folder / "a.zip"
+    bundle.export(scored(study, store), path)
+    with zipfile.ZipFile(path) as archive:
+        index = archive.read("bundle.json")
+    rewritten(path, **{"log.jsonl": b"{}\n", "bundle.json": index})
+    with pytest.raises(IntegrityError, match="not a whole bundle"):
+        bundle.read_bundle(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(IntegrityError, match="not a whole bundle"):
+        bundle.read_bundle(path)
+    with pytest.raises(UsageError, match="no bundle"):
+        bundle.read_bundle(lab.folder / "nothing.zip")
+
+
+def test_a_file_larger_than_its_limit_is_not_read_whole(study, store, lab, monkeypatch):
+    bundle.export(scored(study, store), lab.folder / "a.zip")
+    monkeypatch.setitem(bundle.FILES, "cases.csv", 10)
+    with pytest.raises(IntegrityError, match="not a whole bundle"):
+        bundle.read_bundle(lab.folder / "a.zip")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "Evil", "", "a" * 101])
+def test_names_from_a_bundle_never_become_paths(study, store, lab, name):
+    from segbench.config import dump_yaml
+    from segbench.config.identity import run_id
+    run = scored(study, store)
+
+    def change(result):
+        result["method"] = result["science"]["method"] = name or " "
+        result["run_id"] = run_id(result["science"])
+    result = json.loads((run.path / "result.json").read_text())
+    change(result)
+    run.write_json("result.json", result)
+    config = run.config()
+    (run.path / "config.yaml").write_text(dump_yaml({**config, "run_id": result["run_id"], "science": result["science"]}))
+    bundle.export(run, lab.folder / "a.zip")
+    with pytest.raises(IntegrityError, match="names that cannot be"):
+        bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
+
+
+def test_hostile_case_names_are_no_predictions():
+    with pytest.raises(ValueError, match="not a name"), predictions.writer(io.BytesIO()) as keep:
+        keep("tiny", "../x", np.zeros((2, 2), np.uint8))

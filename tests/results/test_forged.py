@@ -1,0 +1,145 @@
+"""Result files that lie, and names that attack whoever shows them."""
+
+import json
+import re
+
+import pytest
+
+from segbench.config.identity import run_id
+from segbench.errors import IntegrityError
+from segbench.results import export
+from segbench.results.leaderboard import boards
+from segbench.results.rundir import all_runs
+
+HOSTILE = ["<script>alert(1)</script>", "[red]", "a\nb", "\x1b[31mred", "x[/]", "=cmd()", "a|b", r"\input{x}", "ü" * 300]
+
+
+def edited(run, change):
+    result = json.loads((run.path / "result.json").read_text())
+    change(result)
+    run.write_json("result.json", result)
+    return run
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda r: r.pop("metrics"), "not of its schema"),
+    (lambda r: r.update(metrics=[]), "not of its schema"),
+    (lambda r: r.update(datasets="tiny"), "not of its schema"),
+    (lambda r: r.update(seed="0"), "not of its schema"),
+    (lambda r: r.update(seed=True), "not of its schema"),
+    (lambda r: r.update(method=["x"]), "not of its schema"),
+    (lambda r: r.update(run_id="../../etc"), "not of its schema"),
+    (lambda r: r.update(science={}), "not of its schema"),
+    (lambda r: r["labeled"].clear(), "incomplete"),
+    (lambda r: r["science"]["protocol"].clear(), "contradicts itself|incomplete"),
+    (lambda r: r.update(seed=5), "contradicts itself"),
+    (lambda r: r.update(method="versemi"), "contradicts itself"),
+    (lambda r: r["labeled"].update(tiny=1), "contradicts itself"),
+    (lambda r: r["science"]["params"].update(extra=1), "contradicts itself"),
+    (lambda r: r.update(protocol_sha256="0" * 64), "contradicts itself"),
+    (lambda r: r["metrics"][0].update(policy="literature_zero"), "contradicts itself"),
+])
+def test_a_result_that_does_not_fit_together_is_refused(study, change, says):
+    run = edited(study.add("supervised", 0, [0.8, 0.9]), change)
+    with pytest.raises(IntegrityError, match=says):
+        run.result()
+    found, warnings = boards([run])
+    assert found == [] and len(warnings) == 1
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda r: r["metrics"][0]["columns"]["dice"].update(mean=0.99), "means of its cases"),
+    (lambda r: r["metrics"][0]["columns"]["hd95_mm"].update(mean=None), "means of its cases"),
+    (lambda r: r["metrics"][0]["columns"].pop("jaccard"), "means of its cases"),
+    (lambda r: r["metrics"][0]["counts"].update(empty_prediction=0, ok=3), "means of its cases"),
+    (lambda r: r["metrics"][0].update({"class": "other"}), "case table"),
+])
+def test_means_must_be_those_of_the_cases(study, change, says):
+    run = edited(study.add("supervised", 0, [0.8, 0.9, 0.0]), change)
+    with pytest.raises(IntegrityError, match=says):
+        run.cases()
+    assert boards([run])[0] == []
+
+
+@pytest.mark.parametrize("old, new", [
+    ("0.8,", "1.8,"), ("0.8,", "-0.1,"), ("0.8,", "nan,"), ("0.8,", "inf,"), ("0.8,", "0.95,"), ("0.8,", "x,"),
+    (",ok,", ",empty_prediction,"), (",ok,", ",perfect,"), ("20x20x20", "2x2x2"), ("20x20x20", "-20x20x20"),
+    ("20x20x20", ""), ("1000,1000", "0,1000"), ("case1", "case0"), ("tiny,case0", '"tiny,case0'), (",4.9", ",94.9"),
+])
+def test_a_case_table_with_values_that_cannot_be_is_refused(study, old, new):
+    """Its digest was forged along, so only the values tell."""
+    run = study.add("supervised", 0, [0.8, 0.8])
+    text = (run.path / "cases.csv").read_text()
+    assert old in text
+    study.rewrite(run, text.replace(old, new, 1))
+    with pytest.raises(IntegrityError):
+        run.cases()
+    assert boards([run])[0] == [] and len(boards([run])[1]) == 1
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b'{"schema": "segbench.run/2"}', b"null", b"{}"])
+def test_a_file_that_is_no_result_is_an_error_and_no_crash(study, content):
+    run = study.add("supervised", 0, [0.8])
+    (run.path / "result.json").write_bytes(content)
+    with pytest.raises(IntegrityError):
+        run.result()
+
+
+@pytest.mark.parametrize("schema, says", [("segbench.run/2", "a newer"), ("segbench.run/0", "another"), (7, "another")])
+def test_other_schemas_are_named_and_left_alone(study, schema, says):
+    study.methods(supervised=0.8)
+    run = edited(study.add("mean_teacher", 0, [0.9] * 12), lambda r: r.update(schema=schema))
+    before = (run.path / "result.json").read_bytes()
+    (board,), warnings = boards(all_runs(study.root))
+    assert [r.method for r in board.rows] == ["supervised"] and f"need {says} segbench" in warnings[0]
+    assert (run.path / "result.json").read_bytes() == before
+
+
+def test_results_from_before_some_keys_existed_still_count(study):
+    def older(result):
+        for key in ("without", "changed_params", "selection", "test_evaluations", "partial", "steps"):
+            del result[key]
+    for seed in range(3):
+        study.add("supervised", seed, [0.8, 0.9], change=older)
+    (board,), warnings = boards(all_runs(study.root))
+    assert not warnings and board.rows[0].rank == 1
+
+
+def hostile_study(study, name):
+    """The name wherever a foreign result can put one: case, class, method, parameter, data set."""
+    def change(result):
+        result["method"] = result["science"]["method"] = name
+        result["changed_params"] = {name: name}
+        result["protocol"]["modified"] = [name]
+        result["run_id"] = run_id(result["science"])
+    for seed in range(3):
+        study.add("supervised", seed, [0.8, 0.9], cases=[name, "b"], change=change)
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_names_are_inert_wherever_they_are_shown(study, name):
+    from segbench.cli.leaderboard import show
+    if len(name) > 200:
+        name = name[:200]
+    hostile_study(study, name)
+    found, warnings = boards(all_runs(study.root))
+    assert not warnings and len(found) == 1 and found[0].case_ids == [name, "b"]
+    texts = {"table": show(found[0], wide=True), "csv": export.as_csv(found), "md": export.as_markdown(found),
+             "latex": export.as_latex(found), "html": export.as_html(found)}
+    for kind, text in texts.items():
+        assert "\x1b" not in text and "a\nb" not in text, kind
+    assert "<script" not in texts["html"] and not re.search(r"(?<!\\)<script", texts["md"])
+    assert r"\input" not in texts["latex"] and "[red]" not in texts["md"]
+    assert not any(cell.startswith("=") for line in texts["csv"].splitlines()[1:] for cell in line.split(","))
+    json.dumps(export.as_json(found, None), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", HOSTILE[:4], ids=range(4))
+def test_hostile_case_names_in_the_commands(study, lab, name):
+    for method, dice in (("supervised", 0.8), ("mean_teacher", 0.9)):
+        for seed in range(3):
+            study.add(method, seed, [dice, dice - 0.01, dice - 0.03 - seed / 100], cases=[name, "b", "c"])
+    for command in (("leaderboard",), ("compare", "supervised", "mean_teacher", "--cases"), ("runs", "ls"), ("cite",)):
+        result = lab.call(*command)
+        assert result.returncode == 0, result.stderr
+        assert "\x1b" not in result.stdout and "a\nb" not in result.stdout

@@ -1,0 +1,152 @@
+"""Leaderboards of made-up results: ties, intervals, failures, differences, tables kept apart, the literature beside ours."""
+
+import json
+import shutil
+
+import pytest
+
+from segbench.cli.leaderboard import show
+from segbench.config import resolve
+from segbench.results import export
+from segbench.results.leaderboard import boards, published
+from segbench.results.rundir import all_runs
+
+
+def tables(study, **options):
+    return boards(all_runs(study.root), **options)
+
+
+def test_methods_alike_share_a_rank_and_a_worse_one_does_not(study):
+    study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
+    (board,), warnings = tables(study)
+    rows = {r.method: r for r in board.rows}
+    assert not warnings and {rows[m].rank for m in ("mean_teacher", "ua_mt")} == {1} and rows["supervised"].rank == 3
+    assert rows["ua_mt"].tied and not rows["supervised"].tied
+    assert (rows["supervised"].rank_low, rows["supervised"].rank_high) == (3, 3)
+    low, high = rows["supervised"].intervals["dice"]
+    assert 70 < low < rows["supervised"].dice < high < 90
+    assert len(board.pairs) == 3 and board.scores["dice"][0].values.shape == (3, 12)
+
+
+def test_sorting_by_a_distance_turns_the_order(study):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    by_dice, by_distance = tables(study)[0][0], tables(study, sort="hd95")[0][0]
+    assert [r.method for r in by_dice.rows] == [r.method for r in by_distance.rows] == ["mean_teacher", "supervised"]
+    assert by_distance.rows[0].hd95 < by_distance.rows[1].hd95 and by_distance.pairs[0].mean < 0
+    assert "HD95 95% CI" in [c.title for c in export.columns(by_distance)]
+
+
+def test_differences_to_a_baseline(study):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    study.add("dtc", 0, [0.85] * 12)
+    (board,), _ = tables(study, against="supervised")
+    rows = {r.method: r for r in board.rows}
+    assert rows["mean_teacher"].difference["mean"] == pytest.approx(10, abs=0.5)
+    assert rows["mean_teacher"].difference["p"] < 0.05 and rows["supervised"].difference is None
+    assert export.as_json([board], None)["boards"][0]["rows"][-1]["difference"]["p"] is None, "one seed is not tested"
+    assert tables(study, against="nothing")[1] == [f"{board.title}: no row is 'nothing'"]
+
+
+def test_failed_runs_are_counted_in_their_row_and_their_table(study):
+    study.methods(supervised=0.80)
+    run = study.add("supervised", 7, [0.8] * 12)
+    other = study.add("supervised", 8, [0.8] * 12, labeled=3)
+    for failed in (run, other):
+        (failed.path / "result.json").unlink()
+        failed.fail(RuntimeError("no"), "training")
+    (board,), warnings = tables(study)
+    assert board.rows[0].failed == 1 and len(board.failures) == 1 and "1 failed" in "\n".join(export.footer(board))
+    assert len(warnings) == 1 and "failed, and no run of its table" in warnings[0]
+    assert "failed" in [c.title for c in export.columns(board, wide=True)]
+
+
+def test_tables_apart_say_why(study):
+    study.methods(supervised=0.80)
+    for seed in range(3):
+        study.add("supervised", seed, [0.8] * 12, fingerprint="a" * 64)
+        study.add("supervised", seed, [0.8] * 12, labeled=3)
+    found, _ = tables(study)
+    reasons = [b.apart for b in found]
+    assert len(found) == 3 and reasons[0] == "" and "prepared data" in reasons[1] and "labelled cases" in reasons[2]
+    assert reasons[1] in export.footer(found[1])
+
+
+def test_a_run_without_all_cases_is_not_ranked(study):
+    study.methods(supervised=0.80)
+    for seed in range(3):
+        study.add("mean_teacher", seed, [0.99] * 11)
+    (board,), _ = tables(study)
+    row = next(r for r in board.rows if r.method == "mean_teacher")
+    assert row.rank is None and row.note == "1 test case missing: not ranked" and board.rows[0].rank == 1
+
+
+def test_checkpoint_picked_on_the_test_cases_is_not_ranked(study):
+    for seed in range(3):
+        study.add("supervised", seed, [0.8] * 12, change=lambda r: r.update(selection="best_on_test"))
+    (board,), _ = tables(study)
+    assert board.rows[0].rank is None and "picked on the test cases" in board.rows[0].note
+
+
+def test_missed_targets_count_as_the_worst(study):
+    study.methods(supervised=0.80)
+    for seed in range(3):
+        study.add("mean_teacher", seed, [0.0, *[0.9] * 11])
+    (board,), _ = tables(study)
+    row = next(r for r in board.rows if r.method == "mean_teacher")
+    assert row.missed == 3 and row.hd95 == pytest.approx((11 * 3 + 20 * 3 ** 0.5) / 12)
+    index = [r.method for r in board.rows].index("mean_teacher")
+    assert board.scores["hd95"][index].values.max() == pytest.approx(20 * 3 ** 0.5)
+
+
+def test_a_copied_folder_counts_once(study):
+    study.methods(supervised=0.80)
+    run = next(all_runs(study.root))
+    shutil.copytree(run.path, run.path.with_name("copy-12345678"))
+    assert tables(study)[0][0].rows[0].seeds == 3 and len(tables(study)[0][0].scores["dice"][0].values) == 3
+
+
+@pytest.mark.parametrize("columns", [200, 80, 60, 40])
+def test_the_table_is_whole_at_any_width(study, columns, monkeypatch):
+    study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
+    study.add("mean_teacher", 0, [0.9] * 12, overrides=["decay=0.5"],
+              change=lambda r: r.update(changed_params={"decay": 0.5}))
+    (board,), _ = tables(study, against="supervised")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = show(board)
+    assert max(map(len, text.splitlines())) <= columns
+    assert "mean_teacher[decay=0.5]" in text and "1 seed: not ranked" in " ".join(text.split())
+    for row in board.rows:
+        assert export.number(row.dice, 1) in text
+    assert ("1=" in text) and ("95% CI" in text or columns < 60)
+
+
+def test_json_holds_pairs_and_intervals(study):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    document = export.as_json(tables(study)[0], None)
+    json.dumps(document, allow_nan=False)
+    (pair,) = document["boards"][0]["pairs"]
+    assert pair["distinguishable"] is True and pair["a"] == "mean_teacher" and pair["wins"] == 12
+    assert document["boards"][0]["rows"][0]["intervals"]["dice"][0] > 80
+
+
+def test_the_literature_has_a_column_of_its_own(study):
+    study.methods(supervised=0.80, bcp=0.90)
+    (board,), _ = tables(study)
+    board.dataset, board.labeled, board.standard = "la", 8, True
+    cells = {r.method: c.cell(r) for c in export.columns(board, published=published) for r in board.rows
+             if c.title == "published"}
+    assert cells["bcp"] == "89.5–89.6 (2)" and cells["supervised"].startswith("78.6–82.7")
+    board.standard = False
+    assert "published" not in [c.title for c in export.columns(board, published=published)]
+
+
+def test_doubtful_published_rows_are_marked():
+    doubted = [r for r in published("la", 8) if r["doubt"]]
+    assert {r["method"] for r in doubted} == {"CVRL", "MC-Net+", "MC-Net", "AD-MT"} and all(r["url"] for r in doubted)
+    assert resolve(next(r["ours"] for r in published("la", 8) if r["ours"]), dataset="phantom").experiments
+
+
+def test_latex_sets_the_best_and_its_ties_in_bold(study):
+    study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
+    text = export.as_latex(tables(study)[0])
+    assert text.count(r"\textbf") == 2 and r"\midrule" in text and r"ua\_mt" in text

@@ -1,0 +1,183 @@
+"""Statistics: agreement with scipy and with printed examples, promises kept in simulated studies, what is paired."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from segbench.results.stats import Scores, _moments, against, compare, estimate, holm, letters, ranking
+
+# Student (1908), hours of sleep gained by ten patients under two drugs.
+SLEEP = [[0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0], [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]]
+
+
+def scores(name, runs, cases=20, mean=0.0, run=0.5, rest=1.0, seed=0):
+    rng = np.random.default_rng([seed, len(name), *name.encode()])
+    common = np.random.default_rng(99).normal(0, 5, cases)
+    return Scores(name, mean + common + rng.normal(0, 1, cases) + rng.normal(0, run, (runs, 1))
+                  + rng.normal(0, rest, (runs, cases)))
+
+
+def test_printed_paired_example():
+    """t = -4.0621, 9 degrees of freedom, p = 0.002833, interval -2.4599 to -0.7001 (R's help page on t.test)."""
+    a, b = (Scores(n, np.array([v])) for n, v in zip("ab", SLEEP, strict=True))
+    d = compare(a, b)
+    assert d.mean / d.se == pytest.approx(-4.0621, abs=1e-4) and d.df == 9 and d.p == pytest.approx(0.002833, abs=1e-6)
+    assert (d.low, d.high) == pytest.approx((-2.4599, -0.7001), abs=0.2), "a bootstrap keeps the skew of the data"
+    assert (d.wins, d.ties, d.losses) == (0, 1, 9)
+
+
+def test_printed_two_sample_example():
+    """The same numbers as runs without differences between cases: t = -1.8608, 17.776 degrees of freedom, p = 0.07939."""
+    a, b = (Scores(n, np.repeat(np.array(v)[:, None], 5, 1)) for n, v in zip("ab", SLEEP, strict=True))
+    d = compare(a, b)
+    assert d.mean / d.se == pytest.approx(-1.8608, abs=1e-4) and d.df == pytest.approx(17.776, abs=1e-3)
+    assert d.p == pytest.approx(0.07939, abs=1e-5)
+
+
+def test_printed_holm_example():
+    """Demšar (2006), 3.2.2: of .016, .019, .607 the first two hypotheses are rejected."""
+    assert holm([0.607, 0.016, 0.019]) == pytest.approx([0.607, 0.048, 0.048])
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    adjusted = holm([float("nan"), 0.02])
+    assert adjusted[1] == 0.04 and np.isnan(adjusted[0])
+
+
+def test_agrees_with_scipy():
+    a, b = scores("a", 1), scores("b", 1)
+    d = compare(a, b)
+    assert d.p == pytest.approx(scipy_stats.ttest_rel(a.values[0], b.values[0]).pvalue)
+    assert d.wilcoxon == pytest.approx(scipy_stats.wilcoxon(a.values[0], b.values[0]).pvalue)
+    low, high = scipy_stats.ttest_rel(a.values[0], b.values[0]).confidence_interval()
+    assert (d.low, d.high) == pytest.approx((low, high), abs=0.25 * (high - low))
+    e = estimate(a)
+    assert e.se == pytest.approx(scipy_stats.sem(a.values[0])) and e.df == 19
+
+
+def test_variance_is_that_of_simulated_means():
+    """The standard error of a difference, against the spread of 3000 differences."""
+    rng = np.random.default_rng(1)
+    means, variances = [], []
+    for _ in range(3000):
+        groups = [rng.normal(0, 1, 20) + rng.normal(0, 0.6, (3, 1)) + rng.normal(0, 2, (3, 20)) for _ in range(2)]
+        mean, se, _ = _moments(groups, [1, -1])
+        means.append(mean)
+        variances.append(se**2)
+    assert np.mean(variances) == pytest.approx(np.var(means), rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def simulate():
+    file = Path(__file__).resolve().parents[2] / "benchmarks/statistics/simulate.py"
+    spec = importlib.util.spec_from_file_location("simulate", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["simulate"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["usual", "runs scatter"])
+def test_promises_are_kept_in_simulated_studies(simulate, name):
+    """150 studies: 5 in 100 may err; 12 of 100 would be beyond four standard errors."""
+    design = replace(next(d for d in simulate.DESIGNS if d.name == name), methods=3)
+    shares = simulate.measure(design, 150)
+    assert shares.mean > 0.88 and shares.difference > 0.88
+    assert shares.single < 0.12 and shares.family < 0.12 and shares.ranks < 0.12
+    if name == "runs scatter":
+        assert shares.paired_t > 0.25, "tests over cases alone take the seeds at hand for the method"
+
+
+def test_a_true_difference_is_found():
+    found = [compare(scores("a", 3, mean=3.0, seed=s), scores("b", 3, seed=s)) for s in range(40)]
+    assert sum(d.p < 0.05 for d in found) > 35 and all(abs(d.mean - 3) < 3 for d in found)
+
+
+def test_seeds_needed_shrink_with_the_difference():
+    needed = [compare(scores("a", 3, mean=m, run=2.0), scores("b", 3, run=2.0)).seeds_needed for m in (20.0, 5.0, 3.0)]
+    assert None not in needed and needed == sorted(needed) and needed[0] < needed[2]
+    assert compare(scores("a", 1), scores("b", 3)).seeds_needed is None
+
+
+def test_same_numbers_same_interval_and_no_global_state():
+    a = scores("a", 3)
+    first = estimate(a)
+    np.random.default_rng(5).normal()
+    assert estimate(Scores("a", a.values.copy())) == first != estimate(scores("a", 3, seed=1))
+
+
+def test_order_of_the_methods_changes_nothing():
+    methods = [scores(n, 3, mean=m) for n, m in (("a", 0), ("b", 4), ("c", 8))]
+    forward, backward = ranking(methods)[0], ranking(methods[::-1])[0]
+    assert forward == backward and [p.name for p in forward] == ["c", "b", "a"]
+
+
+def test_lower_is_better_for_distances():
+    methods = [scores(n, 3, mean=m) for n, m in (("near", 0), ("far", 9))]
+    places, pairs = ranking(methods, higher=False)
+    assert [p.name for p in places] == ["near", "far"] and [p.rank for p in places] == [1, 2]
+    assert pairs[0].mean < 0 and pairs[0].wins == 20
+
+
+def test_methods_that_cannot_be_told_apart_share_a_rank():
+    methods = [scores(n, 3, mean=m) for n, m in (("a", 0.0), ("b", 0.1), ("c", -9.0))]
+    places, _ = ranking(methods)
+    assert [(p.rank, p.tied) for p in places] == [(1, True), (1, True), (3, False)]
+    assert [(p.low, p.high) for p in places] == [(1, 2), (1, 2), (3, 3)]
+    assert places[0].letters == places[1].letters != places[2].letters
+
+
+def test_letters():
+    apart = {frozenset("ac")}
+    assert letters(list("abc"), apart) == {"a": "a", "b": "ab", "c": "b"}
+    assert letters(list("abc"), set()) == {"a": "a", "b": "a", "c": "a"}
+    every = {frozenset(p) for p in ("ab", "ac", "bc")}
+    assert letters(list("abc"), every) == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_letters_are_shared_exactly_by_pairs_that_are_not_apart():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        names = [f"m{i}" for i in range(6)]
+        apart = {frozenset((a, b)) for i, a in enumerate(names) for b in names[:i] if rng.random() < 0.4}
+        found = letters(names, apart)
+        for i, a in enumerate(names):
+            for b in names[:i]:
+                assert bool(set(found[a]) & set(found[b])) != (frozenset((a, b)) in apart)
+
+
+def test_undefined_cases_are_left_out_and_counted():
+    a, b = scores("a", 3), scores("b", 3)
+    a.values[1, 4] = np.nan
+    d = compare(a, b)
+    assert d.left_out == 1 and d.wins + d.ties + d.losses == 19 and np.isnan(d.by_case[4]) and np.isfinite(d.p)
+    assert np.isfinite(estimate(a).low)
+
+
+def test_draws_are_the_units_and_shared_ones_are_paired():
+    """Two seeds of each draw are not four independent runs; draws that both methods had cancel."""
+    rng = np.random.default_rng(3)
+    drawn = np.repeat(rng.normal(0, 3, 4), 2)[:, None]
+    a, b = (Scores(n, drawn + rng.normal(0, 0.3, (8, 10)), (0, 0, 1, 1, 2, 2, 3, 3)) for n in "ab")
+    assert len(a.units) == 4 and estimate(a).df < 5
+    paired, apart = compare(a, b), compare(a, Scores("b", b.values, (4, 4, 5, 5, 6, 6, 7, 7)))
+    assert paired.se < apart.se / 3
+
+
+def test_one_case_and_no_difference_give_no_verdict():
+    one = compare(Scores("a", np.ones((3, 1))), Scores("b", np.zeros((3, 1))))
+    assert np.isnan(one.p) and not one.distinguishable
+    same = compare(Scores("a", np.ones((3, 4))), Scores("b", np.ones((3, 4))))
+    assert same.p == 1 and (same.low, same.high) == (0, 0) and same.ties == 4
+    with pytest.raises(ValueError, match="nothing to pair"):
+        compare(Scores("a", np.ones((3, 4))), Scores("b", np.ones((3, 5))))
+
+
+def test_against_corrects_for_the_number_of_rows():
+    base, others = scores("base", 3), [scores(n, 3, mean=1.0) for n in ("x", "y", "z")]
+    found = against(base, others)
+    assert [d.a for d in found] == ["x", "y", "z"] and min(d.p_holm for d in found) == pytest.approx(
+        min(1, 3 * min(d.p for d in found)))
