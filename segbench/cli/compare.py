@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from segbench.results.stats import Difference, Scores
 
 EXTREMES = 3  # cases shown at each end
-TIES = {"dice": 0.05, "jaccard": 0.05, "hd95": 0.005, "asd": 0.005}  # less than what is shown is no difference
+TIES = {"dice": 0.05, "hd95": 0.005}  # less than what is shown is no difference
 
 
 @click.command(cls=Command)
@@ -74,8 +74,7 @@ def _scores(board: Board, name: str, metric: str) -> Scores:
 def _table(settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool) -> dict[str, Any]:
     from segbench.results.export import plain
     from segbench.results.stats import pairwise
-    metrics = {m: pairwise([_scores(board, n, m) for n in names], m in ("dice", "jaccard"), TIES[m])
-               for m in ("dice", "hd95")}
+    metrics = {m: pairwise([_scores(board, n, m) for n in names], m == "dice", TIES[m], board.scores[m]) for m in TIES}
     seeds = {n: len(_scores(board, n, "dice").values) for n in names}
     if not settings.json:
         _say(board.title)
@@ -110,8 +109,7 @@ def _verdict(d: Difference, seeds: int) -> str:
     if d.p != d.p:
         return "one case: nothing can be tested"
     if seeds < 2:
-        return ("one seed: the p value holds for these two trainings, not for the methods; three seeds are needed, "
-                "--seeds 0-2")
+        return "one seed: the p value may hold for these trainings only; three seeds are needed (--seeds 0-2)"
     verdict = "distinguishable" if d.distinguishable else "not distinguishable"
     if d.seeds_needed is None:
         return f"{verdict} at 5 %; no number of seeds would show a difference of {abs(d.mean):.1f} on so few cases"

@@ -4,7 +4,8 @@ A score depends on the test case and on the run (seed, labelled draw). Every met
 are compared case by case; runs of two methods are independent. The variance of a mean over U runs and N cases is that
 between cases, plus that between runs, minus the residual which both contain (the two-way layout of multi-reader studies:
 Obuchowski & Rockette 1995), with Satterthwaite's degrees of freedom. One run each: this is the paired t test over cases. No
-differences between cases: it is Welch's test over runs.
+differences between cases: it is Welch's test over runs. Three runs may agree by chance, and with many methods some do: in a
+family of methods no one's runs are taken to scatter less than those of all together.
 
 Intervals are percentiles of a hierarchical bootstrap (cases and runs; where there are labelled draws, these with all their
 seeds: Davison & Hinkley 1997, 3.8), scaled to that variance and to Student's t: three runs resampled spread too little.
@@ -28,6 +29,7 @@ ALPHA = 0.05
 POWER = 0.8
 REPLICATES = 2000
 MAX_SEEDS = 1000
+NO_POOL = (0.0, 0)
 Array = NDArray[np.float64]
 
 
@@ -109,12 +111,13 @@ def estimate(scores: Scores, limits: tuple[float, float] = (-inf, inf)) -> Estim
     return Estimate(mean, max(low, limits[0]), min(high, limits[1]), se, df)
 
 
-def compare(a: Scores, b: Scores, higher: bool = True, tie: float = 0.0) -> Difference:
+def compare(a: Scores, b: Scores, higher: bool = True, tie: float = 0.0, family: Sequence[Scores] = ()) -> Difference:
     """``a`` minus ``b``.
 
     Args:
         higher: larger scores are better.
         tie: cases that differ by no more count as ties.
+        family: methods from which is taken how much runs scatter at least.
 
     Raises:
         ValueError: the two have not the same number of cases.
@@ -126,24 +129,26 @@ def compare(a: Scores, b: Scores, higher: bool = True, tie: float = 0.0) -> Diff
     groups, signs = [first[:, defined], second[:, defined]], [1, -1]
     if len(set(a.draws)) > 1 and set(a.draws) == set(b.draws):  # the same labelled cases: paired by draw, too
         groups, signs = [groups[0] - groups[1]], [1]
-    mean, se, df = _moments(groups, signs)
+    pool = _pool(family) if len(groups) == 2 else NO_POOL
+    mean, se, df = _moments(groups, signs, pool)
     low, high = _interval(groups, signs, mean, se, df, f"{a.name}\0{b.name}")
     by_case = np.where(defined, first.mean(0) - second.mean(0), nan)
     p = _p(mean, se, df)
     better = by_case[defined] if higher else -by_case[defined]
     return Difference(a.name, b.name, mean, low, high, se, df, p, p, _wilcoxon(better), int((better > tie).sum()),
                       int((abs(better) <= tie).sum()), int((better < -tie).sum()), int((~defined).sum()), by_case,
-                      _seeds_needed(groups, signs, mean))
+                      _seeds_needed(groups, signs, mean, pool))
 
 
-def pairwise(scores: Sequence[Scores], higher: bool = True, tie: float = 0.0) -> list[Difference]:
-    """All pairs, in order; ``p_holm`` is corrected for their number."""
-    return corrected([compare(a, b, higher, tie) for a, b in combinations(scores, 2)])
+def pairwise(scores: Sequence[Scores], higher: bool = True, tie: float = 0.0,
+             family: Sequence[Scores] = ()) -> list[Difference]:
+    """All pairs, in order; ``p_holm`` is corrected for their number. The family is theirs if none is given."""
+    return corrected([compare(a, b, higher, tie, family or scores) for a, b in combinations(scores, 2)])
 
 
 def against(baseline: Scores, others: Sequence[Scores], higher: bool = True, tie: float = 0.0) -> list[Difference]:
     """Each of the others minus the baseline; ``p_holm`` is corrected for their number."""
-    return corrected([compare(other, baseline, higher, tie) for other in others])
+    return corrected([compare(other, baseline, higher, tie, [baseline, *others]) for other in others])
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
@@ -201,29 +206,39 @@ def _letter(index: int) -> str:
     return chr(ord("a") + index % 26) + (str(index // 26) if index >= 26 else "")
 
 
-def _moments(groups: Sequence[Array], signs: Sequence[int]) -> tuple[float, float, float]:
+def _pool(family: Sequence[Scores]) -> tuple[float, int]:
+    """Variance between the runs of all methods together, and its degrees of freedom."""
+    units = [u[:, np.isfinite(u).all(0)].mean(1) for u in (s.units for s in family) if np.isfinite(u).all(0).any()]
+    df = sum(len(u) - 1 for u in units)
+    return (sum(float(u.var()) * len(u) for u in units) / df, df) if df else NO_POOL
+
+
+def _moments(groups: Sequence[Array], signs: Sequence[int], pool: tuple[float, int] = NO_POOL) -> tuple[float, float, float]:
     """Mean, standard error and degrees of freedom of the signed sum of the groups' means."""
     mean = float(sum(sign * g.mean() for g, sign in zip(groups, signs, strict=True))) if groups[0].size else nan
     if groups[0].shape[1] < 2:
         return mean, nan, nan
-    cases, runs, residual = _parts(groups, signs)
-    parts = [(cases, groups[0].shape[1] - 1), *((r, len(g) - 1) for r, g in zip(runs, groups, strict=True))]
+    cases, runs, freedom, residual = _parts(groups, signs, pool)
+    parts = [(cases, groups[0].shape[1] - 1), *zip(runs, freedom, strict=True)]
     variance = max(cases + sum(runs) - sum(residual), cases, sum(runs))
     spread = sum(v * v / d for v, d in parts if d > 0)
     return mean, sqrt(variance), variance**2 / spread if spread > 0 else inf
 
 
-def _parts(groups: Sequence[Array], signs: Sequence[int]) -> tuple[float, list[float], list[float]]:
-    """Variance of the mean from cases, and for each group from its runs and from the residual in both."""
+def _parts(groups: Sequence[Array], signs: Sequence[int],
+           pool: tuple[float, int]) -> tuple[float, list[float], list[int], list[float]]:
+    """Variance of the mean from cases; for each group that from runs, its degrees of freedom, the residual in both."""
     n = groups[0].shape[1]
     cases = sum(sign * g.mean(0) for g, sign in zip(groups, signs, strict=True))
-    runs, residual = [], []
+    runs, freedom, residual = [], [], []
     for g in groups:
         u = len(g)
+        own = float(g.mean(1).var(ddof=1)) if u > 1 else 0.0
         rest = g - g.mean(0) - g.mean(1, keepdims=True) + g.mean()
-        runs.append(float(g.mean(1).var(ddof=1)) / u if u > 1 else 0.0)
+        runs.append(max(own, pool[0]) / u)
+        freedom.append(pool[1] if pool[0] > own else u - 1)
         residual.append(float((rest**2).sum()) / ((u - 1) * (n - 1)) / (u * n) if u > 1 else 0.0)
-    return float(np.var(cases, ddof=1)) / n, runs, residual
+    return float(np.var(cases, ddof=1)) / n, runs, freedom, residual
 
 
 def _p(mean: float, se: float, df: float) -> float:
@@ -265,12 +280,12 @@ def _wilcoxon(differences: Array) -> float:
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def _seeds_needed(groups: Sequence[Array], signs: Sequence[int], mean: float) -> int | None:
+def _seeds_needed(groups: Sequence[Array], signs: Sequence[int], mean: float, pool: tuple[float, int]) -> int | None:
     """Runs a method so that a true difference of ``mean`` is found with 80 % power, the cases staying as many."""
     n = groups[0].shape[1]
     if mean == 0 or isnan(mean) or n < 2 or any(len(g) < 2 for g in groups):
         return None
-    cases, runs, residual = _parts(groups, signs)
+    cases, runs, _, residual = _parts(groups, signs, pool)
     single = sum(v * len(g) for v, g in zip(runs, groups, strict=True))  # of one run
     rest = sum(v * len(g) for v, g in zip(residual, groups, strict=True))
     fixed = max(cases - sum(residual), 0.0)  # of the cases, with endless runs
