@@ -1,11 +1,12 @@
 """Speed of `evaluate_pair` against the four metric calls of the literature, measured in one run.
 
-    python benchmarks/speed/metrics.py [--large] [--rounds 5] [--only half]
+    python benchmarks/speed/metrics.py [--large] [--rounds 5] [--only half] [--label case.h5 ...]
 
 The other side follows the pattern of `dc`, `jc`, `hd95`, `asd` (three full-volume distance
 transforms and six erosions) with plain SciPy in float64. Both sides alternate in one process, and
 the CPU time of the process is measured; ratios can be compared between machines, seconds cannot.
-The pairs are synthetic stand-ins for left-atrium predictions and for large CT volumes.
+Both sides must give the same values to 1e-9. The pairs are synthetic stand-ins for left-atrium
+predictions and for large CT volumes; ``--label`` adds real masks, spoilt in the same ways.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
-from segbench.metrics import evaluate_labels, evaluate_pair  # noqa: E402
+from segbench.metrics import PairResult, evaluate_labels, evaluate_pair  # noqa: E402
 
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, ...] | None
@@ -72,34 +73,47 @@ def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius: float) -> Mask
 
 def atrium_pairs() -> tuple[Mask, dict[str, Mask]]:
     """Return the reference of about 237 000 voxels and its six predictions."""
-    shape = (180, 140, 88)
     i, j, k = np.ogrid[:180, :140, :88]
     radius = np.sqrt(((i - 88) / 58) ** 2 + ((j - 68) / 38) ** 2 + ((k - 46) / 24) ** 2)
-    ref = 30 * (1 - radius) + 3 * smooth_noise(shape, 5, seed=1) > 0
+    ref = 30 * (1 - radius) + 3 * smooth_noise((180, 140, 88), 5, seed=1) > 0
+    return ref, predictions(ref, 88)
+
+
+def real_pairs(file: str) -> tuple[Mask, dict[str, Mask]]:
+    """Return the dataset ``label`` of an h5 file as a mask, and its six predictions."""
+    import h5py
+    with h5py.File(file) as content:
+        ref = np.asarray(content["label"]) != 0
+    return ref, predictions(ref, round(float(np.argwhere(ref)[:, 0].mean())))
+
+
+def predictions(ref: Mask, middle: int) -> dict[str, Mask]:
+    """Return a mask spoilt in six ways; one of them keeps what lies before the slice ``middle``."""
+    shape = ref.shape
     inside, outside = (ndimage.distance_transform_edt(mask) for mask in (ref, ~ref))
     signed = inside - outside
     wobble = smooth_noise(shape, 6, seed=2)
     good = signed + 1.5 * wobble > 0
-    corners = [((12, 12, 10), 4), ((168, 125, 12), 5), ((14, 126, 76), 6), ((165, 14, 75), 5)]
+    x, y, z = shape
+    corners = [((12, 12, 10), 4), ((x - 12, y - 15, 12), 5), ((14, y - 14, z - 12), 6), ((x - 15, 14, z - 13), 5)]
     rng = np.random.default_rng(3)
-    return ref, {
+    return {
         "good": good,
         "mediocre": signed + 4 * wobble > 0,
         "blobs": np.logical_or.reduce([good, *(ball(shape, at, r) for at, r in corners)]),
-        "half": ref & (i < 88),
+        "half": ref & (np.arange(x)[:, None, None] < middle),
         "speckle": good | (rng.random(shape) < 0.001),
         "noise": rng.random(shape) < 0.05,
     }
 
 
-def atrium_rows() -> Iterator[Pair]:
-    """Yield the left-atrium stand-ins, in voxel units and with an anisotropic spacing."""
-    ref, predictions = atrium_pairs()
+def atrium_rows(title: str, pairs: tuple[Mask, dict[str, Mask]]) -> Iterator[Pair]:
+    """Yield left atria, in voxel units and with an anisotropic spacing."""
+    ref, spoilt = pairs
     for spacing in (None, ANISOTROPIC):
-        for name, pred in predictions.items():
+        for name, pred in spoilt.items():
             target = min(TARGETS[name], 8.0) if spacing else TARGETS[name]
-            title = f"left atrium, {name}" + (" anisotropic" if spacing else "")
-            yield _pair(title, target, pred, ref, spacing)
+            yield _pair(f"{title}, {name}" + (" anisotropic" if spacing else ""), target, pred, ref, spacing)
 
 
 def organ_row() -> Pair:
@@ -117,11 +131,14 @@ def organ_row() -> Pair:
             labels[sum(part**2 for part in scaled) <= 1] = value
     pred, ref = maps
 
-    def literature() -> None:
-        for value in classes:
-            literature_calls(pred == value, ref == value)
+    def literature() -> list[tuple[float, ...]]:
+        return [literature_calls(pred == value, ref == value) for value in classes]
 
-    return Pair("13 organs", 250, literature, lambda: evaluate_labels(pred, ref, classes))
+    return Pair("13 organs", 250, literature, lambda: [_four(r) for r in evaluate_labels(pred, ref, classes)])
+
+
+def _four(result: PairResult) -> tuple[float, ...]:
+    return result.dice, result.jaccard, result.hd95, result.asd
 
 
 def large_rows() -> Iterator[Pair]:
@@ -141,13 +158,14 @@ def _pair(name: str, target: float, pred: Mask, ref: Mask, spacing: Spacing = No
         name,
         target,
         lambda: literature_calls(pred, ref, spacing),
-        lambda: evaluate_pair(pred, ref, spacing, extra=("hd", "hd95_max", "masd")),
+        lambda: _four(evaluate_pair(pred, ref, spacing, extra=("hd", "hd95_max", "masd"))),
     )
 
 
 def measure(pair: Pair, rounds: int) -> tuple[float, float]:
-    """Return the median CPU seconds of both sides over alternating rounds."""
-    pair.ours()  # the first call fills caches that every later call of a run finds filled
+    """Return the median CPU seconds of both sides over alternating rounds; both must give the same values."""
+    # The first call fills caches that every later call of a run finds filled.
+    np.testing.assert_allclose(pair.ours(), pair.literature(), rtol=1e-9, err_msg=pair.name)
     literature, ours = [], []
     for _ in range(rounds):
         literature.append(_cpu_seconds(pair.literature, 1))
@@ -168,11 +186,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, at least 5")
     parser.add_argument("--large", action="store_true", help="also the 512x512x300 pairs")
     parser.add_argument("--only", default="", help="rows whose name contains this text")
+    parser.add_argument("--label", nargs="*", default=[], help="h5 files with a dataset 'label'")
     options = parser.parse_args()
     if options.rounds < 5:
         parser.error(f"--rounds must be at least 5, found {options.rounds}")
     print(f"{'pair':36s} {'literature s':>12s} {'ours s':>9s} {'ratio':>7s} {'target':>7s}")
-    rows = [*atrium_rows(), organ_row()]
+    rows = [*atrium_rows("left atrium", atrium_pairs()), organ_row()]
+    rows += [row for i, file in enumerate(options.label) for row in atrium_rows(f"real {i + 1}", real_pairs(file))]
     for pair in (*rows, *(large_rows() if options.large else ())):
         if options.only not in pair.name:
             continue
