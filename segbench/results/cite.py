@@ -64,11 +64,11 @@ def _entry(kind: str, key: str, fields: dict[str, Any]) -> str:
 
 
 def _tex(text: str) -> str:
-    """Text for a field: characters that TeX takes for commands are escaped, braces only where they do not balance."""
-    depth = 0
+    """Text for a field, where TeX's special characters do nothing; braces that do not balance become parentheses."""
+    depth, lowest = 0, 0
     for c in text:
         depth += (c == "{") - (c == "}")
-        if depth < 0:
-            break
-    special = r"&%$#_" if depth == 0 else r"&%$#_{}"
-    return "".join(f"\\{c}" if c in special else r"\textbackslash{}" if c == "\\" else c for c in safe(text))
+        lowest = min(lowest, depth)
+    if depth or lowest:
+        text = text.translate({ord("{"): "(", ord("}"): ")"})
+    return "".join(f"\\{c}" if c in "&%$#_" else r"\textbackslash{}" if c == "\\" else c for c in safe(text))
