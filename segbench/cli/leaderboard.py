@@ -52,13 +52,7 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     if settings.json:
         settings.document = export.as_json(found, beside)
     elif kind == "table":
-        if not found:
-            settings.say(f"no finished runs in {settings.root}; try: segbench run supervised")
-        for board in found:
-            literature = show_published(board.dataset, board.labeled) if with_published and board.standard else ""
-            click.echo(show(board, wide, beside) + literature + "\n")
-            if with_published and not board.standard:
-                settings.say(f"no published numbers beside '{board.protocol}': another protocol, or a partial copy")
+        _tables(settings, found, wide, beside)
     elif kind == "json":
         import json
         click.echo(json.dumps(export.as_json(found, beside), indent=1))
@@ -67,6 +61,16 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     else:
         write = {"md": export.as_markdown, "latex": export.as_latex, "html": export.as_html}[kind]
         click.echo(write(found, beside), nl=False)
+
+
+def _tables(settings: Settings, found: list[Board], wide: bool, published: Published | None) -> None:
+    if not found:
+        settings.say(f"no finished runs in {settings.root}; try: segbench run supervised")
+    for board in found:
+        literature = show_published(board.dataset, board.labeled) if published is not None and board.standard else ""
+        click.echo(show(board, wide, published) + literature + "\n")
+        if published is not None and not board.standard:
+            settings.say(f"no published numbers beside '{board.protocol}': another protocol, or a partial copy")
 
 
 def _members(dataset: str | None) -> set[str] | None:

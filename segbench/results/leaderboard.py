@@ -255,8 +255,8 @@ def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
             values.append(fmean(defined) if defined else nan)
     for metric in METRICS:
         tables = [by_case(f.cases, board.dataset, _column(metric, board.unit), board.policy) for f in runs]
-        values = _scale(metric) * np.array([[t.get(c, nan) for c in board.case_ids] for t in tables])
-        scores = Scores(label, values, tuple(_draw(f.result, board.dataset) for f in runs))
+        table = _scale(metric) * np.array([[t.get(c, nan) for c in board.case_ids] for t in tables])
+        scores = Scores(label, table, tuple(_draw(f.result, board.dataset) for f in runs))
         board.scores.setdefault(metric, []).append(scores)
         if len(runs) > 1:
             found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
