@@ -43,6 +43,7 @@ class _Science(_Part):
     backbone: str
     seed: int
     precision: str
+    draw: int = Field(0, ge=0)
     datasets: list[dict[str, Any]]
     protocol: dict[str, Any]
 

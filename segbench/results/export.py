@@ -112,13 +112,14 @@ def as_csv(boards: Sequence[Board]) -> str:
     """One line a row. Cells that a spreadsheet would take for a formula are quoted."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["dataset", "labeled", "train", "cases", "backbone", "protocol", "unit", "policy", "rank", "method",
-                     "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours", "sort", "ci_low",
+    writer.writerow(["dataset", "labeled", "draw", "train", "cases", "backbone", "protocol", "unit", "policy", "rank",
+                     "method", "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours", "sort", "ci_low",
                      "ci_high", "rank_low", "rank_high", "group", "failed", "note"])
     for b in boards:
         for r in b.rows:
             low, high = r.intervals.get(b.sort, (None, None))
-            row = (b.dataset, b.labeled, b.train, b.cases, b.backbone, b.protocol, b.unit, b.policy, r.rank, r.method,
+            draw = "+".join(map(str, b.draws))
+            row = (b.dataset, b.labeled, draw, b.train, b.cases, b.backbone, b.protocol, b.unit, b.policy, r.rank, r.method,
                    r.dice, r.dice_sd, r.jaccard, r.hd95, r.asd, r.missed, r.seeds, r.hours, b.sort, low, high, r.rank_low,
                    r.rank_high, r.letters, r.failed, r.note)
             writer.writerow([_formula(v) for v in row])
@@ -135,7 +136,8 @@ def as_json(boards: Sequence[Board], published: Published | None) -> dict[str, A
     tables = []
     for b in boards:
         table = {k: getattr(b, k) for k in ("dataset", "labeled", "train", "cases", "backbone", "protocol", "unit", "policy",
-                                            "partial", "failures", "sort", "apart")}
+                                            "partial", "failures", "sort", "apart", "draws")}
+        table["draw"] = b.draws[0] if len(b.draws) == 1 else None
         table["rows"] = [r.to_dict() for r in b.rows]
         table["pairs"] = [{k: getattr(d, k) for k in ("a", "b", "mean", "low", "high", "p", "p_holm", "wins", "ties",
                                                       "losses", "distinguishable")} for d in b.pairs]

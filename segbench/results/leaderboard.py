@@ -8,7 +8,7 @@ better than whom is decided in ``stats``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from itertools import pairwise
@@ -52,7 +52,7 @@ class Row:
     hd95: float
     asd: float
     missed: int  # predictions without the target, over all seeds
-    seeds: int
+    seeds: int  # of several labelled draws: of all together
     hours: float  # of training, mean over seeds
     rank: int | None = None  # of the first of those it is not distinguishable from
     note: str = ""  # why it is not ranked
@@ -87,6 +87,7 @@ class Board:
     rows: list[Row]
     failures: list[str] = field(default_factory=list)
     sort: str = "dice"
+    draws: tuple[int, ...] = (0,)  # which labelled cases; several: a table over all of them
     apart: str = ""  # why this is not one table with the one before
     case_ids: list[str] = field(default_factory=list)
     scores: dict[str, list[Scores]] = field(default_factory=dict)  # by metric; (seeds, cases) of each row, in its order
@@ -96,8 +97,9 @@ class Board:
     def title(self) -> str:
         """What the table is about, in one line."""
         part = " · PARTIAL COPY" if self.partial else ""
-        return (f"{self.dataset} · {self.labeled} of {self.train} labelled · {self.backbone} · protocol {self.protocol} · "
-                f"test ({self.cases} cases){part}")
+        which = f" (draw{'s' if len(self.draws) > 1 else ''} {', '.join(map(str, self.draws))})"
+        return (f"{self.dataset} · {self.labeled} of {self.train} labelled{which if self.draws != (0,) else ''} · "
+                f"{self.backbone} · protocol {self.protocol} · test ({self.cases} cases){part}")
 
 
 class Key(NamedTuple):
@@ -105,6 +107,7 @@ class Key(NamedTuple):
 
     dataset: str
     labeled: int
+    draws: tuple[int, ...]
     backbone: str
     protocol: str
     content: str
@@ -113,8 +116,8 @@ class Key(NamedTuple):
     precision: str
 
 
-WORDS = {"labeled": "labelled cases", "backbone": "backbone", "protocol": "protocol", "content": "protocol's content",
-         "fingerprint": "prepared data", "split": "split", "precision": "precision"}
+WORDS = {"labeled": "labelled cases", "draws": "labelled draws", "backbone": "backbone", "protocol": "protocol",
+         "content": "protocol's content", "fingerprint": "prepared data", "split": "split", "precision": "precision"}
 
 
 def plain(value: Any) -> Any:
@@ -153,10 +156,13 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None, sort: str = "dice
             if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
                 mine.append(finished)
     wanted = {key: rows for key, rows in groups.items() if dataset in (None, key.dataset)}
-    tables = {key: _board(key, rows, sort, [(r, v) for r, k, v in failures if k == key]) for key, rows in wanted.items()}
+    wanted |= dict(_pooled(wanted))
+    tables = {key: _board(key, rows, sort, [(r, v) for r, k, v in failures if k._replace(draws=()) == key._replace(draws=())
+                                            and k.draws[0] in key.draws]) for key, rows in wanted.items()}
     warnings += [f"{r.path}: failed, and no run of its table is finished" for r, k, _ in failures
                  if k not in groups and dataset in (None, k.dataset)]
-    found = sorted(tables.items(), key=lambda t: (t[1].dataset, t[1].labeled, t[1].protocol, t[1].backbone))
+    found = sorted(tables.items(), key=lambda t: (t[1].dataset, t[1].labeled, t[1].protocol, t[1].backbone,
+                                                    t[1].draws))
     for (first, _), (second, board) in pairwise(found):
         if first.dataset == second.dataset:
             other = [WORDS[f] for f, a, b in zip(Key._fields, first, second, strict=True) if a != b]
@@ -164,6 +170,19 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None, sort: str = "dice
     for _, board in found:
         warnings += _compare_with(board, against) if against is not None else []
     return [board for _, board in found], warnings
+
+
+def _pooled(groups: dict[Key, dict[tuple[str, str], list[Finished]]],
+            ) -> Iterator[tuple[Key, dict[tuple[str, str], list[Finished]]]]:
+    """Tables over all labelled draws of the same data, with the rows that have runs in each of them."""
+    families: dict[Key, dict[int, dict[tuple[str, str], list[Finished]]]] = {}
+    for key, rows in groups.items():
+        families.setdefault(key._replace(draws=()), {})[key.draws[0]] = rows
+    for key, draws in families.items():
+        shared = [row for row in next(iter(draws.values())) if all(row in rows for rows in draws.values())]
+        if len(draws) > 1 and shared:
+            yield key._replace(draws=tuple(sorted(draws))), {row: [f for d in sorted(draws) for f in draws[d][row]]
+                                                             for row in shared}
 
 
 def _failed(run: RunDir) -> list[tuple[Key, dict[str, Any]]]:
@@ -182,13 +201,14 @@ def _key(name: str, science: dict[str, Any], modified: Sequence[str]) -> Key:
     protocol = science["protocol"]
     text = f"{protocol['name']} {protocol['version']}" + (f" (modified: {', '.join(modified)})" if modified else "")
     data = next(d for d in science["datasets"] if d["name"] == name)
-    return Key(name, data["labeled"], science["backbone"], text, hashlib.sha256(json_bytes(protocol)).hexdigest(),
-               data["fingerprint"], data["split"], science["precision"])
+    content = hashlib.sha256(json_bytes(protocol)).hexdigest()
+    return Key(name, data["labeled"], (science.get("draw", 0),), science["backbone"], text, content, data["fingerprint"],
+               data["split"], science["precision"])
 
 
 def _variant(science: dict[str, Any]) -> str:
-    """Digest of what makes two runs of one method different but for the seed: code, parameters, network."""
-    return hashlib.sha256(json_bytes({**science, "seed": None})).hexdigest()[:4]
+    """Digest of what makes two runs of one method different but for seed and draw: code, parameters, network."""
+    return hashlib.sha256(json_bytes({k: v for k, v in science.items() if k not in ("seed", "draw")})).hexdigest()[:4]
 
 
 def _label(result: dict[str, Any], run: RunDir) -> str:
@@ -203,15 +223,15 @@ def _board(key: Key, methods: dict[tuple[str, str], list[Finished]], sort: str,
     """One table; where one label has several variants (its code was changed), each row says which it is."""
     labels = [label for label, _ in methods]
     named = {(label + (f" @{variant}" if labels.count(label) > 1 else ""), variant): sorted(
-        runs, key=lambda f: f.result["seed"]) for (label, variant), runs in methods.items()}
+        runs, key=lambda f: (_draw(f), f.result["seed"])) for (label, variant), runs in methods.items()}
     first = next(iter(named.values()))[0].result
     mine = [m for m in first["metrics"] if m["dataset"] == key.dataset]
     unit = "mm" if all("hd95_mm" in m["columns"] for runs in named.values() for f in runs for m in f.result["metrics"]
                        if m["dataset"] == key.dataset) else "vox"
     partial = key.dataset in first["partial"]
     board = Board(key.dataset, key.labeled, first["train"][key.dataset], 0, key.backbone, key.protocol, mine[0]["policy"],
-                  unit, partial, not partial and _standard(key.dataset, first["protocol"]), [],
-                  [_failure(run) for run, _ in failures], sort)
+                  unit, partial, not partial and key.draws == (0,) and _standard(key.dataset, first["protocol"]), [],
+                  [_failure(run) for run, _ in failures], sort, key.draws)
     board.case_ids = list(dict.fromkeys(c["case"] for runs in named.values() for f in runs for c in f.cases
                                         if c["dataset"] == key.dataset))
     board.cases = len(board.case_ids)
@@ -256,22 +276,22 @@ def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
     for metric in METRICS:
         tables = [by_case(f.cases, board.dataset, _column(metric, board.unit), board.policy) for f in runs]
         table = _scale(metric) * np.array([[t.get(c, nan) for c in board.case_ids] for t in tables])
-        scores = Scores(label, table, tuple(_draw(f.result, board.dataset) for f in runs))
+        scores = Scores(label, table, tuple(_draw(f) for f in runs))
         board.scores.setdefault(metric, []).append(scores)
         if len(runs) > 1:
             found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
             intervals[metric] = (found.low, found.high)
     mean = {metric: fmean(values) for metric, values in per_seed.items()}
     hours = fmean(f.run.manifest().get("train_seconds", nan) / 3600 for f in runs)
-    seeds = len({f.result["seed"] for f in runs})
+    seeds = len({(_draw(f), f.result["seed"]) for f in runs})
     return Row(label, mean["dice"], stdev(per_seed["dice"]) if len(runs) > 1 else nan, mean["jaccard"], mean["hd95"],
                mean["asd"], missed, seeds, hours, note=_why_not(board, runs, seeds), failed=failed, intervals=intervals,
                runs=[f.run.run_id for f in runs])
 
 
-def _draw(result: dict[str, Any], name: str) -> int:
+def _draw(finished: Finished) -> int:
     """Which labelled draw a run had."""
-    return next((int(d.get("draw", 0)) for d in result["science"]["datasets"] if d["name"] == name), 0)
+    return int(finished.result["science"].get("draw", 0))
 
 
 def _why_not(board: Board, runs: list[Finished], seeds: int) -> str:

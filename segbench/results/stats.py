@@ -10,7 +10,7 @@ family of methods no one's runs are taken to scatter less than those of all toge
 Intervals are percentiles of a hierarchical bootstrap (cases and runs; where there are labelled draws, these with all their
 seeds: Davison & Hinkley 1997, 3.8), scaled to that variance and to Student's t: three runs resampled spread too little.
 Ranks follow the tests (Mogstad et al. 2024): a bootstrap of ranks is wrong near ties. Same numbers in, same numbers out:
-the generator is seeded from the content. ``benchmarks/statistics.py`` measures coverage and false positives.
+the generator is seeded from the content. Coverage and false positives: ``benchmarks/statistics/simulate.py``.
 """
 
 from __future__ import annotations

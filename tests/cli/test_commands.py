@@ -187,8 +187,8 @@ def test_help_imports_nothing_heavy(lab):
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "resume", "evaluate", "leaderboard", "list", "describe", "data",
-                                     "config", "doctor"])
+@pytest.mark.parametrize("command", ["demo", "run", "resume", "evaluate", "leaderboard", "compare", "runs", "cite",
+                                     "list", "describe", "data", "config", "doctor"])
 def test_every_command_has_help(lab, command):
     assert lab.call(command, "--help").returncode == 0
 

@@ -33,12 +33,14 @@ class Study:
     def __init__(self, root, plugins):
         self.root, self.plugins = root, plugins
 
-    def add(self, method, seed, dice=(), cases=None, labeled=2, fingerprint="f" * 64, change=None, overrides=(), rows=None):
+    def add(self, method, seed, dice=(), cases=None, labeled=2, fingerprint="f" * 64, change=None, overrides=(), rows=None,
+            draw=0):
         """Write a finished run with these Dice values, one a case; ``change`` edits its result before it is written."""
         experiment, = resolve(method, dataset="tiny", protocol=self.plugins / "tiny.yaml", seed=seed, labeled=labeled,
                               overrides=list(overrides)).experiments
         splits = {"tiny": "5" * 64}
         content = science(experiment, {"tiny": fingerprint}, splits, {"method": "m", "backbone": "b"})
+        content |= {"draw": draw} if draw else {}
         identity = run_id(content)
         run = run_folder(self.root, experiment, {"tiny": 6}, identity)
         run.write_config(identity, experiment, content, [])

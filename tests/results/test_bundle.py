@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segbench.data.store import open_store
-from segbench.errors import IntegrityError, UsageError
+from segbench.errors import DataError, IntegrityError, UsageError
 from segbench.evaluation import score
 from segbench.files import array_digest
 from segbench.results import bundle, predictions
@@ -60,6 +60,19 @@ def test_without_predictions_or_data_a_run_is_reported_and_not_ranked(study, sto
     (board,), _ = boards(all_runs(lab.folder / "theirs"))
     (row,) = board.rows
     assert row.method == "supervised (reported)" and row.rank is None and "not verified" in row.note
+
+
+def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, monkeypatch):
+    bundle.export(scored(study, store), lab.folder / "a.zip")
+
+    def absent(name, data_root):
+        raise DataError(f"data set '{name}' is not prepared")
+    with monkeypatch.context() as patch:
+        patch.setattr("segbench.data.store.open_store", absent)
+        run, origin = bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
+    assert run.reported and origin["why"] == "data set 'tiny' is not prepared"
+    verified = lab.call("--root", "theirs", "--data-root", "data", "runs", "verify", run.run_id)
+    assert verified.returncode == 0 and "they give the metrics" in verified.stdout and not run.reported
 
 
 def test_other_data_cannot_verify(study, store, lab):

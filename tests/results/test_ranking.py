@@ -150,3 +150,21 @@ def test_latex_sets_the_best_and_its_ties_in_bold(study):
     study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
     text = export.as_latex(tables(study)[0])
     assert text.count(r"\textbf") == 2 and r"\midrule" in text and r"ua\_mt" in text
+
+
+def test_labelled_draws_have_tables_of_their_own_and_one_together(study):
+    """A method that lacks a draw is not in the table over all of them: it had other labelled cases."""
+    for draw, shift in enumerate((0.0, -0.05, 0.03)):
+        for seed in range(2):
+            for method, dice in (("supervised", 0.80), ("mean_teacher", 0.82)):
+                study.add(method, seed, [dice + shift + 0.001 * seed + 0.002 * i for i in range(12)], draw=draw)
+    study.add("ua_mt", 0, [0.9] * 12)
+    found, warnings = tables(study)
+    assert not warnings and [b.draws for b in found] == [(0,), (0, 1, 2), (1,), (2,)]
+    together = found[1]
+    assert {r.method: r.seeds for r in together.rows} == {"supervised": 6, "mean_teacher": 6}
+    assert "(draws 0, 1, 2)" in together.title and "draw" not in found[0].title and "(draw 2)" in found[3].title
+    assert together.scores["dice"][0].units.shape == (3, 12) and not together.standard
+    assert together.pairs[0].distinguishable, "what a draw does to both methods cancels"
+    assert "labelled draws" in found[2].apart and export.as_json(found, None)["boards"][1]["draw"] is None
+    assert "0+1+2" in export.as_csv(found)
