@@ -113,8 +113,8 @@ def as_csv(boards: Sequence[Board]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["dataset", "labeled", "draw", "train", "cases", "backbone", "protocol", "unit", "policy", "rank",
-                     "method", "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours", "sort", "ci_low",
-                     "ci_high", "rank_low", "rank_high", "group", "failed", "note"])
+                     "method", "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours", "sort",
+                     "ci_low", "ci_high", "rank_low", "rank_high", "group", "failed", "note"])
     for b in boards:
         for r in b.rows:
             low, high = r.intervals.get(b.sort, (None, None))
