@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -118,9 +119,14 @@ def show_published(dataset: str, labeled: int) -> str:
     columns = [("published", "<"), ("Dice %", ">"), ("Jaccard %", ">"), ("HD95 vox", ">"), ("ASD vox", ">"),
                ("checkpoint", "<"), ("by", "<"), ("source", "<")]
     body = table(columns, [(r["method"] + (" !" if r["doubt"] else ""), number(r["dice"], 2), number(r["jaccard"], 2),
-                            number(r["hd95"], 2), number(r["asd"], 2), r["selection"], r["relation"], r["source"])
-                           for r in rows], drop=("source", "by", "ASD vox", "Jaccard %", "checkpoint", "HD95 vox"))
+                            number(r["hd95"], 2), number(r["asd"], 2), _rule(r["selection"]), r["relation"], r["source"])
+                           for r in rows], drop=("source", "by", "ASD vox", "Jaccard %", "HD95 vox", "checkpoint"))
     doubts = [f"! {r['method']} ({r['source']}): {r['doubt']}" for r in rows if r["doubt"]]
     lines = ["published numbers are not ranked: HD95 pooled and ASD one-directional (MedPy), in voxels, each with its own "
              "seeds, checkpoint rule and post-processing", *doubts]
     return "\n\n" + "\n".join([body, *(part for line in lines for part in _wrapped(line))])
+
+
+def _rule(selection: str) -> str:
+    """The checkpoint rule without its remarks."""
+    return re.split(r"[;,(]| for | unless ", selection)[0].strip().replace("_", " ")

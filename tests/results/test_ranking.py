@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from segbench.cli.leaderboard import show
+from segbench.cli.leaderboard import show, show_published
 from segbench.config import resolve
 from segbench.results import export
 from segbench.results.leaderboard import boards, published
@@ -144,6 +144,15 @@ def test_doubtful_published_rows_are_marked():
     doubted = [r for r in published("la", 8) if r["doubt"]]
     assert {r["method"] for r in doubted} == {"CVRL", "MC-Net+", "MC-Net", "AD-MT"} and all(r["url"] for r in doubted)
     assert resolve(next(r["ours"] for r in published("la", 8) if r["ours"]), dataset="phantom").experiments
+
+
+def test_published_table_keeps_the_checkpoint_rule_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = show_published("la", 8).splitlines()
+    assert max(map(len, lines)) <= 80
+    row = next(line for line in lines if line.startswith("BCP"))
+    assert "89.62" in row and row.endswith("best on test"), row
+    assert any(line.startswith("! CVRL (fbanet_readme): Jaccard 78.53") for line in lines)
 
 
 def test_latex_sets_the_best_and_its_ties_in_bold(study):
