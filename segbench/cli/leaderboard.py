@@ -118,15 +118,18 @@ def show_published(dataset: str, labeled: int) -> str:
         return f"\nno published numbers for {safe(dataset)} with {labeled} labelled cases"
     columns = [("published", "<"), ("Dice %", ">"), ("Jaccard %", ">"), ("HD95 vox", ">"), ("ASD vox", ">"),
                ("checkpoint", "<"), ("by", "<"), ("source", "<")]
-    body = table(columns, [(r["method"] + (" !" if r["doubt"] else ""), number(r["dice"], 2), number(r["jaccard"], 2),
-                            number(r["hd95"], 2), number(r["asd"], 2), _rule(r["selection"]), r["relation"], r["source"])
-                           for r in rows], drop=("source", "by", "ASD vox", "Jaccard %", "HD95 vox", "checkpoint"))
+    cells = [(r["method"] + (" !" if r["doubt"] else ""), number(r["dice"], 2), number(r["jaccard"], 2),
+              number(r["hd95"], 2), number(r["asd"], 2), _rule(r["selection"], r["method"]), r["relation"], r["source"])
+             for r in rows]
+    body = table(columns, cells, drop=("source", "by", "ASD vox", "Jaccard %", "HD95 vox", "checkpoint"))
     doubts = [f"! {r['method']} ({r['source']}): {r['doubt']}" for r in rows if r["doubt"]]
     lines = ["published numbers are not ranked: HD95 pooled and ASD one-directional (MedPy), in voxels, each with its own "
              "seeds, checkpoint rule and post-processing", *doubts]
     return "\n\n" + "\n".join([body, *(part for line in lines for part in _wrapped(line))])
 
 
-def _rule(selection: str) -> str:
-    """The checkpoint rule without its remarks."""
-    return re.split(r"[;,(]| for | unless ", selection)[0].strip().replace("_", " ")
+def _rule(selection: str, method: str) -> str:
+    """The checkpoint rule of one method, without remarks: a source may say ``a for X (remark); b for the rest``."""
+    parts = selection.split("; ")
+    mine = [p for p in parts if f" for {method} " in f"{p} "] or [p for p in parts if p.endswith(" for the rest")] or parts
+    return re.split(r"[;,(]| for | unless ", mine[0])[0].strip().replace("_", " ")

@@ -152,6 +152,8 @@ def test_published_table_keeps_the_checkpoint_rule_at_80_columns(monkeypatch):
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if line.startswith("BCP"))
     assert "89.62" in row and row.endswith("best on test"), row
+    rules = {line.split("  ")[0]: line.split("  ")[-1] for line in lines}
+    assert rules["CrossMatch"] == "last iteration" and rules["DMD"] == "not stated", "one source, two rules"
     assert any(line.startswith("! CVRL (fbanet_readme): Jaccard 78.53") for line in lines)
 
 
