@@ -192,8 +192,10 @@ def _failed(run: RunDir) -> list[tuple[Key, dict[str, Any]]]:
     config = run.config()
     try:
         science, modified = config["science"], config["experiment"]["modified"]
-        return [(_key(d["name"], science, modified), science) for d in science["datasets"]]
-    except (KeyError, TypeError) as error:
+        found = [(_key(d["name"], science, modified), science) for d in science["datasets"]]
+        hash(tuple(key for key, _ in found))  # a list where a name should be
+        return found
+    except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError("the stored configuration is incomplete", where=run.path, found=error) from error
 
 

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from segbench.config import dump_yaml
 from segbench.config.identity import run_id
 from segbench.errors import IntegrityError
 from segbench.results import export
@@ -103,6 +104,29 @@ def test_results_from_before_some_keys_existed_still_count(study):
         study.add("supervised", seed, [0.8, 0.9], change=older)
     (board,), warnings = boards(all_runs(study.root))
     assert not warnings and board.rows[0].rank == 1
+
+
+@pytest.mark.parametrize("config", ["{}", "a: [", "science: 3\nexperiment: {modified: []}",
+                                    "science: {datasets: [{name: tiny}]}\nexperiment: {modified: [1]}"])
+def test_a_failed_run_with_a_broken_configuration_is_left_out(study, config):
+    study.methods(supervised=0.8)
+    run = study.add("mean_teacher", 0, [0.9] * 12)
+    (run.path / "result.json").unlink()
+    (run.path / "failed.json").write_text("[]")
+    (run.path / "config.yaml").write_text(config)
+    (board,), warnings = boards(all_runs(study.root))
+    assert len(warnings) == 1 and board.rows[0].failed == 0 and board.failures == []
+
+
+def test_a_failed_run_whose_names_are_lists_is_left_out(study):
+    study.methods(supervised=0.8)
+    run = study.add("mean_teacher", 0, [0.9] * 12)
+    (run.path / "result.json").unlink()
+    (run.path / "failed.json").write_text("{}")
+    config = run.config()
+    config["science"]["datasets"][0]["fingerprint"] = ["f"]
+    (run.path / "config.yaml").write_text(dump_yaml(dict(config)))
+    assert len(boards(all_runs(study.root))[1]) == 1
 
 
 def hostile_study(study, name):
