@@ -301,7 +301,7 @@ def _why_not(board: Board, runs: list[Finished], seeds: int) -> str:
     lacking = max(len(set(board.case_ids) - {c["case"] for c in f.cases if c["dataset"] == board.dataset}) for f in runs)
     if lacking:
         return f"{lacking} test case{'s' if lacking > 1 else ''} missing: not ranked"
-    if any("test" in f.result["selection"] for f in runs):
+    if any("test" in f.result["selection"].replace("_", " ").split() for f in runs):
         return "checkpoint picked on the test cases: not ranked"
     if any(f.run.reported for f in runs):
         return "reported, not verified: not ranked"
