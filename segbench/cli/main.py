@@ -22,6 +22,7 @@ from segbench.errors import SegbenchError, did_you_mean
 COMMANDS = {
     "demo": "demo", "run": "run", "resume": "run", "evaluate": "evaluate", "bench": "bench", "leaderboard": "leaderboard",
     "compare": "compare", "runs": "runs", "cite": "cite",
+    "report": "report",
     "list": "catalog", "describe": "catalog", "data": "data", "new": "extend", "test": "extend", "ablate": "extend",
     "config": "config", "doctor": "doctor",
 }

@@ -1,0 +1,54 @@
+"""What runs cost, from their manifests: where a number was not measured there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite, nan
+from statistics import fmean
+from typing import Any
+
+from segbench.report.gather import Member
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Means over the runs of a row; nan where nothing was measured."""
+
+    seconds_per_step: float
+    passes: float  # volumes through a network in a training step
+    hours: float  # of training, on one device
+    kind: str  # "GPU" or "CPU"
+    peak_gib: float
+    kwh: float  # of training
+    parameters: float
+    evaluation_seconds: float
+
+
+def cost_of(members: Sequence[Member]) -> Cost:
+    """The cost of a row."""
+    manifests = [m.manifest for m in members]
+
+    def mean(key: str) -> float:
+        values = [m[key] for m in manifests if _number(m.get(key))]
+        return fmean(values) if values else nan
+    gpu = any(_number(m.get("gpu_seconds")) and m["gpu_seconds"] > 0 for m in manifests)
+    hours = mean("gpu_seconds" if gpu else "cpu_seconds") / 3600
+    return Cost(mean("seconds_per_step"), fmean([_passes(m) for m in manifests]),
+                hours if isfinite(hours) else mean("train_seconds") / 3600, "GPU" if gpu else "CPU",
+                mean("peak_memory_bytes") / 2**30, mean("energy_joules") / 3.6e6, mean("parameters"),
+                mean("evaluation_seconds"))
+
+
+def _passes(manifest: dict[str, Any]) -> float:
+    """Mean over the steps of all phases."""
+    phases = manifest.get("phases")
+    if not isinstance(phases, list) or not all(isinstance(p, dict) and _number(p.get("passes")) and _number(p.get("steps"))
+                                               for p in phases):
+        return nan
+    steps = sum(p["steps"] for p in phases)
+    return sum(p["passes"] * p["steps"] for p in phases) / steps if steps else nan
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and isfinite(value)

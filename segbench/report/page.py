@@ -1,0 +1,188 @@
+"""The page: sections of numbers and figures put into the template, with nothing in it that a browser would fetch or run.
+
+Every name is foreign text: the template escapes all of it, and the page's policy lets one script run, known by its digest.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from segbench import __version__
+from segbench.config import dump_yaml
+from segbench.report import figures
+from segbench.report.commands import command
+from segbench.report.cost import Cost, cost_of
+from segbench.report.gather import Content, Entry, Section
+from segbench.results.export import footer, number
+from segbench.results.leaderboard import RANKED_SEEDS, published
+from segbench.results.stats import Difference, Estimate, Place, Scores, estimate, pairwise, ranking
+from segbench.text import safe
+
+LIMITS = (0.0, 100.0)
+Pictures = Mapping[tuple[str, str], Any]  # (section title, row label): a list of pictures, or why there are none
+
+
+def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -> str:
+    """The report as one HTML document."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+                              finalize=lambda value: value if isinstance(value, Markup) else safe_lines(value))
+    environment.filters["number"] = number
+    script = _file("sort.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+              "base-uri 'none'; form-action 'none'")
+    return environment.from_string(_file("report.html")).render(
+        title=title, version=__version__, made=time.strftime("%Y-%m-%d %H:%M"), policy=policy,
+        style=Markup(_file("style.css")), script=Markup(script), content=content, bibtex=bibtex,
+        sections=[_section(i, s, pictures) for i, s in enumerate(content.sections, 1)])
+
+
+def safe_lines(value: object) -> object:
+    """Text without control characters, its line breaks kept."""
+    return "\n".join(safe(line) for line in value.split("\n")) if isinstance(value, str) else value
+
+
+def _file(name: str) -> str:
+    return (resources.files("segbench") / "report" / "templates" / name).read_text(encoding="utf-8")
+
+
+def scores(section: Section, entry: Entry) -> Scores:
+    """Dice in percent, (runs, cases), mean over classes; cases in the order of the section's first run."""
+    name = section.board.dataset
+    order = list(dict.fromkeys(line["case"] for line in section.entries[0].members[0].cases if line["dataset"] == name))
+    values = np.full((len(entry.members), len(order)), np.nan)
+    for row, member in enumerate(entry.members):
+        found: dict[str, list[float]] = {}
+        for line in member.cases:
+            if line["dataset"] == name and line["dice"]:
+                found.setdefault(line["case"], []).append(100 * float(line["dice"]))
+        values[row] = [fmean(found[case]) if case in found else np.nan for case in order]
+    return Scores(entry.name, values)
+
+
+def _section(number_: int, section: Section, pictures: Pictures) -> dict[str, Any]:
+    board, entries = section.board, section.entries
+    table = {e.name: scores(section, e) for e in entries}
+    ranked = [table[e.name] for e in entries if e.row.seeds >= RANKED_SEEDS]
+    places = {p.name: p for p in ranking(ranked, limits=LIMITS)[0]}
+    costs = {e.name: cost_of(e.members) for e in entries}
+    return {
+        "id": f"t{number_}", "board": board, "footer": footer(board), "rows": _rows(section, table, places),
+        "selection": _selection(section), "classes": section.classes,
+        "strips": [Markup(figures.strip(section, c)) for c in section.classes],
+        "cases": _cases(section, table), "matrix": _matrix(list(table.values())),
+        "costs": [(e.name, costs[e.name]) for e in entries],
+        "scatter": _scatter(section, costs), "curves": [Markup(figures.curves(e)) for e in entries if any(
+            m.log for m in e.members)],
+        "pictures": [(e.name, e.members[0].seed, pictures[board.title, e.name]) for e in entries
+                     if (board.title, e.name) in pictures],
+        "leaks": [(e.name, m.seed, m.leak) for e in entries for m in e.members if m.leak],
+        "published": published(board.dataset, board.labeled) if board.standard else [],
+        "settings": _settings(section), "reproduce": [command(e.members) for e in entries],
+        "environments": _environments(section), "warnings": _warnings(section),
+    }
+
+
+def _rows(section: Section, table: Mapping[str, Scores], places: Mapping[str, Place]) -> list[dict[str, Any]]:
+    rows = []
+    for entry in section.entries:
+        place = places.get(entry.name)
+        found = place.estimate if place else estimate(table[entry.name], LIMITS)
+        rows.append({"row": entry.row, "estimate": found, "place": place,
+                     "rank": f"{place.rank}{'=' if place.tied else ''}" if place else "–"})
+    rows.sort(key=lambda r: (r["place"].rank if r["place"] else len(rows) + 1, -r["estimate"].mean))
+    bars = _bars([r["estimate"] for r in rows])
+    return [{**r, "bar": bar} for r, bar in zip(rows, bars, strict=True)]
+
+
+def _bars(estimates: Sequence[Estimate]) -> list[tuple[float, float, float] | None]:
+    """Low, mean and high of each interval on a common scale of 0 to 100."""
+    known = [e for e in estimates if isfinite(e.low) and isfinite(e.high)]
+    low, high = min((e.low for e in known), default=0.0), max((e.high for e in known), default=1.0)
+    scale = 100 / max(high - low, 1e-9)
+    return [((e.low - low) * scale, (e.mean - low) * scale, (e.high - low) * scale) if e in known else None
+            for e in estimates]
+
+
+def _selection(section: Section) -> str:
+    results = [m.result for e in section.entries for m in e.members]
+    rules = sorted({f"{r['selection']} checkpoint" for r in results})
+    tests = sorted({str(r["test_evaluations"]) for r in results})
+    return f"selection: {', '.join(rules)} · evaluations on the test cases a run: {', '.join(tests)}"
+
+
+def _cases(section: Section, table: Mapping[str, Scores]) -> list[tuple[str, list[float]]]:
+    """Mean Dice over seeds by case (rows) and method (columns)."""
+    order = list(section.mean_dice(section.entries[0].name))
+    means = {}
+    for name, s in table.items():
+        defined = np.isfinite(s.values)
+        totals = np.where(defined, s.values, 0).sum(0)
+        means[name] = np.where(defined.any(0), totals / np.maximum(defined.sum(0), 1), np.nan)
+    return [(case, [float(means[e.name][i]) for e in section.entries]) for i, case in enumerate(order)]
+
+
+def _matrix(all_scores: Sequence[Scores]) -> list[tuple[str, list[Difference | None]]]:
+    """Differences of the row's method from the column's, in percent of Dice."""
+    found: dict[tuple[str, str], Difference] = {}
+    for d in pairwise(all_scores):
+        found[d.a, d.b] = d
+    names = [s.name for s in all_scores]
+    return [(a, [found.get((a, b)) or _turned(found.get((b, a))) for b in names]) for a in names]
+
+
+def _turned(d: Difference | None) -> Difference | None:
+    if d is None:
+        return None
+    return replace(d, a=d.b, b=d.a, mean=-d.mean, low=-d.high, high=-d.low, wins=d.losses, losses=d.wins)
+
+
+def _scatter(section: Section, costs: Mapping[str, Cost]) -> Markup:
+    kinds = sorted({c.kind for c in costs.values()})
+    points = [(e.name, 60 * costs[e.name].hours, e.row.dice) for e in section.entries]
+    return Markup(figures.scatter(points, f"{'/'.join(kinds)} minutes of training"))
+
+
+def _settings(section: Section) -> dict[str, Any]:
+    """The protocol once, and what each row set for itself."""
+    rows = []
+    for entry in section.entries:
+        result = entry.members[0].result
+        params = {**result["science"]["params"], **{f"backbone.{k}": v for k, v in result["science"]["backbone_params"].items()}}
+        rows.append({"name": entry.name, "runs": [(m.run.run_id, m.seed) for m in entry.members],
+                     "params": " · ".join(f"{k} = {v}" for k, v in params.items()) or "none"})
+    first = section.entries[0].members[0].result
+    return {"protocol": dump_yaml(first["science"]["protocol"]), "rows": rows,
+            "fingerprint": first["fingerprints"][section.board.dataset], "split": first["splits"][section.board.dataset]}
+
+
+def _environments(section: Section) -> list[tuple[list[str], int]]:
+    """Machine and versions, with the number of runs made there."""
+    keys = ("segbench", "python", "torch", "device", "platform", "threads")
+    count: dict[tuple[str, ...], int] = {}
+    for member in (m for e in section.entries for m in e.members):
+        place = tuple(str(member.manifest.get(k, "?")) for k in keys)
+        count[place] = count.get(place, 0) + 1
+    return [(list(place), n) for place, n in count.items()]
+
+
+def _warnings(section: Section) -> list[str]:
+    found = []
+    for entry in section.entries:
+        for member in entry.members:
+            told = member.manifest.get("warnings", [])
+            found += [f"{entry.name}, seed {member.seed}: {w}" for w in told] if isinstance(told, list) else []
+    return found
+
