@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 @click.option("--title", metavar="TEXT", help="Its heading.")
 @click.option("--no-images", is_flag=True, help="No pictures of cases: for data that must stay where they are.")
 @click.option("--device", metavar="DEV", help="For the pictures' predictions: auto, cpu, cuda, cuda:N or mps [auto].")
+@click.option("--tensorboard", metavar="DIR", type=click.Path(file_okay=False, path_type=Path),
+              help="Instead of a page, write the runs' curves for TensorBoard.")
 @click.pass_obj
 def report(settings: Settings, wanted: tuple[str, ...], out: Path | None, title: str | None, no_images: bool,
-           device: str | None) -> None:
+           device: str | None, tensorboard: Path | None) -> None:
     """Write one HTML file about finished runs: leaderboard, cases, pictures, curves, cost, how to reproduce it.
 
     Without arguments it shows all finished runs. The file needs no network and can be sent as it is.
@@ -40,6 +42,9 @@ def report(settings: Settings, wanted: tuple[str, ...], out: Path | None, title:
 
     machine = machine_of(settings, None, device, None)
     name, runs = _runs(settings, wanted, machine)
+    if tensorboard is not None:
+        _export(settings, runs, tensorboard)
+        return
     page, content = write(runs, title or f"segbench {name}", None if no_images else lambda run: restore(run, machine),
                           machine.device, lambda text: settings.say(f"pictures of {safe(text)}"))
     file = out or settings.root / "reports" / f"{name}.html"
@@ -52,6 +57,14 @@ def report(settings: Settings, wanted: tuple[str, ...], out: Path | None, title:
                          "tables": len(content.sections), "warnings": content.warnings, "failures": content.failures}
     if not settings.json:
         click.echo(f"{safe(file)}: {count} runs in {len(content.sections)} tables, {len(page) / 1e6:.1f} MB")
+
+
+def _export(settings: Settings, runs: list[RunDir], folder: Path) -> None:
+    from segbench.report.tensorboard import export
+    count = export(runs, folder)
+    settings.document = {"schema": "segbench.report/1", "status": "ok", "dir": str(folder), "runs": count}
+    if not settings.json:
+        click.echo(f"{safe(folder)}: curves of {count} runs; look at them with: tensorboard --logdir {safe(folder)}")
 
 
 def _runs(settings: Settings, wanted: tuple[str, ...], machine: Machine) -> tuple[str, list[RunDir]]:

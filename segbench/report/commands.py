@@ -19,6 +19,7 @@ def command(members: Sequence[Member]) -> str:
     words = ["segbench", "run", e["method"], "--dataset", ",".join(e["datasets"])]
     counts = sorted(set(e["labeled"].values()))
     words += ["--labeled", str(counts[0])] if len(counts) == 1 else []
+    words += ["--draw", e["draw"]] if e.get("draw") else []
     words += ["--backbone", e["backbone"], "--protocol", e["protocol"]["name"],
               "--seeds", ",".join(str(s) for s in sorted({m.seed for m in members}))]
     protocol = flatten({k: v for k, v in e["protocol"].items() if k != "backbone"})

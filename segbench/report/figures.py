@@ -12,7 +12,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from segbench.report.gather import Entry, Section
 from segbench.text import safe
@@ -24,7 +26,7 @@ SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "segbench", "font.size": 9, 
             "axes.spines.right": False, "text.parse_math": False, "axes.formatter.use_mathtext": False,
             "axes.axisbelow": True, "axes.linewidth": 0.6, "legend.frameon": False, "axes.titlesize": 9,
             "axes.titlelocation": "left"}
-WIDTH = 6.4  # inches
+WIDTH = 5.0  # inches: small enough for its text to be read on a phone
 
 
 def draw(width: float, height: float, paint: Any, label: str) -> str:
@@ -55,7 +57,7 @@ def _inline(text: str, label: str) -> str:
     return f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{quoted}">{text}'
 
 
-def short(text: str, length: int = 28) -> str:
+def short(text: str, length: int = 24) -> str:
     """A name that fits beside an axis."""
     text = safe(text)
     return text if len(text) <= length else text[:length - 1] + "…"
@@ -76,7 +78,7 @@ def strip(section: Section, target: str) -> str:
                 axes.plot([mean, mean], [y - 0.36, y + 0.36], color=SERIES[1], linewidth=2.2)
         _named(axes, entries)
         axes.set_xlabel("Dice %")
-    return draw(WIDTH, 0.75 + 0.36 * len(entries), paint, f"Dice of every test case and seed by method, class {target}")
+    return draw(WIDTH, 0.65 + 0.3 * len(entries), paint, f"Dice of every test case and seed by method, class {target}")
 
 
 def _spread(index: int, count: int) -> float:
@@ -101,6 +103,7 @@ def scatter(points: Sequence[tuple[str, float, float]], xlabel: str) -> str:
         wide = bool(costs) and costs[-1] > 8 * costs[0]
         if wide:
             axes.set_xscale("log")
+            _plain_ticks(axes.xaxis)
         middle = (costs[0] * costs[-1]) ** 0.5 if wide else (costs[0] + costs[-1]) / 2 if costs else 0.0
         for name, x, y in _apart(shown):
             right = x > middle
@@ -110,7 +113,7 @@ def scatter(points: Sequence[tuple[str, float, float]], xlabel: str) -> str:
         axes.set_xlabel(xlabel)
         axes.set_ylabel("Dice %")
         axes.grid(color=MUTED, alpha=0.35, linewidth=0.5)
-    return draw(WIDTH, 3.4, paint, f"Dice against {xlabel}, one point a method")
+    return draw(WIDTH, 3.0, paint, f"Dice against {xlabel}, one point a method")
 
 
 def _apart(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, tuple[float, float]]]:
@@ -118,7 +121,7 @@ def _apart(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float,
     if not points:
         return []
     low, high = min(p[2] for p in points), max(p[2] for p in points)
-    scale = 190 / max(high - low, 1e-9)  # points of the axis per percent
+    scale = 160 / max(high - low, 1e-9)  # points of the axis per percent
     result, last = [], -1e9
     for name, x, y in sorted(points, key=lambda p: p[2]):
         place = max((y - low) * scale, last + 11)
@@ -143,10 +146,23 @@ def curves(entry: Entry) -> str:
         axes.set_title(short(entry.name, 40))
         axes.set_xlabel("step")
         axes.grid(color=MUTED, alpha=0.35, linewidth=0.5)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        heights = [y for line in axes.lines for y in line.get_ydata()]
+        if heights and min(heights) > 0:  # terms of very different size
+            axes.set_yscale("log")
+            axes.set_ylim(max(min(heights), 1e-4 * max(heights)) * 0.8, max(heights) * 1.3)
+            _plain_ticks(axes.yaxis)
         if terms:
-            axes.legend(ncols=2, fontsize=8)
-    return draw(3.2, 2.4, paint, f"Loss terms of {entry.name} over training")
+            figure.legend(loc="outside lower left", ncols=3, fontsize=8, handlelength=1.2, columnspacing=1)
+    return draw(3.2, 2.5 + 0.15 * (len(terms) > 3), paint, f"Loss terms of {entry.name} over training")
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 0.1, 0.01 on a logarithmic axis; matplotlib's powers are formulas, which foreign text must never be."""
+    low, high = axis.get_view_interval()
+    wide = high > 30 * low
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _number(value: Any) -> bool:

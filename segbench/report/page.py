@@ -38,7 +38,7 @@ def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -
     """The report as one HTML document."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
                               finalize=lambda value: value if isinstance(value, Markup) else safe_lines(value))
-    environment.filters["number"] = number
+    environment.filters |= {"number": _signed, "p": lambda p: "p –" if p != p else "p <0.001" if p < 0.001 else f"p {p:.3f}"}
     script = _file("sort.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -52,6 +52,12 @@ def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -
 def safe_lines(value: object) -> object:
     """Text without control characters, its line breaks kept."""
     return "\n".join(safe(line) for line in value.split("\n")) if isinstance(value, str) else value
+
+
+def _signed(value: float | None, digits: int, plus: bool = False) -> str:
+    """A number with a true minus sign; ``plus`` shows the other sign too."""
+    text = number(value, digits)
+    return text.replace("-", "−") if text.startswith("-") or not plus or text == "–" else f"+{text}"
 
 
 def _file(name: str) -> str:
@@ -102,7 +108,7 @@ def _rows(section: Section, table: Mapping[str, Scores], places: Mapping[str, Pl
         found = place.estimate if place else estimate(table[entry.name], LIMITS)
         rows.append({"row": entry.row, "estimate": found, "place": place,
                      "rank": f"{place.rank}{'=' if place.tied else ''}" if place else "–"})
-    rows.sort(key=lambda r: (r["place"].rank if r["place"] else len(rows) + 1, -r["estimate"].mean))
+    rows.sort(key=lambda r: (r["place"] is None, r["place"].rank if r["place"] else 0, -r["estimate"].mean))
     bars = _bars([r["estimate"] for r in rows])
     return [{**r, "bar": bar} for r, bar in zip(rows, bars, strict=True)]
 
@@ -156,16 +162,23 @@ def _scatter(section: Section, costs: Mapping[str, Cost]) -> Markup:
 
 
 def _settings(section: Section) -> dict[str, Any]:
-    """The protocol once, and what each row set for itself."""
-    rows = []
+    """The protocol and the parameters that all share once, and what each row has of its own."""
+    all_params = []
     for entry in section.entries:
-        result = entry.members[0].result
-        params = {**result["science"]["params"], **{f"backbone.{k}": v for k, v in result["science"]["backbone_params"].items()}}
-        rows.append({"name": entry.name, "runs": [(m.run.run_id, m.seed) for m in entry.members],
-                     "params": " · ".join(f"{k} = {v}" for k, v in params.items()) or "none"})
+        science = entry.members[0].result["science"]
+        all_params.append({**science["params"], **{f"backbone.{k}": v for k, v in science["backbone_params"].items()}})
+    shared = {k: v for k, v in all_params[0].items() if len(all_params) > 1
+              and all(k in p and p[k] == v for p in all_params)}
+    rows = [{"name": e.name, "runs": [(m.run.run_id, m.seed) for m in e.members],
+             "params": _listed({k: v for k, v in p.items() if k not in shared}) or "–"}
+            for e, p in zip(section.entries, all_params, strict=True)]
     first = section.entries[0].members[0].result
-    return {"protocol": dump_yaml(first["science"]["protocol"]), "rows": rows,
+    return {"protocol": dump_yaml(first["science"]["protocol"]), "rows": rows, "shared": _listed(shared),
             "fingerprint": first["fingerprints"][section.board.dataset], "split": first["splits"][section.board.dataset]}
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return " · ".join(f"{k} = {v}" for k, v in values.items())
 
 
 def _environments(section: Section) -> list[tuple[list[str], int]]:
