@@ -11,12 +11,35 @@ from math import nan
 from statistics import fmean
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from segbench.errors import IntegrityError
 from segbench.results.leaderboard import Board, Row, boards
 from segbench.results.rundir import RunDir
 
 # What a result file that was written by hand can raise while it is read.
 FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError)
+
+
+class _Science(BaseModel):
+    params: dict[str, Any]
+    backbone_params: dict[str, Any]
+    protocol: dict[str, Any]
+
+
+class _Result(BaseModel):
+    """What the page takes from a result beside its numbers."""
+
+    model_config = ConfigDict(strict=True)
+    seed: int
+    method: str
+    selection: str
+    test_evaluations: int
+    changed_params: dict[str, Any]
+    weights_sha256: str
+    fingerprints: dict[str, str]
+    splits: dict[str, str]
+    science: _Science
 
 
 @dataclass
@@ -30,7 +53,7 @@ class Member:
     @property
     def seed(self) -> int:
         """Its seed."""
-        return int(self.result["seed"])
+        return self.result["seed"]
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -134,6 +157,20 @@ def read_cases(run: RunDir) -> list[dict[str, str]]:
     return rows
 
 
+def _compare(member: Member) -> None:
+    """The means of a result must follow from its cases.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for row in member.result["metrics"]:
+        values = [float(line["dice"]) for line in member.cases
+                  if (line["dataset"], line["class"]) == (row["dataset"], row["class"]) and line["dice"]]
+        mean = row["columns"]["dice"]["mean"]
+        if (mean is None) != (not values) or (values and abs(fmean(values) - mean) > 1e-6):
+            raise ValueError("its mean Dice does not follow from its cases")
+
+
 def gather(runs: Iterable[RunDir]) -> Content:
     """Sections of all finished runs that are sound; the others are named in the warnings."""
     members: dict[str, Member] = {}
@@ -147,11 +184,15 @@ def gather(runs: Iterable[RunDir]) -> Content:
                     failures.append(f"{name}: {_reason(run)}")
                 continue
             boards([run])
+            _Result.model_validate(result)
             members[run.run_id] = Member(run, result, read_cases(run))
+            _compare(members[run.run_id])
         except IntegrityError as error:
             warnings.append(f"{name}: {error.what}; left out")
         except FORGED as error:
-            warnings.append(f"{name}: not a result of segbench ({type(error).__name__}: {error}); left out")
+            members.pop(run.run_id, None)
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.append(f"{name}: not a result of segbench ({reason}); left out")
     tables, more = boards(m.run for m in members.values())
     sections = [Section(board, [Entry(row, [members[i] for i in row.runs]) for row in board.rows]) for board in tables]
     return Content(sections, failures, warnings + more)

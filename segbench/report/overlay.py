@@ -126,10 +126,10 @@ def cut(truth: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> Ite
     if truth.ndim == 2:
         yield Plane(None, 0, extent[0], extent[1])
         return
-    either = (truth > 0) | (label > 0)
+    target = (truth > 0).astype(np.uint8) + (label > 0)
     for axis in (2, 1, 0):
         rest = tuple(a for a in range(3) if a != axis)
-        index = int(either.sum(axis=rest).argmax()) if either.any() else truth.shape[axis] // 2
+        index = int(target.sum(axis=rest).argmax()) if target.any() else truth.shape[axis] // 2
         yield Plane(axis, index, extent[rest[0]], extent[rest[1]])
 
 
