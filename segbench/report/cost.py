@@ -16,7 +16,7 @@ class Cost:
     """Means over the runs of a row; nan where nothing was measured."""
 
     seconds_per_step: float
-    passes: float  # volumes through a network in a training step
+    volumes: float  # through a network in a training step
     hours: float  # of training, on one device
     kind: str  # "GPU" or "CPU"
     peak_gib: float
@@ -34,20 +34,20 @@ def cost_of(members: Sequence[Member]) -> Cost:
         return fmean(values) if values else nan
     gpu = any(_number(m.get("gpu_seconds")) and m["gpu_seconds"] > 0 for m in manifests)
     hours = mean("gpu_seconds" if gpu else "cpu_seconds") / 3600
-    return Cost(mean("seconds_per_step"), fmean([_passes(m) for m in manifests]),
+    return Cost(mean("seconds_per_step"), fmean([_volumes(m) for m in manifests]),
                 hours if isfinite(hours) else mean("train_seconds") / 3600, "GPU" if gpu else "CPU",
                 mean("peak_memory_bytes") / 2**30, mean("energy_joules") / 3.6e6, mean("parameters"),
                 mean("evaluation_seconds"))
 
 
-def _passes(manifest: dict[str, Any]) -> float:
+def _volumes(manifest: dict[str, Any]) -> float:
     """Mean over the steps of all phases."""
     phases = manifest.get("phases")
-    if not isinstance(phases, list) or not all(isinstance(p, dict) and _number(p.get("passes")) and _number(p.get("steps"))
+    if not isinstance(phases, list) or not all(isinstance(p, dict) and _number(p.get("volumes")) and _number(p.get("steps"))
                                                for p in phases):
         return nan
     steps = sum(p["steps"] for p in phases)
-    return sum(p["passes"] * p["steps"] for p in phases) / steps if steps else nan
+    return sum(p["volumes"] * p["steps"] for p in phases) / steps if steps else nan
 
 
 def _number(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -263,13 +262,13 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
 def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) -> dict[str, Any]:
     experiment, folder = run.experiment, run.folder
     protocol = experiment.protocol
-    weights = checkpoint.digest(trainer.method.state_dict())
+    weights, spent = checkpoint.digest(trainer.method.state_dict()), trainer.cost.to_dict()
     started = time.monotonic()
     partial = folder.path / "evaluation.jsonl"
     rows = evaluate(trainer.method, run.stores, protocol, partial, weights, device, experiment.precision,
                     reporter.evaluate)
     table = cases_csv(rows)
-    folder.write_json("manifest.json", _manifest(trainer, device, time.monotonic() - started))
+    folder.write_json("manifest.json", _manifest(trainer, spent, device, time.monotonic() - started))
     atomic_write(folder.path / "cases.csv", table)
     result = {
         "schema": SCHEMA, "status": "done", "run_id": run.run_id, "method": experiment.method,
@@ -330,15 +329,18 @@ def _changed(experiment: Experiment) -> dict[str, Any]:
     return {k: v for k, v in experiment.params.items() if defaults.get(k) != v} | network
 
 
-def _manifest(trainer: Trainer, device: str, evaluation_seconds: float) -> dict[str, Any]:
-    cuda = device.startswith("cuda")
-    peak = torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _manifest(trainer: Trainer, spent: dict[str, Any], device: str, evaluation_seconds: float) -> dict[str, Any]:
+    """``spent``: cost of the training alone; the peak of the memory is that of training and evaluation."""
+    cuda, volumes = device.startswith("cuda"), spent["volumes"]
+    cost = {k: spent[k] for k in ("cpu_seconds", "energy_joules")}
     return {
         "schema": "segbench.manifest/1", "segbench": __version__, "python": platform.python_version(),
         "torch": torch.__version__, "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
         "platform": platform.platform(), "threads": torch.get_num_threads(), "argv": sys.argv[1:],
         "train_seconds": round(trainer.seconds, 2), "seconds_per_step": round(trainer.seconds / trainer.total, 4),
-        "evaluation_seconds": round(evaluation_seconds, 2), "peak_memory_bytes": int(peak),
+        "evaluation_seconds": round(evaluation_seconds, 2), "gpu_seconds": round(trainer.seconds, 2) if cuda else 0.0, **cost,
+        "peak_memory_bytes": trainer.cost.to_dict()["peak_memory_bytes"],
+        "phases": [{"name": s.phase.name, "steps": s.steps, "volumes": volumes.get(s.phase.name)} for s in trainer.stages],
         "parameters": sum(p.numel() for p in trainer.method.parameters()),
         "optimizers": {player: spec.model_dump(mode="json") for player, spec in trainer.specs.items()},
         "warnings": trainer.warnings,
