@@ -67,8 +67,10 @@ class Member:
 
     @cached_property
     def leak(self) -> dict[str, Any]:
-        """What ``segbench leak`` recorded; empty if it was not run."""
-        return self.run.leak()
+        """What ``segbench leak`` recorded; empty if it was not run, or if that is not what stands there."""
+        found = self.run.leak()
+        keys = ("last", "validation_best", "test_best", "gap", "test_evaluations")
+        return found if isinstance(found, dict) and all(isinstance(found.get(k), (int, float)) for k in keys) else {}
 
 
 @dataclass

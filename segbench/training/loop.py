@@ -90,6 +90,7 @@ class Trainer:
         self.seconds = 0.0  # spent in training, over all attempts
         self.cost = Cost(self.device)
         self.warnings: list[str] = []
+        self.snapshots: frozenset[int] = frozenset()  # completed steps after which the weights are kept for a later choice
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -145,6 +146,11 @@ class Trainer:
         checkpoint.save(self.folder, self.step, {"method": self.method.state_dict()}, self._header(log.stat().st_size),
                         keep=1)
 
+    def _snapshot(self) -> None:
+        """Keep the weights beside the checkpoints; a step that is done again writes the same file."""
+        checkpoint.save(self.folder.with_name("snapshots"), self.step, {"method": self.method.state_dict()},
+                        {"run_id": self.header.get("run_id")}, keep=len(self.snapshots))
+
     # -- running -------------------------------------------------------------------------------------------------------
 
     def fit(self, batches: Callable[[list[tuple[int, int, int, int]]], Iterator[Batch]], log: Path,
@@ -170,6 +176,8 @@ class Trainer:
                 if t.step % every == 0 or self.step == self.total:
                     line = {"step": t.step, "phase": t.phase, "lr": lr, "seconds": round(self.seconds, 3), **terms}
                     file.write(json.dumps(line).encode() + b"\n")
+                if self.step in self.snapshots:
+                    self._snapshot()
                 report(Progress(self.step, self.total, t.phase, terms, lr))
                 code = self.world.largest(stop.code or 0)  # all processes stop after the same step
                 if self.step == self.total or code or cadence.due(self.step, time.monotonic() - saved):

@@ -31,6 +31,7 @@ from segbench.training import checkpoint, distributed
 from segbench.training.distributed import World
 from segbench.training.loop import Cadence, Progress, Trainer
 from segbench.training.plan import stages
+from segbench.training.selection import choose, held_out, snapshot_steps, without_held_out
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Machine:
     workers: int = 0
     save_every: Cadence = field(default_factory=Cadence)
     plugins: list[str] = field(default_factory=list)
+    leak_meter: bool = False  # keep checkpoints to choose from
 
 
 @dataclass
@@ -106,6 +108,8 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         if not 0 < experiment.labeled[store.name] <= len(store.train):
             raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
                              expected=f"1 to {len(store.train)} (its training cases)", fix="--labeled N")
+        if experiment.protocol.selection == "validation":
+            held_out(store, experiment.labeled[store.name])  # refuses before anything is trained
     splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
     sources = {kind: registry.source_digest(registry.get(kind, name).cls)
                for kind, name in (("method", experiment.method), ("backbone", experiment.backbone))}
@@ -207,8 +211,10 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
         reporter.start(run)
         stage = "training"
         trainer = _train(run, method, machine, device, reporter, world)
+        stage = "selection"
+        chosen = _select(run, trainer, device, reporter)
         stage = "evaluation"
-        return _evaluate(run, trainer, device, reporter)
+        return _evaluate(run, trainer, chosen, device, reporter)
     except SegbenchError as error:
         if error.code < 75:  # the others are requests to stop, not failures
             run.folder.fail(error, stage)
@@ -229,9 +235,9 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
 
 
 def _clear(folder: RunDir) -> None:
-    for file in [*folder.path.glob("ckpt/*"), *(folder.path / n for n in
-                 ("result.json", "cases.csv", "log.jsonl", "failed.json", "evaluation.jsonl", "manifest.json",
-                  "predictions.zip"))]:
+    for file in [*folder.path.glob("ckpt/*"), *folder.path.glob("snapshots/*"), *(folder.path / n for n in
+                 ("result.json", "cases.csv", "log.jsonl", "failed.json", "evaluation.jsonl", "validation.jsonl",
+                  "manifest.json", "leak.json", "leak.jsonl", "predictions.zip"))]:
         file.unlink(missing_ok=True)
 
 
@@ -240,6 +246,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     # fp32 means fp32: by default cuDNN would round the inputs of convolutions to TF32.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     views = {s.name: derived(s, protocol.downsample) if protocol.downsample > 1 else s for s in run.stores}
+    if protocol.selection == "validation":
+        views = {name: without_held_out(view, experiment.labeled[name]) for name, view in views.items()}
     data = TrainingData(views, experiment.labeled, protocol, experiment.seed, share=world.share)
     # The same budget for each data set: a joint training gets the protocol's steps for every one of them.
     total = protocol.steps * len(run.stores)
@@ -252,6 +260,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
                                              "threads": torch.get_num_threads()}, experiment.without, world)
+    if machine.leak_meter or protocol.selection == "validation" or (run.folder.path / "snapshots").exists():
+        trainer.snapshots = snapshot_steps(total)
     trainer.fit(lambda steps: loader(data, steps, machine.workers), run.folder.path / "log.jsonl", machine.save_every,
                 reporter.train)
     for warning in trainer.warnings:
@@ -259,7 +269,16 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     return trainer
 
 
-def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) -> dict[str, Any]:
+def _select(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) -> dict[str, Any]:
+    """Give the trainer's method the weights that count; returns what the result says of the choice."""
+    if run.experiment.protocol.selection == "last":
+        return {}
+    chosen = choose(run, trainer.method, device, reporter.evaluate)
+    trainer.keep_weights_only(run.folder.path / "log.jsonl")
+    return {"validation": chosen}
+
+
+def _evaluate(run: Prepared, trainer: Trainer, chosen: dict[str, Any], device: str, reporter: Reporter) -> dict[str, Any]:
     experiment, folder = run.experiment, run.folder
     protocol = experiment.protocol
     weights, spent = checkpoint.digest(trainer.method.state_dict()), trainer.cost.to_dict()
@@ -280,7 +299,7 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
         "changed_params": _changed(experiment), "without": list(experiment.without),
         "fingerprints": {s.name: s.fingerprint for s in run.stores},
         "splits": run.splits, "science": run.science, "metrics": summarise(rows, protocol.policy), "steps": trainer.step,
-        "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
+        **chosen, "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
     }
     folder.write_json("result.json", result)
     trainer.keep_weights_only(folder.path / "log.jsonl")
