@@ -1,6 +1,6 @@
 """The leak meter: what a run would have scored, had its checkpoint been chosen on the test cases, as much of the field does.
 
-It evaluates the checkpoints that ``segbench run --leak-meter`` kept. Nothing of it flows back: the run's result stays as it is.
+It evaluates the checkpoints that ``segbench run --leak-meter`` kept. Nothing of it flows back: the result stays as it is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which checkpoint counts: the last one, or the best on cases held out from the training list, never on test cases.
 
-Checkpoints to choose from are the weights after every tenth of the training, kept in ``snapshots/`` of the run. They are kept
-where the protocol says ``selection: validation`` and for the leak meter, which tells what choosing on the test cases would
+Checkpoints to choose from are the weights after every tenth of the training, kept in the snapshots folder of the run where
+the protocol says ``selection: validation`` and for the leak meter, which tells what choosing on the test cases would
 have gained: an own command, run after the training in a process of its own.
 """
 
@@ -49,7 +49,8 @@ def held_out(store: Store, labeled: int) -> tuple[str, ...]:
             break
         info = store.cases[case]
         if info.has_label and info.group not in learned:
-            chosen |= dict.fromkeys(c for c in store.train if store.cases[c].group == info.group and store.cases[c].has_label)
+            patient = [c for c in store.train if store.cases[c].group == info.group]
+            chosen |= dict.fromkeys(c for c in patient if store.cases[c].has_label)
     if len(chosen) < 2:
         raise UsageError(f"too few training cases of '{store.name}' are left to validate on", found=len(chosen),
                          expected="at least 2 with a label beside the labelled ones", fix="fewer labelled cases (--labeled)")
