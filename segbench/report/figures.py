@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -70,11 +71,11 @@ def strip(section: Section, target: str) -> str:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for y, entry in enumerate(entries):
-            cells = [v for (_, c), v in sorted(entry.scores(section.board.dataset).items()) if c == target]
-            points = [(100 * v, y + _spread(i, len(values))) for values in cells for i, v in enumerate(values)]
+            cells = entry.dice(section.board.dataset, target)
+            points = [(v, y + _spread(i, len(values))) for values in cells for i, v in enumerate(values)]
             if points:
                 axes.scatter(*zip(*points, strict=True), s=11, color=SERIES[0], alpha=0.55, linewidths=0)
-                mean = fmean(100 * fmean(values) for values in cells if values)
+                mean = fmean(fmean(values) for values in cells if values)
                 axes.plot([mean, mean], [y - 0.36, y + 0.36], color=SERIES[1], linewidth=2.2)
         _named(axes, entries)
         axes.set_xlabel("Dice %")
@@ -146,7 +147,7 @@ def curves(entry: Entry) -> str:
         axes.set_title(short(entry.name, 40))
         axes.set_xlabel("step")
         axes.grid(color=MUTED, alpha=0.35, linewidth=0.5)
-        heights = [y for line in axes.lines for y in line.get_ydata()]
+        heights = [float(y) for line in axes.lines for y in np.asarray(line.get_ydata())]
         if heights and min(heights) > 0:  # terms of very different size
             axes.set_yscale("log")
             axes.set_ylim(max(min(heights), 1e-4 * max(heights)) * 0.8, max(heights) * 1.3)

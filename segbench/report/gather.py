@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import nan
-from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from segbench.errors import IntegrityError
 from segbench.results.leaderboard import Board, Row, boards
@@ -24,21 +21,13 @@ FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, O
 class _Science(BaseModel):
     params: dict[str, Any]
     backbone_params: dict[str, Any]
-    protocol: dict[str, Any]
 
 
 class _Result(BaseModel):
-    """What the page takes from a result beside its numbers."""
+    """What the page takes from a result and nobody has checked so far."""
 
-    model_config = ConfigDict(strict=True)
-    seed: int
-    method: str
-    selection: str
     test_evaluations: int
-    changed_params: dict[str, Any]
     weights_sha256: str
-    fingerprints: dict[str, str]
-    splits: dict[str, str]
     science: _Science
 
 
@@ -48,7 +37,7 @@ class Member:
 
     run: RunDir
     result: dict[str, Any]
-    cases: list[dict[str, str]]
+    cases: list[dict[str, Any]]
 
     @property
     def seed(self) -> int:
@@ -85,16 +74,14 @@ class Entry:
         """The row's label."""
         return self.row.method
 
-    def scores(self, dataset: str, metric: str = "dice") -> dict[tuple[str, str], list[float]]:
-        """Values by (case, class), one a seed; undefined ones are left out."""
-        found: dict[tuple[str, str], list[float]] = {}
+    def dice(self, dataset: str, target: str) -> list[list[float]]:
+        """Dice in percent by case, one value a seed, of one class; a case where it is not defined has none."""
+        found: dict[str, list[float]] = {}
         for member in self.members:
             for line in member.cases:
-                if line["dataset"] == dataset:
-                    values = found.setdefault((line["case"], line["class"]), [])
-                    if line[metric]:
-                        values.append(float(line[metric]))
-        return found
+                if (line["dataset"], line["class"]) == (dataset, target):
+                    found.setdefault(line["case"], []).extend([] if line["dice"] is None else [100 * line["dice"]])
+        return [found[case] for case in sorted(found)]
 
 
 @dataclass
@@ -108,14 +95,6 @@ class Section:
     def classes(self) -> list[str]:
         """The classes scored, in the order of the data set."""
         return [m["class"] for m in self.entries[0].members[0].result["metrics"] if m["dataset"] == self.board.dataset]
-
-    def mean_dice(self, name: str) -> dict[str, float]:
-        """Dice in percent by case, mean over classes and seeds, of the entry ``name``."""
-        entry = next(e for e in self.entries if e.name == name)
-        found: dict[str, list[float]] = {}
-        for (case, _), values in entry.scores(self.board.dataset).items():
-            found.setdefault(case, []).extend(values)
-        return {case: 100 * fmean(values) if values else nan for case, values in found.items()}
 
 
 @dataclass
@@ -144,58 +123,26 @@ def read_log(run: RunDir) -> list[dict[str, Any]]:
     return lines
 
 
-def read_cases(run: RunDir) -> list[dict[str, str]]:
-    """The rows of ``cases.csv``, with what a report needs of each checked to be there and to be numbers.
-
-    Raises:
-        ValueError, KeyError, TypeError: a row is not what segbench writes.
-    """
-    with (run.path / "cases.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        _ = row["dataset"] + row["case"] + row["class"]
-        if row["dice"] and not 0 <= float(row["dice"]) <= 1:
-            raise ValueError(f"Dice {row['dice']} of case {row['case']!r}")
-    return rows
-
-
-def _compare(member: Member) -> None:
-    """The means of a result must follow from its cases.
-
-    Raises:
-        ValueError: they do not.
-    """
-    for row in member.result["metrics"]:
-        values = [float(line["dice"]) for line in member.cases
-                  if (line["dataset"], line["class"]) == (row["dataset"], row["class"]) and line["dice"]]
-        mean = row["columns"]["dice"]["mean"]
-        if (mean is None) != (not values) or (values and abs(fmean(values) - mean) > 1e-6):
-            raise ValueError("its mean Dice does not follow from its cases")
-
-
 def gather(runs: Iterable[RunDir]) -> Content:
-    """Sections of all finished runs that are sound; the others are named in the warnings."""
+    """Sections of all finished runs that can be believed; the others are named in the warnings."""
     members: dict[str, Member] = {}
-    failures, warnings = [], []
+    failed, failures, warnings = [], [], []
     for run in runs:
         name = "/".join(run.path.parts[-3:])
         try:
             result = run.result()
-            if result is None:
-                if (run.path / "failed.json").exists():
-                    failures.append(f"{name}: {_reason(run)}")
-                continue
-            boards([run])
-            _Result.model_validate(result)
-            members[run.run_id] = Member(run, result, read_cases(run))
-            _compare(members[run.run_id])
+            if result is not None:
+                _Result.model_validate(result)
+                members[run.run_id] = Member(run, result, run.cases())
+            elif (run.path / "failed.json").exists():
+                failed.append(run)
+                failures.append(f"{name}: {_reason(run)}")
         except IntegrityError as error:
             warnings.append(f"{name}: {error.what}; left out")
         except FORGED as error:
-            members.pop(run.run_id, None)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.append(f"{name}: not a result of segbench ({reason}); left out")
-    tables, more = boards(m.run for m in members.values())
+    tables, more = boards([*(m.run for m in members.values()), *failed])
     sections = [Section(board, [Entry(row, [members[i] for i in row.runs]) for row in board.rows]) for board in tables]
     return Content(sections, failures, warnings + more)
 

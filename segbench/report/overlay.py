@@ -46,8 +46,8 @@ def choose(member: Member, dataset: str) -> list[tuple[str, str, float]]:
     """(which, case, Dice %) of the best, the median and the worst case of a run; fewer where there are fewer cases."""
     scores: dict[str, list[float]] = {}
     for line in member.cases:
-        if line["dataset"] == dataset and line["dice"]:
-            scores.setdefault(line["case"], []).append(100 * float(line["dice"]))
+        if line["dataset"] == dataset and line["dice"] is not None:
+            scores.setdefault(line["case"], []).append(100 * line["dice"])
     order = sorted(scores, key=lambda case: -sum(scores[case]) / len(scores[case]))
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"} if order else {}
     return [(which, order[i], sum(scores[order[i]]) / len(scores[order[i]])) for i, which in sorted(places.items())]

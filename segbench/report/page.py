@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
-from math import isfinite
-from statistics import fmean
+from itertools import combinations
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,12 @@ from segbench.config import dump_yaml
 from segbench.report import figures
 from segbench.report.commands import command
 from segbench.report.cost import Cost, cost_of
-from segbench.report.gather import Content, Entry, Section
+from segbench.report.gather import Content, Section
 from segbench.results.export import footer, number
-from segbench.results.leaderboard import RANKED_SEEDS, published
-from segbench.results.stats import Difference, Estimate, Place, Scores, estimate, pairwise, ranking
+from segbench.results.leaderboard import Board, published
+from segbench.results.stats import Difference, compare
 from segbench.text import safe
 
-LIMITS = (0.0, 100.0)
 Pictures = Mapping[tuple[str, str], Any]  # (section title, row label): a list of pictures, or why there are none
 
 
@@ -64,34 +63,16 @@ def _file(name: str) -> str:
     return (resources.files("segbench") / "report" / "templates" / name).read_text(encoding="utf-8")
 
 
-def scores(section: Section, entry: Entry) -> Scores:
-    """Dice in percent, (runs, cases), mean over classes; cases in the order of the section's first run."""
-    name = section.board.dataset
-    order = list(dict.fromkeys(line["case"] for line in section.entries[0].members[0].cases if line["dataset"] == name))
-    values = np.full((len(entry.members), len(order)), np.nan)
-    for row, member in enumerate(entry.members):
-        found: dict[str, list[float]] = {}
-        for line in member.cases:
-            if line["dataset"] == name and line["dice"]:
-                found.setdefault(line["case"], []).append(100 * float(line["dice"]))
-        values[row] = [fmean(found[case]) if case in found else np.nan for case in order]
-    return Scores(entry.name, values)
-
-
 def _section(number_: int, section: Section, pictures: Pictures) -> dict[str, Any]:
     board, entries = section.board, section.entries
-    table = {e.name: scores(section, e) for e in entries}
-    ranked = [table[e.name] for e in entries if e.row.seeds >= RANKED_SEEDS]
-    places = {p.name: p for p in ranking(ranked, limits=LIMITS)[0]}
     costs = {e.name: cost_of(e.members) for e in entries}
     return {
-        "id": f"t{number_}", "board": board, "footer": footer(board), "rows": _rows(section, table, places),
-        "selection": _selection(section), "classes": section.classes,
+        "id": f"t{number_}", "board": board, "footer": footer(board), "classes": section.classes,
+        "rows": list(zip(board.rows, _bars(board), strict=True)), "selection": _selection(section),
         "strips": [Markup(figures.strip(section, c)) for c in section.classes],
-        "cases": _cases(section, table), "matrix": _matrix(list(table.values())),
-        "costs": [(e.name, costs[e.name]) for e in entries],
-        "scatter": _scatter(section, costs), "curves": [Markup(figures.curves(e)) for e in entries if any(
-            m.log for m in e.members)],
+        "cases": _cases(board), "matrix": _matrix(board),
+        "costs": [(e.name, costs[e.name]) for e in entries], "scatter": _scatter(section, costs),
+        "curves": [Markup(figures.curves(e)) for e in entries if any(m.log for m in e.members)],
         "pictures": [(e.name, e.members[0].seed, pictures[board.title, e.name]) for e in entries
                      if (board.title, e.name) in pictures],
         "leaks": [(e.name, m.seed, m.leak) for e in entries for m in e.members if m.leak],
@@ -101,25 +82,13 @@ def _section(number_: int, section: Section, pictures: Pictures) -> dict[str, An
     }
 
 
-def _rows(section: Section, table: Mapping[str, Scores], places: Mapping[str, Place]) -> list[dict[str, Any]]:
-    rows = []
-    for entry in section.entries:
-        place = places.get(entry.name)
-        found = place.estimate if place else estimate(table[entry.name], LIMITS)
-        rows.append({"row": entry.row, "estimate": found, "place": place,
-                     "rank": f"{place.rank}{'=' if place.tied else ''}" if place else "–"})
-    rows.sort(key=lambda r: (r["place"] is None, r["place"].rank if r["place"] else 0, -r["estimate"].mean))
-    bars = _bars([r["estimate"] for r in rows])
-    return [{**r, "bar": bar} for r, bar in zip(rows, bars, strict=True)]
-
-
-def _bars(estimates: Sequence[Estimate]) -> list[tuple[float, float, float] | None]:
-    """Low, mean and high of each interval on a common scale of 0 to 100."""
-    known = [e for e in estimates if isfinite(e.low) and isfinite(e.high)]
-    low, high = min((e.low for e in known), default=0.0), max((e.high for e in known), default=1.0)
+def _bars(board: Board) -> list[tuple[float, float, float] | None]:
+    """Low, mean and high of each row's interval on a common scale of 0 to 100; None where a row has none."""
+    known = [r.intervals["dice"] for r in board.rows if "dice" in r.intervals and isfinite(sum(r.intervals["dice"]))]
+    low, high = min((k[0] for k in known), default=0.0), max((k[1] for k in known), default=1.0)
     scale = 100 / max(high - low, 1e-9)
-    return [((e.low - low) * scale, (e.mean - low) * scale, (e.high - low) * scale) if e in known else None
-            for e in estimates]
+    return [((r.intervals["dice"][0] - low) * scale, (r.dice - low) * scale, (r.intervals["dice"][1] - low) * scale)
+            if r.intervals.get("dice") in known else None for r in board.rows]
 
 
 def _selection(section: Section) -> str:
@@ -129,30 +98,28 @@ def _selection(section: Section) -> str:
     return f"selection: {', '.join(rules)} · evaluations on the test cases a run: {', '.join(tests)}"
 
 
-def _cases(section: Section, table: Mapping[str, Scores]) -> list[tuple[str, list[float]]]:
-    """Mean Dice over seeds by case (rows) and method (columns)."""
-    order = list(section.mean_dice(section.entries[0].name))
-    means = {}
-    for name, s in table.items():
-        defined = np.isfinite(s.values)
-        totals = np.where(defined, s.values, 0).sum(0)
-        means[name] = np.where(defined.any(0), totals / np.maximum(defined.sum(0), 1), np.nan)
-    return [(case, [float(means[e.name][i]) for e in section.entries]) for i, case in enumerate(order)]
+def _cases(board: Board) -> list[tuple[str, list[float]]]:
+    """Mean Dice over seeds by case (rows) and method (columns); nan where it is not defined."""
+    means = []
+    for scores in board.scores["dice"]:
+        defined = np.isfinite(scores.values)
+        total = np.where(defined, scores.values, 0).sum(0)
+        means.append(np.where(defined.any(0), total / np.maximum(defined.sum(0), 1), np.nan))
+    return [(case, [float(m[i]) for m in means]) for i, case in enumerate(board.case_ids)]
 
 
-def _matrix(all_scores: Sequence[Scores]) -> list[tuple[str, list[Difference | None]]]:
-    """Differences of the row's method from the column's, in percent of Dice."""
-    found: dict[tuple[str, str], Difference] = {}
-    for d in pairwise(all_scores):
-        found[d.a, d.b] = d
-    names = [s.name for s in all_scores]
+def _matrix(board: Board) -> list[tuple[str, list[Difference | None]]]:
+    """Differences of the row's method from the column's, in percent of Dice; p only between ranked rows."""
+    found = {(d.a, d.b): d for d in board.pairs}
+    for a, b in combinations(board.scores["dice"], 2):
+        if (a.name, b.name) not in found:
+            found[a.name, b.name] = replace(compare(a, b), p=nan, p_holm=nan)
+    names = [r.method for r in board.rows]
     return [(a, [found.get((a, b)) or _turned(found.get((b, a))) for b in names]) for a in names]
 
 
 def _turned(d: Difference | None) -> Difference | None:
-    if d is None:
-        return None
-    return replace(d, a=d.b, b=d.a, mean=-d.mean, low=-d.high, high=-d.low, wins=d.losses, losses=d.wins)
+    return d and replace(d, a=d.b, b=d.a, mean=-d.mean, low=-d.high, high=-d.low, wins=d.losses, losses=d.wins)
 
 
 def _scatter(section: Section, costs: Mapping[str, Cost]) -> Markup:

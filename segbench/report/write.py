@@ -9,6 +9,7 @@ from segbench.errors import SegbenchError
 from segbench.report.gather import Content, Member, gather
 from segbench.report.overlay import Picture, pictures
 from segbench.report.page import render
+from segbench.results.cite import bibtex
 from segbench.results.rundir import RunDir
 from segbench.training.run import Prepared, device_of
 
@@ -30,7 +31,8 @@ def report(runs: Iterable[RunDir], title: str, restore: Restore | None, device: 
             tell(f"{section.board.dataset}: {entry.name}")
             assert restore is not None
             found[section.board.title, entry.name] = _pictures(entry.members[0], section.board.dataset, restore, device)
-    return render(content, found, title), content
+    cited = bibtex(m.run for s in content.sections for e in s.entries for m in e.members) if content.sections else ""
+    return render(content, found, title, cited), content
 
 
 def _pictures(member: Member, dataset: str, restore: Restore, device: str) -> list[Picture] | str:
