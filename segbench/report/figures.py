@@ -23,7 +23,7 @@ from segbench.text import safe
 # Series of the page's palette: colours that are nowhere else, replaced by the page's variables, which know the dark mode.
 SERIES = tuple(f"#01020{i}" for i in range(1, 7))
 MUTED = "#010207"
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "segbench", "font.size": 9, "axes.spines.top": False,
+SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "segbench", "font.size": 9, "axes.spines.top": False,
             "axes.spines.right": False, "text.parse_math": False, "axes.formatter.use_mathtext": False,
             "axes.axisbelow": True, "axes.linewidth": 0.6, "legend.frameon": False, "axes.titlesize": 9,
             "axes.titlelocation": "left"}
@@ -74,7 +74,7 @@ def strip(section: Section, target: str) -> str:
             cells = entry.dice(section.board.dataset, target)
             points = [(v, y + _spread(i, len(values))) for values in cells for i, v in enumerate(values)]
             if points:
-                axes.scatter(*zip(*points, strict=True), s=11, color=SERIES[0], alpha=0.55, linewidths=0)
+                axes.scatter([x for x, _ in points], [y for _, y in points], s=11, color=SERIES[0], alpha=0.55, linewidths=0)
                 mean = fmean(fmean(values) for values in cells if values)
                 axes.plot([mean, mean], [y - 0.36, y + 0.36], color=SERIES[1], linewidth=2.2)
         _named(axes, entries)

@@ -28,11 +28,11 @@ def export(runs: Iterable[RunDir], folder: Path) -> int:
         place = folder.joinpath(*run.path.parts[-3:])
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()
-        with SummaryWriter(str(place)) as writer:  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(place)) as writer:
             for line in log:
                 for key, value in line.items():
                     if isinstance(value, (int, float)) and key not in ("step", "seconds"):
                         tag = key if key == "lr" else f"loss/{key}"
-                        writer.add_scalar(tag, value, line["step"], walltime=line.get("seconds"))  # type: ignore[no-untyped-call]
+                        writer.add_scalar(tag, value, line["step"], walltime=line.get("seconds"))
         count += 1
     return count

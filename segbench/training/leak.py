@@ -29,7 +29,8 @@ def measure(run: Prepared, stored: dict[str, Any], device: str, report: Report) 
     with lock(folder / "lock"):
         method, device = build(run.experiment, run.stores), device_of(device)
         method.to(device)
-        validation, partial, rows = validation_stores(run), folder / "leak.jsonl", []
+        validation, partial = validation_stores(run), folder / "leak.jsonl"
+        rows: list[dict[str, Any]] = []
         for step, weights in snapshots(run, method):
             scores = [100 * mean_dice(method, stores, run, partial, weights, device, report)
                       for stores in (validation, run.stores)]
