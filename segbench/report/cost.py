@@ -34,7 +34,8 @@ def cost_of(members: Sequence[Member]) -> Cost:
         return fmean(values) if values else nan
     gpu = any(_number(m.get("gpu_seconds")) and m["gpu_seconds"] > 0 for m in manifests)
     hours = mean("gpu_seconds" if gpu else "cpu_seconds") / 3600
-    return Cost(mean("seconds_per_step"), fmean([_volumes(m) for m in manifests]),
+    volumes = [v for v in map(_volumes, manifests) if isfinite(v)]
+    return Cost(mean("seconds_per_step"), fmean(volumes) if volumes else nan,
                 hours if isfinite(hours) else mean("train_seconds") / 3600, "GPU" if gpu else "CPU",
                 mean("peak_memory_bytes") / 2**30, mean("energy_joules") / 3.6e6, mean("parameters"),
                 mean("evaluation_seconds"))
