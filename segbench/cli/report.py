@@ -11,6 +11,7 @@ from segbench.cli.common import Command, Settings, safe
 from segbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from segbench.report.gather import Content
     from segbench.results.rundir import RunDir
     from segbench.training.run import Machine
 
@@ -36,27 +37,35 @@ def report(settings: Settings, wanted: tuple[str, ...], out: Path | None, title:
     segbench report benchmarks/phantom.yaml -o phantom.html
     segbench report 3f9c2a7b c01d88e2 --no-images
     """
-    from segbench.cli.run import machine_of, restore
-    from segbench.files import atomic_write
-    from segbench.report.write import report as write
+    from segbench.cli.run import machine_of
 
     machine = machine_of(settings, None, device, None)
     name, runs = _runs(settings, wanted, machine)
     if tensorboard is not None:
         _export(settings, runs, tensorboard)
         return
-    page, content = write(runs, title or f"segbench {name}", None if no_images else lambda run: restore(run, machine),
-                          machine.device, lambda text: settings.say(f"pictures of {safe(text)}"))
     file = out or settings.root / "reports" / f"{name}.html"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, page.encode())
+    content = write(settings, machine, runs, file, title or f"segbench {name}", not no_images)
     for warning in content.warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     count = sum(len(e.members) for s in content.sections for e in s.entries)
     settings.document = {"schema": "segbench.report/1", "status": "ok", "file": str(file), "runs": count,
                          "tables": len(content.sections), "warnings": content.warnings, "failures": content.failures}
     if not settings.json:
-        click.echo(f"{safe(file)}: {count} runs in {len(content.sections)} tables, {len(page) / 1e6:.1f} MB")
+        click.echo(f"{safe(file)}: {count} runs in {len(content.sections)} tables, {file.stat().st_size / 1e6:.1f} MB")
+
+
+def write(settings: Settings, machine: Machine, runs: list[RunDir], file: Path, title: str, images: bool = True) -> Content:
+    """Write the page about some runs to a file; returns what it shows."""
+    from segbench.cli.run import restore
+    from segbench.files import atomic_write
+    from segbench.report.write import report as render
+
+    page, content = render(runs, title, (lambda run: restore(run, machine)) if images else None, machine.device,
+                           lambda text: settings.say(f"pictures of {safe(text)}", 1))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, page.encode())
+    return content
 
 
 def _export(settings: Settings, runs: list[RunDir], folder: Path) -> None:
