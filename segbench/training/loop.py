@@ -176,7 +176,7 @@ class Trainer:
                 if t.step % every == 0 or self.step == self.total:
                     line = {"step": t.step, "phase": t.phase, "lr": lr, "seconds": round(self.seconds, 3), **terms}
                     file.write(json.dumps(line).encode() + b"\n")
-                if self.step in self.snapshots:
+                if self.step in self.snapshots and self.world.rank == 0:
                     self._snapshot()
                 report(Progress(self.step, self.total, t.phase, terms, lr))
                 code = self.world.largest(stop.code or 0)  # all processes stop after the same step

@@ -350,15 +350,17 @@ def _changed(experiment: Experiment) -> dict[str, Any]:
 
 def _manifest(trainer: Trainer, spent: dict[str, Any], device: str, evaluation_seconds: float) -> dict[str, Any]:
     """``spent``: cost of the training alone; the peak of the memory is that of training and evaluation."""
-    cuda, volumes = device.startswith("cuda"), spent["volumes"]
-    cost = {k: spent[k] for k in ("cpu_seconds", "energy_joules")}
+    cuda, size = device.startswith("cuda"), trainer.world.size
+    volumes = {phase: count * size for phase, count in spent["volumes"].items()}  # all processes have equal shares
+    # The others' processors and energy are not measured: a part is not the whole.
+    cost = {k: spent[k] if size == 1 else None for k in ("cpu_seconds", "energy_joules")}
     return {
         "schema": "segbench.manifest/1", "segbench": __version__, "python": platform.python_version(),
         "torch": torch.__version__, "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
         "platform": platform.platform(), "threads": torch.get_num_threads(), "argv": sys.argv[1:],
         "train_seconds": round(trainer.seconds, 2), "seconds_per_step": round(trainer.seconds / trainer.total, 4),
         "evaluation_seconds": round(evaluation_seconds, 2),
-        "gpu_seconds": round(trainer.seconds, 2) if cuda else 0.0, **cost,
+        "gpu_seconds": round(trainer.seconds * size, 2) if cuda else 0.0, **cost,
         "peak_memory_bytes": trainer.cost.to_dict()["peak_memory_bytes"],
         "phases": [{"name": s.phase.name, "steps": s.steps, "volumes": volumes.get(s.phase.name)} for s in trainer.stages],
         "parameters": sum(p.numel() for p in trainer.method.parameters()),
