@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from segbench import __version__
 from segbench.config import dump_yaml
+from segbench.config.schema import flatten
 from segbench.report import figures
 from segbench.report.commands import command
 from segbench.report.cost import Cost, cost_of
@@ -30,7 +31,7 @@ from segbench.results.leaderboard import Board, published
 from segbench.results.stats import Difference, compare
 from segbench.text import safe
 
-Pictures = Mapping[tuple[str, str], Any]  # (section title, row label): a list of pictures, or why there are none
+Pictures = Mapping[tuple[int, str], Any]  # (section's number, row): pictures, or why there are none
 
 
 def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -> str:
@@ -71,10 +72,10 @@ def _section(number_: int, section: Section, pictures: Pictures) -> dict[str, An
         "rows": list(zip(board.rows, _bars(board), strict=True)), "selection": _selection(section),
         "strips": [Markup(figures.strip(section, c)) for c in section.classes],
         "cases": _cases(board), "matrix": _matrix(board),
-        "costs": [(e.name, costs[e.name]) for e in entries], "scatter": _scatter(section, costs),
+        "costs": [(e.name, costs[e.name]) for e in entries], "scatter": _scatter(section, costs) if len(entries) > 1 else "",
         "curves": [Markup(figures.curves(e)) for e in entries if any(m.log for m in e.members)],
-        "pictures": [(e.name, e.members[0].seed, pictures[board.title, e.name]) for e in entries
-                     if (board.title, e.name) in pictures],
+        "pictures": [(e.name, e.members[0].seed, pictures[number_, e.name]) for e in entries
+                     if (number_, e.name) in pictures],
         "leaks": [(e.name, m.seed, m.leak) for e in entries for m in e.members if m.leak],
         "published": published(board.dataset, board.labeled) if board.standard else [],
         "settings": _settings(section), "reproduce": [command(e.members) for e in entries],
@@ -95,7 +96,10 @@ def _selection(section: Section) -> str:
     results = [m.result for e in section.entries for m in e.members]
     rules = sorted({f"{r['selection']} checkpoint" for r in results})
     tests = sorted({str(r["test_evaluations"]) for r in results})
-    return f"selection: {', '.join(rules)} · evaluations on the test cases a run: {', '.join(tests)}"
+    protocol = flatten(results[0]["science"]["protocol"])
+    modified = [f"{key} = {protocol[key]}" for key in results[0]["protocol"]["modified"] if key in protocol]
+    return (f"selection: {', '.join(rules)} · evaluations on the test cases a run: {', '.join(tests)}"
+            + (f" · modified: {', '.join(modified)}" if modified else ""))
 
 
 def _cases(board: Board) -> list[tuple[str, list[float]]]:

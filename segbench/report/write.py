@@ -25,12 +25,12 @@ def report(runs: Iterable[RunDir], title: str, restore: Restore | None, device: 
         tell: hears of each row whose pictures are being made.
     """
     content = gather(runs)
-    found: dict[tuple[str, str], Any] = {}
-    for section in content.sections if restore else ():
+    found: dict[tuple[int, str], Any] = {}
+    for number, section in enumerate(content.sections, 1) if restore else ():
         for entry in section.entries:
             tell(f"{section.board.dataset}: {entry.name}")
             assert restore is not None
-            found[section.board.title, entry.name] = _pictures(entry.members[0], section.board.dataset, restore, device)
+            found[number, entry.name] = _pictures(entry.members[0], section.board.dataset, restore, device)
     cited = bibtex(m.run for s in content.sections for e in s.entries for m in e.members) if content.sections else ""
     return render(content, found, title, cited), content
 

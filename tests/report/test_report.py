@@ -154,6 +154,15 @@ def test_flat_images_and_several_classes(lab):
     assert "smallest: a dot a test case" in text and "never ranked together" in text
 
 
+def test_tables_of_one_title_keep_their_own_pictures(lab):
+    for steps in (1, 2):
+        execute(lab.prepared("supervised", steps=steps), lab.machine())
+    text, content = report(runs(lab), "A title", restore(lab))
+    first, second = content.sections
+    assert first.board.title == second.board.title and len(set(re.findall(r'src="(data:[^"]+)"', text))) == 4
+    assert "modified: steps = 1<" in text and "modified: steps = 2<" in text
+
+
 def test_commands_make_the_same_runs_again(finished, monkeypatch):
     changed = {"method": "mean_teacher", "overrides": ["decay=0.5", "patch=8x8x8", "inference.stride=8,8,8"],
                "labeled": 3}
