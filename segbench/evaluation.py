@@ -47,7 +47,7 @@ def evaluate(method: Method, stores: list[Store], protocol: Protocol, partial: P
         for task, store in enumerate(stores):
             for case in store.test:
                 if (store.name, case) not in done:
-                    label, digest = _predict(method, store, case, task, protocol, device, precision)
+                    label, digest = predict_labels(method, store, case, task, protocol, device, precision)
                     keep(store.name, case, label)
                     done[store.name, case] = score(label, digest, store, case)
                     line = {"stamp": stamp, "dataset": store.name, "case": case, "rows": done[store.name, case]}
@@ -121,7 +121,7 @@ def _resized(volume: Tensor, shape: Sequence[int]) -> Tensor:
     return volume
 
 
-def _predict(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,
+def predict_labels(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,
              precision: str) -> tuple[np.ndarray, str]:
     label = finished(labels_from(predict_case(method, store, case, task, protocol, device, precision)), protocol)
     return label, array_digest(label)

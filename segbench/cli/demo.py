@@ -16,9 +16,10 @@ METHODS = ("versemi", "supervised", "mean_teacher")  # the longest first: slots 
 @machine_options
 @click.pass_obj
 def demo(settings: Settings, seeds: str, save_every: str | None, device: str | None, workers: int | None) -> None:
-    """Train three methods on phantoms and rank them. Needs no data and no GPU; a few minutes."""
+    """Train three methods on phantoms, rank them and write a report. Needs no data and no GPU; a few minutes."""
     from segbench.cli.bench import default_slots, run_slots
     from segbench.cli.leaderboard import show
+    from segbench.cli.report import write
     from segbench.cli.run import combined, document, experiments
     from segbench.results.leaderboard import boards
     from segbench.training.run import prepare
@@ -32,10 +33,12 @@ def demo(settings: Settings, seeds: str, save_every: str | None, device: str | N
         raise SuiteError(f"{len(failed)} of {len(runs)} runs failed", where=failed[0].run.folder.path / "console.log",
                          fix="segbench doctor")
     tables, _ = boards(run.folder for run in runs)
+    page = settings.root / "reports" / "demo.html"
+    write(settings, machine, [run.folder for run in runs], page, "segbench demo")
     if not settings.json:
         click.echo("\n" + "\n\n".join(show(t) for t in tables))
-        click.echo(f"\nruns are in {settings.root}; the next things to try:\n"
+        click.echo(f"\nruns are in {settings.root}, the report about them is {page}; the next things to try:\n"
                    "  segbench list methods\n  segbench run mean_teacher --dataset phantom --seeds 0-2\n"
                    "  segbench leaderboard")
     results = [(run.folder.result(), run.folder.path) for run in runs]
-    settings.document = combined([document(r, path) for r, path in results if r is not None])
+    settings.document = {**combined([document(r, path) for r, path in results if r is not None]), "report": str(page)}

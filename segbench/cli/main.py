@@ -21,7 +21,7 @@ from segbench.errors import SegbenchError, did_you_mean
 # the help is shown, so none of them may import torch.
 COMMANDS = {
     "demo": "demo", "run": "run", "resume": "run", "evaluate": "evaluate", "predict": "predict", "bench": "bench",
-    "leaderboard": "leaderboard", "compare": "compare", "runs": "runs", "cite": "cite",
+    "leaderboard": "leaderboard", "compare": "compare", "runs": "runs", "cite": "cite", "report": "report", "leak": "leak",
     "list": "catalog", "describe": "catalog", "data": "data", "new": "extend", "test": "extend", "ablate": "extend",
     "config": "config", "doctor": "doctor",
 }

@@ -56,9 +56,10 @@ def science_options(command: Any) -> Any:
 @machine_options
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--restart", is_flag=True, help="Throw an existing run of this identity away and train anew.")
+@click.option("--leak-meter", is_flag=True, help="Keep ten checkpoints for: segbench leak RUN.")
 @click.pass_obj
 def run(settings: Settings, method: str, save_every: str | None, device: str | None, workers: int | None, dry_run: bool,
-        restart: bool, **science: Any) -> None:
+        restart: bool, leak_meter: bool, **science: Any) -> None:
     """Train METHOD and evaluate it on the test cases.
 
     \b
@@ -69,6 +70,7 @@ def run(settings: Settings, method: str, save_every: str | None, device: str | N
     from segbench.training.run import prepare
 
     machine = machine_of(settings, save_every, device, workers)
+    machine.leak_meter = leak_meter
     runs = [prepare(e, machine) for e in experiments(settings, method, **science)]
     if dry_run:
         _show_plan(settings, runs)
@@ -147,6 +149,8 @@ def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool 
         show.stop()
     if result.get("cached"):
         settings.say(f"cached: {run.folder.path} (--restart trains anew)")
+        if machine.leak_meter and not (run.folder.path / "snapshots").exists():
+            show.warn("this run kept no checkpoints for the leak meter; --restart trains anew and keeps them")
     if not settings.json:
         for line in lines(result):
             click.echo(line)

@@ -71,7 +71,7 @@ class Protocol(Strict):
     inference: Inference
     backbone: BackboneChoice = Field(default_factory=BackboneChoice)
     labeled: tuple[int, ...] = Field((), description="usual numbers of labelled cases")
-    selection: Literal["last"] = Field("last", description="which checkpoint is evaluated")
+    selection: Literal["last", "validation"] = Field("last", description="checkpoint evaluated; see training/selection.py")
     policy: Literal["worst_distance"] = Field("worst_distance", description="score of an empty prediction")
     largest_component: bool = Field(False, description="keep only the largest component of each class")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")

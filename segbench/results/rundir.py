@@ -120,6 +120,13 @@ class RunDir:
         except (OSError, ValueError):
             return {}
 
+    def leak(self) -> dict[str, Any]:
+        """What ``segbench leak`` recorded of this run; empty if nothing."""
+        try:
+            return json.loads((self.path / "leak.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the JSON files, atomically."""
         atomic_write(self.path / name, json_bytes(value))

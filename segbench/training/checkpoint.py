@@ -120,6 +120,20 @@ def load(folder: Path) -> tuple[int, Any, dict[str, Any], list[str]] | None:
     return None
 
 
+def files(folder: Path) -> list[Path]:
+    """All checkpoint files of a folder, in order of their steps."""
+    return sorted((f for f in folder.glob("*.st") if NAME.fullmatch(f.name)), key=lambda f: f.name)
+
+
+def read(file: Path) -> tuple[int, Any, dict[str, Any]]:
+    """(step, state, header) of one file.
+
+    Raises:
+        IntegrityError: it is not what was written.
+    """
+    return _read(file, file.stem.rsplit("-", 1)[1])
+
+
 def _listed(folder: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads((folder / "last.json").read_text())

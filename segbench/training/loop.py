@@ -22,6 +22,7 @@ from torch import Tensor
 from segbench.contracts.method import Batch, Clock, Method, Optim
 from segbench.errors import Interrupted, TrainingError
 from segbench.training import checkpoint
+from segbench.training.cost import Cost
 from segbench.training.distributed import World
 from segbench.training.plan import Stage, clock, stage_of
 from segbench.training.signals import StopRequest
@@ -87,7 +88,9 @@ class Trainer:
         self.stage = stages[0]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.seconds = 0.0  # spent in training, over all attempts
+        self.cost = Cost(self.device)
         self.warnings: list[str] = []
+        self.snapshots: frozenset[int] = frozenset()  # completed steps after which the weights are kept for a later choice
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -114,6 +117,7 @@ class Trainer:
                                  "without a stop")
         self.method.load_state_dict(state["method"])
         self.seconds = header["seconds"]
+        self.cost.restore(header.get("cost"))
         if self.step < self.total:  # the weights of a finished training are kept alone
             self.scaler.load_state_dict(state["scaler"])
             for player, optimizer in self.optimizers.items():
@@ -135,12 +139,17 @@ class Trainer:
         checkpoint.save(self.folder, self.step, self.state(), self._header(log.tell()))
 
     def _header(self, log_bytes: int) -> dict[str, Any]:
-        return {**self.header, "seconds": self.seconds, "log_bytes": log_bytes}
+        return {**self.header, "seconds": self.seconds, "cost": self.cost.to_dict(), "log_bytes": log_bytes}
 
     def keep_weights_only(self, log: Path) -> None:
         """Replace the checkpoints of a finished training by one of the weights alone."""
         checkpoint.save(self.folder, self.step, {"method": self.method.state_dict()}, self._header(log.stat().st_size),
                         keep=1)
+
+    def _snapshot(self) -> None:
+        """Keep the weights beside the checkpoints; a step that is done again writes the same file."""
+        checkpoint.save(self.folder.with_name("snapshots"), self.step, {"method": self.method.state_dict()},
+                        {"run_id": self.header.get("run_id")}, keep=len(self.snapshots))
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -167,6 +176,8 @@ class Trainer:
                 if t.step % every == 0 or self.step == self.total:
                     line = {"step": t.step, "phase": t.phase, "lr": lr, "seconds": round(self.seconds, 3), **terms}
                     file.write(json.dumps(line).encode() + b"\n")
+                if self.step in self.snapshots and self.world.rank == 0:
+                    self._snapshot()
                 report(Progress(self.step, self.total, t.phase, terms, lr))
                 code = self.world.largest(stop.code or 0)  # all processes stop after the same step
                 if self.step == self.total or code or cadence.due(self.step, time.monotonic() - saved):
@@ -186,10 +197,11 @@ class Trainer:
         t = clock(stage, self.step, self.total, self.data.epoch(self.step - stage.start, stage.labeled), self.seed)
         batch = batch.to(self.device, non_blocking=True)
         terms: dict[str, float] = {}
-        for number, player in enumerate(self.method.players):
-            self.method.train()
-            terms.update(self._update(player, self.method.loss if number == 0 else
-                                      getattr(self.method, f"loss_{player}"), batch, t))
+        with self.cost.counted(self.method, t.phase):
+            for number, player in enumerate(self.method.players):
+                self.method.train()
+                terms.update(self._update(player, self.method.loss if number == 0 else
+                                          getattr(self.method, f"loss_{player}"), batch, t))
         with torch.no_grad():
             self.method.after_step(t)
             self.world.follow_first(self.method)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import resource
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from segbench.training import checkpoint, distributed
 from segbench.training.distributed import World
 from segbench.training.loop import Cadence, Progress, Trainer
 from segbench.training.plan import stages
+from segbench.training.selection import choose, held_out, snapshot_steps, without_held_out
 
 
 @dataclass
@@ -47,6 +47,7 @@ class Machine:
     save_every: Cadence = field(default_factory=Cadence)
     plugins: list[str] = field(default_factory=list)
     recompute: bool = False  # activations, going backward
+    leak_meter: bool = False  # keep checkpoints to choose from
 
 
 @dataclass
@@ -111,6 +112,8 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         if not 0 < experiment.labeled[store.name] <= len(store.patients):
             raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
                              expected=f"1 to {len(store.patients)} (its training cases)", fix="--labeled N")
+        if experiment.protocol.selection == "validation":
+            held_out(view, experiment.labeled[store.name])  # refuses before anything is trained
     splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
     sources = {kind: registry.source_digest(registry.get(kind, name).cls)
                for kind, name in (("method", experiment.method), ("backbone", experiment.backbone))}
@@ -209,8 +212,10 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
         reporter.start(run)
         stage = "training"
         trainer = _train(run, method, machine, device, reporter, world)
+        stage = "selection"
+        chosen = _select(run, trainer, device, reporter)
         stage = "evaluation"
-        return _evaluate(run, trainer, device, reporter)
+        return _evaluate(run, trainer, chosen, device, reporter)
     except SegbenchError as error:
         if error.code < 75:  # the others are requests to stop, not failures
             run.folder.fail(error, stage)
@@ -231,9 +236,9 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
 
 
 def _clear(folder: RunDir) -> None:
-    for file in [*folder.path.glob("ckpt/*"), *(folder.path / n for n in
-                 ("result.json", "cases.csv", "log.jsonl", "failed.json", "evaluation.jsonl", "manifest.json",
-                  "predictions.zip"))]:
+    for file in [*folder.path.glob("ckpt/*"), *folder.path.glob("snapshots/*"), *(folder.path / n for n in
+                 ("result.json", "cases.csv", "log.jsonl", "failed.json", "evaluation.jsonl", "validation.jsonl",
+                  "manifest.json", "leak.json", "leak.jsonl", "predictions.zip"))]:
         file.unlink(missing_ok=True)
 
 
@@ -244,6 +249,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     if machine.recompute:
         recompute(method)
     views = {s.name: drawn(derived(s, protocol.factors(s.name, s.dims)), experiment.draw) for s in run.stores}
+    if protocol.selection == "validation":
+        views = {name: without_held_out(view, experiment.labeled[name]) for name, view in views.items()}
     labeled = {name: len(view.labeled(experiment.labeled[name])) for name, view in views.items()}
     data = TrainingData(views, labeled, protocol, experiment.seed, share=world.share)
     # The same budget for each data set: a joint training gets the protocol's steps for every one of them.
@@ -257,6 +264,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
                                              "threads": torch.get_num_threads()}, experiment.without, world)
+    if machine.leak_meter or protocol.selection == "validation" or (run.folder.path / "snapshots").exists():
+        trainer.snapshots = snapshot_steps(total)
     trainer.fit(lambda steps: loader(data, steps, machine.workers), run.folder.path / "log.jsonl", machine.save_every,
                 reporter.train)
     for warning in trainer.warnings:
@@ -264,16 +273,25 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     return trainer
 
 
-def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) -> dict[str, Any]:
+def _select(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) -> dict[str, Any]:
+    """Give the trainer's method the weights that count; returns what the result says of the choice."""
+    if run.experiment.protocol.selection == "last":
+        return {}
+    chosen = choose(run, trainer.method, device, reporter.evaluate)
+    trainer.keep_weights_only(run.folder.path / "log.jsonl")
+    return {"validation": chosen}
+
+
+def _evaluate(run: Prepared, trainer: Trainer, chosen: dict[str, Any], device: str, reporter: Reporter) -> dict[str, Any]:
     experiment, folder = run.experiment, run.folder
     protocol = experiment.protocol
-    weights = checkpoint.digest(trainer.method.state_dict())
+    weights, spent = checkpoint.digest(trainer.method.state_dict()), trainer.cost.to_dict()
     started = time.monotonic()
     partial = folder.path / "evaluation.jsonl"
     rows = evaluate(trainer.method, run.stores, protocol, partial, weights, device, experiment.precision,
                     reporter.evaluate)
     table = cases_csv(rows)
-    folder.write_json("manifest.json", _manifest(trainer, device, time.monotonic() - started))
+    folder.write_json("manifest.json", _manifest(trainer, spent, device, time.monotonic() - started))
     atomic_write(folder.path / "cases.csv", table)
     result = {
         "schema": SCHEMA, "status": "done", "run_id": run.run_id, "method": experiment.method,
@@ -286,7 +304,7 @@ def _evaluate(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) 
         "changed_params": _changed(experiment), "without": list(experiment.without),
         "fingerprints": {s.name: s.fingerprint for s in run.stores},
         "splits": run.splits, "science": run.science, "metrics": summarise(rows, protocol.policy), "steps": trainer.step,
-        "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
+        **chosen, "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
     }
     folder.write_json("result.json", result)
     trainer.keep_weights_only(folder.path / "log.jsonl")
@@ -344,15 +362,21 @@ def _changed(experiment: Experiment) -> dict[str, Any]:
     return {k: v for k, v in experiment.params.items() if defaults.get(k) != v} | network
 
 
-def _manifest(trainer: Trainer, device: str, evaluation_seconds: float) -> dict[str, Any]:
-    cuda = device.startswith("cuda")
-    peak = torch.cuda.max_memory_allocated(device) if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _manifest(trainer: Trainer, spent: dict[str, Any], device: str, evaluation_seconds: float) -> dict[str, Any]:
+    """``spent``: cost of the training alone; the peak of the memory is that of training and evaluation."""
+    cuda, size = device.startswith("cuda"), trainer.world.size
+    volumes = {phase: count * size for phase, count in spent["volumes"].items()}  # all processes have equal shares
+    # The others' processors and energy are not measured: a part is not the whole.
+    cost = {k: spent[k] if size == 1 else None for k in ("cpu_seconds", "energy_joules")}
     return {
         "schema": "segbench.manifest/1", "segbench": __version__, "python": platform.python_version(),
         "torch": torch.__version__, "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
         "platform": platform.platform(), "threads": torch.get_num_threads(), "argv": sys.argv[1:],
         "train_seconds": round(trainer.seconds, 2), "seconds_per_step": round(trainer.seconds / trainer.total, 4),
-        "evaluation_seconds": round(evaluation_seconds, 2), "peak_memory_bytes": int(peak),
+        "evaluation_seconds": round(evaluation_seconds, 2),
+        "gpu_seconds": round(trainer.seconds * size, 2) if cuda else 0.0, **cost,
+        "peak_memory_bytes": trainer.cost.to_dict()["peak_memory_bytes"],
+        "phases": [{"name": s.phase.name, "steps": s.steps, "volumes": volumes.get(s.phase.name)} for s in trainer.stages],
         "parameters": sum(p.numel() for p in trainer.method.parameters()),
         "optimizers": {player: spec.model_dump(mode="json") for player, spec in trainer.specs.items()},
         "warnings": trainer.warnings,

@@ -86,7 +86,7 @@ WRONG = [
     (SMALL + "batch: {labeled: 2.0}", r"batch.labeled: expected int in \[1, 1024\], got 2.0"),
     (SMALL + "batch: {labeled: true}", r"batch.labeled: expected int in \[1, 1024\], got True"),
     (SMALL + "batch: 3", r"batch: expected mapping, got 3"),
-    (SMALL + "selection: best", r"selection: expected 'last', got 'best'"),
+    (SMALL + "selection: best", r"selection: expected one of last, validation, got 'best'"),
     (SMALL + "precision: fp8", r"precision: expected one of fp32, bf16, fp16, got 'fp8'"),
     (SMALL + "labeled: [0]", r"labeled: expected counts ≥ 1"),
     (SMALL + "labeled: 8", r"labeled: expected list of int, got 8"),

@@ -1,0 +1,343 @@
+"""The report: what it shows is what the runs hold, nothing in it runs or fetches, and a browser agrees."""
+
+import csv
+import html.parser
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segbench.config import resolve, run_id
+from segbench.files import json_bytes
+from segbench.report import figures, overlay
+from segbench.report.commands import command
+from segbench.report.gather import gather
+from segbench.report.write import report
+from segbench.results.rundir import RunDir, all_runs
+from segbench.training.run import execute, prepare
+
+HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "$\\frac{1}$",
+           "a\nb\x1b[31m", "{{ 7 * 7 }}"]
+
+
+@pytest.fixture
+def finished(lab, tmp_path_factory):
+    """Runs of two methods, one with three seeds; made once, a copy for each test."""
+    place = tmp_path_factory.getbasetemp() / "runs-of-the-report"
+    if not place.exists():
+        first = type(lab)(place)
+        for method, seed in (("supervised", 0), ("supervised", 1), ("supervised", 2), ("mean_teacher", 0)):
+            execute(first.prepared(method, seed=seed, steps=2), first.machine())
+    shutil.copytree(place, lab.folder, dirs_exist_ok=True)
+    return lab
+
+
+def restore(lab):
+    from segbench.cli.run import restore
+    return lambda run: restore(run, lab.machine())
+
+
+def runs(lab):
+    return list(all_runs(lab.folder / "out"))
+
+
+def rewrite(run, change):
+    """Change the case table and the result of a run as somebody who knows the digest would."""
+    import hashlib
+    with (run.path / "cases.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    result = json.loads((run.path / "result.json").read_text())
+    change(rows, result)
+    if isinstance(result.get("science"), dict):
+        result["run_id"] = run_id(result["science"])
+    with (run.path / "cases.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    result["cases_sha256"] = hashlib.sha256((run.path / "cases.csv").read_bytes()).hexdigest()
+    (run.path / "result.json").write_bytes(json_bytes(result))
+
+
+class Page(html.parser.HTMLParser):
+    """Tags and their attributes, in order, and a complaint for each tag that is not closed where it should be."""
+
+    VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.wrong = [], [], []
+        self.feed(text)
+        assert not self.open and not self.wrong, (self.open, self.wrong)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append((tag, self.getpos()))
+
+
+def test_page_is_whole_and_asks_nobody(finished):
+    text, content = report(runs(finished), "A title", restore(finished))
+    page = Page(text)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert [t for t, _ in page.tags].count("script") == 1
+    assert not re.search(r"https?:|//www|url\((?!#)", text)
+    for tag, attributes in page.tags:
+        assert not [k for k in attributes if k.startswith("on")], tag
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), attributes
+    assert all(a.get("alt") for t, a in page.tags if t == "img")
+    assert all(a.get("aria-label") or a.get("aria-hidden") for t, a in page.tags if t == "svg")
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    assert content.warnings == [] and len(content.sections) == 1
+
+
+def test_numbers_are_those_of_the_runs(finished):
+    text, content = report(runs(finished), "A title", None)
+    section, = content.sections
+    assert [e.name for e in section.entries] == ["supervised", "mean_teacher"]
+    for entry in section.entries:
+        dice = [100 * m.result["metrics"][0]["columns"]["dice"]["mean"] for m in entry.members]
+        assert f"{np.mean(dice):.1f}</td>" in text
+        for case in section.board.case_ids:
+            own = [100 * line["dice"] for m in entry.members for line in m.cases if line["case"] == case]
+            assert f"{np.mean(own):.1f}</td>" in text
+    assert "1 seed: not ranked" in text and "data:image/png" not in text
+
+
+def test_pictures_are_of_the_prediction_that_was_scored(finished):
+    run = next(r for r in runs(finished) if "/supervised/" in str(r.path))
+    member = gather([run]).sections[0].entries[0].members[0]
+    found = list(overlay.pictures(member, restore(finished)(run), "tiny", "cpu"))
+    assert [p.which for p in found] == ["best", "worst"] and found[0].dice >= found[1].dice
+    assert all(p.exact for p in found)
+    member.cases[0]["prediction"] = "another"
+    assert not all(p.exact for p in overlay.pictures(member, restore(finished)(run), "tiny", "cpu"))
+
+
+def test_without_weights_the_page_says_so(finished):
+    for file in finished.folder.glob("out/runs/*/*/*/ckpt/*"):
+        file.unlink()
+    text, _ = report(runs(finished), "A title", restore(finished))
+    assert "no pictures: the weights of the result are not there" in text
+
+
+def test_planes_go_through_the_target_and_differences_are_tinted():
+    truth, label = np.zeros((2, 6, 8, 10), np.uint8)
+    truth[2, 3:6, 4:9], label[2, 4:7, 4:9] = 1, 1
+    planes = list(overlay.cut(truth, label, (1.0, 1.0, 2.0)))
+    assert [(p.axis, p.index) for p in planes] == [(2, 4), (1, 4), (0, 2)]
+    assert planes[0].of(truth).shape == (8, 6) and (planes[0].width, planes[0].height) == (6.0, 8.0)
+    rgba = overlay.tint(truth[2], label[2])
+    assert (rgba[3, 4, :3] != rgba[6, 4, :3]).any() and rgba[3, 4, 3] == rgba[6, 4, 3] > 0 == rgba[4, 5, 3]
+    flat, = overlay.cut(truth[2], label[2], (1.0, 2.0))
+    assert flat.axis is None and flat.of(truth[2]).shape == (10, 8)
+
+
+def test_flat_images_and_several_classes(lab):
+    for dataset in ("tiny_flat", "tiny_classes"):
+        execute(lab.prepared("supervised", dataset=dataset, steps=2), lab.machine())
+    text, content = report(runs(lab), "A title", restore(lab))
+    assert len(content.sections) == 2 and text.count("data:image/png") == 4
+    assert "smallest: a dot a test case" in text and "never ranked together" in text
+
+
+def test_tables_of_one_title_keep_their_own_pictures(lab):
+    for steps in (1, 2):
+        execute(lab.prepared("supervised", steps=steps), lab.machine())
+    text, content = report(runs(lab), "A title", restore(lab))
+    first, second = content.sections
+    assert first.board.title == second.board.title and len(set(re.findall(r'src="(data:[^"]+)"', text))) == 4
+    assert "modified: steps = 1<" in text and "modified: steps = 2<" in text
+
+
+def test_commands_make_the_same_runs_again(finished, monkeypatch):
+    changed = {"method": "mean_teacher", "overrides": ["decay=0.5", "patch=8x8x8", "inference.stride=8,8,8"],
+               "labeled": 3}
+    execute(finished.prepared(**changed, steps=2), finished.machine())
+    monkeypatch.setattr("segbench.config.experiment.read_protocol", _by_file)
+    for section in gather(runs(finished)).sections:
+        for entry in section.entries:
+            words = shlex.split(command(entry.members))
+            assert words[:2] == ["segbench", "run"]
+            options = dict(zip(words[3::2], words[4::2], strict=True))
+            values = [v for k, v in zip(words[3::2], words[4::2], strict=True) if k == "-o"]
+            ids = set()
+            for seed in options["--seeds"].split(","):
+                experiment, = resolve(words[2], dataset=options["--dataset"], labeled=options["--labeled"], seed=int(seed),
+                                      backbone=options["--backbone"], protocol=options["--protocol"],
+                                      overrides=values).experiments
+                ids.add(prepare(experiment, finished.machine()).run_id[:8])
+            assert ids == set(entry.row.runs)
+
+
+def _by_file(name):
+    from segbench.config.protocol import read_protocol
+    return read_protocol(Path(__file__).parents[1] / "plugins" / f"{name}.yaml" if name == "tiny" else name)
+
+
+def test_hostile_names_are_text(finished):
+    name = " ".join(HOSTILE)
+    def change(rows, result):
+        rows[0]["case"] = rows[0]["class"] = rows[1]["class"] = result["metrics"][0]["class"] = name
+        result["method"] = result["science"]["method"] = name[:190]
+    run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
+    rewrite(run, change)
+    (run.path / "log.jsonl").write_text(json.dumps({"step": 0, name: 0.5}) + "\n[1]\n{torn")
+    (run.path / "manifest.json").write_text(json.dumps({"warnings": [name], "device": name, "seconds_per_step": name,
+                                                        "phases": name}))
+    text, content = report(runs(finished), name, None)
+    page = Page(text)
+    assert [t for t, _ in page.tags].count("script") == 1 and not [t for t, a in page.tags if t == "img" or "onload" in a]
+    assert "\x1b" not in text and "49" not in re.findall(r"(?s)<h1>.*?</h1>", text)[0]
+    assert content.warnings == [] and name[:190] in {e.name for s in content.sections for e in s.entries}
+
+
+@pytest.mark.parametrize("forge", [
+    lambda rows, result: result.pop("metrics"), lambda rows, result: result.update(seed="zero"),
+    lambda rows, result: result.update(metrics=[{"dataset": 1}]), lambda rows, result: rows[0].update(dice="1e9"),
+    lambda rows, result: rows[0].update(dice="much"), lambda rows, result: result.update(science=[]),
+    lambda rows, result: result["science"].pop("params"), lambda rows, result: result.pop("weights_sha256"),
+    lambda rows, result: result["metrics"][0]["columns"].pop("dice"), lambda rows, result: result.update(datasets=["x"]),
+    lambda rows, result: result["metrics"][0]["columns"]["dice"].update(mean=0.99),
+    lambda rows, result: result.update(schema="segbench.run/0")])
+def test_forged_results_are_left_out_and_named(finished, forge):
+    run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
+    rewrite(run, forge)
+    content = gather(runs(finished))
+    assert len(content.warnings) == 1 and run.path.name in content.warnings[0]
+    assert [e.name for s in content.sections for e in s.entries] == ["supervised"]
+
+
+def test_failed_runs_are_counted(finished):
+    run = finished.prepared("versemi", steps=2)
+    run.folder.write_config(run.run_id, run.experiment, run.science, [])
+    run.folder.fail(RuntimeError("<b>no</b>"), "training")
+    (runs(finished)[0].path / "result.json").write_text("{}")
+    text, content = report(runs(finished), "A title", None)
+    assert len(content.warnings) == 1 and content.warnings[0].replace("'", "&#39;") in text
+    assert len(content.failures) == 1 and "1 failed run:" in text and "&lt;b&gt;no&lt;/b&gt; (training)" in text
+
+
+def test_nothing_to_show():
+    text, content = report([], "Empty", None)
+    Page(text)
+    assert content.sections == [] and "No finished runs." in text
+
+
+def test_command_writes_the_page_and_curves(finished):
+    where = ("--root", finished.folder / "out", "--data-root", finished.folder / "data")
+    done = finished.call("report", *where, "--no-images", "--title", "Mine", "--json")
+    document = json.loads(done.stdout)
+    assert (document["runs"], document["tables"], document["status"]) == (4, 1, "ok")
+    assert "<h1>Mine</h1>" in Path(document["file"]).read_text()
+    one = runs(finished)[0]
+    done = finished.call("report", *where, one.run_id, "-o", finished.folder / "one.html", "-q")
+    assert done.returncode == 0 and "1 runs in 1 tables" in done.stdout, done.stderr
+    text = (finished.folder / "one.html").read_text()
+    assert one.run_id in text and "data:image/png" in text
+    assert finished.call("report", *where, "zzzz").returncode == 2
+
+
+def test_curves_for_tensorboard(finished):
+    pytest.importorskip("tensorboard", reason="the extra tb is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    target = finished.folder / "tb"
+    for _ in range(2):  # a second export replaces the first
+        done = finished.call("report", "--root", finished.folder / "out", "--tensorboard", target)
+        assert done.returncode == 0, done.stderr
+    run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
+    events = EventAccumulator(str(target.joinpath(*run.path.parts[-3:])))
+    events.Reload()
+    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert [(e.step, e.value) for e in events.Scalars("loss/supervised")] == [
+        (line["step"], pytest.approx(line["supervised"])) for line in log]
+    assert set(events.Tags()["scalars"]) == {"lr", "loss/supervised", "loss/consistency"}
+
+
+def test_figures_carry_no_address_and_take_the_page_s_colours(finished):
+    section = gather(runs(finished)).sections[0]
+    for svg in (figures.strip(section, "ball"), figures.curves(section.entries[0]),
+                figures.scatter([("a", 1.0, 50.0), ("b", 100.0, 60.0), ("c", float("nan"), 1.0)], "minutes")):
+        assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
+        assert "http" not in svg and "#0102" not in svg and "#000000" not in svg and "var(--s1)" in svg
+
+
+# -- in a browser ------------------------------------------------------------------------------------------------------
+
+
+def column(browser, table, number):
+    return browser.run(f"[...document.querySelectorAll('{table} tbody tr')].map(r => r.cells[{number}].textContent.trim())")
+
+
+def press(browser, table, number):
+    browser.run(f"document.querySelectorAll('{table} thead th')[{number}].querySelector('button').click()")
+    return browser.run(f"document.querySelectorAll('{table} thead th')[{number}].getAttribute('aria-sort')")
+
+
+def test_in_a_browser_sorting_works_and_nothing_is_fetched(finished, browser):
+    file = finished.folder / "page.html"
+    file.write_text(report(runs(finished), "A title", restore(finished))[0], encoding="utf-8")
+    for width, dark in ((1280, False), (390, True)):
+        browser.problems.clear()
+        browser.requests.clear()
+        browser.open(file, width, dark=dark)
+        assert browser.run("document.documentElement.scrollWidth") <= width, "the page itself never scrolls sideways"
+        assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        shade = browser.run("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", shade))) < 200) == dark
+        assert press(browser, ".cases", 1) == "descending"
+        values = [float(v) for v in column(browser, ".cases", 1)]
+        assert values == sorted(values, reverse=True)
+        assert press(browser, ".cases", 1) == "ascending"
+        assert [float(v) for v in column(browser, ".cases", 1)] == sorted(values)
+        assert press(browser, ".leaderboard", 1) == "ascending"
+        assert column(browser, ".leaderboard", 1) == ["mean_teacher", "supervised"]
+        assert press(browser, ".leaderboard", 3) == "descending"
+        assert column(browser, ".leaderboard", 3)[-1] == "–", "what is not known stays last"
+        assert browser.problems == []
+        assert [r for r in browser.requests if not r.startswith("data:")] == [file.resolve().as_uri()]
+
+
+def test_in_a_browser_hostile_names_do_nothing(finished, browser):
+    def change(rows, result):
+        rows[0]["case"], rows[1]["case"] = HOSTILE[:2]
+        rows[0]["class"] = rows[1]["class"] = result["metrics"][0]["class"] = HOSTILE[2]
+        result["method"] = result["science"]["method"] = "".join(HOSTILE[:2])
+    for run in runs(finished):
+        rewrite(run, change)
+    file = finished.folder / "page.html"
+    file.write_text(report(runs(finished), HOSTILE[0], None)[0], encoding="utf-8")
+    browser.problems.clear()
+    browser.requests.clear()
+    browser.open(file)
+    assert browser.run("document.title") == HOSTILE[0] and column(browser, ".cases", 0) == HOSTILE[:2]
+    assert browser.problems == [] and len(browser.requests) == 1
+
+
+def test_in_a_browser_on_paper_all_is_unfolded(finished, browser):
+    file = finished.folder / "page.html"
+    file.write_text(report(runs(finished), "A title", None)[0], encoding="utf-8")
+    browser.open(file, dark=True, media="print")
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    browser.run("dispatchEvent(new Event('beforeprint'))")
+    assert browser.run("[...document.querySelectorAll('details')].every(d => d.open)")
+
+
+def test_a_strange_file_in_the_place_of_a_run(tmp_path):
+    (tmp_path / "runs/a/b/c-1").mkdir(parents=True)
+    (tmp_path / "runs/a/b/c-1/result.json").write_bytes(b"\xff\x00")
+    content = gather([RunDir(tmp_path / "runs/a/b/c-1")])
+    assert len(content.warnings) == 1 and content.sections == []
