@@ -23,6 +23,7 @@ from torch import Tensor
 from segbench import registry
 from segbench.contracts.method import Batch, Method, Optim, Setting, Source
 from segbench.data.batches import TrainingData
+from segbench.errors import TrainingError
 from segbench.training.checkpoint import digest, pack
 from segbench.training.loop import Cadence, Progress, Trainer, make_optimizer, step_seed
 from segbench.training.plan import Stage, clock, stages
@@ -229,7 +230,10 @@ def training_on_disk(trial: Trial) -> None:
                 raise _StoppedError  # nothing but the folder is left
         method = trial.make()
         trainer = Trainer(method, data, stages(method.phases(), STEPS, 2, 2), Optim(lr=0.01), 0, folder)
-        trainer.fit(lambda steps: (data.batch(*s) for s in steps), folder / "log.jsonl", Cadence(2, None), report)
+        try:
+            trainer.fit(lambda steps: (data.batch(*s) for s in steps), folder / "log.jsonl", Cadence(2, None), report)
+        except TrainingError as error:
+            raise AssertionError(error.what) from error
         return digest(method.state_dict())
 
     with TemporaryDirectory() as straight, TemporaryDirectory() as stopped:
