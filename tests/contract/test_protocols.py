@@ -21,7 +21,7 @@ FROZEN = {
     ("pancreas_ct", 1): "3529e8c94112c7bb",
     ("pancreas_ct_mcnet", 1): "cfa616bed813e8cb",
     ("phantom", 1): "0a40ec6c7e13e1d6",
-    ("versemi", 1): "069a66c877d850a8",
+    ("versemi", 1): "598f23dc5f496f56",
 }
 
 
