@@ -237,9 +237,8 @@ def training_on_disk(trial: Trial) -> None:
         return digest(method.state_dict())
 
     with TemporaryDirectory() as straight, TemporaryDirectory() as stopped:
-        for stop in (3, STEPS - 1):
-            with suppress(_StoppedError):
-                train(Path(stopped), stop)
+        with suppress(_StoppedError):
+            train(Path(stopped), STEPS // 2 + 1)
         assert train(Path(stopped)) == train(Path(straight)), "killed and resumed, it ends with other weights"
 
 

@@ -116,5 +116,5 @@ def test_faults_are_found(plugin, fault):
 
 def test_registered_checks_are_the_documented_ones():
     assert set(CHECKS) == {"finite terms", "batch splits", "probabilities", "gradients", "determinism", "resume",
-                           "hidden state", "batch untouched", "documented"}
+                           "training on disk", "hidden state", "batch untouched", "documented"}
     assert all(check.__doc__ for check in CHECKS.values()) and conformance.STEPS >= 2

@@ -57,7 +57,8 @@ def test_a_run_trains_on_its_draw_and_has_a_table_of_its_own(lab):
         done = lab.call("run", "supervised", "--dataset", "tiny", "--protocol", PROTOCOL, "--draw", draw, "--json")
         assert done.returncode == 0, done.stderr
     boards = json.loads(lab.call("leaderboard", "--format", "json").stdout)["boards"]
-    assert [b["draw"] for b in boards] == [0, 1] and "labelled (draw 1)" in lab.call("leaderboard").stdout
+    assert [b["draws"] for b in boards] == [[0], [0, 1], [1]]  # one table each, and one over both
+    assert "labelled (draw 1)" in lab.call("leaderboard").stdout
     weights = {json.loads(f.read_text())["weights_sha256"] for f in lab.folder.glob("segbench-out/runs/*/*/*/result.json")}
     assert len(weights) == 2
 
