@@ -33,10 +33,11 @@ def demo(settings: Settings, seeds: str, save_every: str | None, device: str | N
         raise SuiteError(f"{len(failed)} of {len(runs)} runs failed", where=failed[0].run.folder.path / "console.log",
                          fix="segbench doctor")
     tables, _ = boards(run.folder for run in runs)
+    if not settings.json:
+        click.echo("\n" + "\n\n".join(show(t) for t in tables))
     page = settings.root / "reports" / "demo.html"
     write(settings, machine, [run.folder for run in runs], page, "segbench demo")
     if not settings.json:
-        click.echo("\n" + "\n\n".join(show(t) for t in tables))
         click.echo(f"\nruns are in {settings.root}, the report about them is {page}; the next things to try:\n"
                    "  segbench list methods\n  segbench run mean_teacher --dataset phantom --seeds 0-2\n"
                    "  segbench leaderboard")
