@@ -36,10 +36,11 @@ def demo(settings: Settings, seeds: str, save_every: str | None, device: str | N
     if not settings.json:
         click.echo("\n" + "\n\n".join(show(t) for t in tables))
     page = settings.root / "reports" / "demo.html"
-    write(settings, machine, [run.folder for run in runs], page, "segbench demo")
+    # Pictures take another fifth of a minute: the demo is over in five.
+    write(settings, machine, [run.folder for run in runs], page, "segbench demo", images=False)
     if not settings.json:
         click.echo(f"\nruns are in {settings.root}, the report about them is {page}; the next things to try:\n"
-                   "  segbench list methods\n  segbench run mean_teacher --dataset phantom --seeds 0-2\n"
-                   "  segbench leaderboard")
+                   "  segbench report                  the same page with pictures\n  segbench list methods\n"
+                   "  segbench run mean_teacher --dataset phantom --seeds 0-2\n  segbench leaderboard")
     results = [(run.folder.result(), run.folder.path) for run in runs]
     settings.document = {**combined([document(r, path) for r, path in results if r is not None]), "report": str(page)}
