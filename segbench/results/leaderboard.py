@@ -348,17 +348,19 @@ def _compare_with(board: Board, name: str) -> list[str]:
 
 
 def published(dataset: str, labeled: int) -> list[dict[str, Any]]:
-    """The literature's numbers for a data set and labelled count, with source and selection rule."""
+    """The literature's numbers for a data set and labelled count under comparable protocols, with source and rule."""
     content = load_yaml(Path(str(resources.files("segbench.benchmarks") / "published" / "results.yaml")))
     doubts = {(d["source"], d["dataset"], d["labelled"], d["method"]): d["why"] for d in content.get("suspicious", [])}
+    comparable = content["comparable"].get(dataset)
     rows = []
     for row in content["results"]:
-        if row["dataset"] == dataset and row["labelled"] == labeled:
-            source = content["sources"][row["source"]]
+        source = content["sources"][row["source"]]
+        protocol = row.get("protocol", source.get(f"{dataset}_protocol"))
+        if (row["dataset"], row["labelled"]) == (dataset, labeled) and (comparable is None or protocol in comparable):
             rows.append({"method": row["method"], **{k: row[k] for k in METRICS},
                          "selection": row.get("checkpoint", source.get("checkpoint", "not_stated")),
                          "relation": row["relation"], "source": row["source"], "work": source["work"],
-                         "url": source["url"], "protocol": row.get("protocol", source.get(f"{dataset}_protocol")),
+                         "url": source["url"], "protocol": protocol,
                          "postprocessing": source.get("postprocessing", "not_stated"), "note": row.get("note"),
                          "doubt": doubts.get((row["source"], dataset, labeled, row["method"])),
                          "ours": content["ours"].get(row["method"])})

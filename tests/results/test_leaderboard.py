@@ -137,3 +137,4 @@ def test_published_numbers_have_source_and_selection():
     bcp = [r for r in rows if r["method"] == "BCP"]
     assert any(r["dice"] == 89.62 and r["selection"] == "best_on_test" for r in bcp)
     assert all(r["source"] and r["selection"] for r in rows) and published("tiny", 2) == []
+    assert {r["protocol"] for r in published("pancreas_ct", 12)} == {"coranet"}  # other files, other test cases
