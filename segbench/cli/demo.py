@@ -36,7 +36,7 @@ def demo(settings: Settings, seeds: str, save_every: str | None, device: str | N
     if not settings.json:
         click.echo("\n" + "\n\n".join(show(t) for t in tables))
     page = settings.root / "reports" / "demo.html"
-    # Pictures take another fifth of a minute: the demo is over in five.
+    # Without pictures, which take a third of a minute more: the demo has five.
     write(settings, machine, [run.folder for run in runs], page, "segbench demo", images=False)
     if not settings.json:
         click.echo(f"\nruns are in {settings.root}, the report about them is {page}; the next things to try:\n"
