@@ -27,6 +27,7 @@ from segbench.errors import DataError, PluginError, SegbenchError, UsageError, u
 
 KINDS = ("method", "dataset", "backbone")
 VOCABULARY = ("segbench.losses", "segbench.ops", "segbench.distance", "segbench.nets")
+ZOOS = ("monai", "timm")  # libraries whose networks change from version to version
 T = TypeVar("T", bound=type)
 
 
@@ -326,12 +327,15 @@ def source_digest(cls: type) -> str:
     number of its own
     (``segbench.config.identity.ENGINE``).
 
-    Comments, docstrings and layout do not count, nor does the Python version; anything that could change a number does.
+    Comments, docstrings and layout do not count, nor does the Python version; anything that could change a number does, the
+    version of a library whose networks are used among it.
     """
     todo = [base.__module__ for base in cls.__mro__]
     files: dict[Path, str] = {}
     while todo:
         name = todo.pop()
+        if (zoo := name.partition(".")[0]) in ZOOS:
+            files[Path(zoo)] = f"{zoo} {importlib.metadata.version(zoo)}"
         if not _is_plugin(name):
             continue
         # By file, not by what happens to be imported already; only --plugin files exist in sys.modules alone.

@@ -339,6 +339,15 @@ def test_the_source_digest_covers_a_whole_foreign_package(tmp_path):
     assert ask(code, path=(tmp_path,)) != before
 
 
+def test_another_version_of_a_library_of_networks_is_another_backbone(monkeypatch):
+    from segbench import registry
+    inflated, own = (registry.get("backbone", name).cls for name in ("timm:resnet18", "vnet"))
+    before = [registry.source_digest(c) for c in (inflated, own)]
+    monkeypatch.setattr(registry.importlib.metadata, "version", lambda name: "99")
+    after = [registry.source_digest(c) for c in (inflated, own)]
+    assert before[0] != after[0] and before[1] == after[1]
+
+
 def test_source_digest_covers_the_vocabulary(monkeypatch):
     """A changed loss is a changed method."""
     from segbench import registry

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segbench.cli.common import Group, Settings, safe, table
-from segbench.cli.run import machine_of, machine_options
+from segbench.cli.run import leak_option, machine_of, machine_options
 from segbench.errors import SuiteError
 
 if TYPE_CHECKING:
@@ -85,15 +85,17 @@ def _column(run: Prepared) -> str:
 @click.argument("suite", metavar="SUITE")
 @click.option("-j", "slots", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at once.")
 @machine_options
+@leak_option
 @click.pass_obj
 def run_suite(settings: Settings, suite: str, slots: int, save_every: str | None, device: str | None,
-              workers: int | None) -> None:
+              workers: int | None, leak_meter: bool) -> None:
     """Execute a suite. Finished runs are skipped, half-done ones resumed, a failed one does not stop the rest (exit 5).
 
     \b
     segbench bench run benchmarks/la-mini.yaml -j 2
     """
     machine = machine_of(settings, save_every, device, workers)
+    machine.leak_meter = leak_meter
     runs = prepared(settings, suite, machine)
     outcomes = run_slots(settings, runs, machine, slots)
     failed = [o for o in outcomes if o.code != 0]

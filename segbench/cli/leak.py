@@ -15,7 +15,7 @@ from segbench.errors import UsageError
 def leak(settings: Settings, wanted: str, device: str | None) -> None:
     """Tell what choosing the checkpoint of RUN on the test cases would have gained.
 
-    The run must have kept its checkpoints: segbench run ... --leak-meter. Its result stays as it is.
+    The run must have kept its checkpoints, as --leak-meter does, which also calls this. The result stays as it is.
 
     \b
     segbench run supervised --dataset phantom_ct_organ --leak-meter

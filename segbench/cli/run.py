@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from math import nan
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,17 @@ def science_options(command: Any) -> Any:
     return command
 
 
+leak_option = click.option("--leak-meter", is_flag=True, help="Keep ten checkpoints and tell afterwards what choosing one on "
+                           "the test cases would have gained.")
+
+
 @click.command(cls=Command, epilog="Finished runs are reused, half-done ones go on: repeating a command is safe.")
 @click.argument("method", metavar="METHOD")
 @science_options
 @machine_options
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 @click.option("--restart", is_flag=True, help="Throw an existing run of this identity away and train anew.")
-@click.option("--leak-meter", is_flag=True, help="Keep ten checkpoints for: segbench leak RUN.")
+@leak_option
 @click.pass_obj
 def run(settings: Settings, method: str, save_every: str | None, device: str | None, workers: int | None, dry_run: bool,
         restart: bool, leak_meter: bool, **science: Any) -> None:
@@ -154,7 +159,20 @@ def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool 
     if not settings.json:
         for line in lines(result):
             click.echo(line)
+    if machine.leak_meter:
+        _meter(settings, run, machine)
     return document(result, run.folder.path)
+
+
+def _meter(settings: Settings, run: Prepared, machine: Machine) -> None:
+    """``segbench leak`` in a process of its own, which alone gets to see how checkpoints do on the test cases."""
+    from segbench.suites.local import own_command
+    from segbench.training.distributed import launched
+
+    folder = run.folder
+    if (folder.path / "snapshots").exists() and not folder.leak() and launched()[0] == 0:
+        told = subprocess.run(own_command(machine, "leak", run), stdout=subprocess.DEVNULL if settings.json else None)
+        settings.exit_code = settings.exit_code or told.returncode
 
 
 def combined(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -208,9 +226,10 @@ def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
 @click.argument("wanted", metavar="[RUN]", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every run that is not finished.")
 @machine_options
+@leak_option
 @click.pass_obj
 def resume(settings: Settings, wanted: str | None, everything: bool, save_every: str | None, device: str | None,
-           workers: int | None) -> None:
+           workers: int | None, leak_meter: bool) -> None:
     """Go on with a run that was stopped. Never starts a new one.
 
     \b
@@ -222,6 +241,7 @@ def resume(settings: Settings, wanted: str | None, everything: bool, save_every:
     if (wanted is None) != everything:
         raise UsageError("name one run, or say --all", fix="segbench resume RUN")
     machine = machine_of(settings, save_every, device, workers)
+    machine.leak_meter = leak_meter
     folders = ([r for r in all_runs(settings.root) if not _finished(r)] if everything
                else [find_run(settings.root, wanted or "")])
     if not folders:

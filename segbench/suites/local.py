@@ -73,15 +73,20 @@ def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callab
     return outcomes
 
 
+def own_command(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
+    """The words that start ``segbench COMMAND RUN`` as a process of its own on this machine's folders and device."""
+    return [sys.executable, "-m", "segbench.cli.main", "--root", str(machine.root), "--data-root", str(machine.data_root),
+            command, str(run.folder.path), "--device", machine.device, *options]
+
+
 def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
     """A process of ``segbench resume`` on a directory that holds the run's configuration."""
     if not (run.folder.path / "config.yaml").exists():
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
-    command = [sys.executable, "-m", "segbench.cli.main", "--root", str(machine.root), "--data-root", str(machine.data_root),
-               "resume", str(run.folder.path), "--device", machine.device]
     cadence = machine.save_every
-    command += ["--workers", str(machine.workers), "--save-every",
-                str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s"]
+    words = own_command(machine, "resume", run, "--workers", str(machine.workers), "--save-every",
+                        str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s",
+                        *["--leak-meter"] * machine.leak_meter)
     env = dict(os.environ)
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
     if machine.device == "cuda":
@@ -89,7 +94,7 @@ def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
         env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
     log = (run.folder.path / "console.log").open("ab")
     # A session of its own: Ctrl-C reaches only us, and we pass it on once.
-    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     return Job(run, process, slot, log, time.monotonic())
 
 

@@ -47,7 +47,7 @@ class Machine:
     save_every: Cadence = field(default_factory=Cadence)
     plugins: list[str] = field(default_factory=list)
     recompute: bool = False  # activations, going backward
-    leak_meter: bool = False  # keep checkpoints to choose from
+    leak_meter: bool = False  # keep checkpoints, to tell what choosing on the test cases gains
 
 
 @dataclass
@@ -124,11 +124,17 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
 
 
 def _for_processes(experiment: Experiment) -> Experiment:
-    size = distributed.launched()[1]
-    if size != experiment.processes and experiment.processes > 1:
-        raise UsageError(f"the run began with {experiment.processes} processes, now there are {size}",
-                         fix=f"torchrun --nproc-per-node {experiment.processes} -m segbench.cli.main ...")
-    return experiment.model_copy(update={"processes": size})
+    """A stored experiment of several processes stays what it is: only training needs as many again."""
+    if experiment.processes > 1:
+        return experiment
+    return experiment.model_copy(update={"processes": distributed.launched()[1]})
+
+
+def _require_processes(run: Prepared) -> None:
+    wanted, size = run.experiment.processes, distributed.launched()[1]
+    if size != wanted:
+        raise UsageError(f"the run began with {wanted} processes, now there are {size}", where=run.folder.path,
+                         fix=f"torchrun --nproc-per-node {wanted} -m segbench.cli.main ...")
 
 
 def build(experiment: Experiment, stores: list[Store]) -> Method:
@@ -171,6 +177,7 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
         BusyError: another process is writing this run.
         SegbenchError: whatever ended the run; also written to ``failed.json``.
     """
+    _require_processes(run)
     reporter = reporter or Reporter()
     world = distributed.join(machine.device.partition(":")[0])
     if world.rank:

@@ -42,15 +42,19 @@ def test_a_failing_run_does_not_stop_the_rest_and_repeating_is_safe(lab):
     plan = json.loads(lab.cli(*plugin, "bench", "plan", "mine.yaml", "--json").stdout)
     assert plan["counts"]["to do"] == 5 and not (lab.folder / "segbench-out").exists()
 
-    first = lab.cli(*plugin, "bench", "run", "mine.yaml", "-j", "2")
+    first = lab.cli(*plugin, "bench", "run", "mine.yaml", "-j", "2", "--leak-meter")
     assert first.returncode == 5, first.stderr
     assert "as it was meant to" in first.stderr and first.stderr.count("Dice") == 4
 
+    measured = list((lab.folder / "segbench-out/runs").rglob("leak.json"))
+    assert len(measured) == 4 and all(json.loads(m.read_bytes())["gap"] >= 0 for m in measured)
     status = json.loads(lab.cli(*plugin, "bench", "status", "mine.yaml", "--json").stdout)
     assert status["counts"] == {"done": 4, "half-done": 0, "failed": 1, "to do": 0}
     again = lab.cli(*plugin, "bench", "run", "mine.yaml")
     assert again.returncode == 5 and "4 already done" in again.stderr
 
+    assert "MB freed" in lab.cli("runs", "prune", "--weights", "--yes").stdout
+    assert not list((lab.folder / "segbench-out/runs").rglob("*.st"))
     board = lab.call("leaderboard", "--json")
     labels = [r["method"] for b in json.loads(board.stdout)["boards"] for r in b["rows"]]
     assert sorted(labels) == ["mean_teacher[decay=0.9]"] * 2 + ["supervised"] * 2

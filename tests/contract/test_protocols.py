@@ -15,6 +15,7 @@ FROZEN = {
     ("acdc-3d", 1): "36cdbfd992125c3a",
     ("default", 1): "b0a64c2fe3a1d457",
     ("heart-mini", 1): "a18070c21c0b56ed",
+    ("heart-mini", 2): "d18bad6a6a477c3d",
     ("la", 1): "06362d4a6ecaf3c7",
     ("la-mini", 1): "69e3559b4fdb4ae7",
     ("msd", 1): "bb3151fa0c602f0c",

@@ -68,6 +68,7 @@ def test_two_processes_train_what_one_trains(lab):
 
     alone = lab.call("resume", two["run_id"])
     assert alone.returncode == 2 and "began with 2 processes" in alone.stderr
+    assert lab.call("evaluate", two["run_id"]).returncode == 0  # only training needs them
 
 
 @pytest.mark.slow
