@@ -91,7 +91,7 @@ def _run(settings: Settings, wanted: str, device: str | None) -> None:
     from segbench.cli.reporter import reporter
     from segbench.cli.run import document, lines, machine_of, restore
     from segbench.results.rundir import find_run
-    from segbench.training.run import reevaluate
+    from segbench.training.finished import reevaluate
 
     folder = find_run(settings.root, wanted)
     stored = folder.result()

@@ -70,7 +70,7 @@ def _predictor(settings: Settings, wanted: str, dataset: str | None, device: str
     from segbench.errors import unknown
     from segbench.predict import Predictor
     from segbench.results.rundir import find_run
-    from segbench.training.run import trained
+    from segbench.training.finished import trained
 
     folder = find_run(settings.root, wanted)
     stored = folder.result()

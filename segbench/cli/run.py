@@ -51,8 +51,8 @@ def science_options(command: Any) -> Any:
     return command
 
 
-leak_option = click.option("--leak-meter", is_flag=True, help="Keep ten checkpoints and tell afterwards what choosing one on "
-                           "the test cases would have gained.")
+leak_option = click.option("--leak-meter", is_flag=True, help="Keep ten checkpoints; tell what choosing among them on the "
+                           "test cases would have gained.")
 
 
 @click.command(cls=Command, epilog="Finished runs are reused, half-done ones go on: repeating a command is safe.")
@@ -165,7 +165,7 @@ def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool 
 
 
 def _meter(settings: Settings, run: Prepared, machine: Machine) -> None:
-    """``segbench leak`` in a process of its own, which alone gets to see how checkpoints do on the test cases."""
+    """``segbench leak`` in a process of its own, which alone sees how checkpoints do on the test cases."""
     from segbench.suites.local import own_command
     from segbench.training.distributed import launched
 

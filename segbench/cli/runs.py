@@ -216,7 +216,7 @@ def _predict(settings: Settings, run: RunDir, device: str | None) -> None:
     from segbench.cli.run import machine_of, restore
     from segbench.files import atomic_write
     from segbench.results import bundle, predictions
-    from segbench.training.run import reevaluate
+    from segbench.training.finished import reevaluate
     machine, show = machine_of(settings, None, device, None), reporter(settings)
     stored = run.result()
     assert stored is not None

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import platform
-import sys
-import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from segbench import __version__, registry
+from segbench import registry
 from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Setting, Source
@@ -24,15 +19,15 @@ from segbench.data.batches import TrainingData, loader
 from segbench.data.checks import brief, check_facts, require_learnable, require_no_leak
 from segbench.data.draws import drawn
 from segbench.data.store import Store, derived, open_store
-from segbench.errors import DataError, IntegrityError, PluginError, SegbenchError, TrainingError, UsageError
-from segbench.evaluation import cases_csv, evaluate, summarise
-from segbench.files import atomic_write, json_bytes, lock, storage_error, sweep
+from segbench.errors import DataError, PluginError, SegbenchError, TrainingError, UsageError
+from segbench.files import lock, storage_error, sweep
 from segbench.networks import dry_run, recompute
-from segbench.results.rundir import SCHEMA, RunDir, run_folder
-from segbench.training import checkpoint, distributed
+from segbench.results.rundir import RunDir, run_folder
+from segbench.training import distributed
 from segbench.training.distributed import World
 from segbench.training.loop import Cadence, Progress, Trainer
 from segbench.training.plan import stages
+from segbench.training.result import write_result
 from segbench.training.selection import choose, held_out, snapshot_steps, without_held_out
 
 
@@ -222,7 +217,7 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
         stage = "selection"
         chosen = _select(run, trainer, device, reporter)
         stage = "evaluation"
-        return _evaluate(run, trainer, chosen, device, reporter)
+        return write_result(run, trainer, chosen, device, reporter.evaluate)
     except SegbenchError as error:
         if error.code < 75:  # the others are requests to stop, not failures
             run.folder.fail(error, stage)
@@ -287,104 +282,3 @@ def _select(run: Prepared, trainer: Trainer, device: str, reporter: Reporter) ->
     chosen = choose(run, trainer.method, device, reporter.evaluate)
     trainer.keep_weights_only(run.folder.path / "log.jsonl")
     return {"validation": chosen}
-
-
-def _evaluate(run: Prepared, trainer: Trainer, chosen: dict[str, Any], device: str, reporter: Reporter) -> dict[str, Any]:
-    experiment, folder = run.experiment, run.folder
-    protocol = experiment.protocol
-    weights, spent = checkpoint.digest(trainer.method.state_dict()), trainer.cost.to_dict()
-    started = time.monotonic()
-    partial = folder.path / "evaluation.jsonl"
-    rows = evaluate(trainer.method, run.stores, protocol, partial, weights, device, experiment.precision,
-                    reporter.evaluate)
-    table = cases_csv(rows)
-    folder.write_json("manifest.json", _manifest(trainer, spent, device, time.monotonic() - started))
-    atomic_write(folder.path / "cases.csv", table)
-    result = {
-        "schema": SCHEMA, "status": "done", "run_id": run.run_id, "method": experiment.method,
-        "backbone": experiment.backbone, "datasets": list(experiment.datasets), "labeled": experiment.labeled,
-        "draw": experiment.draw, "train": run.train_sizes, "partial": [s.name for s in run.stores if s.partial],
-        "seed": experiment.seed,
-        "precision": experiment.precision, "selection": protocol.selection, "test_evaluations": 1,
-        "protocol": {"name": protocol.name, "version": protocol.version, "modified": list(experiment.modified)},
-        "protocol_sha256": hashlib.sha256(json_bytes(run.science["protocol"])).hexdigest(),
-        "changed_params": _changed(experiment), "without": list(experiment.without),
-        "fingerprints": {s.name: s.fingerprint for s in run.stores},
-        "splits": run.splits, "science": run.science, "metrics": summarise(rows, protocol.policy), "steps": trainer.step,
-        **chosen, "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
-    }
-    folder.write_json("result.json", result)
-    trainer.keep_weights_only(folder.path / "log.jsonl")
-    partial.unlink(missing_ok=True)
-    (folder.path / "failed.json").unlink(missing_ok=True)
-    return result
-
-
-def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
-               report: Callable[[int, int, str], None],
-               keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
-               ) -> tuple[list[dict[str, Any]], str, bool]:
-    """Metrics of a finished run computed once more from its weights, the digest of the case table they give, and whether
-    this machine must give the very same (device and torch of the training).
-
-    Raises:
-        IntegrityError: the weights are missing or not those of the result.
-    """
-    device = device_of(machine.device)
-    method, header = trained(run, stored, device)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
-                        run.experiment.precision, report, keep)
-    digest = hashlib.sha256(cases_csv(rows)).hexdigest()
-    return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
-
-
-def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method, dict[str, Any]]:
-    """The method of a finished run with its weights, on the device, and the header of its checkpoint.
-
-    Raises:
-        IntegrityError: the weights are missing or not those of the result.
-    """
-    found = checkpoint.load(run.folder.path / "ckpt")
-    if found is None:
-        raise IntegrityError("the run has no weights", where=run.folder.path / "ckpt")
-    _, state, header, _ = found
-    weights = checkpoint.digest(state["method"])
-    if weights != stored["weights_sha256"]:
-        raise IntegrityError("the weights are not those of the result", where=run.folder.path / "ckpt", found=weights[:16],
-                             expected=stored["weights_sha256"][:16])
-    method = build(run.experiment, run.stores)
-    method.load_state_dict(state["method"])
-    return method.to(device).eval(), header
-
-
-def _same_machine(header: dict[str, Any], device: str) -> bool:
-    return (header["torch"], header["device"], header["threads"]) == (torch.__version__, device, torch.get_num_threads())
-
-
-def _changed(experiment: Experiment) -> dict[str, Any]:
-    """The method's parameters that are not its defaults, and those of the backbone that were set by hand."""
-    defaults = registry.get("method", experiment.method).cls.Params().model_dump(mode="json")
-    network = {f"backbone.{k}": v for k, v in experiment.backbone_params.items() if f"backbone.{k}" in experiment.modified}
-    return {k: v for k, v in experiment.params.items() if defaults.get(k) != v} | network
-
-
-def _manifest(trainer: Trainer, spent: dict[str, Any], device: str, evaluation_seconds: float) -> dict[str, Any]:
-    """``spent``: cost of the training alone; the peak of the memory is that of training and evaluation."""
-    cuda, size = device.startswith("cuda"), trainer.world.size
-    volumes = {phase: count * size for phase, count in spent["volumes"].items()}  # all processes have equal shares
-    # The others' processors and energy are not measured: a part is not the whole.
-    cost = {k: spent[k] if size == 1 else None for k in ("cpu_seconds", "energy_joules")}
-    return {
-        "schema": "segbench.manifest/1", "segbench": __version__, "python": platform.python_version(),
-        "torch": torch.__version__, "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
-        "platform": platform.platform(), "threads": torch.get_num_threads(), "argv": sys.argv[1:],
-        "train_seconds": round(trainer.seconds, 2), "seconds_per_step": round(trainer.seconds / trainer.total, 4),
-        "evaluation_seconds": round(evaluation_seconds, 2),
-        "gpu_seconds": round(trainer.seconds * size, 2) if cuda else 0.0, **cost,
-        "peak_memory_bytes": trainer.cost.to_dict()["peak_memory_bytes"],
-        "phases": [{"name": s.phase.name, "steps": s.steps, "volumes": volumes.get(s.phase.name)} for s in trainer.stages],
-        "parameters": sum(p.numel() for p in trainer.method.parameters()),
-        "optimizers": {player: spec.model_dump(mode="json") for player, spec in trainer.specs.items()},
-        "warnings": trainer.warnings,
-    }

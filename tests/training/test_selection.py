@@ -10,8 +10,9 @@ import pytest
 from segbench.data.store import open_store
 from segbench.errors import IntegrityError, Interrupted, UsageError
 from segbench.training import checkpoint
+from segbench.training.finished import reevaluate
 from segbench.training.leak import measure
-from segbench.training.run import Reporter, build, execute, reevaluate
+from segbench.training.run import Reporter, build, execute
 from segbench.training.selection import held_out, snapshot_steps, snapshots, without_held_out
 
 VALIDATION = ["selection=validation"]

@@ -1,0 +1,61 @@
+"""Finished runs: their trained method, and their metrics computed once more."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segbench.contracts.method import Method
+from segbench.errors import IntegrityError
+from segbench.evaluation import cases_csv, evaluate, summarise
+from segbench.training import checkpoint
+from segbench.training.run import Machine, Prepared, build, device_of
+from segbench.training.selection import Report
+
+
+def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
+               report: Report,
+               keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
+               ) -> tuple[list[dict[str, Any]], str, bool]:
+    """Metrics of a finished run computed once more from its weights, the digest of the case table they give, and whether
+    this machine must give the very same (device and torch of the training).
+
+    Raises:
+        IntegrityError: the weights are missing or not those of the result.
+    """
+    device = device_of(machine.device)
+    method, header = trained(run, stored, device)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
+                        run.experiment.precision, report, keep)
+    digest = hashlib.sha256(cases_csv(rows)).hexdigest()
+    return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
+
+
+def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method, dict[str, Any]]:
+    """The method of a finished run with its weights, on the device, and the header of its checkpoint.
+
+    Raises:
+        IntegrityError: the weights are missing or not those of the result.
+    """
+    found = checkpoint.load(run.folder.path / "ckpt")
+    if found is None:
+        raise IntegrityError("the run has no weights", where=run.folder.path / "ckpt")
+    _, state, header, _ = found
+    weights = checkpoint.digest(state["method"])
+    if weights != stored["weights_sha256"]:
+        raise IntegrityError("the weights are not those of the result", where=run.folder.path / "ckpt", found=weights[:16],
+                             expected=stored["weights_sha256"][:16])
+    method = build(run.experiment, run.stores)
+    method.load_state_dict(state["method"])
+    return method.to(device).eval(), header
+
+
+def _same_machine(header: dict[str, Any], device: str) -> bool:
+    return (header["torch"], header["device"], header["threads"]) == (torch.__version__, device, torch.get_num_threads())
