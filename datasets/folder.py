@@ -125,9 +125,15 @@ class Folder(Dataset):
 
     def split(self) -> Split:
         """Training cases in the order labelled, unlabelled."""
-        lists = self.lists()
+        lists, cases = self.lists(), self.cases()
+        notes = []
+        if unread := [i for i in lists["unlabelled"] if "label" in cases[i]]:
+            notes.append(f"label files of {len(unread)} cases listed as unlabelled are not read: {', '.join(unread[:5])}")
+        if "ct" in (name.lower() for name in self.form.channels) and not self.settings.get("window"):
+            notes.append(f"the grey window comes from the labels of {len(lists['labelled'])} cases, also where a run counts "
+                         "fewer as labelled: give --window to choose it without them")
         return Split((*lists["labelled"], *lists["unlabelled"]), tuple(lists["test"]), "splits_ssl.json",
-                     tuple(lists["val"]))
+                     tuple(lists["val"]), tuple(notes))
 
     def find(self, source: Path | None) -> list[RawCase]:
         """All cases of the folder."""
@@ -142,7 +148,6 @@ class Folder(Dataset):
         """The recipe of all cases: spacing and window from the training cases, where no setting gives them."""
         assert self.source is not None
         lists = self.lists()
-        keep_lists(self.source / "splits_ssl.json", lists)
         training = [r for r in raw if r.id in set(split.train)]
         ct = [name.lower() == "ct" for name in self.form.channels]
         crop: Any = self.settings.get("crop") or ("body" if ct[0] else "nonzero")
@@ -154,8 +159,15 @@ class Folder(Dataset):
         labelled = [r for r in training if r.id in set(lists["labelled"])]
         grey = tuple(_grey(name, window or (percentiles(labelled, channel) if is_ct else None))
                      for channel, (name, is_ct) in enumerate(zip(self.form.channels, ct, strict=True)))
-        recipe = Recipe(spacing=self.settings.get("spacing") or median_spacing(training), grey=grey, crop=crop)
+        margin, least = ((25, 25), 96) if crop == "label" else ((0, 0), 0)  # as published ones: the box alone would tell all
+        recipe = Recipe(spacing=self.settings.get("spacing") or median_spacing(training), grey=grey, crop=crop,
+                        margin=margin, least=least)
         return [replace(r, where={**r.where, "recipe": recipe}) for r in raw]
+
+    def prepared(self) -> None:
+        """From now on later files change nothing."""
+        assert self.source is not None
+        keep_lists(self.source / "splits_ssl.json", self.lists())
 
     def load(self, raw: RawCase) -> Case:
         """One case by the recipe, without a label where it counts as unlabelled."""

@@ -51,6 +51,7 @@ class LeftAtrium(Dataset):
     homepage = "https://www.cardiacatlas.org/atriaseg2018-challenge/"
     files = (f"'{FOLDER}/<case>/{H5}' for 100 cases", f"or '<case>/{IMAGE}' and '<case>/{LABEL}'")
     protocol = "la"
+    boxed = True
     labeled = 8
     spacing = (0.625, 0.625, 0.625)  # mm
 

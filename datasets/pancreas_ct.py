@@ -46,6 +46,7 @@ class Pancreas(Dataset):
                 "Roth et al., DeepOrgan, MICCAI 2015; Clark et al., J Digit Imaging 26(6), 2013")
     homepage = "https://www.cancerimagingarchive.net/collection/pancreas-ct/"
     protocol = "pancreas_ct"
+    boxed = True
     labeled = 6
     recipe: ClassVar[Recipe]
     h5: ClassVar[re.Pattern[str]]  # names of the circulating files

@@ -103,11 +103,11 @@ class Drill:
         for stage in self.plan:
             for step in range(max(stage.start, first), min(stage.start + stage.steps, last)):
                 torch.manual_seed(step_seed(0, step))
-                if not self.optimizers or (step == stage.start and stage.phase.fresh_optimizer):
-                    self._make_optimizers(stage)
                 if step == stage.start:
                     with torch.no_grad():
                         self.method.start_phase(stage.phase)
+                if not self.optimizers or (step == stage.start and stage.phase.fresh_optimizer):
+                    self._make_optimizers(stage)
                 yield from self._step(stage, step)
 
     def _make_optimizers(self, stage: Stage) -> None:

@@ -22,7 +22,7 @@ from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.downsample import block_mean
 from segbench.data.grid import carry, codes_of, reorient
-from segbench.data.readers import ENDINGS, Volume, stem
+from segbench.data.readers import ENDINGS, Volume, check_pair, stem
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.data.store import Store
 from segbench.errors import DataError, UsageError
@@ -72,13 +72,19 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
             files = [path]  # a patient's folder with one study in it
         if not files:
             raise DataError("no scan in the folder", where=path, expected=" ".join(ENDINGS) + ", or DICOM slices")
-        found += _grouped(files) if channels > 1 else [Scan(stem(f) if f.is_file() else f.name, (f,)) for f in files]
+        found += _grouped(files) if channels > 1 else [Scan(_name(f), (f,)) for f in files]
+    if channels == 1 and len(plain := {s.name.removesuffix("_0000") for s in found}) == len(found) and all(plain):
+        found = [replace(s, name=s.name.removesuffix("_0000")) for s in found]  # as the label files are called
     for name, n in Counter(s.name for s in found).items():
         if n > 1:
             raise UsageError(f"{n} scans are called '{name}': their results would overwrite each other",
                              found=", ".join(str(s.files[0]) for s in found if s.name == name),
                              fix="predict them in two calls with two output folders")
     return found
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else stem(path)
 
 
 def _volumes(folder: Path) -> list[Path]:
@@ -110,8 +116,9 @@ class Predictor:
         self.dataset: Dataset = registry.get("dataset", store.name).cls()
         self.codes = _orientation(store)
         recipe, self.stored = _recipe(store)
-        self.boxed = recipe.crop.startswith("label")
-        self.recipe = replace(recipe, crop="none") if self.boxed else recipe
+        by_label = recipe.crop.startswith("label")
+        self.boxed = by_label or self.dataset.boxed
+        self.recipe = replace(recipe, crop="none") if by_label else recipe
 
     def __call__(self, scan: Scan) -> Prediction:
         """Predict one scan.
@@ -139,6 +146,8 @@ class Predictor:
     def _read(self, scan: Scan) -> Volume:
         """The scan as (X, Y, Z, C) float32."""
         volumes = [self.dataset.scan(file) for file in scan.files]
+        for file, volume in zip(scan.files[1:], volumes[1:], strict=True):
+            check_pair(volumes[0], volume, file)
         arrays = [v.array for v in volumes]
         if len({a.shape for a in arrays}) == 1 and arrays[0].ndim == 3:
             arrays = [np.stack(arrays, axis=-1)]
@@ -157,7 +166,7 @@ class Predictor:
         """What will be done to a scan, in words, and warnings."""
         steps: list[str] = []
         warnings: list[str] = []
-        if self.boxed:
+        if self.boxed and (volume.affine is not None or self.stored):
             warnings.append("the training cases were cut to a box around the label, which nobody knows here: the whole scan "
                             "is searched, and more may be found than there is")
         if volume.affine is None:

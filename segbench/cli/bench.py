@@ -111,8 +111,8 @@ def run_suite(settings: Settings, suite: str, slots: int, save_every: str | None
 
 def run_slots(settings: Settings, runs: list[Prepared], machine: Machine, slots: int) -> list[Outcome]:
     """Execute runs in slots, telling how each ended."""
-    from segbench.suites.local import run_all, state
-    todo = sum(state(r.folder) != "done" for r in runs)
+    from segbench.suites.local import ended, run_all
+    todo = sum(not ended(r, machine) for r in runs)
     settings.say(f"{len(runs)} runs, {len(runs) - todo} already done, {min(slots, max(todo, 1))} at a time")
     done = [0]
 

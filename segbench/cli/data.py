@@ -193,7 +193,8 @@ def info(name: str) -> None:
 @click.option("--as", "name", required=True, metavar="NAME", help="What you call it from now on.")
 @click.option("--spacing", metavar="1x1x1", help="mm to resample to [median of the training images].")
 @click.option("--window", metavar="LOW:HIGH", help="Grey values of CT channels that become 0 and 1 [percentiles].")
-@click.option("--crop", type=click.Choice(["none", "nonzero", "body", "label"]), help="[body for CT, else nonzero]")
+@click.option("--crop", type=click.Choice(["none", "nonzero", "body", "label"]),
+              help="Box to cut to; label: with 25 voxels around it, 96 at least.  [body for CT, else nonzero]")
 def link(path: Path, name: str, spacing: str | None, window: str | None, crop: str | None) -> None:
     """Give a folder of your own a name. Nothing is copied; the settings are kept with the name.
 

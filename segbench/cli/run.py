@@ -154,13 +154,13 @@ def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool 
         show.stop()
     if result.get("cached"):
         settings.say(f"cached: {run.folder.path} (--restart trains anew)")
-        if machine.leak_meter and not (run.folder.path / "snapshots").exists():
-            show.warn("this run kept no checkpoints for the leak meter; --restart trains anew and keeps them")
     if not settings.json:
         for line in lines(result):
             click.echo(line)
-    if machine.leak_meter:
+    if machine.leak_meter and (run.folder.path / "snapshots").exists():
         _meter(settings, run, machine)
+    elif machine.leak_meter:
+        show.warn("this run kept no checkpoints for the leak meter; --restart trains anew and keeps them")
     return document(result, run.folder.path)
 
 
@@ -170,7 +170,7 @@ def _meter(settings: Settings, run: Prepared, machine: Machine) -> None:
     from segbench.training.distributed import launched
 
     folder = run.folder
-    if (folder.path / "snapshots").exists() and not folder.leak() and launched()[0] == 0:
+    if not folder.leak() and launched()[0] == 0:
         told = subprocess.run(own_command(machine, "leak", run), stdout=subprocess.DEVNULL if settings.json else None)
         settings.exit_code = settings.exit_code or told.returncode
 
@@ -259,7 +259,7 @@ def resume(settings: Settings, wanted: str | None, everything: bool, save_every:
             click.echo(f"{safe(folder.path)}: {message(error)}", err=True)
     settings.document = combined(results) if wanted else {
         **combined(results), "status": "failed" if failed else "done", "runs": results}
-    settings.exit_code = 5 if failed else 0
+    settings.exit_code = 5 if failed else settings.exit_code
 
 
 def _finished(folder: Any) -> bool:

@@ -243,14 +243,19 @@ def _labeled(d: _Data, asked: str | int | None, protocol: Protocol, sizes: Train
         raise UsageError(f"data set '{d.name}' has no usual number of labelled cases", fix="--labeled 8 or 10%")
     sources[f"labeled.{d.name}"] = origin
     size = _train_size(d, sizes)
-    count = _count(spec, size, origin)
+    count = labeled_count(spec, size, origin)
     if size is not None and count > size:
         raise UsageError(f"labeled: {count} asked for, but '{d.name}' has {size} training cases ({origin})",
                          fix=f"--labeled N with N from 1 to {size}")
     return count
 
 
-def _count(spec: str | int, size: int | None, origin: str) -> int:
+def labeled_count(spec: str | int, size: int | None, origin: str = "--labeled") -> int:
+    """How many of ``size`` training patients ``8``, ``"8"`` or ``"10%"`` are.
+
+    Raises:
+        UsageError: it is none of these, or a share and ``size`` is not known.
+    """
     text = str(spec).strip()
     number = text.removesuffix("%").strip()
     wrong = UsageError(f"labeled: expected a number ≥ 1 or a percentage such as 10%, got {spec!r} ({origin})")

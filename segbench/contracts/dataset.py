@@ -81,6 +81,7 @@ class Dataset:
     members: ClassVar[tuple[str, ...]] = ()  # a group: stands for several data sets
     family: ClassVar[bool] = False  # stands for data sets that ``variant`` makes, such as those of the user
     source: ClassVar[Path | None] = None  # a data set of a folder knows its source
+    boxed: ClassVar[bool] = False  # its cases are cut to a box around the label, which a new scan has not
     version: ClassVar[int] = 1  # raise when load() changes what it gives
 
     @classmethod
@@ -116,6 +117,9 @@ class Dataset:
         test cases.
         """
         return list(raw)
+
+    def prepared(self) -> None:
+        """Called once after all cases have been prepared."""
 
     def scan(self, file: Path) -> Volume:
         """A new scan for ``segbench predict``; a folder is a DICOM series."""

@@ -202,6 +202,7 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
             progress(done, len(todo.raw), case)
     if problems:
         raise _unusable(entry.name, todo, problems, source)
+    dataset.prepared()
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
     warnings = (*todo.warnings, *(f"{i}: {text}" for i, info in cases.items() for text in info.made.get("warnings", ())))
     return write_store(Store(

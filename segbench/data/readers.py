@@ -262,7 +262,8 @@ def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
         spacings = header.get("spacings")
         if spacings is None:
             return None
-        affine[:3, :3] = np.diag(np.asarray(spacings, float)[:3])
+        sizes = np.asarray(spacings, float)[:3]
+        np.fill_diagonal(affine[:len(sizes), :len(sizes)], sizes)
         return affine
     rows = np.asarray(directions, float)
     rows = rows[np.isfinite(rows).all(axis=1)]  # an axis of channels has no direction

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segbench.config import protocol_names
+from segbench.config.experiment import labeled_count
 from segbench.config.schema import flatten
 from segbench.report.gather import Member
 
@@ -16,11 +18,14 @@ def command(members: Sequence[Member]) -> str:
     first = members[0]
     stored = first.run.config()
     e = stored["experiment"]
-    words = ["segbench", "run", e["method"], "--dataset", ",".join(e["datasets"])]
-    counts = sorted(set(e["labeled"].values()))
-    words += ["--labeled", str(counts[0])] if len(counts) == 1 else []
+    start = ["segbench"] if e.get("processes", 1) == 1 else [
+        "torchrun", "--nproc-per-node", e["processes"], "-m", "segbench.cli.main"]
+    words = [*start, "run", e["method"], "--dataset", ",".join(e["datasets"])]
+    labeled = _labeled(e["labeled"], first.result["train"])
+    words += ["--labeled", labeled] if labeled else []
     words += ["--draw", e["draw"]] if e.get("draw") else []
-    words += ["--backbone", e["backbone"], "--protocol", e["protocol"]["name"],
+    name = e["protocol"]["name"]
+    words += ["--backbone", e["backbone"], "--protocol", name if name in protocol_names() else f"{name}.yaml",
               "--seeds", ",".join(str(s) for s in sorted({m.seed for m in members}))]
     protocol = flatten({k: v for k, v in e["protocol"].items() if k != "backbone"})
     changed = {k: protocol[k] for k in e["modified"] if k in protocol} | first.result["changed_params"]
@@ -29,9 +34,19 @@ def command(members: Sequence[Member]) -> str:
     for file in stored["plugins"]:
         words += ["--plugin", Path(file).name]
     line = shlex.join(map(str, words))
+    if not labeled:
+        line += f"  # labelled: {', '.join(f'{n} of {d}' for d, n in e['labeled'].items())}"
     if e["without"]:
         line += f"  # without {', '.join(e['without'])}: segbench ablate {shlex.quote(e['method'])}"
     return line
+
+
+def _labeled(counts: Mapping[str, int], train: Mapping[str, int]) -> str:
+    """What ``--labeled`` must say for these counts: one number or a share; empty if no such thing gives them."""
+    if len(set(counts.values())) == 1:
+        return str(next(iter(counts.values())))
+    fits = [p for p in range(1, 101) if all(labeled_count(f"{p}%", train[d]) == n for d, n in counts.items())]
+    return f"{min(fits, key=lambda p: (p % 10, p % 5, p))}%" if fits else ""
 
 
 def _plain(value: Any) -> str:

@@ -16,11 +16,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from segbench.data.store import Store
-from segbench.errors import IntegrityError
 from segbench.evaluation import predict_labels
 from segbench.report.gather import Member
-from segbench.training import checkpoint
-from segbench.training.run import Prepared, build
+from segbench.training.finished import trained
+from segbench.training.run import Prepared
 
 TRUTH, PREDICTION = "#56B4E9", "#E69F00"
 HEIGHT, DPI = 1.75, 110  # inches of a plane
@@ -59,12 +58,7 @@ def pictures(member: Member, run: Prepared, dataset: str, device: str) -> Iterat
     Raises:
         IntegrityError: the weights are missing or not those of the result.
     """
-    found = checkpoint.load(run.folder.path / "ckpt")
-    if found is None or checkpoint.digest(found[1]["method"]) != member.result["weights_sha256"]:
-        raise IntegrityError("the weights of the result are not there", where=run.folder.path / "ckpt")
-    method = build(run.experiment, run.stores)
-    method.load_state_dict(found[1]["method"])
-    method.to(device).eval()
+    method, _ = trained(run, member.result, device)
     task, store = next((i, s) for i, s in enumerate(run.stores) if s.name == dataset)
     for which, case, dice in choose(member, dataset):
         label, digest = predict_labels(method, store, case, task, run.experiment.protocol, device, run.experiment.precision)

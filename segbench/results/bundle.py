@@ -26,7 +26,7 @@ PREDICTIONS = "predictions.zip"
 FILES = {"config.yaml": 10**6, "result.json": 10**8, "cases.csv": 10**8, "manifest.json": 10**7, "log.jsonl": 10**9,
          PREDICTIONS: 4 * 10**9}  # the most bytes that each may have
 REQUIRED = ("config.yaml", "result.json", "cases.csv")
-PART = re.compile(r"[a-z][a-z0-9_:]{0,99}")
+PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:]{0,99}")
 
 
 def export(run: RunDir, out: Path, with_predictions: bool = True) -> list[str]:
@@ -136,7 +136,7 @@ def _place(run: RunDir, root: Path) -> Path:
     parts = [*result["datasets"], result["method"]]
     if not all(PART.fullmatch(p) for p in parts):
         raise IntegrityError("a bundle with names that cannot be", found=[str(p)[:60] for p in parts],
-                             expected="small letters, digits and _")
+                             expected="letters, digits and _")
     counts = f"{sum(result['labeled'].values())}of{sum(result['train'].values())}"
     name = f"imported-{counts}-s{result['seed']}-{result['run_id'][:8]}"
     return root / "runs" / "+".join(result["datasets"]) / result["method"] / name

@@ -140,6 +140,8 @@ def _typed(row: Mapping[str, str]) -> Record:
             record[name] = int(text)
         elif name in ("shape", "spacing"):
             record[name] = [(int if name == "shape" else float)(n) for n in text.split("x")] if text else None
+        elif is_metric(name) and name.endswith("_mm") and not row["spacing"]:
+            del record[name]  # a column of another data set of a joint run, whose voxels have a size
         elif is_metric(name):
             record[name] = float(text) if text else None
     return record

@@ -15,7 +15,7 @@ import numpy as np
 from segbench.errors import IntegrityError
 
 DATE = (1980, 1, 1, 0, 0, 0)  # the same labels give the same file
-NAME = re.compile(r"[a-z][a-z0-9_:]{0,99}/[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.npy")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:]{0,99}/[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.npy")
 
 
 class Keep(Protocol):

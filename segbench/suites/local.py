@@ -50,7 +50,7 @@ def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callab
     Raises:
         Interrupted: stopped by a signal; the running ones have saved and can be resumed.
     """
-    todo = [run for run in runs if state(run.folder) != "done"]
+    todo = [run for run in runs if not ended(run, machine)]
     jobs: list[Job] = []
     outcomes: list[Outcome] = []
     with _forwarded(jobs) as stopped:
@@ -73,6 +73,12 @@ def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callab
     return outcomes
 
 
+def ended(run: Prepared, machine: Machine) -> bool:
+    """Finished, and its leak measured if that is wanted and its checkpoints were kept."""
+    unmeasured = machine.leak_meter and (run.folder.path / "snapshots").exists() and not run.folder.leak()
+    return state(run.folder) == "done" and not unmeasured
+
+
 def own_command(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
     """The words that start ``segbench COMMAND RUN`` as a process of its own on this machine's folders and device."""
     return [sys.executable, "-m", "segbench.cli.main", "--root", str(machine.root), "--data-root", str(machine.data_root),
@@ -86,7 +92,7 @@ def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
     cadence = machine.save_every
     words = own_command(machine, "resume", run, "--workers", str(machine.workers), "--save-every",
                         str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s",
-                        *["--leak-meter"] * machine.leak_meter)
+                        *["--leak-meter"] * machine.leak_meter, *["--recompute"] * machine.recompute)
     env = dict(os.environ)
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
     if machine.device == "cuda":

@@ -92,7 +92,8 @@ def save(folder: Path, step: int, state: Any, header: Mapping[str, Any], keep: i
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, data)
     listed = [{"file": file.name, "step": step, "bytes": len(data), "sha256": sha}]
-    listed += [e for e in _listed(folder) if e["file"] != file.name and (folder / e["file"]).exists()][: keep - 1]
+    others = [e for e in _listed(folder) if e["file"] != file.name and (folder / e["file"]).exists()]
+    listed += [e for e in others if e.get("step") != step][: keep - 1]  # a step that was done again has one file
     atomic_write(folder / "last.json", json.dumps(listed, indent=1).encode())
     wanted = {e["file"] for e in listed}
     for old in folder.iterdir():

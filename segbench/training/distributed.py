@@ -101,6 +101,8 @@ def join(kind: str) -> World:
     """Meet the other processes; ``kind`` of device is cpu, cuda or mps."""
     rank, size = launched()
     if size > 1:
+        if kind == "cuda":  # nccl sends objects through the current GPU, which must not be that of another process
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # The others wait through evaluations of the first one, which may take hours.
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=2))
     return World(rank, size)

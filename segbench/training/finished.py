@@ -52,7 +52,7 @@ def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method,
     if weights != stored["weights_sha256"]:
         raise IntegrityError("the weights are not those of the result", where=run.folder.path / "ckpt", found=weights[:16],
                              expected=stored["weights_sha256"][:16])
-    method = build(run.experiment, run.stores)
+    method = build(run.experiment, run.stores, fresh=False)
     method.load_state_dict(state["method"])
     return method.to(device).eval(), header
 

@@ -27,7 +27,7 @@ def measure(run: Prepared, stored: dict[str, Any], device: str, report: Report) 
     """
     folder = run.folder.path
     with lock(folder / "lock"):
-        method, device = build(run.experiment, run.stores), device_of(device)
+        method, device = build(run.experiment, run.stores, fresh=False), device_of(device)
         method.to(device)
         validation, partial = validation_stores(run), folder / "leak.jsonl"
         rows: list[dict[str, Any]] = []

@@ -209,10 +209,10 @@ class Trainer:
         return terms, t, self.optimizers[self.method.players[0]].param_groups[0]["lr"]
 
     def _start(self, stage: Stage) -> None:
-        if stage.phase.fresh_optimizer and self.step > 0:
-            self._make_optimizers()
         with torch.no_grad():
             self.method.start_phase(stage.phase)
+        if stage.phase.fresh_optimizer or self.step == 0:  # the phase may have changed what is trained
+            self._make_optimizers()
 
     def _update(self, player: str, loss: Callable[[Batch, Clock], dict[str, Tensor]], batch: Batch,
                 t: Clock) -> dict[str, float]:

@@ -53,7 +53,6 @@ def write_result(run: Prepared, trainer: Trainer, chosen: dict[str, Any], device
     folder.write_json("result.json", result)
     trainer.keep_weights_only(folder.path / "log.jsonl")
     partial.unlink(missing_ok=True)
-    (folder.path / "failed.json").unlink(missing_ok=True)
     return result
 
 

@@ -98,6 +98,9 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     stores = [open_store(name, machine.data_root) for name in experiment.datasets]
     for store in stores:
         require_no_leak(store)
+        if not store.test:
+            raise DataError(f"data set '{store.name}' has no test case", where=store.root,
+                            expected="at least one with a label", fix="name one in the test list and prepare again")
         unscorable = [i for i in store.test if not store.cases[i].has_label]
         if unscorable:
             raise DataError(f"test cases of '{store.name}' have no label to score against", where=store.root,
@@ -107,7 +110,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         if not 0 < experiment.labeled[store.name] <= len(store.patients):
             raise UsageError(f"{experiment.labeled[store.name]} labelled cases of {store.name}",
                              expected=f"1 to {len(store.patients)} (its training cases)", fix="--labeled N")
-        if experiment.protocol.selection == "validation":
+        if experiment.protocol.selection == "validation" or machine.leak_meter:
             held_out(view, experiment.labeled[store.name])  # refuses before anything is trained
     splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
     sources = {kind: registry.source_digest(registry.get(kind, name).cls)
@@ -132,15 +135,19 @@ def _require_processes(run: Prepared) -> None:
                          fix=f"torchrun --nproc-per-node {wanted} -m segbench.cli.main ...")
 
 
-def build(experiment: Experiment, stores: list[Store]) -> Method:
-    """The method with its networks, on the CPU, initialised from the experiment's seed."""
+def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Method:
+    """The method with its networks, on the CPU, initialised from the experiment's seed.
+
+    One that is not to be ``fresh`` gets its weights from a file: a backbone fetches no pretrained ones for it.
+    """
     protocol = experiment.protocol
     entry = registry.get("method", experiment.method)
     setting = Setting(tuple(Source(s.name, tuple(s.classes)) for s in stores), max(s.channels for s in stores),
                       tuple(protocol.patch))
     method = entry.cls(entry.cls.Params(**experiment.params), setting)
     torch.manual_seed(experiment.seed)
-    method.build(network_factory(experiment.backbone, experiment.backbone_params, setting, entry.cls.needs))
+    params = {k: v for k, v in experiment.backbone_params.items() if fresh or k != "pretrained"}
+    method.build(network_factory(experiment.backbone, params, setting, entry.cls.needs))
     return method
 
 
@@ -207,10 +214,11 @@ def _follow(run: Prepared, machine: Machine, world: World) -> dict[str, Any]:
 def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) -> dict[str, Any]:
     """Train and evaluate; whatever ends it early is recorded and has its exit code."""
     stage = "set-up"
+    (run.folder.path / "failed.json").unlink(missing_ok=True)
     try:
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
         device = distributed.own_device(device_of(machine.device))
-        method = build(run.experiment, run.stores)
+        method = build(run.experiment, run.stores, fresh=not any((run.folder.path / "ckpt").glob("*.st")))
         reporter.start(run)
         stage = "training"
         trainer = _train(run, method, machine, device, reporter, world)
@@ -266,7 +274,8 @@ def _train(run: Prepared, method: Method, machine: Machine, device: str, reporte
     trainer = Trainer(method, data, plan, protocol.optim, experiment.seed, run.folder.path / "ckpt", device,
                       experiment.precision, {"run_id": run.run_id, "torch": torch.__version__, "device": device,
                                              "threads": torch.get_num_threads()}, experiment.without, world)
-    if machine.leak_meter or protocol.selection == "validation" or (run.folder.path / "snapshots").exists():
+    begun = any((run.folder.path / "ckpt").glob("*.st"))  # then the first checkpoints to choose from cannot be had any more
+    if (machine.leak_meter and not begun) or protocol.selection == "validation" or (run.folder.path / "snapshots").exists():
         trainer.snapshots = snapshot_steps(total)
     trainer.fit(lambda steps: loader(data, steps, machine.workers), run.folder.path / "log.jsonl", machine.save_every,
                 reporter.train)

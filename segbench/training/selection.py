@@ -78,6 +78,10 @@ def snapshots(run: Prepared, method: Method) -> Iterator[tuple[int, str]]:
     """
     folder = run.folder.path / "snapshots"
     found = list(checkpoint.files(folder))
+    wanted = len(snapshot_steps(run.experiment.protocol.steps * len(run.stores)))
+    if found and len(found) < wanted:
+        raise IntegrityError("checkpoints to choose from are missing", where=folder, found=len(found), expected=wanted,
+                             fix="segbench run ... --leak-meter --restart trains anew and keeps them")
     if not found:
         raise IntegrityError("the run kept no checkpoints to choose from", where=folder,
                              fix="segbench run ... --leak-meter --restart trains anew and keeps them")

@@ -65,11 +65,12 @@ def test_list_show_tail_and_prune(lab, trained):
 
 def test_failed_runs_are_listed_and_pruned(lab, trained):
     folder = next((lab.folder / "segbench-out/runs/tiny/supervised").iterdir())
-    (folder / "result.json").write_text("{")
+    (folder / "result.json").unlink()
+    (folder / "failed.json").write_text("{}")
     listed = json.loads(lab.call("runs", "ls", "--state", "failed", "--json").stdout)["runs"]
     assert len(listed) == 1 and listed[0]["run_id"] == folder.name[-8:]
     assert lab.call("runs", "prune", "--failed", "--yes").returncode == 0
-    assert not (folder / "result.json").exists() and len(json.loads(lab.call("runs", "ls", "--json").stdout)["runs"]) == 2
+    assert not folder.exists() and len(json.loads(lab.call("runs", "ls", "--json").stdout)["runs"]) == 2
 
 
 def test_compare_says_what_it_may(lab, trained):

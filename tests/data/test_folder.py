@@ -143,6 +143,39 @@ def test_labels_of_cases_listed_as_unlabelled_are_left_alone(mine, tmp_path):
     assert store.train == ("case_3", "case_10", "un_0", "later_1") and store.test == ("case_21",)
     assert not store.cases["case_10"].has_label and "case_4" not in store.cases
     assert not any("left out" in w and "case_4" in w for w in store.warnings)  # known as validation
+    assert any("case_10" in w and "not read" in w for w in store.warnings)
+
+
+def test_lists_are_kept_when_all_is_prepared_and_not_by_a_check(mine, tmp_path, lab):
+    """A forgotten label must not be frozen into the lists."""
+    forgotten = mine.root / "labelsTr" / "case_21.nii.gz"
+    content = forgotten.read_bytes()
+    forgotten.unlink()
+    assert lab.call("data", "check", mine.name).returncode == 0
+    broken = mine.root / "imagesTr" / "case_4_0000.nii.gz"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:100])
+    with pytest.raises(DataError):
+        prepare_store(mine.name, None, tmp_path / "data")
+    assert not (mine.root / "splits_ssl.json").exists()
+    broken.write_bytes(whole)
+    forgotten.write_bytes(content)
+    assert prepare_store(mine.name, None, tmp_path / "data").cases["case_21"].has_label
+    assert (mine.root / "splits_ssl.json").exists()
+
+
+def test_a_crop_by_the_label_leaves_room_around_it(tmp_path):
+    mine = Mine(tmp_path / "Dataset001_Wide", bare=0, unlabelled=0)
+    registry.add_link("wide", registry.Link("folder", str(mine.root), {"crop": "label", "spacing": [1, 1, 1]}))
+    store = prepare_store("wide", None, tmp_path / "data")
+    assert all(min(info.shape) >= 96 for info in store.cases.values())
+
+
+def test_data_without_a_test_case_are_refused_before_training(mine, lab):
+    mine.lists(labelled=["case_3", "case_10"], unlabelled=["un_0"])
+    assert lab.call("data", "prepare", mine.name).returncode == 0
+    told = lab.call("run", "supervised", "--dataset", mine.name, "--steps", "1")
+    assert told.returncode == 3 and "has no test case" in told.stderr
 
 
 @pytest.mark.parametrize("lists, found", [

@@ -271,6 +271,9 @@ def test_channels_in_one_file_or_in_several(scans, tmp_path):
     scan, = find_scans([folder], 2)
     assert scan.name == "case"
     np.testing.assert_array_equal(predict(scan).label, expected)
+    scan_of(folder, grey[1][::-1], affine @ np.diag([-1.0, 1.0, 1.0, 1.0]), "case_0001.nii.gz")
+    with pytest.raises(DataError, match="do not fit"):
+        predict(scan)
 
 
 def test_what_is_found_in_folders(tmp_path, write_dicom):
@@ -280,6 +283,12 @@ def test_what_is_found_in_folders(tmp_path, write_dicom):
     write_dicom(tmp_path / "in" / "series", np.zeros((3, 3, 2), np.int16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     assert [s.name for s in find_scans([tmp_path / "in"], 1)] == ["a", "b", "series"]
     assert [s.name for s in find_scans([tmp_path / "in" / "b.nii.gz"], 1)] == ["b"]
+    (tmp_path / "nnunet").mkdir()
+    for name in ("b_0000.nii.gz", "c_0000.nii.gz"):
+        (tmp_path / "nnunet" / name).write_bytes(b"x")
+    assert [s.name for s in find_scans([tmp_path / "nnunet"], 1)] == ["b", "c"]  # as their label files
+    (tmp_path / "nnunet" / "c.nii.gz").write_bytes(b"x")
+    assert [s.name for s in find_scans([tmp_path / "nnunet"], 1)] == ["b_0000", "c", "c_0000"]
     assert [s.name for s in find_scans([tmp_path / "in" / "series"], 1)] == ["series"]  # holds study/series/
     (tmp_path / "c").mkdir()
     for place, error in ((tmp_path / "c", "no scan in the folder"), (tmp_path / "nowhere", "no such file")):

@@ -51,6 +51,8 @@ def test_nrrd_is_turned_from_left_posterior_to_right_anterior(tmp_path):
     np.testing.assert_allclose(volume.affine, [[-0.7, 0, 0, -1], [0, -0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1]])
     nrrd.write(str(tmp_path / "b.nrrd"), GREY, {"spacings": [1.0, 2.0, 3.0]})
     assert read_volume(tmp_path / "b.nrrd").spacing == (1, 2, 3)
+    nrrd.write(str(tmp_path / "flat.nrrd"), GREY[0], {"spacings": [1.0, 2.0]})
+    assert read_volume(tmp_path / "flat.nrrd").spacing == (1, 2, 1)
     nrrd.write(str(tmp_path / "c.nrrd"), GREY)
     assert read_volume(tmp_path / "c.nrrd").affine is None
     channels = {"space": "right-anterior-superior", "kinds": ["vector", "domain", "domain", "domain"],

@@ -50,3 +50,12 @@ class TinyFlat(Balls):
     """One class in two dimensions."""
 
     dims = 2
+
+
+@dataset("tiny_bare")
+class TinyBare(Balls):
+    """Files that tell no spacing."""
+
+    def load(self, raw):
+        case = super().load(raw)
+        return Case(case.id, case.image, case.label)

@@ -14,7 +14,7 @@ import pytest
 from segbench.config import resolve, run_id
 from segbench.files import json_bytes
 from segbench.report import figures, overlay
-from segbench.report.commands import command
+from segbench.report.commands import _labeled, command
 from segbench.report.gather import gather
 from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
@@ -131,7 +131,7 @@ def test_without_weights_the_page_says_so(finished):
     for file in finished.folder.glob("out/runs/*/*/*/ckpt/*"):
         file.unlink()
     text, _ = report(runs(finished), "A title", restore(finished))
-    assert "no pictures: the weights of the result are not there" in text
+    assert "no pictures: the run has no weights" in text
 
 
 def test_planes_go_through_the_target_and_differences_are_tinted():
@@ -171,6 +171,7 @@ def test_commands_make_the_same_runs_again(finished, monkeypatch):
     for section in gather(runs(finished)).sections:
         for entry in section.entries:
             words = shlex.split(command(entry.members))
+            assert "tiny.yaml" in words  # a file, which nobody has by its bare name
             assert words[:2] == ["segbench", "run"]
             options = dict(zip(words[3::2], words[4::2], strict=True))
             values = [v for k, v in zip(words[3::2], words[4::2], strict=True) if k == "-o"]
@@ -185,7 +186,7 @@ def test_commands_make_the_same_runs_again(finished, monkeypatch):
 
 def _by_file(name):
     from segbench.config.protocol import read_protocol
-    return read_protocol(Path(__file__).parents[1] / "plugins" / f"{name}.yaml" if name == "tiny" else name)
+    return read_protocol(Path(__file__).parents[1] / "plugins" / name if name == "tiny.yaml" else name)
 
 
 def test_hostile_names_are_text(finished):
@@ -341,3 +342,10 @@ def test_a_strange_file_in_the_place_of_a_run(tmp_path):
     (tmp_path / "runs/a/b/c-1/result.json").write_bytes(b"\xff\x00")
     content = gather([RunDir(tmp_path / "runs/a/b/c-1")])
     assert len(content.warnings) == 1 and content.sections == []
+
+
+@pytest.mark.parametrize("counts, train, says", [
+    ({"la": 8, "acdc": 8}, {"la": 80, "acdc": 70}, "8"), ({"la": 16, "acdc": 14}, {"la": 80, "acdc": 70}, "20%"),
+    ({"la": 4, "acdc": 3}, {"la": 80, "acdc": 70}, "5%"), ({"la": 8, "acdc": 3}, {"la": 80, "acdc": 70}, "")])
+def test_the_command_names_a_share_where_the_counts_differ(counts, train, says):
+    assert _labeled(counts, train) == says

@@ -167,7 +167,7 @@ def test_a_file_larger_than_its_limit_is_not_read_whole(study, store, lab, monke
         bundle.read_bundle(lab.folder / "a.zip")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b", "Evil", "", "a" * 101])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "-evil", "", "a" * 101])
 def test_names_from_a_bundle_never_become_paths(study, store, lab, name):
     from segbench.config import dump_yaml
     from segbench.config.identity import run_id
@@ -189,3 +189,11 @@ def test_names_from_a_bundle_never_become_paths(study, store, lab, name):
 def test_hostile_case_names_are_no_predictions():
     with pytest.raises(ValueError, match="not a name"), predictions.writer(io.BytesIO()) as keep:
         keep("tiny", "../x", np.zeros((2, 2), np.uint8))
+
+
+@pytest.mark.parametrize("dataset", ["Mine", "7t_brain", "folder:/data/x".replace("/", "_")])
+def test_names_that_links_may_have_can_be_exported(dataset):
+    file = io.BytesIO()
+    with predictions.writer(file) as keep:
+        keep(dataset, "case_1", np.ones((2, 2), np.uint8))
+    assert file.getvalue()

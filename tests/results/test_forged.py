@@ -48,6 +48,15 @@ def test_a_result_that_does_not_fit_together_is_refused(study, change, says):
     assert found == [] and len(warnings) == 1
 
 
+def test_a_finished_run_that_was_changed_is_not_pruned(study):
+    from segbench.cli.main import run as program
+    run = study.add("supervised", 0, [0.8, 0.9])
+    (run.path / "cases.csv").write_bytes((run.path / "cases.csv").read_bytes() + b"\r\n")
+    assert run.state == "failed"
+    assert program(["--root", str(study.root), "runs", "prune", "--failed", "--yes"]) == 0
+    assert (run.path / "result.json").exists()
+
+
 @pytest.mark.parametrize("change, says", [
     (lambda r: r["metrics"][0]["columns"]["dice"].update(mean=0.99), "means of its cases"),
     (lambda r: r["metrics"][0]["columns"]["hd95_mm"].update(mean=None), "means of its cases"),

@@ -103,3 +103,10 @@ def test_full_disk_keeps_the_old_one(tmp_path, monkeypatch):
     assert checkpoint.load(tmp_path)[0] == 1
     assert not list(tmp_path.glob(".*tmp"))
     assert json.loads((tmp_path / "last.json").read_text())[0]["step"] == 1
+
+
+def test_a_step_that_is_done_again_replaces_its_file(tmp_path):
+    for value, step in enumerate((1, 2, 2)):
+        checkpoint.save(tmp_path, step, {"x": torch.tensor(value)}, {}, keep=5)
+    assert [f.name[3:11] for f in checkpoint.files(tmp_path)] == ["00000001", "00000002"]
+    assert checkpoint.load(tmp_path)[1]["x"] == 2

@@ -79,3 +79,15 @@ def test_one_command_compares_a_joint_method_with_one_network_a_data_set(togethe
     steps = {json.loads(f.read_text())["method"]: json.loads(f.read_text())["steps"]
              for f in together.folder.glob("segbench-out/runs/*/*/*/result.json")}
     assert steps == {"versemi": 8, "supervised": 4}  # the same budget for each data set
+
+
+def test_a_joint_run_over_data_with_and_without_a_spacing_can_be_read_back(together):
+    """One table has distances in mm, the other in voxels alone."""
+    protocol = PLUGINS / "tiny.yaml"
+    done = together.call("run", "versemi", "--dataset", "tiny,tiny_bare", "--protocol", protocol, "--json")
+    metrics = json.loads(done.stdout)["metrics"]
+    assert "hd95_mm" in metrics["tiny"]["ball"] and "hd95_mm" not in metrics["tiny_bare"]["ball"]
+    assert together.call("runs", "verify", json.loads(done.stdout)["run_id"]).returncode == 0
+    board = together.call("leaderboard", "--format", "json")
+    assert {b["dataset"]: b["unit"] for b in json.loads(board.stdout)["boards"]} == {"tiny": "mm", "tiny_bare": "vox"}
+    assert "left out" not in board.stderr

@@ -5,6 +5,7 @@ import torch
 
 from segbench.contracts.method import Clock, Method, Optim, Phase, sigmoid_ramp
 from segbench.errors import TrainingError, UsageError
+from segbench.training.loop import Trainer
 from segbench.training.plan import stage_of, stages
 from segbench.training.run import build, execute
 
@@ -132,3 +133,42 @@ def test_seed_decides_initial_weights(lab):
     first, same, other = (lab.prepared("supervised", seed=s) for s in (0, 0, 1))
     digests = [checkpoint.digest(build(r.experiment, r.stores).state_dict()) for r in (first, same, other)]
     assert digests[0] == digests[1] != digests[2] and first.run_id == same.run_id != other.run_id
+
+
+def test_what_a_phase_sets_free_is_trained(lab, tmp_path):
+    from segbench import registry
+    file = tmp_path / "thawing.py"
+    file.write_text('''
+from segbench import Method, Phase, method
+
+@method("thawing")
+class Thawing(Method):
+    """The second phase trains what the first one held."""
+    def build(self, network):
+        self.network = network(heads=(2,))
+        for p in self.network.encoder.parameters():
+            p.requires_grad_(False)
+    def phases(self):
+        return (Phase("held", 0.5), Phase("free", 0.5, fresh_optimizer=True))
+    def start_phase(self, phase):
+        if phase.name == "free":
+            self.before = [p.clone() for p in self.network.encoder.parameters()]
+            self.network.encoder.requires_grad_(True)
+    def loss(self, batch, t):
+        return {"labeled": (self.network(batch.x).softmax(1)[:, 1] - batch.y).square().mean()}
+    def predict(self, image, task=0):
+        return self.network(image).softmax(1)
+''')
+    registry.add_file(file)
+    run = lab.prepared("thawing")
+    seen = []
+    real = Trainer.train_step
+
+    def spy(self, batch):
+        seen.append(self.method)
+        return real(self, batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", spy)
+        execute(run, lab.machine())
+    method = seen[-1]
+    assert any(not torch.equal(a, b) for a, b in zip(method.before, method.network.encoder.parameters(), strict=True))

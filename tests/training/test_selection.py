@@ -12,7 +12,8 @@ from segbench.errors import IntegrityError, Interrupted, UsageError
 from segbench.training import checkpoint
 from segbench.training.finished import reevaluate
 from segbench.training.leak import measure
-from segbench.training.run import Reporter, build, execute
+from segbench.training.loop import Cadence
+from segbench.training.run import Reporter, build, execute, prepare
 from segbench.training.selection import held_out, snapshot_steps, snapshots, without_held_out
 
 VALIDATION = ["selection=validation"]
@@ -83,6 +84,11 @@ def test_what_is_not_that_run_s_is_refused(lab):
     result = execute(run, lab.machine(leak_meter=True))
     with pytest.raises(IntegrityError, match="none of the kept checkpoints"):
         measure(run, {**result, "weights_sha256": "0"}, "cpu", quiet)
+    first, *_ = checkpoint.files(run.folder.path / "snapshots")
+    away = first.rename(first.with_suffix(".away"))
+    with pytest.raises(IntegrityError, match="missing"):
+        measure(run, result, "cpu", quiet)
+    away.rename(first)
     file = checkpoint.files(run.folder.path / "snapshots")[2]
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -172,3 +178,21 @@ def test_commands(lab):
     assert "Leak meter" in page.read_text() and f"{document['test_best']:.2f}</td>" in page.read_text()
     lab.call(*words, "--restart")
     assert not (lab.folder / document["dir"] / "leak.json").exists()
+
+
+def test_the_meter_is_refused_before_the_training_where_nothing_is_left_to_validate_on(lab):
+    with pytest.raises(UsageError, match="left to validate on"):
+        prepare(lab.prepared("supervised", labeled=5).experiment, lab.machine(leak_meter=True))
+
+
+def test_checkpoints_that_came_too_late_are_not_begun(lab):
+    """A run that was under way without the meter has lost its first checkpoints."""
+    run = lab.prepared("supervised")
+
+    def stop(progress):
+        if progress.step == 3:
+            raise Interrupted("stop", 130)
+    with pytest.raises(Interrupted):
+        execute(run, lab.machine(save_every=Cadence(steps=1, seconds=None)), Reporter(train=stop))
+    execute(run, lab.machine(leak_meter=True))
+    assert not (run.folder.path / "snapshots").exists()
