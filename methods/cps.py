@@ -9,8 +9,9 @@ natural images             3-D, two classes                    2-D and 3-D, two 
 cross term on all images   on unlabelled images                on unlabelled images
 constant weight, 1.5 or 6  0.1 after a ramp                    0.1 after a ramp
 CutMix as an option        none                                none
-two initialisations        Kaiming and Xavier normal for       the same, whatever the backbone's own; other layers
-                           convolutions, not transposed ones   keep theirs
+two initialisations        Kaiming and Xavier normal for       the same, whatever the backbone's own (pretrained
+                           convolutions, not transposed ones   weights too, which are lost); other layers keep theirs
+-                          2-D: neither is called              as in 3-D
 not specified              Dice of all classes                 the same
 -                          ramp of 200 stairs of 150 steps     stairs=40, those 150 steps at 6000, or stairs=200, as
                                                                in the code at 30 000 steps; both end with the run

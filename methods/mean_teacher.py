@@ -14,6 +14,8 @@ teacher evaluated          student evaluated                   student evaluated
                            (LA), of 200 (SSL4MIS)              the run, as in the code at 6000 and 30 000 steps
 -                          SSL4MIS: lr(t) = lr (1 - (t - 1)    the protocol's optimiser; its polynomial has no lag
                            / T)^0.9, a lag of one step
+-                          SSL4MIS in 2-D: no consistency in   the ramp alone, from the first step on
+                           the first 1000 steps
 -                          the teacher has its own initial     starts as a copy; from the first step on, whose decay
                            weights                             is 0, there is no difference
 -                          buffers neither averaged nor        the same: the teacher stays in train mode

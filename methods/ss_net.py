@@ -26,6 +26,9 @@ two classes                 Dice of the foreground             averaged over the
 -                           ramp of 40 stairs of 150 steps,    40 stairs over the run, from 1 too: the code's first
                             counted from 1; 15 000 steps       6000 steps; ramp_share=0.4 gives its 15 000
 -                           lr / 10 every 2500 steps           the protocol's optimiser (la: the same)
+-                           2-D: weight 0.1, ramp of 200       as in 3-D: weight 1 and 40 stairs
+                            stairs; both Dice losses with
+                            squared denominators
 best test Dice              best test Dice; largest component  the last weights; the component is the protocol's choice
 """
 

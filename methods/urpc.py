@@ -19,7 +19,8 @@ all scales
 -                          log of the softmax                  log-softmax and log-sum-exp: the same where that is
                                                                finite, and finite everywhere
 -                          ramp of 400 stairs of 150 steps,    stairs=400 over the run, the same at 60 000 steps; ends
-                           also when trained half as long      with every run (40 are 150 steps each of 6000)
+                           also when trained half as long;     with every run (40 are 150 steps each of 6000), in 2-D
+                           2-D: 200, and lr 0.01               too
 not specified              Dice of all classes                 the same
 -                          3 classes written down              K of the data set
 -                          lr 0.1, polynomial with a lag of    the protocol's optimiser

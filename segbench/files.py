@@ -40,6 +40,23 @@ def existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
+def make_folder(path: Path) -> None:
+    """A folder and its parents.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+def is_storage(error: BaseException) -> bool:
+    """Whether it tells of a disk that is full or may not be written to, and not of a file that is missing."""
+    return isinstance(error, OSError) and error.errno in _STORAGE
+
+
 def temp_path(path: Path) -> Path:
     """A fresh hidden name beside ``path``; ``sweep`` removes what a killed process left under such names."""
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

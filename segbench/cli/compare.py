@@ -37,6 +37,7 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
         raise UsageError("name two different methods or runs, or more", found=" ".join(names) or None,
                          fix="segbench compare A B")
     found, warnings = boards(all_runs(settings.root), dataset)
+    found = [b for b in found if labeled in (None, b.labeled)]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     known = {r.method for b in found for r in b.rows} | {i for b in found for r in b.rows for i in r.runs}
@@ -44,7 +45,7 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
         if not any(_index(b, name) for b in found):
             raise UsageError(f"nothing finished is called '{name}'.{did_you_mean(name, known)}", where=settings.root,
                              fix="segbench leaderboard")
-    shared = [b for b in found if labeled in (None, b.labeled) and all(_index(b, n) for n in names)]
+    shared = [b for b in found if all(_index(b, n) for n in names)]
     if not shared:
         raise UsageError("the results of these are in no common table: other data, labelled cases, backbone or protocol",
                          found=", ".join(names), fix="segbench leaderboard")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.common import Group, Settings, table
-from segbench.cli.run import science_options
+from segbench.cli.run import parse_seeds, science_options
+
+if TYPE_CHECKING:
+    from segbench.config import Experiment
 
 
 @click.group(cls=Group)
@@ -25,7 +28,7 @@ def show(settings: Settings, words: tuple[str, ...], sources: bool, dataset: str
     """Show what `segbench run METHOD ...` would use, key by key.
 
     \b
-    segbench config show versemi --dataset la --sources -o optim.lr=0.005
+    segbench config show mean_teacher --dataset la --sources -o optim.lr=0.005
     """
     from segbench.config import resolve
     from segbench.data.store import open_store
@@ -38,7 +41,10 @@ def show(settings: Settings, words: tuple[str, ...], sources: bool, dataset: str
     def size(name: str) -> int:
         return len(open_store(name, settings.data_root).patients)
 
-    resolved = resolve(method, dataset=dataset, seed=seed or 0, overrides=list(overrides), train_sizes=size, **science)
+    if seed is not None and seeds is not None:
+        raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
+    first = parse_seeds(seeds)[0] if seeds else seed or 0
+    resolved = resolve(method, dataset=dataset, seed=first, overrides=list(overrides), train_sizes=size, **science)
     experiment = resolved.experiments[0]
     settings.document = {"status": "ok", "experiment": experiment.model_dump(mode="json"), "sources": resolved.sources}
     if settings.json:
@@ -48,7 +54,19 @@ def show(settings: Settings, words: tuple[str, ...], sources: bool, dataset: str
                                for k, v in resolved.values.items()]))
     if experiment.modified:
         click.echo("* differs from the protocol: such a run is ranked apart")
+    _show_own_optimizers(settings, experiment)
     machine = settings.machine
     click.echo("\nthis machine\n" + table(columns, [(k, getattr(machine, k), *([v] if sources else []))
                                                   for k, v in machine.sources.items()]))
 
+
+def _show_own_optimizers(settings: Settings, experiment: Experiment) -> None:
+    """Where a method is defined with another optimiser than the protocol's, say with which."""
+    from segbench.data.store import open_store
+    from segbench.training.run import optimizers
+    usual = experiment.protocol.optim
+    stores = [open_store(name, settings.data_root) for name in experiment.datasets]
+    for who, spec in optimizers(experiment, stores, usual).items():
+        if spec != usual:
+            parts = ", ".join(f"{k} {v}" for k, v in spec.model_dump(exclude_defaults=True).items())
+            click.echo(f"{experiment.method} has its own optimiser for {who}: {parts}")

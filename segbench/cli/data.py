@@ -155,7 +155,7 @@ def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> Non
     errors = [p for p in problems if p.level == "error"]
     if errors:
         raise DataProblems(f"data set '{name}': {_plural(len(errors), 'problem')}", errors, listed=False, where=place,
-                           fix=f"mend the files, then: segbench data prepare {name}")
+                           fix=f"mend the files, then: segbench data prepare {name}{f' --from {source}' * bool(source)}")
     _document("segbench.data.check/1", [{"name": entry.name, "folder": str(place), "cases": len(store.cases),
                                          "problems": [vars(p) for p in problems]}])
 
@@ -341,7 +341,7 @@ def _show(store: Store, problems: list[Problem], checked: int) -> None:
     _result(f"{store.name}: {_plural(checked, 'case')} checked, {_plural(len(problems), 'problem')}")
     for problem in problems:
         _result(f" {_mark(problem.level)} {problem}")
-    if not any(p.level == "error" for p in check_split(store.train, store.test, store.cases)):
+    if store.cases and not any(p.level == "error" for p in check_split(store.train, store.test, store.cases)):
         _result(f" {_mark('ok')} no case, patient or identical volume shared between train and test")
 
 

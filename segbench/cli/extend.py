@@ -12,7 +12,7 @@ import click
 
 from segbench.cli.common import Command, Group, Settings, safe, table
 from segbench.cli.run import _execute, experiments, machine_of, machine_options, science_options
-from segbench.errors import PluginError, UsageError
+from segbench.errors import PluginError, SegbenchError, TrainingError, UsageError
 
 
 @click.group("new", cls=Group)
@@ -33,6 +33,7 @@ def new_method(settings: Settings, name: str, folder: str) -> None:
     segbench run mine --plugin mine.py --dataset phantom
     """
     from segbench import registry
+    from segbench.files import atomic_write, make_folder
     if not re.fullmatch(r"[a-z][a-z0-9_]{1,39}", name):
         raise UsageError(f"'{name}' cannot be the name of a method", expected="lower_snake_case, a letter first")
     if name in registry.names("method"):
@@ -45,8 +46,8 @@ def new_method(settings: Settings, name: str, folder: str) -> None:
     title = "".join(part.capitalize() for part in name.split("_"))
     for file, template in files.items():
         text = (resources.files("segbench.cli") / "templates" / template).read_text(encoding="utf-8")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text.replace("NAME", name).replace("CLASS", title), encoding="utf-8")
+        make_folder(file.parent)
+        atomic_write(file, text.replace("NAME", name).replace("CLASS", title).encode())
     settings.document = {"status": "done", "files": [str(f) for f in files]}
     settings.say(f"wrote {', '.join(map(str, files))}\nnext: segbench test {Path(folder) / name}.py")
 
@@ -67,22 +68,33 @@ def test_command(settings: Settings, what: str, backbone: str) -> None:
     import torch
 
     from segbench import registry
+    from segbench.config.experiment import find_backbone
     from segbench.conformance import trials
 
     torch.set_num_threads(1)
-    if what.endswith(".py"):
-        registry.add_file(what)
-        what = Path(what).stem
-    name = registry.get("method", what).name
-    results = [_check(settings, text, check) for text, check in trials(name, backbone)]
-    failed = [r for r in results if not r["passed"]]
-    settings.document = {"status": "failed" if failed else "passed", "method": name, "checks": results}
+    names = _in_file(Path(what)) if what.endswith(".py") else [registry.get("method", what).name]
+    backbone, _ = find_backbone(backbone)
+    results = [{"method": name, **_check(settings, f"{f'{name}: ' * (len(names) > 1)}{text}", check)}
+               for name in names for text, check in trials(name, backbone)]
+    failed, told = [r for r in results if not r["passed"]], ", ".join(names)
+    settings.document = {"status": "failed" if failed else "passed", "method": told, "checks": results}
     if failed:
-        raise PluginError(f"{len(failed)} of {len(results)} checks failed: {name}",
+        raise PluginError(f"{len(failed)} of {len(results)} checks failed: {told}",
                           found="\n".join(f"{r['check']}: {r['found']}" for r in failed),
                           fix="segbench.contracts.method documents what a method may do")
     if not settings.json:
-        click.echo(f"{len(results)} checks passed: {name}")
+        click.echo(f"{len(results)} checks passed: {told}")
+
+
+def _in_file(file: Path) -> list[str]:
+    """The methods a file registers."""
+    from segbench import registry
+    registry.add_file(file)
+    names = [found.name for (kind, _), found in registry.catalogue().items()
+             if kind == "method" and found.file.resolve() == file.resolve()]
+    if not names:
+        raise UsageError("the file registers no method", where=file, expected='a class with @segbench.method("NAME")')
+    return names
 
 
 def _check(settings: Settings, what: str, check: Any) -> dict[str, Any]:
@@ -110,12 +122,11 @@ def ablate(settings: Settings, method: str, save_every: str | None, device: str 
     \b
     segbench ablate mean_teacher --dataset phantom_ct_organ
     """
-    from segbench.conformance import Drill, Trial
     from segbench.training.run import prepare
 
     machine = machine_of(settings, save_every, device, workers)
-    terms = list(dict.fromkeys(t for update in Drill(Trial(method.replace("-", "_"))).steps() for t in update.terms))
     base = experiments(settings, method, **science)
+    terms = _terms(base[0].method, base[0].params)
     rows: list[dict[str, Any]] = []
     for dropped in [None, *terms]:
         for experiment in base:
@@ -129,6 +140,18 @@ def ablate(settings: Settings, method: str, save_every: str | None, device: str 
         columns = [("without", "<"), ("data set", "<"), ("class", "<"), ("seeds", ">"), ("Dice %", ">"), ("change", ">")]
         click.echo(table(columns, [(r["without"] or "(nothing)", r["dataset"], r["class"], r["seeds"], f"{r['dice']:.1f}",
                                     f"{r['change']:+.1f}") for r in settings.document["rows"]]))
+
+
+def _terms(method: str, params: dict[str, Any]) -> list[str]:
+    """The loss terms of a method with these parameters, in order; two data sets show what is shared between them."""
+    from segbench.conformance import Drill, Trial
+    try:
+        return list(dict.fromkeys(t for update in Drill(Trial(method, settings=params)).steps() for t in update.terms))
+    except SegbenchError:
+        raise
+    except Exception as error:  # a plug-in may fail in any way
+        raise TrainingError(f"{method} failed: {type(error).__name__}: {error}", where="a trial of its loss terms",
+                            fix=f"segbench test {method} may say why") from error
 
 
 def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

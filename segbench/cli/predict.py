@@ -37,12 +37,13 @@ def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
     """
     from segbench.data.problem import DataProblems, Problem
+    from segbench.files import make_folder
     from segbench.predict import find_scans
 
     predictor = _predictor(settings, wanted, dataset, device)
     scans = find_scans(inputs, predictor.store.channels)
     _refuse_to_overwrite(scans, out, probs, overwrite)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     settings.say(DISCLAIMER)
     done: list[dict[str, Any]] = []
     problems: list[Problem] = []

@@ -58,12 +58,12 @@ def report(settings: Settings, wanted: tuple[str, ...], out: Path | None, title:
 def write(settings: Settings, machine: Machine, runs: list[RunDir], file: Path, title: str, images: bool = True) -> Content:
     """Write the page about some runs to a file; returns what it shows."""
     from segbench.cli.run import restore
-    from segbench.files import atomic_write
+    from segbench.files import atomic_write, make_folder
     from segbench.report.write import report as render
 
     page, content = render(runs, title, (lambda run: restore(run, machine)) if images else None, machine.device,
                            lambda text: settings.say(f"pictures of {safe(text)}", 1))
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     atomic_write(file, page.encode())
     return content
 

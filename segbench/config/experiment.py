@@ -82,7 +82,7 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
     data = _datasets(dataset)
     method_cls = registry.get("method", method).cls
     named, sources = read_protocol(protocol if protocol is not None else _common_protocol(data))
-    name, backbone_cls = _backbone(backbone or named.backbone.name)
+    name, backbone_cls = find_backbone(backbone or named.backbone.name)
     sources |= {"protocol": "--protocol" if protocol is not None else _of_data(data),
                 "backbone": "--backbone" if backbone else sources["backbone.name"],
                 **{key: f"--{key}" if value != 0 else "default" for key, value in (("seed", seed), ("draw", draw))}}
@@ -157,7 +157,12 @@ def _canonical(registered: str, asked: str) -> str:
     return registered if same else f"{registered}:{asked.partition(':')[2]}"
 
 
-def _backbone(name: str) -> tuple[str, Any]:
+def find_backbone(name: str) -> tuple[str, Any]:
+    """Name and class of a backbone that can be built.
+
+    Raises:
+        UsageError: unknown, or a family without its member.
+    """
     entry = registry.get("backbone", name)
     if entry.cls.variants and ":" not in entry.name:
         raise UsageError(f"'{entry.name}' is a family of backbones", expected=f"one of its members, such as "
@@ -195,7 +200,7 @@ def _backbone_params(method: Any, backbone: Any, name: str, named: Protocol, use
                      sources: dict[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Parameters, and the keys a user changed: a larger network is no longer the protocol's."""
     base: dict[str, Any] = {}
-    preset = named.backbone.params if name == _backbone(named.backbone.name)[0] else {}
+    preset = named.backbone.params if name == find_backbone(named.backbone.name)[0] else {}
     for layer, origin in ((preset, sources["backbone.params"]),
                           (method.backbone_defaults.get(name, {}), f"method {method.name}")):
         base |= layer

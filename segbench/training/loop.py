@@ -102,15 +102,14 @@ class Trainer:
     def _restore(self, log: Path) -> None:
         found = checkpoint.load(self.folder)
         if found is None:
-            self._make_optimizers()
             if self.world.rank == 0:
                 log.write_bytes(b"")
             return
         self.step, state, header, warnings = found
         self.warnings += warnings
-        # A checkpoint is taken after a step, so its optimisers are those of that step's stage.
-        self.stage = stage_of(self.stages, max(self.step - 1, 0))
-        self._make_optimizers()
+        # A checkpoint is taken after a step: what the phases up to that step's have changed is changed again, in order.
+        for stage in self.stages[:stage_of(self.stages, max(self.step - 1, 0)).index + 1]:
+            self._start(stage)
         changed = [f"{k} {header.get(k)} -> {v}" for k, v in self.header.items() if header.get(k) != v]
         if changed:
             self.warnings.append(f"resumed with {', '.join(changed)}: the result may differ in the last digits from one run "
@@ -126,10 +125,6 @@ class Trainer:
         if self.world.rank == 0:
             with log.open("r+b") as file:  # lines of steps that will be done again
                 file.truncate(header["log_bytes"])
-
-    def _make_optimizers(self) -> None:
-        self.specs = {p: self.method.optimizer(p, self.optim, self.stage.phase) for p in self.method.players}
-        self.optimizers = {p: make_optimizer(self.specs[p], self.method.trainable(p)) for p in self.method.players}
 
     def _save(self, log: IO[bytes]) -> None:
         if self.world.rank:
@@ -209,10 +204,12 @@ class Trainer:
         return terms, t, self.optimizers[self.method.players[0]].param_groups[0]["lr"]
 
     def _start(self, stage: Stage) -> None:
+        self.stage = stage
         with torch.no_grad():
             self.method.start_phase(stage.phase)
-        if stage.phase.fresh_optimizer or self.step == 0:  # the phase may have changed what is trained
-            self._make_optimizers()
+        if stage.phase.fresh_optimizer or stage.start == 0:  # after the phase: it may have changed what is trained
+            self.specs = {p: self.method.optimizer(p, self.optim, stage.phase) for p in self.method.players}
+            self.optimizers = {p: make_optimizer(self.specs[p], self.method.trainable(p)) for p in self.method.players}
 
     def _update(self, player: str, loss: Callable[[Batch, Clock], dict[str, Tensor]], batch: Batch,
                 t: Clock) -> dict[str, float]:

@@ -47,9 +47,12 @@ def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) ->
         if phase.unlabeled is None and unlabeled == 0:
             raise UsageError(f"phase '{phase.name}' needs unlabelled items, but the batch has none",
                              expected="batch.unlabeled >= 1", fix="-o batch.unlabeled=2, or the method supervised")
+        if phase.labeled is not None and phase.labeled < 1:
+            raise UsageError(f"phase '{phase.name}' wants {phase.labeled} labelled items", expected="at least 1",
+                             fix="leave out what the phase does not need in the loss")
         u = unlabeled if phase.unlabeled is None else phase.unlabeled
         default = labeled + unlabeled if phase.unlabeled == 0 else labeled
-        result.append(Stage(phase, i, start, end - start, phase.labeled or default, u))
+        result.append(Stage(phase, i, start, end - start, default if phase.labeled is None else phase.labeled, u))
         start = end
     return _with_spans(result, total)
 

@@ -14,13 +14,13 @@ import torch
 from segbench import registry
 from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
-from segbench.contracts.method import Method, Setting, Source
+from segbench.contracts.method import Method, Optim, Setting, Source
 from segbench.data.batches import TrainingData, loader
 from segbench.data.checks import brief, check_facts, require_learnable, require_no_leak
 from segbench.data.draws import drawn
 from segbench.data.store import Store, derived, open_store
 from segbench.errors import DataError, PluginError, SegbenchError, TrainingError, UsageError
-from segbench.files import lock, storage_error, sweep
+from segbench.files import is_storage, lock, storage_error, sweep
 from segbench.networks import dry_run, recompute
 from segbench.results.rundir import RunDir, run_folder
 from segbench.training import distributed
@@ -112,6 +112,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
                              expected=f"1 to {len(store.patients)} (its training cases)", fix="--labeled N")
         if experiment.protocol.selection == "validation" or machine.leak_meter:
             held_out(view, experiment.labeled[store.name])  # refuses before anything is trained
+    _require_used(experiment, stores)
     splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
     sources = {kind: registry.source_digest(registry.get(kind, name).cls)
                for kind, name in (("method", experiment.method), ("backbone", experiment.backbone))}
@@ -119,6 +120,25 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     identity = run_id(content)
     folder = run_folder(machine.root, experiment, {s.name: len(s.patients) for s in stores}, identity)
     return Prepared(experiment, stores, content, identity, folder, splits)
+
+
+def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> dict[str, Optim]:
+    """What each player trains with, by "player, phase", where the protocol has this optimiser."""
+    method = _bare(experiment, stores)
+    return {f"{player}, {phase.name}": method.optimizer(player, protocol, phase)
+            for player in method.players for phase in method.phases()}
+
+
+def _require_used(experiment: Experiment, stores: list[Store]) -> None:
+    """Refuse changes of an optimiser that nobody uses: the run would count as another one and be the same."""
+    changed = [key for key in experiment.modified if key.startswith("optim.")]
+    mine = experiment.protocol.optim
+    other = Optim(name="adamw" if mine.name == "sgd" else "sgd", lr=2 * mine.lr, momentum=mine.momentum / 2,
+                  weight_decay=mine.weight_decay + 1)
+    if changed and optimizers(experiment, stores, mine) == optimizers(experiment, stores, other):
+        own = "optimizer" in experiment.params
+        raise UsageError(f"{experiment.method} brings its own optimiser: {', '.join(changed)} would change nothing",
+                         fix="add -o optimizer=protocol" if own else f"leave out -o {changed[0]}")
 
 
 def _for_processes(experiment: Experiment) -> Experiment:
@@ -140,14 +160,19 @@ def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Me
 
     One that is not to be ``fresh`` gets its weights from a file: a backbone fetches no pretrained ones for it.
     """
-    protocol = experiment.protocol
-    entry = registry.get("method", experiment.method)
-    setting = Setting(tuple(Source(s.name, tuple(s.classes)) for s in stores), max(s.channels for s in stores),
-                      tuple(protocol.patch))
-    method = entry.cls(entry.cls.Params(**experiment.params), setting)
+    method = _bare(experiment, stores)
     torch.manual_seed(experiment.seed)
     params = {k: v for k, v in experiment.backbone_params.items() if fresh or k != "pretrained"}
-    method.build(network_factory(experiment.backbone, params, setting, entry.cls.needs))
+    method.build(network_factory(experiment.backbone, params, method.setting, method.needs))
+    return method
+
+
+def _bare(experiment: Experiment, stores: list[Store]) -> Method:
+    """The method without its networks."""
+    cls = registry.get("method", experiment.method).cls
+    setting = Setting(tuple(Source(s.name, tuple(s.classes)) for s in stores), max(s.channels for s in stores),
+                      tuple(experiment.protocol.patch))
+    method: Method = cls(cls.Params(**experiment.params), setting)
     return method
 
 
@@ -235,10 +260,10 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
                               fix="--precision bf16, or a smaller batch (a modified protocol): -o batch.labeled=1")
         run.folder.fail(known, stage)
         raise known from error
-    except OSError as error:
-        run.folder.fail(error, stage)
-        raise storage_error(error, run.folder.path) from error
     except Exception as error:
+        if isinstance(error, OSError) and is_storage(error):
+            run.folder.fail(error, stage)
+            raise storage_error(error, run.folder.path) from error
         known = TrainingError(f"{run.experiment.method} failed: {type(error).__name__}: {error}", where=stage,
                               fix=f"--debug shows where; segbench test {run.experiment.method} may say why")
         run.folder.fail(known, stage)

@@ -50,6 +50,35 @@ def test_names_that_cannot_be(lab):
         assert result.returncode == 2 and says in result.stderr
 
 
+def test_wrong_words_are_usage_errors_and_not_broken_checks(lab):
+    wrong = lab.call("test", "ua_mt", "--backbone", "vnett")
+    assert wrong.returncode == 2 and wrong.stderr.count("vnett") == 1 and "'vnet'" in wrong.stderr
+    assert "registers no method" in lab.call("test", str(PLUGINS / "tiny.py")).stderr
+    (lab.folder / "file").write_text("")
+    nowhere = lab.call("new", "method", "zz", "--to", str(lab.folder / "file" / "x"))
+    assert nowhere.returncode == 9 and "cannot write" in nowhere.stderr
+
+
+def test_every_method_of_a_file_is_tested(lab, monkeypatch):
+    from segbench import conformance
+    monkeypatch.setattr(conformance, "trials", lambda name, backbone: [("it is there", lambda: None)])
+    text = """
+from segbench import Method, method
+
+@method("pair_{0}")
+class Of{0}(Method):
+    pass
+"""
+    (lab.folder / "pair.py").write_text(text.format("one") + text.format("two"))
+    checks = json.loads(lab.call("test", str(lab.folder / "pair.py"), "--json").stdout)["checks"]
+    assert [c["method"] for c in checks] == ["pair_one", "pair_two"]
+
+
+def test_ablation_takes_the_terms_of_the_parameters(lab):
+    from segbench.cli.extend import _terms
+    assert "consistency" in _terms("versemi", {}) and "consistency" not in _terms("versemi", {"stages": 1})
+
+
 def test_ablation_tabulates_each_term(lab):
     result = lab.call("ablate", "mean_teacher", *ON_TINY, "--json")
     rows = json.loads(result.stdout)["rows"]

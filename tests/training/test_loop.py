@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from segbench.contracts.method import Clock, Method, Optim, Phase, sigmoid_ramp
-from segbench.errors import TrainingError, UsageError
-from segbench.training.loop import Trainer
+from segbench.errors import Interrupted, TrainingError, UsageError
+from segbench.training import checkpoint
+from segbench.training.loop import Cadence
 from segbench.training.plan import stage_of, stages
-from segbench.training.run import build, execute
+from segbench.training.run import Reporter, build, execute
 
 
 def test_shares_add_up_to_all_steps():
@@ -135,10 +136,7 @@ def test_seed_decides_initial_weights(lab):
     assert digests[0] == digests[1] != digests[2] and first.run_id == same.run_id != other.run_id
 
 
-def test_what_a_phase_sets_free_is_trained(lab, tmp_path):
-    from segbench import registry
-    file = tmp_path / "thawing.py"
-    file.write_text('''
+THAWING = '''
 from segbench import Method, Phase, method
 
 @method("thawing")
@@ -151,24 +149,52 @@ class Thawing(Method):
     def phases(self):
         return (Phase("held", 0.5), Phase("free", 0.5, fresh_optimizer=True))
     def start_phase(self, phase):
-        if phase.name == "free":
-            self.before = [p.clone() for p in self.network.encoder.parameters()]
-            self.network.encoder.requires_grad_(True)
+        self.network.encoder.requires_grad_(phase.name == "free")
+    def optimizer(self, player, default, phase):
+        return default.model_copy(update={"lr": default.lr / 2 if phase.name == "free" else default.lr})
     def loss(self, batch, t):
         return {"labeled": (self.network(batch.x).softmax(1)[:, 1] - batch.y).square().mean()}
     def predict(self, image, task=0):
         return self.network(image).softmax(1)
-''')
-    registry.add_file(file)
-    run = lab.prepared("thawing")
-    seen = []
-    real = Trainer.train_step
+'''
 
-    def spy(self, batch):
-        seen.append(self.method)
-        return real(self, batch)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "train_step", spy)
-        execute(run, lab.machine())
-    method = seen[-1]
-    assert any(not torch.equal(a, b) for a, b in zip(method.before, method.network.encoder.parameters(), strict=True))
+
+def test_what_a_phase_sets_free_is_trained_and_stays_so_after_a_stop(lab, tmp_path):
+    from segbench import registry
+    (tmp_path / "thawing.py").write_text(THAWING)
+    registry.add_file(tmp_path / "thawing.py")
+    run = lab.prepared("thawing")
+    start = {k: v.clone() for k, v in build(run.experiment, run.stores).state_dict().items()}
+    straight = execute(run, lab.machine())["weights_sha256"]
+    trained = checkpoint.load(run.folder.path / "ckpt")[1]["method"]
+    assert not torch.equal(start["network.encoder.block_one.conv.0.weight"], trained["network.encoder.block_one.conv.0.weight"])
+
+    def stop(progress):
+        if progress.step == 5:  # in the second phase
+            raise Interrupted("stop", 130)
+    every = Cadence(steps=1, seconds=None)
+    with pytest.raises(Interrupted):
+        execute(run, lab.machine(save_every=every), Reporter(train=stop), restart=True)
+    assert execute(run, lab.machine())["weights_sha256"] == straight
+
+
+def test_a_phase_without_labelled_items_is_refused():
+    with pytest.raises(UsageError, match="0 labelled items"):
+        stages([Phase("a", 1.0, labeled=0)], 10, 2, 2)
+
+
+def test_a_changed_optimiser_that_nobody_uses_is_refused(lab):
+    with pytest.raises(UsageError, match="brings its own optimiser") as error:
+        lab.prepared("versemi", overrides=["optim.lr=0.5"])
+    assert "optimizer=protocol" in str(error.value)
+    lab.prepared("versemi", overrides=["optim.lr=0.5", "optimizer=protocol"])
+    lab.prepared("sassnet", overrides=["optim.lr=0.5"])  # its critic alone has its own
+
+
+def test_a_missing_file_of_a_plug_in_is_no_full_disk(lab, tmp_path):
+    from segbench import registry
+    (tmp_path / "reading.py").write_text(THAWING.replace("thawing", "reading").replace(
+        "def loss(self, batch, t):", "def loss(self, batch, t):\n        open('/nowhere/at/all')"))
+    registry.add_file(tmp_path / "reading.py")
+    with pytest.raises(TrainingError, match="FileNotFoundError"):
+        execute(lab.prepared("reading"), lab.machine())
