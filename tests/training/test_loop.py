@@ -167,7 +167,8 @@ def test_what_a_phase_sets_free_is_trained_and_stays_so_after_a_stop(lab, tmp_pa
     start = {k: v.clone() for k, v in build(run.experiment, run.stores).state_dict().items()}
     straight = execute(run, lab.machine())["weights_sha256"]
     trained = checkpoint.load(run.folder.path / "ckpt")[1]["method"]
-    assert not torch.equal(start["network.encoder.block_one.conv.0.weight"], trained["network.encoder.block_one.conv.0.weight"])
+    key = "network.encoder.block_one.conv.0.weight"
+    assert not torch.equal(start[key], trained[key])
 
     def stop(progress):
         if progress.step == 5:  # in the second phase
