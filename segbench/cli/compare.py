@@ -42,7 +42,7 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
         click.echo(f"warning: {safe(warning)}", err=True)
     known = {r.method for b in found for r in b.rows} | {i for b in found for r in b.rows for i in r.runs}
     for name in names:
-        if not any(_index(b, name) for b in found):
+        if (found or labeled is None) and not any(_index(b, name) for b in found):
             raise UsageError(f"nothing finished is called '{name}'.{did_you_mean(name, known)}", where=settings.root,
                              fix="segbench leaderboard")
     shared = [b for b in found if all(_index(b, n) for n in names)]

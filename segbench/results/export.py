@@ -81,7 +81,7 @@ def _beside(board: Board, published: Published | None) -> Column | None:
             values.setdefault(row["ours"], []).append(row["dice"])
 
     def cell(row: Row) -> str:
-        v = values.get(row.method.split(" @")[0], [])
+        v = values.get(row.method.split(" @")[0].removesuffix(" (joint)"), [])
         return "" if not v else f"{min(v):.1f}" + (f"–{max(v):.1f}" if max(v) > min(v) else "") + f" ({len(v)})"
     return Column("published", ">", cell)
 

@@ -221,10 +221,12 @@ def _variant(science: dict[str, Any]) -> str:
 
 
 def _label(result: dict[str, Any], run: RunDir) -> str:
-    """The method's name with the parameters that are not its defaults."""
+    """The method's name with the parameters that are not its defaults, and whether it had several data sets at once."""
     changed = ",".join(f"{k}={v}" for k, v in sorted(result["changed_params"].items()))
     dropped = "".join(f" without {term}" for term in result["without"])
-    return result["method"] + (f"[{changed}]" if changed else "") + dropped + (" (reported)" if run.reported else "")
+    joint = " (joint)" if len(result["datasets"]) > 1 else ""
+    reported = " (reported)" if run.reported else ""
+    return result["method"] + (f"[{changed}]" if changed else "") + dropped + joint + reported
 
 
 def _board(key: Key, methods: Rows, sort: str,

@@ -68,7 +68,7 @@ def test_one_command_compares_a_joint_method_with_one_network_a_data_set(togethe
     assert "runs" not in joint and len(alone["runs"]) == 2
     boards = json.loads(together.call("leaderboard", "--format", "json").stdout)["boards"]
     assert {b["dataset"]: sorted(r["method"] for r in b["rows"]) for b in boards} == {
-        "scans_two": ["supervised", "versemi"], "tiny": ["supervised", "versemi"]}
+        "scans_two": ["supervised", "versemi (joint)"], "tiny": ["supervised", "versemi (joint)"]}
     with h5py.File(together.folder / "scan.h5", "w") as file:
         file["image"] = np.zeros((20, 20, 20), np.float32)
     call = ("predict", joint["run_id"], "scan.h5", "-o", "out")
