@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from segbench import registry
 from segbench.contracts.method import Clock, Method, Optim, Phase, sigmoid_ramp
 from segbench.errors import Interrupted, TrainingError, UsageError
 from segbench.training import checkpoint
@@ -87,7 +88,6 @@ def test_players_share_the_parameters_out():
 
 @pytest.fixture
 def diverging(lab, tmp_path):
-    from segbench import registry
     file = tmp_path / "diverging.py"
     file.write_text('''
 import torch
@@ -122,9 +122,10 @@ def test_not_finite_loss_stops_before_the_weights_are_touched(diverging):
     assert (run.folder.path / "failed.json").exists() and run.folder.result() is None
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("method", ["mean_teacher", "versemi"])
+@pytest.mark.parametrize("method, precision", [*((m, "bf16") for m in registry.names("method")), ("mean_teacher", "fp16"),
+                                               ("versemi", "fp16")])
 def test_reduced_precision_trains(lab, method, precision):
+    """All losses of all phases stay finite, or the run would end with an error."""
     run = lab.prepared(method, precision=precision)
     assert execute(run, lab.machine())["precision"] == precision
 
@@ -160,7 +161,6 @@ class Thawing(Method):
 
 
 def test_what_a_phase_sets_free_is_trained_and_stays_so_after_a_stop(lab, tmp_path):
-    from segbench import registry
     (tmp_path / "thawing.py").write_text(THAWING)
     registry.add_file(tmp_path / "thawing.py")
     run = lab.prepared("thawing")
@@ -193,7 +193,6 @@ def test_a_changed_optimiser_that_nobody_uses_is_refused(lab):
 
 
 def test_a_missing_file_of_a_plug_in_is_no_full_disk(lab, tmp_path):
-    from segbench import registry
     (tmp_path / "reading.py").write_text(THAWING.replace("thawing", "reading").replace(
         "def loss(self, batch, t):", "def loss(self, batch, t):\n        open('/nowhere/at/all')"))
     registry.add_file(tmp_path / "reading.py")
