@@ -52,9 +52,9 @@ def make_folder(path: Path) -> None:
         raise storage_error(error, path) from error
 
 
-def is_storage(error: BaseException) -> bool:
+def is_storage(error: OSError) -> bool:
     """Whether it tells of a disk that is full or may not be written to, and not of a file that is missing."""
-    return isinstance(error, OSError) and error.errno in _STORAGE
+    return error.errno in _STORAGE
 
 
 def temp_path(path: Path) -> Path:

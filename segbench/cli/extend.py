@@ -143,7 +143,7 @@ def ablate(settings: Settings, method: str, save_every: str | None, device: str 
 
 
 def _terms(method: str, params: dict[str, Any]) -> list[str]:
-    """The loss terms of a method with these parameters, in order; two data sets show what is shared between them."""
+    """The loss terms of a method with these parameters, in order."""
     from segbench.conformance import Drill, Trial
     try:
         return list(dict.fromkeys(t for update in Drill(Trial(method, settings=params)).steps() for t in update.terms))

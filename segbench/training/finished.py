@@ -19,8 +19,7 @@ from segbench.training.run import Machine, Prepared, build, device_of
 from segbench.training.selection import Report
 
 
-def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine,
-               report: Report,
+def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine, report: Report,
                keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
                ) -> tuple[list[dict[str, Any]], str, bool]:
     """Metrics of a finished run computed once more from its weights, the digest of the case table they give, and whether
