@@ -84,7 +84,8 @@ class Settings:
             click.echo(text, err=True)
 
 
-def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+def keep_flag(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Callback of options that every verb takes: the settings of the whole command keep them."""
     if value in (None, (), False, 0) or ctx.resilient_parsing:
         return
     settings = ctx.find_root().ensure_object(Settings)
@@ -99,7 +100,7 @@ def _store(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 def global_options(hidden: bool) -> list[click.Option]:
     """Options accepted before or after the verb; shown in the top help only."""
     def option(*names: str, **kwargs: Any) -> click.Option:
-        return click.Option(names, expose_value=False, callback=_store, hidden=hidden, **kwargs)
+        return click.Option(names, expose_value=False, callback=keep_flag, hidden=hidden, **kwargs)
     return [
         option("--root", metavar="DIR", type=click.Path(file_okay=False), help="Results [./segbench-out]."),
         option("--data-root", metavar="DIR", type=click.Path(file_okay=False), help="Prepared data [./segbench-data]."),

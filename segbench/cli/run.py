@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Command, Settings, _store, message, safe
+from segbench.cli.common import Command, Settings, keep_flag, message, safe
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def machine_options(command: Any) -> Any:
         click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto]."),
         click.option("--workers", metavar="N", type=click.IntRange(0, 64),
                      help="Loader processes; 0 prefetches in a thread [0]."),
-        click.option("--recompute", is_flag=True, expose_value=False, callback=_store,
+        click.option("--recompute", is_flag=True, expose_value=False, callback=keep_flag,
                      help="Compute activations again going backward: less memory, more time."),
     ]):
         command = option(command)
