@@ -10,8 +10,9 @@ several tasks            four data sets of one target       any (data set, class
                                                             class of its data set in turn, lcm(classes) rounds
 dynamic task prompts     one run of the network a prompt:   one run for all prompts, which enter the last layers only:
                          20 or 52 volumes a step            12 or 20; running statistics move as often as in the code
-synthetic CutMix task    Dice of the united foregrounds;    the same at any patch; corners from the step's generator;
-                         edge 96, NumPy's generator         an odd batch uses its middle item in two pairs
+synthetic CutMix task    Dice of the united foregrounds;    the same at any patch; corners from the step's generator,
+                         edge 96, NumPy's generator         of several processes each its own, with own ratios; an odd
+                                                            batch uses its middle item in two pairs
 unlabelled data          stage 1 only: the call of stage 2  stage 1, then 2, 55 % : 45 % of the steps (27 000 : 22 000
                          is disabled; 1000 epochs each      at 20 % labels); variant=released: stage 1
 aggregate = synthetic    nothing detached                   the same; detach_aggregate=true as an ablation
@@ -153,7 +154,7 @@ class VerSemi(Method):
         return adam if self.p.optimizer == "paper" else default
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        draw, pretrain = t.generator("mask"), t.phase == "pretrain"
+        draw, pretrain = t.generator("mask", own=True), t.phase == "pretrain"
         count = len(batch.x)
         y, source = batch.y, batch.task[:count]
         logits, target = self.ask(self.view(batch.x, self.rounds), y, source)          # (L, R, 2, *S), (L, R, *S)

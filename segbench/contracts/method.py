@@ -63,6 +63,7 @@ class Clock:
     phase_total: int = 1
     epoch: int = 0  # passes over the labelled cases in this phase
     seed: int = 0
+    rank: int = 0  # of this process, where several share a training
 
     def ramp(self, stairs: int = 40, of_phase: bool = False) -> float:
         """Sigmoid ramp in ``stairs`` equal steps over the run: floor(step / 150) of 40 when the run has 6000 steps."""
@@ -73,9 +74,13 @@ class Clock:
         """Sigmoid ramp over the run without stairs."""
         return sigmoid_ramp(self.step, self.total)
 
-    def generator(self, stream: str) -> torch.Generator:
-        """A CPU generator that depends on (seed, stream, step) only; for draws that must not differ between devices."""
-        key = hashlib.blake2b(repr((self.seed, stream, self.step)).encode(), digest_size=8).digest()
+    def generator(self, stream: str, own: bool = False) -> torch.Generator:
+        """A CPU generator that depends on (seed, stream, step) only; for draws that must not differ between devices.
+
+        All processes of a training draw the same, or each its ``own``.
+        """
+        place = (self.seed, stream, self.step, *[self.rank] * (own and self.rank > 0))
+        key = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
 
 

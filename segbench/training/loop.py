@@ -189,7 +189,8 @@ class Trainer:
             self._start(stage)
         if self.world.rank:
             torch.manual_seed(step_seed(self.seed, self.step, self.world.rank))
-        t = clock(stage, self.step, self.total, self.data.epoch(self.step - stage.start, stage.labeled), self.seed)
+        epoch = self.data.epoch(self.step - stage.start, stage.labeled)
+        t = clock(stage, self.step, self.total, epoch, self.seed, self.world.rank)
         batch = batch.to(self.device, non_blocking=True)
         terms: dict[str, float] = {}
         with self.cost.counted(self.method, t.phase):

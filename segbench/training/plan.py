@@ -72,6 +72,6 @@ def stage_of(plan: Sequence[Stage], step: int) -> Stage:
     return next(s for s in reversed(plan) if s.start <= step)
 
 
-def clock(stage: Stage, step: int, total: int, epoch: int, seed: int) -> Clock:
-    """The clock of a step of a stage."""
-    return Clock(step, total, stage.phase.name, step - stage.start, stage.steps, epoch, seed)
+def clock(stage: Stage, step: int, total: int, epoch: int, seed: int, rank: int = 0) -> Clock:
+    """The clock of a step of a stage, in the process ``rank``."""
+    return Clock(step, total, stage.phase.name, step - stage.start, stage.steps, epoch, seed, rank)
