@@ -99,6 +99,7 @@ class Drill:
         self.plan = stages(self.method.phases(), STEPS, labeled, unlabeled)
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.batches: list[tuple[Batch, list[Tensor]]] = []  # of every step, with what it held before
+        self.moved: set[str] = set()  # parameters that `after_step` changed
 
     def steps(self, first: int = 0, last: int = STEPS) -> Iterator[Update]:
         """Updates of steps ``first`` to ``last``."""
@@ -128,8 +129,10 @@ class Drill:
             yield Update(stage, player, terms,
                          {n: p.grad for n, p in self.method.named_parameters() if p.grad is not None})
             self.optimizers[player].step()
+        before = {n: p.detach().clone() for n, p in self.method.named_parameters()}
         with torch.no_grad():
             self.method.after_step(t)
+        self.moved |= {n for n, p in self.method.named_parameters() if not torch.equal(p, before[n])}
 
     def run(self, first: int = 0, last: int = STEPS) -> Drill:
         """Make the steps and forget the updates."""
@@ -166,16 +169,17 @@ def probabilities(trial: Trial) -> None:
 
 
 def gradients(trial: Trial) -> None:
-    """A gradient reaches every trainable parameter, and nothing that is not trained (teachers)."""
+    """A gradient that is not zero reaches every trainable parameter, and no parameter that `after_step` moves (teachers)."""
     drill = Drill(trial)
     method, reached = drill.method, set()
     for update in drill.steps():
         mine = {id(p) for p in method.trainable(update.player)}
-        reached |= {n for n, p in method.named_parameters() if n in update.gradients and id(p) in mine}
-    named = dict(method.named_parameters())
-    stray = [n for n, p in named.items() if not p.requires_grad and p.grad is not None]
-    assert not stray, f"gradient in a parameter that is not trained: {stray[0]}"
-    trained = {n for n, p in named.items() if p.requires_grad}
+        reached |= {n for n, p in method.named_parameters() if id(p) in mine and n in update.gradients
+                    and update.gradients[n].count_nonzero()}
+    trained = {n for n, p in method.named_parameters() if p.requires_grad}
+    pulled = sorted(trained & drill.moved)
+    assert not pulled, (f"`after_step` moves {pulled[0]} ({len(pulled)} in all), which the optimiser trains too: "
+                        "freeze a teacher with requires_grad_(False)")
     lost = [n for n in sorted(trained - reached) if not n.startswith(method.dormant or ("-",))]
     assert not lost, f"no gradient ever reached {lost[0]} ({len(lost)} in all); declare it in `dormant` if that is meant"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +12,7 @@ import click
 
 from segbench.cli.common import Group, Settings, safe, table
 from segbench.cli.run import leak_option, machine_of, machine_options
-from segbench.errors import SuiteError
+from segbench.errors import DataError, PluginError, SegbenchError, SuiteError
 
 if TYPE_CHECKING:
     from segbench.suites.local import Outcome
@@ -24,20 +26,40 @@ def bench() -> None:
     """Plan and run suites of experiments."""
 
 
-def prepared(settings: Settings, suite: str, machine: Machine) -> list[Prepared]:
-    """All runs of a suite, checked, nothing started."""
+def prepared(settings: Settings, suite: str, machine: Machine) -> tuple[list[Prepared], list[SegbenchError]]:
+    """The runs of a suite, checked, nothing started; and why others cannot run here (data missing, a plug-in broken), told too.
+
+    Raises:
+        SegbenchError: none can run.
+    """
     from segbench.data.store import open_store
-    from segbench.suites.suite import expand, find_suite, load_suite
+    from segbench.suites.suite import choices, expand, find_suite, load_suite
     from segbench.training.run import prepare
 
-    sizes: dict[str, int] = {}
-
+    @cache
     def size(name: str) -> int:
-        if name not in sizes:
-            sizes[name] = len(open_store(name, settings.data_root).patients)
-        return sizes[name]
-    runs = [prepare(e, machine) for e in expand(*load_suite(find_suite(suite)), size)]
-    return list({run.run_id: run for run in runs}.values())  # overlapping entries name a run twice
+        return len(open_store(name, settings.data_root).patients)
+
+    chosen, document = load_suite(find_suite(suite))
+    runs: dict[str, Prepared] = {}
+    barred: list[SegbenchError] = []
+    for choice in choices(chosen):
+        try:
+            experiments = expand(chosen, document, choice, size)
+        except (DataError, PluginError) as error:
+            barred.append(error)
+            continue
+        for experiment in experiments:
+            try:
+                run = prepare(experiment, machine)
+                runs[run.run_id] = run
+            except (DataError, PluginError) as error:
+                barred.append(error)
+    if barred and not runs:
+        raise barred[0]
+    for error, count in Counter(map(str, barred)).items():
+        settings.say("\n".join([f"{count} runs of the suite cannot start:", *map(safe, error.splitlines())]))
+    return list(runs.values()), barred  # overlapping entries name a run twice
 
 
 @bench.command()
@@ -49,7 +71,7 @@ def plan(settings: Settings, suite: str) -> None:
     \b
     segbench bench plan benchmarks/phantom.yaml
     """
-    _show(settings, prepared(settings, suite, machine_of(settings, None, "cpu", None)))
+    _show(settings, *prepared(settings, suite, machine_of(settings, None, "cpu", None)))
 
 
 @bench.command()
@@ -57,14 +79,14 @@ def plan(settings: Settings, suite: str) -> None:
 @click.pass_obj
 def status(settings: Settings, suite: str) -> None:
     """Show how far a suite is."""
-    _show(settings, prepared(settings, suite, machine_of(settings, None, "cpu", None)))
+    _show(settings, *prepared(settings, suite, machine_of(settings, None, "cpu", None)))
 
 
-def _show(settings: Settings, runs: list[Prepared]) -> None:
+def _show(settings: Settings, runs: list[Prepared], barred: list[SegbenchError]) -> None:
     from segbench.suites.local import state
     states = {run.run_id: state(run.folder) for run in runs}
     counts = {s: list(states.values()).count(s) for s in MARKS}
-    settings.document = {"status": "ok", "counts": counts, "runs": [
+    settings.document = {"status": "ok", "counts": counts, "cannot_start": [error.to_dict() for error in barred], "runs": [
         {"run_id": r.run_id, "dir": str(r.folder.path), "state": states[r.run_id]} for r in runs]}
     if settings.json:
         return
@@ -96,15 +118,16 @@ def run_suite(settings: Settings, suite: str, slots: int, save_every: str | None
     """
     machine = machine_of(settings, save_every, device, workers)
     machine.leak_meter = leak_meter
-    runs = prepared(settings, suite, machine)
+    runs, barred = prepared(settings, suite, machine)
     outcomes = run_slots(settings, runs, machine, slots)
-    failed = [o for o in outcomes if o.code != 0]
-    _show(settings, runs)
+    failed = [str(o.run.folder.path) for o in outcomes if o.code != 0]
+    _show(settings, runs, barred)
     assert settings.document is not None
-    settings.document["status"] = "failed" if failed else "done"
-    if failed:
-        raise SuiteError(f"{len(failed)} of {len(runs)} runs failed", fix=f"segbench bench run {suite} tries them again",
-                         found="\n".join(str(o.run.folder.path) for o in failed))
+    settings.document["status"] = "done"
+    if failed or barred:
+        raise SuiteError(f"{len(failed) + len(barred)} of {len(runs) + len(barred)} runs failed or could not start",
+                         fix=f"segbench bench run {suite} tries them again",
+                         found="\n".join([*failed, *dict.fromkeys(error.what for error in barred)]))
     if not settings.json:
         click.echo("segbench leaderboard   shows the results")
 

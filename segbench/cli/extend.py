@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.common import Command, Group, Settings, safe, table
 from segbench.cli.run import _execute, experiments, machine_of, machine_options, science_options
-from segbench.errors import PluginError, SegbenchError, TrainingError, UsageError
+from segbench.errors import PluginError, SegbenchError, SuiteError, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from segbench.config import Experiment
 
 
 @click.group("new", cls=Group)
@@ -34,8 +38,10 @@ def new_method(settings: Settings, name: str, folder: str) -> None:
     """
     from segbench import registry
     from segbench.files import atomic_write, make_folder
-    if not re.fullmatch(r"[a-z][a-z0-9_]{1,39}", name):
-        raise UsageError(f"'{name}' cannot be the name of a method", expected="lower_snake_case, a letter first")
+    title = "".join(part.capitalize() for part in name.split("_"))
+    if not re.fullmatch(r"[a-z][a-z0-9_]{1,39}", name) or keyword.iskeyword(name) or keyword.iskeyword(title):
+        raise UsageError(f"'{name}' cannot be the name of a method",
+                         expected="lower_snake_case, a letter first, no word of Python's own")
     if name in registry.names("method"):
         raise UsageError(f"there is a method '{name}' already", where=registry.catalogue()["method", name].file,
                          fix="choose another name")
@@ -43,7 +49,6 @@ def new_method(settings: Settings, name: str, folder: str) -> None:
     for file in files:
         if file.exists():
             raise UsageError("the file exists", where=file, fix="choose another name or --to DIR")
-    title = "".join(part.capitalize() for part in name.split("_"))
     for file, template in files.items():
         text = (resources.files("segbench.cli") / "templates" / template).read_text(encoding="utf-8")
         make_folder(file.parent)
@@ -119,6 +124,8 @@ def ablate(settings: Settings, method: str, save_every: str | None, device: str 
            **science: Any) -> None:
     """Re-run METHOD without each of its loss terms in turn and tabulate the difference in Dice.
 
+    What does not train without a term is told, and the rest goes on (exit 5).
+
     \b
     segbench ablate mean_teacher --dataset phantom_ct_organ
     """
@@ -126,27 +133,37 @@ def ablate(settings: Settings, method: str, save_every: str | None, device: str 
 
     machine = machine_of(settings, save_every, device, workers)
     base = experiments(settings, method, **science)
-    terms = _terms(base[0].method, base[0].params)
     rows: list[dict[str, Any]] = []
-    for dropped in [None, *terms]:
+    failed: list[str] = []
+    for dropped in [None, *_terms(base[0])]:
         for experiment in base:
             chosen = experiment.model_copy(update={"without": (dropped,) if dropped else ()})
-            result = _execute(settings, prepare(chosen, machine), machine)
-            for dataset, classes in result["metrics"].items():
-                rows += [{"without": dropped, "dataset": dataset, "class": c, "seed": experiment.seed,
-                          "dice": 100 * m["dice"]} for c, m in classes.items() if m["dice"] is not None]
+            try:
+                result = _execute(settings, prepare(chosen, machine), machine)
+            except TrainingError as error:
+                if not dropped:
+                    raise
+                failed.append(f"without {dropped}, seed {experiment.seed}: {error.what}")
+                continue
+            rows += [{"without": dropped, "dataset": dataset, "class": c, "dice": 100 * m["dice"]}
+                     for dataset, classes in result["metrics"].items() for c, m in classes.items() if m["dice"] is not None]
     settings.document = {"status": "done", "method": method, "rows": _differences(rows)}
     if not settings.json:
         columns = [("without", "<"), ("data set", "<"), ("class", "<"), ("seeds", ">"), ("Dice %", ">"), ("change", ">")]
-        click.echo(table(columns, [(r["without"] or "(nothing)", r["dataset"], r["class"], r["seeds"], f"{r['dice']:.1f}",
-                                    f"{r['change']:+.1f}") for r in settings.document["rows"]]))
+        click.echo(table(columns, [
+            (r["without"] or "(nothing)", r["dataset"], r["class"], r["seeds"], f"{r['dice']:.1f}",
+             "–" if r["change"] is None else f"{r['change']:+.1f}") for r in settings.document["rows"]]))
+    if failed:
+        raise SuiteError(f"{len(failed)} of the runs failed", found="\n".join(failed))
 
 
-def _terms(method: str, params: dict[str, Any]) -> list[str]:
-    """The loss terms of a method with these parameters, in order."""
+def _terms(experiment: Experiment) -> list[str]:
+    """The loss terms of an experiment's method, in order, found by a few steps on noise."""
     from segbench.conformance import Drill, Trial
+    method = experiment.method
+    trial = Trial(method, experiment.backbone, dims=len(experiment.protocol.patch), settings=experiment.params)
     try:
-        return list(dict.fromkeys(t for update in Drill(Trial(method, settings=params)).steps() for t in update.terms))
+        return list(dict.fromkeys(term for update in Drill(trial).steps() for term in update.terms))
     except SegbenchError:
         raise
     except Exception as error:  # a plug-in may fail in any way
@@ -155,10 +172,10 @@ def _terms(method: str, params: dict[str, Any]) -> list[str]:
 
 
 def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over seeds, and their difference from the whole method's."""
+    """Means over seeds, and their difference from the whole method's, where that has one."""
     groups: dict[tuple[Any, ...], list[float]] = {}
     for row in rows:
         groups.setdefault((row["without"], row["dataset"], row["class"]), []).append(row["dice"])
     mean = {key: sum(values) / len(values) for key, values in groups.items()}
     return [{"without": key[0], "dataset": key[1], "class": key[2], "seeds": len(groups[key]), "dice": value,
-             "change": value - mean[None, key[1], key[2]]} for key, value in mean.items()]
+             "change": None if (whole := mean.get((None, *key[1:]))) is None else value - whole} for key, value in mean.items()]

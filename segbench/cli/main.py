@@ -93,7 +93,8 @@ def run(argv: list[str]) -> int:
         return _fail(settings, argv, {"schema": "segbench.error/1", "status": "error", "kind": "UsageError", "code": 2,
                                       "what": error.format_message()}, _usage_text(error), 2)
     except SegbenchError as error:
-        return _fail(settings, argv, error.to_dict(), message(error), error.code)
+        # What is known in spite of the error: a suite's counts, a report of checks.
+        return _fail(settings, argv, {**(settings.document or {}), **error.to_dict()}, message(error), error.code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         return 130

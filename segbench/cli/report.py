@@ -89,5 +89,5 @@ def _runs(settings: Settings, wanted: tuple[str, ...], machine: Machine) -> tupl
     except UsageError:
         suite = None
     if suite is not None:
-        return suite.stem, [run.folder for run in prepared(settings, str(suite), machine)]
+        return suite.stem, [run.folder for run in prepared(settings, str(suite), machine)[0]]
     return "report", [find_run(settings.root, run) for run in wanted]

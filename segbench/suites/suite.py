@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,9 @@ def find_suite(name_or_path: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        # A path as the README writes it, used from elsewhere.
-        name_or_path = path.stem
+        if path.parent != Path("benchmarks"):
+            raise UsageError("no such suite file", where=path, fix="segbench bench plan phantom plans one that is built in")
+        name_or_path = path.stem  # a path as the README writes it, used from elsewhere
     folder = resources.files("segbench.benchmarks")
     known = {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if str(f).endswith(".yaml")}
     if name_or_path in known:
@@ -75,21 +76,24 @@ def load_suite(path: Path) -> tuple[Suite, Document]:
     return suite, document
 
 
-def expand(suite: Suite, document: Document, train_sizes: Any) -> list[Experiment]:
-    """All experiments of a suite, seeds outermost, so that every method has its first result early."""
-    m, result = suite.matrix, []
+def choices(suite: Suite) -> Iterator[dict[str, Any]]:
+    """All combinations of a suite, seeds outermost, so that every method has its first result early."""
+    m = suite.matrix
     for seed, dataset, labeled, draw, backbone, method in itertools.product(m.seed, m.dataset, m.labeled, m.draw, m.backbone,
                                                                             m.method):
         choice = {"method": method, "dataset": dataset, "labeled": labeled, "draw": draw, "backbone": backbone, "seed": seed}
-        if any(_fits(rule, choice) for rule in suite.exclude):
-            continue
-        params = suite.params.get(method, {})
-        result += resolve(
-            method, dataset=dataset, seed=seed, draw=draw, labeled=None if labeled == "default" else labeled,
-            backbone=None if backbone == "default" else backbone, suite=params,
-            protocol=None if suite.protocol == "default" else suite.protocol, train_sizes=train_sizes,
-            suite_where={key: document.where("params", method, key) for key in params}).experiments
-    return result
+        if not any(_fits(rule, choice) for rule in suite.exclude):
+            yield choice
+
+
+def expand(suite: Suite, document: Document, choice: Mapping[str, Any], train_sizes: Any) -> list[Experiment]:
+    """The experiments of one combination: several where a single-task method meets several data sets."""
+    method, params = choice["method"], suite.params.get(choice["method"], {})
+    labeled, backbone = (None if choice[key] == "default" else choice[key] for key in ("labeled", "backbone"))
+    return resolve(
+        method, dataset=choice["dataset"], seed=choice["seed"], draw=choice["draw"], labeled=labeled, backbone=backbone,
+        suite=params, protocol=None if suite.protocol == "default" else suite.protocol, train_sizes=train_sizes,
+        suite_where={key: document.where("params", method, key) for key in params}).experiments
 
 
 def _fits(rule: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:

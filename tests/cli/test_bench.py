@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segbench.errors import UsageError
-from segbench.suites.suite import expand, find_suite, load_suite
+from segbench.suites.suite import choices, expand, find_suite, load_suite
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 SUITE = f"""
@@ -78,7 +78,8 @@ def test_wrong_parameter_names_the_line(lab):
     (lab.folder / "x.yaml").write_text("schema: 1\nname: x\nprotocol: la\nmatrix:\n  method: [mean_teacher]\n"
                                        "  dataset: [la]\nparams:\n  mean_teacher:\n    decay: 3\n")
     with pytest.raises(UsageError, match=r"decay.*x\.yaml:9"):
-        expand(*load_suite(lab.folder / "x.yaml"), lambda name: 80)
+        suite, document = load_suite(lab.folder / "x.yaml")
+        expand(suite, document, next(choices(suite)), lambda name: 80)
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -88,4 +89,21 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def test_suites_that_come_with_segbench_can_be_planned(file):
     suite, document = load_suite(find_suite(file.stem))
     assert suite.name == file.stem
-    assert expand(suite, document, lambda name: 80)
+    assert all(expand(suite, document, choice, lambda name: 80) for choice in choices(suite))
+
+
+def test_what_cannot_start_is_told_and_the_rest_goes_on(lab):
+    text = SUITE.replace(", broken_method]", "]").replace("[tiny]", "[la, tiny]").replace("[2, 3]", "[10%]")
+    (lab.folder / "part.yaml").write_text(text.partition("exclude")[0])
+    result = lab.cli("bench", "run", "part.yaml", "--json")
+    assert result.returncode == 5 and "2 runs of the suite cannot start:" in result.stderr
+    assert "segbench data prepare la" in result.stderr and "2 of 4 runs failed" in result.stderr, result.stderr
+    assert json.loads(result.stdout)["counts"]["done"] == 2
+    (lab.folder / "none.yaml").write_text(text.replace("[la, tiny]", "[la]").partition("exclude")[0])
+    assert lab.call("bench", "run", "none.yaml").returncode == 3
+
+
+def test_a_suite_file_that_is_not_there_is_no_built_in_one():
+    assert find_suite("benchmarks/phantom.yaml").is_file()
+    with pytest.raises(UsageError, match="no such suite file"):
+        find_suite("mylab/phantom.yaml")

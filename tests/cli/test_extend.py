@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 ON_TINY = ("--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml")
 
@@ -59,6 +61,11 @@ def test_wrong_words_are_usage_errors_and_not_broken_checks(lab):
     assert nowhere.returncode == 9 and "cannot write" in nowhere.stderr
 
 
+@pytest.mark.parametrize("name", ["none", "class", "Mine", "m", "ua_mt"])
+def test_a_name_that_no_method_can_have_is_refused(lab, name):
+    assert lab.call("new", "method", name).returncode == 2 and not list(lab.folder.glob("*.py"))
+
+
 def test_every_method_of_a_file_is_tested(lab, monkeypatch):
     from segbench import conformance
     monkeypatch.setattr(conformance, "trials", lambda name, backbone: [("it is there", lambda: None)])
@@ -76,7 +83,34 @@ class Of{0}(Method):
 
 def test_ablation_takes_the_terms_of_the_parameters(lab):
     from segbench.cli.extend import _terms
-    assert "consistency" in _terms("versemi", {}) and "consistency" not in _terms("versemi", {"stages": 1})
+    both, first = (lab.prepared("versemi", overrides=change).experiment for change in ([], ["stages=1"]))
+    assert "consistency" in _terms(both) and "consistency" not in _terms(first)
+
+
+def test_ablation_tells_what_does_not_train_and_goes_on(lab):
+    (lab.folder / "half.py").write_text("""
+import torch
+from segbench import Method, method
+
+@method("half")
+class Half(Method):
+    def build(self, network):
+        self.network = network()
+    def loss(self, batch, t):
+        return {"learned": self.network(batch.x).square().mean(), "fixed": torch.zeros(())}
+    def predict(self, image, task=0):
+        return self.network(image).softmax(1)
+""")
+    result = lab.call("--plugin", str(lab.folder / "half.py"), "ablate", "half", *ON_TINY, "--json")
+    document = json.loads(result.stdout)
+    assert result.returncode == 5 and "without learned, seed 0" in result.stderr
+    assert document["code"] == 5 and [r["without"] for r in document["rows"]] == [None, "fixed"]
+
+
+def test_a_class_that_the_whole_method_has_no_dice_of_has_no_change():
+    from segbench.cli.extend import _differences
+    rows = [{"without": w, "dataset": "d", "class": c, "dice": 1.0} for w, c in ((None, "a"), ("term", "a"), ("term", "b"))]
+    assert [r["change"] for r in _differences(rows)] == [0, 0, None]
 
 
 def test_ablation_tabulates_each_term(lab):

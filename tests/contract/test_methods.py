@@ -63,6 +63,8 @@ class Bad(Method):
         loss = dice_ce(self.network(batch.x), batch.y)
         {loss}
         return {{"supervised": loss}}
+    def after_step(self, t):
+        self.teacher.follow(self.network, 0.9)
     def predict(self, image, task=0):
         p = self.network(image).softmax(1)
         {predict}
@@ -78,6 +80,9 @@ FAULTS = {
     "vector": ({"loss": "loss = loss.expand(2)"}, "finite terms"),
     "changes": ({"loss": "batch.x.add_(1)"}, "batch untouched"),
     "unused": ({"build": "self.head = torch.nn.Linear(2, 2)"}, "gradients"),
+    "zero": ({"build": "self.head = torch.nn.Linear(2, 2)", "loss": "loss = loss + 0 * self.head.weight.sum()"}, "gradients"),
+    "taught": ({"build": "self.teacher.requires_grad_(True)",
+                "loss": "loss = loss + self.teacher.model(batch.x).square().mean()"}, "gradients"),
     "logits": ({"predict": "p = self.network(image)"}, "probabilities"),
     "noisy": ({"predict": "p = (p + torch.rand_like(p)) / 3"}, "probabilities"),
     "no_range": ({"params": "weight: float = Field(1.0, description='of it')"}, "documented"),

@@ -100,8 +100,8 @@ def test_no_cross_gradient():
 
 def test_weight():
     for step, value in ((0, 6.737947e-4), (15000, 2.865048e-2), (29999, 9.998750e-2)):
-        assert 0.1 * Clock(step, 30000).ramp(200) == pytest.approx(value, abs=0.51e-8)
-    assert build().p.stairs == 40 and 0.1 * Clock(3000, 6000).ramp(40) == pytest.approx(2.865048e-2, abs=0.51e-8)
+        assert 0.1 * Clock(step, 30000).ramp(200) == pytest.approx(value, rel=3e-7)
+    assert build().p.stairs == 40 and 0.1 * Clock(3000, 6000).ramp(40) == pytest.approx(2.865048e-2, rel=3e-7)
 
 
 def test_polynomial_learning_rate():

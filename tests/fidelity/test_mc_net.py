@@ -160,7 +160,6 @@ def wave_fill(model: nn.Module) -> None:
             tensor.data = 1 + 0.1 * torch.sin(k + t)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("decoders", "dices", "consistency", "totals", "norm"), [
     (3, (0.920612, 0.920294, 0.921032), 0.044386, (1.381268, 1.425355), 0.759934),
     (2, (0.920612, 0.920294), 0.012858, (0.920540, 0.933311), 0.438932)])

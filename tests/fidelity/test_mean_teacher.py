@@ -78,7 +78,7 @@ def test_a_step_on_the_left_atrium():
 
 def test_weight():
     for step, value in ((0, 6.737947e-4), (15000, 2.865048e-2), (29999, 9.998750e-2)):
-        assert 0.1 * Clock(step, 30000).ramp(200) == pytest.approx(value, abs=0.51e-8)
+        assert 0.1 * Clock(step, 30000).ramp(200) == pytest.approx(value, rel=3e-7)
     steps = (0, 149, 150, 1500, 3000, 4500, 5999)
     assert [0.1 * Clock(t, 6000).ramp() for t in steps] == [
         near(v) for v in (0.000674, 0.000674, 0.000862, 0.006005, 0.028650, 0.073162, 0.099688)]

@@ -244,7 +244,6 @@ def test_several_classes_attract_separately():
 # P5: full step
 
 
-@pytest.mark.slow
 def test_a_full_step(monkeypatch):
     model = published().train()
     x, y, answers, pulls = torch.cat([images(2, 0), images(2, 1.9)]), balls(4), [], []

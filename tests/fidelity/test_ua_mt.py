@@ -12,6 +12,7 @@ from segbench.contracts.method import Setting, Source
 from segbench.data.transforms import draw, pads, random_corner, take
 from segbench.inference import windows
 from segbench.losses import cross_entropy, dice, dice_ce, squared_error
+from segbench.metrics.pair import evaluate_pair
 from segbench.ops import Ema, entropy
 from segbench.registry import get
 from segbench.training.loop import make_optimizer
@@ -257,3 +258,14 @@ def test_the_student_predicts():
     x = torch.rand(2, 1, 4, 4)
     torch.testing.assert_close(model.predict(x), model.student(x).softmax(1))
     assert len(model.trainable("network")) == 2
+
+
+# P7: metrics
+
+
+def test_metrics():
+    a, b = np.zeros((2, 20, 20, 20), bool)
+    a[5:12, 5:12, 5:12] = b[6:14, 5:12, 4:12] = True
+    there, back = (evaluate_pair(*pair) for pair in ((a, b), (b, a)))
+    assert (there.dice, there.jaccard, there.hd95) == (near(0.743363), near(0.591549), near(2))
+    assert (there.asd, back.asd) == (near(0.509174), near(0.781910))

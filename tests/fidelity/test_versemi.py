@@ -1,10 +1,13 @@
 """VerSemi against numbers made with the reference formulas and reproduced independently (float64).
 
 Elsewhere: padding and corners of crops (data), sliding windows (inference), the moving average (mean teacher;
-VerSemi's is never used and left out). Boxes come from the step's own generator, not from NumPy's or Python's:
-their geometry and range are tested instead.
+VerSemi's is never used and left out). Boxes come from the step's own generator, not from NumPy's or Python's: what those
+draw is put in here.
 """
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from torch import Tensor
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source, sigmoid_ramp
 from segbench.losses import cross_entropy, soft_dice
-from segbench.ops import box_edges, context_mask, outside_boxes
+from segbench.ops import box_edges, context_mask, mix, outside_boxes
 from segbench.registry import get
 
 VARIANT = {"norm": "instance", "last_block": False, "first_skip": False, "dropout": 0.0}
@@ -78,13 +81,19 @@ def index_grid() -> tuple[Tensor, Tensor]:
 
 def test_edges_and_volume_of_the_context_mask():
     assert [box_edges((96,), r)[0] for r in (2 / 3, 0.3, 0.45, 0.6, 0.7)] == [64, 28, 43, 57, 67]
-    assert [box_edges((96,), r)[0] for r in (0.309730, 0.375337, 0.573485, 0.468665)] == [29, 36, 55, 44]
-    corners = torch.tensor([(0, 28, 19), (29, 15, 21), (23, 26, 6), (13, 6, 22)])
-    mask = outside_boxes(corners, (64, 64, 64), (96, 96, 96))
-    assert (~mask).sum().item() == 4 * 64**3 == 1_048_576
-    for m, corner in zip(mask, corners.tolist(), strict=True):
-        first, last = (~m).nonzero().amin(0), (~m).nonzero().amax(0)
-        assert first.tolist() == corner and last.tolist() == [c + 63 for c in corner]
+    draw = random.Random(2333)
+    ratios = [draw.uniform(0.3, 0.6) for _ in range(4)]
+    assert ratios == [near(r) for r in (0.309730, 0.375337, 0.573485, 0.468665)]
+    assert [box_edges((96,), r)[0] for r in ratios] == [29, 36, 55, 44]
+    released = np.random.RandomState(2333)
+    for expected in ([(0, 28, 19), (29, 15, 21), (23, 26, 6), (13, 6, 22)], [(8, 27, 22), (22, 29, 24), (13, 15, 11), (7, 1, 16)]):
+        corners = torch.tensor([[released.randint(0, 96 - 64) for _ in range(3)] for _ in range(4)])
+        assert corners.tolist() == [list(corner) for corner in expected]
+        mask = outside_boxes(corners, (64, 64, 64), (96, 96, 96))
+        assert (~mask).sum().item() == 4 * 64**3 == 1_048_576
+        for m, corner in zip(mask, corners.tolist(), strict=True):
+            first, last = (~m).nonzero().amin(0), (~m).nonzero().amax(0)
+            assert first.tolist() == corner and last.tolist() == [c + 63 for c in corner]
 
 
 def test_corners_cover_the_released_range():
@@ -265,6 +274,7 @@ def test_stage_one(network, monkeypatch):
     terms = step(network, monkeypatch, "pretrain", [(21, MIXED)])
     assert list(terms) == ["supervised", "synthetic", "specific"]
     (logits, target), of_a, of_b = asked
+    assert mix(outside_boxes(torch.tensor(MIXED), (21,) * 3, (32,) * 3), y[:2], y[2:]).flatten(1).sum(1).tolist() == [1557, 1763]
     assert of_a[1].flatten(1).sum(1).tolist() == [1557, 345] and of_b[1].flatten(1).sum(1).tolist() == [1557, 1418]
     dices = [soft_dice(z.softmax(2)[:, 0, 1], t[:, 0]).item() for z, t in ((logits, target), of_a, of_b)]
     assert dices == [near(0.855405), near(0.904624), near(0.848579)]
@@ -286,7 +296,7 @@ def last_up(model) -> Tensor:
 
 
 @pytest.mark.parametrize(("aux", "auxiliary", "total", "gradient"), [
-    pytest.param("pairs", 0.559462, 3.000458, 6.477519, marks=pytest.mark.slow), ("own", 0.535458, 2.976454, 6.448603)])
+    ("pairs", 0.559462, 3.000458, 6.477519), ("own", 0.535458, 2.976454, 6.448603)])
 def test_stage_two(network, monkeypatch, aux, auxiliary, total, gradient):
     monkeypatch.setattr(network, "p", type(network).Params(aux_mask=aux))
     terms = step(network, monkeypatch, "mine", [(14, MIXED), (14, SEMI)])
@@ -299,7 +309,7 @@ def test_stage_two(network, monkeypatch, aux, auxiliary, total, gradient):
 
 
 def test_running_statistics_settle_on_the_released_mixture():
-    """Stationary shares of the batches, in the order they come, under one update a prompt and under one a pass."""
+    """Stationary shares of the batches, in the order they come: as released, and had each pass moved them once."""
     def mixture(calls):
         kept = [0.9 ** k for k in calls]
         shares = [(1 - kept[i]) * torch.tensor(kept[i + 1:]).prod().item() for i in range(len(calls))]
@@ -311,6 +321,8 @@ def test_running_statistics_settle_on_the_released_mixture():
         momenta.append(model.head.deep_norm.momentum)
     assert momenta == pytest.approx([0.1, 0.271, 0.40951])
     assert mixture([1, 3]) == [near(0.21198, 5), near(0.78802, 5)]
+    assert mixture([1, 1]) == [near(0.47368, 5), near(0.52632, 5)]
+    assert mixture([1, 1, 1]) == [near(0.29889, 5), near(0.33210, 5), near(0.36900, 5)]
     assert mixture([1, 1, 5]) == [near(0.10187, 5), near(0.11319, 5), near(0.78495, 5)]
 
 
@@ -421,6 +433,13 @@ def test_specific_targets_on_mixed_images(same, monkeypatch):
     (of_a, d_a), (of_b, d_b) = asked[1:]
     assert torch.equal(of_a, torch.where(inside, b if same else 0 * b, a)) and d_a.tolist() == [0]
     assert torch.equal(of_b, torch.where(inside, b, a if same else 0 * a)) and d_b.tolist() == [0 if same else 1]
+
+
+def test_processes_of_one_training_draw_their_own_boxes():
+    model, batch = small((1,)), some_batch(2, 2, [0] * 4, 1)
+    terms = [model.loss(batch, Clock(0, 100, "mine", 0, 50, rank=rank)) for rank in (0, 0, 1)]
+    assert terms[0] == terms[1] and terms[0]["supervised"] == terms[2]["supervised"]
+    assert terms[0]["synthetic"] != terms[2]["synthetic"] and terms[0]["auxiliary"] != terms[2]["auxiliary"]
 
 
 def test_detached_aggregate_and_ramp():

@@ -60,10 +60,10 @@ def test_ramp_is_the_literatures_staircase():
 
 
 def test_generator_depends_on_seed_stream_and_step_only():
-    def draw(stream="mask", **kw):
+    def draw(stream="mask", own=False, **kw):
         clock = Clock(**{"step": 3, "total": 9, "seed": 1, **kw})
-        return torch.rand(3, generator=clock.generator(stream)).tolist()
-    assert draw() == draw(total=99, phase="x", epoch=4)
+        return torch.rand(3, generator=clock.generator(stream, own)).tolist()
+    assert draw() == draw(total=99, phase="x", epoch=4) == draw(rank=1) == draw(own=True) != draw(own=True, rank=1)
     assert draw() != draw(step=4) and draw() != draw(seed=2) and draw() != draw("box")
 
 
