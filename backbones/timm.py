@@ -1,6 +1,6 @@
 """Encoders of timm (Wightman: PyTorch Image Models, github.com/huggingface/pytorch-image-models, Apache-2.0).
 
-``timm:NAME`` is any model of timm's list that offers ``features_only``: a convolution at full resolution of ours, then
+``timm:NAME`` is any model of timm's list that offers ``features_only`` for images of any size: a convolution at full resolution of ours, then
 timm's maps, then a decoder of ours. In two dimensions the maps are timm's own. In three a volume passes as a stack of
 slices along its last axis:
 
@@ -30,7 +30,7 @@ from segbench.nets import Encoder, EncoderDecoder, Layers
 # What some models need to be told before they take images of any size.
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-EDGE = 256  # of images for dry runs: a multiple of all strides
+EDGE = 448  # of images for dry runs: a multiple of all strides, of 14 too
 
 
 class Fold:
@@ -148,8 +148,13 @@ def facts(architecture: str) -> Facts:
                 info = net.feature_info
                 channels, reductions = tuple(info.channels()), tuple(info.reduction())
                 shapes = [tuple(m.shape) for m in net(torch.zeros(1, 3, EDGE, 2 * EDGE))]
+                odd = 5 * max(reductions)  # a coarsest map of 5 x 10, which windows of attention do not divide
+                sizes = [m.shape for m in net(torch.zeros(1, 3, odd, 2 * odd))]
+            if not all({odd // r, 2 * odd // r} <= set(size) for size, r in zip(sizes, reductions, strict=True)):
+                raise ValueError(f"the maps of {odd} x {2 * odd} pixels are not {', '.join(map(str, reductions))} times smaller")
         except Exception as error:  # whatever a model raises is its answer
-            reason = reason or f"{type(error).__name__}: {error}".splitlines()[0]
+            if not isinstance(error, TypeError):  # that of an option which it does not know
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
         last = any(shape[1] != c for shape, c in zip(shapes, channels, strict=True))
         attention = any(hasattr(m, "num_heads") for m in net.modules())
@@ -252,6 +257,12 @@ class Timm(EncoderDecoder):
             known, near = timm.list_models(), get_close_matches(name, timm.list_models(), 5, 0.5)
             raise UsageError(f"unknown backbone 'timm:{name}'.{did_you_mean(name, known)}", expected=(
                 f"one of timm.list_models(), such as {', '.join(near or cls.variants)}"), fix="segbench list backbones")
+        architecture, _, tag = name.partition(".")
+        tags = [n for n in timm.list_pretrained(f"{architecture}.*") if n.partition(".")[0] == architecture]
+        if tag and name not in tags:
+            raise UsageError(f"unknown weights 'timm:{name}'.{did_you_mean(name, tags)}",
+                             expected=f"timm:{architecture}, or one of {', '.join(tags) or 'none'}",
+                             fix=f"--backbone timm:{architecture}")
         return _variant(cls, name)  # type: ignore[arg-type]
 
     def make_encoder(self, channels: int) -> Encoder:

@@ -32,7 +32,7 @@ def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
     """Run shapes through a network; no random number is drawn and no value computed.
 
     Raises:
-        UsageError: the patch is too small for it.
+        UsageError: the patch is too small for it, or of edges that it cannot take.
         PluginError: its maps are not those it declares.
     """
     ghost = _ghost(net).eval()
@@ -45,6 +45,12 @@ def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
         larger = [max(n, 2 * m) for n, m in zip(patch, net.multiple(net.p, len(patch)), strict=True)]
         raise UsageError(f"the patch is too small for backbone '{net.name}'", found=f"{'x'.join(map(str, patch))}: {error}",
                          fix=f"-o patch={'x'.join(map(str, larger))}") from error
+    except UsageError:
+        raise
+    except Exception as error:  # such as windows of attention that do not divide a map
+        raise UsageError(f"backbone '{net.name}' cannot take patches of {'x'.join(map(str, patch))}",
+                         found=f"{type(error).__name__}: {error}".splitlines()[0],
+                         fix="another patch (-o patch=) or backbone (segbench list backbones)") from error
     found = [tuple(m.shape[1:]) for m in (*pyramid, maps[0])]
     declared = [(c, *(-(-n // s) for n, s in zip(patch, stride, strict=True)))
                 for c, stride in zip((*net.channels, net.width), (*net.strides, (1,) * len(patch)), strict=True)]
@@ -107,11 +113,11 @@ class Cost:
 def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
     """Counted in a run of shapes alone; a multiplication with an addition is two FLOPs, activations are float32."""
     ghost = _ghost(net).train()
-    own = {id(p) for p in ghost.parameters()} | {id(b) for b in ghost.buffers()}
+    own = {x.untyped_storage()._cdata for x in (*ghost.parameters(), *ghost.buffers())}  # their transposes too
     kept: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
-        if id(x) not in own:
+        if x.untyped_storage()._cdata not in own:
             kept[x.untyped_storage()._cdata] = x
         return x
 
@@ -124,8 +130,8 @@ def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
 
 
 def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] | None:
-    """Voxels per axis of the image that one voxel of the bottleneck sees; None where that is everything (attention), or
-    cannot be told.
+    """Voxels per axis of the image that one voxel of the bottleneck sees; None where that cannot be told: attention,
+    or more than 512 voxels (2048 of an image).
 
     Convolutions become means and normalisation and thresholds are taken out; at an image of zeros, where maxima are
     ties, every dependence then has a gradient. Global statistics (normalisation, squeeze and excitation) do not count.

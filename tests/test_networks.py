@@ -61,6 +61,23 @@ def test_costs_of_a_network_worked_out_by_hand():
     assert found.activation_bytes > 4 * 64 * (1 + 2 + 2 + 6 + 2 + 2)  # at least the inputs of all convolutions
 
 
+@pytest.mark.parametrize("name", ["vnet", "timm:test_vit"])
+def test_activations_are_those_of_a_real_pass(name):
+    """Weights are kept anyway, transposed ones too (linear layers)."""
+    net = build(name, depth=2).train()
+    weights, kept = {p.untyped_storage().data_ptr() for p in net.state_dict(keep_vars=True).values()}, {}
+
+    def keep(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        outputs = net(torch.randn(2, 1, 32, 32))
+    assert outputs is not None
+    real = sum(x.untyped_storage().nbytes() for x in kept.values()) / 2
+    assert cost(net, 1, (32, 32)).activation_bytes == pytest.approx(real, rel=0.02)
+
+
 @pytest.mark.parametrize("name, params, seen", [
     # 1 + (edge - 1) * stride, summed over the layers
     ("vnet", {"width": 2, "depth": 3}, 1 + 2 + 1 + 2 * 4 + 2 + 3 * 8),

@@ -169,7 +169,7 @@ def _show_costs(document: dict[str, Any]) -> None:
                 ("parameters", f"{costs['parameters'] / 1e6:.2f} M"), ("FLOPs forward", f"{costs['flops'] / 1e9:.1f} G"),
                 ("activations", f"{costs['activation_bytes'] / 2**20:.0f} MiB kept for going backward (--recompute: fewer)"),
                 ("sees", by(costs["receptive_field"]) + " voxels from one of the bottleneck" if costs["receptive_field"]
-                 else "all of the patch from one voxel of the bottleneck"),
+                 else "up to all of the patch: attention, or a very large field"),
                 ("patches", f"multiples of {by(costs['multiple'])}")):
             click.echo(f"  {what:<14}{text}")
 

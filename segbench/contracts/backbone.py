@@ -93,6 +93,8 @@ class Backbone(nn.Module):
             return
         near = [sorted({max(m, n // m * m), -(-n // m) * m}, key=lambda e, n=n: abs(e - n))[0]  # type: ignore[misc]
                 for n, m in zip(patch, unit, strict=True)]
+        if near == list(unit):  # one voxel at the bottleneck, which few networks can normalise
+            near = [2 * m for m in unit]
         fix = f"-o patch={'x'.join(map(str, near))}"
         for depth in range(getattr(params, "depth", 2) - 1, 1, -1):
             smaller = cls.multiple(params.model_copy(update={"depth": depth}), len(patch))

@@ -193,6 +193,9 @@ def network_factory(name: str, params: dict[str, Any], setting: Setting, needs: 
     def network(heads: tuple[int, ...] | None = None, **wanted: Any) -> Backbone:
         net = cls(checked, setting.channels, setting.dims, (setting.classes,) if heads is None else heads, **wanted)
         dry_run(net, setting.channels, setting.patch)
+        if wanted.get("side_outputs") and len(net.channels) < 3:
+            raise UsageError("side outputs of a single scale have nothing to agree with",
+                             found=f"backbone '{name}' with {len(net.channels)} levels", fix="-o backbone.depth=3")
         return net
     return network
 
@@ -264,8 +267,11 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
         if isinstance(error, OSError) and is_storage(error):
             run.folder.fail(error, stage)
             raise storage_error(error, run.folder.path) from error
-        known = TrainingError(f"{run.experiment.method} failed: {type(error).__name__}: {error}", where=stage,
-                              fix=f"--debug shows where; segbench test {run.experiment.method} may say why")
+        fix = f"--debug shows where; segbench test {run.experiment.method} may say why"
+        if "more than 1 value per channel" in str(error):  # torch's words; the method passes items one by one
+            fix = ("batch statistics of one item need two voxels at the bottleneck: a longer edge (-o patch=), a smaller "
+                   "-o backbone.depth=, or more items (-o batch.labeled=4 -o batch.unlabeled=4)")
+        known = TrainingError(f"{run.experiment.method} failed: {type(error).__name__}: {error}", where=stage, fix=fix)
         run.folder.fail(known, stage)
         raise known from error
 

@@ -63,12 +63,23 @@ def test_what_a_backbone_lacks_is_refused_with_its_name(monkeypatch):
         importlib.import_module("segbench.config").resolve("urpc", dataset="phantom_ct_organ", backbone="unet3d")
 
 
+def test_side_outputs_of_one_scale_are_refused():
+    setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
+    network = network_factory("unet3d", {"width": 4, "depth": 2}, setting, frozenset())
+    network()
+    with pytest.raises(UsageError, match="single scale"):
+        network(side_outputs=True)
+
+
 @pytest.mark.parametrize("backbone, patch, fix", [
     ("timm:test_resnet", (112, 112, 80), "patch=96x96x64, or -o backbone.depth=5"),
     ("timm:test_vit", (40, 48, 7), "patch=32x48x7"),
     ("unet3d", (32, 40), "patch=32x32, or -o backbone.depth=4"),
     ("monai:swin_unetr", (32, 32, 32), "patch=64x64x64"),
     ("monai:basic_unet", (16, 16), "patch=32x32"),
+    ("monai:basic_unet", (20, 20), "patch=32x32"),
+    ("monai:swin_unetr", (40, 40, 40), "patch=64x64x64"),
+    ("unet3d", (20, 20, 20), "patch=32x32x32, or -o backbone.depth=3"),
 ])
 def test_a_patch_that_does_not_fit_is_refused_with_one_that_does(backbone, patch, fix):
     cls, setting = registry.get("backbone", backbone).cls, Setting((Source("set", ("organ",)),), 1, patch)

@@ -102,6 +102,11 @@ def test_thick_slices():
         assert cls.multiple(cls.Params(flat=5), 3) == (32, 32, 1)
 
 
+def test_patches_of_fourteen():
+    cls = get("backbone", "timm:vit_small_patch14_dinov2").cls
+    assert cls.multiple(cls.Params(), 2) == (14, 14)
+
+
 def test_what_no_map_depends_on_is_not_trained():
     net = build("test_efficientnet", 3, depth=4).train()
     net(torch.rand(2, 1, 32, 32, 16)).sum().backward()
@@ -114,6 +119,10 @@ def test_refusals():
         get("backbone", "timm:resnt34")
     with pytest.raises(UsageError, match="no feature maps of images of any size"):
         build("coat_tiny", 2)
+    with pytest.raises(UsageError, match="must be divisible by window"):
+        build("maxvit_nano_rw_256", 2)
+    with pytest.raises(UsageError, match="Did you mean 'resnet18.tv_in1k'"):
+        get("backbone", "timm:resnet18.tv_in1")
     with pytest.raises(UsageError, match="inflated"):
         build("tf_efficientnet_b0", 3, through="inflate")
     with pytest.raises(UsageError, match="three axes"):

@@ -130,6 +130,25 @@ def test_reduced_precision_trains(lab, method, precision):
     assert execute(run, lab.machine())["precision"] == precision
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("dataset", ["tiny", "tiny_flat"])
+@pytest.mark.parametrize("method", registry.names("method"))
+def test_trains_on_a_gpu(lab, method, dataset, precision):
+    machine = lab.machine()
+    machine.device = "cuda"
+    run = lab.prepared(method, dataset, machine, precision=precision)
+    assert execute(run, machine)["cost"]["device"] == torch.cuda.get_device_name()
+
+
+def test_batch_statistics_of_one_voxel_tell_what_helps(lab):
+    run = lab.prepared("supervised", overrides=["patch=4x4x4", "inference.stride=4x4x4", "batch.labeled=1", "batch.unlabeled=0"])
+    with pytest.raises(TrainingError, match="more than 1 value per channel") as error:
+        execute(run, lab.machine())
+    assert "two voxels at the bottleneck" in error.value.details["fix"]
+
+
 def test_seed_decides_initial_weights(lab):
     from segbench.training import checkpoint
     first, same, other = (lab.prepared("supervised", seed=s) for s in (0, 0, 1))
