@@ -71,6 +71,10 @@ LINK.external_attr = (stat.S_IFLNK | 0o777) << 16
     (lambda p: make_tar(p, extra=[member("pipe", tarfile.FIFOTYPE)]), "a device or pipe"),
     (lambda p: make_tar(p, extra=[member("null", tarfile.CHRTYPE)]), "a device or pipe"),
     (lambda p: make_tar(p, extra=[member("c.txt")]), "occurs twice"),
+    (lambda p: make_tar(p, extra=[member("c.txt/d")]), "a file and a folder"),
+    (lambda p: make_tar(p, extra=[member("c.txt/d/e")]), "a file and a folder"),
+    (lambda p: make_tar(p, extra=[member("c.txt", tarfile.DIRTYPE)]), "a file and a folder"),
+    (lambda p: make_tar(p, extra=[member("top")]), "occurs twice"),
 ])
 def test_a_tar_that_means_harm_leaves_nothing(tmp_path, make, found):
     path = tmp_path / "in" / "a.tar"
@@ -127,3 +131,14 @@ def test_cut_short(tmp_path, name, make, keep):
     with pytest.raises(DataError, match="damaged or cut short"):
         extract(path, tmp_path / "out")
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_a_flipped_byte_is_damage_whatever_packed_it(tmp_path, kind):
+    path = make_tar(tmp_path / "a.tar", f"w:{kind}")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged or cut short"):
+        extract(path, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["a.tar"]
