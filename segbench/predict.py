@@ -22,7 +22,7 @@ from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.downsample import block_mean
 from segbench.data.grid import carry, codes_of, reorient
-from segbench.data.readers import ENDINGS, Volume, check_pair, stem
+from segbench.data.readers import ENDINGS, Volume, check_pair, require_finite, stem
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.data.store import Store
 from segbench.errors import DataError, UsageError
@@ -156,11 +156,8 @@ class Predictor:
             raise DataError("the scan is not what the run was trained on", where=scan.files[0],
                             found=" + ".join("x".join(map(str, v.array.shape)) for v in volumes),
                             expected=f"three axes and {self.store.channels} channels, equal in shape")
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise DataError("NaN or infinite grey values", where=scan.files[0], expected="finite ones",
-                            found=f"{(~np.isfinite(array)).sum():,} voxels")
-        return Volume(array, volumes[0].affine)
+        require_finite(array, scan.files[0])
+        return Volume(array.astype(np.float32), volumes[0].affine)
 
     def _told(self, volume: Volume) -> tuple[list[str], list[str]]:
         """What will be done to a scan, in words, and warnings."""

@@ -129,6 +129,20 @@ def require_size(path: Path, shape: Sequence[int], most: int = MAX_VOXELS) -> No
                         expected=f"at most {most:.0e} voxels")
 
 
+def require_finite(array: np.ndarray, path: Path | None = None) -> None:
+    """Refuse NaN and infinite grey values, as float32 too: one alone turns a whole normalised volume into nothing.
+
+    Raises:
+        DataError: tells how many there are, and where the first one lies.
+    """
+    with np.errstate(over="ignore"):
+        good = np.isfinite(array.astype(np.float32, copy=False)) if array.dtype.kind == "f" else np.True_
+    if not good.all():
+        first = tuple(int(i) for i in np.unravel_index((~good).argmax(), good.shape))
+        raise DataError("NaN or infinite grey values", where=path, found=f"{(~good).sum():,} voxels, the first at {first}",
+                        expected="finite ones", fix="repair the file, or take the case out")
+
+
 def read_h5(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
     """The named arrays of an HDF5 file.
 
@@ -217,14 +231,19 @@ def _open_nifti(path: Path) -> Any:
     if len(shape) not in (3, 4) or kind not in "fiu" or 0 in shape:
         raise DataError("no volume of grey values", where=path, expected="three axes, or four with channels last",
                         found=f"shape {shape}, type {image.get_data_dtype()}")
-    _require_affine(affine, path)
+    require_affine(affine, path)
     return image
 
 
-def _require_affine(affine: np.ndarray, path: Path) -> None:
+def require_affine(affine: np.ndarray, path: Path, fields: str = "qform or sform") -> None:
+    """Refuse an affine (4, 4) that no grid can have; ``fields`` of the header say it.
+
+    Raises:
+        DataError: not finite, or axes that are not independent.
+    """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError("the header's orientation cannot be used", where=path, found=affine[:3].tolist(),
-                        expected="three independent axes", fix="repair qform or sform, or convert the file again")
+                        expected="three independent axes", fix=f"repair {fields}, or convert the file again")
 
 
 def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -264,19 +283,22 @@ def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
             return None
         sizes = np.asarray(spacings, float)[:3]
         np.fill_diagonal(affine[:len(sizes), :len(sizes)], sizes)
+        require_affine(affine, path, "spacings")
         return affine
     rows = np.asarray(directions, float)
     rows = rows[np.isfinite(rows).all(axis=1)]  # an axis of channels has no direction
     signs = {"left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1), "right-anterior-superior": (1, 1, 1),
              "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1)}
     space = str(header.get("space", "left-posterior-superior")).lower()
-    if space not in signs or rows.shape != (3, 3):
-        raise DataError("the header's space cannot be used", where=path, found=f"space {space}, {len(rows)} directions",
+    origin = np.asarray(header.get("space origin", (0, 0, 0)), float)
+    if space not in signs or rows.shape != (3, 3) or origin.shape != (3,):
+        raise DataError("the header's space cannot be used", where=path,
+                        found=f"space {space}, {len(rows)} directions, origin of {origin.size} numbers",
                         expected="three directions in left-posterior-superior or right-anterior-superior")
     flip = np.diag(np.asarray(signs[space], float))
     affine[:3, :3] = flip @ rows.T
-    affine[:3, 3] = flip @ np.asarray(header.get("space origin", (0, 0, 0)), float)
-    _require_affine(affine, path)
+    affine[:3, 3] = flip @ origin
+    require_affine(affine, path, "space directions and space origin")
     return affine
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segbench.data.readers import Volume, spacing_of
+from segbench.data.readers import Volume, require_finite, spacing_of
 from segbench.errors import DataError
 
 Box = tuple[slice, ...]
@@ -79,8 +79,9 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     """Carry a recipe out. ``label`` (*S) lies on the volume's grid; ``volume.array`` is (*S) or (*S, C).
 
     Raises:
-        DataError: the recipe needs a spacing or a label that is not there, or the label is empty.
+        DataError: a voxel is no finite number; the recipe needs a spacing or label that is not there, or the label is empty.
     """
+    require_finite(volume.array)
     array, affine = volume.array, volume.affine
     facts: dict[str, Any] = {"source_shape": list(array.shape[:3]),
                              "source_affine": None if affine is None else np.asarray(affine).tolist()}

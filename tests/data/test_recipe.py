@@ -129,6 +129,15 @@ def test_crops_by_the_image():
     assert apply(Recipe(crop="body"), Volume(grey - 2000, np.eye(4))).image.shape == (1, 20, 20, 20)
 
 
+@pytest.mark.parametrize("scale", ["none", "unit", "minmax", "zscore", "zscore_nonzero"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_voxel_that_is_no_number_is_refused_before_it_spoils_the_rest(value, scale):
+    grey = np.ones((4, 5, 6))
+    grey[1, 2, 3] = value
+    with pytest.raises(DataError, match=r"1 voxels, the first at \(1, 2, 3\)"):
+        apply(Recipe(grey=(Grey(None, scale),)), Volume(grey, np.eye(4)))
+
+
 @pytest.mark.parametrize("label, found", [(None, "there is none"), (np.zeros((4, 4, 4), np.uint8), "empty")])
 def test_a_crop_by_the_label_needs_one(label, found):
     with pytest.raises(DataError, match=found):
