@@ -233,6 +233,9 @@ def nrrd_value(path):
 @pytest.mark.parametrize("name, breaking, found", [
     ("laendo.nrrd", nrrd_value, "7: 1 voxels"),
     ("laendo.nrrd", lambda p: p.unlink(), "No such file"),
+    ("lgemri.nrrd", lambda p: nrrd.write(str(p), np.full((40, 150, 6), np.nan)), "NaN or infinite"),
+    ("lgemri.nrrd", lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.7, 0.7, 0.7]}), "0.7 x 0.7 x 0.7 mm"),
+    ("lgemri.nrrd", lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.6, np.nan, 0.6]}), "nan"),
     ("laendo.nrrd", lambda p: nrrd.write(str(p), np.zeros((40, 150, 6), np.uint8)), "empty label"),
     ("laendo.nrrd", lambda p: nrrd.write(str(p), np.zeros((40, 150, 5), np.uint8)), "label (40, 150, 5)"),
     ("lgemri.nrrd", lambda p: nrrd.write(str(p), np.ones((40, 150, 6), np.uint8)), "one grey value"),
@@ -249,6 +252,24 @@ def test_a_broken_raw_file_is_named_with_what_is_wrong(raw, tmp_path, name, brea
     breaking(raw / IDS[2] / name)
     report = problem(raw, tmp_path)
     assert report.case == IDS[2] and str(raw / IDS[2]) in report.file and found in report.found and report.expected
+
+
+def test_headers_of_the_raw_files_must_fit(raw, tmp_path):
+    def write(name, sign, step=0.625):
+        file = raw / IDS[2] / name
+        nrrd.write(str(file), nrrd.read(str(file))[0], {"space": "left-posterior-superior", "space origin": [0, 0, 0],
+                                                        "space directions": np.diag([sign * step, step, step])})
+    plain = prepare(raw, tmp_path / "plain")
+    write("lgemri.nrrd", 1)
+    write("laendo.nrrd", 1)
+    store = prepare(raw, tmp_path)
+    assert store.fingerprint == plain.fingerprint and not any("1 x 1 x 1" in w for w in store.warnings)
+    write("laendo.nrrd", -1)
+    assert "axes RPS" in problem(raw, tmp_path).found
+    write("laendo.nrrd", 1, 1.0)
+    assert "spacing [1.0, 1.0, 1.0]" in problem(raw, tmp_path).found
+    write("lgemri.nrrd", 1, 1.0)
+    assert any(IDS[2] in w and "1 x 1 x 1 mm" in w for w in prepare(raw, tmp_path).warnings)
 
 
 def test_a_mixture_of_layouts_is_refused(raw, tmp_path):
