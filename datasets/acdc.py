@@ -103,7 +103,12 @@ class ACDC(Dataset):
 
 def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:
     """The two frames of a patient's folder."""
-    patient, text = info.parent.name, info.read_text(encoding="utf-8", errors="replace")
+    patient = info.parent.name
+    try:
+        text = info.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError("the file cannot be read", where=info, found=error.strerror, expected="a text with ED and ES",
+                        fix="take the patient's folder from the archive again") from error
     found = []
     for phase, name in FRAMES.items():
         match = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", text, re.MULTILINE)

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import ENDINGS, Volume, check_pair, nifti_header, read_volume, spacing_of
+from segbench.data.readers import ENDINGS, Volume, check_pair, nifti_header, read_volume, require_finite, spacing_of
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError
 from segbench.files import atomic_write, json_bytes
@@ -188,8 +188,10 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     spacing, window = known.get("spacing", (1, 1, 1)), known.get("window", (0, 1))
     if set(known) - set(SETTINGS) or known.get("crop", "none") not in CROPS:
         raise UsageError("unknown setting", found=str(settings), expected=f"{', '.join(SETTINGS)}; crop {', '.join(CROPS)}")
-    if len(spacing) != 3 or not all(0 < s < 1000 for s in spacing) or len(window) != 2 or not window[0] < window[1]:
-        raise UsageError("a setting makes no sense", found=str(settings), expected="three positive mm; a window that rises")
+    if len(spacing) != 3 or not all(0 < s < 1000 for s in spacing) or len(window) != 2 or not window[0] < window[1] \
+            or not np.isfinite(window).all():
+        raise UsageError("a setting makes no sense", found=str(settings), fix="--spacing 1x1x1 --window -125:275",
+                         expected="three positive mm; a window of two finite grey values that rises")
     return known
 
 
@@ -321,9 +323,9 @@ def percentiles(raw: Iterable[RawCase], channel: int, most: int = 10**6) -> tupl
     """The 0.5 and 99.5 percentile of a channel inside the labels, of at most ``most`` evenly spread voxels a case."""
     inside = []
     for case in raw:
-        values = _stacked(case.where["images"]).array
-        label = read_volume(case.where["label"], "label").array
-        chosen = (values[..., channel] if values.ndim == 4 else values)[np.rint(label) > 0]
+        image, label = _stacked(case.where["images"]), read_volume(case.where["label"], "label")
+        check_pair(image, label, case.where["label"])
+        chosen = (image.array[..., channel] if image.array.ndim == 4 else image.array)[np.rint(label.array) > 0]
         inside.append(chosen[::max(1, len(chosen) // most)])
     pooled = np.concatenate(inside) if inside else np.empty(0)
     if not pooled.size:
@@ -338,9 +340,7 @@ def _stacked(files: Sequence[Path]) -> Volume:
     for file, part in zip(files[1:], parts[1:], strict=True):
         check_pair(parts[0], part, file)
     array = parts[0].array if len(parts) == 1 else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
-    if not np.isfinite(array).all():
-        raise DataError("NaN or infinite voxels", where=files[0], found=f"{(~np.isfinite(array)).sum():,} voxels",
-                        expected="finite grey values")
+    require_finite(array, files[0])
     return Volume(array, parts[0].affine)
 
 

@@ -127,6 +127,19 @@ def test_acdc_raw(acdc_raw, lab):
     assert all(m["counts"]["n"] == 2 and m["columns"]["hd95_mm"] for m in result["metrics"])
 
 
+def test_acdc_with_a_voxel_that_is_no_number_or_an_info_that_is_a_folder(acdc_raw, tmp_path):
+    image, label = next(acdc_raw.rglob("*_frame01.nii.gz")), frame()[0].astype(np.float32)
+    label[3, 4, 5] = np.nan
+    save(image, label, np.diag([1.5, 1.5, 10, 1]))
+    with pytest.raises(DataProblems, match=r"_frame01: NaN or infinite grey values: 1 voxels"):
+        prepare_store("acdc", acdc_raw, tmp_path / "data")
+    (image.parent / "Info.cfg").unlink()
+    (image.parent / "Info.cfg").mkdir()
+    with pytest.raises(DataError, match="file cannot be read") as caught:
+        prepare_store("acdc", acdc_raw, tmp_path / "data")
+    assert str(image.parent) in str(caught.value)
+
+
 def h5(path, image, label):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:

@@ -245,6 +245,31 @@ def test_a_bad_case_is_named(mine, tmp_path, breaking, found):
     assert problem.case == "case_3" and found in str(problem)
 
 
+def test_a_bad_case_of_ct_is_named_although_all_cases_share_a_window(tmp_path):
+    mine = Mine(tmp_path / "Dataset008_Ct", channels=("CT",))
+    other_shape(mine)
+    with pytest.raises(DataProblems) as caught:
+        prepare_store(mine.name, None, tmp_path / "data")
+    (problem,) = caught.value.problems
+    assert problem.case == "case_3" and "(18, 20, 15)" in str(problem)
+
+
+def test_a_reader_that_fails_while_all_cases_settle_names_the_case(tmp_path, monkeypatch):
+    import importlib
+    mine = Mine(tmp_path / "Dataset009_Ct", channels=("CT",))
+    registry.get("dataset", "folder")
+    module = importlib.import_module("segbench.datasets.folder")
+    read = module.read_volume
+
+    def strange(path, *key):
+        if "case_3" in path.name:
+            raise ArithmeticError("of some reader")
+        return read(path, *key)
+    monkeypatch.setattr(module, "read_volume", strange)
+    with pytest.raises(DataProblems, match="case_3: ArithmeticError: of some reader"):
+        prepare_store(mine.name, None, tmp_path / "data")
+
+
 def test_a_shifted_label_and_a_lost_spacing_are_warnings(mine, tmp_path):
     save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1], np.diag([1.0, 1, 1.5, 1]) + np.eye(4, k=3) * 4)
     mine.case("case_4", affine=np.eye(4))
@@ -305,6 +330,8 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     assert lab.call("data", "link", mine.root, "--as", "la").returncode == 2
     assert lab.call("data", "link", mine.root, "--as", "../x").returncode == 2
     assert lab.call("data", "link", mine.root, "--as", "x", "--window", "7").returncode == 2
+    endless = lab.call("data", "link", mine.root, "--as", "x", "--window", "-inf:inf")
+    assert endless.returncode == 2 and "finite" in endless.stderr
     assert lab.call("data", "prepare", "folder").returncode == 2
     refused = lab.call("data", "link", mine.root, "--as", "boxed", "--crop", "label")
     assert refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3  # unlabelled cases
