@@ -80,7 +80,10 @@ def read_labels(file: Path) -> tuple[np.ndarray, Volume]:
 def evaluate_folders(pred: Path, ref: Path, names: Mapping[int, str] | None = None,
                      progress: Callable[[int, int, str], None] = lambda done, total, case: None,
                      ) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row a case and class, distances in voxels and, where every reference tells its spacing, in mm; and warnings.
+    """One row a case and class, distances in voxels and, where every case has a spacing, in mm; and warnings.
+
+    The spacing is the reference's. Where that tells none it is the prediction's, which a warning says, unless it is the unit
+    matrix that ``segbench predict`` writes where a scan told none either.
 
     Args:
         names: label value to class name; None takes all values above 0 in either folder.
@@ -100,7 +103,10 @@ def evaluate_folders(pred: Path, ref: Path, names: Mapping[int, str] | None = No
             d = error.details
             problems.append(Problem(case, str(d["where"] or one), f"{error.what}: {d['found']}", str(d["expected"] or "")))
             continue
-        affine = rv.affine if rv.affine is not None else pv.affine
+        affine = rv.affine
+        if affine is None and pv.affine is not None and not np.array_equal(pv.affine, np.eye(4)):
+            affine = pv.affine
+            warnings.append(f"{case}: the reference tells no spacing; the prediction's is taken, {_mm(pv)}")
         grids[case] = None if affine is None else spacing_of(affine)[:p.ndim]
         values |= {*np.unique(p).tolist(), *np.unique(r).tolist()}
     if problems:
