@@ -24,6 +24,7 @@ import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.readers import Volume, check_pair, read_h5, read_volume, require_finite
+from segbench.data.recipe import scan_digest
 from segbench.errors import DataError
 
 FOLDER = "2018LA_Seg_Training Set"
@@ -92,7 +93,7 @@ class LeftAtrium(Dataset):
         scan, mask = read_volume(where["image"]), read_volume(where["label"])
         warnings = check_pair(scan, mask, where["label"]) + _doubts(scan, where["image"])
         image, label = _prepare(scan.array, mask.array, where["image"], where["label"])
-        return Case(raw.id, image[None], label, self.spacing, made={"warnings": warnings})
+        return Case(raw.id, image[None], label, self.spacing, made={"scan": scan_digest(scan.array), "warnings": warnings})
 
 
 def _doubts(scan: Volume, file: Path) -> list[str]:

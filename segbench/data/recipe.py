@@ -14,6 +14,7 @@ import numpy as np
 
 from segbench.data.readers import Volume, require_finite, spacing_of
 from segbench.errors import DataError
+from segbench.files import array_digest
 
 Box = tuple[slice, ...]
 Scale = Literal["unit", "minmax", "zscore", "zscore_nonzero", "none"]
@@ -87,6 +88,7 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
                              "source_affine": None if affine is None else np.asarray(affine).tolist()}
     if recipe.orientation == "ras" and affine is not None:
         (array, affine), label = to_ras(array, affine), None if label is None else to_ras(label, affine)[0]
+    facts["scan"] = scan_digest(array)
     image = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
     if recipe.spacing is not None:
         image, label, affine = _resampled(recipe, image, label, affine)
@@ -101,6 +103,11 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     if affine is not None:
         affine = affine @ _shift(facts["crop_offset"])
     return Made(image.astype(np.float32, copy=False), label, affine, facts)
+
+
+def scan_digest(array: np.ndarray) -> str:
+    """Digest of a whole scan, whatever type it is stored in: the same scan under two names may be cropped in two ways."""
+    return array_digest(array.astype(np.float32, copy=False))
 
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

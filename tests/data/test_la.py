@@ -285,6 +285,18 @@ def test_a_test_case_copied_into_train_under_another_name_is_found(source, tmp_p
     assert leak.case == IDS[3] and IDS[1] in leak.found and leak.level == "error"
 
 
+def test_a_scan_in_train_and_test_is_found_though_its_crops_differ(raw, tmp_path):
+    for shift, case in ((0, IDS[1]), (5, IDS[3])):
+        nrrd.write(str(raw / case / "lgemri.nrrd"), np.random.default_rng(9).integers(0, 99, (40, 200, 6)).astype(np.uint8))
+        label = np.zeros((40, 200, 6), np.uint8)
+        label[10:31, 30 + shift:151 + shift, 2:4] = 255
+        nrrd.write(str(raw / case / "laendo.nrrd"), label)
+    store = prepare(raw, tmp_path)
+    assert store.cases[IDS[1]].voxels != store.cases[IDS[3]].voxels
+    (leak,) = check_store(store)
+    assert (leak.case, leak.found, leak.level) == (IDS[3], f"same scan as case {IDS[1]}: test and train", "error")
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_real_archive(real_data, tmp_path):
