@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import Volume, check_pair, read_h5, read_nifti
+from segbench.data.readers import check_pair, read_h5, read_nifti
 from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
 
@@ -55,6 +55,7 @@ class ACDC(Dataset):
              "or 'patientXXX_frameYY.h5' volumes and 'slices/patientXXX_frameYY_slice_N.h5' (SSL4MIS)")
     protocol = "acdc"
     labeled = 7  # patients: 10 %
+    h5_axes = (2, 1, 0)  # the files have (slices, rows, columns)
 
     def split(self) -> Split:
         """70 train, 10 validation and 20 test patients, two frames each; patients 074 and 076 share their images."""
@@ -83,11 +84,6 @@ class ACDC(Dataset):
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """As the circulating files."""
         return normalise(image, RECIPE.grey)
-
-    def scan(self, file: Path) -> Volume:
-        """As ever, but the axes of an h5 volume are (slices, rows, columns)."""
-        volume = super().scan(file)
-        return volume if volume.affine is not None else Volume(volume.array.T, None)
 
     def load(self, raw: RawCase) -> Case:
         """One frame as (1, x, y, slices) in [0, 1]."""

@@ -25,7 +25,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import ENDINGS, Volume, check_pair, nifti_header, read_volume, require_finite, spacing_of
+from segbench.data.readers import (
+    ENDINGS,
+    Volume,
+    check_pair,
+    nifti_header,
+    read_volume,
+    require_finite,
+    spacing_of,
+    whole_labels,
+)
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError
 from segbench.files import atomic_write, json_bytes
@@ -177,7 +186,7 @@ class Folder(Dataset):
         if "label" in where:
             volume = read_volume(where["label"], "label")
             warnings += check_pair(image, volume, where["label"])
-            label = _whole(volume.array, where["label"])
+            label = whole_labels(volume.array, where["label"], "the labels of dataset.json")
         made = apply(where["recipe"], image, label)
         return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
 
@@ -342,15 +351,6 @@ def _stacked(files: Sequence[Path]) -> Volume:
     array = parts[0].array if len(parts) == 1 else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
     require_finite(array, files[0])
     return Volume(array, parts[0].affine)
-
-
-def _whole(label: np.ndarray, file: Path) -> np.ndarray:
-    """Whole numbers, however they are stored; which ones are allowed is checked by the engine."""
-    whole = np.rint(label)
-    if not np.abs(label - whole).max(initial=0) < 1e-3 or whole.min() < 0 or whole.max() > 255:
-        raise DataError("label values are not whole numbers from 0 to 255", where=file,
-                        found=", ".join(f"{v:g}" for v in np.unique(label)[:8]), expected="the labels of dataset.json")
-    return whole.astype(np.uint8)
 
 
 def _doubts(image: Volume) -> list[str]:

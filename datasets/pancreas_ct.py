@@ -28,6 +28,7 @@ from segbench.errors import DataError
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002
 WINDOW = (-125.0, 275.0)  # HU
 INSIDE = (0.0, 200.0)  # HU: where the mean of an enhanced pancreas must lie; fat and air come in where a label is mirrored
+USUAL, SPREAD = (50.0, 130.0), 80.0  # HU: where it mostly lies, and a deviation that only a mixture of tissues has
 FOLDER, LABEL = re.compile(r"PANCREAS_(\d{4})"), re.compile(r"label(\d{4})\.nii(\.gz)?")
 
 
@@ -97,10 +98,20 @@ class Pancreas(Dataset):
         mean = float(image.array[mask > 0].mean()) if mask.any() else 0.0
         if not INSIDE[0] <= mean <= INSIDE[1]:
             raise DataError("the label does not lie on soft tissue", where=where["label"],
-                            found=f"mean {mean:.0f} HU inside", expected="50 to 130 HU",
+                            found=f"mean {mean:.0f} HU inside", expected=f"{INSIDE[0]:.0f} to {INSIDE[1]:.0f} HU",
                             fix="take both from the archive: converted files are often mirrored")
         made = apply(self.recipe, image, mask)
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made=made.facts)
+        warnings = _doubts(image.array[mask > 0])
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+
+
+def _doubts(inside: np.ndarray) -> list[str]:
+    """Grey values inside the label that are possible but not usual."""
+    mean, spread = float(inside.mean()), float(inside.std())
+    if USUAL[0] <= mean <= USUAL[1] and spread <= SPREAD:
+        return []
+    return [f"{mean:.0f} HU inside the label, deviation {spread:.0f}; usual are {USUAL[0]:.0f} to {USUAL[1]:.0f} and at "
+            f"most {SPREAD:.0f}: look whether label and series fit"]
 
 
 def _binary(label: np.ndarray, file: Path) -> np.ndarray:

@@ -22,7 +22,7 @@ from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.downsample import block_mean
 from segbench.data.grid import carry, codes_of, reorient
-from segbench.data.readers import ENDINGS, Volume, check_pair, require_finite, stem
+from segbench.data.readers import ENDINGS, Volume, check_pair, is_h5, require_finite, stem
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.data.store import Store
 from segbench.errors import DataError, UsageError
@@ -141,6 +141,9 @@ class Predictor:
         grid = _shifted(made.facts["crop_offset"]) if made.affine is None else made.affine
         probabilities = carry(probabilities, grid, affine, shape, self.recipe.crop != "none")
         label = finished(labels_from(torch.from_numpy(probabilities)), self.protocol)
+        if is_h5(scan.files[0]):  # back to the axes of the file
+            axes = np.argsort(self.dataset.h5_axes)
+            label, probabilities = label.transpose(axes), probabilities.transpose(0, *1 + axes)
         return Prediction(scan, label, probabilities, affine, steps, warnings)
 
     def _read(self, scan: Scan) -> Volume:

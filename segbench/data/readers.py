@@ -65,6 +65,11 @@ def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
     return [f"image and label differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
 
 
+def is_h5(path: Path) -> bool:
+    """Whether a file's name says that it is HDF5."""
+    return path.name.lower().endswith((".h5", ".hdf5"))
+
+
 def stem(path: Path) -> str:
     """A file's name without its ending; ``.nii.gz`` is one ending."""
     return next((path.name[:-len(e)] for e in ENDINGS if path.name.endswith(e)), path.stem)
@@ -87,7 +92,7 @@ def read_volume(path: Path, key: str = "image") -> Volume:
         if array.ndim == 4 and np.isnan(np.asarray(header.get("space directions", 0.0), float)).any(axis=-1).flat[0]:
             array = np.moveaxis(array, 0, -1)  # the first axis has no direction: channels
         return Volume(array, affine)
-    if name.endswith((".h5", ".hdf5")):
+    if is_h5(path):
         return Volume(read_h5(path, (key,))[key], None)
     raise DataError("unknown kind of volume file", where=path, found=path.suffix or "no ending",
                     expected="one of " + " ".join(ENDINGS) + ", or a folder with a DICOM series")
@@ -141,6 +146,19 @@ def require_finite(array: np.ndarray, path: Path | None = None) -> None:
         first = tuple(int(i) for i in np.unravel_index((~good).argmax(), good.shape))
         raise DataError("NaN or infinite grey values", where=path, found=f"{(~good).sum():,} voxels, the first at {first}",
                         expected="finite ones", fix="repair the file, or take the case out")
+
+
+def whole_labels(label: np.ndarray, path: Path, expected: str) -> np.ndarray:
+    """Label values as uint8, however they are stored; the engine checks which ones are allowed.
+
+    Raises:
+        DataError: fractions, NaN, or values below 0 or above 255.
+    """
+    whole = np.rint(label)
+    if not np.abs(label - whole).max(initial=0) < 1e-3 or whole.min() < 0 or whole.max() > 255:
+        raise DataError("label values are not whole numbers from 0 to 255", where=path, expected=expected,
+                        found=", ".join(f"{v:g}" for v in np.unique(label)[:8]), fix="map or repair the label")
+    return whole.astype(np.uint8)
 
 
 def read_h5(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:

@@ -168,6 +168,33 @@ def test_acdc_volumes_and_slices_circulate(tmp_path, lab):
         prepare_store("acdc", source, lab.folder / "data")
 
 
+def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
+    """Axes (slices, rows, columns) come back, so that they can be compared with the files' own labels."""
+    import torch
+
+    from segbench.predict import Predictor, Scan
+    source = tmp_path / "ssl4mis"
+    write_lists(source, "acdc", 2)
+    for case in some("acdc"):
+        image, label = (a.T for a in frame())
+        h5(source / f"{case}.h5", image.astype(np.float32) / 300, label)
+    prepare_store("acdc", source, lab.folder / "data")
+    run = lab.prepared("supervised", "acdc", labeled=1, overrides=["patch=32x32x32", "inference.stride=32x32x32"])
+    seen = []
+
+    class Bright(torch.nn.Module):
+        class setting:
+            channels = 1
+
+        def predict(self, image, task=0):
+            seen.append(image.abs().sum((0, 1)).nonzero())
+            return torch.cat([image[:, :1] <= 0.5, image[:, :1] > 0.5, *[image[:, :1] < 0] * 2], 1).float()
+    found = Predictor(Bright(), run.experiment, run.stores[0], 0, "cpu")(Scan("a", (source / f"{case}.h5",)))
+    np.testing.assert_array_equal(found.label, image / 300 > 0.5)
+    assert found.probabilities.shape == (4, 6, 24, 20) == (4, *label.shape)
+    np.testing.assert_array_equal(np.ptp(seen[0].numpy(), axis=0), (19, 23, 5))  # the network's axes are those of training
+
+
 def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
     h5(acdc_raw / "patient001_frame01.h5", np.zeros((2, 3, 4), np.float32), np.zeros((2, 3, 4), np.uint8))
     with pytest.raises(DataError, match="two layouts"):
@@ -304,8 +331,20 @@ def test_lung_in_both_variants(tmp_path, lab):
     case = some("msd_lung")[0]
     assert box.cases[case].shape == (96, 96, 96) and body.cases[case].shape == (36, 36, 38)
     assert set(box.cases[case].labels) == {0, 1} == set(body.cases[case].labels)  # 2 and up are background
+    assert any(w.startswith(f"{case}: label values taken as background: 2: ") for w in box.warnings)
     assert box.cases[case].labels[1] == body.cases[case].labels[1] == 5 * 4 * 4
     assert body.image(case).min() == pytest.approx((40 + 1024) / 1349) and body.cases[case].made["crop_offset"] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("value", [0.6, np.nan, -1, 256])
+def test_decathlon_labels_are_whole_numbers(spleen_tar, tmp_path, value):
+    file = tmp_path / "made" / "Task09_Spleen" / "labelsTr" / "spleen_2.nii.gz"
+    label = blob()[1].astype(np.float32)
+    label[0, 0, 0] = value
+    save(file, label, MIRRORED)
+    with pytest.raises(DataProblems, match="not whole numbers") as caught:
+        prepare_store("msd_spleen", tmp_path / "made", tmp_path / "data")
+    assert str(file) in str(caught.value)
 
 
 # -- Pancreas ----------------------------------------------------------------------------------------------------------
@@ -362,6 +401,16 @@ def test_pancreas_circulating_files(tmp_path, name, pattern):
     h5(source / pattern.format(store.train[0]), image.astype(np.float32), label * 0.5)
     with pytest.raises(DataProblems, match="unknown label values"):
         prepare_store(name, source, tmp_path / "data")
+
+
+@pytest.mark.parametrize("low, found", [(3, "42 HU inside the label"), (0, "deviation ")])  # fat; a corner in the air
+def test_pancreas_of_unusual_grey_values_is_told(pancreas_raw, tmp_path, low, found):
+    label = blob((30, 28, 40))[1] * np.uint8(low == 0)
+    label[low:low + 2, low:low + 2, 4:5] = 1
+    save(pancreas_raw / "TCIA_pancreas_labels" / "label0001.nii.gz", label, np.eye(4))
+    store = prepare_store("pancreas_ct", pancreas_raw, tmp_path / "data")
+    told = [w for w in store.warnings if "HU inside" in w]
+    assert len(told) == 1 and told[0].startswith("0001: ") and found in told[0]
 
 
 def test_pancreas_traps(pancreas_raw, tmp_path):
