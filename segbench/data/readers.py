@@ -6,14 +6,17 @@ header's size has been looked at, and a file cannot make the reader open another
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import math
 import os
 import stat
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -222,14 +225,16 @@ def read_nifti(path: Path) -> Volume:
 
 def _require_checksum(path: Path, size: int) -> None:
     """Read a gzip file to its end, where the checksum stands: nibabel stops before it and takes any flipped bit."""
-    import gzip
-
     with gzip.open(path) as file:
-        read = 0
-        while block := file.read(1 << 20):
-            read += len(block)
-            if read > size + (1 << 20):
-                raise ValueError(f"more data than the header's {size:,} bytes")
+        _require_length(file, size)
+
+
+def _require_length(stream: IO[bytes], size: int) -> None:
+    read = 0
+    while block := stream.read(1 << 20):
+        read += len(block)
+        if read > size + (1 << 20):
+            raise ValueError(f"more data than the header's {size:,} bytes")
 
 
 def _open_nifti(path: Path) -> Any:
@@ -274,17 +279,33 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
     require_file(path, b"NRRD", "NRRD")
     try:
-        header = nrrd.read_header(str(path))
+        with open(path, "rb") as file:
+            header = nrrd.read_header(file)
+            start = file.tell()
         if "data file" in header or "datafile" in header:
             raise DataError("the header points to another file", where=path, expected="header and voxels in one file")
         sizes = [int(n) for n in header["sizes"]]
         if any(n < 1 for n in sizes):
             raise ValueError(f"sizes {sizes}")
         require_size(path, sizes)
+        _require_unpacked(path, start, header, math.prod(sizes) * 8)
         array, header = nrrd.read(str(path))
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, zlib.error, nrrd.NRRDError) as error:
         raise _damaged(path, error) from error
     return array, dict(header)
+
+
+def _require_unpacked(path: Path, start: int, header: dict[str, Any], size: int) -> None:
+    """Unpack what is packed without keeping it: a file of a few bytes may become any size. pynrrd finds other damage."""
+    packed = str(header.get("encoding", "")).lower()
+    if packed not in ("gzip", "gz", "bzip2", "bz2"):
+        return
+    with open(path, "rb") as file, suppress(OSError, EOFError, zlib.error):
+        file.seek(start)
+        for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
+            file.readline()
+        with gzip.open(file) if packed.startswith("gz") else bz2.open(file) as stream:
+            _require_length(stream, size)
 
 
 def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:

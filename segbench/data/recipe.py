@@ -6,13 +6,14 @@ for that case (source grid, crop offset), so that a prediction can be put back o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from segbench.data.readers import Volume, require_finite, spacing_of
+from segbench.data.readers import MAX_VOXELS, Volume, require_finite, spacing_of
 from segbench.errors import DataError
 from segbench.files import array_digest
 
@@ -119,12 +120,19 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndarray:
-    """Scale a volume (*S) by a factor per axis; the first voxel's centre stays, the size is cut to whole voxels."""
+    """Scale a volume (*S) by a factor per axis; the first voxel's centre stays, the size is cut to whole voxels.
+
+    Raises:
+        DataError: more voxels than any file may have.
+    """
     from scipy import ndimage
 
     shape = tuple(max(1, int(n * f + 1e-6)) for n, f in zip(array.shape, factors, strict=True))
     if shape == array.shape and np.allclose(factors, 1):
         return array
+    if math.prod(shape) > MAX_VOXELS:
+        raise DataError("the volume is too large after resampling", found="x".join(map(str, shape)),
+                        expected=f"at most {MAX_VOXELS:.0e} voxels", fix="look at the spacing in its header")
     out = np.empty(shape, array.dtype)
     ndimage.affine_transform(array, 1 / np.asarray(factors, float), output_shape=shape, output=out, order=order,
                              mode="nearest", prefilter=order > 1)

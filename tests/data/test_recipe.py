@@ -47,6 +47,12 @@ def test_resampling_agrees_with_simpleitk():
     assert ours.shape == (9, 8, 22)  # cut to whole voxels
 
 
+def test_a_spacing_that_asks_for_a_giant_is_refused():
+    volume = Volume(np.zeros((10, 10, 10), np.int16), np.diag([200.0, 200, 200, 1.0]))
+    with pytest.raises(DataError, match="2000x2000x2000"):
+        apply(Recipe(spacing=(1.0, 1.0, 1.0)), volume)
+
+
 def test_in_plane_scaling_leaves_the_slice_step_in_proportion():
     volume = Volume(np.zeros((10, 10, 10), np.int16), np.diag([0.5, 0.5, 1.0, 1.0]))
     made = apply(Recipe(spacing=(1.0, 1.0, 1.0), in_plane=True), volume)
