@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
+from segbench.data.places import below
 from segbench.data.readers import check_pair, read_h5, read_nifti
 from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
@@ -70,7 +71,8 @@ class ACDC(Dataset):
     def find(self, source: Path | None) -> list[RawCase]:
         """Cases in any of the layouts, wherever below ``source`` they lie."""
         assert source is not None
-        raw = [case for info in sorted(source.rglob("patient*/Info.cfg")) for case in _frames(info)]
+        raw = [case for info in below(source, "Info.cfg")
+               if info.parent.name.startswith("patient") for case in _frames(info)]
         h5 = _circulating(source)
         if raw and h5:
             raise DataError("two layouts in one folder: the challenge's files and h5 files", where=source,
@@ -125,7 +127,7 @@ def _circulating(source: Path) -> dict[str, dict[str, Any]]:
     """Frames as one volume's file, or as the files of its slices in the order of their numbers."""
     volumes: dict[str, dict[str, Any]] = {}
     slices: dict[str, dict[int, Path]] = {}
-    for path in sorted(source.rglob("patient*.h5")):
+    for path in below(source, "patient*.h5"):
         if match := VOLUME.fullmatch(path.name):
             volumes[match[1]] = {"layout": "h5", "files": [path]}
         elif match := SLICE.fullmatch(path.name):

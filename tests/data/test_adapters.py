@@ -127,6 +127,13 @@ def test_acdc_raw(acdc_raw, lab):
     assert all(m["counts"]["n"] == 2 and m["columns"]["hd95_mm"] for m in result["metrics"])
 
 
+def test_acdc_behind_a_link(acdc_raw, tmp_path):
+    (acdc_raw / "database" / "training").rename(tmp_path / "elsewhere")
+    (acdc_raw / "database" / "training").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(acdc_raw)
+    assert prepare_store("acdc", acdc_raw, tmp_path / "data").train == some("acdc", 4)[:4]
+
+
 def test_acdc_with_a_voxel_that_is_no_number_or_an_info_that_is_a_folder(acdc_raw, tmp_path):
     image, label = next(acdc_raw.rglob("*_frame01.nii.gz")), frame()[0].astype(np.float32)
     label[3, 4, 5] = np.nan
@@ -256,6 +263,21 @@ def spleen_tar(tmp_path):
         for entry in sorted((tmp_path / "made").iterdir()):
             tar.add(entry, entry.name)
     return path
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_data_below_single_folders_are_found(spleen_tar, tmp_path, lab, depth):
+    around = tmp_path / "a" / "b" / "c"
+    around.parent.mkdir(parents=True)
+    (tmp_path / "made").rename(around)
+    (around.parent / "__MACOSX").mkdir()
+    source = around.parents[depth - 1]
+    assert lab.call("data", "check", "msd_spleen", "--from", source).returncode == 0
+    store = prepare_store("msd_spleen", source, tmp_path / "data")
+    assert (*store.train, *store.test) == some("msd_spleen")
+    told = lab.call("data", "check", "msd_spleen", "--from", spleen_tar)
+    assert told.returncode == 3 and "expected a folder" in told.stdout
+    assert f"segbench data prepare msd_spleen --from {spleen_tar}" in told.stdout
 
 
 def test_decathlon_tar(spleen_tar, lab):

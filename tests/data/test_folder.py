@@ -337,6 +337,12 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     assert refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3  # unlabelled cases
 
 
+@pytest.mark.parametrize("args", ["prepare folder", "prepare folder --from x", "check folder --from x", "check folder"])
+def test_a_family_is_no_data_set(lab, args):
+    told = lab.call("data", *args.split())
+    assert told.returncode == 2 and "folder:PATH" in told.stderr and "--from DIR" not in told.stderr
+
+
 def test_a_damaged_link_does_not_stop_other_commands(lab):
     (lab.folder / "segbench-data" / "bad").mkdir(parents=True)
     (lab.folder / "segbench-data" / "bad" / "link.json").write_text("{")

@@ -114,6 +114,15 @@ def test_a_partial_copy_with_its_own_lists(source, tmp_path):
     assert check_store(store) == []
 
 
+def test_lists_may_begin_with_a_byte_order_mark_and_must_be_text(source, tmp_path):
+    (source / "train.list").write_text("".join(f"{i}\n" for i in IDS[:3]), encoding="utf-8-sig")
+    assert prepare(source, tmp_path).train == IDS[:3]
+    (source / "train.list").write_text(IDS[0], encoding="utf-16")
+    with pytest.raises(DataError, match="list cannot be read") as caught:
+        prepare(source, tmp_path)
+    assert "UTF-8" in str(caught.value) and str(source / "train.list") in str(caught.value)
+
+
 def test_a_partial_copy_without_lists_is_refused(source, tmp_path):
     (source / "test.list").unlink()
     with pytest.raises(DataError, match="96 of 100 cases are missing") as caught:
