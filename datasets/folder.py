@@ -4,8 +4,9 @@
 cases lie in ``imagesTr`` with ``labelsTr``, unlabelled ones among them (no label file) or in ``imagesUn``. ``imagesTs``
 is never trained on unless ``splits_ssl.json`` lists a case of it as unlabelled.
 
-``splits_ssl.json`` holds the lists ``labelled``, ``unlabelled``, ``val`` and ``test``. Where it is missing, one case with
-a label in five is set aside for testing with a fixed seed, and the file is written, so that later cases change nothing.
+``splits_ssl.json`` holds the lists ``labelled``, ``unlabelled``, ``val`` (of no use yet) and ``test``. Where it is missing,
+one case with a label in five is set aside for testing with a fixed seed, and the file is written, so that later cases
+change nothing.
 
 Preparation, where no setting says otherwise: nearest RAS axes; the median spacing of the training images, image linear,
 label nearest; CT: the 0.5 and 99.5 percentile of the labelled cases' foreground to [0, 1], cropped to the body; other
@@ -58,6 +59,7 @@ class Form:
     ending: str
     licence: str
     citation: str
+    announced: object = None  # numTraining
 
 
 @dataset("folder")
@@ -134,8 +136,12 @@ class Folder(Dataset):
 
     def split(self) -> Split:
         """Training cases in the order labelled, unlabelled."""
+        assert self.source is not None
         lists, cases = self.lists(), self.cases()
-        notes = []
+        notes = oddities(self.source, self.form, cases)
+        if lists["val"]:
+            notes.append(f"{len(lists['val'])} cases of the list val are set aside, for no use yet: a run with "
+                         "selection=validation holds out training cases")
         if unread := [i for i in lists["unlabelled"] if "label" in cases[i]]:
             notes.append(f"label files of {len(unread)} cases listed as unlabelled are not read: {', '.join(unread[:5])}")
         if "ct" in (name.lower() for name in self.form.channels) and not self.settings.get("window"):
@@ -172,6 +178,14 @@ class Folder(Dataset):
         recipe = Recipe(spacing=self.settings.get("spacing") or median_spacing(training), grey=grey, crop=crop,
                         margin=margin, least=least)
         return [replace(r, where={**r.where, "recipe": recipe}) for r in raw]
+
+    def inputs(self) -> dict[str, Any]:
+        """The link's settings and, while the folder is there, its lists and what ``dataset.json`` says."""
+        assert self.source is not None
+        if not self.source.exists():
+            return {"settings": self.settings}
+        form = [self.form.classes, self.form.channels, self.form.suffix, self.form.ending]
+        return {"settings": self.settings, "lists": self.lists(), "dataset.json": form}
 
     def prepared(self) -> None:
         """From now on later files change nothing."""
@@ -239,7 +253,7 @@ def read_form(root: Path) -> Form:
         raise DataError("files of this kind cannot be read", where=file, found=ending, expected=" ".join(ENDINGS))
     text = {key: str(content.get(key, "")) for key in ("name", "licence", "license", "reference")}
     return Form(text["name"] or root.name, classes, channels, nnunet, ending,
-                text["licence"] or text["license"] or "not stated", text["reference"])
+                text["licence"] or text["license"] or "not stated", text["reference"], content.get("numTraining"))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -267,6 +281,24 @@ def _images(folder: Path, form: Form) -> dict[str, list[Path]]:
             (odd and [f"{n} without a channel" for n in odd[:5]]) or [f"no {n}" for n in missing[:5]] or ["more channels"]),
             expected=f"<case>_0000{form.ending} to _{len(form.channels) - 1:04d} for each case")
     return {case: [files[f"{case}_{c:04d}"] for c in range(len(form.channels))] for case in ids}
+
+
+def oddities(root: Path, form: Form, cases: dict[str, dict[str, Any]]) -> list[str]:
+    """Files that no case uses and a number of cases other than announced: mostly a misspelt name."""
+    used = {path for files in cases.values() for path in (*files["images"], files.get("label"))}
+    notes = []
+    for place in ("imagesTr", "labelsTr", "imagesUn"):
+        files = sorted((root / place).iterdir()) if (root / place).is_dir() else []
+        lost = [path.name for path in files if path.name[0] not in "._" and path not in used]
+        if lost:
+            notes.append(f"{len(lost)} files in {place} belong to no case and are not read: {', '.join(lost[:5])}; expected "
+                         f"are <case>{form.ending} in labelsTr and an image of that case in imagesTr")
+    images = [files for files in cases.values() if files["place"] == "imagesTr"]
+    known = len(images), sum("label" in files for files in images)
+    if form.announced is not None and form.announced not in known:
+        notes.append(f"dataset.json announces numTraining {form.announced}; imagesTr holds {known[0]} cases, {known[1]} of "
+                     "them with a label")
+    return notes
 
 
 def drawn(cases: dict[str, dict[str, Any]], root: Path) -> dict[str, list[str]]:

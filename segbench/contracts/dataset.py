@@ -119,6 +119,10 @@ class Dataset:
         """
         return list(raw)
 
+    def inputs(self) -> dict[str, Any]:
+        """What the user chose and a prepared store depends on, as JSON by name: a store with other choices is refused."""
+        return {}
+
     def prepared(self) -> None:
         """Called once after all cases have been prepared."""
 

@@ -26,7 +26,7 @@ from segbench.data.archives import extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
 from segbench.data.places import find_cases
 from segbench.data.problem import DataProblems, Problem
-from segbench.data.store import Progress, Store, adapter_facts, fingerprint, write_store
+from segbench.data.store import Progress, Store, adapter_facts, fingerprint, inputs_digests, write_store
 from segbench.errors import DataError, PluginError, SegbenchError, StorageError
 from segbench.files import sweep
 
@@ -208,6 +208,8 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
     dataset.prepared()
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
     warnings = (*todo.warnings, *(f"{i}: {text}" for i, info in cases.items() for text in info.made.get("warnings", ())))
+    if inputs := inputs_digests(dataset):
+        adapter = {**adapter, "inputs": inputs}
     return write_store(Store(
         entry.name, root, tuple(dataset.classes), dataset.channels, dataset.dims, train, test, todo.partial,
         fingerprint(cases.values(), train, test), cases, warnings, adapter=adapter))
@@ -241,7 +243,7 @@ def _withdraw(root: Path, adapter: dict[str, Any], todo: Plan) -> None:
     try:
         old = json.loads((root / "store.json").read_bytes())
         made = {c["id"]: c["source"] for c in old["cases"]}
-        keep = old["adapter"] == adapter and all(
+        keep = {k: v for k, v in old["adapter"].items() if k != "inputs"} == adapter and all(
             made.get(i) == json.loads(json.dumps(_source(adapter, raw))) for i, raw in todo.raw.items())
     except (OSError, ValueError, KeyError, TypeError):
         keep = False

@@ -51,6 +51,7 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
                          "complete the folder, or write train.list and test.list of what it holds")
                  for i in dict.fromkeys((*split.train, *split.test)) if i not in raw and valid_id(i)]
     wanted = [raw[i] for i in dict.fromkeys((*split.train, *split.test)) if i in raw]
+    problems += [Problem("*", str(source), note, level="warning") for note in split.notes]
     infos, wrong = check_cases(dataset, wanted, progress)
     read = Split(tuple(i for i in split.train if i in infos), tuple(i for i in split.test if i in infos))
     store = _store(entry, source, read, infos)

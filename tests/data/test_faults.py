@@ -139,10 +139,26 @@ FAULTS = {  # what is done to the folder, what must be said
     "a broken dataset.json": (lambda r: cut(r, "dataset.json"), "dataset.json cannot be read"),
     "a channel too many": (lambda r: save(r / "imagesTr/c1_0001.nii.gz", volume(1)), "do not fit the channels"),
 }
+def misnamed(root):
+    """A case whose image nobody reads for its ending."""
+    save(root / "labelsTr/c7.nii.gz", label(7))
+    save(root / "imagesTr/c7_0000.nii.gz", volume(7))
+    os.replace(root / "imagesTr/c7_0000.nii.gz", root / "imagesTr/c7_0000.NII.GZ")
+
+
+def announce(root, number):
+    content = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**content, "numTraining": number}))
+
+
 DOUBTS = {  # told, but the data can be used
     "another origin": (lambda r: save(r / LABEL, label(1), AFFINE + np.eye(4, k=3) * 5), "differ in origin"),
     "an empty label": (lambda r: save(r / LABEL, 0 * label(1)), "c1: empty label"),
     "one grey value": (lambda r: save(r / IMAGE, 0 * volume(1) + 7), "one grey value"),
+    "an image of no case": (misnamed, "1 files in imagesTr belong to no case and are not read: c7_0000.NII.GZ"),
+    "a label of no case": (misnamed, "1 files in labelsTr belong to no case and are not read: c7.nii.gz"),
+    "cases that were announced": (lambda r: announce(r, 7), "announces numTraining 7; imagesTr holds 6 cases"),
+    "a list that nothing uses": (lambda r: lists(r, labelled=["c1", "c2"], val=["c3", "c4"]), "2 cases of the list val"),
     "one volume twice in train": (lambda r: copied(r, "c1", "c2"), "c2: same voxels as case c1"),
 }
 

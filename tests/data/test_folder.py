@@ -144,6 +144,7 @@ def test_labels_of_cases_listed_as_unlabelled_are_left_alone(mine, tmp_path):
     assert not store.cases["case_10"].has_label and "case_4" not in store.cases
     assert not any("left out" in w and "case_4" in w for w in store.warnings)  # known as validation
     assert any("case_10" in w and "not read" in w for w in store.warnings)
+    assert any("1 cases of the list val" in w and "holds out training cases" in w for w in store.warnings)
 
 
 def test_lists_are_kept_when_all_is_prepared_and_not_by_a_check(mine, tmp_path, lab):
@@ -335,6 +336,31 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     assert lab.call("data", "prepare", "folder").returncode == 2
     refused = lab.call("data", "link", mine.root, "--as", "boxed", "--crop", "label")
     assert refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3  # unlabelled cases
+
+
+def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine, lab):
+    def link(spacing):
+        return lab.call("data", "link", mine.root, "--as", "mine", "--spacing", spacing).returncode
+    assert link("2x2x3") == 0 and lab.call("data", "prepare", "mine").returncode == 0
+    data_root = lab.folder / "segbench-data"
+    first = open_store("mine", data_root)
+    assert first.adapter["inputs"].keys() == {"settings", "lists", "dataset.json"}
+    content = json.loads((mine.root / "dataset.json").read_text())
+    for name, change in (("settings", lambda: link("2x2x2")),
+                         ("lists", lambda: mine.lists(labelled=["case_3"], unlabelled=["un_0"], val=[], test=["case_4"])),
+                         ("dataset.json", lambda: mine.json(**{**content, "channel_names": {"0": "T2"}}))):
+        change()
+        registry._state.entries.pop(("dataset", "mine"), None)  # as in a new process
+        told = lab.call("run", "supervised", "--dataset", "mine", "--steps", "1", "--dry-run")
+        assert told.returncode == 3 and f"other {name} than now" in told.stderr, told.stderr
+        assert "segbench data prepare mine" in told.stderr
+        done = lab.call("data", "prepare", "mine")
+        assert done.returncode == 0 and open_store("mine", data_root).fingerprint != first.fingerprint, done.stderr
+    file = data_root / "mine" / "store.json"
+    old = json.loads(file.read_text())
+    del old["adapter"]["inputs"]  # as written before anything was compared
+    file.write_text(json.dumps(old))
+    assert link("3x3x3") == 0 and open_store("mine", data_root).adapter == old["adapter"]
 
 
 @pytest.mark.parametrize("args", ["prepare folder", "prepare folder --from x", "check folder --from x", "check folder"])
