@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 
 import h5py
 import nrrd
@@ -306,20 +308,51 @@ def test_a_scan_in_train_and_test_is_found_though_its_crops_differ(raw, tmp_path
     assert (leak.case, leak.found, leak.level) == (IDS[3], f"same scan as case {IDS[1]}: test and train", "error")
 
 
+def real(real_data, folder, *options):
+    """The real files, or what the tool beside them unpacks."""
+    if (real_data / "la" / FOLDER).is_dir():
+        return real_data / "la"
+    tool = real_data.parent / "tools" / "unpack_la.py"
+    if not tool.is_file():
+        pytest.skip(f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}, or the packed ones with tools/unpack_la.py")
+    pytest.importorskip("PIL")
+    subprocess.run([sys.executable, tool, folder, "--jobs", "2", *options], check=True, capture_output=True)
+    return folder
+
+
+FIRST = "06SR5RBREL16DQ6M8LWS"
+
+
+def require_first(store):
+    first = store.cases[FIRST]
+    assert first.shape == (183, 140, 88) and first.labels[1] == 154296
+    assert first.intensity["std"] == pytest.approx(1.64543, abs=1e-5)
+
+
+@pytest.mark.real
+def test_some_real_files(real_data, tmp_path):
+    whole, source = real(real_data, tmp_path / "real", "--cases", "2"), tmp_path / "some"
+    ids = [FIRST, *SPLIT.train[1:2], *SPLIT.test[:2]]
+    lists(source, ids)
+    for case in ids:
+        (source / FOLDER / case).mkdir(parents=True)
+        file_of(source, case).symlink_to(file_of(whole, case))
+    store = prepare(source, tmp_path)
+    require_first(store)
+    assert (*store.train, *store.test) == tuple(ids)
+    assert [p for p in check_store(store, patch=(112, 112, 80)) if p.level == "error"] == []
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_real_archive(real_data, tmp_path):
     """Facts measured on the 100 files that circulate."""
-    if not (real_data / "la" / FOLDER).is_dir():
-        pytest.skip(f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}")
-    store = stores.prepare("la", real_data / "la", tmp_path, jobs=2)
+    store = stores.prepare("la", real(real_data, tmp_path / "real"), tmp_path, jobs=2)
     assert (len(store.train), len(store.test), store.partial) == (80, 20, False)
     shapes = np.array([info.shape for info in store.cases.values()])
     assert shapes.min(0).tolist() == [148, 132, 88] and shapes.max(0).tolist() == [244, 160, 88]
     foreground = [info.labels[1] for info in store.cases.values()]
     assert (min(foreground), np.median(foreground), max(foreground)) == (76299, 202391.5, 540939)
-    first = store.cases["06SR5RBREL16DQ6M8LWS"]
-    assert first.shape == (183, 140, 88) and first.labels[1] == 154296
-    assert first.intensity["std"] == pytest.approx(1.64543, abs=1e-5)
+    require_first(store)
     assert store.fingerprint == "6f017fe5c48ab36188a314b1d2750c7adb4c158927b8b031858e4a2b6bb137c5"
     assert check_store(store, patch=(112, 112, 80)) == []
