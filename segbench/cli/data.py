@@ -67,8 +67,7 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
         for problem in problems:
             _talk(f"{_mark(problem.level)} {problem}")
         _result(f"{_mark('ok')} {store.name}: {_count(store)} prepared in {store.root}")
-        errors = [p for p in problems if p.level == "error"]
-        if errors:
+        if errors := [p for p in problems if p.level == "error"]:
             raise DataProblems(f"data set '{store.name}' cannot be used as it is", errors, listed=False,
                                fix="mend the source and prepare it again")
     _document("segbench.data.prepare/1", documents)

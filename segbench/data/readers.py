@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -229,7 +229,7 @@ def _require_checksum(path: Path, size: int) -> None:
         _require_length(file, size)
 
 
-def _require_length(stream: IO[bytes], size: int) -> None:
+def _require_length(stream: gzip.GzipFile | bz2.BZ2File, size: int) -> None:
     read = 0
     while block := stream.read(1 << 20):
         read += len(block)
