@@ -53,6 +53,8 @@ def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path
         try:
             prediction = predictor(scan)
         except (DataError, *BAD_SCAN) as error:
+            if settings.debug and not isinstance(error, DataError):
+                raise
             problems.append(_problem(scan, error))
             settings.say(safe(f"failed: {problems[-1]}"))
             continue

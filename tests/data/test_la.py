@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 
@@ -130,6 +131,11 @@ def test_a_partial_copy_without_lists_is_refused(source, tmp_path):
     with pytest.raises(DataError, match="96 of 100 cases are missing") as caught:
         prepare(source, tmp_path)
     assert SPLIT.train[3] in str(caught.value) and "train.list and test.list" in str(caught.value)
+
+
+def test_an_archive_may_have_a_folder_around_the_data(source, tmp_path):
+    shutil.make_archive(str(tmp_path / "LA"), "zip", source.parent, source.name)
+    assert prepare(tmp_path / "LA.zip", tmp_path).fingerprint == prepare(source, tmp_path / "plain").fingerprint
 
 
 def test_a_listed_file_that_is_missing(source, tmp_path):

@@ -326,6 +326,8 @@ def test_the_command(scans, tmp_path, monkeypatch):
         read = Predictor._read
         patched.setattr(Predictor, "_read", lambda self, scan: read(self, scan) if scan.name != "bad" else 1 // 0)
         broken = scans.call(*call, "--overwrite")
+        with pytest.raises(ZeroDivisionError):
+            scans.call(*call, "--overwrite", "--debug")
     assert broken.returncode == 3 and "ZeroDivisionError" in broken.stderr and broken.stdout.count("->") == 2
     (scans.folder / "in" / "bad.nii.gz").unlink()
     own = scans.call("predict", run["run_id"], "out/one_seg.nii.gz", "-o", "x")
