@@ -25,7 +25,8 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import Volume, check_pair, read_h5, read_nifti
+from segbench.data.places import below
+from segbench.data.readers import check_pair, read_h5, read_nifti
 from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
 
@@ -55,6 +56,7 @@ class ACDC(Dataset):
              "or 'patientXXX_frameYY.h5' volumes and 'slices/patientXXX_frameYY_slice_N.h5' (SSL4MIS)")
     protocol = "acdc"
     labeled = 7  # patients: 10 %
+    h5_axes = (2, 1, 0)  # the files have (slices, rows, columns)
 
     def split(self) -> Split:
         """70 train, 10 validation and 20 test patients, two frames each; patients 074 and 076 share their images."""
@@ -69,7 +71,8 @@ class ACDC(Dataset):
     def find(self, source: Path | None) -> list[RawCase]:
         """Cases in any of the layouts, wherever below ``source`` they lie."""
         assert source is not None
-        raw = [case for info in sorted(source.rglob("patient*/Info.cfg")) for case in _frames(info)]
+        raw = [case for info in below(source, "Info.cfg")
+               if info.parent.name.startswith("patient") for case in _frames(info)]
         h5 = _circulating(source)
         if raw and h5:
             raise DataError("two layouts in one folder: the challenge's files and h5 files", where=source,
@@ -83,11 +86,6 @@ class ACDC(Dataset):
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """As the circulating files."""
         return normalise(image, RECIPE.grey)
-
-    def scan(self, file: Path) -> Volume:
-        """As ever, but the axes of an h5 volume are (slices, rows, columns)."""
-        volume = super().scan(file)
-        return volume if volume.affine is not None else Volume(volume.array.T, None)
 
     def load(self, raw: RawCase) -> Case:
         """One frame as (1, x, y, slices) in [0, 1]."""
@@ -103,7 +101,12 @@ class ACDC(Dataset):
 
 def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:
     """The two frames of a patient's folder."""
-    patient, text = info.parent.name, info.read_text(encoding="utf-8", errors="replace")
+    patient = info.parent.name
+    try:
+        text = info.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError("the file cannot be read", where=info, found=error.strerror, expected="a text with ED and ES",
+                        fix="take the patient's folder from the archive again") from error
     found = []
     for phase, name in FRAMES.items():
         match = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", text, re.MULTILINE)
@@ -124,7 +127,7 @@ def _circulating(source: Path) -> dict[str, dict[str, Any]]:
     """Frames as one volume's file, or as the files of its slices in the order of their numbers."""
     volumes: dict[str, dict[str, Any]] = {}
     slices: dict[str, dict[int, Path]] = {}
-    for path in sorted(source.rglob("patient*.h5")):
+    for path in below(source, "patient*.h5"):
         if match := VOLUME.fullmatch(path.name):
             volumes[match[1]] = {"layout": "h5", "files": [path]}
         elif match := SLICE.fullmatch(path.name):

@@ -4,8 +4,9 @@
 cases lie in ``imagesTr`` with ``labelsTr``, unlabelled ones among them (no label file) or in ``imagesUn``. ``imagesTs``
 is never trained on unless ``splits_ssl.json`` lists a case of it as unlabelled.
 
-``splits_ssl.json`` holds the lists ``labelled``, ``unlabelled``, ``val`` and ``test``. Where it is missing, one case with
-a label in five is set aside for testing with a fixed seed, and the file is written, so that later cases change nothing.
+``splits_ssl.json`` holds the lists ``labelled``, ``unlabelled``, ``val`` (of no use yet) and ``test``. Where it is missing,
+one case with a label in five is set aside for testing with a fixed seed, and the file is written, so that later cases
+change nothing.
 
 Preparation, where no setting says otherwise: nearest RAS axes; the median spacing of the training images, image linear,
 label nearest; CT: the 0.5 and 99.5 percentile of the labelled cases' foreground to [0, 1], cropped to the body; other
@@ -25,7 +26,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import ENDINGS, Volume, check_pair, nifti_header, read_volume, spacing_of
+from segbench.data.readers import (
+    ENDINGS,
+    Volume,
+    check_pair,
+    nifti_header,
+    read_volume,
+    require_finite,
+    spacing_of,
+    whole_labels,
+)
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError
 from segbench.files import atomic_write, json_bytes
@@ -49,6 +59,7 @@ class Form:
     ending: str
     licence: str
     citation: str
+    announced: object = None  # numTraining
 
 
 @dataset("folder")
@@ -125,8 +136,12 @@ class Folder(Dataset):
 
     def split(self) -> Split:
         """Training cases in the order labelled, unlabelled."""
+        assert self.source is not None
         lists, cases = self.lists(), self.cases()
-        notes = []
+        notes = oddities(self.source, self.form, cases)
+        if lists["val"]:
+            notes.append(f"{len(lists['val'])} cases of the list val are set aside, for no use yet: a run with "
+                         "selection=validation holds out training cases")
         if unread := [i for i in lists["unlabelled"] if "label" in cases[i]]:
             notes.append(f"label files of {len(unread)} cases listed as unlabelled are not read: {', '.join(unread[:5])}")
         if "ct" in (name.lower() for name in self.form.channels) and not self.settings.get("window"):
@@ -164,6 +179,14 @@ class Folder(Dataset):
                         margin=margin, least=least)
         return [replace(r, where={**r.where, "recipe": recipe}) for r in raw]
 
+    def inputs(self) -> dict[str, Any]:
+        """The link's settings and, while the folder is there, its lists and what ``dataset.json`` says."""
+        assert self.source is not None
+        if not self.source.exists():
+            return {"settings": self.settings}
+        form = [self.form.classes, self.form.channels, self.form.suffix, self.form.ending]
+        return {"settings": self.settings, "lists": self.lists(), "dataset.json": form}
+
     def prepared(self) -> None:
         """From now on later files change nothing."""
         assert self.source is not None
@@ -177,7 +200,7 @@ class Folder(Dataset):
         if "label" in where:
             volume = read_volume(where["label"], "label")
             warnings += check_pair(image, volume, where["label"])
-            label = _whole(volume.array, where["label"])
+            label = whole_labels(volume.array, where["label"], "the labels of dataset.json")
         made = apply(where["recipe"], image, label)
         return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
 
@@ -188,8 +211,10 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     spacing, window = known.get("spacing", (1, 1, 1)), known.get("window", (0, 1))
     if set(known) - set(SETTINGS) or known.get("crop", "none") not in CROPS:
         raise UsageError("unknown setting", found=str(settings), expected=f"{', '.join(SETTINGS)}; crop {', '.join(CROPS)}")
-    if len(spacing) != 3 or not all(0 < s < 1000 for s in spacing) or len(window) != 2 or not window[0] < window[1]:
-        raise UsageError("a setting makes no sense", found=str(settings), expected="three positive mm; a window that rises")
+    if len(spacing) != 3 or not all(0 < s < 1000 for s in spacing) or len(window) != 2 or not window[0] < window[1] \
+            or not np.isfinite(window).all():
+        raise UsageError("a setting makes no sense", found=str(settings), fix="--spacing 1x1x1 --window -125:275",
+                         expected="three positive mm; a window of two finite grey values that rises")
     return known
 
 
@@ -228,7 +253,7 @@ def read_form(root: Path) -> Form:
         raise DataError("files of this kind cannot be read", where=file, found=ending, expected=" ".join(ENDINGS))
     text = {key: str(content.get(key, "")) for key in ("name", "licence", "license", "reference")}
     return Form(text["name"] or root.name, classes, channels, nnunet, ending,
-                text["licence"] or text["license"] or "not stated", text["reference"])
+                text["licence"] or text["license"] or "not stated", text["reference"], content.get("numTraining"))
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -256,6 +281,24 @@ def _images(folder: Path, form: Form) -> dict[str, list[Path]]:
             (odd and [f"{n} without a channel" for n in odd[:5]]) or [f"no {n}" for n in missing[:5]] or ["more channels"]),
             expected=f"<case>_0000{form.ending} to _{len(form.channels) - 1:04d} for each case")
     return {case: [files[f"{case}_{c:04d}"] for c in range(len(form.channels))] for case in ids}
+
+
+def oddities(root: Path, form: Form, cases: dict[str, dict[str, Any]]) -> list[str]:
+    """Files that no case uses and a number of cases other than announced: mostly a misspelt name."""
+    used = {path for files in cases.values() for path in (*files["images"], files.get("label"))}
+    notes = []
+    for place in ("imagesTr", "labelsTr", "imagesUn"):
+        files = sorted((root / place).iterdir()) if (root / place).is_dir() else []
+        lost = [path.name for path in files if path.name[0] not in "._" and path not in used]
+        if lost:
+            notes.append(f"{len(lost)} files in {place} belong to no case and are not read: {', '.join(lost[:5])}; expected "
+                         f"are <case>{form.ending} in labelsTr and an image of that case in imagesTr")
+    images = [files for files in cases.values() if files["place"] == "imagesTr"]
+    known = len(images), sum("label" in files for files in images)
+    if form.announced is not None and form.announced not in known:
+        notes.append(f"dataset.json announces numTraining {form.announced}; imagesTr holds {known[0]} cases, {known[1]} of "
+                     "them with a label")
+    return notes
 
 
 def drawn(cases: dict[str, dict[str, Any]], root: Path) -> dict[str, list[str]]:
@@ -321,9 +364,9 @@ def percentiles(raw: Iterable[RawCase], channel: int, most: int = 10**6) -> tupl
     """The 0.5 and 99.5 percentile of a channel inside the labels, of at most ``most`` evenly spread voxels a case."""
     inside = []
     for case in raw:
-        values = _stacked(case.where["images"]).array
-        label = read_volume(case.where["label"], "label").array
-        chosen = (values[..., channel] if values.ndim == 4 else values)[np.rint(label) > 0]
+        image, label = _stacked(case.where["images"]), read_volume(case.where["label"], "label")
+        check_pair(image, label, case.where["label"])
+        chosen = (image.array[..., channel] if image.array.ndim == 4 else image.array)[np.rint(label.array) > 0]
         inside.append(chosen[::max(1, len(chosen) // most)])
     pooled = np.concatenate(inside) if inside else np.empty(0)
     if not pooled.size:
@@ -338,19 +381,8 @@ def _stacked(files: Sequence[Path]) -> Volume:
     for file, part in zip(files[1:], parts[1:], strict=True):
         check_pair(parts[0], part, file)
     array = parts[0].array if len(parts) == 1 else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
-    if not np.isfinite(array).all():
-        raise DataError("NaN or infinite voxels", where=files[0], found=f"{(~np.isfinite(array)).sum():,} voxels",
-                        expected="finite grey values")
+    require_finite(array, files[0])
     return Volume(array, parts[0].affine)
-
-
-def _whole(label: np.ndarray, file: Path) -> np.ndarray:
-    """Whole numbers, however they are stored; which ones are allowed is checked by the engine."""
-    whole = np.rint(label)
-    if not np.abs(label - whole).max(initial=0) < 1e-3 or whole.min() < 0 or whole.max() > 255:
-        raise DataError("label values are not whole numbers from 0 to 255", where=file,
-                        found=", ".join(f"{v:g}" for v in np.unique(label)[:8]), expected="the labels of dataset.json")
-    return whole.astype(np.uint8)
 
 
 def _doubts(image: Volume) -> list[str]:

@@ -23,7 +23,8 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import read_h5, read_nrrd
+from segbench.data.readers import Volume, check_pair, read_h5, read_volume, require_finite
+from segbench.data.recipe import scan_digest
 from segbench.errors import DataError
 
 FOLDER = "2018LA_Seg_Training Set"
@@ -89,17 +90,27 @@ class LeftAtrium(Dataset):
         if where["layout"] == "h5":
             arrays = read_h5(where["file"], ("image", "label"))
             return Case(raw.id, arrays["image"][None], arrays["label"], self.spacing)
-        image, label = _prepare(where["image"], where["label"])
-        return Case(raw.id, image[None], label, self.spacing)
+        scan, mask = read_volume(where["image"]), read_volume(where["label"])
+        warnings = check_pair(scan, mask, where["label"]) + _doubts(scan, where["image"])
+        image, label = _prepare(scan.array, mask.array, where["image"], where["label"])
+        return Case(raw.id, image[None], label, self.spacing, made={"scan": scan_digest(scan.array), "warnings": warnings})
 
 
-def _prepare(image_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _doubts(scan: Volume, file: Path) -> list[str]:
+    """The header's spacing, where it tells one, must be the challenge's; one that was lost on the way is only told."""
+    if scan.spacing is None or np.allclose(scan.spacing, LeftAtrium.spacing, atol=1e-3):
+        return []
+    if np.allclose(scan.spacing, 1):
+        return ["the header says 1 x 1 x 1 mm, as where a spacing was lost on the way; 0.625 mm is taken"]
+    raise DataError("not the spacing of the challenge's files", where=file, expected="0.625 x 0.625 x 0.625 mm",
+                    found=" x ".join(f"{s:.4g}" for s in scan.spacing) + " mm", fix="take the challenge's own files")
+
+
+def _prepare(grey: np.ndarray, mask: np.ndarray, image_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray]:
     """The recipe of the literature with fixed margins: (X, Y, Z) grey values -> (x, y, Z) float32 and uint8."""
-    grey, _ = read_nrrd(image_file)
-    mask, _ = read_nrrd(label_file)
-    if grey.shape != mask.shape or grey.ndim != 3:
-        raise DataError("image and label do not fit", where=image_file.parent, expected="equal shapes with three axes",
-                        found=f"image {grey.shape}, label {mask.shape}")
+    require_finite(grey, image_file)
+    if grey.ndim != 3:
+        raise DataError("no volume of grey values", where=image_file, expected="three axes", found=f"shape {grey.shape}")
     values, counts = np.unique(mask, return_counts=True)
     if not np.isin(values, (0, 255)).all():
         bad = ", ".join(f"{v}: {n} voxels" for v, n in zip(values, counts, strict=True) if v not in (0, 255))

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from segbench import Archive, Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import check_pair, read_nifti
+from segbench.data.readers import check_pair, read_nifti, whole_labels
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.errors import DataError
 
@@ -67,7 +67,10 @@ class Decathlon(Dataset):
         where: dict[str, Any] = raw.where
         image, label = read_nifti(where["image"]), read_nifti(where["label"])
         warnings = check_pair(image, label, where["label"])
-        made = apply(self.recipe, image, (np.rint(label.array) == 1).astype(np.uint8))
+        values = whole_labels(label.array, where["label"], "1 is the target, all other whole numbers are background")
+        if others := {int(v): int(n) for v, n in zip(*np.unique(values[values > 1], return_counts=True), strict=True)}:
+            warnings.append(f"label values taken as background: {', '.join(f'{v}: {n} voxels' for v, n in others.items())}")
+        made = apply(self.recipe, image, (values == 1).astype(np.uint8))
         return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
 
 

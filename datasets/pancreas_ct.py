@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
+from segbench.data.places import below
 from segbench.data.readers import read_dicom, read_h5, read_nifti
 from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
@@ -28,6 +29,7 @@ from segbench.errors import DataError
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002
 WINDOW = (-125.0, 275.0)  # HU
 INSIDE = (0.0, 200.0)  # HU: where the mean of an enhanced pancreas must lie; fat and air come in where a label is mirrored
+USUAL, SPREAD = (50.0, 130.0), 80.0  # HU: where it mostly lies, and a deviation that only a mixture of tissues has
 FOLDER, LABEL = re.compile(r"PANCREAS_(\d{4})"), re.compile(r"label(\d{4})\.nii(\.gz)?")
 
 
@@ -55,7 +57,7 @@ class Pancreas(Dataset):
     def find(self, source: Path | None) -> list[RawCase]:
         """Cases of the archive or the circulating files, wherever below ``source`` they lie."""
         assert source is not None
-        h5 = {m[1]: {"layout": "h5", "file": p} for p in sorted(source.rglob("*.h5")) if (m := self.h5.fullmatch(p.name))}
+        h5 = {m[1]: {"layout": "h5", "file": p} for p in below(source, "*.h5") if (m := self.h5.fullmatch(p.name))}
         raw = self._raw(source)
         if h5 and raw:
             raise DataError("two layouts in one folder: prepared h5 files and the archive's files", where=source,
@@ -69,8 +71,8 @@ class Pancreas(Dataset):
 
     def _raw(self, source: Path) -> dict[str, dict[str, Any]]:
         """Series by case, each with its label; a label without a series (0025, 0070) is no case."""
-        labels = {m[1]: p for p in sorted(source.rglob("label*.nii*")) if (m := LABEL.fullmatch(p.name))}
-        folders = {m[1]: p for p in sorted(source.rglob("PANCREAS_*")) if p.is_dir() and (m := FOLDER.fullmatch(p.name))}
+        labels = {m[1]: p for p in below(source, "label*.nii*") if (m := LABEL.fullmatch(p.name))}
+        folders = {m[1]: p for p in below(source, "PANCREAS_*") if p.is_dir() and (m := FOLDER.fullmatch(p.name))}
         cases = {case: folder for case, folder in folders.items() if any(folder.rglob("*.dcm"))}
         without = sorted(set(cases) - set(labels) - set(WITHDRAWN))
         if without:
@@ -97,10 +99,20 @@ class Pancreas(Dataset):
         mean = float(image.array[mask > 0].mean()) if mask.any() else 0.0
         if not INSIDE[0] <= mean <= INSIDE[1]:
             raise DataError("the label does not lie on soft tissue", where=where["label"],
-                            found=f"mean {mean:.0f} HU inside", expected="50 to 130 HU",
+                            found=f"mean {mean:.0f} HU inside", expected=f"{INSIDE[0]:.0f} to {INSIDE[1]:.0f} HU",
                             fix="take both from the archive: converted files are often mirrored")
         made = apply(self.recipe, image, mask)
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made=made.facts)
+        warnings = _doubts(image.array[mask > 0])
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+
+
+def _doubts(inside: np.ndarray) -> list[str]:
+    """Grey values inside the label that are possible but not usual."""
+    mean, spread = float(inside.mean()), float(inside.std())
+    if USUAL[0] <= mean <= USUAL[1] and spread <= SPREAD:
+        return []
+    return [f"{mean:.0f} HU inside the label, deviation {spread:.0f}; usual are {USUAL[0]:.0f} to {USUAL[1]:.0f} and at "
+            f"most {SPREAD:.0f}: look whether label and series fit"]
 
 
 def _binary(label: np.ndarray, file: Path) -> np.ndarray:

@@ -80,7 +80,10 @@ def read_labels(file: Path) -> tuple[np.ndarray, Volume]:
 def evaluate_folders(pred: Path, ref: Path, names: Mapping[int, str] | None = None,
                      progress: Callable[[int, int, str], None] = lambda done, total, case: None,
                      ) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row a case and class, distances in voxels and, where every reference tells its spacing, in mm; and warnings.
+    """One row a case and class, distances in voxels and, where every case has a spacing, in mm; and warnings.
+
+    The spacing is the reference's. Where that tells none it is the prediction's, which a warning says, unless it is the unit
+    matrix that ``segbench predict`` writes where a scan told none either.
 
     Args:
         names: label value to class name; None takes all values above 0 in either folder.
@@ -100,8 +103,8 @@ def evaluate_folders(pred: Path, ref: Path, names: Mapping[int, str] | None = No
             d = error.details
             problems.append(Problem(case, str(d["where"] or one), f"{error.what}: {d['found']}", str(d["expected"] or "")))
             continue
-        affine = rv.affine if rv.affine is not None else pv.affine
-        grids[case] = None if affine is None else spacing_of(affine)[:p.ndim]
+        grids[case], doubts = _spacing(case, pv, rv)
+        warnings += doubts
         values |= {*np.unique(p).tolist(), *np.unique(r).tolist()}
     if problems:
         raise DataProblems(f"{len(problems)} of {len(found)} cases cannot be compared", problems, fix="mend or remove them")
@@ -114,6 +117,16 @@ def evaluate_folders(pred: Path, ref: Path, names: Mapping[int, str] | None = No
         rows += _rows(ref.name, case, one, other, chosen, grids[case] if in_mm else None)
         progress(done, len(found), case)
     return rows, warnings
+
+
+def _spacing(case: str, pred: Volume, ref: Volume) -> tuple[tuple[float, ...] | None, list[str]]:
+    """The spacing of a case in mm by axis, and a warning where it is not the reference's own."""
+    if ref.affine is not None:
+        return spacing_of(ref.affine)[:ref.array.ndim], []
+    if pred.affine is None or np.array_equal(pred.affine, np.eye(4)):
+        return None, []
+    return (spacing_of(pred.affine)[:ref.array.ndim],
+            [f"{case}: the reference tells no spacing; the prediction's is taken, {_mm(pred)}"])
 
 
 def _rows(dataset: str, case: str, one: Path, other: Path, names: Mapping[int, str], spacing: tuple[float, ...] | None,

@@ -22,7 +22,7 @@ from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.downsample import block_mean
 from segbench.data.grid import carry, codes_of, reorient
-from segbench.data.readers import ENDINGS, Volume, check_pair, stem
+from segbench.data.readers import ENDINGS, Volume, check_pair, is_h5, require_finite, stem
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.data.store import Store
 from segbench.errors import DataError, UsageError
@@ -141,6 +141,9 @@ class Predictor:
         grid = _shifted(made.facts["crop_offset"]) if made.affine is None else made.affine
         probabilities = carry(probabilities, grid, affine, shape, self.recipe.crop != "none")
         label = finished(labels_from(torch.from_numpy(probabilities)), self.protocol)
+        if is_h5(scan.files[0]):  # back to the axes of the file
+            axes = np.argsort(self.dataset.h5_axes)
+            label, probabilities = label.transpose(axes), probabilities.transpose(0, *1 + axes)
         return Prediction(scan, label, probabilities, affine, steps, warnings)
 
     def _read(self, scan: Scan) -> Volume:
@@ -156,11 +159,8 @@ class Predictor:
             raise DataError("the scan is not what the run was trained on", where=scan.files[0],
                             found=" + ".join("x".join(map(str, v.array.shape)) for v in volumes),
                             expected=f"three axes and {self.store.channels} channels, equal in shape")
-        array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise DataError("NaN or infinite grey values", where=scan.files[0], expected="finite ones",
-                            found=f"{(~np.isfinite(array)).sum():,} voxels")
-        return Volume(array, volumes[0].affine)
+        require_finite(array, scan.files[0])
+        return Volume(array.astype(np.float32), volumes[0].affine)
 
     def _told(self, volume: Volume) -> tuple[list[str], list[str]]:
         """What will be done to a scan, in words, and warnings."""

@@ -46,6 +46,7 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     from segbench.errors import UsageError
 
     entries = _members(name)
+    _no_family(entries[0])
     if download:
         source = _downloaded(entries, source)
     source = source or entries[0].cls.source
@@ -66,11 +67,17 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
         for problem in problems:
             _talk(f"{_mark(problem.level)} {problem}")
         _result(f"{_mark('ok')} {store.name}: {_count(store)} prepared in {store.root}")
-        errors = [p for p in problems if p.level == "error"]
-        if errors:
+        if errors := [p for p in problems if p.level == "error"]:
             raise DataProblems(f"data set '{store.name}' cannot be used as it is", errors, listed=False,
                                fix="mend the source and prepare it again")
     _document("segbench.data.prepare/1", documents)
+
+
+def _no_family(entry: Entry) -> None:
+    from segbench.errors import UsageError
+    if entry.cls.family:
+        raise UsageError(f"'{entry.name}' stands for data sets of your own", expected="; ".join(entry.cls.files),
+                         fix=f"{entry.name}:PATH, such as: segbench data prepare {entry.name}:~/Dataset007_Mine")
 
 
 def _downloaded(entries: list[Entry], source: Path | None) -> Path:
@@ -145,6 +152,7 @@ def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> Non
     from segbench.errors import UsageError
 
     entry, *more = _members(name)
+    _no_family(entry)
     if cases or more or entry.cls.embedded:
         raise UsageError("--from is for one data set that is prepared from files, and checks all its cases",
                          found=f"{name}{' --case' * bool(cases)}", fix=f"segbench data check {name}")

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.common import Command, Settings, safe
-from segbench.errors import SegbenchError, UsageError
+from segbench.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from segbench.data.problem import Problem
     from segbench.predict import Prediction, Predictor, Scan
 
+BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)  # what a strange file may still lead to
 DISCLAIMER = "for research only: not a medical device, not for diagnosis or treatment"
 
 
@@ -36,7 +38,7 @@ def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path
     segbench predict 3f9c2a7b scan.nii.gz -o out/
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
     """
-    from segbench.data.problem import DataProblems, Problem
+    from segbench.data.problem import DataProblems
     from segbench.files import make_folder
     from segbench.predict import find_scans
 
@@ -50,12 +52,10 @@ def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path
     for scan in scans:
         try:
             prediction = predictor(scan)
-        except SegbenchError as error:
-            if error.code != 3:
+        except (DataError, *BAD_SCAN) as error:
+            if settings.debug and not isinstance(error, DataError):
                 raise
-            d = error.details
-            problems.append(Problem(scan.name, str(d["where"] or scan.files[0]), f"{error.what}: {d['found']}",
-                                    str(d["expected"] or ""), str(d["fix"] or "")))
+            problems.append(_problem(scan, error))
             settings.say(safe(f"failed: {problems[-1]}"))
             continue
         done.append(_write(settings, prediction, predictor, out, probs))
@@ -64,6 +64,17 @@ def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path
                            fix=f"mend them; the other {len(done)} are done" if done else "mend them")
     settings.document = {"schema": "segbench.predict/1", "status": "done", "run_id": wanted, "notice": DISCLAIMER,
                          "scans": done}
+
+
+def _problem(scan: Scan, error: Exception) -> Problem:
+    from segbench.data.problem import Problem
+
+    if not isinstance(error, DataError):
+        return Problem(scan.name, str(scan.files[0]), f"{type(error).__name__}: {error}", "a scan that can be read",
+                       "convert it to NIfTI and try again")
+    d = error.details
+    return Problem(scan.name, str(d["where"] or scan.files[0]), f"{error.what}: {d['found']}", str(d["expected"] or ""),
+                   str(d["fix"] or ""))
 
 
 def _predictor(settings: Settings, wanted: str, dataset: str | None, device: str | None) -> Predictor:

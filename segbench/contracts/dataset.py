@@ -82,6 +82,7 @@ class Dataset:
     family: ClassVar[bool] = False  # stands for data sets that ``variant`` makes, such as those of the user
     source: ClassVar[Path | None] = None  # a data set of a folder knows its source
     boxed: ClassVar[bool] = False  # its cases are cut to a box around the label, which a new scan has not
+    h5_axes: ClassVar[tuple[int, int, int]] = (0, 1, 2)  # axes of an HDF5 scan in the order that its cases have
     version: ClassVar[int] = 1  # raise when load() changes what it gives
 
     @classmethod
@@ -118,13 +119,18 @@ class Dataset:
         """
         return list(raw)
 
+    def inputs(self) -> dict[str, Any]:
+        """What the user chose and a prepared store depends on, as JSON by name: a store with other choices is refused."""
+        return {}
+
     def prepared(self) -> None:
         """Called once after all cases have been prepared."""
 
     def scan(self, file: Path) -> Volume:
-        """A new scan for ``segbench predict``; a folder is a DICOM series."""
-        from segbench.data.readers import read_volume
-        return read_volume(file)
+        """A new scan for ``segbench predict``, axes as the cases have them; a folder is a DICOM series."""
+        from segbench.data.readers import Volume, is_h5, read_volume
+        volume = read_volume(file)
+        return Volume(volume.array.transpose(self.h5_axes), None) if is_h5(file) and volume.array.ndim == 3 else volume
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Grey values (C, *S) of a new scan as ``load`` gives them; asked only where no recipe is stored with the cases."""

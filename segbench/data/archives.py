@@ -7,6 +7,7 @@ refuse the whole archive, and nothing of it stays.
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import shutil
 import stat
@@ -26,7 +27,8 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_BYTES = 500 * 10**9
 MAX_MEMBERS = 10**6
 MAX_RATIO = 1000  # bytes out for each byte in; a volume of air packs well, a bomb packs better
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError, RuntimeError)
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError,
+          RuntimeError)
 Progress = Callable[[int, int, str], None]
 
 
@@ -65,11 +67,11 @@ def extract(archive: Path, target: Path, progress: Progress = lambda done, total
             _write(archive, temp, member)
             progress(min(member.done, total), total, member.name)
         replace(temp, target)
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise storage_error(error, target) from error
         raise DataError("the archive is damaged or cut short", where=archive, found=f"{error} ({total:,} bytes)",
                         expected="a whole zip, tar or tar.gz", fix="copy or download it again") from error
-    except OSError as error:
-        raise storage_error(error, target) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return target
@@ -86,6 +88,8 @@ def _members(archive: Path) -> Iterator[_Member]:
                 raise _refused(archive, info.name, kind, "files and folders only")
             opener = None if info.isdir() else lambda info=info: tar.extractfile(info)
             yield _Member(info.name, 0 if info.isdir() else info.size, info.mtime, opener, raw.tell())
+        assert tar.fileobj is not None
+        tar.fileobj.read(1 << 20)  # to the end, where the checksum of a packed tar stands
 
 
 def _zip_members(archive: Path) -> Iterator[_Member]:
@@ -104,10 +108,12 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
 
 def _write(archive: Path, folder: Path, member: _Member) -> None:
     path = folder / _safe(archive, member.name)
+    try:
+        (path if member.open is None else path.parent).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise _refused(archive, member.name, "a file and a folder of one name", "each name once") from None
     if member.open is None:
-        path.mkdir(parents=True, exist_ok=True)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     source = member.open()
     if source is None or path.exists():
         raise _refused(archive, member.name, "a name that occurs twice", "each name once")

@@ -15,7 +15,7 @@ __all__ = ["Problem", "brief", "check_facts", "check_split", "check_store", "req
 
 
 def check_split(train: Sequence[str], test: Sequence[str], cases: Mapping[str, CaseInfo]) -> list[Problem]:
-    """Cases shared between train and test by id, by voxels or by group, and ids listed twice or without a case.
+    """Cases shared between train and test by id, voxels, the scan they were cut from or group; ids twice or without case.
 
     Equal voxels inside one list are a warning: the case counts double, but nothing leaks.
     """
@@ -28,11 +28,12 @@ def check_split(train: Sequence[str], test: Sequence[str], cases: Mapping[str, C
     both = set(train) & set(test)
     problems += [Problem(i, found="in train and in test", expected="in one of them") for i in sorted(both)]
     side = {i: name for name, ids in (("train", train), ("test", test)) for i in ids if i in cases and i not in both}
-    for what, same in (("voxels", _same({i: cases[i].voxels for i in side})),
-                       ("group", _same({i: cases[i].group for i in side}))):
+    voxels, group = _same({i: cases[i].voxels for i in side}), _same({i: cases[i].group for i in side})
+    scan = _same({i: digest for i in side if (digest := cases[i].made.get("scan"))})  # before any crop; not always recorded
+    for what, same in (("voxels", voxels), ("scan", [pair for pair in scan if pair not in voxels]), ("group", group)):
         for first, second in same:
             leak = side[first] != side[second]
-            if leak or what == "voxels":  # cases of one group belong together
+            if leak or what != "group":  # cases of one group belong together
                 problems.append(Problem(
                     second, found=f"same {what} as case {first}: {side[second]} and {side[first]}",
                     expected="no such pair" + (" in train and test" if leak else ""),

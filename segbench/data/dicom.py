@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from segbench.data.readers import require_size
+from segbench.data.readers import require_affine, require_size
 from segbench.errors import DataError
 
 PREAMBLE = 132  # bytes: 128 of anything, then DICM
+SIZES = {"Rows": 1, "Columns": 1, "InstanceNumber": 1, "ImagePositionPatient": 3, "ImageOrientationPatient": 6,
+         "PixelSpacing": 2}  # numbers in each field that a slice needs
 UNEVEN = 0.1  # of the slice step: a larger difference between neighbours means that a slice is missing
 
 
@@ -56,8 +58,11 @@ def _headers(folder: Path) -> list[Any]:
             header = pydicom.dcmread(path, stop_before_pixels=True)
         except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
             raise DataError("a DICOM file is damaged", where=path, found=error, expected="a whole file") from error
-        if "Rows" in header:  # others are directories, reports and the like
+        if "Rows" in header:
             series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(header)
+        elif not (kind := _kind(header)) or kind.endswith("Image Storage"):  # others: directories, reports and the like
+            raise DataError("a DICOM file ends before its image", where=path, found=f"{kind or 'no class'}, but no Rows",
+                            expected="a whole file", fix="copy it again, or remove it")
     if len(series) != 1:
         found = ", ".join(f"{len(s)} slices of {uid}" for uid, s in series.items())
         raise DataError("not one DICOM series", where=folder, found=found or "no DICOM slice", expected="one series",
@@ -73,13 +78,18 @@ def _headers(folder: Path) -> list[Any]:
     return slices
 
 
+def _kind(header: Any) -> str:
+    """The class of a DICOM file in words, empty where the file does not come that far."""
+    from pydicom.uid import UID
+    return UID(str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "")).name
+
+
 def _require(header: Any, first: Any) -> None:
     """A slice that can be stacked: complete, single, grey, and of the first slice's geometry."""
-    needed = ("Rows", "Columns", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-    missing = [name for name in needed if header.get(name) in (None, "")]
-    if missing:
-        raise DataError("a DICOM slice lacks a field", where=header.filename, found=f"no {', '.join(missing)}",
-                        expected="slices of a CT or MR series")
+    wrong = [name for name, size in SIZES.items() if not _numbers(header, name, size)]
+    if wrong:
+        raise DataError("a DICOM slice lacks a field", where=header.filename, found=f"no usable {', '.join(wrong)}",
+                        expected="slices of a CT or MR series", fix="copy it again, or convert the series to NIfTI")
     if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
         raise DataError("multi-frame and colour DICOM cannot be read", where=header.filename,
                         expected="one grey slice a file", fix="convert it to NIfTI first")
@@ -89,6 +99,15 @@ def _require(header: Any, first: Any) -> None:
         raise DataError("a slice has another size or orientation than the first", where=header.filename,
                         found=f"{header.Columns}x{header.Rows}, {header.ImageOrientationPatient}, {header.PixelSpacing}",
                         expected=f"{first.Columns}x{first.Rows}, {first.ImageOrientationPatient}, {first.PixelSpacing}")
+
+
+def _numbers(header: Any, name: str, size: int) -> bool:
+    """Whether a field holds so many finite numbers."""
+    try:
+        values = _vector(header[name].value)
+    except (KeyError, ValueError, TypeError, OverflowError, AttributeError):
+        return False
+    return values.shape == (size,) and bool(np.isfinite(values).all())
 
 
 def _vector(value: Any) -> np.ndarray:
@@ -117,6 +136,7 @@ def _affine(slices: list[Any], folder: Path) -> np.ndarray:
     affine = np.eye(4)
     affine[:3, :3] = np.stack([along[:3] * right, along[3:] * down, step], axis=1)
     affine[:3, 3] = places[0]
+    require_affine(affine, folder, "PixelSpacing and ImageOrientationPatient of the slices")
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
@@ -127,8 +147,10 @@ def _pixels(path: Path) -> np.ndarray:
     try:
         data = pydicom.dcmread(path)
         pixels = data.pixel_array
+        slope, intercept = (float(default if (value := data.get(name)) is None else value)
+                            for name, default in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
     except Exception as error:  # pydicom raises whatever its decoders do
         raise DataError("the pixels of a DICOM slice cannot be read", where=path, found=f"{type(error).__name__}: {error}",
                         expected="a whole file, not compressed or by a codec pydicom knows",
                         fix="copy it again, or convert the series to NIfTI") from error
-    return pixels.astype(np.float32) * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
+    return pixels.astype(np.float32) * slope + intercept

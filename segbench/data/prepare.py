@@ -24,8 +24,9 @@ from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
 from segbench.data.archives import extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
+from segbench.data.places import find_cases
 from segbench.data.problem import DataProblems, Problem
-from segbench.data.store import Progress, Store, adapter_facts, fingerprint, write_store
+from segbench.data.store import Progress, Store, adapter_facts, fingerprint, inputs_digests, write_store
 from segbench.errors import DataError, PluginError, SegbenchError, StorageError
 from segbench.files import sweep
 
@@ -54,13 +55,14 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     if source is not None and not source.is_dir():
         raise DataError(f"no such folder or archive for data set '{dataset.name}'", where=source,
                         expected=expected_files(dataset))
-    found = dataset.find(source)
+    place, found = (None, dataset.find(None)) if source is None else find_cases(dataset, source)
     _check_ids([raw.id for raw in found], "the source", source)
     raw, split = {r.id: r for r in found}, dataset.split()
     published = split
     warnings: list[str] = []
     _check_split(split, f"the split of {dataset.name}")
-    own = None if source is None else own_lists(source, split, raw, warnings)
+    own = None if source is None or place is None else (
+        own_lists(source, split, raw, warnings) or own_lists(place, split, raw, warnings))
     if own is not None:
         _check_split(own, str(source))
         split = own
@@ -121,9 +123,10 @@ def own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings:
     lists = []
     for file in files:
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"the list cannot be read: {error}", where=file, expected="one case id per line") from error
+            raise DataError("the list cannot be read", where=file, found=error, expected="UTF-8 text, one case id per line",
+                            fix="save it as UTF-8") from error
         _check_ids(lines, file.name, source)
         unknown = [x for x in lines if x not in order and not groups.get(x)]
         if unknown:
@@ -165,7 +168,7 @@ def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]
     from segbench.data.source import check_cases
     try:
         return dataset.settle(list(todo.raw.values()), todo.split)
-    except DataError:
+    except Exception:  # an adapter may fail in any way; what can be said about the files comes first
         problems = [p for p in check_cases(dataset, todo.raw.values())[1] if p.level == "error"]
         if not problems:
             raise
@@ -205,6 +208,8 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
     dataset.prepared()
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
     warnings = (*todo.warnings, *(f"{i}: {text}" for i, info in cases.items() for text in info.made.get("warnings", ())))
+    if inputs := inputs_digests(dataset):
+        adapter = {**adapter, "inputs": inputs}
     return write_store(Store(
         entry.name, root, tuple(dataset.classes), dataset.channels, dataset.dims, train, test, todo.partial,
         fingerprint(cases.values(), train, test), cases, warnings, adapter=adapter))
@@ -238,7 +243,7 @@ def _withdraw(root: Path, adapter: dict[str, Any], todo: Plan) -> None:
     try:
         old = json.loads((root / "store.json").read_bytes())
         made = {c["id"]: c["source"] for c in old["cases"]}
-        keep = old["adapter"] == adapter and all(
+        keep = {k: v for k, v in old["adapter"].items() if k != "inputs"} == adapter and all(
             made.get(i) == json.loads(json.dumps(_source(adapter, raw))) for i, raw in todo.raw.items())
     except (OSError, ValueError, KeyError, TypeError):
         keep = False

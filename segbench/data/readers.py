@@ -6,11 +6,14 @@ header's size has been looked at, and a file cannot make the reader open another
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import math
 import os
 import stat
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +68,11 @@ def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
     return [f"image and label differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
 
 
+def is_h5(path: Path) -> bool:
+    """Whether a file's name says that it is HDF5."""
+    return path.name.lower().endswith((".h5", ".hdf5"))
+
+
 def stem(path: Path) -> str:
     """A file's name without its ending; ``.nii.gz`` is one ending."""
     return next((path.name[:-len(e)] for e in ENDINGS if path.name.endswith(e)), path.stem)
@@ -87,7 +95,7 @@ def read_volume(path: Path, key: str = "image") -> Volume:
         if array.ndim == 4 and np.isnan(np.asarray(header.get("space directions", 0.0), float)).any(axis=-1).flat[0]:
             array = np.moveaxis(array, 0, -1)  # the first axis has no direction: channels
         return Volume(array, affine)
-    if name.endswith((".h5", ".hdf5")):
+    if is_h5(path):
         return Volume(read_h5(path, (key,))[key], None)
     raise DataError("unknown kind of volume file", where=path, found=path.suffix or "no ending",
                     expected="one of " + " ".join(ENDINGS) + ", or a folder with a DICOM series")
@@ -127,6 +135,33 @@ def require_size(path: Path, shape: Sequence[int], most: int = MAX_VOXELS) -> No
     if math.prod(int(n) for n in shape) > most:
         raise DataError("the volume is too large", where=path, found="x".join(map(str, shape)),
                         expected=f"at most {most:.0e} voxels")
+
+
+def require_finite(array: np.ndarray, path: Path | None = None) -> None:
+    """Refuse NaN and infinite grey values, as float32 too: one alone turns a whole normalised volume into nothing.
+
+    Raises:
+        DataError: tells how many there are, and where the first one lies.
+    """
+    with np.errstate(over="ignore"):
+        good = np.isfinite(array.astype(np.float32, copy=False)) if array.dtype.kind == "f" else np.True_
+    if not good.all():
+        first = tuple(int(i) for i in np.unravel_index((~good).argmax(), good.shape))
+        raise DataError("NaN or infinite grey values", where=path, found=f"{(~good).sum():,} voxels, the first at {first}",
+                        expected="finite ones", fix="repair the file, or take the case out")
+
+
+def whole_labels(label: np.ndarray, path: Path, expected: str) -> np.ndarray:
+    """Label values as uint8, however they are stored; the engine checks which ones are allowed.
+
+    Raises:
+        DataError: fractions, NaN, or values below 0 or above 255.
+    """
+    whole = np.rint(label)
+    if not np.abs(label - whole).max(initial=0) < 1e-3 or whole.min() < 0 or whole.max() > 255:
+        raise DataError("label values are not whole numbers from 0 to 255", where=path, expected=expected,
+                        found=", ".join(f"{v:g}" for v in np.unique(label)[:8]), fix="map or repair the label")
+    return whole.astype(np.uint8)
 
 
 def read_h5(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -190,14 +225,16 @@ def read_nifti(path: Path) -> Volume:
 
 def _require_checksum(path: Path, size: int) -> None:
     """Read a gzip file to its end, where the checksum stands: nibabel stops before it and takes any flipped bit."""
-    import gzip
-
     with gzip.open(path) as file:
-        read = 0
-        while block := file.read(1 << 20):
-            read += len(block)
-            if read > size + (1 << 20):
-                raise ValueError(f"more data than the header's {size:,} bytes")
+        _require_length(file, size)
+
+
+def _require_length(stream: gzip.GzipFile | bz2.BZ2File, size: int) -> None:
+    read = 0
+    while block := stream.read(1 << 20):
+        read += len(block)
+        if read > size + (1 << 20):
+            raise ValueError(f"more data than the header's {size:,} bytes")
 
 
 def _open_nifti(path: Path) -> Any:
@@ -217,14 +254,19 @@ def _open_nifti(path: Path) -> Any:
     if len(shape) not in (3, 4) or kind not in "fiu" or 0 in shape:
         raise DataError("no volume of grey values", where=path, expected="three axes, or four with channels last",
                         found=f"shape {shape}, type {image.get_data_dtype()}")
-    _require_affine(affine, path)
+    require_affine(affine, path)
     return image
 
 
-def _require_affine(affine: np.ndarray, path: Path) -> None:
+def require_affine(affine: np.ndarray, path: Path, fields: str = "qform or sform") -> None:
+    """Refuse an affine (4, 4) that no grid can have; ``fields`` of the header say it.
+
+    Raises:
+        DataError: not finite, or axes that are not independent.
+    """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError("the header's orientation cannot be used", where=path, found=affine[:3].tolist(),
-                        expected="three independent axes", fix="repair qform or sform, or convert the file again")
+                        expected="three independent axes", fix=f"repair {fields}, or convert the file again")
 
 
 def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -237,17 +279,33 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
     require_file(path, b"NRRD", "NRRD")
     try:
-        header = nrrd.read_header(str(path))
+        with open(path, "rb") as file:
+            header = nrrd.read_header(file)
+            start = file.tell()
         if "data file" in header or "datafile" in header:
             raise DataError("the header points to another file", where=path, expected="header and voxels in one file")
         sizes = [int(n) for n in header["sizes"]]
         if any(n < 1 for n in sizes):
             raise ValueError(f"sizes {sizes}")
         require_size(path, sizes)
+        _require_unpacked(path, start, header, math.prod(sizes) * 8)
         array, header = nrrd.read(str(path))
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, zlib.error, nrrd.NRRDError) as error:
         raise _damaged(path, error) from error
     return array, dict(header)
+
+
+def _require_unpacked(path: Path, start: int, header: dict[str, Any], size: int) -> None:
+    """Unpack what is packed without keeping it: a file of a few bytes may become any size. pynrrd finds other damage."""
+    packed = str(header.get("encoding", "")).lower()
+    if packed not in ("gzip", "gz", "bzip2", "bz2"):
+        return
+    with open(path, "rb") as file, suppress(OSError, EOFError, zlib.error):
+        file.seek(start)
+        for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
+            file.readline()
+        with gzip.open(file) if packed.startswith("gz") else bz2.open(file) as stream:
+            _require_length(stream, size)
 
 
 def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
@@ -264,19 +322,22 @@ def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
             return None
         sizes = np.asarray(spacings, float)[:3]
         np.fill_diagonal(affine[:len(sizes), :len(sizes)], sizes)
+        require_affine(affine, path, "spacings")
         return affine
     rows = np.asarray(directions, float)
     rows = rows[np.isfinite(rows).all(axis=1)]  # an axis of channels has no direction
     signs = {"left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1), "right-anterior-superior": (1, 1, 1),
              "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1)}
     space = str(header.get("space", "left-posterior-superior")).lower()
-    if space not in signs or rows.shape != (3, 3):
-        raise DataError("the header's space cannot be used", where=path, found=f"space {space}, {len(rows)} directions",
+    origin = np.asarray(header.get("space origin", (0, 0, 0)), float)
+    if space not in signs or rows.shape != (3, 3) or origin.shape != (3,):
+        raise DataError("the header's space cannot be used", where=path,
+                        found=f"space {space}, {len(rows)} directions, origin of {origin.size} numbers",
                         expected="three directions in left-posterior-superior or right-anterior-superior")
     flip = np.diag(np.asarray(signs[space], float))
     affine[:3, :3] = flip @ rows.T
-    affine[:3, 3] = flip @ np.asarray(header.get("space origin", (0, 0, 0)), float)
-    _require_affine(affine, path)
+    affine[:3, 3] = flip @ origin
+    require_affine(affine, path, "space directions and space origin")
     return affine
 
 

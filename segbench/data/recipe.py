@@ -6,14 +6,16 @@ for that case (source grid, crop offset), so that a prediction can be put back o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from segbench.data.readers import Volume, spacing_of
+from segbench.data.readers import MAX_VOXELS, Volume, require_finite, spacing_of
 from segbench.errors import DataError
+from segbench.files import array_digest
 
 Box = tuple[slice, ...]
 Scale = Literal["unit", "minmax", "zscore", "zscore_nonzero", "none"]
@@ -79,13 +81,15 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     """Carry a recipe out. ``label`` (*S) lies on the volume's grid; ``volume.array`` is (*S) or (*S, C).
 
     Raises:
-        DataError: the recipe needs a spacing or a label that is not there, or the label is empty.
+        DataError: a voxel is no finite number; the recipe needs a spacing or label that is not there, or the label is empty.
     """
+    require_finite(volume.array)
     array, affine = volume.array, volume.affine
     facts: dict[str, Any] = {"source_shape": list(array.shape[:3]),
                              "source_affine": None if affine is None else np.asarray(affine).tolist()}
     if recipe.orientation == "ras" and affine is not None:
         (array, affine), label = to_ras(array, affine), None if label is None else to_ras(label, affine)[0]
+    facts["scan"] = scan_digest(array)
     image = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
     if recipe.spacing is not None:
         image, label, affine = _resampled(recipe, image, label, affine)
@@ -102,6 +106,11 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     return Made(image.astype(np.float32, copy=False), label, affine, facts)
 
 
+def scan_digest(array: np.ndarray) -> str:
+    """Digest of a whole scan, whatever type it is stored in: the same scan under two names may be cropped in two ways."""
+    return array_digest(array.astype(np.float32, copy=False))
+
+
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Transpose and flip the first three axes to the nearest right-anterior-superior order; nothing is interpolated."""
     from nibabel import orientations
@@ -111,12 +120,19 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndarray:
-    """Scale a volume (*S) by a factor per axis; the first voxel's centre stays, the size is cut to whole voxels."""
+    """Scale a volume (*S) by a factor per axis; the first voxel's centre stays, the size is cut to whole voxels.
+
+    Raises:
+        DataError: more voxels than any file may have.
+    """
     from scipy import ndimage
 
     shape = tuple(max(1, int(n * f + 1e-6)) for n, f in zip(array.shape, factors, strict=True))
     if shape == array.shape and np.allclose(factors, 1):
         return array
+    if math.prod(shape) > MAX_VOXELS:
+        raise DataError("the volume is too large after resampling", found="x".join(map(str, shape)),
+                        expected=f"at most {MAX_VOXELS:.0e} voxels", fix="look at the spacing in its header")
     out = np.empty(shape, array.dtype)
     ndimage.affine_transform(array, 1 / np.asarray(factors, float), output_shape=shape, output=out, order=order,
                              mode="nearest", prefilter=order > 1)

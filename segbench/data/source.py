@@ -10,8 +10,10 @@ import numpy as np
 
 from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
+from segbench.data.archives import is_archive
 from segbench.data.cases import CaseInfo, check_case, describe, place, valid_id
 from segbench.data.checks import check_facts
+from segbench.data.places import find_cases
 from segbench.data.prepare import own_lists
 from segbench.data.problem import Problem
 from segbench.data.store import Store
@@ -29,9 +31,12 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
     """
     dataset: Dataset = entry.cls()
     try:
+        if is_archive(source):
+            raise DataError("an archive cannot be checked as it is", where=source, found="an archive", expected="a folder",
+                            fix=f"take it apart, or segbench data prepare {entry.name} --from {source}: it checks too")
         if not source.is_dir():
             raise DataError("no such folder", where=source, expected="; ".join(dataset.files) or None)
-        found = dataset.find(source)
+        base, found = find_cases(dataset, source)
         published = dataset.split()
     except SegbenchError as error:
         return _store(entry, source, Split((), ()), {}), [problem_of("*", error, str(source))]
@@ -39,13 +44,14 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
     raw = {r.id: r for r in found if valid_id(r.id)}
     split = published
     try:
-        split = own_lists(source, published, raw, []) or published
+        split = own_lists(source, published, raw, []) or own_lists(base, published, raw, []) or published
     except DataError as error:
         problems.append(problem_of("*", error, str(source)))
     problems += [Problem(i, str(source), "no file of this case", "; ".join(dataset.files),
                          "complete the folder, or write train.list and test.list of what it holds")
                  for i in dict.fromkeys((*split.train, *split.test)) if i not in raw and valid_id(i)]
     wanted = [raw[i] for i in dict.fromkeys((*split.train, *split.test)) if i in raw]
+    problems += [Problem("*", str(source), note, level="warning") for note in split.notes]
     infos, wrong = check_cases(dataset, wanted, progress)
     read = Split(tuple(i for i in split.train if i in infos), tuple(i for i in split.test if i in infos))
     store = _store(entry, source, read, infos)

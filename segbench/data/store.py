@@ -23,7 +23,7 @@ from typing import Any, cast
 import numpy as np
 
 from segbench import registry
-from segbench.contracts.dataset import Case
+from segbench.contracts.dataset import Case, Dataset
 from segbench.data.cases import CaseInfo, read_case, remove, write_case
 from segbench.data.downsample import block_majority, block_mean
 from segbench.data.links import write_link
@@ -124,7 +124,8 @@ def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
         sizes: False opens a damaged store too, for a check that lists all damage.
 
     Raises:
-        DataError: not prepared yet, prepared by another version of the adapter, or a file lacks or has another size.
+        DataError: not prepared yet, prepared by another version of the adapter or with other lists or settings, or a file
+            lacks or has another size.
         IntegrityError: ``store.json`` is not what was written.
     """
     entry = registry.get("dataset", name)
@@ -144,6 +145,11 @@ def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
         raise DataError(f"data set '{entry.name}' was prepared by another version of its adapter", where=root,
                         found=f"version {store.adapter.get('version')}", expected=f"version {wanted['version']}",
                         fix=fix)
+    known = store.adapter.get("inputs", {})  # absent in stores written before there was any
+    changed = [name for name, digest in inputs_digests(entry.cls()).items() if known.get(name, digest) != digest]
+    if changed:
+        raise DataError(f"data set '{entry.name}' was prepared before a change", where=root, fix=fix,
+                        found=f"other {' and '.join(changed)} than now", expected="prepared again after a change")
     return store
 
 
@@ -167,6 +173,11 @@ def _embedded(entry: registry.Entry, root: Path, wanted: dict[str, Any]) -> Stor
 def adapter_facts(entry: registry.Entry) -> dict[str, Any]:
     """What identifies the code that prepares a data set."""
     return {"dataset": entry.name, "version": entry.cls.version, "code": registry.source_digest(entry.cls)}
+
+
+def inputs_digests(dataset: Dataset) -> dict[str, str]:
+    """What the user chose for a data set, a digest for each."""
+    return {name: hashlib.sha256(json_bytes(value)).hexdigest()[:16] for name, value in dataset.inputs().items()}
 
 
 def fingerprint(cases: Iterable[CaseInfo], train: Iterable[str], test: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import tarfile
 
 import h5py
 import nibabel
+import nrrd
 import numpy as np
 import pytest
 
@@ -127,6 +128,26 @@ def test_acdc_raw(acdc_raw, lab):
     assert all(m["counts"]["n"] == 2 and m["columns"]["hd95_mm"] for m in result["metrics"])
 
 
+def test_acdc_behind_a_link(acdc_raw, tmp_path):
+    (acdc_raw / "database" / "training").rename(tmp_path / "elsewhere")
+    (acdc_raw / "database" / "training").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(acdc_raw)
+    assert prepare_store("acdc", acdc_raw, tmp_path / "data").train == some("acdc", 4)[:4]
+
+
+def test_acdc_with_a_voxel_that_is_no_number_or_an_info_that_is_a_folder(acdc_raw, tmp_path):
+    image, label = next(acdc_raw.rglob("*_frame01.nii.gz")), frame()[0].astype(np.float32)
+    label[3, 4, 5] = np.nan
+    save(image, label, np.diag([1.5, 1.5, 10, 1]))
+    with pytest.raises(DataProblems, match=r"_frame01: NaN or infinite grey values: 1 voxels"):
+        prepare_store("acdc", acdc_raw, tmp_path / "data")
+    (image.parent / "Info.cfg").unlink()
+    (image.parent / "Info.cfg").mkdir()
+    with pytest.raises(DataError, match="file cannot be read") as caught:
+        prepare_store("acdc", acdc_raw, tmp_path / "data")
+    assert str(image.parent) in str(caught.value)
+
+
 def h5(path, image, label):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
@@ -153,6 +174,33 @@ def test_acdc_volumes_and_slices_circulate(tmp_path, lab):
     (source / "data" / "slices" / f"{some('acdc')[1]}_slice_5.h5").unlink()
     with pytest.raises(DataError, match=f"slices of {some('acdc')[1]} are missing"):
         prepare_store("acdc", source, lab.folder / "data")
+
+
+def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
+    """Axes (slices, rows, columns) come back, so that they can be compared with the files' own labels."""
+    import torch
+
+    from segbench.predict import Predictor, Scan
+    source = tmp_path / "ssl4mis"
+    write_lists(source, "acdc", 2)
+    for case in some("acdc"):
+        image, label = (a.T for a in frame())
+        h5(source / f"{case}.h5", image.astype(np.float32) / 300, label)
+    prepare_store("acdc", source, lab.folder / "data")
+    run = lab.prepared("supervised", "acdc", labeled=1, overrides=["patch=32x32x32", "inference.stride=32x32x32"])
+    seen = []
+
+    class Bright(torch.nn.Module):
+        class setting:
+            channels = 1
+
+        def predict(self, image, task=0):
+            seen.append(image.abs().sum((0, 1)).nonzero())
+            return torch.cat([image[:, :1] <= 0.5, image[:, :1] > 0.5, *[image[:, :1] < 0] * 2], 1).float()
+    found = Predictor(Bright(), run.experiment, run.stores[0], 0, "cpu")(Scan("a", (source / f"{case}.h5",)))
+    np.testing.assert_array_equal(found.label, image / 300 > 0.5)
+    assert found.probabilities.shape == (4, 6, 24, 20) == (4, *label.shape)
+    np.testing.assert_array_equal(np.ptp(seen[0].numpy(), axis=0), (19, 23, 5))  # the network's axes are those of training
 
 
 def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
@@ -216,6 +264,21 @@ def spleen_tar(tmp_path):
         for entry in sorted((tmp_path / "made").iterdir()):
             tar.add(entry, entry.name)
     return path
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_data_below_single_folders_are_found(spleen_tar, tmp_path, lab, depth):
+    around = tmp_path / "a" / "b" / "c"
+    around.parent.mkdir(parents=True)
+    (tmp_path / "made").rename(around)
+    (around.parent / "__MACOSX").mkdir()
+    source = around.parents[depth - 1]
+    assert lab.call("data", "check", "msd_spleen", "--from", source).returncode == 0
+    store = prepare_store("msd_spleen", source, tmp_path / "data")
+    assert (*store.train, *store.test) == some("msd_spleen")
+    told = lab.call("data", "check", "msd_spleen", "--from", spleen_tar)
+    assert told.returncode == 3 and "expected a folder" in told.stdout
+    assert f"segbench data prepare msd_spleen --from {spleen_tar}" in told.stdout
 
 
 def test_decathlon_tar(spleen_tar, lab):
@@ -291,8 +354,37 @@ def test_lung_in_both_variants(tmp_path, lab):
     case = some("msd_lung")[0]
     assert box.cases[case].shape == (96, 96, 96) and body.cases[case].shape == (36, 36, 38)
     assert set(box.cases[case].labels) == {0, 1} == set(body.cases[case].labels)  # 2 and up are background
+    assert any(w.startswith(f"{case}: label values taken as background: 2: ") for w in box.warnings)
     assert box.cases[case].labels[1] == body.cases[case].labels[1] == 5 * 4 * 4
     assert body.image(case).min() == pytest.approx((40 + 1024) / 1349) and body.cases[case].made["crop_offset"] == [2, 2, 1]
+    for name in ("msd_lung", "msd_lung_thorax"):
+        train_a_step(lab, name)
+
+
+@pytest.mark.parametrize("value", [0.6, np.nan, -1, 256])
+def test_decathlon_labels_are_whole_numbers(spleen_tar, tmp_path, value):
+    file = tmp_path / "made" / "Task09_Spleen" / "labelsTr" / "spleen_2.nii.gz"
+    label = blob()[1].astype(np.float32)
+    label[0, 0, 0] = value
+    save(file, label, MIRRORED)
+    with pytest.raises(DataProblems, match="not whole numbers") as caught:
+        prepare_store("msd_spleen", tmp_path / "made", tmp_path / "data")
+    assert str(file) in str(caught.value)
+
+
+# -- Left atrium: more in test_la.py ------------------------------------------------------------------------------------
+
+
+def test_left_atrium_raw(tmp_path, lab):
+    source = tmp_path / "raw"
+    write_lists(source, "la")
+    for case in some("la"):
+        image, label = frame((40, 44, 20))
+        (source / case).mkdir()
+        nrrd.write(str(source / case / "lgemri.nrrd"), image.astype(np.uint8), {"spacings": [0.625] * 3})
+        nrrd.write(str(source / case / "laendo.nrrd"), np.where(label > 0, np.uint8(255), np.uint8(0)))
+    assert prepare_store("la", source, lab.folder / "data").cases[case].shape == (40, 44, 20)
+    assert train_a_step(lab, "la")["metrics"][0]["columns"]["hd95_mm"]
 
 
 # -- Pancreas ----------------------------------------------------------------------------------------------------------
@@ -332,6 +424,7 @@ def test_pancreas_raw_protocol_b(pancreas_raw, lab):
     assert info.made["resampled_shape"] == [15, 14, 40] == list(info.shape)  # smaller than the box; all slices stay
     assert info.intensity["mean"] == pytest.approx(0, abs=1e-5) and info.intensity["std"] == pytest.approx(1, abs=1e-5)
     assert any("0025 and 0070" in w for w in store.warnings)
+    train_a_step(lab, "pancreas_ct_mcnet")
 
 
 @pytest.mark.parametrize("name, pattern", [("pancreas_ct", "{}.h5"), ("pancreas_ct", "data{}.h5"),
@@ -349,6 +442,16 @@ def test_pancreas_circulating_files(tmp_path, name, pattern):
     h5(source / pattern.format(store.train[0]), image.astype(np.float32), label * 0.5)
     with pytest.raises(DataProblems, match="unknown label values"):
         prepare_store(name, source, tmp_path / "data")
+
+
+@pytest.mark.parametrize("low", [3, 0])  # 40 to 44 HU; a corner in the air
+def test_pancreas_of_unusual_grey_values_is_told(pancreas_raw, tmp_path, low):
+    label = blob((30, 28, 40))[1] * np.uint8(low == 0)
+    label[low:low + 2, low:low + 2, 4:5] = 1
+    save(pancreas_raw / "TCIA_pancreas_labels" / "label0001.nii.gz", label, np.eye(4))
+    store = prepare_store("pancreas_ct", pancreas_raw, tmp_path / "data")
+    told = [w for w in store.warnings if "HU inside" in w]
+    assert len(told) == 1 and told[0].startswith("0001: ")
 
 
 def test_pancreas_traps(pancreas_raw, tmp_path):

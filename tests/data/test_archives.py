@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import stat
 import tarfile
 import zipfile
@@ -71,6 +72,10 @@ LINK.external_attr = (stat.S_IFLNK | 0o777) << 16
     (lambda p: make_tar(p, extra=[member("pipe", tarfile.FIFOTYPE)]), "a device or pipe"),
     (lambda p: make_tar(p, extra=[member("null", tarfile.CHRTYPE)]), "a device or pipe"),
     (lambda p: make_tar(p, extra=[member("c.txt")]), "occurs twice"),
+    (lambda p: make_tar(p, extra=[member("c.txt/d")]), "a file and a folder"),
+    (lambda p: make_tar(p, extra=[member("c.txt/d/e")]), "a file and a folder"),
+    (lambda p: make_tar(p, extra=[member("c.txt", tarfile.DIRTYPE)]), "a file and a folder"),
+    (lambda p: make_tar(p, extra=[member("top")]), "occurs twice"),
 ])
 def test_a_tar_that_means_harm_leaves_nothing(tmp_path, make, found):
     path = tmp_path / "in" / "a.tar"
@@ -127,3 +132,16 @@ def test_cut_short(tmp_path, name, make, keep):
     with pytest.raises(DataError, match="damaged or cut short"):
         extract(path, tmp_path / "out")
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz", "bz2"])
+def test_a_flipped_byte_is_damage_whatever_packed_it(tmp_path, kind):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, f"w:{kind}") as tar:
+        tar.addfile(member("noise", size=3 * 10**6), io.BytesIO(random.Random(0).randbytes(3 * 10**6)))
+    content = bytearray(path.read_bytes())
+    content[int(0.9 * len(content))] ^= 0xFF  # far behind the first block, which a reader looks at when it opens the file
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged or cut short"):
+        extract(path, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["a.tar"]

@@ -139,10 +139,26 @@ FAULTS = {  # what is done to the folder, what must be said
     "a broken dataset.json": (lambda r: cut(r, "dataset.json"), "dataset.json cannot be read"),
     "a channel too many": (lambda r: save(r / "imagesTr/c1_0001.nii.gz", volume(1)), "do not fit the channels"),
 }
+def misnamed(root):
+    """A case whose image nobody reads for its ending."""
+    save(root / "labelsTr/c7.nii.gz", label(7))
+    save(root / "imagesTr/c7_0000.nii.gz", volume(7))
+    os.replace(root / "imagesTr/c7_0000.nii.gz", root / "imagesTr/c7_0000.NII.GZ")
+
+
+def announce(root, number):
+    content = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps({**content, "numTraining": number}))
+
+
 DOUBTS = {  # told, but the data can be used
     "another origin": (lambda r: save(r / LABEL, label(1), AFFINE + np.eye(4, k=3) * 5), "differ in origin"),
     "an empty label": (lambda r: save(r / LABEL, 0 * label(1)), "c1: empty label"),
     "one grey value": (lambda r: save(r / IMAGE, 0 * volume(1) + 7), "one grey value"),
+    "an image of no case": (misnamed, "1 files in imagesTr belong to no case and are not read: c7_0000.NII.GZ"),
+    "a label of no case": (misnamed, "1 files in labelsTr belong to no case and are not read: c7.nii.gz"),
+    "cases that were announced": (lambda r: announce(r, 7), "announces numTraining 7; imagesTr holds 6 cases"),
+    "a list that nothing uses": (lambda r: lists(r, labelled=["c1", "c2"], val=["c3", "c4"]), "2 cases of the list val"),
     "one volume twice in train": (lambda r: copied(r, "c1", "c2"), "c2: same voxels as case c1"),
 }
 
@@ -243,12 +259,43 @@ def test_faults_of_nrrd_files(lab):
     assert result.returncode == 3 and "damaged or cut short" in result.stdout and "points to another file" in result.stdout
 
 
+def cut_before(path, mark):
+    content = path.read_bytes()
+    path.write_bytes(content[:content.index(mark)])
+
+
+def change(path, old, new):
+    content = path.read_bytes()
+    assert old in content and len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+
+
+def slope(path, value):
+    """Another rescale slope, of four bytes at most."""
+    content = path.read_bytes()
+    at = content.index(b"\x28\x00\x53\x10DS") + 6
+    size = int.from_bytes(content[at:at + 2], "little")
+    path.write_bytes(content[:at] + len(value).to_bytes(2, "little") + value + content[at + 2 + size:])
+
+
+def test_a_slope_that_says_nothing_is_one(tmp_path, write_dicom):
+    write_dicom(tmp_path, volume(1), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
+    slope(next(tmp_path.rglob("1-001.dcm")), b"")
+    np.testing.assert_array_equal(read_dicom(tmp_path).array, volume(1))
+
+
 @pytest.mark.parametrize(("make", "expected"), [
     (lambda f: f[3].unlink(), "slices are missing"), (lambda f: f[0].write_bytes(b""), "an empty file"),
     (lambda f: f[-1].write_text("hello"), "no DICOM header"),
     (lambda f: f[2].write_bytes(f[2].read_bytes()[:700]), "1-003.dcm"),
     (lambda f: f[2].write_bytes(f[1].read_bytes()), "two slices of the series have one number"),
-], ids=["gap", "empty", "text", "cut", "twice"])
+    (lambda f: cut_before(f[0], b"\x28\x00\x10\x00US"), "CT Image Storage, but no Rows"),
+    (lambda f: cut_before(f[-1], b"\x28\x00\x10\x00US"), "1-008.dcm"), (lambda f: cut_before(f[0], b"UI"), "ends before"),
+    (lambda f: [change(p, b"1.0\\1.0", b"0.0\\0.0") for p in f], "PixelSpacing"),
+    (lambda f: change(f[1], b"1.0\\1.0", b"a.0\\1.0"), "no usable PixelSpacing"),
+    (lambda f: change(f[1], b"1.0\\0.0", b"nan\\0.0"), "no usable ImageOrientationPatient"),
+    (lambda f: slope(f[1], b"wide"), "pixels of a DICOM slice"),
+], ids=["gap", "empty", "text", "cut", "twice", "first", "last", "meta", "zero", "word", "nan", "slope"])
 def test_faults_of_dicom_series(tmp_path, write_dicom, make, expected):
     write_dicom(tmp_path, volume(1), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
     (tmp_path / "study" / "series" / "._1-001.dcm").write_bytes(b"side file of another system")

@@ -144,6 +144,7 @@ def test_labels_of_cases_listed_as_unlabelled_are_left_alone(mine, tmp_path):
     assert not store.cases["case_10"].has_label and "case_4" not in store.cases
     assert not any("left out" in w and "case_4" in w for w in store.warnings)  # known as validation
     assert any("case_10" in w and "not read" in w for w in store.warnings)
+    assert any("1 cases of the list val" in w and "holds out training cases" in w for w in store.warnings)
 
 
 def test_lists_are_kept_when_all_is_prepared_and_not_by_a_check(mine, tmp_path, lab):
@@ -245,6 +246,31 @@ def test_a_bad_case_is_named(mine, tmp_path, breaking, found):
     assert problem.case == "case_3" and found in str(problem)
 
 
+def test_a_bad_case_of_ct_is_named_although_all_cases_share_a_window(tmp_path):
+    mine = Mine(tmp_path / "Dataset008_Ct", channels=("CT",))
+    other_shape(mine)
+    with pytest.raises(DataProblems) as caught:
+        prepare_store(mine.name, None, tmp_path / "data")
+    (problem,) = caught.value.problems
+    assert problem.case == "case_3" and "(18, 20, 15)" in str(problem)
+
+
+def test_a_reader_that_fails_while_all_cases_settle_names_the_case(tmp_path, monkeypatch):
+    import importlib
+    mine = Mine(tmp_path / "Dataset009_Ct", channels=("CT",))
+    registry.get("dataset", "folder")
+    module = importlib.import_module("segbench.datasets.folder")
+    read = module.read_volume
+
+    def strange(path, *key):
+        if "case_3" in path.name:
+            raise ArithmeticError("of some reader")
+        return read(path, *key)
+    monkeypatch.setattr(module, "read_volume", strange)
+    with pytest.raises(DataProblems, match="case_3: ArithmeticError: of some reader"):
+        prepare_store(mine.name, None, tmp_path / "data")
+
+
 def test_a_shifted_label_and_a_lost_spacing_are_warnings(mine, tmp_path):
     save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1], np.diag([1.0, 1, 1.5, 1]) + np.eye(4, k=3) * 4)
     mine.case("case_4", affine=np.eye(4))
@@ -305,9 +331,42 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     assert lab.call("data", "link", mine.root, "--as", "la").returncode == 2
     assert lab.call("data", "link", mine.root, "--as", "../x").returncode == 2
     assert lab.call("data", "link", mine.root, "--as", "x", "--window", "7").returncode == 2
+    endless = lab.call("data", "link", mine.root, "--as", "x", "--window", "-inf:inf")
+    assert endless.returncode == 2 and "finite" in endless.stderr
     assert lab.call("data", "prepare", "folder").returncode == 2
     refused = lab.call("data", "link", mine.root, "--as", "boxed", "--crop", "label")
     assert refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3  # unlabelled cases
+
+
+def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine, lab):
+    def link(spacing):
+        return lab.call("data", "link", mine.root, "--as", "mine", "--spacing", spacing).returncode
+    assert link("2x2x3") == 0 and lab.call("data", "prepare", "mine").returncode == 0
+    data_root = lab.folder / "segbench-data"
+    first = open_store("mine", data_root)
+    assert first.adapter["inputs"].keys() == {"settings", "lists", "dataset.json"}
+    content = json.loads((mine.root / "dataset.json").read_text())
+    for name, change in (("settings", lambda: link("2x2x2")),
+                         ("lists", lambda: mine.lists(labelled=["case_3"], unlabelled=["un_0"], val=[], test=["case_4"])),
+                         ("dataset.json", lambda: mine.json(**{**content, "channel_names": {"0": "T2"}}))):
+        change()
+        registry._state.entries.pop(("dataset", "mine"), None)  # as in a new process
+        told = lab.call("run", "supervised", "--dataset", "mine", "--steps", "1", "--dry-run")
+        assert told.returncode == 3 and f"other {name} than now" in told.stderr, told.stderr
+        assert "segbench data prepare mine" in told.stderr
+        done = lab.call("data", "prepare", "mine")
+        assert done.returncode == 0 and open_store("mine", data_root).fingerprint != first.fingerprint, done.stderr
+    file = data_root / "mine" / "store.json"
+    old = json.loads(file.read_text())
+    del old["adapter"]["inputs"]  # as written before anything was compared
+    file.write_text(json.dumps(old))
+    assert link("3x3x3") == 0 and open_store("mine", data_root).adapter == old["adapter"]
+
+
+@pytest.mark.parametrize("args", ["prepare folder", "prepare folder --from x", "check folder --from x", "check folder"])
+def test_a_family_is_no_data_set(lab, args):
+    told = lab.call("data", *args.split())
+    assert told.returncode == 2 and "folder:PATH" in told.stderr and "--from DIR" not in told.stderr
 
 
 def test_a_damaged_link_does_not_stop_other_commands(lab):

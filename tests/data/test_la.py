@@ -2,6 +2,9 @@
 
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
 
 import h5py
 import nrrd
@@ -114,11 +117,25 @@ def test_a_partial_copy_with_its_own_lists(source, tmp_path):
     assert check_store(store) == []
 
 
+def test_lists_may_begin_with_a_byte_order_mark_and_must_be_text(source, tmp_path):
+    (source / "train.list").write_text("".join(f"{i}\n" for i in IDS[:3]), encoding="utf-8-sig")
+    assert prepare(source, tmp_path).train == IDS[:3]
+    (source / "train.list").write_text(IDS[0], encoding="utf-16")
+    with pytest.raises(DataError, match="list cannot be read") as caught:
+        prepare(source, tmp_path)
+    assert "UTF-8" in str(caught.value) and str(source / "train.list") in str(caught.value)
+
+
 def test_a_partial_copy_without_lists_is_refused(source, tmp_path):
     (source / "test.list").unlink()
     with pytest.raises(DataError, match="96 of 100 cases are missing") as caught:
         prepare(source, tmp_path)
     assert SPLIT.train[3] in str(caught.value) and "train.list and test.list" in str(caught.value)
+
+
+def test_an_archive_may_have_a_folder_around_the_data(source, tmp_path):
+    shutil.make_archive(str(tmp_path / "LA"), "zip", source.parent, source.name)
+    assert prepare(tmp_path / "LA.zip", tmp_path).fingerprint == prepare(source, tmp_path / "plain").fingerprint
 
 
 def test_a_listed_file_that_is_missing(source, tmp_path):
@@ -233,6 +250,9 @@ def nrrd_value(path):
 @pytest.mark.parametrize("name, breaking, found", [
     ("laendo.nrrd", nrrd_value, "7: 1 voxels"),
     ("laendo.nrrd", lambda p: p.unlink(), "No such file"),
+    ("lgemri.nrrd", lambda p: nrrd.write(str(p), np.full((40, 150, 6), np.nan)), "NaN or infinite"),
+    ("lgemri.nrrd", lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.7, 0.7, 0.7]}), "0.7 x 0.7 x 0.7 mm"),
+    ("lgemri.nrrd", lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.6, np.nan, 0.6]}), "nan"),
     ("laendo.nrrd", lambda p: nrrd.write(str(p), np.zeros((40, 150, 6), np.uint8)), "empty label"),
     ("laendo.nrrd", lambda p: nrrd.write(str(p), np.zeros((40, 150, 5), np.uint8)), "label (40, 150, 5)"),
     ("lgemri.nrrd", lambda p: nrrd.write(str(p), np.ones((40, 150, 6), np.uint8)), "one grey value"),
@@ -251,6 +271,24 @@ def test_a_broken_raw_file_is_named_with_what_is_wrong(raw, tmp_path, name, brea
     assert report.case == IDS[2] and str(raw / IDS[2]) in report.file and found in report.found and report.expected
 
 
+def test_headers_of_the_raw_files_must_fit(raw, tmp_path):
+    def write(name, sign, step=0.625):
+        file = raw / IDS[2] / name
+        nrrd.write(str(file), nrrd.read(str(file))[0], {"space": "left-posterior-superior", "space origin": [0, 0, 0],
+                                                        "space directions": np.diag([sign * step, step, step])})
+    plain = prepare(raw, tmp_path / "plain")
+    write("lgemri.nrrd", 1)
+    write("laendo.nrrd", 1)
+    store = prepare(raw, tmp_path)
+    assert store.fingerprint == plain.fingerprint and not any("1 x 1 x 1" in w for w in store.warnings)
+    write("laendo.nrrd", -1)
+    assert "axes RPS" in problem(raw, tmp_path).found
+    write("laendo.nrrd", 1, 1.0)
+    assert "spacing [1.0, 1.0, 1.0]" in problem(raw, tmp_path).found
+    write("lgemri.nrrd", 1, 1.0)
+    assert any(IDS[2] in w and "1 x 1 x 1 mm" in w for w in prepare(raw, tmp_path).warnings)
+
+
 def test_a_mixture_of_layouts_is_refused(raw, tmp_path):
     image, label = arrays(0)
     write_h5(raw / IDS[0] / "mri_norm2.h5", image=image, label=label)
@@ -264,20 +302,63 @@ def test_a_test_case_copied_into_train_under_another_name_is_found(source, tmp_p
     assert leak.case == IDS[3] and IDS[1] in leak.found and leak.level == "error"
 
 
+def test_a_scan_in_train_and_test_is_found_though_its_crops_differ(raw, tmp_path):
+    for shift, case in ((0, IDS[1]), (5, IDS[3])):
+        nrrd.write(str(raw / case / "lgemri.nrrd"), np.random.default_rng(9).integers(0, 99, (40, 200, 6)).astype(np.uint8))
+        label = np.zeros((40, 200, 6), np.uint8)
+        label[10:31, 30 + shift:151 + shift, 2:4] = 255
+        nrrd.write(str(raw / case / "laendo.nrrd"), label)
+    store = prepare(raw, tmp_path)
+    assert store.cases[IDS[1]].voxels != store.cases[IDS[3]].voxels
+    (leak,) = check_store(store)
+    assert (leak.case, leak.found, leak.level) == (IDS[3], f"same scan as case {IDS[1]}: test and train", "error")
+
+
+def real(real_data, folder, *options):
+    """The real files, or what the tool beside them unpacks."""
+    if (real_data / "la" / FOLDER).is_dir():
+        return real_data / "la"
+    tool = real_data.parent / "tools" / "unpack_la.py"
+    if not tool.is_file():
+        pytest.skip(f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}, or the packed ones with tools/unpack_la.py")
+    pytest.importorskip("PIL")
+    subprocess.run([sys.executable, tool, folder, "--jobs", "2", *options], check=True, capture_output=True)
+    return folder
+
+
+FIRST = "06SR5RBREL16DQ6M8LWS"
+
+
+def require_first(store):
+    first = store.cases[FIRST]
+    assert first.shape == (183, 140, 88) and first.labels[1] == 154296
+    assert first.intensity["std"] == pytest.approx(1.64543, abs=1e-5)
+
+
+@pytest.mark.real
+def test_some_real_files(real_data, tmp_path):
+    whole, source = real(real_data, tmp_path / "real", "--cases", "2"), tmp_path / "some"
+    ids = [FIRST, *SPLIT.train[1:2], *SPLIT.test[:2]]
+    lists(source, ids)
+    for case in ids:
+        (source / FOLDER / case).mkdir(parents=True)
+        file_of(source, case).symlink_to(file_of(whole, case))
+    store = prepare(source, tmp_path)
+    require_first(store)
+    assert (*store.train, *store.test) == tuple(ids)
+    assert [p for p in check_store(store, patch=(112, 112, 80)) if p.level == "error"] == []
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_real_archive(real_data, tmp_path):
     """Facts measured on the 100 files that circulate."""
-    if not (real_data / "la" / FOLDER).is_dir():
-        pytest.skip(f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}")
-    store = stores.prepare("la", real_data / "la", tmp_path, jobs=2)
+    store = stores.prepare("la", real(real_data, tmp_path / "real"), tmp_path, jobs=2)
     assert (len(store.train), len(store.test), store.partial) == (80, 20, False)
     shapes = np.array([info.shape for info in store.cases.values()])
     assert shapes.min(0).tolist() == [148, 132, 88] and shapes.max(0).tolist() == [244, 160, 88]
     foreground = [info.labels[1] for info in store.cases.values()]
     assert (min(foreground), np.median(foreground), max(foreground)) == (76299, 202391.5, 540939)
-    first = store.cases["06SR5RBREL16DQ6M8LWS"]
-    assert first.shape == (183, 140, 88) and first.labels[1] == 154296
-    assert first.intensity["std"] == pytest.approx(1.64543, abs=1e-5)
+    require_first(store)
     assert store.fingerprint == "6f017fe5c48ab36188a314b1d2750c7adb4c158927b8b031858e4a2b6bb137c5"
     assert check_store(store, patch=(112, 112, 80)) == []

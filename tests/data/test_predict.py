@@ -299,7 +299,7 @@ def test_what_is_found_in_folders(tmp_path, write_dicom):
         find_scans([tmp_path / "in", tmp_path / "c"], 1)
 
 
-def test_the_command(scans, tmp_path):
+def test_the_command(scans, tmp_path, monkeypatch):
     run = json.loads(scans.call("run", "supervised", "--dataset", "scans", "--protocol", PROTOCOL, "--json").stdout)
     grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
     (scans.folder / "in").mkdir()
@@ -321,6 +321,14 @@ def test_the_command(scans, tmp_path):
     broken = scans.call(*call, "--overwrite")
     assert broken.returncode == 3 and "bad" in broken.stderr and broken.stdout.count("->") == 2
     assert "not a medical device" in broken.stderr
+    from segbench.predict import Predictor
+    with monkeypatch.context() as patched:  # a reader that fails in its own way costs its scan, not the others
+        read = Predictor._read
+        patched.setattr(Predictor, "_read", lambda self, scan: read(self, scan) if scan.name != "bad" else 1 // 0)
+        broken = scans.call(*call, "--overwrite")
+        with pytest.raises(ZeroDivisionError):
+            scans.call(*call, "--overwrite", "--debug")
+    assert broken.returncode == 3 and "ZeroDivisionError" in broken.stderr and broken.stdout.count("->") == 2
     (scans.folder / "in" / "bad.nii.gz").unlink()
     own = scans.call("predict", run["run_id"], "out/one_seg.nii.gz", "-o", "x")
     assert own.returncode == 0 and "differ strongly" in own.stderr

@@ -161,6 +161,26 @@ def test_a_broken_nifti(tmp_path, breaking, found):
     assert found in str(caught.value) and str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("header, found", [
+    ({"spacings": [1.0, np.nan, 2.0]}, "nan"), ({"spacings": [1.0, 0.0, 2.0]}, "repair spacings"),
+    ({"space": "left-anterior-superior", "space directions": np.eye(3), "space origin": [1.0, 2.0]}, "origin of 2 numbers")])
+def test_an_nrrd_header_that_makes_no_grid(tmp_path, header, found):
+    nrrd.write(str(tmp_path / "a.nrrd"), GREY, header)
+    with pytest.raises(DataError, match=found):
+        read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "bzip2"])
+def test_an_nrrd_file_that_unpacks_to_more_than_its_header_says(tmp_path, encoding):
+    path = tmp_path / "a.nrrd"
+    nrrd.write(str(path), GREY, {"encoding": encoding})
+    np.testing.assert_array_equal(read_volume(path).array, GREY)
+    nrrd.write(str(path), np.zeros(2**22, np.uint8), {"encoding": encoding})
+    path.write_bytes(path.read_bytes().replace(b"sizes: 4194304", b"sizes: 4000"))
+    with pytest.raises(DataError, match="more data than the header's 32,000 bytes"):
+        read_volume(path)
+
+
 def test_unknown_endings_and_stems(tmp_path):
     (tmp_path / "a.mha").write_bytes(b"x")
     with pytest.raises(DataError, match="unknown kind"):

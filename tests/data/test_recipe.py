@@ -47,6 +47,12 @@ def test_resampling_agrees_with_simpleitk():
     assert ours.shape == (9, 8, 22)  # cut to whole voxels
 
 
+def test_a_spacing_that_asks_for_a_giant_is_refused():
+    volume = Volume(np.zeros((10, 10, 10), np.int16), np.diag([200.0, 200, 200, 1.0]))
+    with pytest.raises(DataError, match="2000x2000x2000"):
+        apply(Recipe(spacing=(1.0, 1.0, 1.0)), volume)
+
+
 def test_in_plane_scaling_leaves_the_slice_step_in_proportion():
     volume = Volume(np.zeros((10, 10, 10), np.int16), np.diag([0.5, 0.5, 1.0, 1.0]))
     made = apply(Recipe(spacing=(1.0, 1.0, 1.0), in_plane=True), volume)
@@ -127,6 +133,15 @@ def test_crops_by_the_image():
     assert apply(Recipe(crop="body"), volume).image.shape == (1, 11, 11, 15)
     assert apply(Recipe(crop="nonzero"), Volume(np.where(grey > 0, grey, 0), np.eye(4))).image.shape == (1, 15, 16, 18)
     assert apply(Recipe(crop="body"), Volume(grey - 2000, np.eye(4))).image.shape == (1, 20, 20, 20)
+
+
+@pytest.mark.parametrize("scale", ["none", "unit", "minmax", "zscore", "zscore_nonzero"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_voxel_that_is_no_number_is_refused_before_it_spoils_the_rest(value, scale):
+    grey = np.ones((4, 5, 6))
+    grey[1, 2, 3] = value
+    with pytest.raises(DataError, match=r"1 voxels, the first at \(1, 2, 3\)"):
+        apply(Recipe(grey=(Grey(None, scale),)), Volume(grey, np.eye(4)))
 
 
 @pytest.mark.parametrize("label, found", [(None, "there is none"), (np.zeros((4, 4, 4), np.uint8), "empty")])

@@ -51,10 +51,13 @@ def test_h5_references_and_float_labels(folders):
     (ref / "c1.nii.gz").unlink()
     with h5py.File(ref / "c1_gt.h5", "w") as file:
         file["label"] = label(11).astype(np.float32) + 1e-5
-    rows, _ = evaluate_folders(pred, ref)
+    rows, warnings = evaluate_folders(pred, ref)
+    assert warnings == ["c1: the reference tells no spacing; the prediction's is taken, 0.5 x 1 x 3 mm"]
     expected, = evaluate_labels(label(1), label(11), [1], spacing=(0.5, 1.0, 3.0))
     assert rows[2]["dice"] == expected.dice and rows[2]["hd95_mm"] == expected.hd95  # the spacing is the prediction's
     save(pred / "c1_seg.nii.gz", label(1), np.eye(4))
+    rows, warnings = evaluate_folders(pred, ref)  # as predict writes it for a scan of no spacing
+    assert warnings == [] and not any("hd95_mm" in r for r in rows)
     (pred / "c1_seg.nii.gz").unlink()
     with h5py.File(pred / "c1.h5", "w") as file:
         file["label"] = label(1)
