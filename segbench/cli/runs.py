@@ -274,7 +274,7 @@ def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bo
     rows, freed = [], 0
     for run in ([find_run(settings.root, w) for w in wanted] if wanted else list(all_runs(settings.root))):
         state = run.state
-        damaged = state == "failed" and (run.path / "result.json").exists()  # it was finished once: not for us to remove
+        damaged = state != "done" and (run.path / "result.json").exists()  # it was finished once: not for us to remove
         parts = [] if damaged or not states.get(state) else [run.path] if state != "done" else [
             p for p in (run.path / "ckpt", run.path / "snapshots", run.path / PREDICTIONS) if p.exists()]
         size = sum(f.stat().st_size for p in parts for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())

@@ -195,6 +195,6 @@ def by_case(records: Sequence[Record], dataset: str, metric: str, policy: str) -
     values: dict[str, list[float]] = {}
     for r in records:
         if r["dataset"] == dataset:
-            value = case_value(r, metric, policy)
+            value = case_value(r, metric, policy) if metric in r else None
             values.setdefault(r["case"], []).extend([] if value is None else [value])
     return {case: float(np.mean(v)) if v else float("nan") for case, v in values.items()}

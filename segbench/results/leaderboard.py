@@ -235,16 +235,17 @@ def _board(key: Key, methods: Rows, sort: str,
     labels = [label for label, _ in methods]
     named = {(label + (f" @{variant}" if labels.count(label) > 1 else ""), variant): sorted(
         runs, key=lambda f: (_draw(f), f.result["seed"])) for (label, variant), runs in methods.items()}
-    first = next(iter(named.values()))[0].result
+    everything = [f for runs in named.values() for f in runs]
+    own = [f for f in everything if not f.run.reported] or everything  # what is only reported decides nothing for others
+    first = own[0].result
     mine = [m for m in first["metrics"] if m["dataset"] == key.dataset]
-    unit = "mm" if all("hd95_mm" in m["columns"] for runs in named.values() for f in runs for m in f.result["metrics"]
+    unit = "mm" if all("hd95_mm" in m["columns"] for f in own for m in f.result["metrics"]
                        if m["dataset"] == key.dataset) else "vox"
     partial = key.dataset in first["partial"]
     board = Board(key.dataset, key.labeled, first["train"][key.dataset], 0, key.backbone, key.protocol, mine[0]["policy"],
                   unit, partial, not partial and key.draws == (0,) and _standard(key.dataset, first["protocol"]), [],
                   [_failure(run) for run, _ in failures], sort, key.draws)
-    board.case_ids = list(dict.fromkeys(c["case"] for runs in named.values() for f in runs for c in f.cases
-                                        if c["dataset"] == key.dataset))
+    board.case_ids = list(dict.fromkeys(c["case"] for f in own for c in f.cases if c["dataset"] == key.dataset))
     board.cases = len(board.case_ids)
     rows = [_row(label, board, runs, [v for _, v in failures].count(variant))
             for (label, variant), runs in named.items()]
@@ -281,7 +282,7 @@ def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
         classes = [m for m in f.result["metrics"] if m["dataset"] == board.dataset]
         missed += sum(m["counts"]["empty_prediction"] for m in classes)
         for metric, values in per_seed.items():
-            means = [m["columns"][_column(metric, board.unit)]["mean"] for m in classes]
+            means = [m["columns"].get(_column(metric, board.unit), {}).get("mean") for m in classes]
             defined = [_scale(metric) * v for v in means if v is not None]
             values.append(fmean(defined) if defined else nan)
     for metric in METRICS:

@@ -61,7 +61,6 @@ class RunDir:
             result = json.loads(file.read_bytes())
             if result["schema"] != SCHEMA:
                 raise _other_schema(result["schema"], file)
-            cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -80,6 +79,11 @@ class RunDir:
                 return "done"
         except IntegrityError:
             return "failed"
+        try:
+            cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
+        except OSError as error:
+            raise IntegrityError("cases.csv cannot be read", where=self.path, found=error,
+                                 fix="remove the run directory and run again") from error
         if (self.path / "failed.json").exists():
             return "failed"
         return "half-done" if any(self.path.glob("ckpt/*.st")) else "to do"

@@ -1,5 +1,6 @@
 """Result files that lie, and names that attack whoever shows them."""
 
+import hashlib
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from segbench.config import dump_yaml
 from segbench.config.identity import run_id
 from segbench.errors import IntegrityError
+from segbench.files import json_bytes
 from segbench.results import export
 from segbench.results.leaderboard import boards
 from segbench.results.rundir import all_runs
@@ -48,13 +50,32 @@ def test_a_result_that_does_not_fit_together_is_refused(study, change, says):
     assert found == [] and len(warnings) == 1
 
 
-def test_a_finished_run_that_was_changed_is_not_pruned(study):
+@pytest.mark.parametrize("damage", [lambda f: f.write_bytes(f.read_bytes() + b"\r\n"), lambda f: f.unlink()])
+def test_a_finished_run_that_was_changed_is_not_pruned(study, damage):
     from segbench.cli.main import run as program
     run = study.add("supervised", 0, [0.8, 0.9])
-    (run.path / "cases.csv").write_bytes((run.path / "cases.csv").read_bytes() + b"\r\n")
-    assert run.state == "failed"
-    assert program(["--root", str(study.root), "runs", "prune", "--failed", "--yes"]) == 0
+    (run.path / "ckpt").mkdir()
+    (run.path / "ckpt/last.st").touch()
+    damage(run.path / "cases.csv")
+    assert run.state == "failed" and len(boards([run])[1]) == 1
+    assert program(["--root", str(study.root), "runs", "prune", "--failed", "--half-done", "--yes"]) == 0
     assert (run.path / "result.json").exists()
+
+
+def test_a_reported_run_does_not_decide_which_cases_there_are(study):
+    def forge(result):
+        result["train"]["tiny"] = 99
+        for name in ("hd95_mm", "asd_mm", "assd_mm"):
+            del result["metrics"][0]["columns"][name]
+    study.methods(supervised=0.8)
+    run = study.add("bcp", 0, [0.9] * 13, change=forge)
+    study.rewrite(run, (run.path / "cases.csv").read_text().replace("1.0x1.0x1.0", ""))  # no size of a voxel, no mm
+    run.write_json("import.json", {"verified": False})
+    (board,), warnings = boards(all_runs(study.root))
+    assert not warnings and (board.cases, board.train, board.unit, board.rows[0].rank) == (12, 6, "mm", 1)
+    assert "not verified" in board.rows[1].note and board.rows[1].hd95 != board.rows[1].hd95
+    (alone,), _ = boards([run])
+    assert (alone.cases, alone.unit) == (13, "vox")
 
 
 @pytest.mark.parametrize("change, says", [
