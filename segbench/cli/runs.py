@@ -140,7 +140,7 @@ def _log(run: RunDir) -> list[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:  # the last line may be torn
+        except (ValueError, RecursionError):  # the last line may be torn
             continue
         entries += [entry] if isinstance(entry, dict) else []
     return entries

@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from segbench.errors import IntegrityError
 from segbench.results.leaderboard import Board, Row, boards
-from segbench.results.rundir import RunDir
+from segbench.results.rundir import RunDir, is_number
 
 # What a result file that was written by hand can raise while it is read.
-FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError)
+FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError)
 
 
 class _Science(BaseModel):
@@ -59,7 +59,7 @@ class Member:
         """What ``segbench leak`` recorded; empty if it was not run, or if that is not what stands there."""
         found = self.run.leak()
         keys = ("last", "validation_best", "test_best", "gap", "test_evaluations")
-        return found if isinstance(found, dict) and all(isinstance(found.get(k), (int, float)) for k in keys) else {}
+        return found if all(is_number(found.get(k)) for k in keys) else {}
 
 
 @dataclass
@@ -116,7 +116,7 @@ def read_log(run: RunDir) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # the last line may be torn
+        except (ValueError, RecursionError):  # the last line may be torn
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int):
             lines.append(record)

@@ -35,12 +35,13 @@ def export(run: RunDir, out: Path, with_predictions: bool = True) -> list[str]:
     Raises:
         IntegrityError: the run is not finished, or its results are not what was written.
     """
+    from segbench.results.leaderboard import plain
     run.cases()
     contents = {name: (run.path / name).read_bytes() for name in FILES
                 if (run.path / name).is_file() and (with_predictions or name != PREDICTIONS)}
     # Where things lie on this machine is nobody's business.
     contents["config.yaml"] = dump_yaml({**run.config(), "plugins": []}).encode()
-    contents["manifest.json"] = json_bytes({k: v for k, v in run.manifest().items() if k != "argv"})
+    contents["manifest.json"] = json_bytes(plain({k: v for k, v in run.manifest().items() if k != "argv"}))
     index = {"schema": SCHEMA, "segbench": __version__, "files": {name: _sha256(c) for name, c in contents.items()}}
 
     def write(file: Any) -> None:

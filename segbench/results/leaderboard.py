@@ -25,7 +25,7 @@ from segbench.errors import IntegrityError, SegbenchError
 from segbench.files import json_bytes
 from segbench.results import stats
 from segbench.results.cases import by_case
-from segbench.results.rundir import RunDir
+from segbench.results.rundir import RunDir, is_number
 from segbench.results.stats import Difference, Scores
 
 RANKED_SEEDS = 3  # fewer are shown, not ranked
@@ -169,12 +169,13 @@ def _sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key,
                 failures += [(run, key, _variant(science)) for key, science in _failed(run)]
                 continue
             finished = Finished(result, run, run.cases())
-        except SegbenchError as error:
-            warnings.append(f"{run.path}: {error.what}; left out")
+            keys = [_key(name, result["science"], result["protocol"]["modified"]) for name in result["datasets"]]
+            row = _label(result, run), _variant(result["science"])
+        except (SegbenchError, RecursionError) as error:
+            warnings.append(f"{run.path}: {getattr(error, 'what', error)}; left out")
             continue
-        for name in result["datasets"]:
-            rows = groups.setdefault(_key(name, result["science"], result["protocol"]["modified"]), {})
-            mine = rows.setdefault((_label(result, run), _variant(result["science"])), [])
+        for key in keys:
+            mine = groups.setdefault(key, {}).setdefault(row, [])
             if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
                 mine.append(finished)
     return groups, failures, warnings
@@ -294,7 +295,8 @@ def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
             found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
             intervals[metric] = (found.low, found.high)
     mean = {metric: fmean(values) for metric, values in per_seed.items()}
-    hours = fmean(f.run.manifest().get("train_seconds", nan) / 3600 for f in runs)
+    seconds = [f.run.manifest().get("train_seconds") for f in runs]
+    hours = fmean(s / 3600 if is_number(s) else nan for s in seconds)
     seeds = len({(_draw(f), f.result["seed"]) for f in runs})
     return Row(label, mean["dice"], stdev(per_seed["dice"]) if len(runs) > 1 else nan, mean["jaccard"], mean["hd95"],
                mean["asd"], missed, seeds, hours, note=_why_not(board, runs, seeds), failed=failed, intervals=intervals,

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from segbench.config import Experiment, dump_yaml, load_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
@@ -109,7 +109,7 @@ class RunDir:
             return dict(json.loads(file.read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return {"verified": False, "why": "import.json cannot be read"}
 
     @property
@@ -119,17 +119,11 @@ class RunDir:
 
     def manifest(self) -> dict[str, Any]:
         """Times and environment; empty if there are none yet."""
-        try:
-            return json.loads((self.path / "manifest.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
+        return read_object(self.path / "manifest.json")
 
     def leak(self) -> dict[str, Any]:
         """What ``segbench leak`` recorded of this run; empty if nothing."""
-        try:
-            return json.loads((self.path / "leak.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
+        return read_object(self.path / "leak.json")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the JSON files, atomically."""
@@ -154,6 +148,20 @@ def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], 
     counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
     data, draw = "+".join(experiment.datasets), f"-d{experiment.draw}" if experiment.draw else ""
     return RunDir(root / "runs" / data / experiment.method / f"{counts}{draw}-s{experiment.seed}-{run_id[:8]}")
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; empty if there is none or it cannot be read."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Is it a finite number that a float can hold?"""
+    return isinstance(value, (int, float)) and abs(value) < 1e300
+
+
 
 
 def all_runs(root: Path) -> Iterator[RunDir]:

@@ -50,6 +50,52 @@ def test_a_result_that_does_not_fit_together_is_refused(study, change, says):
     assert found == [] and len(warnings) == 1
 
 
+@pytest.mark.parametrize("change, says", [
+    (lambda r: r["science"]["protocol"].pop("name"), "incomplete"),
+    (lambda r: r["science"]["protocol"].update(version=7), "contradicts itself"),
+    (lambda r: r["science"]["datasets"][0].update(name=["x"]), "incomplete"),
+    (lambda r: r["metrics"][0].update(both_empty="reward"), "not of its schema"),
+])
+def test_an_identity_that_was_forged_along_does_not_help(study, lab, change, says):
+    def forge(result):
+        change(result)
+        result["protocol_sha256"] = hashlib.sha256(json_bytes(result["science"]["protocol"])).hexdigest()
+        result["run_id"] = run_id(result["science"])
+    run = edited(study.add("supervised", 0, [0.8, 0.9]), forge)
+    with pytest.raises(IntegrityError, match=says):
+        run.result()
+    for command in (("leaderboard",), ("runs", "ls"), ("runs", "show", run.run_id), ("report", "--no-images")):
+        assert lab.call(*command).returncode == 0, command
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "leak.json", "failed.json", "log.jsonl"])
+@pytest.mark.parametrize("content", ["[]", '{"train_seconds": "x", "last": 1e999, "step": 0}', '{"train_seconds": null}',
+                                     '{"train_seconds": 1' + 400 * "0" + "}", "[" * 100_000])
+def test_a_strange_file_beside_the_result_stops_no_command(study, lab, name, content):
+    study.methods(supervised=0.8)
+    run = next(all_runs(study.root))
+    (run.path / name).write_text(content)
+    for command in (("leaderboard",), ("report", "--no-images"), ("runs", "show", run.run_id), ("runs", "tail", run.run_id),
+                    ("runs", "export", run.run_id, "--no-predictions", "--yes")):
+        result = lab.call(*command)
+        assert result.returncode == 0, (command, result.stderr)
+    assert len(boards(all_runs(study.root))[0][0].rows) == 1
+
+
+@pytest.mark.parametrize("metric", ["asd_mm", "hd95_vox"])
+def test_a_case_table_without_a_metric_is_refused(study, metric):
+    run = edited(study.add("supervised", 0, [0.8]), lambda r: r["metrics"][0]["columns"].pop(metric))
+    study.rewrite(run, (run.path / "cases.csv").read_text().replace(metric, "note"))
+    with pytest.raises(IntegrityError, match="not one that segbench writes"):
+        run.cases()
+
+
+def test_columns_that_the_case_table_does_not_have_are_refused(study):
+    run = edited(study.add("supervised", 0, [0.8]), lambda r: r["metrics"][0]["columns"].update(hd_mm={"mean": None}))
+    with pytest.raises(IntegrityError, match="means of its cases"):
+        run.cases()
+
+
 @pytest.mark.parametrize("damage", [lambda f: f.write_bytes(f.read_bytes() + b"\r\n"), lambda f: f.unlink()])
 def test_a_finished_run_that_was_changed_is_not_pruned(study, damage):
     from segbench.cli.main import run as program
