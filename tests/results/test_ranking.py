@@ -3,13 +3,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from segbench import registry
 from segbench.cli.leaderboard import show, show_published
 from segbench.config import resolve
-from segbench.results import export
-from segbench.results.leaderboard import boards, published
+from segbench.results import export, leaderboard, stats
+from segbench.results.leaderboard import Key, boards, published
 from segbench.results.rundir import all_runs
+from segbench.results.stats import Scores
 
 
 def tables(study, **options):
@@ -179,3 +182,14 @@ def test_labelled_draws_have_tables_of_their_own_and_one_together(study):
     assert together.pairs[0].distinguishable, "what a draw does to both methods cancels"
     assert "labelled draws" in found[2].apart and export.as_json(found, None)["boards"][1]["draw"] is None
     assert "0+1+2" in export.as_csv(found)
+
+
+def test_a_test_that_contradicts_the_order_parts_nobody():
+    """Where one of two methods is not defined in easy cases, the pair may say the contrary of the means."""
+    rng, nothing = np.random.default_rng(0), np.full((3, 10), np.nan)
+    hard = 50 + rng.normal(0, 0.1, (3, 10))
+    first = Scores("first", np.hstack([hard, np.full((3, 10), 90.0)]))
+    second = Scores("second", np.hstack([hard + 5, nothing]))
+    places, (pair,) = stats.ranking([second, first])
+    assert pair.a == "first" and pair.mean < 0 and pair.distinguishable
+    assert [(p.name, p.rank, p.letters) for p in places] == [("first", 1, "a"), ("second", 1, "a")]
