@@ -73,25 +73,20 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
 def show(settings: Settings, wanted: str) -> None:
     """Show a run: what it was, what it gave, where it ran, why it failed."""
     from segbench.cli.run import lines
-    from segbench.results.rundir import find_run
+    from segbench.results.rundir import find_run, read_object
     run = find_run(settings.root, wanted)
     facts, experiment, manifest = _facts(run), run.config()["experiment"], run.manifest()
-    failed = _json(run.path / "failed.json")
-    settings.document = {"schema": "segbench.runs/1", "status": "ok", **facts, "experiment": experiment, "failed": failed,
-                         "manifest": manifest, "result": run.result() if facts["state"] == "done" else None}
+    failed = read_object(run.path / "failed.json")
+    settings.document = {"schema": "segbench.runs/1", "status": "ok", **facts, "experiment": experiment,
+                         "failed": failed or None, "manifest": manifest,
+                         "result": run.result() if facts["state"] == "done" else None}
     if settings.json:
         return
-    protocol = experiment["protocol"]
-    modified = f" (modified: {', '.join(experiment['modified'])})" if experiment["modified"] else ""
-    told = {"folder": run.path, "state": facts["state"], "numbers": facts["origin"],
-            "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labelled, "
-                    f"seed {experiment['seed']}",
-            "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
-                        f"{experiment['precision']}",
-            "parameters": ", ".join(f"{k} {v}" for k, v in experiment["params"].items()) or "none",
-            "machine": ", ".join(str(manifest[k]) for k in ("device", "torch", "platform") if k in manifest) or None,
-            "seconds": manifest.get("train_seconds"), "problem": facts.get("problem"),
-            "failure": failed.get("what") if failed else None, "why not": (run.origin or {}).get("why") or None}
+    try:
+        told = _told(run, facts, experiment, manifest, failed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError("the stored configuration is incomplete", where=run.path / "config.yaml",
+                             found=error) from error
     for key, value in told.items():
         if value is not None:
             click.echo(f"{key:<11} {safe(value)}")
@@ -100,12 +95,20 @@ def show(settings: Settings, wanted: str) -> None:
             click.echo(line)
 
 
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+def _told(run: RunDir, facts: dict[str, Any], experiment: dict[str, Any], manifest: dict[str, Any],
+          failed: dict[str, Any]) -> dict[str, Any]:
+    """What ``show`` tells of a run before its results."""
+    protocol = experiment["protocol"]
+    modified = f" (modified: {', '.join(experiment['modified'])})" if experiment["modified"] else ""
+    return {"folder": run.path, "state": facts["state"], "numbers": facts["origin"],
+            "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labelled, "
+                    f"seed {experiment['seed']}",
+            "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
+                        f"{experiment['precision']}",
+            "parameters": ", ".join(f"{k} {v}" for k, v in experiment["params"].items()) or "none",
+            "machine": ", ".join(str(manifest[k]) for k in ("device", "torch", "platform") if k in manifest) or None,
+            "seconds": manifest.get("train_seconds"), "problem": facts.get("problem"),
+            "failure": failed.get("what"), "why not": (run.origin or {}).get("why") or None}
 
 
 @runs.command()

@@ -91,6 +91,7 @@ class Board:
     apart: str = ""  # why this is not one table with the one before
     case_ids: list[str] = field(default_factory=list)
     scores: dict[str, list[Scores]] = field(default_factory=dict)  # by metric; (seeds, cases) of each row, in its order
+    runs: list[list[Finished]] = field(default_factory=list)  # of each row, in its order
     pairs: list[Difference] = field(default_factory=list)  # of the ranked rows, in the sorted metric
 
     @property
@@ -252,6 +253,7 @@ def _board(key: Key, methods: Rows, sort: str,
             for (label, variant), runs in named.items()]
     order = _rank(rows, board)
     board.rows = [rows[i] for i in order]
+    board.runs = [list(named.values())[i] for i in order]
     board.scores = {m: [scores[i] for i in order] for m, scores in board.scores.items()}
     return board
 

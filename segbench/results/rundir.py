@@ -27,6 +27,7 @@ from segbench.results.cases import check_metrics, checked, read_cases
 
 SCHEMA = "segbench.run/1"
 
+CONFIG = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
 
 @dataclass(frozen=True)
 class RunDir:
@@ -40,8 +41,19 @@ class RunDir:
         return self.path.name.rsplit("-", 1)[-1]
 
     def config(self) -> dict[str, Any]:
-        """The stored experiment: keys ``run_id``, ``experiment``, ``science``, ``plugins``."""
-        return load_yaml(self.path / "config.yaml")
+        """The stored experiment: keys ``run_id``, ``experiment``, ``science``, ``plugins``.
+
+        Raises:
+            UsageError: it cannot be read.
+            IntegrityError: a key is missing or of another type.
+        """
+        file = self.path / "config.yaml"
+        found = load_yaml(file)
+        for key, kind in CONFIG.items():
+            if not isinstance(found.get(key), kind) or (kind is list and not all(isinstance(f, str) for f in found[key])):
+                raise IntegrityError("the stored configuration is incomplete", where=file, found=f"{key}: {found.get(key)}"[:80],
+                                     expected="the file as segbench wrote it")
+        return found
 
     def write_config(self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]) -> None:
         """Write the experiment before training starts."""

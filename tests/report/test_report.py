@@ -1,12 +1,14 @@
 """The report: what it shows is what the runs hold, nothing in it runs or fetches, and a browser agrees."""
 
 import csv
+import html
 import html.parser
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from segbench.config import resolve, run_id
 from segbench.files import json_bytes
 from segbench.report import figures, overlay
 from segbench.report.commands import _labeled, command
+from segbench.report.cost import cost_of
 from segbench.report.gather import gather
 from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
@@ -146,6 +149,21 @@ def test_planes_go_through_the_target_and_differences_are_tinted():
     assert flat.axis is None and flat.of(truth[2]).shape == (10, 8)
 
 
+def test_a_report_never_fails_for_want_of_pictures(finished):
+    def broken(run):
+        raise ZeroDivisionError("a plug-in's")
+    assert "no pictures: ZeroDivisionError: a plug-in" in html.unescape(report(runs(finished), "A title", broken)[0])
+
+
+def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
+    own = next(r for r in runs(finished) if "/supervised/" in str(r.path))
+    shutil.copytree(own.path, own.path.with_name(f"imported-{own.path.name}"))
+    RunDir(own.path.with_name(f"imported-{own.path.name}")).write_json("import.json", {"verified": False})
+    found = {e.name: [m.run.reported for m in e.members] for e in gather(runs(finished)).sections[0].entries}
+    assert found["supervised"] == [False] * 3 and found["supervised (reported)"] == [True]
+    assert "5 runs" in finished.call("report", "--root", finished.folder / "out", "--no-images").stdout
+
+
 def test_flat_images_and_several_classes(lab):
     for dataset in ("tiny_flat", "tiny_classes"):
         execute(lab.prepared("supervised", dataset=dataset, steps=2), lab.machine())
@@ -256,13 +274,15 @@ def test_curves_for_tensorboard(finished):
     pytest.importorskip("tensorboard", reason="the extra tb is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     target = finished.folder / "tb"
+    run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
+    with (run.path / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "seconds": "x", "supervised": 0.5}\n{"step": 10, "supervised": 1e999}\n')
     for _ in range(2):  # a second export replaces the first
         done = finished.call("report", "--root", finished.folder / "out", "--tensorboard", target)
         assert done.returncode == 0, done.stderr
-    run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
     events = EventAccumulator(str(target.joinpath(*run.path.parts[-3:])))
     events.Reload()
-    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()][:-1]
     assert [(e.step, e.value) for e in events.Scalars("loss/supervised")] == [
         (line["step"], pytest.approx(line["supervised"])) for line in log]
     assert set(events.Tags()["scalars"]) == {"lr", "loss/supervised", "loss/consistency"}

@@ -124,6 +124,25 @@ def test_a_reported_run_does_not_decide_which_cases_there_are(study):
     assert (alone.cases, alone.unit) == (13, "vox")
 
 
+@pytest.mark.parametrize("change, codes", [
+    (lambda c: c.clear(), (8, 8, 8)), (lambda c: c.pop("experiment"), (8, 8, 8)),
+    (lambda c: c.update(science=[]), (8, 8, 8)),
+    (lambda c: c["experiment"].pop("protocol"), (8, 8, 0)), (lambda c: c["experiment"].update(new=1), (0, 8, 0)),
+    (lambda c: c["science"].update(method=["x"]), (0, 2, 8)), (lambda c: c.update(plugins=[3]), (8, 8, 8)),
+])
+def test_a_finished_run_with_a_broken_configuration(study, lab, change, codes):
+    study.methods(supervised=0.8)
+    run = next(all_runs(study.root))
+    config = dict(run.config())
+    change(config)
+    (run.path / "config.yaml").write_text(dump_yaml(config))
+    for command, code in zip((("runs", "show"), ("evaluate",), ("cite",)), codes, strict=True):
+        assert lab.call(*command, run.run_id).returncode == code, command
+    cited, told = lab.call("cite"), lab.call("report")
+    assert cited.returncode == told.returncode == 0 and "@software" in cited.stdout
+    assert ("left out" in cited.stderr) == (codes[2] == 8) and ("left out" in told.stderr) == (8 in (codes[0], codes[2]))
+
+
 @pytest.mark.parametrize("change, says", [
     (lambda r: r["metrics"][0]["columns"]["dice"].update(mean=0.99), "means of its cases"),
     (lambda r: r["metrics"][0]["columns"]["hd95_mm"].update(mean=None), "means of its cases"),
