@@ -71,7 +71,7 @@ def _tables(settings: Settings, found: list[Board], wide: bool, published: Publi
         literature = show_published(board.dataset, board.labeled) if published is not None and board.standard else ""
         click.echo(show(board, wide, published) + literature + "\n")
         if published is not None and not board.standard:
-            settings.say(f"no published numbers beside '{board.protocol}': another protocol, or a partial copy")
+            settings.say(f"no published numbers beside '{board.protocol}': another protocol or network, or a partial copy")
 
 
 def _members(dataset: str | None) -> set[str] | None:
@@ -123,8 +123,8 @@ def show_published(dataset: str, labeled: int) -> str:
              for r in rows]
     body = table(columns, cells, drop=("source", "by", "ASD vox", "Jaccard %", "HD95 vox", "checkpoint"))
     doubts = [f"! {r['method']} ({r['source']}): {r['doubt']}" for r in rows if r["doubt"]]
-    lines = ["published numbers are not ranked: HD95 pooled and ASD one-directional (MedPy), in voxels, each with its own "
-             "seeds, checkpoint rule and post-processing", *doubts]
+    lines = ["published numbers are not ranked: each has its own seeds, checkpoint rule and post-processing; "
+             f"{rows[0]['distances']}", *doubts]
     return "\n\n" + "\n".join([body, *(part for line in lines for part in _wrapped(line))])
 
 

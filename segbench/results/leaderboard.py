@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segbench import registry
-from segbench.config import load_yaml
+from segbench.config import load_protocol, load_yaml
 from segbench.errors import IntegrityError, SegbenchError
 from segbench.files import json_bytes
 from segbench.results import stats
@@ -245,7 +245,7 @@ def _board(key: Key, methods: Rows, sort: str,
                        if m["dataset"] == key.dataset) else "vox"
     partial = key.dataset in first["partial"]
     board = Board(key.dataset, key.labeled, first["train"][key.dataset], 0, key.backbone, key.protocol, mine[0]["policy"],
-                  unit, partial, not partial and key.draws == (0,) and _standard(key.dataset, first["protocol"]), [],
+                  unit, partial, not partial and key.draws == (0,) and _standard(key, first["protocol"]), [],
                   [_failure(run) for run, _ in failures], sort, key.draws)
     board.case_ids = list(dict.fromkeys(c["case"] for f in own for c in f.cases if c["dataset"] == key.dataset))
     board.cases = len(board.case_ids)
@@ -262,9 +262,11 @@ def _failure(run: RunDir) -> str:
     return f"{run.path.parts[-2]} {run.path.name}"
 
 
-def _standard(name: str, protocol: dict[str, Any]) -> bool:
+def _standard(key: Key, protocol: dict[str, Any]) -> bool:
+    """The data set's own protocol as it is, with the network that it names?"""
     try:
-        return not protocol["modified"] and protocol["name"] == registry.get("dataset", name).cls.protocol
+        name = registry.get("dataset", key.dataset).cls.protocol
+        return (protocol["name"], protocol["modified"], key.backbone) == (name, [], load_protocol(name).backbone.name)
     except SegbenchError:  # a plug-in that is not here now
         return False
 
@@ -358,16 +360,16 @@ def published(dataset: str, labeled: int) -> list[dict[str, Any]]:
     """The literature's numbers for a data set and labelled count under comparable protocols, with source and rule."""
     content = load_yaml(Path(str(resources.files("segbench.benchmarks") / "published" / "results.yaml")))
     doubts = {(d["source"], d["dataset"], d["labelled"], d["method"]): d["why"] for d in content.get("suspicious", [])}
-    comparable = content["comparable"].get(dataset)
+    comparable = content["comparable"].get(dataset, [None])  # elsewhere a row that names a protocol has other test cases
     rows = []
     for row in content["results"]:
         source = content["sources"][row["source"]]
         protocol = row.get("protocol", source.get(f"{dataset}_protocol"))
-        if (row["dataset"], row["labelled"]) == (dataset, labeled) and (comparable is None or protocol in comparable):
+        if (row["dataset"], row["labelled"]) == (dataset, labeled) and protocol in comparable:
             rows.append({"method": row["method"], **{k: row[k] for k in METRICS},
                          "selection": row.get("checkpoint", source.get("checkpoint", "not_stated")),
                          "relation": row["relation"], "source": row["source"], "work": source["work"],
-                         "url": source["url"], "protocol": protocol,
+                         "url": source["url"], "protocol": protocol, "distances": content["distances"],
                          "postprocessing": source.get("postprocessing", "not_stated"), "note": row.get("note"),
                          "doubt": doubts.get((row["source"], dataset, labeled, row["method"])),
                          "ours": content["ours"].get(row["method"])})

@@ -164,6 +164,15 @@ def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
     assert "5 runs" in finished.call("report", "--root", finished.folder / "out", "--no-images").stdout
 
 
+def test_doubtful_published_rows_and_their_distances_are_told(finished, monkeypatch):
+    from segbench.results.leaderboard import published
+    monkeypatch.setattr("segbench.results.leaderboard._standard", lambda *_: True)
+    monkeypatch.setattr("segbench.report.page.published", lambda dataset, labeled: published("la", 8))
+    text, _ = report(runs(finished), "A title", None)
+    assert '<td class="name">CVRL !</td>' in text and "! CVRL (fbanet_readme): Jaccard 78.53" in text
+    assert text.count(" !</td>") == text.count(">! ") == 4 and "HD95 pooled over both directions" in text
+
+
 def test_flat_images_and_several_classes(lab):
     for dataset in ("tiny_flat", "tiny_classes"):
         execute(lab.prepared("supervised", dataset=dataset, steps=2), lab.machine())

@@ -193,3 +193,10 @@ def test_a_test_that_contradicts_the_order_parts_nobody():
     places, (pair,) = stats.ranking([second, first])
     assert pair.a == "first" and pair.mean < 0 and pair.distinguishable
     assert [(p.name, p.rank, p.letters) for p in places] == [("first", 1, "a"), ("second", 1, "a")]
+
+
+def test_published_numbers_of_other_test_cases_or_another_network_do_not_stand_beside():
+    assert published("acdc", 7) and not [r for r in published("acdc", 7) if r["source"] == "unimatch_readme"]
+    key, protocol = Key("la", 8, (0,), "vnet", "", "", "", "", "fp32"), {"name": "la", "modified": []}
+    assert leaderboard._standard(key, protocol) and not leaderboard._standard(key._replace(backbone="unet3d"), protocol)
+    assert not leaderboard._standard(key, {**protocol, "modified": ["steps"]})
