@@ -149,6 +149,15 @@ def test_planes_go_through_the_target_and_differences_are_tinted():
     assert flat.axis is None and flat.of(truth[2]).shape == (10, 8)
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 1), (1, 12, 16), (16, 16)])
+def test_a_volume_of_one_slice_has_a_picture(shape):
+    label = np.zeros(shape, np.uint8)
+    label[tuple(slice(0, -(-n // 2)) for n in shape)] = 1
+    store = SimpleNamespace(image=lambda case: np.random.default_rng(0).random((1, *shape)), label=lambda case: label,
+                            cases={"a": SimpleNamespace(spacing=None)})
+    assert overlay.picture(store, "a", label[::-1]).startswith("data:image/png")
+
+
 def test_a_report_never_fails_for_want_of_pictures(finished):
     def broken(run):
         raise ZeroDivisionError("a plug-in's")
@@ -171,6 +180,16 @@ def test_doubtful_published_rows_and_their_distances_are_told(finished, monkeypa
     text, _ = report(runs(finished), "A title", None)
     assert '<td class="name">CVRL !</td>' in text and "! CVRL (fbanet_readme): Jaccard 78.53" in text
     assert text.count(" !</td>") == text.count(">! ") == 4 and "HD95 pooled over both directions" in text
+
+
+def test_cost_is_that_of_one_kind_of_device():
+    def cost(*manifests):
+        return cost_of([SimpleNamespace(manifest=m) for m in manifests])
+    gpu = {"gpu_seconds": 3600.0, "cpu_seconds": 9000.0, "seconds_per_step": 0.1}
+    cpu = {"gpu_seconds": 0.0, "cpu_seconds": 7200.0, "seconds_per_step": 9.0}
+    mixed, alone, strange = cost(gpu, cpu, gpu), cost(cpu), cost({"cpu_seconds": 10**400, "train_seconds": 3600})
+    assert (mixed.kind, mixed.hours, mixed.seconds_per_step) == ("GPU", 1.0, pytest.approx(0.1))
+    assert (alone.kind, alone.hours) == ("CPU", 2.0) and strange.hours == 1.0
 
 
 def test_flat_images_and_several_classes(lab):
@@ -378,3 +397,11 @@ def test_a_strange_file_in_the_place_of_a_run(tmp_path):
     ({"la": 4, "acdc": 3}, {"la": 80, "acdc": 70}, "5%"), ({"la": 8, "acdc": 3}, {"la": 80, "acdc": 70}, "")])
 def test_the_command_names_a_share_where_the_counts_differ(counts, train, says):
     assert _labeled(counts, train) == says
+
+
+def test_names_do_not_break_the_comments_of_a_command():
+    experiment = {"method": "m", "datasets": ["a\nb", "c"], "labeled": {"a\nb": 8, "c": 3}, "backbone": "v", "modified": [],
+                  "protocol": {"name": "p"}, "without": ["x\nrm y"]}
+    run = SimpleNamespace(config=lambda: {"experiment": experiment, "plugins": []})
+    line = command([SimpleNamespace(run=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}})])
+    assert line.count("  # ") == 2 and "\n" not in line.split("  # ", 1)[1]
