@@ -45,9 +45,9 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     if with_published and kind == "csv":
         raise UsageError("--published goes with every format but csv", found=kind)
     beside = published if with_published else None
-    members = _members(dataset)
+    wanted = members(dataset)
     found, warnings = boards(all_runs(settings.root), sort=sort, against=against)
-    found = [b for b in found if members is None or b.dataset in members]
+    found = [b for b in found if wanted is None or b.dataset in wanted]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     if settings.json:
@@ -74,7 +74,8 @@ def _tables(settings: Settings, found: list[Board], wide: bool, published: Publi
             settings.say(f"no published numbers beside '{board.protocol}': another protocol or network, or a partial copy")
 
 
-def _members(dataset: str | None) -> set[str] | None:
+def members(dataset: str | None) -> set[str] | None:
+    """The data sets that ``--dataset`` names: a group's, or the one; None if it is not given."""
     if dataset is None:
         return None
     from segbench import registry

@@ -200,3 +200,29 @@ def test_published_numbers_of_other_test_cases_or_another_network_do_not_stand_b
     key, protocol = Key("la", 8, (0,), "vnet", "", "", "", "", "fp32"), {"name": "la", "modified": []}
     assert leaderboard._standard(key, protocol) and not leaderboard._standard(key._replace(backbone="unet3d"), protocol)
     assert not leaderboard._standard(key, {**protocol, "modified": ["steps"]})
+
+
+def test_compare_takes_a_group_of_data_sets(study, lab, monkeypatch):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    monkeypatch.setattr(registry.get("dataset", "phantom").cls, "members", ("tiny",))
+    assert lab.call("compare", "supervised", "mean_teacher", "--dataset", "phantom").returncode == 0
+    assert lab.call("compare", "supervised", "mean_teacher", "--dataset", "la").returncode == 2
+
+
+def test_compare_refuses_what_is_the_same(study, lab):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    one, other = [f.result["run_id"] for f in tables(study)[0][0].runs[1]][:2]
+    assert lab.call("compare", one, other).returncode == lab.call("compare", one, "mean_teacher").returncode == 0
+    for names in ((one, one[:8]), (one, "supervised"), ("mean_teacher", other, "supervised")):
+        assert "part of the other" in lab.call("compare", *names).stderr, names
+    told = lab.call("compare", one[:8] + "f" * 8, "mean_teacher")
+    assert told.returncode == 2 and "nothing finished" in told.stderr
+
+
+def test_compare_over_draws_counts_draws(study, lab):
+    for draw in range(3):
+        for seed in range(2):
+            study.add("supervised", seed, [0.8 + 0.001 * seed + 0.01 * draw + 0.002 * i for i in range(12)], draw=draw)
+            study.add("dtc", seed, [0.82 + 0.003 * seed + 0.012 * draw + 0.002 * (i % 5) for i in range(12)], draw=draw)
+    pooled = lab.call("compare", "supervised", "dtc").stdout.split("draws 0, 1, 2")[1].split("labelled")[0]
+    assert "6 and 6 runs" in pooled and "draws a method" in pooled and "seeds" not in pooled
