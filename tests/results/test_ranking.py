@@ -202,6 +202,20 @@ def test_published_numbers_of_other_test_cases_or_another_network_do_not_stand_b
     assert not leaderboard._standard(key, {**protocol, "modified": ["steps"]})
 
 
+@pytest.mark.parametrize("sort", ["dice", "hd95", "asd"])
+def test_latex_tells_what_was_missed_and_why_a_row_has_no_rank(study, sort):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    assert " missed &" not in export.as_latex(tables(study)[0])
+    study.add("dtc", 0, [0.0, *[0.99] * 11])
+    lines = export.as_latex(tables(study, sort=sort)[0]).splitlines()
+    row = next(line for line in lines if line.startswith("--"))
+    assert " missed &" in lines[3] and "& 1 & 1 & 1 seed: not ranked" in row and "textbf" not in row
+    best = next(line for line in lines if "textbf" in line).split(" & ")
+    assert best[1] == r"mean\_teacher" and sum("textbf" in cell for line in lines for cell in line.split(" & ")) == 1
+    heads = lines[3].split(" & ")
+    assert heads[next(i for i, cell in enumerate(best) if "textbf" in cell)].lower().startswith(sort)
+
+
 def test_compare_takes_a_group_of_data_sets(study, lab, monkeypatch):
     study.methods(supervised=0.80, mean_teacher=0.90)
     monkeypatch.setattr(registry.get("dataset", "phantom").cls, "members", ("tiny",))
