@@ -176,7 +176,7 @@ def verify(settings: Settings, wanted: str) -> None:
     found = bundle.checked(run, settings.data_root)
     checks.append("predictions: they give the metrics of every case" if found["verified"]
                   else f"predictions: not checked, {found['why']}")
-    if run.origin is not None:
+    if run.origin is not None and found["verified"]:  # without predictions now, it stays what it was
         run.write_json("import.json", {**run.origin, **found})
     for line in checks:
         if not settings.json:
@@ -280,7 +280,8 @@ def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bo
         damaged = state != "done" and (run.path / "result.json").exists()  # it was finished once: not for us to remove
         parts = [] if damaged or not states.get(state) else [run.path] if state != "done" else [
             p for p in (run.path / "ckpt", run.path / "snapshots", run.path / PREDICTIONS) if p.exists()]
-        size = sum(f.stat().st_size for p in parts for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
+        size = sum(f.stat().st_size for p in parts if not p.is_symlink()
+                   for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
         if not parts:
             continue
         rows.append([run.run_id, "+".join(run.path.parts[-3:-1]), state, f"{size / 1e6:.1f}"])
@@ -288,7 +289,7 @@ def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bo
         if settings.yes:
             with lock(run.path / "lock"):
                 for part in parts:
-                    part.unlink() if part.is_file() else shutil.rmtree(part)
+                    part.unlink() if part.is_file() or part.is_symlink() else shutil.rmtree(part)
     settings.document = {"status": "ok", "removed": settings.yes, "bytes": freed, "runs": [r[0] for r in rows]}
     if not settings.json:
         if rows:

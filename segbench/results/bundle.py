@@ -74,8 +74,7 @@ def read_bundle(path: Path) -> dict[str, bytes]:
             raise IntegrityError(f"bundles of schema {index['schema']} need another segbench", where=path, expected=SCHEMA)
         if index["files"] != {name: _sha256(c) for name, c in contents.items()}:
             raise ValueError("digests that differ from those in bundle.json")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
-            RecursionError) as error:
+    except predictions.BROKEN as error:
         raise IntegrityError("this is not a whole bundle", where=path, found=error,
                              expected="a file written by: segbench runs export") from error
     return contents

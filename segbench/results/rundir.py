@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from segbench.files import atomic_write, json_bytes
 from segbench.results.cases import check_metrics, checked, read_cases
 
 SCHEMA = "segbench.run/1"
-
 CONFIG = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -78,6 +79,11 @@ class RunDir:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError("the result file cannot be read", where=file, found=error,
                                  fix="remove the run directory and run again") from error
+        try:
+            cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
+        except OSError as error:
+            raise IntegrityError("cases.csv cannot be read", where=self.path, found=error,
+                                 fix="remove the run directory and run again") from error
         if cases != result.get("cases_sha256"):
             raise IntegrityError("cases.csv was changed after the run", where=self.path / "cases.csv", found=cases[:16],
                                  expected=str(result.get("cases_sha256"))[:16])
@@ -91,11 +97,6 @@ class RunDir:
                 return "done"
         except IntegrityError:
             return "failed"
-        try:
-            cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
-        except OSError as error:
-            raise IntegrityError("cases.csv cannot be read", where=self.path, found=error,
-                                 fix="remove the run directory and run again") from error
         if (self.path / "failed.json").exists():
             return "failed"
         return "half-done" if any(self.path.glob("ckpt/*.st")) else "to do"
@@ -147,19 +148,6 @@ class RunDir:
         self.write_json("failed.json", {"stage": stage, **known, "traceback": traceback.format_exc()})
 
 
-def _other_schema(found: object, file: Path) -> IntegrityError:
-    """The error for a result of another version; results are never rewritten."""
-    newer = isinstance(found, str) and found.startswith("segbench.run/") and found.rpartition("/")[2].isdecimal()
-    newer = newer and int(str(found).rpartition("/")[2]) > int(SCHEMA.rpartition("/")[2])
-    return IntegrityError(f"results of schema {found} need {'a newer' if newer else 'another'} segbench", where=file,
-                          expected=SCHEMA, fix="pip install -U segbench" if newer else "run it again with this version")
-
-
-def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str) -> RunDir:
-    """``<root>/runs/<data sets>/<method>/<labelled>of<train>[-d<draw>]-s<seed>-<id8>``: readable first, identity last."""
-    counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
-    data, draw = "+".join(experiment.datasets), f"-d{experiment.draw}" if experiment.draw else ""
-    return RunDir(root / "runs" / data / experiment.method / f"{counts}{draw}-s{experiment.seed}-{run_id[:8]}")
 def read_object(file: Path) -> dict[str, Any]:
     """A JSON file that holds an object; empty if there is none or it cannot be read."""
     try:
@@ -174,6 +162,19 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and abs(value) < 1e300
 
 
+def _other_schema(found: object, file: Path) -> IntegrityError:
+    """The error for a result of another version; results are never rewritten."""
+    newer = isinstance(found, str) and found.startswith("segbench.run/") and found.rpartition("/")[2].isdecimal()
+    newer = newer and int(str(found).rpartition("/")[2]) > int(SCHEMA.rpartition("/")[2])
+    return IntegrityError(f"results of schema {found} need {'a newer' if newer else 'another'} segbench", where=file,
+                          expected=SCHEMA, fix="pip install -U segbench" if newer else "run it again with this version")
+
+
+def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str) -> RunDir:
+    """``<root>/runs/<data sets>/<method>/<labelled>of<train>[-d<draw>]-s<seed>-<id8>``: readable first, identity last."""
+    counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
+    data, draw = "+".join(experiment.datasets), f"-d{experiment.draw}" if experiment.draw else ""
+    return RunDir(root / "runs" / data / experiment.method / f"{counts}{draw}-s{experiment.seed}-{run_id[:8]}")
 
 
 def all_runs(root: Path) -> Iterator[RunDir]:
@@ -188,8 +189,8 @@ def find_run(root: Path, wanted: str) -> RunDir:
     Raises:
         UsageError: none or several fit.
     """
-    if (Path(wanted) / "config.yaml").is_file():
-        return RunDir(Path(wanted))
+    if wanted and (Path(wanted) / "config.yaml").is_file():
+        return RunDir(Path(os.path.abspath(wanted)))
     fits = [run for run in all_runs(root) if wanted and run.run_id.startswith(wanted[:8])
             and (len(wanted) <= 8 or str(run.config()["run_id"]).startswith(wanted))]
     if len(fits) == 1:
