@@ -52,8 +52,8 @@ class RunDir:
         found = load_yaml(file)
         for key, kind in CONFIG.items():
             if not isinstance(found.get(key), kind) or (kind is list and not all(isinstance(f, str) for f in found[key])):
-                raise IntegrityError("the stored configuration is incomplete", where=file, found=f"{key}: {found.get(key)}"[:80],
-                                     expected="the file as segbench wrote it")
+                raise IntegrityError("the stored configuration is incomplete", where=file,
+                                     found=f"{key}: {found.get(key)}"[:80], expected="the file as segbench wrote it")
         return found
 
     def write_config(self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]) -> None:
