@@ -24,6 +24,7 @@ from segbench.files import json_bytes
 from segbench.metrics.aggregate import DISTANCE, STATUSES, aggregate, case_value, diagonal, is_metric
 
 MAX_BYTES = 100_000_000
+MAX_DEPTH = 25  # a configuration has at most 20
 TOLERANCE = 1e-9
 Record = dict[str, Any]
 
@@ -109,12 +110,19 @@ def checked(result: Any, where: Path) -> dict[str, Any]:
         protocol = science["protocol"]
         fits &= all(m.policy == protocol["policy"] for m in model.metrics)
         fits &= (protocol["name"], protocol["version"]) == (model.protocol.name, model.protocol.version)
+        if _depth(result) > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise IntegrityError("the result file is incomplete", where=where, found=error) from error
     if not fits:
         raise IntegrityError("the result file contradicts itself: its identity is not that of its settings", where=where)
     defaults = {k: getattr(model, k) for k in ("partial", "precision", "selection", "changed_params", "without")}
     return {**defaults, **result}
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 def read_cases(content: bytes, where: Path) -> list[Record]:

@@ -53,6 +53,7 @@ def test_a_result_that_does_not_fit_together_is_refused(study, change, says):
 @pytest.mark.parametrize("change, says", [
     (lambda r: r["science"]["protocol"].pop("name"), "incomplete"),
     (lambda r: r["science"]["protocol"].update(version=7), "contradicts itself"),
+    (lambda r: r["science"]["protocol"].update(deep=json.loads(300 * "[" + 300 * "]")), "incomplete"),
     (lambda r: r["science"]["datasets"][0].update(name=["x"]), "incomplete"),
     (lambda r: r["metrics"][0].update(both_empty="reward"), "not of its schema"),
 ])
