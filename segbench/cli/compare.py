@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,14 +31,16 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
     \b
     segbench compare versemi bcp --dataset la --labeled 8
     """
+    from segbench.cli.leaderboard import members
     from segbench.results.leaderboard import boards
     from segbench.results.rundir import all_runs
 
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError("name two different methods or runs, or more", found=" ".join(names) or None,
                          fix="segbench compare A B")
-    found, warnings = boards(all_runs(settings.root), dataset)
-    found = [b for b in found if labeled in (None, b.labeled)]
+    wanted = members(dataset)
+    found, warnings = boards(all_runs(settings.root))
+    found = [b for b in found if labeled in (None, b.labeled) and (wanted is None or b.dataset in wanted)]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     known = {r.method for b in found for r in b.rows} | {i for b in found for r in b.rows for i in r.runs}
@@ -49,6 +52,8 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
     if not shared:
         raise UsageError("the results of these are in no common table: other data, labelled cases, backbone or protocol",
                          found=", ".join(names), fix="segbench leaderboard")
+    for board in shared:
+        _check_apart(board, names)
     documents = [_table(settings, board, names, all_cases) for board in shared]
     settings.document = {"schema": "segbench.compare/1", "status": "ok", "tables": documents}
 
@@ -57,12 +62,21 @@ def _index(board: Board, name: str) -> list[tuple[int, int | None]]:
     """Row, and run of the row where one run is named."""
     exact = [(i, None) for i, r in enumerate(board.rows) if r.method == name]
     loose = [(i, None) for i, r in enumerate(board.rows) if r.method.split("[")[0].split(" ")[0] == name]
-    single = [(i, j) for i, r in enumerate(board.rows) for j, run in enumerate(r.runs) if run.startswith(name[:8])]
+    single = [(i, j) for i, runs in enumerate(board.runs) for j, f in enumerate(runs)
+              if f.result["run_id"].startswith(name)]
     found = exact or loose or (single if len(name) >= 4 else [])
     if len(found) > 1:
         raise UsageError(f"'{name}' fits several rows of {board.title}", expected="one of " + ", ".join(
             board.rows[i].method for i, _ in found), fix="give the whole name, in quotes, or a run's id")
     return list(found)
+
+
+def _check_apart(board: Board, names: tuple[str, ...]) -> None:
+    """A run is compared neither with itself nor with the mean that it is part of."""
+    for (a, (first,)), (b, (second,)) in combinations([(n, _index(board, n)) for n in names], 2):
+        if first[0] == second[0] and (first[1] == second[1] or None in (first[1], second[1])):
+            raise UsageError(f"'{a}' and '{b}' are the same, or one is part of the other", where=board.title,
+                             expected="two methods, or two runs")
 
 
 def _scores(board: Board, name: str, metric: str) -> Scores:
@@ -91,12 +105,13 @@ def _table(settings: Settings, board: Board, names: tuple[str, ...], all_cases: 
 
 def _show(board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int], all_cases: bool) -> None:
     a, b = seeds[dice.a], seeds[dice.b]
-    _say(f"{dice.a} minus {dice.b}: {len(dice.by_case) - dice.left_out} cases paired, {a} and {b} "
-         f"seed{'s' if max(a, b) > 1 else ''}" + (f", {dice.left_out} cases not defined" if dice.left_out else ""))
+    kind = "runs" if len(board.draws) > 1 else f"seed{'s' if max(a, b) > 1 else ''}"
+    _say(f"{dice.a} minus {dice.b}: {len(dice.by_case) - dice.left_out} cases paired, {a} and {b} {kind}"
+         + (f", {dice.left_out} cases not defined" if dice.left_out else ""))
     for title, d, unit, digits in (("Dice", dice, "", 1), ("HD95", hd95, f" {board.unit}", 2)):
         _say(f"  {title}  {d.mean:+.{digits}f}{unit} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]  p {_p(d.p_holm)}  "
              f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})")
-    _say(f"  {_verdict(dice, min(a, b))}")
+    _say(f"  {_verdict(dice, min(a, b), 'draws' if len(board.draws) > 1 else 'seeds')}")
     ordered = sorted((float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v)
     best, worst = ordered[::-1], ordered
     if not all_cases:
@@ -106,15 +121,15 @@ def _show(board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int
          + (", ".join(f"{c} {v:+.1f}" for v, c in best if all_cases or v > 0) or "none"))
 
 
-def _verdict(d: Difference, seeds: int) -> str:
+def _verdict(d: Difference, seeds: int, unit: str) -> str:
     if d.p != d.p:
         return "one case: nothing can be tested"
     if seeds < 2:
         return "one seed: the p value may hold for these trainings only; three seeds are needed (--seeds 0-2)"
     verdict = "distinguishable" if d.distinguishable else "not distinguishable"
     if d.seeds_needed is None:
-        return f"{verdict} at 5 %; no number of seeds would show a difference of {abs(d.mean):.1f} on so few cases"
-    return (f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} seeds a method "
+        return f"{verdict} at 5 %; no number of {unit} would show a difference of {abs(d.mean):.1f} on so few cases"
+    return (f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} {unit} a method "
             "(power 80 %)")
 
 

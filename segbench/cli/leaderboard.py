@@ -45,9 +45,9 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     if with_published and kind == "csv":
         raise UsageError("--published goes with every format but csv", found=kind)
     beside = published if with_published else None
-    members = _members(dataset)
+    wanted = members(dataset)
     found, warnings = boards(all_runs(settings.root), sort=sort, against=against)
-    found = [b for b in found if members is None or b.dataset in members]
+    found = [b for b in found if wanted is None or b.dataset in wanted]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     if settings.json:
@@ -71,10 +71,11 @@ def _tables(settings: Settings, found: list[Board], wide: bool, published: Publi
         literature = show_published(board.dataset, board.labeled) if published is not None and board.standard else ""
         click.echo(show(board, wide, published) + literature + "\n")
         if published is not None and not board.standard:
-            settings.say(f"no published numbers beside '{board.protocol}': another protocol, or a partial copy")
+            settings.say(f"no published numbers beside '{board.protocol}': another protocol or network, or a partial copy")
 
 
-def _members(dataset: str | None) -> set[str] | None:
+def members(dataset: str | None) -> set[str] | None:
+    """The data sets that ``--dataset`` names: a group's, or the one; None if it is not given."""
     if dataset is None:
         return None
     from segbench import registry
@@ -123,8 +124,8 @@ def show_published(dataset: str, labeled: int) -> str:
              for r in rows]
     body = table(columns, cells, drop=("source", "by", "ASD vox", "Jaccard %", "HD95 vox", "checkpoint"))
     doubts = [f"! {r['method']} ({r['source']}): {r['doubt']}" for r in rows if r["doubt"]]
-    lines = ["published numbers are not ranked: HD95 pooled and ASD one-directional (MedPy), in voxels, each with its own "
-             "seeds, checkpoint rule and post-processing", *doubts]
+    lines = ["published numbers are not ranked: each has its own seeds, checkpoint rule and post-processing; "
+             f"{rows[0]['distances']}", *doubts]
     return "\n\n" + "\n".join([body, *(part for line in lines for part in _wrapped(line))])
 
 

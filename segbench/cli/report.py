@@ -48,7 +48,7 @@ def report(settings: Settings, wanted: tuple[str, ...], out: Path | None, title:
     content = write(settings, machine, runs, file, title or f"segbench {name}", not no_images)
     for warning in content.warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
-    count = len({m.run.run_id for s in content.sections for e in s.entries for m in e.members})  # a joint run is in several
+    count = len({m.run.path for s in content.sections for e in s.entries for m in e.members})  # a joint run is in several
     settings.document = {"schema": "segbench.report/1", "status": "ok", "file": str(file), "runs": count,
                          "tables": len(content.sections), "warnings": content.warnings, "failures": content.failures}
     if not settings.json:

@@ -272,6 +272,8 @@ def _finished(folder: Any) -> bool:
 
 def restore(folder: Any, machine: Machine) -> Prepared:
     """A stored run, checked to be the same experiment still."""
+    from pydantic import ValidationError
+
     from segbench import registry
     from segbench.config import Experiment
     from segbench.training.run import prepare
@@ -280,7 +282,13 @@ def restore(folder: Any, machine: Machine) -> Prepared:
     for file in stored["plugins"]:
         registry.add_file(file)
     machine.plugins = list(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
-    run = prepare(Experiment(**stored["experiment"]), machine)
+    try:
+        experiment = Experiment(**stored["experiment"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise IntegrityError("the stored experiment is not one of this segbench", where=folder.path / "config.yaml",
+                             found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    run = prepare(experiment, machine)
     if run.run_id != stored["run_id"]:
         changed = ", ".join(sorted(k for k in run.science if run.science[k] != stored["science"].get(k))) or "?"
         raise UsageError("the run cannot go on: what decides its numbers has changed since it began", where=folder.path,

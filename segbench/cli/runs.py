@@ -73,25 +73,20 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
 def show(settings: Settings, wanted: str) -> None:
     """Show a run: what it was, what it gave, where it ran, why it failed."""
     from segbench.cli.run import lines
-    from segbench.results.rundir import find_run
+    from segbench.results.rundir import find_run, read_object
     run = find_run(settings.root, wanted)
     facts, experiment, manifest = _facts(run), run.config()["experiment"], run.manifest()
-    failed = _json(run.path / "failed.json")
-    settings.document = {"schema": "segbench.runs/1", "status": "ok", **facts, "experiment": experiment, "failed": failed,
-                         "manifest": manifest, "result": run.result() if facts["state"] == "done" else None}
+    failed = read_object(run.path / "failed.json")
+    settings.document = {"schema": "segbench.runs/1", "status": "ok", **facts, "experiment": experiment,
+                         "failed": failed or None, "manifest": manifest,
+                         "result": run.result() if facts["state"] == "done" else None}
     if settings.json:
         return
-    protocol = experiment["protocol"]
-    modified = f" (modified: {', '.join(experiment['modified'])})" if experiment["modified"] else ""
-    told = {"folder": run.path, "state": facts["state"], "numbers": facts["origin"],
-            "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labelled, "
-                    f"seed {experiment['seed']}",
-            "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
-                        f"{experiment['precision']}",
-            "parameters": ", ".join(f"{k} {v}" for k, v in experiment["params"].items()) or "none",
-            "machine": ", ".join(str(manifest[k]) for k in ("device", "torch", "platform") if k in manifest) or None,
-            "seconds": manifest.get("train_seconds"), "problem": facts.get("problem"),
-            "failure": failed.get("what") if failed else None, "why not": (run.origin or {}).get("why") or None}
+    try:
+        told = _told(run, facts, experiment, manifest, failed)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError("the stored configuration is incomplete", where=run.path / "config.yaml",
+                             found=error) from error
     for key, value in told.items():
         if value is not None:
             click.echo(f"{key:<11} {safe(value)}")
@@ -100,12 +95,20 @@ def show(settings: Settings, wanted: str) -> None:
             click.echo(line)
 
 
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+def _told(run: RunDir, facts: dict[str, Any], experiment: dict[str, Any], manifest: dict[str, Any],
+          failed: dict[str, Any]) -> dict[str, Any]:
+    """What ``show`` tells of a run before its results."""
+    protocol = experiment["protocol"]
+    modified = f" (modified: {', '.join(experiment['modified'])})" if experiment["modified"] else ""
+    return {"folder": run.path, "state": facts["state"], "numbers": facts["origin"],
+            "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labelled, "
+                    f"seed {experiment['seed']}",
+            "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
+                        f"{experiment['precision']}",
+            "parameters": ", ".join(f"{k} {v}" for k, v in experiment["params"].items()) or "none",
+            "machine": ", ".join(str(manifest[k]) for k in ("device", "torch", "platform") if k in manifest) or None,
+            "seconds": manifest.get("train_seconds"), "problem": facts.get("problem"),
+            "failure": failed.get("what"), "why not": (run.origin or {}).get("why") or None}
 
 
 @runs.command()
@@ -140,7 +143,7 @@ def _log(run: RunDir) -> list[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:  # the last line may be torn
+        except (ValueError, RecursionError):  # the last line may be torn
             continue
         entries += [entry] if isinstance(entry, dict) else []
     return entries
@@ -173,7 +176,7 @@ def verify(settings: Settings, wanted: str) -> None:
     found = bundle.checked(run, settings.data_root)
     checks.append("predictions: they give the metrics of every case" if found["verified"]
                   else f"predictions: not checked, {found['why']}")
-    if run.origin is not None:
+    if run.origin is not None and found["verified"]:  # without predictions now, it stays what it was
         run.write_json("import.json", {**run.origin, **found})
     for line in checks:
         if not settings.json:
@@ -274,10 +277,11 @@ def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bo
     rows, freed = [], 0
     for run in ([find_run(settings.root, w) for w in wanted] if wanted else list(all_runs(settings.root))):
         state = run.state
-        damaged = state == "failed" and (run.path / "result.json").exists()  # it was finished once: not for us to remove
+        damaged = state != "done" and (run.path / "result.json").exists()  # it was finished once: not for us to remove
         parts = [] if damaged or not states.get(state) else [run.path] if state != "done" else [
             p for p in (run.path / "ckpt", run.path / "snapshots", run.path / PREDICTIONS) if p.exists()]
-        size = sum(f.stat().st_size for p in parts for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
+        size = sum(f.stat().st_size for p in parts if not p.is_symlink()
+                   for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
         if not parts:
             continue
         rows.append([run.run_id, "+".join(run.path.parts[-3:-1]), state, f"{size / 1e6:.1f}"])
@@ -285,7 +289,7 @@ def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bo
         if settings.yes:
             with lock(run.path / "lock"):
                 for part in parts:
-                    part.unlink() if part.is_file() else shutil.rmtree(part)
+                    part.unlink() if part.is_file() or part.is_symlink() else shutil.rmtree(part)
     settings.document = {"status": "ok", "removed": settings.yes, "bytes": freed, "runs": [r[0] for r in rows]}
     if not settings.json:
         if rows:

@@ -11,6 +11,7 @@ from segbench.config import protocol_names
 from segbench.config.experiment import labeled_count
 from segbench.config.schema import flatten
 from segbench.report.gather import Member
+from segbench.text import safe
 
 
 def command(members: Sequence[Member]) -> str:
@@ -35,9 +36,9 @@ def command(members: Sequence[Member]) -> str:
         words += ["--plugin", Path(file).name]
     line = shlex.join(map(str, words))
     if not labeled:
-        line += f"  # labelled: {', '.join(f'{n} of {d}' for d, n in e['labeled'].items())}"
+        line += f"  # labelled: {safe(', '.join(f'{n} of {d}' for d, n in e['labeled'].items()))}"
     if e["without"]:
-        line += f"  # without {', '.join(e['without'])}: segbench ablate {shlex.quote(e['method'])}"
+        line += f"  # without {safe(', '.join(e['without']))}: segbench ablate {shlex.quote(e['method'])}"
     return line
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from segbench.errors import IntegrityError
+from segbench.errors import SegbenchError
+from segbench.results.cite import plugins
 from segbench.results.leaderboard import Board, Row, boards
-from segbench.results.rundir import RunDir
+from segbench.results.rundir import RunDir, is_number
 
 # What a result file that was written by hand can raise while it is read.
-FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError)
+FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError)
 
 
 class _Science(BaseModel):
@@ -29,6 +30,18 @@ class _Result(BaseModel):
     test_evaluations: int
     weights_sha256: str
     science: _Science
+
+
+class _Experiment(BaseModel):
+    """What the page takes from a configuration."""
+
+    method: str
+    datasets: list[str]
+    labeled: dict[str, int]
+    backbone: str
+    protocol: dict[str, Any]
+    modified: list[str]
+    without: list[str] = []
 
 
 @dataclass
@@ -59,7 +72,7 @@ class Member:
         """What ``segbench leak`` recorded; empty if it was not run, or if that is not what stands there."""
         found = self.run.leak()
         keys = ("last", "validation_best", "test_best", "gap", "test_evaluations")
-        return found if isinstance(found, dict) and all(isinstance(found.get(k), (int, float)) for k in keys) else {}
+        return found if all(is_number(found.get(k)) for k in keys) else {}
 
 
 @dataclass
@@ -116,34 +129,36 @@ def read_log(run: RunDir) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # the last line may be torn
+        except (ValueError, RecursionError):  # the last line may be torn
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and abs(record["step"]) < 2**63:
             lines.append(record)
     return lines
 
 
 def gather(runs: Iterable[RunDir]) -> Content:
     """Sections of all finished runs that can be believed; the others are named in the warnings."""
-    members: dict[str, Member] = {}
-    failed, failures, warnings = [], [], []
+    finished, failed, failures, warnings = [], [], [], []
     for run in runs:
         name = "/".join(run.path.parts[-3:])
         try:
             result = run.result()
             if result is not None:
                 _Result.model_validate(result)
-                members[run.run_id] = Member(run, result, run.cases())
+                _Experiment.model_validate(run.config()["experiment"])
+                plugins(run)
+                finished.append(run)
             elif (run.path / "failed.json").exists():
                 failed.append(run)
                 failures.append(f"{name}: {_reason(run)}")
-        except IntegrityError as error:
+        except SegbenchError as error:
             warnings.append(f"{name}: {error.what}; left out")
         except FORGED as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.append(f"{name}: not a result of segbench ({reason}); left out")
-    tables, more = boards([*(m.run for m in members.values()), *failed])
-    sections = [Section(board, [Entry(row, [members[i] for i in row.runs]) for row in board.rows]) for board in tables]
+    tables, more = boards([*finished, *failed])
+    sections = [Section(board, [Entry(row, [Member(f.run, f.result, f.cases) for f in runs])
+                                for row, runs in zip(board.rows, board.runs, strict=True)]) for board in tables]
     return Content(sections, failures, warnings + more)
 
 

@@ -85,7 +85,7 @@ def picture(store: Store, case: str, label: np.ndarray) -> str:
             for mask, colour, dashes in ((truth, TRUTH, "solid"), (label, PREDICTION, (0, (3, 1.5)))):
                 for value in np.unique(mask)[1:] if mask.any() else ():
                     inside = plane.of(mask) == value
-                    if inside.any() and not inside.all():
+                    if inside.any() and not inside.all() and min(inside.shape) > 1:
                         axes.contour(inside, [0.5], colors=colour, linewidths=1.1, linestyles=[dashes])
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=DPI)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from segbench.errors import PluginError
 from segbench.report.gather import read_log
-from segbench.results.rundir import RunDir
+from segbench.results.rundir import RunDir, is_number
 
 
 def export(runs: Iterable[RunDir], folder: Path) -> int:
@@ -30,9 +30,10 @@ def export(runs: Iterable[RunDir], folder: Path) -> int:
             old.unlink()
         with SummaryWriter(str(place)) as writer:
             for line in log:
+                seconds = line.get("seconds")
                 for key, value in line.items():
-                    if isinstance(value, (int, float)) and key not in ("step", "seconds"):
+                    if is_number(value) and key not in ("step", "seconds"):
                         tag = key if key == "lr" else f"loss/{key}"
-                        writer.add_scalar(tag, value, line["step"], walltime=line.get("seconds"))
+                        writer.add_scalar(tag, value, line["step"], walltime=seconds if is_number(seconds) else None)
         count += 1
     return count

@@ -41,3 +41,5 @@ def _pictures(member: Member, dataset: str, restore: Restore, device: str) -> li
         return list(pictures(member, restore(member.run), dataset, device_of(device)))
     except SegbenchError as error:
         return error.what
+    except Exception as error:  # of a plug-in, or of data and files that are not what they were
+        return f"{type(error).__name__}: {error}"

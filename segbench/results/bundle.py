@@ -35,12 +35,13 @@ def export(run: RunDir, out: Path, with_predictions: bool = True) -> list[str]:
     Raises:
         IntegrityError: the run is not finished, or its results are not what was written.
     """
+    from segbench.results.leaderboard import plain
     run.cases()
     contents = {name: (run.path / name).read_bytes() for name in FILES
                 if (run.path / name).is_file() and (with_predictions or name != PREDICTIONS)}
     # Where things lie on this machine is nobody's business.
     contents["config.yaml"] = dump_yaml({**run.config(), "plugins": []}).encode()
-    contents["manifest.json"] = json_bytes({k: v for k, v in run.manifest().items() if k != "argv"})
+    contents["manifest.json"] = json_bytes(plain({k: v for k, v in run.manifest().items() if k != "argv"}))
     index = {"schema": SCHEMA, "segbench": __version__, "files": {name: _sha256(c) for name, c in contents.items()}}
 
     def write(file: Any) -> None:
@@ -73,8 +74,7 @@ def read_bundle(path: Path) -> dict[str, bytes]:
             raise IntegrityError(f"bundles of schema {index['schema']} need another segbench", where=path, expected=SCHEMA)
         if index["files"] != {name: _sha256(c) for name, c in contents.items()}:
             raise ValueError("digests that differ from those in bundle.json")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile,
-            RecursionError) as error:
+    except predictions.BROKEN as error:
         raise IntegrityError("this is not a whole bundle", where=path, found=error,
                              expected="a file written by: segbench runs export") from error
     return contents

@@ -13,7 +13,7 @@ import io
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,6 +24,7 @@ from segbench.files import json_bytes
 from segbench.metrics.aggregate import DISTANCE, STATUSES, aggregate, case_value, diagonal, is_metric
 
 MAX_BYTES = 100_000_000
+MAX_DEPTH = 25  # a configuration has at most 20
 TOLERANCE = 1e-9
 Record = dict[str, Any]
 
@@ -55,6 +56,7 @@ class _Column(_Part):
 class _Metrics(_Part):
     dataset: str
     policy: str
+    both_empty: Literal["exclude"] = "exclude"  # another rule would be another Dice
     counts: dict[str, int]
     columns: dict[str, _Column]
 
@@ -95,22 +97,32 @@ def checked(result: Any, where: Path) -> dict[str, Any]:
         first = error.errors(include_url=False)[0]
         raise IntegrityError("the result file is not of its schema", where=where, found=str(first["input"])[:80],
                              expected=f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    science, data = result["science"], {d.get("name"): d for d in model.science.datasets}
-    told = (model.method, model.backbone, model.seed, model.precision, list(data), model.protocol_sha256, model.run_id)
+    science = result["science"]
     try:
+        data = {d.get("name"): d for d in model.science.datasets}
+        told = (model.method, model.backbone, model.seed, model.precision, list(data), model.protocol_sha256, model.run_id)
         true = (science["method"], science["backbone"], science["seed"], science["precision"], model.datasets,
                 hashlib.sha256(json_bytes(science["protocol"])).hexdigest(), run_id(science))
         fits = told == true and all(
             (data[n]["labeled"], data[n]["fingerprint"], data[n]["split"])
             == (result["labeled"][n], result["fingerprints"][n], result["splits"][n]) and n in result["train"]
             and any(m.dataset == n for m in model.metrics) for n in model.datasets)
-        fits &= all(m.policy == science["protocol"]["policy"] for m in model.metrics)
-    except (KeyError, ValueError, TypeError) as error:
+        protocol = science["protocol"]
+        fits &= all(m.policy == protocol["policy"] for m in model.metrics)
+        fits &= (protocol["name"], protocol["version"]) == (model.protocol.name, model.protocol.version)
+        if _depth(result) > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise IntegrityError("the result file is incomplete", where=where, found=error) from error
     if not fits:
         raise IntegrityError("the result file contradicts itself: its identity is not that of its settings", where=where)
     defaults = {k: getattr(model, k) for k in ("partial", "precision", "selection", "changed_params", "without")}
     return {**defaults, **result}
+
+
+def _depth(value: Any) -> int:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, parts), default=0)
 
 
 def read_cases(content: bytes, where: Path) -> list[Record]:
@@ -155,6 +167,9 @@ def _check(r: Record) -> None:
         raise ValueError(f"{what}: shape {shape} with {pred} and {ref} voxels")
     if status != STATUSES[(pred == 0) + 2 * (ref == 0)]:
         raise ValueError(f"{what}: status {status} with {pred} and {ref} voxels")
+    lacking = {f"{m}_{u}" for m in ("hd95", "asd") for u in ("vox", *(("mm",) if r["spacing"] else ()))} - set(r)
+    if lacking:
+        raise ValueError(f"{what}: no column {', '.join(sorted(lacking))}")
     for name, value in r.items():
         if is_metric(name) and value is not None:
             limit = diagonal(r, name) * (1 + TOLERANCE) if DISTANCE.fullmatch(name) else 1
@@ -174,13 +189,13 @@ def check_metrics(result: dict[str, Any], records: Sequence[Record], where: Path
     for stored in result["metrics"]:
         mine = [r for r in records if (r["dataset"], r["class"]) == (stored["dataset"], stored.get("class"))]
         try:
-            true = aggregate(mine, policy=stored["policy"], both_empty=stored.get("both_empty", "exclude")).to_dict()
+            true = aggregate(mine, policy=stored["policy"]).to_dict()
         except ValueError as error:
             raise IntegrityError("the result does not fit its case table", where=where, found=error) from error
-        means = {name: (stored["columns"].get(name, {}).get("mean"), column["mean"])
-                 for name, column in true["columns"].items()}
-        wrong = [name for name, (told, mean) in means.items()
-                 if (told is None) != (mean is None) or (told is not None and abs(told - mean) > TOLERANCE * max(1, mean))]
+        means = {name: (stored["columns"].get(name, {}).get("mean"), true["columns"].get(name, {}).get("mean"))
+                 for name in {**true["columns"], **stored["columns"]}}
+        wrong = [name for name, (told, mean) in means.items() if (name in stored["columns"]) != (name in true["columns"])
+                 or (told is None) != (mean is None) or (told is not None and abs(told - mean) > TOLERANCE * max(1, mean))]
         if wrong or stored["counts"] != true["counts"]:
             raise IntegrityError("the result does not hold the means of its cases", where=where,
                                  found=f"{wrong[0]} {means[wrong[0]][0]}" if wrong else stored["counts"],
@@ -195,6 +210,6 @@ def by_case(records: Sequence[Record], dataset: str, metric: str, policy: str) -
     values: dict[str, list[float]] = {}
     for r in records:
         if r["dataset"] == dataset:
-            value = case_value(r, metric, policy)
+            value = case_value(r, metric, policy) if metric in r else None
             values.setdefault(r["case"], []).extend([] if value is None else [value])
     return {case: float(np.mean(v)) if v else float("nan") for case, v in values.items()}

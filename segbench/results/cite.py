@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from segbench import __version__, registry
-from segbench.errors import SegbenchError
+from segbench.errors import IntegrityError, SegbenchError
 from segbench.results.rundir import RunDir
 from segbench.text import safe
 
@@ -23,13 +23,27 @@ SELF = {"title": "{segbench}: honest benchmarks for semi-supervised medical imag
         "author": "{The segbench developers}", "version": __version__}
 
 
+def plugins(run: RunDir) -> list[tuple[str, str]]:
+    """Kind and name of the plug-ins that a run used.
+
+    Raises:
+        IntegrityError: its configuration does not tell.
+    """
+    science = run.config()["science"]
+    try:
+        found = [("method", science["method"]), ("backbone", science["backbone"]),
+                 *(("dataset", d["name"]) for d in science["datasets"])]
+        if all(isinstance(name, str) for _, name in found):
+            return found
+    except (KeyError, TypeError):
+        pass
+    raise IntegrityError("the stored configuration is incomplete", where=run.path / "config.yaml", found="science",
+                         expected="names of method, backbone and data sets")
+
+
 def bibtex(runs: Iterable[RunDir]) -> str:
     """Entries of the methods, backbones and data sets of the runs, and of segbench."""
-    used: dict[tuple[str, str], None] = {}
-    for run in runs:
-        science = run.config()["science"]
-        used[("method", science["method"])] = used[("backbone", science["backbone"])] = None
-        used |= {("dataset", d["name"]): None for d in science["datasets"]}
+    used = {plugin for run in runs for plugin in plugins(run)}
     entries = [_entry("software", "segbench", SELF)]
     for kind, name in sorted(used, key=lambda u: (("method", "backbone", "dataset").index(u[0]), u[1])):
         entries.append(_plugin(kind, name))

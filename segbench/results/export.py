@@ -164,19 +164,19 @@ def _md(text: str) -> str:
 
 
 def as_latex(boards: Sequence[Board], published: Published | None = None) -> str:
-    """booktabs tables; in bold the best Dice and what is not distinguishable from it."""
+    """booktabs tables; in bold what has the first rank, in the metric that ranks."""
     parts = []
     for b in boards:
-        cols = [c for c in columns(b, published=published) if c.title not in ("", "missed", "failed", "h", "min")]
-        best = max((r.dice for r in b.rows), default=0.0)
-        ranked = b.sort == "dice" and any(r.rank for r in b.rows)
+        left_out = {"failed", "h", "min"} | (set() if any(r.missed for r in b.rows) else {"missed"})
+        cols = [c for c in columns(b, published=published) if c.title not in left_out]
+        bold = {"dice": "Dice %", "jaccard": "Jaccard %"}.get(b.sort, f"{b.sort.upper()} {b.unit}")
         lines = [f"% {_tex(b.title)}", rf"\begin{{tabular}}{{{''.join('l' if c.align == '<' else 'r' for c in cols)}}}",
                  r"\toprule", " & ".join(_tex(c.title).capitalize() if c.title == "method" else _tex(c.title) for c in cols)
                  + r" \\", r"\midrule"]
         for r in b.rows:
             texts = {c.title: _tex(c.cell(r)) for c in cols}
-            if r.rank == 1 if ranked else r.dice == best:
-                texts["Dice %"] = rf"\textbf{{{texts['Dice %']}}}"
+            if r.rank == 1:
+                texts[bold] = rf"\textbf{{{texts[bold]}}}"
             lines.append(" & ".join(texts.values()) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}",
                                 *(f"% {_tex(line)}" for line in footer(b, published))]))

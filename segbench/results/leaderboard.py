@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from segbench import registry
-from segbench.config import load_yaml
+from segbench.config import load_protocol, load_yaml
 from segbench.errors import IntegrityError, SegbenchError
 from segbench.files import json_bytes
 from segbench.results import stats
 from segbench.results.cases import by_case
-from segbench.results.rundir import RunDir
+from segbench.results.rundir import RunDir, is_number
 from segbench.results.stats import Difference, Scores
 
 RANKED_SEEDS = 3  # fewer are shown, not ranked
@@ -91,6 +91,7 @@ class Board:
     apart: str = ""  # why this is not one table with the one before
     case_ids: list[str] = field(default_factory=list)
     scores: dict[str, list[Scores]] = field(default_factory=dict)  # by metric; (seeds, cases) of each row, in its order
+    runs: list[list[Finished]] = field(default_factory=list)  # of each row, in its order
     pairs: list[Difference] = field(default_factory=list)  # of the ranked rows, in the sorted metric
 
     @property
@@ -169,12 +170,13 @@ def _sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key,
                 failures += [(run, key, _variant(science)) for key, science in _failed(run)]
                 continue
             finished = Finished(result, run, run.cases())
-        except SegbenchError as error:
-            warnings.append(f"{run.path}: {error.what}; left out")
+            keys = [_key(name, result["science"], result["protocol"]["modified"]) for name in result["datasets"]]
+            row = _label(result, run), _variant(result["science"])
+        except (SegbenchError, RecursionError) as error:
+            warnings.append(f"{run.path}: {getattr(error, 'what', error)}; left out")
             continue
-        for name in result["datasets"]:
-            rows = groups.setdefault(_key(name, result["science"], result["protocol"]["modified"]), {})
-            mine = rows.setdefault((_label(result, run), _variant(result["science"])), [])
+        for key in keys:
+            mine = groups.setdefault(key, {}).setdefault(row, [])
             if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
                 mine.append(finished)
     return groups, failures, warnings
@@ -235,21 +237,23 @@ def _board(key: Key, methods: Rows, sort: str,
     labels = [label for label, _ in methods]
     named = {(label + (f" @{variant}" if labels.count(label) > 1 else ""), variant): sorted(
         runs, key=lambda f: (_draw(f), f.result["seed"])) for (label, variant), runs in methods.items()}
-    first = next(iter(named.values()))[0].result
+    everything = [f for runs in named.values() for f in runs]
+    own = [f for f in everything if not f.run.reported] or everything  # what is only reported decides nothing for others
+    first = own[0].result
     mine = [m for m in first["metrics"] if m["dataset"] == key.dataset]
-    unit = "mm" if all("hd95_mm" in m["columns"] for runs in named.values() for f in runs for m in f.result["metrics"]
+    unit = "mm" if all("hd95_mm" in m["columns"] for f in own for m in f.result["metrics"]
                        if m["dataset"] == key.dataset) else "vox"
     partial = key.dataset in first["partial"]
     board = Board(key.dataset, key.labeled, first["train"][key.dataset], 0, key.backbone, key.protocol, mine[0]["policy"],
-                  unit, partial, not partial and key.draws == (0,) and _standard(key.dataset, first["protocol"]), [],
+                  unit, partial, not partial and key.draws == (0,) and _standard(key, first["protocol"]), [],
                   [_failure(run) for run, _ in failures], sort, key.draws)
-    board.case_ids = list(dict.fromkeys(c["case"] for runs in named.values() for f in runs for c in f.cases
-                                        if c["dataset"] == key.dataset))
+    board.case_ids = list(dict.fromkeys(c["case"] for f in own for c in f.cases if c["dataset"] == key.dataset))
     board.cases = len(board.case_ids)
     rows = [_row(label, board, runs, [v for _, v in failures].count(variant))
             for (label, variant), runs in named.items()]
     order = _rank(rows, board)
     board.rows = [rows[i] for i in order]
+    board.runs = [list(named.values())[i] for i in order]
     board.scores = {m: [scores[i] for i in order] for m, scores in board.scores.items()}
     return board
 
@@ -258,9 +262,11 @@ def _failure(run: RunDir) -> str:
     return f"{run.path.parts[-2]} {run.path.name}"
 
 
-def _standard(name: str, protocol: dict[str, Any]) -> bool:
+def _standard(key: Key, protocol: dict[str, Any]) -> bool:
+    """The data set's own protocol as it is, with the network that it names?"""
     try:
-        return not protocol["modified"] and protocol["name"] == registry.get("dataset", name).cls.protocol
+        name = registry.get("dataset", key.dataset).cls.protocol
+        return (protocol["name"], protocol["modified"], key.backbone) == (name, [], load_protocol(name).backbone.name)
     except SegbenchError:  # a plug-in that is not here now
         return False
 
@@ -281,7 +287,7 @@ def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
         classes = [m for m in f.result["metrics"] if m["dataset"] == board.dataset]
         missed += sum(m["counts"]["empty_prediction"] for m in classes)
         for metric, values in per_seed.items():
-            means = [m["columns"][_column(metric, board.unit)]["mean"] for m in classes]
+            means = [m["columns"].get(_column(metric, board.unit), {}).get("mean") for m in classes]
             defined = [_scale(metric) * v for v in means if v is not None]
             values.append(fmean(defined) if defined else nan)
     for metric in METRICS:
@@ -293,7 +299,8 @@ def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
             found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
             intervals[metric] = (found.low, found.high)
     mean = {metric: fmean(values) for metric, values in per_seed.items()}
-    hours = fmean(f.run.manifest().get("train_seconds", nan) / 3600 for f in runs)
+    seconds = [f.run.manifest().get("train_seconds") for f in runs]
+    hours = fmean(s / 3600 if is_number(s) else nan for s in seconds)
     seeds = len({(_draw(f), f.result["seed"]) for f in runs})
     return Row(label, mean["dice"], stdev(per_seed["dice"]) if len(runs) > 1 else nan, mean["jaccard"], mean["hd95"],
                mean["asd"], missed, seeds, hours, note=_why_not(board, runs, seeds), failed=failed, intervals=intervals,
@@ -353,16 +360,16 @@ def published(dataset: str, labeled: int) -> list[dict[str, Any]]:
     """The literature's numbers for a data set and labelled count under comparable protocols, with source and rule."""
     content = load_yaml(Path(str(resources.files("segbench.benchmarks") / "published" / "results.yaml")))
     doubts = {(d["source"], d["dataset"], d["labelled"], d["method"]): d["why"] for d in content.get("suspicious", [])}
-    comparable = content["comparable"].get(dataset)
+    comparable = content["comparable"].get(dataset, [None])  # elsewhere a row that names a protocol has other test cases
     rows = []
     for row in content["results"]:
         source = content["sources"][row["source"]]
         protocol = row.get("protocol", source.get(f"{dataset}_protocol"))
-        if (row["dataset"], row["labelled"]) == (dataset, labeled) and (comparable is None or protocol in comparable):
+        if (row["dataset"], row["labelled"]) == (dataset, labeled) and protocol in comparable:
             rows.append({"method": row["method"], **{k: row[k] for k in METRICS},
                          "selection": row.get("checkpoint", source.get("checkpoint", "not_stated")),
                          "relation": row["relation"], "source": row["source"], "work": source["work"],
-                         "url": source["url"], "protocol": protocol,
+                         "url": source["url"], "protocol": protocol, "distances": content["distances"],
                          "postprocessing": source.get("postprocessing", "not_stated"), "note": row.get("note"),
                          "doubt": doubts.get((row["source"], dataset, labeled, row["method"])),
                          "ours": content["ours"].get(row["method"])})

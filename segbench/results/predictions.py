@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import lzma
 import re
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,10 @@ from segbench.errors import IntegrityError
 
 DATE = (1980, 1, 1, 0, 0, 0)  # the same labels give the same file
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:]{0,99}/[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.npy")
+
+# What reading a damaged or forged archive, or the header of an array in it, can raise.
+BROKEN = (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError,
+          zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 class Keep(Protocol):
@@ -48,7 +55,7 @@ def read(path: Path, wanted: Iterable[tuple[str, str, tuple[int, ...]]]) -> Iter
             for dataset, case, shape in wanted:
                 with archive.open(_name(dataset, case)) as file:
                     yield _array(file, shape)
-    except (KeyError, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+    except BROKEN as error:
         raise IntegrityError("the predictions cannot be read", where=path, found=error) from error
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from segbench.config import Experiment, dump_yaml, load_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
@@ -26,6 +27,7 @@ from segbench.files import atomic_write, json_bytes
 from segbench.results.cases import check_metrics, checked, read_cases
 
 SCHEMA = "segbench.run/1"
+CONFIG = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,19 @@ class RunDir:
         return self.path.name.rsplit("-", 1)[-1]
 
     def config(self) -> dict[str, Any]:
-        """The stored experiment: keys ``run_id``, ``experiment``, ``science``, ``plugins``."""
-        return load_yaml(self.path / "config.yaml")
+        """The stored experiment: keys ``run_id``, ``experiment``, ``science``, ``plugins``.
+
+        Raises:
+            UsageError: it cannot be read.
+            IntegrityError: a key is missing or of another type.
+        """
+        file = self.path / "config.yaml"
+        found = load_yaml(file)
+        for key, kind in CONFIG.items():
+            if not isinstance(found.get(key), kind) or (kind is list and not all(isinstance(f, str) for f in found[key])):
+                raise IntegrityError("the stored configuration is incomplete", where=file,
+                                     found=f"{key}: {found.get(key)}"[:80], expected="the file as segbench wrote it")
+        return found
 
     def write_config(self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]) -> None:
         """Write the experiment before training starts."""
@@ -61,11 +74,15 @@ class RunDir:
             result = json.loads(file.read_bytes())
             if result["schema"] != SCHEMA:
                 raise _other_schema(result["schema"], file)
-            cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError("the result file cannot be read", where=file, found=error,
+                                 fix="remove the run directory and run again") from error
+        try:
+            cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
+        except OSError as error:
+            raise IntegrityError("cases.csv cannot be read", where=self.path, found=error,
                                  fix="remove the run directory and run again") from error
         if cases != result.get("cases_sha256"):
             raise IntegrityError("cases.csv was changed after the run", where=self.path / "cases.csv", found=cases[:16],
@@ -105,7 +122,7 @@ class RunDir:
             return dict(json.loads(file.read_bytes()))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             return {"verified": False, "why": "import.json cannot be read"}
 
     @property
@@ -115,17 +132,11 @@ class RunDir:
 
     def manifest(self) -> dict[str, Any]:
         """Times and environment; empty if there are none yet."""
-        try:
-            return json.loads((self.path / "manifest.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
+        return read_object(self.path / "manifest.json")
 
     def leak(self) -> dict[str, Any]:
         """What ``segbench leak`` recorded of this run; empty if nothing."""
-        try:
-            return json.loads((self.path / "leak.json").read_bytes())
-        except (OSError, ValueError):
-            return {}
+        return read_object(self.path / "leak.json")
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the JSON files, atomically."""
@@ -135,6 +146,20 @@ class RunDir:
         """Record why the run failed; a later success removes it."""
         known = error.to_dict() if isinstance(error, SegbenchError) else {"kind": type(error).__name__, "what": str(error)}
         self.write_json("failed.json", {"stage": stage, **known, "traceback": traceback.format_exc()})
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; empty if there is none or it cannot be read."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Is it a finite number that a float can hold?"""
+    return isinstance(value, (int, float)) and abs(value) < 1e300
 
 
 def _other_schema(found: object, file: Path) -> IntegrityError:
@@ -164,8 +189,8 @@ def find_run(root: Path, wanted: str) -> RunDir:
     Raises:
         UsageError: none or several fit.
     """
-    if (Path(wanted) / "config.yaml").is_file():
-        return RunDir(Path(wanted))
+    if wanted and (Path(wanted) / "config.yaml").is_file():
+        return RunDir(Path(os.path.abspath(wanted)))
     fits = [run for run in all_runs(root) if wanted and run.run_id.startswith(wanted[:8])
             and (len(wanted) <= 8 or str(run.config()["run_id"]).startswith(wanted))]
     if len(fits) == 1:

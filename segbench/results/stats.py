@@ -175,7 +175,8 @@ def ranking(scores: Sequence[Scores], higher: bool = True, limits: tuple[float, 
     estimates = {s.name: estimate(s, limits) for s in scores}
     ordered = sorted(scores, key=lambda s: (-1 if higher else 1) * estimates[s.name].mean)
     differences = pairwise(ordered, higher)
-    apart = {frozenset((d.a, d.b)) for d in differences if d.distinguishable}
+    # Cases that one lacks count in its own mean, not in the pair: a test that says the contrary of the order parts nobody.
+    apart = {frozenset((d.a, d.b)) for d in differences if d.distinguishable and (d.mean > 0) == higher}
     names = [s.name for s in ordered]
     ranks: list[int] = []
     for position, name in enumerate(names, 1):

@@ -69,6 +69,11 @@ def test_failed_runs_are_listed_and_pruned(lab, trained):
     (folder / "failed.json").write_text("{}")
     listed = json.loads(lab.call("runs", "ls", "--state", "failed", "--json").stdout)["runs"]
     assert len(listed) == 1 and listed[0]["run_id"] == folder.name[-8:]
+    elsewhere = folder.rename(lab.folder / folder.name)
+    folder.symlink_to(elsewhere)
+    assert lab.call("runs", "prune", "--failed", "--yes").returncode == 0
+    assert elsewhere.exists(), "a link goes, not what it leads to"
+    elsewhere.rename(folder)
     assert lab.call("runs", "prune", "--failed", "--yes").returncode == 0
     assert not folder.exists() and len(json.loads(lab.call("runs", "ls", "--json").stdout)["runs"]) == 2
 

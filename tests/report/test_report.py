@@ -1,12 +1,14 @@
 """The report: what it shows is what the runs hold, nothing in it runs or fetches, and a browser agrees."""
 
 import csv
+import html
 import html.parser
 import json
 import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from segbench.config import resolve, run_id
 from segbench.files import json_bytes
 from segbench.report import figures, overlay
 from segbench.report.commands import _labeled, command
+from segbench.report.cost import cost_of
 from segbench.report.gather import gather
 from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
@@ -146,6 +149,49 @@ def test_planes_go_through_the_target_and_differences_are_tinted():
     assert flat.axis is None and flat.of(truth[2]).shape == (10, 8)
 
 
+@pytest.mark.parametrize("shape", [(16, 16, 1), (1, 12, 16), (16, 16)])
+def test_a_volume_of_one_slice_has_a_picture(shape):
+    label = np.zeros(shape, np.uint8)
+    label[tuple(slice(0, -(-n // 2)) for n in shape)] = 1
+    store = SimpleNamespace(image=lambda case: np.random.default_rng(0).random((1, *shape)), label=lambda case: label,
+                            cases={"a": SimpleNamespace(spacing=None)})
+    assert overlay.picture(store, "a", label[::-1]).startswith("data:image/png")
+
+
+def test_a_report_never_fails_for_want_of_pictures(finished):
+    def broken(run):
+        raise ZeroDivisionError("a plug-in's")
+    assert "no pictures: ZeroDivisionError: a plug-in" in html.unescape(report(runs(finished), "A title", broken)[0])
+
+
+def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
+    own = next(r for r in runs(finished) if "/supervised/" in str(r.path))
+    shutil.copytree(own.path, own.path.with_name(f"imported-{own.path.name}"))
+    RunDir(own.path.with_name(f"imported-{own.path.name}")).write_json("import.json", {"verified": False})
+    found = {e.name: [m.run.reported for m in e.members] for e in gather(runs(finished)).sections[0].entries}
+    assert found["supervised"] == [False] * 3 and found["supervised (reported)"] == [True]
+    assert "5 runs" in finished.call("report", "--root", finished.folder / "out", "--no-images").stdout
+
+
+def test_doubtful_published_rows_and_their_distances_are_told(finished, monkeypatch):
+    from segbench.results.leaderboard import published
+    monkeypatch.setattr("segbench.results.leaderboard._standard", lambda *_: True)
+    monkeypatch.setattr("segbench.report.page.published", lambda dataset, labeled: published("la", 8))
+    text, _ = report(runs(finished), "A title", None)
+    assert '<td class="name">CVRL !</td>' in text and "! CVRL (fbanet_readme): Jaccard 78.53" in text
+    assert text.count(" !</td>") == text.count(">! ") == 4 and "HD95 pooled over both directions" in text
+
+
+def test_cost_is_that_of_one_kind_of_device():
+    def cost(*manifests):
+        return cost_of([SimpleNamespace(manifest=m) for m in manifests])
+    gpu = {"gpu_seconds": 3600.0, "cpu_seconds": 9000.0, "seconds_per_step": 0.1}
+    cpu = {"gpu_seconds": 0.0, "cpu_seconds": 7200.0, "seconds_per_step": 9.0}
+    mixed, alone, strange = cost(gpu, cpu, gpu), cost(cpu), cost({"cpu_seconds": 10**400, "train_seconds": 3600})
+    assert (mixed.kind, mixed.hours, mixed.seconds_per_step) == ("GPU", 1.0, pytest.approx(0.1))
+    assert (alone.kind, alone.hours) == ("CPU", 2.0) and strange.hours == 1.0
+
+
 def test_flat_images_and_several_classes(lab):
     for dataset in ("tiny_flat", "tiny_classes"):
         execute(lab.prepared("supervised", dataset=dataset, steps=2), lab.machine())
@@ -256,13 +302,15 @@ def test_curves_for_tensorboard(finished):
     pytest.importorskip("tensorboard", reason="the extra tb is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     target = finished.folder / "tb"
+    run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
+    with (run.path / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "seconds": "x", "supervised": 0.5}\n{"step": 10, "supervised": 1e999}\n')
     for _ in range(2):  # a second export replaces the first
         done = finished.call("report", "--root", finished.folder / "out", "--tensorboard", target)
         assert done.returncode == 0, done.stderr
-    run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
     events = EventAccumulator(str(target.joinpath(*run.path.parts[-3:])))
     events.Reload()
-    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()][:-1]
     assert [(e.step, e.value) for e in events.Scalars("loss/supervised")] == [
         (line["step"], pytest.approx(line["supervised"])) for line in log]
     assert set(events.Tags()["scalars"]) == {"lr", "loss/supervised", "loss/consistency"}
@@ -349,3 +397,11 @@ def test_a_strange_file_in_the_place_of_a_run(tmp_path):
     ({"la": 4, "acdc": 3}, {"la": 80, "acdc": 70}, "5%"), ({"la": 8, "acdc": 3}, {"la": 80, "acdc": 70}, "")])
 def test_the_command_names_a_share_where_the_counts_differ(counts, train, says):
     assert _labeled(counts, train) == says
+
+
+def test_names_do_not_break_the_comments_of_a_command():
+    experiment = {"method": "m", "datasets": ["a\nb", "c"], "labeled": {"a\nb": 8, "c": 3}, "backbone": "v", "modified": [],
+                  "protocol": {"name": "p"}, "without": ["x\nrm y"]}
+    run = SimpleNamespace(config=lambda: {"experiment": experiment, "plugins": []})
+    line = command([SimpleNamespace(run=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}})])
+    assert line.count("  # ") == 2 and "\n" not in line.split("  # ", 1)[1]

@@ -75,6 +75,14 @@ def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, m
     assert verified.returncode == 0 and "they give the metrics" in verified.stdout and not run.reported
 
 
+def test_a_verified_run_stays_so_when_its_predictions_were_pruned(study, store, lab):
+    bundle.export(scored(study, store), lab.folder / "a.zip")
+    run, _ = bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
+    (run.path / bundle.PREDICTIONS).unlink()
+    told = lab.call("--root", "theirs", "--data-root", "data", "runs", "verify", run.run_id)
+    assert told.returncode == 0 and "not checked" in told.stdout and not run.reported
+
+
 def test_other_data_cannot_verify(study, store, lab):
     run = scored(study, store)
     other = study.add("supervised", 1, [0.8, 0.9], cases=list(store.test))
@@ -123,6 +131,12 @@ def archive_of(**members):
     return file.getvalue()
 
 
+def scrambled(archive):
+    """The same with a first member that does not inflate."""
+    start = 30 + int.from_bytes(archive[26:28], "little") + int.from_bytes(archive[28:30], "little")
+    return archive[:start] + b"\xff" * 8 + archive[start + 8:]
+
+
 @pytest.mark.parametrize("changes", [
     {"../evil.py": b"x"}, {"/etc/evil": b"x"}, {"evil.py": b"x"}, {"ckpt/last.json": b"x"}, {"result.json": None},
     {"result.json": b"{}"}, {"result.json": b"["}, {"config.yaml": b"a: &x [*x]"}, {"config.yaml": b"!!python/object:x {}"},
@@ -133,7 +147,10 @@ def archive_of(**members):
     {"predictions.zip": archive_of(**{"tiny/case6.npy": npy(np.zeros((20, 20, 19), np.uint8), (20, 20, 20))})},
     {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x93NUMPY\x01\x00"})},
     {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x80\x04N."})},
-], ids=range(20))
+    *({"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x93NUMPY\x01\x00" + len(h).to_bytes(2, "little") + h})}
+      for h in (b"{'descr': (", b"  x\n y", b"(" * 3000)),
+    {"predictions.zip": scrambled(archive_of(**{"tiny/case6.npy": bytes(range(256)) * 40}))},
+], ids=range(24))
 def test_a_forged_bundle_leaves_nothing_behind(study, store, lab, changes):
     path = lab.folder / "a.zip"
     bundle.export(scored(study, store), path)
@@ -151,6 +168,10 @@ def test_digests_in_a_bundle_must_fit(study, store, lab):
     with zipfile.ZipFile(path) as archive:
         index = archive.read("bundle.json")
     rewritten(path, **{"log.jsonl": b"{}\n", "bundle.json": index})
+    with pytest.raises(IntegrityError, match="not a whole bundle"):
+        bundle.read_bundle(path)
+    bundle.export(next(all_runs(study.root)), path)
+    path.write_bytes(scrambled(path.read_bytes()))
     with pytest.raises(IntegrityError, match="not a whole bundle"):
         bundle.read_bundle(path)
     path.write_bytes(path.read_bytes()[:500])

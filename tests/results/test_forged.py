@@ -1,5 +1,6 @@
 """Result files that lie, and names that attack whoever shows them."""
 
+import hashlib
 import json
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from segbench.config import dump_yaml
 from segbench.config.identity import run_id
 from segbench.errors import IntegrityError
+from segbench.files import json_bytes
 from segbench.results import export
 from segbench.results.leaderboard import boards
 from segbench.results.rundir import all_runs
@@ -48,13 +50,98 @@ def test_a_result_that_does_not_fit_together_is_refused(study, change, says):
     assert found == [] and len(warnings) == 1
 
 
-def test_a_finished_run_that_was_changed_is_not_pruned(study):
+@pytest.mark.parametrize("change, says", [
+    (lambda r: r["science"]["protocol"].pop("name"), "incomplete"),
+    (lambda r: r["science"]["protocol"].update(version=7), "contradicts itself"),
+    (lambda r: r["science"]["protocol"].update(deep=json.loads(300 * "[" + 300 * "]")), "incomplete"),
+    (lambda r: r["science"]["datasets"][0].update(name=["x"]), "incomplete"),
+    (lambda r: r["metrics"][0].update(both_empty="reward"), "not of its schema"),
+])
+def test_an_identity_that_was_forged_along_does_not_help(study, lab, change, says):
+    def forge(result):
+        change(result)
+        result["protocol_sha256"] = hashlib.sha256(json_bytes(result["science"]["protocol"])).hexdigest()
+        result["run_id"] = run_id(result["science"])
+    run = edited(study.add("supervised", 0, [0.8, 0.9]), forge)
+    with pytest.raises(IntegrityError, match=says):
+        run.result()
+    for command in (("leaderboard",), ("runs", "ls"), ("runs", "show", run.run_id), ("report", "--no-images")):
+        assert lab.call(*command).returncode == 0, command
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "leak.json", "failed.json", "log.jsonl"])
+@pytest.mark.parametrize("content", ["[]", '{"train_seconds": "x", "last": 1e999, "step": 0}', '{"train_seconds": null}',
+                                     '{"train_seconds": 1' + 400 * "0" + "}", "[" * 100_000])
+def test_a_strange_file_beside_the_result_stops_no_command(study, lab, name, content):
+    study.methods(supervised=0.8)
+    run = next(all_runs(study.root))
+    (run.path / name).write_text(content)
+    for command in (("leaderboard",), ("report", "--no-images"), ("runs", "show", run.run_id), ("runs", "tail", run.run_id),
+                    ("runs", "export", run.run_id, "--no-predictions", "--yes")):
+        result = lab.call(*command)
+        assert result.returncode == 0, (command, result.stderr)
+    assert len(boards(all_runs(study.root))[0][0].rows) == 1
+
+
+@pytest.mark.parametrize("metric", ["asd_mm", "hd95_vox"])
+def test_a_case_table_without_a_metric_is_refused(study, metric):
+    run = edited(study.add("supervised", 0, [0.8]), lambda r: r["metrics"][0]["columns"].pop(metric))
+    study.rewrite(run, (run.path / "cases.csv").read_text().replace(metric, "note"))
+    with pytest.raises(IntegrityError, match="not one that segbench writes"):
+        run.cases()
+
+
+def test_columns_that_the_case_table_does_not_have_are_refused(study):
+    run = edited(study.add("supervised", 0, [0.8]), lambda r: r["metrics"][0]["columns"].update(hd_mm={"mean": None}))
+    with pytest.raises(IntegrityError, match="means of its cases"):
+        run.cases()
+
+
+@pytest.mark.parametrize("damage", [lambda f: f.write_bytes(f.read_bytes() + b"\r\n"), lambda f: f.unlink()])
+def test_a_finished_run_that_was_changed_is_not_pruned(study, damage):
     from segbench.cli.main import run as program
     run = study.add("supervised", 0, [0.8, 0.9])
-    (run.path / "cases.csv").write_bytes((run.path / "cases.csv").read_bytes() + b"\r\n")
-    assert run.state == "failed"
-    assert program(["--root", str(study.root), "runs", "prune", "--failed", "--yes"]) == 0
+    (run.path / "ckpt").mkdir()
+    (run.path / "ckpt/last.st").touch()
+    damage(run.path / "cases.csv")
+    assert run.state == "failed" and len(boards([run])[1]) == 1
+    assert program(["--root", str(study.root), "runs", "prune", "--failed", "--half-done", "--yes"]) == 0
     assert (run.path / "result.json").exists()
+
+
+def test_a_reported_run_does_not_decide_which_cases_there_are(study):
+    def forge(result):
+        result["train"]["tiny"] = 99
+        for name in ("hd95_mm", "asd_mm", "assd_mm"):
+            del result["metrics"][0]["columns"][name]
+    study.methods(supervised=0.8)
+    run = study.add("bcp", 0, [0.9] * 13, change=forge)
+    study.rewrite(run, (run.path / "cases.csv").read_text().replace("1.0x1.0x1.0", ""))  # no size of a voxel, no mm
+    run.write_json("import.json", {"verified": False})
+    (board,), warnings = boards(all_runs(study.root))
+    assert not warnings and (board.cases, board.train, board.unit, board.rows[0].rank) == (12, 6, "mm", 1)
+    assert "not verified" in board.rows[1].note and board.rows[1].hd95 != board.rows[1].hd95
+    (alone,), _ = boards([run])
+    assert (alone.cases, alone.unit) == (13, "vox")
+
+
+@pytest.mark.parametrize("change, codes", [
+    (lambda c: c.clear(), (8, 8, 8)), (lambda c: c.pop("experiment"), (8, 8, 8)),
+    (lambda c: c.update(science=[]), (8, 8, 8)),
+    (lambda c: c["experiment"].pop("protocol"), (8, 8, 0)), (lambda c: c["experiment"].update(new=1), (0, 8, 0)),
+    (lambda c: c["science"].update(method=["x"]), (0, 2, 8)), (lambda c: c.update(plugins=[3]), (8, 8, 8)),
+])
+def test_a_finished_run_with_a_broken_configuration(study, lab, change, codes):
+    study.methods(supervised=0.8)
+    run = next(all_runs(study.root))
+    config = dict(run.config())
+    change(config)
+    (run.path / "config.yaml").write_text(dump_yaml(config))
+    for command, code in zip((("runs", "show"), ("evaluate",), ("cite",)), codes, strict=True):
+        assert lab.call(*command, run.run_id).returncode == code, command
+    cited, told = lab.call("cite"), lab.call("report")
+    assert cited.returncode == told.returncode == 0 and "@software" in cited.stdout
+    assert ("left out" in cited.stderr) == (codes[2] == 8) and ("left out" in told.stderr) == (8 in (codes[0], codes[2]))
 
 
 @pytest.mark.parametrize("change, says", [

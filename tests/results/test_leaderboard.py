@@ -124,10 +124,13 @@ def test_export_escapes(finished):
     assert r"\&\%" in export.as_latex(found)
 
 
-def test_runs_are_found_by_the_start_of_their_id(finished):
+def test_runs_are_found_by_the_start_of_their_id(finished, monkeypatch):
     run = next(all_runs(finished.folder / "out"))
     assert find_run(finished.folder / "out", run.run_id[:6]).path == run.path
     assert find_run(finished.folder / "out", str(run.path)).path == run.path
+    monkeypatch.chdir(run.path / "ckpt")
+    assert find_run(finished.folder / "out", "..").path == run.path
+    assert finished.call("runs", "show", run.path.relative_to(finished.folder)).returncode == 0
     with pytest.raises(UsageError, match="no run"):
         find_run(finished.folder / "out", "zzzz")
 

@@ -3,13 +3,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from segbench import registry
 from segbench.cli.leaderboard import show, show_published
 from segbench.config import resolve
-from segbench.results import export
-from segbench.results.leaderboard import boards, published
+from segbench.results import export, leaderboard, stats
+from segbench.results.leaderboard import Key, boards, published
 from segbench.results.rundir import all_runs
+from segbench.results.stats import Scores
 
 
 def tables(study, **options):
@@ -179,3 +182,61 @@ def test_labelled_draws_have_tables_of_their_own_and_one_together(study):
     assert together.pairs[0].distinguishable, "what a draw does to both methods cancels"
     assert "labelled draws" in found[2].apart and export.as_json(found, None)["boards"][1]["draw"] is None
     assert "0+1+2" in export.as_csv(found)
+
+
+def test_a_test_that_contradicts_the_order_parts_nobody():
+    """Where one of two methods is not defined in easy cases, the pair may say the contrary of the means."""
+    rng, nothing = np.random.default_rng(0), np.full((3, 10), np.nan)
+    hard = 50 + rng.normal(0, 0.1, (3, 10))
+    first = Scores("first", np.hstack([hard, np.full((3, 10), 90.0)]))
+    second = Scores("second", np.hstack([hard + 5, nothing]))
+    places, (pair,) = stats.ranking([second, first])
+    assert pair.a == "first" and pair.mean < 0 and pair.distinguishable
+    assert [(p.name, p.rank, p.letters) for p in places] == [("first", 1, "a"), ("second", 1, "a")]
+
+
+def test_published_numbers_of_other_test_cases_or_another_network_do_not_stand_beside():
+    assert published("acdc", 7) and not [r for r in published("acdc", 7) if r["source"] == "unimatch_readme"]
+    key, protocol = Key("la", 8, (0,), "vnet", "", "", "", "", "fp32"), {"name": "la", "modified": []}
+    assert leaderboard._standard(key, protocol) and not leaderboard._standard(key._replace(backbone="unet3d"), protocol)
+    assert not leaderboard._standard(key, {**protocol, "modified": ["steps"]})
+
+
+@pytest.mark.parametrize("sort", ["dice", "hd95", "asd"])
+def test_latex_tells_what_was_missed_and_why_a_row_has_no_rank(study, sort):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    assert " missed &" not in export.as_latex(tables(study)[0])
+    study.add("dtc", 0, [0.0, *[0.99] * 11])
+    lines = export.as_latex(tables(study, sort=sort)[0]).splitlines()
+    row = next(line for line in lines if line.startswith("--"))
+    assert " missed &" in lines[3] and "& 1 & 1 & 1 seed: not ranked" in row and "textbf" not in row
+    best = next(line for line in lines if "textbf" in line).split(" & ")
+    assert best[1] == r"mean\_teacher" and sum("textbf" in cell for line in lines for cell in line.split(" & ")) == 1
+    heads = lines[3].split(" & ")
+    assert heads[next(i for i, cell in enumerate(best) if "textbf" in cell)].lower().startswith(sort)
+
+
+def test_compare_takes_a_group_of_data_sets(study, lab, monkeypatch):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    monkeypatch.setattr(registry.get("dataset", "phantom").cls, "members", ("tiny",))
+    assert lab.call("compare", "supervised", "mean_teacher", "--dataset", "phantom").returncode == 0
+    assert lab.call("compare", "supervised", "mean_teacher", "--dataset", "la").returncode == 2
+
+
+def test_compare_refuses_what_is_the_same(study, lab):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    one, other = [f.result["run_id"] for f in tables(study)[0][0].runs[1]][:2]
+    assert lab.call("compare", one, other).returncode == lab.call("compare", one, "mean_teacher").returncode == 0
+    for names in ((one, one[:8]), (one, "supervised"), ("mean_teacher", other, "supervised")):
+        assert "part of the other" in lab.call("compare", *names).stderr, names
+    told = lab.call("compare", one[:8] + "f" * 8, "mean_teacher")
+    assert told.returncode == 2 and "nothing finished" in told.stderr
+
+
+def test_compare_over_draws_counts_draws(study, lab):
+    for draw in range(3):
+        for seed in range(2):
+            study.add("supervised", seed, [0.8 + 0.001 * seed + 0.01 * draw + 0.002 * i for i in range(12)], draw=draw)
+            study.add("dtc", seed, [0.82 + 0.003 * seed + 0.012 * draw + 0.002 * (i % 5) for i in range(12)], draw=draw)
+    pooled = lab.call("compare", "supervised", "dtc").stdout.split("draws 0, 1, 2")[1].split("labelled")[0]
+    assert "6 and 6 runs" in pooled and "draws a method" in pooled and "seeds" not in pooled

@@ -1,12 +1,15 @@
 """Cost: what is counted, that counting changes nothing, and that stops lose nothing of it."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from segbench.contracts.backbone import Backbone
 from segbench.errors import Interrupted
 from segbench.training import checkpoint
-from segbench.training.cost import Cost
+from segbench.training.cost import Cost, _energy
 from segbench.training.run import execute
 
 CPU = torch.device("cpu")
@@ -90,3 +93,22 @@ def test_what_an_old_checkpoint_does_not_know_stays_unknown():
     cost = Cost(CPU)
     cost.restore(None)
     assert cost.to_dict()["cpu_seconds"] is None and cost.to_dict()["peak_memory_bytes"] > 0
+
+
+def test_energy_is_read_from_nvml_in_joules_by_uuid(monkeypatch):
+    class NVMLError(Exception):
+        pass
+
+    def total(handle):
+        if handle != "handle of GPU-1234":
+            raise NVMLError
+        return 2500  # mJ
+    nvml = SimpleNamespace(NVMLError=NVMLError, nvmlInit=lambda: None, nvmlDeviceGetTotalEnergyConsumption=total,
+                           nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    gpu = torch.device("cuda", 0)
+    for uuid, joules in (("1234", 2.5), ("5678", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, uuid=uuid: SimpleNamespace(uuid=uuid))
+        assert _energy(gpu) == joules
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
+    assert _energy(gpu) is None and _energy(CPU) is None
