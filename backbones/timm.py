@@ -1,8 +1,8 @@
 """Encoders of timm (Wightman: PyTorch Image Models, github.com/huggingface/pytorch-image-models, Apache-2.0).
 
-``timm:NAME`` is any model of timm's list that offers ``features_only`` for images of any size: a convolution at full resolution of ours, then
-timm's maps, then a decoder of ours. In two dimensions the maps are timm's own. In three a volume passes as a stack of
-slices along its last axis:
+``timm:NAME`` is any model of timm's list that offers ``features_only`` for images of any size: a convolution at full
+resolution of ours, then timm's maps, then a decoder of ours. In two dimensions the maps are timm's own. In three a volume
+passes as a stack of slices along its last axis:
 
 inflate  every convolution and pooling also spans slices, its weights averaged over them (Carreira, Zisserman: I3D, CVPR
          2017, arXiv:1705.07750); beyond the first and last slice these are repeated, so that a volume that is constant
@@ -151,7 +151,7 @@ def facts(architecture: str) -> Facts:
                 odd = 5 * max(reductions)  # a coarsest map of 5 x 10, which windows of attention do not divide
                 sizes = [m.shape for m in net(torch.zeros(1, 3, odd, 2 * odd))]
             if not all({odd // r, 2 * odd // r} <= set(size) for size, r in zip(sizes, reductions, strict=True)):
-                raise ValueError(f"the maps of {odd} x {2 * odd} pixels are not {', '.join(map(str, reductions))} times smaller")
+                raise ValueError(f"maps of {odd} x {2 * odd} pixels are not {', '.join(map(str, reductions))} times smaller")
         except Exception as error:  # whatever a model raises is its answer
             if not isinstance(error, TypeError):  # that of an option which it does not know
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -27,7 +27,7 @@ def bench() -> None:
 
 
 def prepared(settings: Settings, suite: str, machine: Machine) -> tuple[list[Prepared], list[SegbenchError]]:
-    """The runs of a suite, checked, nothing started; and why others cannot run here (data missing, a plug-in broken), told too.
+    """The runs of a suite, checked, nothing started; and why others cannot start (data missing, a plug-in broken), told too.
 
     Raises:
         SegbenchError: none can run.
@@ -57,8 +57,8 @@ def prepared(settings: Settings, suite: str, machine: Machine) -> tuple[list[Pre
                 barred.append(error)
     if barred and not runs:
         raise barred[0]
-    for error, count in Counter(map(str, barred)).items():
-        settings.say("\n".join([f"{count} runs of the suite cannot start:", *map(safe, error.splitlines())]))
+    for reason, count in Counter(map(str, barred)).items():
+        settings.say("\n".join([f"{count} runs of the suite cannot start:", *map(safe, reason.splitlines())]))
     return list(runs.values()), barred  # overlapping entries name a run twice
 
 

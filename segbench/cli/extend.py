@@ -177,5 +177,6 @@ def _differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         groups.setdefault((row["without"], row["dataset"], row["class"]), []).append(row["dice"])
     mean = {key: sum(values) / len(values) for key, values in groups.items()}
-    return [{"without": key[0], "dataset": key[1], "class": key[2], "seeds": len(groups[key]), "dice": value,
-             "change": None if (whole := mean.get((None, *key[1:]))) is None else value - whole} for key, value in mean.items()]
+    return [{"without": dropped, "dataset": dataset, "class": c, "seeds": len(groups[dropped, dataset, c]), "dice": value,
+             "change": None if (whole := mean.get((None, dataset, c))) is None else value - whole}
+            for (dropped, dataset, c), value in mean.items()]

@@ -121,7 +121,7 @@ def test_refusals():
         build("coat_tiny", 2)
     with pytest.raises(UsageError, match="must be divisible by window"):
         build("maxvit_nano_rw_256", 2)
-    with pytest.raises(UsageError, match="Did you mean 'resnet18.tv_in1k'"):
+    with pytest.raises(UsageError, match=r"Did you mean 'resnet18\.tv_in1k'"):
         get("backbone", "timm:resnet18.tv_in1")
     with pytest.raises(UsageError, match="inflated"):
         build("tf_efficientnet_b0", 3, through="inflate")

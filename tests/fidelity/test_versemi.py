@@ -86,7 +86,8 @@ def test_edges_and_volume_of_the_context_mask():
     assert ratios == [near(r) for r in (0.309730, 0.375337, 0.573485, 0.468665)]
     assert [box_edges((96,), r)[0] for r in ratios] == [29, 36, 55, 44]
     released = np.random.RandomState(2333)
-    for expected in ([(0, 28, 19), (29, 15, 21), (23, 26, 6), (13, 6, 22)], [(8, 27, 22), (22, 29, 24), (13, 15, 11), (7, 1, 16)]):
+    for expected in ([(0, 28, 19), (29, 15, 21), (23, 26, 6), (13, 6, 22)],
+                     [(8, 27, 22), (22, 29, 24), (13, 15, 11), (7, 1, 16)]):
         corners = torch.tensor([[released.randint(0, 96 - 64) for _ in range(3)] for _ in range(4)])
         assert corners.tolist() == [list(corner) for corner in expected]
         mask = outside_boxes(corners, (64, 64, 64), (96, 96, 96))
@@ -274,7 +275,8 @@ def test_stage_one(network, monkeypatch):
     terms = step(network, monkeypatch, "pretrain", [(21, MIXED)])
     assert list(terms) == ["supervised", "synthetic", "specific"]
     (logits, target), of_a, of_b = asked
-    assert mix(outside_boxes(torch.tensor(MIXED), (21,) * 3, (32,) * 3), y[:2], y[2:]).flatten(1).sum(1).tolist() == [1557, 1763]
+    mixed = mix(outside_boxes(torch.tensor(MIXED), (21,) * 3, (32,) * 3), y[:2], y[2:])
+    assert mixed.flatten(1).sum(1).tolist() == [1557, 1763]
     assert of_a[1].flatten(1).sum(1).tolist() == [1557, 345] and of_b[1].flatten(1).sum(1).tolist() == [1557, 1418]
     dices = [soft_dice(z.softmax(2)[:, 0, 1], t[:, 0]).item() for z, t in ((logits, target), of_a, of_b)]
     assert dices == [near(0.855405), near(0.904624), near(0.848579)]

@@ -143,7 +143,8 @@ def test_trains_on_a_gpu(lab, method, dataset, precision):
 
 
 def test_batch_statistics_of_one_voxel_tell_what_helps(lab):
-    run = lab.prepared("supervised", overrides=["patch=4x4x4", "inference.stride=4x4x4", "batch.labeled=1", "batch.unlabeled=0"])
+    run = lab.prepared("supervised", overrides=["patch=4x4x4", "inference.stride=4x4x4", "batch.labeled=1",
+                                                "batch.unlabeled=0"])
     with pytest.raises(TrainingError, match="more than 1 value per channel") as error:
         execute(run, lab.machine())
     assert "two voxels at the bottleneck" in error.value.details["fix"]
