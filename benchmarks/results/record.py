@@ -15,6 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from segbench.config.schema import flatten
 from segbench.files import atomic_write, json_bytes
 from segbench.results import export
 from segbench.results.leaderboard import boards
@@ -32,6 +33,9 @@ def record(run: RunDir) -> dict[str, Any] | None:
         cases = [{k: row[k] for k in CASE if k in row} for row in csv.DictReader(file)]
     kept = {k: result[k] for k in ("run_id", "method", "backbone", "datasets", "labeled", "train", "seed", "precision",
                                    "selection", "test_evaluations", "protocol", "steps", "metrics", "weights_sha256")}
+    experiment = run.config()["experiment"]
+    values = {**flatten(experiment["protocol"]), **{f"backbone.{k}": v for k, v in experiment["backbone_params"].items()}}
+    kept |= {"params": experiment["params"], "modified": {k: values.get(k) for k in experiment["modified"]}}
     cost = {k: manifest[k] for k in ("device", "torch", "python", "platform", "threads", "train_seconds", "seconds_per_step",
                                      "evaluation_seconds", "peak_memory_bytes", "parameters")}
     return {**kept, "cost": cost, "cases": cases}
