@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -105,10 +105,8 @@ def scatter(points: Sequence[tuple[str, float, float]], xlabel: str) -> str:
         if wide:
             axes.set_xscale("log")
             _plain_ticks(axes.xaxis)
-        middle = (costs[0] * costs[-1]) ** 0.5 if wide else (costs[0] + costs[-1]) / 2 if costs else 0.0
-        for name, x, y in _apart(shown):
-            right = x > middle
-            axes.annotate(short(name), (x, y[0]), xytext=(-6 if right else 6, y[1]), textcoords="offset points",
+        for name, x, y, shift, right in _apart(shown, np.log if wide else np.asarray):
+            axes.annotate(short(name), (x, y), xytext=(-6 if right else 6, shift), textcoords="offset points",
                           va="center", ha="right" if right else "left")
         axes.margins(0.08, 0.12)
         axes.set_xlabel(xlabel)
@@ -117,17 +115,25 @@ def scatter(points: Sequence[tuple[str, float, float]], xlabel: str) -> str:
     return draw(WIDTH, 3.0, paint, f"Dice against {xlabel}, one point a method")
 
 
-def _apart(points: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, tuple[float, float]]]:
-    """Each point with the shift, in points, that keeps its name clear of the one below."""
+def _apart(points: Sequence[tuple[str, float, float]],
+           scale: Callable[[Any], Any]) -> list[tuple[str, float, float, float, bool]]:
+    """Each point with the upward shift (points) that keeps its name clear of others, and whether that stands to its left."""
     if not points:
         return []
-    low, high = min(p[2] for p in points), max(p[2] for p in points)
-    scale = 160 / max(high - low, 1e-9)  # points of the axis per percent
-    result, last = [], -1e9
-    for name, x, y in sorted(points, key=lambda p: p[2]):
-        place = max((y - low) * scale, last + 11)
-        last = place
-        result.append((name, x, (y, place - (y - low) * scale)))
+    places = np.array([[float(scale(p[1])), p[2]] for p in points])
+    places = (places - places.min(0)) / np.maximum(np.ptp(places, axis=0), 1e-9) * (400, 160)  # as drawn, about
+    result: list[tuple[str, float, float, float, bool]] = []
+    taken: list[tuple[float, float]] = []
+    for i in np.argsort(places[:, 1], kind="stable"):
+        (name, x, y), (across, up) = points[i], places[i]
+        right, shift = bool(across > 200), 0.0
+        left = across - 80 if right else across
+        for other, height in taken:  # from below
+            if abs(other - left) < 80 and abs(height - up - shift) < 11:
+                shift = height + 11 - up
+        taken.append((left, up + shift))
+        taken.sort(key=lambda t: t[1])
+        result.append((name, x, y, shift, right))
     return result
 
 
