@@ -324,6 +324,14 @@ def test_figures_carry_no_address_and_take_the_page_s_colours(finished):
         assert "http" not in svg and "#0102" not in svg and "#000000" not in svg and "var(--s1)" in svg
 
 
+def test_names_move_only_where_they_would_meet():
+    from segbench.report.figures import _apart
+    shifts = {name: (shift, right) for name, _, _, shift, right in _apart(
+        [("cheap", 1.0, 80.0), ("dear", 100.0, 80.0), ("near", 1.1, 80.1), ("low", 1.0, 50.0)], np.log)}
+    assert shifts["cheap"] == (0, False) and shifts["dear"] == (0, True) and shifts["low"] == (0, False)
+    assert 9 < shifts["near"][0] <= 11 and not shifts["near"][1]
+
+
 # -- in a browser ------------------------------------------------------------------------------------------------------
 
 
@@ -405,13 +413,3 @@ def test_names_do_not_break_the_comments_of_a_command():
     run = SimpleNamespace(config=lambda: {"experiment": experiment, "plugins": []})
     line = command([SimpleNamespace(run=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}})])
     assert line.count("  # ") == 2 and "\n" not in line.split("  # ", 1)[1]
-
-
-def test_names_move_only_where_they_would_meet():
-    import numpy as np
-
-    from segbench.report.figures import _apart
-    shifts = {name: (shift, right) for name, _, _, shift, right in _apart(
-        [("cheap", 1.0, 80.0), ("dear", 100.0, 80.0), ("near", 1.1, 80.1), ("low", 1.0, 50.0)], np.log)}
-    assert shifts["cheap"] == (0, False) and shifts["dear"] == (0, True) and shifts["low"] == (0, False)
-    assert 9 < shifts["near"][0] <= 11 and not shifts["near"][1]
