@@ -52,14 +52,14 @@ def prepared(settings: Settings, suite: str, machine: Machine) -> tuple[list[Pre
         for experiment in experiments:
             try:
                 run = prepare(experiment, machine)
-                runs[run.run_id] = run
+                runs[run.run_id] = run  # overlapping entries name a run twice
             except (DataError, PluginError) as error:
                 barred.append(error)
     if barred and not runs:
         raise barred[0]
     for reason, count in Counter(map(str, barred)).items():
         settings.say("\n".join([f"{count} runs of the suite cannot start:", *map(safe, reason.splitlines())]))
-    return list(runs.values()), barred  # overlapping entries name a run twice
+    return list(runs.values()), barred
 
 
 @bench.command()
