@@ -53,7 +53,7 @@ class ACDC(Dataset):
                 "diagnosis, IEEE TMI 37(11), 2018")
     homepage = "https://www.creatis.insa-lyon.fr/Challenge/acdc/"
     files = ("'training/patientXXX/Info.cfg' with the two frames' NIfTI files, for 100 patients",
-             "or 'patientXXX_frameYY.h5' volumes and 'slices/patientXXX_frameYY_slice_N.h5' (SSL4MIS)")
+             "or 'patientXXX_frameYY.h5' volumes and 'slices/patientXXX_frameYY_slice_N.h5' (SSL4MIS), about 135 MB")
     protocol = "acdc"
     labeled = 7  # patients: 10 %
     h5_axes = (2, 1, 0)  # the files have (slices, rows, columns)

@@ -50,7 +50,7 @@ class LeftAtrium(Dataset):
     citation = ("Xiong et al., A global benchmark of algorithms for segmenting the left atrium from late "
                 "gadolinium-enhanced cardiac magnetic resonance imaging, Medical Image Analysis 67, 2021")
     homepage = "https://www.cardiacatlas.org/atriaseg2018-challenge/"
-    files = (f"'{FOLDER}/<case>/{H5}' for 100 cases", f"or '<case>/{IMAGE}' and '<case>/{LABEL}'")
+    files = (f"'{FOLDER}/<case>/{H5}' for 100 cases, about 235 MB", f"or '<case>/{IMAGE}' and '<case>/{LABEL}'")
     protocol = "la"
     boxed = True
     labeled = 8
@@ -93,7 +93,8 @@ class LeftAtrium(Dataset):
         scan, mask = read_volume(where["image"]), read_volume(where["label"])
         warnings = check_pair(scan, mask, where["label"]) + _doubts(scan, where["image"])
         image, label = _prepare(scan.array, mask.array, where["image"], where["label"])
-        return Case(raw.id, image[None], label, self.spacing, made={"scan": scan_digest(scan.array), "warnings": warnings})
+        made = {"scan": scan_digest(scan.array), "source_dtype": str(scan.array.dtype), "warnings": warnings}
+        return Case(raw.id, image[None], label, self.spacing, made=made)
 
 
 def _doubts(scan: Volume, file: Path) -> list[str]:

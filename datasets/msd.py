@@ -80,7 +80,8 @@ class Spleen(Decathlon):
     classes = ("spleen",)
     task = "Task09_Spleen"
     files = (f"'{task}/imagesTr/spleen_N.nii.gz' and 'labelsTr' of the same names, 41 cases", f"or {task}.tar")
-    archives = (Archive(f"{task}.tar", f"{MIRROR}/{task}.tar", digest="md5:410d4a301da4e5b2f6f86ec3ddba524e"),)
+    archives = (Archive(f"{task}.tar", f"{MIRROR}/{task}.tar", digest="md5:410d4a301da4e5b2f6f86ec3ddba524e",
+                        size="about 1.5 GB"),)
     protocol = "msd"
     labeled = 3
     lists = "msd_spleen"

@@ -124,7 +124,7 @@ def _binary(label: np.ndarray, file: Path) -> np.ndarray:
     return whole.astype(np.uint8)
 
 
-RAW = "'PANCREAS_NNNN' folders with one DICOM series each and 'labelNNNN.nii.gz' files, 80 cases"
+RAW = "'PANCREAS_NNNN' folders with one DICOM series each and 'labelNNNN.nii.gz' files, 80 cases, about 10 GB"
 
 
 @dataset("pancreas_ct", paper="Roth et al., MICCAI 2015")

@@ -1,6 +1,7 @@
 """Random crops of a large CT: memory-mapped arrays (what the prepared store holds) against blosc2 (nnU-Net's choice).
 
     pip install blosc2 && python benchmarks/speed/store.py [--shape 512x512x300] [--crop 96] [--crops 24] [--rounds 3]
+        [--out FILE.json]
 
 One volume is written in each form; the forms alternate in one process. Cold: the file's pages are dropped from the page
 cache before every crop (a disk that caches by itself still helps), warm: the file was read before. "read" is what the kernel
@@ -25,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from measured import save
 from scipy import ndimage
 
 FORMS = ("memmap", "no readahead", "blosc2 zstd", "blosc2 lz4")  # the second: the first, told to be read at random
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk in question [the system's folder for temporary files]")
+    parser.add_argument("--out", type=Path, help="also as JSON")
     parser.add_argument("--memory", nargs=2, metavar=("FORM", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = tuple(int(n) for n in args.shape.split("x"))
@@ -149,6 +152,7 @@ def main() -> None:
         print(f"{args.shape} float32, {array.nbytes / 1e6:.0f} MB; crops of {args.crop}^3, {args.crop**3 * 4 / 1e6:.1f} MB")
         titles = ("on disk MB", "write s", "cold ms", "read MB", "warm ms", "crops/s", "memory MiB")
         print(" " * 12 + "".join(f"{title:>12}" for title in titles))
+        rows = []
         for form, path in paths.items():
             n, own = numbers[form], [sys.executable, __file__, "--shape", args.shape, "--crop", str(args.crop), "--crops",
                                      str(args.crops), "--memory", form, str(path)]
@@ -156,9 +160,13 @@ def main() -> None:
             size = path.stat().st_size / 1e6
             print(f"{form:<12}{size:>12.0f}{written[form][1]:>12.1f}{n['cold']:>12.1f}{n['read']:>12.1f}"
                   f"{n['warm']:>12.1f}{1e3 / n['warm']:>12.0f}{memory:>12}")
+            rows.append({"form": form, "shape": args.shape, "crop": args.crop, "disk_mb": size, "write_s": written[form][1],
+                         "cold_ms": n["cold"], "read_mb": n["read"], "warm_ms": n["warm"], "memory_mib": int(memory)})
         for form in FORMS[1:]:
             print(f"memmap against {form}: cold {numbers[form]['cold'] / numbers['memmap']['cold']:.1f} times as fast, warm "
                   f"{numbers[form]['warm'] / numbers['memmap']['warm']:.1f} times")
+    if args.out:
+        save(args.out, rows)
 
 
 if __name__ == "__main__":

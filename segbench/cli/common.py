@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,18 @@ def global_options(hidden: bool) -> list[click.Option]:
         option("-v", "--verbose", count=True, help="Say more."),
         option("--debug", is_flag=True, is_eager=True, help="Show tracebacks."),
     ]
+
+
+def _keep_limit(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value and not ctx.resilient_parsing:
+        from segbench.data.limits import limited, limits
+        ctx.with_resource(limited(replace(limits(), **{str(param.name): value})))
+
+
+size_option = click.option("--max-voxels", "voxels", type=click.IntRange(1), metavar="N", expose_value=False,
+                           callback=_keep_limit, help="Largest volume that is read [1e9].")
+mismatch_option = click.option("--allow-affine-mismatch", "other_spacing", is_flag=True, expose_value=False,
+                               callback=_keep_limit, help="Headers that differ in spacing: take the voxels by index.")
 
 
 class Command(click.Command):

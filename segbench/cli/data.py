@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Group, Settings, safe
+from segbench.cli.common import Group, Settings, mismatch_option, safe, size_option
+from segbench.cli.reporter import counted
 
 if TYPE_CHECKING:
     from segbench.data.problem import Problem
@@ -31,6 +30,8 @@ def data() -> None:
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Folder or archive that you downloaded.")
 @click.option("--download", is_flag=True, help="Fetch the files first, where they have a public address.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@mismatch_option
+@size_option
 def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     """Check all cases of a data set and write them in the form training reads. Safe to repeat.
 
@@ -58,7 +59,7 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
                          fix=f"segbench data prepare {needy[0]} --from DIR")
     documents = []
     for entry in entries:
-        with _progress(f"prepare {entry.name}") as progress:
+        with counted(_settings(), f"prepare {entry.name}") as progress:
             store = stores.prepare(entry.name, source, _settings().data_root, jobs, progress)
         problems = check_facts(store)
         documents.append({**_facts(store), "problems": [vars(p) for p in problems]})
@@ -95,7 +96,7 @@ def _downloaded(entries: list[Entry], source: Path | None) -> Path:
     (archive,) = cls.archives
     _talk(f"{archive.name} from {archive.url}")
     _talk(f"licence: {cls.licence}; cite: {cls.citation}")
-    with _progress(f"download {archive.name}") as progress:
+    with counted(_settings(), f"download {archive.name}") as progress:
         return fetch(archive, _settings().data_root / "downloads",
                      lambda done, total, file: progress(done // 10**6, max(total // 10**6, 1), "MB"))
 
@@ -104,6 +105,8 @@ def _downloaded(entries: list[Entry], source: Path | None) -> Path:
 @click.argument("name")
 @click.option("--case", "cases", multiple=True, help="Only this case (repeatable).")
 @click.option("--from", "source", type=click.Path(path_type=Path), help="Check the files it is prepared from instead.")
+@mismatch_option
+@size_option
 def check(name: str, cases: tuple[str, ...], source: Path | None) -> None:
     """Read a prepared data set in full, or a folder of files before it is prepared.
 
@@ -128,7 +131,7 @@ def check(name: str, cases: tuple[str, ...], source: Path | None) -> None:
         for case in cases:
             if case not in store.cases:
                 raise unknown("case", case, store.cases)
-        with _progress(f"check {entry.name}") as progress:
+        with counted(_settings(), f"check {entry.name}") as progress:
             problems = check_store(store, _patch(entry), cases or None, progress)
         bad = [p for p in problems if p.level == "error"]
         errors += bad
@@ -157,7 +160,7 @@ def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> Non
         raise UsageError("--from is for one data set that is prepared from files, and checks all its cases",
                          found=f"{name}{' --case' * bool(cases)}", fix=f"segbench data check {name}")
     place = source or entry.cls.source
-    with _progress(f"check {entry.name}") as progress:
+    with counted(_settings(), f"check {entry.name}") as progress:
         store, problems = check_source(entry, place, progress)
     _show(store, problems, len(store.cases) + len({p.case for p in problems} - {*store.cases, "*"}))
     errors = [p for p in problems if p.level == "error"]
@@ -372,26 +375,3 @@ def _talk(line: str) -> None:
 
 def _document(schema: str, datasets: list[dict[str, Any]]) -> None:
     _settings().document = {"schema": schema, "status": "done", "datasets": datasets}
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal; elsewhere a line at each tenth, so that a log shows life and stays short."""
-    if _settings().quiet:
-        yield lambda done, total, case: None
-        return
-    if not sys.stderr.isatty():
-        def line(done: int, total: int, case: str) -> None:
-            if done == total or done * 10 // total > (done - 1) * 10 // total:
-                _talk(f"{title}  {done}/{total}  {case}")
-        yield line
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(escape(title), total=None)
-        yield lambda done, total, case: bars.update(bar, completed=done, total=total,
-                                                    description=f"{escape(title)}  {escape(case)}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from segbench.cli.common import Command, Settings, table
+from segbench.cli.common import Command, Settings, size_option, table
 from segbench.errors import IntegrityError, UsageError
 
 
@@ -19,6 +19,7 @@ from segbench.errors import IntegrityError, UsageError
 @click.option("--labels", metavar="1=NAME,...", help="Classes of the files [all values above 0].")
 @click.option("--csv", "out", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False),
               help="Also one line a case and class.")
+@size_option
 @click.pass_obj
 def evaluate(settings: Settings, wanted: str | None, device: str | None, pred: Path | None, ref: Path | None,
              labels: str | None, out: Path | None) -> None:

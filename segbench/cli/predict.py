@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Command, Settings, safe
+from segbench.cli.common import Command, Settings, mismatch_option, safe, size_option
 from segbench.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ DISCLAIMER = "for research only: not a medical device, not for diagnosis or trea
 @click.option("--probs", is_flag=True, help="Also the probability of each class, as a 4-D file.")
 @click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
 @click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto].")
+@mismatch_option
+@size_option
 @click.pass_obj
 def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, probs: bool,
             overwrite: bool, device: str | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -48,6 +50,12 @@ class Lines:
         return (f"step {progress.step}/{progress.total} {progress.step * 100 // progress.total}% "
                 f"{safe(progress.phase)} {terms} lr {progress.lr:.1e}{left}")
 
+    def check(self, done: int, total: int, case: str) -> None:
+        """After the files of a case were compared with their digests."""
+        if time.monotonic() - self.told >= self.interval:
+            self.told = time.monotonic()
+            self.settings.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} checked the files of {done}/{total} cases")
+
     def evaluate(self, done: int, total: int, case: str) -> None:
         """After a test case."""
         if done == total or time.monotonic() - self.told >= self.interval:
@@ -86,6 +94,10 @@ class Bars(Lines):
         terms = " ".join(f"{safe(k)} {v:.3f}" for k, v in progress.terms.items())
         self._show("train", progress.step, progress.total, terms)
 
+    def check(self, done: int, total: int, case: str) -> None:
+        """After the files of a case were compared with their digests."""
+        self._show("check", done, total, safe(case))
+
     def evaluate(self, done: int, total: int, case: str) -> None:
         """After a test case."""
         self._show("test ", done, total, safe(case))
@@ -121,3 +133,26 @@ def duration(seconds: float) -> str:
     """Seconds as 42s, 3m05s or 1h12m."""
     s = round(seconds)
     return f"{s}s" if s < 60 else f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
+
+
+@contextmanager
+def counted(settings: Settings, title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on a terminal; elsewhere a line at each tenth, so that a log shows life and stays short."""
+    if settings.quiet:
+        yield lambda done, total, case: None
+        return
+    if not sys.stderr.isatty():
+        def line(done: int, total: int, case: str) -> None:
+            if done == total or done * 10 // total > (done - 1) * 10 // total:
+                settings.say(safe(f"{title}  {done}/{total}  {case}"))
+        yield line
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task(escape(title), total=None)
+        yield lambda done, total, case: bars.update(bar, completed=done, total=total,
+                                                    description=f"{escape(title)}  {escape(case)}")

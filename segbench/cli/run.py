@@ -146,7 +146,7 @@ def _execute(settings: Settings, run: Prepared, machine: Machine, restart: bool 
 
     show = reporter(settings)
     try:
-        result = execute(run, machine, Reporter(show.start, show.train, show.evaluate, show.warn), restart)
+        result = execute(run, machine, Reporter(show.start, show.check, show.train, show.evaluate, show.warn), restart)
     except Interrupted as error:
         error.details["fix"] = f"go on with: segbench resume {run.run_id[:8]}"
         raise
@@ -290,10 +290,22 @@ def restore(folder: Any, machine: Machine) -> Prepared:
                              found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     run = prepare(experiment, machine)
     if run.run_id != stored["run_id"]:
-        changed = ", ".join(sorted(k for k in run.science if run.science[k] != stored["science"].get(k))) or "?"
-        raise UsageError("the run cannot go on: what decides its numbers has changed since it began", where=folder.path,
-                         found=f"changed: {changed}", expected="the code, data and settings it began with",
-                         fix=f"segbench run {run.experiment.method} ... starts a new run beside it")
+        raise _changed(run, stored, folder)
     run.folder = folder
     return run
 
+
+def _changed(run: Prepared, stored: dict[str, Any], folder: Any) -> SegbenchError:
+    """Why a stored run cannot go on: its data, case by case, or whatever else decides its numbers."""
+    from segbench.data.checks import changed_cases
+    from segbench.data.problem import DataProblems
+    from segbench.results.rundir import read_object
+
+    before = read_object(folder.path / "data.json")
+    what, expected = "the run cannot go on: {} changed since it began", "the code, data and settings it began with"
+    fix = f"segbench run {run.experiment.method} ... starts a new run beside it"
+    if problems := [p for s in run.stores if s.name in before for p in changed_cases(before[s.name], s)]:
+        return DataProblems(what.format("its data have"), problems, where=folder.path, fix=fix)
+    changed = ", ".join(sorted(k for k in run.science if run.science[k] != stored["science"].get(k))) or "?"
+    return UsageError(what.format("what decides its numbers has"), where=folder.path, found=f"changed: {changed}",
+                      expected=expected, fix=fix)

@@ -57,7 +57,7 @@ class Archive:
 
     name: str
     url: str = ""  # a stable public address; empty where a person has to ask for the file
-    size: int | None = None  # bytes, where known
+    size: str = ""  # in words such as "1.5 GB", where known
     digest: str = ""  # "md5:..." or "sha256:...", where known
 
 

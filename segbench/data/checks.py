@@ -9,9 +9,10 @@ import numpy as np
 
 from segbench.data.cases import CaseInfo
 from segbench.data.problem import DataProblems, Problem
-from segbench.data.store import Store, verify
+from segbench.data.store import Store, case_digests, verify
 
-__all__ = ["Problem", "brief", "check_facts", "check_split", "check_store", "require_learnable", "require_no_leak"]
+__all__ = ["Problem", "brief", "changed_cases", "check_facts", "check_split", "check_store", "require_learnable",
+           "require_no_leak"]
 
 
 def check_split(train: Sequence[str], test: Sequence[str], cases: Mapping[str, CaseInfo]) -> list[Problem]:
@@ -143,3 +144,10 @@ def require_learnable(store: Store, labeled: int) -> None:
     if problems:
         raise DataProblems(f"data set '{store.name}': the labelled cases are not enough to learn from", problems,
                            where=store.root, fix="label more cases (--labeled)")
+
+
+def changed_cases(before: Mapping[str, str], store: Store) -> list[Problem]:
+    """What has become of the cases whose ``case_digests`` were ``before``."""
+    now, expected = case_digests(store), "the cases that the run began with"
+    return [Problem(i, str(store.root), what, expected) for i in sorted({*before, *now})
+            if (what := "gone" if i not in now else "new" if i not in before else "changed" if before[i] != now[i] else "")]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from segbench.data.readers import require_affine, require_size
+from segbench.data.limits import require_size
+from segbench.data.readers import require_affine
 from segbench.errors import DataError
 
 PREAMBLE = 132  # bytes: 128 of anything, then DICM

@@ -24,6 +24,7 @@ from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
 from segbench.data.archives import extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
+from segbench.data.limits import Limits, limits, set_limits
 from segbench.data.places import find_cases
 from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Progress, Store, adapter_facts, fingerprint, inputs_digests, write_store
@@ -153,8 +154,7 @@ def expected_files(dataset: Dataset | type[Dataset]) -> str:
     """What a source must hold and where it comes from, one fact a line."""
     lines = list(dataset.files)
     for archive in dataset.archives:
-        size = f", {archive.size:,} bytes" if archive.size else ""
-        lines.append(f"{archive.name}{size}" + (f", {archive.digest}" if archive.digest else ""))
+        lines.append(", ".join(filter(None, (archive.name, archive.size, archive.digest))))
     lines += [f"from {dataset.homepage}"] if dataset.homepage else []
     return "\n".join(lines + ([f"licence: {dataset.licence}"] if dataset.licence else []))
 
@@ -193,6 +193,8 @@ def prepare_all(entry: registry.Entry, source: Path | None, root: Path, jobs: in
     todo = plan(dataset, source)
     todo = replace(todo, raw={r.id: r for r in _settled(dataset, todo, source)})
     adapter = adapter_facts(entry)
+    if limits().other_spacing:
+        adapter["allowed"] = "affine mismatch"
     _withdraw(root, adapter, todo)
     infos: dict[str, CaseInfo] = {}
     problems: list[Problem] = []
@@ -264,7 +266,7 @@ def _run(adapter: dict[str, Any], raws: list[RawCase], folder: Path, jobs: int) 
         yield from (_one(adapter, raw, folder) for raw in raws)
         return
     context = multiprocessing.get_context("spawn")
-    known = (tuple(registry._state.files), registry.links())
+    known = (tuple(registry._state.files), registry.links(), limits())
     with ProcessPoolExecutor(min(jobs, len(raws)), context, _start_worker, known) as pool:
         futures = [pool.submit(_one, adapter, raw, folder) for raw in raws]
         try:
@@ -277,8 +279,9 @@ def _run(adapter: dict[str, Any], raws: list[RawCase], folder: Path, jobs: int) 
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(plugins: tuple[Path, ...], links: dict[str, registry.Link]) -> None:
-    """Know the user's plug-ins and data sets, and die with the parent, even if that is killed."""
+def _start_worker(plugins: tuple[Path, ...], links: dict[str, registry.Link], allowed: Limits) -> None:
+    """Know what the parent knows of the user's plug-ins, data sets and wishes, and die with it, even if it is killed."""
+    set_limits(allowed)
     for file in plugins:
         registry.add_file(file)
     for name, link in links.items():

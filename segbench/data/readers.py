@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from segbench.data.limits import limits, require_size
 from segbench.errors import DataError, PluginError
 
-MAX_VOXELS = 10**9
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".h5", ".hdf5")
 GZIP = b"\x1f\x8b"
 NIFTI = tuple(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big"))  # the header's own size comes first
@@ -50,7 +50,7 @@ def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
     """Whether a label lies on its image's grid: warnings, empty where all is well. ``file`` is the label's.
 
     Raises:
-        DataError: another shape, spacing (1e-3 mm) or orientation.
+        DataError: another shape, orientation, or spacing (1e-3 mm; a warning where ``limits`` allow it).
     """
     if image.array.shape[:3] != label.array.shape:
         raise DataError("image and label do not fit", where=file, expected=f"the image's shape {image.array.shape[:3]}",
@@ -61,11 +61,19 @@ def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
 
     facts = [(np.round(spacing_of(v.affine), 3).tolist(), "".join(aff2axcodes(v.affine))) for v in (image, label)
              if v.affine is not None]
-    if not np.allclose(spacing_of(image.affine), spacing_of(label.affine), atol=1e-3) or facts[0][1] != facts[1][1]:
+    spaced, turned = _unlike(image.affine, label.affine), facts[0][1] != facts[1][1]
+    if turned or (spaced and not limits().other_spacing):
         raise DataError("image and label do not fit", where=file, found=f"label: spacing {facts[1][0]}, axes {facts[1][1]}",
-                        expected=f"as the image: spacing {facts[0][0]}, axes {facts[0][1]}")
+                        expected=f"as the image: spacing {facts[0][0]}, axes {facts[0][1]}", fix=None if turned else
+                        "mend the header; if it alone is wrong and the voxels fit: --allow-affine-mismatch")
+    if spaced:
+        return [f"the label's header tells spacing {facts[1][0]}, the image's {facts[0][0]}; taken by index, as allowed"]
     away = float(np.abs(image.affine - label.affine).max())
     return [f"image and label differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
+
+
+def _unlike(one: np.ndarray, other: np.ndarray) -> bool:
+    return not np.allclose(spacing_of(one), spacing_of(other), atol=1e-3)
 
 
 def is_h5(path: Path) -> bool:
@@ -124,17 +132,6 @@ def require_file(path: Path, magic: bytes | tuple[bytes, ...], kind: str) -> Non
             found = "an HTML page"
         raise DataError(f"not a {kind} file", where=path, found=found, expected=expected,
                         fix="download it again: the server sent a page instead" if found == "an HTML page" else None)
-
-
-def require_size(path: Path, shape: Sequence[int], most: int = MAX_VOXELS) -> None:
-    """Refuse a header that claims more than ``most`` voxels, before anything is allocated.
-
-    Raises:
-        DataError: too many voxels.
-    """
-    if math.prod(int(n) for n in shape) > most:
-        raise DataError("the volume is too large", where=path, found="x".join(map(str, shape)),
-                        expected=f"at most {most:.0e} voxels")
 
 
 def require_finite(array: np.ndarray, path: Path | None = None) -> None:

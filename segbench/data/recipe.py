@@ -6,14 +6,14 @@ for that case (source grid, crop offset), so that a prediction can be put back o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from segbench.data.readers import MAX_VOXELS, Volume, require_finite, spacing_of
+from segbench.data.limits import require_size
+from segbench.data.readers import Volume, require_finite, spacing_of
 from segbench.errors import DataError
 from segbench.files import array_digest
 
@@ -85,7 +85,7 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     """
     require_finite(volume.array)
     array, affine = volume.array, volume.affine
-    facts: dict[str, Any] = {"source_shape": list(array.shape[:3]),
+    facts: dict[str, Any] = {"source_shape": list(array.shape[:3]), "source_dtype": str(array.dtype),
                              "source_affine": None if affine is None else np.asarray(affine).tolist()}
     if recipe.orientation == "ras" and affine is not None:
         (array, affine), label = to_ras(array, affine), None if label is None else to_ras(label, affine)[0]
@@ -123,16 +123,14 @@ def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndar
     """Scale a volume (*S) by a factor per axis; the first voxel's centre stays, the size is cut to whole voxels.
 
     Raises:
-        DataError: more voxels than any file may have.
+        DataError: more voxels than ``limits`` allow.
     """
     from scipy import ndimage
 
     shape = tuple(max(1, int(n * f + 1e-6)) for n, f in zip(array.shape, factors, strict=True))
     if shape == array.shape and np.allclose(factors, 1):
         return array
-    if math.prod(shape) > MAX_VOXELS:
-        raise DataError("the volume is too large after resampling", found="x".join(map(str, shape)),
-                        expected=f"at most {MAX_VOXELS:.0e} voxels", fix="look at the spacing in its header")
+    require_size(None, shape, "the volume is too large after resampling")
     out = np.empty(shape, array.dtype)
     ndimage.affine_transform(array, 1 / np.asarray(factors, float), output_shape=shape, output=out, order=order,
                              mode="nearest", prefilter=order > 1)

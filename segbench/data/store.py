@@ -27,7 +27,7 @@ from segbench.contracts.dataset import Case, Dataset
 from segbench.data.cases import CaseInfo, read_case, remove, write_case
 from segbench.data.downsample import block_majority, block_mean
 from segbench.data.links import write_link
-from segbench.data.problem import Problem
+from segbench.data.problem import DataProblems, Problem
 from segbench.errors import DataError, IntegrityError, SegbenchError, UsageError
 from segbench.files import atomic_write, file_digest, json_bytes, lock, sweep
 
@@ -182,9 +182,17 @@ def inputs_digests(dataset: Dataset) -> dict[str, str]:
 
 def fingerprint(cases: Iterable[CaseInfo], train: Iterable[str], test: Iterable[str]) -> str:
     """sha256 of everything in the data that can change a number; no path, no time, no file format."""
-    rows = sorted([c.id, list(c.shape), "float32", c.spacing, sorted(c.labels), c.voxels, c.label_voxels, c.group]
-                  for c in cases)
-    return hashlib.sha256(json_bytes([rows, list(train), list(test)])).hexdigest()
+    return hashlib.sha256(json_bytes([sorted(map(_row, cases)), list(train), list(test)])).hexdigest()
+
+
+def _row(case: CaseInfo) -> list[Any]:
+    return [case.id, list(case.shape), "float32", case.spacing, sorted(case.labels), case.voxels, case.label_voxels,
+            case.group]
+
+
+def case_digests(store: Store) -> dict[str, str]:
+    """For each case a digest of what the fingerprint holds of it, to tell later which ones have changed."""
+    return {i: hashlib.sha256(json_bytes(_row(case))).hexdigest()[:16] for i, case in store.cases.items()}
 
 
 def write_store(store: Store) -> Store:
@@ -238,6 +246,21 @@ def verify(store: Store, case: str) -> list[Problem]:
     return problems
 
 
+def require_intact(store: Store, cases: Iterable[str], progress: Progress = lambda done, total, case: None) -> None:
+    """Read the files of ``cases`` in full: a flipped bit looks like any other voxel, so only their digests can tell.
+
+    Raises:
+        DataError: a file is not what was written; names all of them.
+    """
+    chosen, problems = list(cases), []
+    for done, case in enumerate(chosen, 1):
+        problems += verify(store, case)
+        progress(done, len(chosen), case)
+    if problems:
+        raise DataProblems(f"data set '{store.name}': files have changed since they were prepared", problems,
+                           where=store.root, fix=f"segbench data check {store.name} shows all; prepare it again")
+
+
 def derived(store: Store, downsample: int | Sequence[int]) -> Store:
     """The store at a lower resolution, cached beside it as ``<name>@<factors>``; made again when its parent changed.
 
@@ -282,6 +305,8 @@ def _derive(store: Store, root: Path, factor: int | tuple[int, ...]) -> Store:
         source = {"parent": info.voxels, "label": info.label_voxels, "factor": factor, "spacing": info.spacing,
                   "group": info.group, "affine": info.affine}
         done = read_case(folder / info.id, source)
+        if done is None:
+            require_intact(store, [info.id])
         cases[info.id] = done or write_case(folder / info.id, _smaller(store, info, factors), source)
     changes = {"root": root, "cases": cases, "downsample": factor, "parent": store.fingerprint,
                "fingerprint": fingerprint(cases.values(), store.train, store.test)}

@@ -18,7 +18,7 @@ from segbench.contracts.method import Method, Optim, Setting, Source
 from segbench.data.batches import TrainingData, loader
 from segbench.data.checks import brief, check_facts, require_learnable, require_no_leak
 from segbench.data.draws import drawn
-from segbench.data.store import Store, derived, open_store
+from segbench.data.store import Store, case_digests, derived, open_store, require_intact
 from segbench.errors import DataError, PluginError, SegbenchError, TrainingError, UsageError
 from segbench.files import is_storage, lock, storage_error, sweep
 from segbench.networks import dry_run, recompute
@@ -50,6 +50,7 @@ class Reporter:
     """What the engine tells while it works. The default says nothing; the command line shows bars or lines."""
 
     start: Callable[[Prepared], None] = lambda run: None
+    check: Callable[[int, int, str], None] = lambda done, total, case: None
     train: Callable[[Progress], None] = lambda progress: None
     evaluate: Callable[[int, int, str], None] = lambda done, total, case: None
     warn: Callable[[str], None] = lambda text: None
@@ -245,9 +246,15 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
     (run.folder.path / "failed.json").unlink(missing_ok=True)
     try:
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
+        run.folder.write_json("data.json", {s.name: case_digests(s) for s in run.stores})
         device = distributed.own_device(device_of(machine.device))
         method = build(run.experiment, run.stores, fresh=not any((run.folder.path / "ckpt").glob("*.st")))
         reporter.start(run)
+        stage = "data"
+        for store in run.stores:
+            factors = run.experiment.protocol.factors(store.name, store.dims)
+            require_intact(derived(store, factors), store.train, reporter.check)
+            require_intact(store, store.test, reporter.check)
         stage = "training"
         trainer = _train(run, method, machine, device, reporter, world)
         stage = "selection"

@@ -98,9 +98,11 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> Toy:
-    monkeypatch.setattr(registry, "_state", registry._State(dict(registry._state.entries)))
+    entries = registry._state.entries  # shared: a built-in file that is imported meanwhile is not imported again
+    monkeypatch.setattr(registry, "_state", registry._State(entries))
     registry.catalogue.cache_clear()
     yield Toy(tmp_path)
+    entries.pop(("dataset", "toy"), None)
     registry.catalogue.cache_clear()
     sys.modules.pop("segbench_plugin_toy", None)
 

@@ -141,14 +141,12 @@ def test_a_bar_on_a_terminal_takes_foreign_names(toy, call, monkeypatch):
     import io
     import sys
 
-    from segbench.cli.data import _progress
+    from segbench.cli.reporter import counted
 
     class Terminal(io.StringIO):
         def isatty(self):
             return True
-    import click
-    with click.Context(data, obj=Settings({})):
-        monkeypatch.setattr(sys, "stderr", Terminal())
-        with _progress("prepare [bold]x[/]") as progress:
-            progress(1, 2, "x[/]\x1b[31m")
-        assert "\x1b[31mx" not in sys.stderr.getvalue()
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with counted(Settings({}), "prepare [bold]x[/]") as progress:
+        progress(1, 2, "x[/]\x1b[31m")
+    assert "\x1b[31mx" not in sys.stderr.getvalue()

@@ -191,6 +191,34 @@ def test_a_good_folder_passes(lab):
     assert result.returncode == 0 and "6 cases checked, 0 problems" in result.stdout, (result.stdout, result.stderr)
 
 
+def test_another_spacing_can_be_allowed_and_is_recorded(lab):
+    root = lab.folder / "in"
+    mine(root)
+    save(root / "labelsTr/c1.nii.gz", label(1), np.diag([1.0, 1.0, 2.5, 1.0]))
+    refused = lab.call("data", "prepare", f"folder:{root}", "--jobs", 2)
+    assert refused.returncode == 3 and "--allow-affine-mismatch" in refused.stderr, refused.stderr
+    allowed = lab.call("data", "prepare", f"folder:{root}", "--jobs", 2, "--allow-affine-mismatch")
+    assert allowed.returncode == 0, allowed.stderr
+    assert "c1: the label's header tells spacing [1.0, 1.0, 2.5]" in allowed.stderr
+    file, = (lab.folder / "segbench-data").glob("*/store.json")
+    store = json.loads(file.read_bytes())
+    assert store["adapter"]["allowed"] == "affine mismatch" and any("as allowed" in text for text in store["warnings"])
+    assert {c["made"]["source_dtype"] for c in store["cases"]} == {"int16"}
+    assert lab.call("data", "prepare", f"folder:{root}").returncode == 3  # not allowed any more
+    save(root / "labelsTr/c1.nii.gz", label(1), np.diag([-1.0, 1.0, 2.5, 1.0]))
+    turned = lab.call("data", "check", f"folder:{root}", "--allow-affine-mismatch")
+    assert turned.returncode == 3 and "axes LAS" in turned.stdout, turned.stdout
+
+
+def test_the_largest_volume_is_the_users_choice(lab):
+    root = lab.folder / "in"
+    mine(root)
+    refused = lab.call("data", "check", f"folder:{root}", "--max-voxels", 719)
+    assert refused.returncode == 3 and "10x9x8 = 720 voxels" in refused.stdout and "--max-voxels 720" in refused.stdout
+    for call in (("check", "--max-voxels", 720), ("prepare", "--max-voxels", 720, "--jobs", 2), ("check",)):
+        assert lab.call("data", call[0], f"folder:{root}", *call[1:]).returncode == 0, call
+
+
 def test_every_bad_case_is_listed_by_check_and_by_prepare(lab):
     root = lab.folder / "in"
     mine(root)

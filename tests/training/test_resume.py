@@ -8,6 +8,8 @@ import signal
 import pytest
 
 from segbench import registry
+from segbench.cli.run import restore
+from segbench.errors import DataError
 from segbench.training import checkpoint
 from segbench.training.loop import Cadence
 from segbench.training.run import Reporter, execute
@@ -166,3 +168,27 @@ def test_finished_run_is_reused(lab):
     assert second["cached"] and second["weights_sha256"] == first["weights_sha256"]
     assert (run.folder.path / "result.json").stat().st_mtime_ns == stamp
     assert not execute(run, lab.machine(), restart=True).get("cached")
+
+
+def test_changed_data_are_told_case_by_case(lab, tmp_path):
+    run = lab.prepared("supervised")
+    assert killed_after(run, lab.machine(), 3) == -signal.SIGKILL
+    folder = run.stores[0].root / "cases"
+    victim = folder / run.stores[0].train[0] / "image.npy"
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)  # as long as before, and no time would tell
+    with pytest.raises(DataError, match="have changed since they were prepared") as found:
+        execute(lab.prepared("supervised"), lab.machine())
+    assert found.value.code == 3 and str(victim) in str(found.value)
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    stored = json.loads((run.folder.path / "data.json").read_bytes())["tiny"]
+    first, second, *_ = stored
+    del stored[first]
+    (run.folder.path / "data.json").write_text(json.dumps({"tiny": {**stored, second: "0" * 16, "lost": "1" * 16}}))
+    config = run.folder.path / "config.yaml"
+    config.write_text(config.read_text().replace(run.run_id, "0" * len(run.run_id)))
+    with pytest.raises(DataError, match="its data have changed") as found:
+        restore(run.folder, lab.machine())
+    assert {p.case: p.found for p in found.value.problems} == {first: "new", second: "changed", "lost": "gone"}

@@ -1,0 +1,32 @@
+"""Where the scripts beside this file keep what they measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from segbench.files import atomic_write, json_bytes
+
+PACKAGES = ("numpy", "scipy", "medpy", "blosc2", "h5py", "torch")
+
+
+def save(file: Path, rows: list[dict[str, Any]], note: str = "") -> None:
+    """Write rows with the command, commit, versions and machine that they belong to."""
+    here = Path(__file__).resolve().parents[2]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = ""
+    atomic_write(file, json_bytes({
+        "schema": "segbench.speed/1", "command": shlex.join(["python", *sys.argv]), "commit": head, "note": note,
+        "rows": rows, "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
+        "load": os.getloadavg()[0], "versions": versions}))

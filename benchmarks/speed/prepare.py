@@ -1,0 +1,68 @@
+"""What preparing a data set costs: seconds, memory, bytes read and written, for real files.
+
+    python benchmarks/speed/prepare.py la --from ~/Downloads/LA [--jobs 1 2] [--out FILE.json]
+
+Each row is the command ``segbench data prepare`` in a process of its own, into an empty folder; the last one repeats it
+there, when every case is kept. Memory is the most that the largest process had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measured import save
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def prepare(name: str, source: Path, data_root: Path, jobs: int) -> dict[str, Any]:
+    """One row."""
+    command = [sys.executable, "-m", "segbench.cli.main", "--data-root", str(data_root), "--json", "-q",
+               "data", "prepare", name, "--from", str(source), "--jobs", str(jobs)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    answer = process.stdout.read() if process.stdout else b""
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        sys.exit(os.waitstatus_to_exitcode(status))
+    facts = json.loads(answer)["datasets"][0]
+    return {"dataset": name, "jobs": jobs, "cases": facts["train"] + facts["test"], "seconds": round(seconds, 2),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2), "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
+            "source_mb": round(size(source) / 1e6, 1), "store_mb": round(size(data_root) / 1e6, 1)}
+
+
+def main() -> None:
+    """Print a line a row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("--from", dest="source", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--folder", type=Path, help="on the disk in question [the system's folder for temporary files]")
+    parser.add_argument("--out", type=Path, help="also as JSON")
+    args = parser.parse_args()
+    rows = []
+    for jobs in args.jobs:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            rows.append(prepare(args.name, args.source, Path(folder), jobs))
+            if jobs == args.jobs[-1]:
+                rows.append({**prepare(args.name, args.source, Path(folder), jobs), "repeated": True})
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    if args.out:
+        save(args.out, rows)
+
+
+if __name__ == "__main__":
+    main()
