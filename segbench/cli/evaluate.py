@@ -25,7 +25,7 @@ def evaluate(settings: Settings, wanted: str | None, device: str | None, pred: P
              labels: str | None, out: Path | None) -> None:
     """Predict the test cases of a finished RUN once more and compare with its stored results; or compare two folders.
 
-    Files of the folders are paired by name; NIfTI, NRRD and HDF5 (key 'label') are read.
+    Files of the folders are paired by name; NIfTI, NRRD, MetaImage (.mha) and HDF5 (key 'label') are read.
 
     \b
     segbench evaluate 3f9c2a7b

@@ -32,7 +32,8 @@ DISCLAIMER = "for research only: not a medical device, not for diagnosis or trea
 @click.pass_obj
 def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path, dataset: str | None, probs: bool,
             overwrite: bool, device: str | None) -> None:
-    """Segment your own scans with a finished RUN: NIfTI, NRRD, HDF5 (key 'image') or folders of DICOM slices.
+    """Segment your own scans with a finished RUN: NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image') or folders
+    of DICOM slices.
 
     Writes NAME_seg.nii.gz on the grid of the scan.
 

@@ -1,7 +1,7 @@
 """Reading foreign volume files: a clear error for every way in which a file can be wrong.
 
-``read_volume`` takes any of them: NIfTI, NRRD, HDF5, or a folder with one DICOM series. Nothing is allocated before the
-header's size has been looked at, and a file cannot make the reader open another one.
+``read_volume`` takes any of them: NIfTI, NRRD, MetaImage, HDF5, or a folder with one DICOM series. Nothing is allocated
+before the header's size has been looked at, and a file cannot make the reader open another one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from segbench.data.limits import limits, require_size
 from segbench.errors import DataError, PluginError
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".h5", ".hdf5")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".h5", ".hdf5")
 GZIP = b"\x1f\x8b"
 NIFTI = tuple(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big"))  # the header's own size comes first
 
@@ -103,6 +103,8 @@ def read_volume(path: Path, key: str = "image") -> Volume:
         if array.ndim == 4 and np.isnan(np.asarray(header.get("space directions", 0.0), float)).any(axis=-1).flat[0]:
             array = np.moveaxis(array, 0, -1)  # the first axis has no direction: channels
         return Volume(array, affine)
+    if name.endswith(".mha"):
+        return read_mha(path)
     if is_h5(path):
         return Volume(read_h5(path, (key,))[key], None)
     raise DataError("unknown kind of volume file", where=path, found=path.suffix or "no ending",
@@ -264,6 +266,23 @@ def require_affine(affine: np.ndarray, path: Path, fields: str = "qform or sform
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise DataError("the header's orientation cannot be used", where=path, found=affine[:3].tolist(),
                         expected="three independent axes", fix=f"repair {fields}, or convert the file again")
+
+
+def read_mha(path: Path) -> Volume:
+    """A MetaImage file with its voxels inside.
+
+    Raises:
+        DataError: truncated, too large, no volume of numbers, or no usable orientation.
+    """
+    from segbench.data.metaimage import read_metaimage
+
+    require_file(path, (b"ObjectType", b"NDims", b"Comment"), "MetaImage")
+    try:
+        array, affine = read_metaimage(path)
+    except (OSError, ValueError, KeyError, OverflowError, zlib.error) as error:
+        raise _damaged(path, error) from error
+    require_affine(affine, path, "TransformMatrix and ElementSpacing")
+    return Volume(array, affine)
 
 
 def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:

@@ -18,9 +18,21 @@ from segbench.training.run import execute
 RNG = np.random.default_rng(0)
 
 
+def metaimage(array, affine):
+    grid = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]  # the format counts to left and posterior
+    spacing = np.linalg.norm(grid[:, :3], axis=0)
+    values = {"NDims": 3, "TransformMatrix": (grid[:, :3] / spacing).T, "Offset": grid[:, 3], "ElementSpacing": spacing,
+              "DimSize": array.shape}
+    lines = [f"{key} = {' '.join(map(str, np.ravel(value).tolist()))}\n" for key, value in values.items()]
+    kind = {"int16": "MET_SHORT", "uint8": "MET_UCHAR"}[str(array.dtype)]
+    return "".join([*lines, f"ElementType = {kind}\nElementDataFile = LOCAL\n"]).encode() + array.tobytes(order="F")
+
+
 def save(path, array, affine):
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.name.endswith(".nrrd"):
+    if path.name.endswith(".mha"):
+        path.write_bytes(metaimage(array, affine))
+    elif path.name.endswith(".nrrd"):
         nrrd.write(str(path), array, {"space": "right-anterior-superior", "space directions": affine[:3, :3].T,
                                       "space origin": affine[:3, 3]})
     else:
@@ -83,7 +95,7 @@ def mine(tmp_path):
     return Mine(tmp_path / "Dataset007-Mine")
 
 
-@pytest.mark.parametrize("ending, channels", [(".nii.gz", ("MRI",)), (".nrrd", ("T1", "T2"))])
+@pytest.mark.parametrize("ending, channels", [(".nii.gz", ("MRI",)), (".nrrd", ("T1", "T2")), (".mha", ("T1",))])
 def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channels):
     mine = Mine(tmp_path / "Dataset007-Mine", ending, channels)
     store = prepare_store(mine.name, None, lab.folder / "data")
@@ -199,7 +211,7 @@ def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
     ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 2}}, "without a gap"),
     ({"channel_names": {"1": "CT"}, "labels": {"background": 0, "a": 1}}, "without a gap"),
     ({"labels": {"background": 0, "a": 1}}, "lacks its channels"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".mha"}, r"\.mha"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}, r"\.png"),
     ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "dataset": {}}, "not supported"),
     ({"channel_names": {"0": "A", "1": "B"}, "labels": {"background": 0, "a": 1}}, "no case_.*_0001")])
 def test_a_dataset_json_that_cannot_be_used(mine, tmp_path, content, found):

@@ -182,7 +182,7 @@ def test_an_nrrd_file_that_unpacks_to_more_than_its_header_says(tmp_path, encodi
 
 
 def test_unknown_endings_and_stems(tmp_path):
-    (tmp_path / "a.mha").write_bytes(b"x")
+    (tmp_path / "a.mhd").write_bytes(b"x")
     with pytest.raises(DataError, match="unknown kind"):
-        read_volume(tmp_path / "a.mha")
+        read_volume(tmp_path / "a.mhd")
     assert [stem(tmp_path / n) for n in ("a.nii.gz", "a.b.nii", "c.nrrd", "d")] == ["a", "a.b", "c", "d"]
