@@ -96,7 +96,8 @@ class ACDC(Dataset):
         image, label = read_nifti(where["image"]), read_nifti(where["label"])
         warnings = check_pair(image, label, where["label"])
         made = apply(RECIPE, image, label.array)
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine,
+                    made={**made.facts, "warnings": warnings + made.doubts})
 
 
 def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -195,14 +195,15 @@ class Folder(Dataset):
     def load(self, raw: RawCase) -> Case:
         """One case by the recipe, without a label where it counts as unlabelled."""
         where: dict[str, Any] = raw.where
-        image, label = _stacked(where["images"]), None
-        warnings = _doubts(image)
+        (image, warnings), label = _stacked(where["images"]), None
+        warnings += _doubts(image)
         if "label" in where:
             volume = read_volume(where["label"], "label")
             warnings += check_pair(image, volume, where["label"])
             label = whole_labels(volume.array, where["label"], "the labels of dataset.json")
         made = apply(where["recipe"], image, label)
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine,
+                    made={**made.facts, "warnings": warnings + made.doubts})
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
@@ -364,7 +365,7 @@ def percentiles(raw: Iterable[RawCase], channel: int, most: int = 10**6) -> tupl
     """The 0.5 and 99.5 percentile of a channel inside the labels, of at most ``most`` evenly spread voxels a case."""
     inside = []
     for case in raw:
-        image, label = _stacked(case.where["images"]), read_volume(case.where["label"], "label")
+        image, label = _stacked(case.where["images"])[0], read_volume(case.where["label"], "label")
         check_pair(image, label, case.where["label"])
         chosen = (image.array[..., channel] if image.array.ndim == 4 else image.array)[np.rint(label.array) > 0]
         inside.append(chosen[::max(1, len(chosen) // most)])
@@ -375,14 +376,14 @@ def percentiles(raw: Iterable[RawCase], channel: int, most: int = 10**6) -> tupl
     return round(float(low), 3), round(float(high), 3)
 
 
-def _stacked(files: Sequence[Path]) -> Volume:
-    """The channels of a case as one volume, (*S) or (*S, C)."""
+def _stacked(files: Sequence[Path]) -> tuple[Volume, list[str]]:
+    """The channels of a case as one volume, (*S) or (*S, C), and warnings."""
     parts = [read_volume(file) for file in files]
-    for file, part in zip(files[1:], parts[1:], strict=True):
-        check_pair(parts[0], part, file)
+    warnings = [f"{file.name}: {text}" for file, part in zip(files[1:], parts[1:], strict=True)
+                for text in check_pair(parts[0], part, file, "channel")]
     array = parts[0].array if len(parts) == 1 else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
     require_finite(array, files[0])
-    return Volume(array, parts[0].affine)
+    return Volume(array, parts[0].affine), warnings
 
 
 def _doubts(image: Volume) -> list[str]:

@@ -71,7 +71,8 @@ class Decathlon(Dataset):
         if others := {int(v): int(n) for v, n in zip(*np.unique(values[values > 1], return_counts=True), strict=True)}:
             warnings.append(f"label values taken as background: {', '.join(f'{v}: {n} voxels' for v, n in others.items())}")
         made = apply(self.recipe, image, (values == 1).astype(np.uint8))
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine,
+                    made={**made.facts, "warnings": warnings + made.doubts})
 
 
 @dataset("msd_spleen", paper="Antonelli et al., Nature Communications 2022")
@@ -94,6 +95,7 @@ class Lung(Decathlon):
     classes = ("lung tumour",)
     task = "Task06_Lung"
     files = (f"'{task}/imagesTr/lung_NNN.nii.gz' and 'labelsTr' of the same names, 63 cases", f"or {task}.tar")
+    collection = task
     archives = (Archive(f"{task}.tar", f"{MIRROR}/{task}.tar", digest="md5:8afd997733c7fc0432f71255ba4e52dc"),)
     protocol = "msd"
     labeled = 5
@@ -105,3 +107,4 @@ class Lung(Decathlon):
 class LungThorax(Lung):
     title = "Medical Segmentation Decathlon, Task 06: lung tumour, whole thorax"
     recipe = Recipe(spacing=(1.0, 1.0, 1.0), grey=(WIDE,), crop="body")
+    protocol = "msd_thorax"

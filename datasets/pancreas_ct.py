@@ -48,6 +48,7 @@ class Pancreas(Dataset):
                 "Roth et al., DeepOrgan, MICCAI 2015; Clark et al., J Digit Imaging 26(6), 2013")
     homepage = "https://www.cancerimagingarchive.net/collection/pancreas-ct/"
     protocol = "pancreas_ct"
+    collection = "NIH Pancreas-CT"
     boxed = True
     labeled = 6
     recipe: ClassVar[Recipe]
@@ -103,7 +104,8 @@ class Pancreas(Dataset):
                             fix="take both from the archive: converted files are often mirrored")
         made = apply(self.recipe, image, mask)
         warnings = _doubts(image.array[mask > 0])
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+        return Case(raw.id, made.image, made.label, made.spacing, made.affine,
+                    made={**made.facts, "warnings": warnings + made.doubts})
 
 
 def _doubts(inside: np.ndarray) -> list[str]:

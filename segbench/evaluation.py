@@ -75,11 +75,11 @@ def predict_case(method: Method, store: Store, case: str, task: int, protocol: P
     """Class probabilities (K, *S) of a case on the grid of its label, on the device."""
     view = derived(store, protocol.factors(store.name, store.dims))
     return predict_image(method, np.array(view.image(case)), store.cases[case].shape, task, protocol, store.name, device,
-                         precision)
+                         precision, store.pad(case))
 
 
 def predict_image(method: Method, small: np.ndarray, full: Sequence[int], task: int, protocol: Protocol, dataset: str,
-                  device: str, precision: str = "fp32") -> Tensor:
+                  device: str, precision: str = "fp32", pad: Sequence[float] = ()) -> Tensor:
     """Class probabilities (K, *full), on the device, of a volume (C, *S) downsampled already as the protocol says.
 
     A protocol with a patch of two axes predicts a volume slice by slice; the result is the volume.
@@ -89,6 +89,7 @@ def predict_image(method: Method, small: np.ndarray, full: Sequence[int], task: 
     missing = method.setting.channels - len(image)
     if missing:  # joint training fills the channels of the others up with zeros
         image = torch.cat([image, image.new_zeros(missing, *image.shape[1:])])
+        pad = (*pad, *[0.0] * missing) if pad else ()
 
     patch, stride, shape = protocol.patch, protocol.inference.stride, tuple(image.shape[1:])
     slices = len(patch) < len(shape)  # a network for slices: windows are one voxel thick along the last axis
@@ -103,7 +104,8 @@ def predict_image(method: Method, small: np.ndarray, full: Sequence[int], task: 
         with torch.autocast(torch.device(device).type, kind, enabled=kind is not None):
             return method.predict(windows[..., 0], task)[..., None] if slices else method.predict(windows, task)
 
-    probabilities = predict_probabilities(predict, image, patch, stride, batch=protocol.inference.batch, device=device)
+    probabilities = predict_probabilities(predict, image, patch, stride, batch=protocol.inference.batch, device=device,
+                                          pad=pad)
     if zoomed:
         probabilities = _resized(probabilities, shape)
     if max(factors) > 1:

@@ -33,12 +33,12 @@ def windows(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]) -
 
 
 def predict_probabilities(predict: Predict, image: Tensor, patch: Sequence[int], stride: Sequence[int], *,
-                          batch: int = 4, device: torch.device | str | None = None) -> Tensor:
+                          batch: int = 4, device: torch.device | str | None = None, pad: Sequence[float] = ()) -> Tensor:
     """Mean class probabilities (K, *S) float32 of all windows that see a voxel, on ``device`` (the image's if None).
 
-    ``image`` is (C, *S). A volume smaller than the patch is padded with zeros, the smaller half in front, and the
-    result cut back. When the device's memory runs out the batch is halved and the sum kept in main memory if need be;
-    neither changes the result by more than rounding.
+    ``image`` is (C, *S). A volume smaller than the patch is padded with zeros, or with ``pad``, a number a channel, the
+    smaller half in front, and the result cut back. When the device's memory runs out the batch is halved and the sum kept
+    in main memory if need be; neither changes the result by more than rounding.
 
     Raises:
         TrainingError: memory runs out even with one window.
@@ -49,6 +49,9 @@ def predict_probabilities(predict: Predict, image: Tensor, patch: Sequence[int],
         before = [m // 2 for m in missing]
         sides = [side for m, b in zip(missing, before, strict=True) for side in (m - b, b)]
         padded = functional.pad(image.to(device or image.device, torch.float32), sides[::-1])
+        if any(missing) and any(pad):
+            outside = functional.pad(torch.zeros(shape, device=padded.device), sides[::-1], value=1.0)
+            padded += outside * torch.tensor(pad, device=padded.device).reshape(-1, *(1,) * len(shape))
         total = _accumulate(predict, padded, patch, windows(padded.shape[1:], patch, stride), batch)
         total /= _visits(padded.shape[1:], patch, stride, total.device)
         for axis, (b, n) in enumerate(zip(before, shape, strict=True), start=1):

@@ -72,7 +72,7 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
             files = [path]  # a patient's folder with one study in it
         if not files:
             raise DataError("no scan in the folder", where=path, expected=" ".join(ENDINGS) + ", or DICOM slices")
-        found += _grouped(files) if channels > 1 else [Scan(_name(f), (f,)) for f in files]
+        found += _grouped(files, channels) if channels > 1 else [Scan(_name(f), (f,)) for f in files]
     if channels == 1 and len(plain := {s.name.removesuffix("_0000") for s in found}) == len(found) and all(plain):
         found = [replace(s, name=s.name.removesuffix("_0000")) for s in found]  # as the label files are called
     for name, n in Counter(s.name for s in found).items():
@@ -99,12 +99,19 @@ def _has_dicom(folder: Path, deep: bool = False) -> bool:
     return bool(files) and (deep or any(f.parent == folder for f in files))
 
 
-def _grouped(files: Sequence[Path]) -> list[Scan]:
-    groups: dict[str, list[Path]] = {}
+def _grouped(files: Sequence[Path], channels: int) -> list[Scan]:
+    groups: dict[str, list[tuple[int | None, Path]]] = {}
     for file in files:
-        match = SLICE.fullmatch(stem(file))
-        groups.setdefault(match[1] if match else stem(file), []).append(file)
-    return [Scan(name, tuple(sorted(members))) for name, members in groups.items()]
+        match = SLICE.fullmatch(_name(file))
+        groups.setdefault(match[1] if match else _name(file), []).append((int(match[2]) if match else None, file))
+    for name, members in groups.items():
+        numbers = sorted(n for n, _ in members if n is not None)
+        if numbers != list(range(channels)) and (numbers or len(members) > 1):
+            raise DataError(f"the files of scan '{name}' are not its channels", where=members[0][1].parent,
+                            found=", ".join(sorted(file.name for _, file in members)), fix="one file a channel, each once",
+                            expected=", ".join(f"{name}_{n:04d}" for n in range(channels)))
+    return [Scan(name, tuple(file for _, file in sorted(members, key=lambda m: m[0] or 0)))
+            for name, members in groups.items()]
 
 
 class Predictor:
@@ -126,9 +133,10 @@ class Predictor:
         Raises:
             DataError: a file is damaged, or not what the run was trained on.
         """
-        volume = self._read(scan)
+        volume, doubts = self._read(scan)
         affine, shape = np.eye(4) if volume.affine is None else volume.affine, volume.array.shape[:3]
         steps, warnings = self._told(volume)
+        warnings += doubts
         turned = volume
         if volume.affine is not None and self.codes is not None:
             array, grid = reorient(np.moveaxis(volume.array, -1, 0), volume.affine, self.codes)
@@ -137,7 +145,7 @@ class Predictor:
         made = apply(Recipe(orientation="file") if prepared else self.recipe, turned)
         image = made.image if prepared or self.stored else np.asarray(self.dataset.normalize(made.image), np.float32)
         warnings += self._unlike(image)
-        probabilities = self._probabilities(image)
+        probabilities = self._probabilities(image, made.facts.get("pad", ()) if self.stored else ())
         grid = _shifted(made.facts["crop_offset"]) if made.affine is None else made.affine
         probabilities = carry(probabilities, grid, affine, shape, self.recipe.crop != "none")
         label = finished(labels_from(torch.from_numpy(probabilities)), self.protocol)
@@ -146,11 +154,11 @@ class Predictor:
             label, probabilities = label.transpose(axes), probabilities.transpose(0, *1 + axes)
         return Prediction(scan, label, probabilities, affine, steps, warnings)
 
-    def _read(self, scan: Scan) -> Volume:
-        """The scan as (X, Y, Z, C) float32."""
+    def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
+        """The scan as (X, Y, Z, C) float32, and warnings."""
         volumes = [self.dataset.scan(file) for file in scan.files]
-        for file, volume in zip(scan.files[1:], volumes[1:], strict=True):
-            check_pair(volumes[0], volume, file)
+        doubts = [text for file, volume in zip(scan.files[1:], volumes[1:], strict=True)
+                  for text in check_pair(volumes[0], volume, file, "channel")]
         arrays = [v.array for v in volumes]
         if len({a.shape for a in arrays}) == 1 and arrays[0].ndim == 3:
             arrays = [np.stack(arrays, axis=-1)]
@@ -160,7 +168,7 @@ class Predictor:
                             found=" + ".join("x".join(map(str, v.array.shape)) for v in volumes),
                             expected=f"three axes and {self.store.channels} channels, equal in shape")
         require_finite(array, scan.files[0])
-        return Volume(array.astype(np.float32), volumes[0].affine)
+        return Volume(array.astype(np.float32), volumes[0].affine), doubts
 
     def _told(self, volume: Volume) -> tuple[list[str], list[str]]:
         """What will be done to a scan, in words, and warnings."""
@@ -194,13 +202,13 @@ class Predictor:
         return [f"grey values from {image.min():.4g} to {image.max():.4g} (mean {mean:.4g}) differ strongly from training "
                 f"({low:.4g} to {high:.4g}, mean {np.mean(means):.4g}): check modality and units"]
 
-    def _probabilities(self, image: np.ndarray) -> np.ndarray:
+    def _probabilities(self, image: np.ndarray, pad: Sequence[float]) -> np.ndarray:
         """(K, X, Y, Z) of a prepared image (C, X, Y, Z)."""
         factors, small = self.protocol.factors(self.store.name, 3), image
         if max(factors) > 1:
             small = np.stack([block_mean(channel, factors) for channel in image])
         return predict_image(self.method, small, image.shape[1:], self.task, self.protocol, self.store.name, self.device,
-                             self.precision).float().cpu().numpy()
+                             self.precision, pad).float().cpu().numpy()
 
 
 def _orientation(store: Store) -> str | None:

@@ -142,7 +142,7 @@ def main() -> None:
         print(private(args.memory[0], Path(args.memory[1]), corners, args.crop))
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        array = volume(shape)
+        array, rows = volume(shape), []
         written = {form: write(form, array, Path(folder)) for form in FORMS}
         paths = {form: path for form, (path, _) in written.items()}
         for corner in corners[:3]:
@@ -152,7 +152,6 @@ def main() -> None:
         print(f"{args.shape} float32, {array.nbytes / 1e6:.0f} MB; crops of {args.crop}^3, {args.crop**3 * 4 / 1e6:.1f} MB")
         titles = ("on disk MB", "write s", "cold ms", "read MB", "warm ms", "crops/s", "memory MiB")
         print(" " * 12 + "".join(f"{title:>12}" for title in titles))
-        rows = []
         for form, path in paths.items():
             n, own = numbers[form], [sys.executable, __file__, "--shape", args.shape, "--crop", str(args.crop), "--crops",
                                      str(args.crops), "--memory", form, str(path)]

@@ -114,7 +114,7 @@ def _experiment(common: dict[str, Any], counts: dict[str, int], sources: dict[st
 
 def _modified(named: Protocol, effective: Protocol, keys: Keys) -> tuple[str, ...]:
     usual, now = _flat(named), _flat(effective)
-    return tuple(key for key in keys.protocol if key not in SPEED_KEYS and now[key] != usual[key])
+    return tuple(key for key in keys.protocol if key not in SPEED_KEYS and now.get(key) != usual.get(key))
 
 
 def _resolved(experiments: list[Experiment], sources: dict[str, str]) -> Resolved:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from segbench.config.schema import Strict, leaves, validate
 from segbench.config.yaml import Document, load_yaml
@@ -35,6 +35,13 @@ class Crop(Strict):
     unlabeled: Position = Field(default="random", description="place of unlabelled patches")
     pad: int = Field(default=3, ge=0, le=64, description="voxels added on each side when a volume must be padded")
     last_offset: bool = Field(default=False, description="may the last admissible position be drawn")
+    foreground: float = Field(default=0, ge=0, le=1, description="share of labelled patches drawn around a foreground voxel")
+
+    @model_serializer(mode="wrap")
+    def _later(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A key that came later stands here only where it matters: the identities of older runs stay valid."""
+        content: dict[str, Any] = plain(self)
+        return content if self.foreground else {k: v for k, v in content.items() if k != "foreground"}
 
 
 class Inference(Strict):
@@ -95,6 +102,8 @@ class Protocol(Strict):
             raise ValueError(f"labeled: expected counts ≥ 1, got {list(self.labeled)}")
         if (self.crop.labeled == "zoom") != (self.crop.unlabeled == "zoom"):
             raise ValueError("crop: zoom is for both streams or for none")
+        if self.crop.foreground and (self.crop.labeled != "random" or self.augment == "turn"):
+            raise ValueError("crop.foreground needs crop.labeled random, and no augment turn")
         if len(self.patch) == 3 and (self.augment == "turn" or self.crop.labeled == "zoom"):
             raise ValueError("augment turn and crop zoom are for slices: they need a patch of two edges")
         marks = self.optim.milestones

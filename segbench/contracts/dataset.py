@@ -81,6 +81,7 @@ class Dataset:
     members: ClassVar[tuple[str, ...]] = ()  # a group: stands for several data sets
     family: ClassVar[bool] = False  # stands for data sets that ``variant`` makes, such as those of the user
     source: ClassVar[Path | None] = None  # a data set of a folder knows its source
+    collection: ClassVar[str] = ""  # data sets of one collection, cut in other ways, call a patient by the same name
     boxed: ClassVar[bool] = False  # its cases are cut to a box around the label, which a new scan has not
     h5_axes: ClassVar[tuple[int, int, int]] = (0, 1, 2)  # axes of an HDF5 scan in the order that its cases have
     version: ClassVar[int] = 1  # raise when load() changes what it gives

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import permutations
 
 import numpy as np
 
+from segbench import registry
 from segbench.data.cases import CaseInfo
 from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Store, case_digests, verify
 
-__all__ = ["Problem", "brief", "changed_cases", "check_facts", "check_split", "check_store", "require_learnable",
-           "require_no_leak"]
+__all__ = ["Problem", "brief", "changed_cases", "check_facts", "check_split", "check_store", "require_apart",
+           "require_learnable", "require_no_leak"]
 
 
 def check_split(train: Sequence[str], test: Sequence[str], cases: Mapping[str, CaseInfo]) -> list[Problem]:
@@ -129,6 +131,36 @@ def require_no_leak(store: Store) -> None:
     if leaks:
         raise DataProblems(f"data set '{store.name}': train and test are not apart", leaks, where=store.root,
                            fix=f"segbench data check {store.name}")
+
+
+def require_apart(stores: Sequence[Store]) -> None:
+    """Refuse one training over data sets of which a test case of one is a training case of another.
+
+    Equal voxels or scans tell; and equal patients, between data sets of one collection.
+
+    Raises:
+        DataError: names each pair.
+    """
+    problems = []
+    for one, other in permutations(stores, 2):
+        kin = _collection(one) and _collection(one) == _collection(other)
+        learned = {key: case for case in one.train for key in _keys(one.cases[case], kin)}
+        for case in other.test:
+            if twin := next((learned[key] for key in _keys(other.cases[case], kin) if key in learned), None):
+                problems.append(Problem(f"{other.name}/{case}", expected="no case in both",
+                                        found=f"a test case, and the training case {one.name}/{twin}"))
+    if problems:
+        raise DataProblems("the data sets are not apart: what is tested in one is learned in the other", problems,
+                           fix="train them one by one, or take these cases out of a list")
+
+
+def _keys(info: CaseInfo, patients: object) -> list[tuple[str, str]]:
+    keys = [("voxels", info.voxels), ("scan", str(info.made.get("scan", ""))), ("group", info.group if patients else "")]
+    return [(what, value) for what, value in keys if value]
+
+
+def _collection(store: Store) -> str:
+    return str(registry.get("dataset", store.name).cls.collection)
 
 
 def require_learnable(store: Store, labeled: int) -> None:

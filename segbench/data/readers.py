@@ -46,15 +46,15 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     return tuple(float(s) for s in np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0))
 
 
-def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
-    """Whether a label lies on its image's grid: warnings, empty where all is well. ``file`` is the label's.
+def check_pair(image: Volume, label: Volume, file: Path, what: str = "label") -> list[str]:
+    """Whether a label, or ``what`` it is, lies on its image's grid: warnings, empty where all is well. ``file`` is its own.
 
     Raises:
         DataError: another shape, orientation, or spacing (1e-3 mm; a warning where ``limits`` allow it).
     """
     if image.array.shape[:3] != label.array.shape:
-        raise DataError("image and label do not fit", where=file, expected=f"the image's shape {image.array.shape[:3]}",
-                        found=f"label {label.array.shape}")
+        raise DataError(f"image and {what} do not fit", where=file, expected=f"the image's shape {image.array.shape[:3]}",
+                        found=f"{what} {label.array.shape}")
     if image.affine is None or label.affine is None:
         return []
     from nibabel.orientations import aff2axcodes
@@ -63,13 +63,14 @@ def check_pair(image: Volume, label: Volume, file: Path) -> list[str]:
              if v.affine is not None]
     spaced, turned = _unlike(image.affine, label.affine), facts[0][1] != facts[1][1]
     if turned or (spaced and not limits().other_spacing):
-        raise DataError("image and label do not fit", where=file, found=f"label: spacing {facts[1][0]}, axes {facts[1][1]}",
+        raise DataError(f"image and {what} do not fit", where=file,
+                        found=f"{what}: spacing {facts[1][0]}, axes {facts[1][1]}",
                         expected=f"as the image: spacing {facts[0][0]}, axes {facts[0][1]}", fix=None if turned else
                         "mend the header; if it alone is wrong and the voxels fit: --allow-affine-mismatch")
     if spaced:
-        return [f"the label's header tells spacing {facts[1][0]}, the image's {facts[0][0]}; taken by index, as allowed"]
+        return [f"the {what}'s header tells spacing {facts[1][0]}, the image's {facts[0][0]}; taken by index, as allowed"]
     away = float(np.abs(image.affine - label.affine).max())
-    return [f"image and label differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
+    return [f"image and {what} differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
 
 
 def _unlike(one: np.ndarray, other: np.ndarray) -> bool:

@@ -20,6 +20,7 @@ from segbench.files import array_digest
 Box = tuple[slice, ...]
 Scale = Literal["unit", "minmax", "zscore", "zscore_nonzero", "none"]
 Crop = Literal["none", "label", "label_xy", "nonzero", "body"]
+STRAY = 0.01  # share of a class's voxels that may lie outside a crop by the image
 AIR = -500.0  # HU: below it lies what surrounds a body
 
 
@@ -70,6 +71,7 @@ class Made:
     label: np.ndarray | None
     affine: np.ndarray | None
     facts: dict[str, Any] = field(default_factory=dict)  # JSON: what is needed to go back to the source's grid
+    doubts: list[str] = field(default_factory=list)  # what the recipe did to the label that one should know
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -81,9 +83,11 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     """Carry a recipe out. ``label`` (*S) lies on the volume's grid; ``volume.array`` is (*S) or (*S, C).
 
     Raises:
-        DataError: a voxel is no finite number; the recipe needs a spacing or label that is not there, or the label is empty.
+        DataError: a voxel is no finite number; the recipe needs a spacing or label that is not there, or the label is empty;
+            the crop by the image cuts labelled voxels away.
     """
     require_finite(volume.array)
+    before = _counted(label)
     array, affine = volume.array, volume.affine
     facts: dict[str, Any] = {"source_shape": list(array.shape[:3]), "source_dtype": str(array.dtype),
                              "source_affine": None if affine is None else np.asarray(affine).tolist()}
@@ -95,15 +99,45 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
         image, label, affine = _resampled(recipe, image, label, affine)
     facts["resampled_shape"] = list(image.shape[1:])
     box = crop_box(recipe, image, label)
+    doubts = _lost(recipe, before, label, box)
     facts["crop_offset"] = [int(side.start) for side in box]
     if recipe.scale_last or all(rule.by_voxel for rule in recipe.grey):
         image = normalise(_inside(image, box), recipe.grey)
     else:
         image = _inside(normalise(image, recipe.grey), box)
     image, label = _filled(image, box), None if label is None else _filled(_inside(label, box), box)
+    rules = recipe.grey * (len(image) if len(recipe.grey) == 1 else 1)
+    if Grey() in rules:  # nothing maps air to 0
+        facts["pad"] = [float(part.min()) if rule == Grey() else 0.0 for part, rule in zip(image, rules, strict=True)]
     if affine is not None:
         affine = affine @ _shift(facts["crop_offset"])
-    return Made(image.astype(np.float32, copy=False), label, affine, facts)
+    return Made(image.astype(np.float32, copy=False), label, affine, facts, doubts)
+
+
+def _counted(label: np.ndarray | None) -> dict[int, int]:
+    """Voxels of each class of a label."""
+    if label is None:
+        return {}
+    return {int(v): int(n) for v, n in zip(*np.unique(label, return_counts=True), strict=True) if v}
+
+
+def _lost(recipe: Recipe, before: dict[int, int], label: np.ndarray | None, box: Box) -> list[str]:
+    """Classes that resampling made vanish, and labelled voxels outside a crop that does not look at the label.
+
+    Raises:
+        DataError: the crop cuts away more than a hundredth of a class: what is scored would not be what is there.
+    """
+    resampled = _counted(label)
+    doubts = [f"class {k}: {n} voxels in the file, none after resampling" for k, n in before.items() if k not in resampled]
+    kept = {} if label is None else _counted(_inside(label, box))
+    for k, n in resampled.items():
+        lost = n - kept.get(k, 0)
+        text = f"{lost:,} of {n:,} voxels of class {k} lie outside the crop '{recipe.crop}'"
+        if lost > n * STRAY:
+            raise DataError("the crop cuts labelled voxels away", found=text, expected="all of them inside",
+                            fix="another crop of your own data: segbench data link PATH --as NAME --crop none (or nonzero)")
+        doubts += [text] if lost else []
+    return doubts
 
 
 def scan_digest(array: np.ndarray) -> str:

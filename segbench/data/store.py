@@ -77,6 +77,10 @@ class Store:
         """
         return self._open(case, "label.npy")
 
+    def pad(self, case: str) -> tuple[float, ...]:
+        """What stands for air beyond a case's volume, one number a channel; empty where 0 does."""
+        return tuple(self.cases[case].made.get("pad", ()))
+
     def _open(self, case: str, file: str) -> np.memmap:
         if case not in self.cases or file not in self.cases[case].files:
             raise DataError(f"{self.name} has no {file.removesuffix('.npy')} of case {case!r}", where=self.root)
@@ -322,4 +326,5 @@ def _smaller(store: Store, info: CaseInfo, factors: tuple[int, ...]) -> Case:
         step[:store.dims, 3] = (np.array(factors) - 1) / 2
         affine = np.array(info.affine) @ step
     spacing = None if info.spacing is None else tuple(s * f for s, f in zip(info.spacing, factors, strict=True))
-    return Case(info.id, image, label, spacing, affine, info.group)
+    made = {"pad": list(pad)} if (pad := store.pad(info.id)) else {}
+    return Case(info.id, image, label, spacing, affine, info.group, made)

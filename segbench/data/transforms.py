@@ -10,7 +10,7 @@ nearest neighbour.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class Cut:
     """
 
     corner: tuple[int, ...]
-    pads: tuple[int, ...]  # zeros on both sides of each axis
+    pads: tuple[int, ...]  # voxels added on both sides of each axis
     turns: int = 0  # from the first towards the second spatial axis
     mirror: int | None = None  # spatial axis
     angle: int = 0  # degrees, from the first towards the second spatial axis, before anything else
@@ -90,10 +90,28 @@ def draw(generator: np.random.Generator, shape: Sequence[int], patch: Sequence[i
     return Cut(corner, margin, turns, mirror, angle)
 
 
-def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+def around(generator: np.random.Generator, cut: Cut, spot: Sequence[int], shape: Sequence[int],
+           patch: Sequence[int]) -> Cut:
+    """The cut moved so that its patch holds the voxel ``spot`` of a volume of ``shape``, at any place in it, uniformly."""
+    place, size = list(spot), list(shape)
+    for _ in range(cut.turns):
+        place[:2] = [size[1] - 1 - place[1], place[0]]
+        size[:2] = [size[1], size[0]]
+    if cut.mirror is not None:
+        place[cut.mirror] = size[cut.mirror] - 1 - place[cut.mirror]
+    corner = []
+    for at, n, margin, p in zip(place, size, cut.pads, patch, strict=True):
+        low, high = max(0, at + margin - p + 1), min(at + margin, n + 2 * margin - p)
+        corner.append(int(generator.integers(low, high + 1)))
+    return replace(cut, corner=tuple(corner))
+
+
+def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | None = None,
+         pad: Sequence[float] = ()) -> np.ndarray:
     """The patch as a contiguous array (..., *patch); leading axes of ``array`` are kept.
 
     Only the patch's voxels are read, unless the cut is rotated. ``out``: write there; it must hold the result's shape.
+    ``pad``: what stands beyond the volume, one number for each entry of the first axis; 0 where nothing is said.
     """
     dims = len(patch)
     view = np.asarray(array)  # of a memory map: the same memory, without the subclass's cost per view
@@ -118,7 +136,7 @@ def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | No
         target += (slice(begin - low, end - low),)
         inside &= low >= 0 and high <= n
     if not inside:
-        out[...] = 0
+        out[...] = np.reshape(pad, (-1, *(1,) * (out.ndim - 1))) if pad else 0
     out[target] = view[source]
     return out
 

@@ -15,9 +15,10 @@ from segbench import registry
 from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Optim, Setting, Source
-from segbench.data.batches import TrainingData, loader
-from segbench.data.checks import brief, check_facts, require_learnable, require_no_leak
+from segbench.data.batches import TrainingData
+from segbench.data.checks import brief, check_facts, require_apart, require_learnable, require_no_leak
 from segbench.data.draws import drawn
+from segbench.data.loader import loader
 from segbench.data.store import Store, case_digests, derived, open_store, require_intact
 from segbench.errors import DataError, PluginError, SegbenchError, TrainingError, UsageError
 from segbench.files import is_storage, lock, storage_error, sweep
@@ -113,6 +114,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
                              expected=f"1 to {len(store.patients)} (its training cases)", fix="--labeled N")
         if experiment.protocol.selection == "validation" or machine.leak_meter:
             held_out(view, experiment.labeled[store.name])  # refuses before anything is trained
+    require_apart(stores)
     _require_used(experiment, stores)
     splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
     sources = {kind: registry.source_digest(registry.get(kind, name).cls)
@@ -251,10 +253,7 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
         method = build(run.experiment, run.stores, fresh=not any((run.folder.path / "ckpt").glob("*.st")))
         reporter.start(run)
         stage = "data"
-        for store in run.stores:
-            factors = run.experiment.protocol.factors(store.name, store.dims)
-            require_intact(derived(store, factors), store.train, reporter.check)
-            require_intact(store, store.test, reporter.check)
+        _require_intact(run, reporter)
         stage = "training"
         trainer = _train(run, method, machine, device, reporter, world)
         stage = "selection"
@@ -281,6 +280,14 @@ def _attempt(run: Prepared, machine: Machine, reporter: Reporter, world: World) 
         known = TrainingError(f"{run.experiment.method} failed: {type(error).__name__}: {error}", where=stage, fix=fix)
         run.folder.fail(known, stage)
         raise known from error
+
+
+def _require_intact(run: Prepared, reporter: Reporter) -> None:
+    """What will be trained on, and what will be predicted, is what was prepared."""
+    for store in run.stores:
+        factors = run.experiment.protocol.factors(store.name, store.dims)
+        require_intact(derived(store, factors), store.train, reporter.check)
+        require_intact(store, store.test, reporter.check)
 
 
 def _clear(folder: RunDir) -> None:

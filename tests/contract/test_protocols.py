@@ -19,6 +19,7 @@ FROZEN = {
     ("la", 1): "06362d4a6ecaf3c7",
     ("la-mini", 1): "69e3559b4fdb4ae7",
     ("msd", 1): "bb3151fa0c602f0c",
+    ("msd_thorax", 1): "d87538ac86beb5d8",
     ("pancreas_ct", 1): "3529e8c94112c7bb",
     ("pancreas_ct_mcnet", 1): "cfa616bed813e8cb",
     ("phantom", 1): "0a40ec6c7e13e1d6",

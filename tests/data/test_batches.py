@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from segbench.contracts.method import Batch
-from segbench.data.batches import TrainingData, loader, rng
+from segbench.data.batches import TrainingData, rng
+from segbench.data.loader import loader
 from segbench.errors import DataError, TrainingError, UsageError
 
 
@@ -40,13 +41,16 @@ class Canary:
         assert case in self.train, "an image of the test split was asked for"
         return np.load(self.root / f"{case}.image.npy", mmap_mode="r")
 
+    def pad(self, case: str) -> tuple[float, ...]:
+        return ()
+
     def label(self, case: str) -> np.ndarray:
         assert case in self.labelled, "a label that training must not see was asked for"
         return np.load(self.root / f"{case}.label.npy", mmap_mode="r")
 
 
 def protocol(**changes: Any) -> SimpleNamespace:
-    crop = SimpleNamespace(labeled="random", unlabeled="random", pad=3, last_offset=False)
+    crop = SimpleNamespace(labeled="random", unlabeled="random", pad=3, last_offset=False, foreground=0)
     fields = {"patch": (8, 6, 4), "crop": crop, "augment": "mirror", "sampling": "proportional"}
     return SimpleNamespace(**{**fields, **changes})
 
@@ -94,6 +98,21 @@ def test_two_dimensions(tmp_path: Path) -> None:
     assert (batch.x.shape, batch.y.shape, batch.u.shape) == ((2, 1, 8, 6), (2, 8, 6), (1, 1, 8, 6))
 
 
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_a_share_of_labelled_patches_holds_foreground(tmp_path: Path, share: float) -> None:
+    store = Canary(tmp_path, shape=(40, 40, 40), labeled=4)
+    for case in store.train:
+        label = np.zeros((40, 40, 40), np.uint8)
+        if case != store.train[0]:  # nothing to find in one of four
+            label[3, 30, 20] = 1
+        np.save(store.root / f"{case}.label.npy", label)
+    rules = protocol()
+    rules.crop.foreground = share
+    data = TrainingData({"toy": store}, {"toy": 4}, rules, 0)
+    hits = [bool(y.any()) for step in range(300) for y in data.batch(0, step, 2, 0).y]
+    assert abs(np.mean(hits) - 0.75 * share) < 0.07
+
+
 def test_slices_of_volumes_are_cases(tmp_path: Path) -> None:
     store = Canary(tmp_path, shape=(12, 11, 3))
     for case in store.train:  # every slice its own value, in image and label
@@ -117,7 +136,7 @@ def test_slices_of_volumes_are_cases(tmp_path: Path) -> None:
 
 def test_zoomed_slices_fill_the_patch(tmp_path: Path) -> None:
     store = Canary(tmp_path, shape=(12, 7, 3))
-    zoom = SimpleNamespace(labeled="zoom", unlabeled="zoom", pad=0, last_offset=False)
+    zoom = SimpleNamespace(labeled="zoom", unlabeled="zoom", pad=0, last_offset=False, foreground=0)
     for preload in (False, True):
         data = TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(16, 16), crop=zoom), 0, preload=preload)
         batch = data.batch(0, 0, 2, 2)
@@ -183,7 +202,7 @@ def test_center_crop_of_unlabelled(tmp_path: Path) -> None:
     coordinates = np.arange(12 * 11 * 9, dtype=np.float32).reshape(1, 12, 11, 9)
     for case in store.train:
         np.save(store.root / f"{case}.image.npy", coordinates)
-    crop = SimpleNamespace(labeled="random", unlabeled="center", pad=1, last_offset=False)
+    crop = SimpleNamespace(labeled="random", unlabeled="center", pad=1, last_offset=False, foreground=0)
     data = TrainingData({"toy": store}, {"toy": 4}, protocol(crop=crop, augment="none"), 0)
     batches = [data.batch(0, s, 2, 2) for s in range(10)]
     expected = torch.from_numpy(coordinates[:, 2:10, 2:8, 2:6])  # (11 - 6) / 2 and (9 - 4) / 2 are rounded to even

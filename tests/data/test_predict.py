@@ -272,8 +272,22 @@ def test_channels_in_one_file_or_in_several(scans, tmp_path):
     assert scan.name == "case"
     np.testing.assert_array_equal(predict(scan).label, expected)
     scan_of(folder, grey[1][::-1], affine @ np.diag([-1.0, 1.0, 1.0, 1.0]), "case_0001.nii.gz")
-    with pytest.raises(DataError, match="do not fit"):
+    with pytest.raises(DataError, match="image and channel do not fit"):
         predict(scan)
+    away = affine.copy()
+    away[:3, 3] += 40
+    scan_of(folder, grey[1], away, "case_0001.nii.gz")
+    assert any("image and channel differ in origin" in text for text in predict(scan).warnings)
+
+
+@pytest.mark.parametrize("names", [("x_0000", "x_0002"), ("x_0001", "x_0002"), ("x_0001",), ("x_0000", "x_0001", "x_0002"),
+                                   ("x_0000", "x"), ("x_0000", "x_0000.b")])
+def test_files_that_are_not_the_channels(tmp_path, names):
+    for name in names:
+        (tmp_path / (f"{name[:-2]}.nrrd" if name.endswith(".b") else f"{name}.nii.gz")).write_bytes(b"x")
+    with pytest.raises(DataError, match="are not its channels") as found:
+        find_scans([tmp_path], 2)
+    assert "x_0000, x_0001" in str(found.value)
 
 
 def test_what_is_found_in_folders(tmp_path, write_dicom):

@@ -148,3 +148,29 @@ def test_a_voxel_that_is_no_number_is_refused_before_it_spoils_the_rest(value, s
 def test_a_crop_by_the_label_needs_one(label, found):
     with pytest.raises(DataError, match=found):
         apply(Recipe(crop="label"), Volume(np.zeros((4, 4, 4)), None), label)
+
+
+def test_what_a_recipe_loses_of_a_label_is_told_or_refused():
+    """Two legs in air: a crop to the larger part must not decide what is scored."""
+    grey = np.full((30, 40, 20), -1000, np.int16)
+    grey[5:15, 5:15], grey[18:26, 25:33] = 40, 40
+    label = label_at(grey.shape, (8, 12), (8, 12), (0, 20)) | label_at(grey.shape, (20, 24), (28, 30), (0, 20))
+    with pytest.raises(DataError, match="cuts labelled voxels away") as found:
+        apply(Recipe(crop="body"), Volume(grey, np.eye(4)), label)
+    assert "160 of 480 voxels of class 1" in str(found.value)
+    stray = label_at(grey.shape, (8, 12), (8, 12), (0, 20))
+    stray[29, 39, 0] = 1
+    assert apply(Recipe(crop="body"), Volume(grey, np.eye(4)), stray).doubts == [
+        "1 of 321 voxels of class 1 lie outside the crop 'body'"]
+    label[29, 39, 19] = 2
+    spacing = np.diag([0.5, 0.5, 0.5, 1.0])
+    made = apply(Recipe(spacing=(1.0, 1.0, 1.0)), Volume(grey, spacing), label)
+    assert made.doubts == ["class 2: 1 voxels in the file, none after resampling"]
+    assert not apply(Recipe(), Volume(grey, spacing), label).doubts
+
+
+def test_air_is_recorded_where_it_is_not_0():
+    grey = np.stack([RNG.integers(-1077, -772, (6, 6, 6)), RNG.integers(5, 9, (6, 6, 6))], -1).astype(np.int16)
+    made = apply(Recipe(grey=(Grey(), Grey(None, "minmax"))), Volume(grey, np.eye(4)))
+    assert made.facts["pad"] == [grey[..., 0].min(), 0.0]
+    assert "pad" not in apply(Recipe(grey=(Grey(None, "zscore"),)), Volume(grey, np.eye(4))).facts

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segbench.data.transforms import Cut, center_corner, draw, nearest, pads, random_corner, take, zoom
+from segbench.data.transforms import Cut, around, center_corner, draw, nearest, pads, random_corner, take, zoom
 
 LA = (112, 112, 80)
 CUBE = (96, 96, 96)
@@ -124,6 +124,26 @@ def test_take_equals_turn_mirror_pad_crop(dims: int, data: st.DataObject) -> Non
     out = np.full((2, *patch), np.nan, np.float32)
     assert take(volume, cut, patch, out) is out
     np.testing.assert_array_equal(out, plain)
+
+
+@pytest.mark.parametrize("shape", [(9, 14, 11), (14, 9, 4), (5, 7, 12)])
+def test_around_holds_the_spot_anywhere_in_the_patch(shape: tuple[int, ...]) -> None:
+    patch, seen = (6, 5, 4), set()
+    volume = np.arange(np.prod(shape)).reshape(shape) + 1
+    for seed in range(400):
+        draws = np.random.default_rng(seed)
+        cut = draw(draws, shape, patch, augment="mirror", pad=1)
+        spot = tuple(int(draws.integers(n)) for n in shape)
+        found = np.argwhere(take(volume, around(draws, cut, spot, shape, patch), patch) == volume[spot])
+        assert len(found) == 1
+        seen.add(tuple(found[0].tolist()))
+    assert len(seen) > 0.8 * np.prod(patch)
+
+
+def test_what_stands_beyond_the_volume() -> None:
+    image = np.ones((2, 4, 4, 4), np.float32)
+    patch = take(image, Cut((0, 0, 0), (1, 1, 1)), (6, 6, 6), pad=(-1000.0, 0.5))
+    assert patch[0, 0, 0, 0] == -1000 and patch[1, 5, 5, 5] == 0.5 and (patch[:, 1:5, 1:5, 1:5] == 1).all()
 
 
 def test_image_and_label_stay_together() -> None:

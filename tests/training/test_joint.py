@@ -1,6 +1,7 @@
 """One training over data sets that differ in size, spacing, channels and number of classes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -9,7 +10,9 @@ import pytest
 
 from segbench import registry
 from segbench.data.batches import TrainingData
+from segbench.data.checks import require_apart
 from segbench.data.store import derived
+from segbench.errors import DataError
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 TOGETHER = '''name: together
@@ -91,3 +94,39 @@ def test_a_joint_run_over_data_with_and_without_a_spacing_can_be_read_back(toget
     board = together.call("leaderboard", "--format", "json")
     assert {b["dataset"]: b["unit"] for b in json.loads(board.stdout)["boards"]} == {"tiny": "mm", "tiny_bare": "vox"}
     assert "left out" not in board.stderr
+
+
+SWAPPED = """
+import sys
+from segbench import Split, dataset
+
+@dataset("swapped")
+class Swapped(sys.modules["segbench_plugin_tiny"].Tiny):
+    labeled = 1
+
+    def split(self):
+        whole = super().split()
+        return Split(whole.test, whole.train[2:])
+"""
+
+
+def test_what_one_data_set_tests_must_not_be_what_another_trains_on(together):
+    (together.folder / "swapped.py").write_text(SWAPPED)
+    done = together.call("--plugin", "swapped.py", "run", "versemi", "--dataset", "tiny,swapped", "--protocol",
+                         PLUGINS / "tiny.yaml", "--dry-run")
+    assert done.returncode == 3, done.stderr
+    assert "swapped/case2: a test case, and the training case tiny/case2" in done.stderr
+    assert "tiny/case6: a test case, and the training case swapped/case6" in done.stderr
+
+
+def test_patients_of_one_collection_have_one_name(together):
+    """Voxels differ where a scan was cut in two ways; the name tells."""
+    tiny = together.prepared("supervised").stores[0]
+    infos = {i: replace(info, voxels=f"other {i}") for i, info in tiny.cases.items()}
+    one = replace(tiny, name="pancreas_ct")
+    other = replace(tiny, name="pancreas_ct_mcnet", cases=infos, train=tiny.train[:3], test=tiny.train[3:])
+    require_apart([replace(one, name="tiny"), replace(other, name="la")])
+    with pytest.raises(DataError, match="not apart") as found:
+        require_apart([one, other])
+    assert [p.case for p in found.value.problems] == ["pancreas_ct_mcnet/case3", "pancreas_ct_mcnet/case4",
+                                                      "pancreas_ct_mcnet/case5"]
