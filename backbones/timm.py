@@ -1,6 +1,6 @@
 """Encoders of timm (Wightman: PyTorch Image Models, github.com/huggingface/pytorch-image-models, Apache-2.0).
 
-``timm:NAME`` is any model of timm's list that offers ``features_only`` for images of any size: a convolution at full
+``timm:NAME`` is any model of timm's list that offers ``features_only`` for images of many sizes: a convolution at full
 resolution of ours, then timm's maps, then a decoder of ours. In two dimensions the maps are timm's own. In three a volume
 passes as a stack of slices along its last axis:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from math import lcm
 from typing import Any, ClassVar, Literal
 
 import timm
@@ -31,6 +32,7 @@ from segbench.nets import Encoder, EncoderDecoder, Layers
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 EDGE = 448  # of images for dry runs: a multiple of all strides, of 14 too
+UNITS = (0, 64, 224, 256)  # edges are multiples of the largest stride, or of these: the windows of some kinds of attention
 
 
 class Fold:
@@ -94,7 +96,8 @@ def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
         if not isinstance(layer, nn.Conv2d):
             body.set_submodule(name, InflatedPool(layer, fold, steps.get(name, 1)))
         elif type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or max(layer.dilation) > 1:
-            raise UsageError(f"a layer cannot be inflated: {layer}", fix="-o backbone.through=slices")
+            raise UsageError("a layer cannot be inflated", found=f"{name}: {layer}", fix="-o backbone.through=slices",
+                             expected="plain convolutions without dilation, padded with zeros")
         elif max(layer.kernel_size) > 1 or name in steps:
             body.set_submodule(name, Inflated(layer, fold, steps.get(name, 1)))
 
@@ -129,8 +132,14 @@ class Facts:
     indices: tuple[int, ...]
     channels: tuple[int, ...]
     reductions: tuple[int, ...]
+    unit: int  # edges are multiples of it
     channels_last: bool
     attention: bool
+
+    @property
+    def edge(self) -> int:
+        """Of images for dry runs."""
+        return lcm(EDGE, self.unit) if self.unit != 256 else 512
 
 
 @cache
@@ -138,29 +147,43 @@ def facts(architecture: str) -> Facts:
     """Found with a model without numbers.
 
     Raises:
-        UsageError: it gives no feature maps, or not of images of any size.
+        UsageError: it gives no feature maps, or not of images of many sizes.
     """
-    reason = ""
+    reason = "TypeError: none of its options"
     for options in OPTIONS:
         try:
             with torch.device("meta"):
-                net: Any = timm.create_model(architecture, features_only=True, **options).eval()
-                info = net.feature_info
-                channels, reductions = tuple(info.channels()), tuple(info.reduction())
-                shapes = [tuple(m.shape) for m in net(torch.zeros(1, 3, EDGE, 2 * EDGE))]
-                odd = 5 * max(reductions)  # a coarsest map of 5 x 10, which windows of attention do not divide
-                sizes = [m.shape for m in net(torch.zeros(1, 3, odd, 2 * odd))]
-            if not all({odd // r, 2 * odd // r} <= set(size) for size, r in zip(sizes, reductions, strict=True)):
-                raise ValueError(f"maps of {odd} x {2 * odd} pixels are not {', '.join(map(str, reductions))} times smaller")
+                net: Any = timm.create_model(architecture, features_only=True, in_chans=1, **options).eval()
+                unit, shapes = _unit(net)
         except Exception as error:  # whatever a model raises is its answer
             if not isinstance(error, TypeError):  # that of an option which it does not know
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
             continue
-        last = any(shape[1] != c for shape, c in zip(shapes, channels, strict=True))
+        info = net.feature_info
+        last = any(shape[1] != c for shape, c in zip(shapes, info.channels(), strict=True))
         attention = any(hasattr(m, "num_heads") for m in net.modules())
-        return Facts(options, tuple(info.out_indices), channels, reductions, last, attention)
-    raise UsageError(f"'timm:{architecture}' gives no feature maps of images of any size", found=reason,
-                     fix="another encoder: segbench list backbones")
+        indices, channels, reductions = map(tuple, (info.out_indices, info.channels(), info.reduction()))
+        return Facts(options, indices, channels, reductions, unit, last, attention)
+    raise UsageError(f"'timm:{architecture}' gives no feature maps of images of many sizes", found=reason,
+                     expected="an encoder that is not made for one size of image", fix="segbench list backbones names some")
+
+
+def _unit(net: Any) -> tuple[int, list[torch.Size]]:
+    """What edges must be a multiple of, tried at 3 x 1 and 5 x 10 of it, which few windows divide; and shapes of maps."""
+    reductions, reason = net.feature_info.reduction(), Exception("no unit")
+    for unit in dict.fromkeys(u or max(reductions) for u in UNITS):
+        if unit % max(reductions):
+            continue
+        try:
+            for a, b in ((3, 1), (5, 10)):
+                shapes = [m.shape for m in net(torch.zeros(1, 1, a * unit, b * unit))]
+                if not all({a * unit // r, b * unit // r} <= set(s) for s, r in zip(shapes, reductions, strict=True)):
+                    raise ValueError(f"maps of {a * unit} x {b * unit} pixels are not {', '.join(map(str, reductions))} "
+                                     "times smaller")
+            return unit, shapes
+        except Exception as error:  # the next unit may be its own
+            reason = error
+    raise reason
 
 
 def create(architecture: str, channels: int, levels: int, pretrained: bool = False) -> nn.Module:
@@ -186,26 +209,54 @@ def idle(architecture: str, levels: int) -> tuple[str, ...]:
     """Parameters that none of the first ``levels`` maps depends on; timm does not always cut them off."""
     with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():  # whoever asks first
         encoder = create(architecture, 1, levels).eval()
-        torch.stack([m.sum() for m in encoder(torch.zeros(1, 1, EDGE, EDGE))]).sum().backward()
+        edge = facts(architecture).edge
+        torch.stack([m.sum() for m in encoder(torch.zeros(1, 1, edge, edge))]).sum().backward()
     return tuple(name for name, p in encoder.named_parameters() if p.grad is None)
+
+
+@cache
+def unused(architecture: str, levels: int) -> tuple[str, ...]:
+    """Parts that can be cut out because none of the first ``levels`` maps depends on them; none where that fails."""
+    names, edge = idle(architecture, levels), facts(architecture).edge
+    with torch.device("meta"):
+        encoder = create(architecture, 1, levels).eval()
+        found: list[str] = []
+        for name, part in encoder.named_modules():
+            own = [f"{name}.{p}" for p, _ in part.named_parameters()]
+            if name and own and set(own) <= set(names) and not name.startswith(tuple(f"{f}." for f in found)):
+                found.append(name)
+        image = torch.zeros(1, 1, edge, edge)
+        before = [m.shape for m in encoder(image)]
+        cut(encoder, found)
+        try:
+            return tuple(found) if [m.shape for m in encoder(image)] == before else ()
+        except Exception:  # something that has no parameters wants what they gave
+            return ()
+
+
+def cut(encoder: nn.Module, names: tuple[str, ...] | list[str]) -> None:
+    """Take parts out, in place."""
+    for name in names:
+        encoder.set_submodule(name, nn.Identity())
 
 
 @cache
 def steps(architecture: str, flat: int) -> dict[str, int]:
     """Strides along the stack of an inflated encoder by layer; the first ``flat`` halvings leave the number of slices."""
     found: dict[str, int] = {}
+    edge = facts(architecture).edge
     with torch.device("meta"):
         encoder = create(architecture, 1, 9).eval()
 
         def note(name: str, stride: Any, rows: int) -> None:
             step = stride if isinstance(stride, int) else min(stride)
             if step > 1:
-                found[name] = step if EDGE // rows >= 2**flat else 1
+                found[name] = step if edge // rows >= 2**flat else 1
 
         for name, layer in encoder.named_modules():
             if isinstance(layer, STRIDED):
                 layer.register_forward_pre_hook(lambda m, x, name=name: note(name, m.stride, x[0].shape[2]))
-        encoder(torch.zeros(1, 1, EDGE, EDGE))
+        encoder(torch.zeros(1, 1, edge, edge))
     return found
 
 
@@ -223,9 +274,11 @@ def layout(architecture: str, depth: int, through: str, flat: int) -> tuple[str,
     try:
         with torch.device("meta"):
             fold, encoder = Fold(), create(architecture, 1, levels).eval()
+            cut(encoder, unused(architecture, levels))
             inflate(encoder, fold, steps(architecture, flat))
-            maps = Body(nn.Identity(), encoder, fold, known.channels_last)(torch.zeros(1, 1, EDGE, EDGE, EDGE))
-        return "inflate", tuple(tuple(EDGE // n for n in m.shape[2:]) for m in maps)
+            edge = known.edge
+            maps = Body(nn.Identity(), encoder, fold, known.channels_last)(torch.zeros(1, 1, edge, edge, edge))
+        return "inflate", tuple(tuple(edge // n for n in m.shape[2:]) for m in maps)
     except Exception as error:  # slices do not meet again, or a layer is of an unknown kind
         if through == "auto":
             return "slices", sliced
@@ -271,10 +324,12 @@ class Timm(EncoderDecoder):
         levels = len(known.channels[:p.depth - 1])
         encoder = create(self.architecture, channels, levels, p.pretrained)
         strides = self._strides(p, self.dims)
+        cut(encoder, unused(self.architecture, levels))
         if self.dims == 3 and layout(self.architecture, p.depth, p.through, p.flat)[0] == "inflate":
             inflate(encoder, fold, steps(self.architecture, p.flat))
-        for name in idle(self.architecture, levels):
-            encoder.get_parameter(name).requires_grad_(False)
+        left = dict(encoder.named_parameters())
+        for name in set(idle(self.architecture, levels)) & set(left):
+            left[name].requires_grad_(False)
         stem = Layers(self.dims).unit(channels, p.width, convs=1)
         return Encoder(Body(stem, encoder, fold, known.channels_last), (p.width, *known.channels[:levels]), strides)
 
@@ -293,8 +348,10 @@ class Timm(EncoderDecoder):
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        """The strides of the bottleneck."""
-        return cls._strides(params, dims)[-1]
+        """The strides of the bottleneck; where windows of attention need more, that."""
+        strides, unit = cls._strides(params, dims)[-1], facts(cls.architecture).unit
+        special = unit > max(facts(cls.architecture).reductions)
+        return tuple(lcm(s, unit) if special and axis < 2 else s for axis, s in enumerate(strides))
 
 
 @cache

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,22 +135,26 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
     """Voxels per axis of the image that one voxel of the bottleneck sees; None where that cannot be told: attention,
     or more than 512 voxels (2048 of an image).
 
-    Convolutions become means and normalisation and thresholds are taken out; at an image of zeros, where maxima are
-    ties, every dependence then has a gradient. Global statistics (normalisation, squeeze and excitation) do not count.
+    Counted by gradients at random positive weights, with thresholds taken out and maxima made means, so that every
+    dependence has one. Global statistics (normalisation, squeeze and excitation) do not count.
     """
     if any(hasattr(m, "num_heads") for m in net.modules()):
         return None
-    plain = _plain(copy.deepcopy(net).double().eval())
+    plain, generator = copy.deepcopy(net).double().eval(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.copy_((torch.rand(p.shape, generator=generator, dtype=p.dtype) + 0.5) / prod(p.shape[1:]))
     unit = net.multiple(net.p, dims)
     field: list[int] = []
     for axis in range(dims):
-        if field and unit[axis] == unit[0] and len(set(unit)) == 1:
-            field.append(field[0])  # kernels are cubes
+        if axis == 1 and unit[1] == unit[0]:  # the last axis of volumes may be treated otherwise
+            field.append(field[0])
             continue
         length = unit[axis] * max(4, 2048 // unit[axis] // (4 if dims == 3 else 1))
         shape = [length if i == axis else unit[i] for i in range(dims)]
-        image = torch.zeros(1, channels, *shape, dtype=torch.float64, requires_grad=True)
-        bottleneck = plain.encode(image)[-1]
+        image = torch.rand(1, channels, *shape, generator=generator, dtype=torch.float64).requires_grad_()
+        with _Linear():
+            bottleneck = plain.encode(image.clone())[-1]  # a copy: some layers write into what they are given
         middle: Any = (0, slice(None), *(n // 2 for n in bottleneck.shape[2:]))
         gradient, = torch.autograd.grad(bottleneck[middle].sum(), image)
         seen = gradient[0].abs().sum(0).movedim(axis, 0).flatten(1).sum(1).nonzero().flatten()
@@ -158,21 +164,26 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
     return tuple(field)
 
 
-class _Pass(nn.Module):
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x
+THRESHOLDS = {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardtanh",
+              "hardswish", "hardsigmoid", "threshold", "dropout", "dropout2d", "dropout3d", "clamp", "clamp_min", "clip"}
+SPATIAL = {"instance_norm", "group_norm"}
 
 
-def _plain(net: Backbone) -> Backbone:
-    for module in list(net.modules()):
-        for name, child in list(module.named_children()):
-            kind = type(child).__name__
-            if any(word in kind for word in ("Norm", "ReLU", "Dropout")):
-                setattr(module, name, _Pass())
-            elif isinstance(child, (nn.MaxPool2d, nn.MaxPool3d)):
-                average: Any = nn.AvgPool3d if isinstance(child, nn.MaxPool3d) else nn.AvgPool2d
-                setattr(module, name, average(child.kernel_size, child.stride, child.padding))
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            p.fill_(1 / prod(p.shape[1:]) if p.ndim > 1 else 0 if name.endswith("bias") else 1)
-    return net
+class _Linear(TorchFunctionMode):
+    """Within it layers pass on every input: no thresholds, means for maxima, statistics over space as constants."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", "").rstrip("_"), kwargs or {}
+        if name in THRESHOLDS or name in SPATIAL:
+            return args[0]
+        if name in ("max_pool2d", "max_pool3d"):
+            pool: Any = functional.avg_pool3d if name == "max_pool3d" else functional.avg_pool2d
+            return pool(*args[:4], ceil_mode=kwargs.get("ceil_mode", False),
+                        **{k: kwargs[k] for k in ("kernel_size", "stride", "padding") if k in kwargs})
+        if name in ("maximum", "fmax"):
+            return (args[0] + args[1]) / 2
+        found = torch.mean(*args, **kwargs) if name == "amax" else func(*args, **kwargs)
+        if name in ("mean", "amax", "var", "std", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
+            whole = isinstance(found, Tensor) and prod(found.shape[2:]) == 1 < prod(args[0].shape[2:])
+            return found.detach() if whole else found
+        return found

@@ -90,6 +90,22 @@ def test_receptive_field(name, params, seen):
         assert receptive_field(build(name, 3, **params), 1, 3) == (seen,) * 3
 
 
+@pytest.mark.parametrize("name, seen", [
+    # measured by gradients of whole, unchanged encoders at random weights
+    ("resnet18", 435), ("regnetx_002", 543), ("repvgg_a0", 535), ("vovnet39a", 1147), ("resnetv2_50x1_bit", 427),
+    ("nf_resnet26", 195), ("mobileone_s0", 471),
+    # worked out by hand: 3x3 of steps 1 2 1 2 1 2 1 2 1 1; squeeze and excitation does not count
+    ("sedarknet21", 1 + 2 * (1 + 1 + 2 + 2 + 4 + 4 + 8 + 8 + 16 + 16)),
+])
+def test_receptive_field_of_many_kinds_of_encoders(name, seen):
+    assert receptive_field(build(f"timm:{name}", width=2), 1, 2) == (seen, seen)
+
+
+def test_receptive_field_along_the_stack_is_its_own():
+    """Kernels of 11 x 1 and 1 x 11 span one slice."""
+    assert receptive_field(build("timm:inception_next_atto", 3, depth=2, width=2), 1, 3) == (68, 68, 20)
+
+
 def test_receptive_field_of_thick_slices_and_of_attention():
     assert receptive_field(build("unet3d", 3, width=2, depth=3, flat=1), 1, 3) == (32, 32, 1 + 2 * 2 + 2 * 2 + 1 + 2 * 4)
     assert receptive_field(build("timm:test_vit", depth=2), 1, 2) is None

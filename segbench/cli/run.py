@@ -212,10 +212,13 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
     from segbench.cli.reporter import header
+    from segbench.training.run import require_fit
 
     plan = []
     for run in runs:
         state = "cached" if run.folder.result() else "half-done" if any(run.folder.path.glob("ckpt/*.st")) else "to do"
+        if state != "cached":
+            require_fit(run)
         plan.append({"run_id": run.run_id, "dir": str(run.folder.path), "state": state, "metrics": {}})
         if not settings.json:
             click.echo(f"{header(run)}\n  {state}")

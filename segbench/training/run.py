@@ -203,6 +203,23 @@ def network_factory(name: str, params: dict[str, Any], setting: Setting, needs: 
     return network
 
 
+def require_fit(run: Prepared) -> None:
+    """Build the method's networks and forget them: what does not fit is refused before anything is written.
+
+    Raises:
+        UsageError: the backbone cannot take the patch, or cannot offer what the method asks of it.
+    """
+    for place in ("meta", "cpu"):  # without numbers, which is fast; some networks compute while they are built
+        try:
+            with torch.device(place):
+                build(run.experiment, run.stores, fresh=False)
+            return
+        except UsageError:
+            raise
+        except Exception:  # whatever else is wrong the attempt tells, and records
+            continue
+
+
 def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, restart: bool = False) -> dict[str, Any]:
     """Train and evaluate, or go on where a killed process stopped, or return the stored result.
 
@@ -219,6 +236,7 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
     if for_sure is not None:
         world.first_says(False)
         return {**for_sure, "cached": True}
+    require_fit(run)
     with lock(run.folder.path / "lock"):
         # Another process may have ended it in the meantime.
         finished = None if restart else run.folder.result()
@@ -235,6 +253,7 @@ def execute(run: Prepared, machine: Machine, reporter: Reporter | None = None, r
 def _follow(run: Prepared, machine: Machine, world: World) -> dict[str, Any]:
     """Train beside the first process, which alone writes and evaluates."""
     experiment = run.experiment
+    require_fit(run)
     if world.first_says(True):
         device = distributed.own_device(device_of(machine.device))
         _train(run, build(experiment, run.stores), machine, device, Reporter(), world)

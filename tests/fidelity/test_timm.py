@@ -107,9 +107,30 @@ def test_patches_of_fourteen():
     assert cls.multiple(cls.Params(), 2) == (14, 14)
 
 
+@pytest.mark.parametrize("name, unit", [("mobilevitv2_050", 64), ("maxvit_nano_rw_256", 256), ("maxvit_tiny_rw_224", 224)])
+def test_windows_of_attention_want_larger_multiples(name, unit):
+    cls = get("backbone", f"timm:{name}").cls
+    assert cls.multiple(cls.Params(depth=3), 2) == (unit, unit)
+    assert cls.multiple(cls.Params(depth=3), 3)[:2] == (unit, unit)
+
+
+@pytest.mark.parametrize("name, depth", [("efficientnet_b0", 3), ("mobilenetv3_small_050", 3), ("test_efficientnet", 4)])
+def test_what_lies_behind_the_last_map_is_cut_off(name, depth):
+    """And the maps are those of timm's whole encoder."""
+    net, whole = build(name, 2, depth=depth).eval(), build(name, 2).eval()
+    used = dict(net.encoder.encoder.named_parameters())
+    assert len(used) < len(dict(whole.encoder.encoder.named_parameters()))
+    net.encoder.encoder.load_state_dict({n: v for n, v in whole.encoder.encoder.state_dict().items()
+                                         if n in net.encoder.encoder.state_dict()})
+    x = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(net.encoder.maps(x), whole.encoder.maps(x), strict=False):
+            assert torch.equal(a, b)
+
+
 def test_what_no_map_depends_on_is_not_trained():
-    net = build("test_efficientnet", 3, depth=4).train()
-    net(torch.rand(2, 1, 32, 32, 16)).sum().backward()
+    net = build("hrnet_w18_small", 2, depth=3).train()
+    net(torch.rand(2, 1, 32, 32)).sum().backward()
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
     assert frozen and frozen == {name for name, p in net.named_parameters() if p.grad is None}
 
@@ -117,10 +138,10 @@ def test_what_no_map_depends_on_is_not_trained():
 def test_refusals():
     with pytest.raises(UsageError, match="Did you mean 'resnet34'"):
         get("backbone", "timm:resnt34")
-    with pytest.raises(UsageError, match="no feature maps of images of any size"):
-        build("coat_tiny", 2)
-    with pytest.raises(UsageError, match="must be divisible by window"):
-        build("maxvit_nano_rw_256", 2)
+    for name in ("coat_tiny", "csatv2", "botnet26t_256"):  # of one size; of three channels; whose error says nothing
+        with pytest.raises(UsageError, match="no feature maps of images of many sizes") as refused:
+            build(name, 2)
+        assert refused.value.details["expected"] and not str(refused.value.details["found"]).endswith(":")
     with pytest.raises(UsageError, match=r"Did you mean 'resnet18\.tv_in1k'"):
         get("backbone", "timm:resnet18.tv_in1")
     with pytest.raises(UsageError, match="inflated"):
