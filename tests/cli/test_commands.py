@@ -21,7 +21,7 @@ def test_run_leaderboard_evaluate_resume(lab):
     document = json.loads(first.stdout)
     assert {"status", "run_id", "dir", "metrics"} <= set(document) and document["status"] == "done"
     assert sorted(p.name for p in (lab.folder / document["dir"]).iterdir() if p.name != "lock") == [
-        "cases.csv", "ckpt", "config.yaml", "log.jsonl", "manifest.json", "result.json"]
+        "cases.csv", "ckpt", "config.yaml", "data.json", "log.jsonl", "manifest.json", "result.json"]
 
     again = lab.cli("--json", *RUN)
     assert json.loads(again.stdout)["cached"] is True
