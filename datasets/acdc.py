@@ -25,7 +25,7 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.places import below
+from segbench.data.places import below, once
 from segbench.data.readers import check_pair, read_h5, read_nifti
 from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
@@ -71,8 +71,8 @@ class ACDC(Dataset):
     def find(self, source: Path | None) -> list[RawCase]:
         """Cases in any of the layouts, wherever below ``source`` they lie."""
         assert source is not None
-        raw = [case for info in below(source, "Info.cfg")
-               if info.parent.name.startswith("patient") for case in _frames(info)]
+        infos = once((p.parent.name, p) for p in below(source, "Info.cfg") if p.parent.name.startswith("patient"))
+        raw = [case for info in infos.values() for case in _frames(info)]
         h5 = _circulating(source)
         if raw and h5:
             raise DataError("two layouts in one folder: the challenge's files and h5 files", where=source,
@@ -125,13 +125,13 @@ def _nifti(folder: Path, stem: str) -> Path:
 
 def _circulating(source: Path) -> dict[str, dict[str, Any]]:
     """Frames as one volume's file, or as the files of its slices in the order of their numbers."""
-    volumes: dict[str, dict[str, Any]] = {}
+    files = below(source, "patient*.h5")
+    whole = once((m[1], p) for p in files if (m := VOLUME.fullmatch(p.name)))
+    volumes: dict[str, dict[str, Any]] = {case: {"layout": "h5", "files": [path]} for case, path in whole.items()}
     slices: dict[str, dict[int, Path]] = {}
-    for path in below(source, "patient*.h5"):
-        if match := VOLUME.fullmatch(path.name):
-            volumes[match[1]] = {"layout": "h5", "files": [path]}
-        elif match := SLICE.fullmatch(path.name):
-            slices.setdefault(match[1], {})[int(match[2])] = path
+    for name, path in once((f"{m[1]} {int(m[2])}", p) for p in files if (m := SLICE.fullmatch(p.name))).items():
+        case, _, number = name.partition(" ")
+        slices.setdefault(case, {})[int(number)] = path
     for case, numbered in slices.items():
         numbers = sorted(numbered)
         if case in volumes:

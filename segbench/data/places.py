@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import filter as fitting
 from pathlib import Path
@@ -26,6 +27,21 @@ def below(folder: Path, pattern: str) -> list[Path]:
         folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
         found += [Path(place, name) for name in fitting([*folders, *files], pattern)]
     return sorted(found)
+
+
+def once(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Files or folders by case; links that lead to the same one are no second.
+
+    Raises:
+        DataError: two for one case, and nobody can say which one counts; names both.
+    """
+    first: dict[str, Path] = {}
+    for case, path in found:
+        other = first.setdefault(case, path)
+        if os.path.realpath(other) != os.path.realpath(path):
+            raise DataError(f"case '{case}' lies there twice", where=path, found=f"{other} too", expected="each case once",
+                            fix="take one of the two out of the folder")
+    return first
 
 
 def find_cases(dataset: Dataset, source: Path, depth: int = DEPTH) -> tuple[Path, list[RawCase]]:

@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import os
+import shutil
 import tarfile
 
 import h5py
@@ -133,6 +135,28 @@ def test_acdc_behind_a_link(acdc_raw, tmp_path):
     (acdc_raw / "database" / "training").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(acdc_raw)
     assert prepare_store("acdc", acdc_raw, tmp_path / "data").train == some("acdc", 4)[:4]
+
+
+def test_a_case_that_lies_there_twice_is_refused(acdc_raw, pancreas_raw, tmp_path):
+    patient = next(acdc_raw.rglob("Info.cfg")).parent
+    label, series = next(pancreas_raw.rglob("label0001.nii.gz")), next(pancreas_raw.rglob("PANCREAS_0001"))
+    array = np.zeros((3, 20, 24), np.float32)
+    tried = [("acdc", acdc_raw, patient), ("pancreas_ct", pancreas_raw, label), ("pancreas_ct", pancreas_raw, series)]
+    for name, adapter, content in (("patient001_frame01.h5", "acdc", array), ("0001.h5", "pancreas_ct", array),
+                                   ("patient001_frame01_slice_1.h5", "acdc", array[0])):
+        h5(tmp_path / name[:-3] / "one" / name, content, content)
+        tried.append((adapter, tmp_path / name[:-3], tmp_path / name[:-3] / "one" / name))
+    for adapter, source, path in tried:
+        find, again = registry.get("dataset", adapter).cls().find, source / "zz_backup" / path.name
+        again.parent.mkdir(exist_ok=True)
+        again.symlink_to(path)
+        find(source)  # the same files by another way
+        again.unlink()
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, again)
+        with pytest.raises(DataError, match="twice") as caught:
+            find(source)
+        assert all(str(p) in str(caught.value) for p in (path, again))
+        (shutil.rmtree if path.is_dir() else os.remove)(again)
 
 
 def test_acdc_with_a_voxel_that_is_no_number_or_an_info_that_is_a_folder(acdc_raw, tmp_path):
