@@ -74,7 +74,7 @@ class Pancreas(Dataset):
         """Series by case, each with its label; a label without a series (0025, 0070) is no case."""
         labels = once((m[1], p) for p in below(source, "label*.nii*") if (m := LABEL.fullmatch(p.name)))
         folders = {p: m[1] for p in below(source, "PANCREAS_*") if p.is_dir() and (m := FOLDER.fullmatch(p.name))}
-        cases = once((case, p) for p, case in folders.items() if folders.get(p.parent) != case and any(p.rglob("*.dcm")))
+        cases = once((case, p) for p, case in folders.items() if folders.get(p.parent) != case and _any_slice(p))
         without = sorted(set(cases) - set(labels) - set(WITHDRAWN))
         if without:
             raise DataError(f"{len(without)} series have no label file", where=source, found=", ".join(without[:5]),
@@ -105,6 +105,10 @@ class Pancreas(Dataset):
         made = apply(self.recipe, image, mask)
         warnings = _doubts(image.array[mask > 0])
         return Case(raw.id, made.image, made.label, made.spacing, made.affine, made={**made.facts, "warnings": warnings})
+
+
+def _any_slice(folder: Path) -> bool:
+    return any(file.name[0] != "." for file in folder.rglob("*.dcm"))
 
 
 def _doubts(inside: np.ndarray) -> list[str]:

@@ -25,7 +25,7 @@ from segbench.contracts.dataset import Dataset, RawCase, Split
 from segbench.data.archives import extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
 from segbench.data.limits import Limits, limits, set_limits
-from segbench.data.places import find_cases
+from segbench.data.places import find_cases, find_lists
 from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Progress, Store, adapter_facts, fingerprint, inputs_digests, write_store
 from segbench.errors import DataError, PluginError, SegbenchError, StorageError
@@ -56,14 +56,13 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     if source is not None and not source.is_dir():
         raise DataError(f"no such folder or archive for data set '{dataset.name}'", where=source,
                         expected=expected_files(dataset))
-    place, found = (None, dataset.find(None)) if source is None else find_cases(dataset, source)
+    found = dataset.find(None) if source is None else find_cases(dataset, source)
     _check_ids([raw.id for raw in found], "the source", source)
     raw, split = {r.id: r for r in found}, dataset.split()
     published = split
     warnings: list[str] = []
     _check_split(split, f"the split of {dataset.name}")
-    own = None if source is None or place is None else (
-        own_lists(source, split, raw, warnings) or own_lists(place, split, raw, warnings))
+    own = None if source is None else own_lists(source, split, raw, warnings)
     if own is not None:
         _check_split(own, str(source))
         split = own
@@ -116,8 +115,8 @@ def _check_split(split: Split, what: str) -> None:
 
 def own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings: list[str]) -> Split | None:
     """The split of a source's own lists in the published order; None if the source has no lists."""
-    files = [source / "train.list", source / "test.list"]
-    if not all(f.is_file() for f in files):
+    files = find_lists(source)
+    if not files:
         return None
     order = (*published.train, *published.test)
     groups = {r.group: [i for i in order if i in raw and raw[i].group == r.group] for r in raw.values() if r.group}

@@ -36,7 +36,7 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
                             fix=f"take it apart, or segbench data prepare {entry.name} --from {source}: it checks too")
         if not source.is_dir():
             raise DataError("no such folder", where=source, expected="; ".join(dataset.files) or None)
-        base, found = find_cases(dataset, source)
+        found = find_cases(dataset, source)
         published = dataset.split()
     except SegbenchError as error:
         return _store(entry, source, Split((), ()), {}), [problem_of("*", error, str(source))]
@@ -44,7 +44,7 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
     raw = {r.id: r for r in found if valid_id(r.id)}
     split = published
     try:
-        split = own_lists(source, published, raw, []) or own_lists(base, published, raw, []) or published
+        split = own_lists(source, published, raw, []) or published
     except DataError as error:
         problems.append(problem_of("*", error, str(source)))
     problems += [Problem(i, str(source), "no file of this case", "; ".join(dataset.files),

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tarfile
+import zipfile
 
 import h5py
 import nibabel
@@ -449,6 +450,24 @@ def test_pancreas_raw_protocol_b(pancreas_raw, lab):
     assert info.intensity["mean"] == pytest.approx(0, abs=1e-5) and info.intensity["std"] == pytest.approx(1, abs=1e-5)
     assert any("0025 and 0070" in w for w in store.warnings)
     train_a_step(lab, "pancreas_ct_mcnet")
+
+
+@pytest.mark.parametrize("top", ["", "outer/"])
+def test_pancreas_in_a_zip_made_on_a_mac_with_lists_beside_the_data(pancreas_raw, tmp_path, lab, top):
+    path = lab.folder / "tcia.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for file in (f for f in pancreas_raw.rglob("*") if f.is_file()):
+            name = file.relative_to(pancreas_raw)
+            packed.write(file, f"{top}{name}")
+            for side in (f"__MACOSX/{top}{name.parent}/._{name.name}", f"{top}{name.parent}/._{name.name}"):
+                packed.writestr(side, b"\0\5\x16\7")
+            if name.name.startswith("label") and not top:
+                packed.writestr(f"__MACOSX/{top}{name}", b"no label")
+    store = prepare_store("pancreas_ct", path, lab.folder / "data")
+    assert (*store.train, *store.test) == some("pancreas_ct")
+    with zipfile.ZipFile(path) as packed:
+        packed.extractall(lab.folder / "in")
+    assert lab.call("data", "check", "pancreas_ct", "--from", "in").returncode == 0
 
 
 @pytest.mark.parametrize("name, pattern", [("pancreas_ct", "{}.h5"), ("pancreas_ct", "data{}.h5"),
