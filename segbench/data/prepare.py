@@ -30,6 +30,7 @@ from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Progress, Store, adapter_facts, fingerprint, inputs_digests, write_store
 from segbench.errors import DataError, PluginError, SegbenchError, StorageError
 from segbench.files import sweep
+from segbench.text import some
 
 Result = tuple[str, CaseInfo | None, list[Problem]]
 
@@ -74,7 +75,7 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     warnings += split.notes
     extra = sorted(set(raw) - {*ids, *split.val})
     if extra:
-        warnings.append(f"{len(extra)} cases of the source are in no list and left out: {_some(extra)}")
+        warnings.append(f"{len(extra)} cases of the source are in no list and left out: {some(extra)}")
     partial = (split.train, split.test) != (published.train, published.test)
     if partial:
         total = len(published.train) + len(published.test)
@@ -87,7 +88,7 @@ def _check_patients(split: Split, raw: dict[str, RawCase]) -> None:
     runs = [group for group, _ in groupby(raw[i].group or i for i in split.train)]
     apart = [group for group, n in Counter(runs).items() if n > 1]
     if apart:
-        raise DataError("the cases of a patient do not stand together in the training list", found=_some(apart),
+        raise DataError("the cases of a patient do not stand together in the training list", found=some(apart),
                         expected="all cases of a patient one after the other")
 
 
@@ -99,7 +100,7 @@ def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
                         fix="rename the case")
     twice = [i for i, n in Counter(ids).items() if n > 1]
     if twice:
-        raise DataError(f"case id twice in {what}", where=source, found=_some(twice), expected="each id once")
+        raise DataError(f"case id twice in {what}", where=source, found=some(twice), expected="each id once")
 
 
 def _check_split(split: Split, what: str) -> None:
@@ -109,7 +110,7 @@ def _check_split(split: Split, what: str) -> None:
     for one, other in combinations(lists, 2):
         both = sorted(set(lists[one]) & set(lists[other]))
         if both:
-            raise DataError(f"the same case is in {one} and {other}", where=what, found=_some(both),
+            raise DataError(f"the same case is in {one} and {other}", where=what, found=some(both),
                             expected="no case in both")
 
 
@@ -131,13 +132,13 @@ def own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings:
         unknown = [x for x in lines if x not in order and not groups.get(x)]
         if unknown:
             warnings.append(f"{file.name}: {len(unknown)} ids are not in the published split and left out: "
-                            f"{_some(unknown)}")
+                            f"{some(unknown)}")
         members = {i for x in lines for i in groups.get(x, [x])}
         lists.append(tuple(i for i in order if i in members))
     moved = sorted((set(lists[0]) & set(published.test)) | (set(lists[1]) & set(published.train)))
     if moved:
         warnings.append(f"the source's lists place {len(moved)} cases otherwise than the published split: "
-                        f"{_some(moved)}")
+                        f"{some(moved)}")
     return Split(lists[0], lists[1], f"{published.source} (own lists)".strip(), notes=published.notes)
 
 
@@ -146,7 +147,7 @@ def _missing(dataset: Dataset, ids: list[str], total: int, source: Path | None, 
            "complete the folder; to prepare part of the data on purpose, write the case ids it holds to "
            "train.list and test.list in that folder")
     return DataError(f"data set '{dataset.name}': {len(ids)} of {total} cases are missing", where=source,
-                     found=f"nothing for {_some(ids)}", expected=expected_files(dataset), fix=fix)
+                     found=f"nothing for {some(ids)}", expected=expected_files(dataset), fix=fix)
 
 
 def expected_files(dataset: Dataset | type[Dataset]) -> str:
@@ -156,10 +157,6 @@ def expected_files(dataset: Dataset | type[Dataset]) -> str:
         lines.append(", ".join(filter(None, (archive.name, archive.size, archive.digest))))
     lines += [f"from {dataset.homepage}"] if dataset.homepage else []
     return "\n".join(lines + ([f"licence: {dataset.licence}"] if dataset.licence else []))
-
-
-def _some(ids: Sequence[str], most: int = 5) -> str:
-    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]:
