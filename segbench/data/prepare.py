@@ -165,7 +165,7 @@ def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]
     try:
         return dataset.settle(list(todo.raw.values()), todo.split)
     except Exception:  # an adapter may fail in any way; what can be said about the files comes first
-        problems = [p for p in check_cases(dataset, todo.raw.values())[1] if p.level == "error"]
+        problems = [p for p in check_cases(dataset, todo.raw.values(), todo.split)[1] if p.level == "error"]
         if not problems:
             raise
         raise _unusable(dataset.name, todo, problems, source) from None

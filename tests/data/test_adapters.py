@@ -240,6 +240,37 @@ def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
     assert str(info) in str(caught.value)
 
 
+def test_every_bad_frame_of_acdc_is_listed_and_those_in_no_list_do_no_harm(acdc_raw, tmp_path, lab):
+    *infos, good = sorted(acdc_raw.rglob("Info.cfg"))
+    for info in infos:
+        info.write_text("Group: DCM\n")
+    (good.parent.parent / "patient101").mkdir()
+    (good.parent.parent / "patient101" / "Info.cfg").mkdir()
+    told = lab.call("data", "check", "acdc", "--from", acdc_raw).stdout
+    assert told.count("does not name the") == 4 and "patient101" not in told
+
+
+def test_acdc_slices_that_are_missing_or_of_another_size_are_all_listed(tmp_path, lab):
+    write_lists(tmp_path / "in", "acdc", 8)
+    one, two, three, four, *_ = (case[:10] for case in some("acdc", 8)[::2])
+    test = some("acdc")[-1][:10]
+    array = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
+    for p, patient in enumerate((one, two, three, four, test, "patient101")):
+        for f, z in np.ndindex(2, 5):
+            h5(tmp_path / "in" / f"{patient}_frame0{f + 1}_slice_{z + 1}.h5", array[z] + 2 * p + f, array[z] > 0.5)
+    for gone in (f"{one}_frame01_slice_2", f"{two}_frame02_slice_5", "patient101_frame01_slice_3"):
+        (tmp_path / "in" / f"{gone}.h5").unlink()
+    h5(tmp_path / "in" / f"{three}_frame01_slice_4.h5", array[0, 1:], array[0, 1:] > 0.5)
+    for z in range(5):
+        (tmp_path / "in" / f"{four}_frame01_slice_{z + 1}.h5").unlink()
+    h5(tmp_path / "in" / f"{four}_frame01.h5", np.tile(array, (2, 1, 1)), np.tile(array > 0.5, (2, 1, 1)))
+    told = [line for line in lab.call("data", "check", "acdc", "--from", "in").stdout.splitlines() if "patient" in line]
+    for case, text in ((f"{one}_frame01", "numbers 1, 3, 4, 5"), (f"{two}_frame02", "4 slices | expected 5"),
+                       (f"{three}_frame01", "slice_4.h5"), (f"{four}_frame02", "5 slices | expected 10")):
+        assert any(f" {case}: " in line and text in line for line in told), (case, told)
+    assert sum("slice" in line for line in told) == 4
+
+
 @pytest.mark.real
 def test_acdc_on_real_volumes(real_data, tmp_path, lab):
     """Eight patients as they circulate; two dimensions as in the literature, scored on volumes."""
