@@ -426,8 +426,12 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     registry._state.entries.pop(("dataset", store.name))
     assert load_links(lab.folder / "segbench-data") == []
     assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
-    plan = lab.call("run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", "-o", "patch=16x16x16",
-                    "-o", "inference.stride=16x16x16")
+    patch = ("-o", "patch=16x16x16", "-o", "inference.stride=16x16x16")
+    usual = lab.call("run", "supervised", "--dataset", mine.name, "--dry-run", *patch)
+    assert usual.returncode == 0 and "3 of 6 labelled" in usual.stderr + usual.stdout, usual.stderr  # as with the folder
+    told = lab.call("describe", "dataset", store.name)
+    assert told.returncode == 3 and "the folder is not there now" in told.stderr
+    plan = lab.call("run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", *patch)
     assert plan.returncode == 0 and "2 of 6 labelled" in plan.stderr + plan.stdout, plan.stderr
     again = lab.call("data", "prepare", store.name)
     assert again.returncode == 3 and "no such folder" in again.stderr
