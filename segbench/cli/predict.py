@@ -85,6 +85,7 @@ def _problem(scan: Scan, error: Exception) -> Problem:
 
 
 def _predictor(settings: Settings, wanted: str, dataset: str | None, device: str | None) -> Predictor:
+    from segbench import registry
     from segbench.cli.run import machine_of, restore
     from segbench.errors import unknown
     from segbench.predict import Predictor
@@ -101,6 +102,8 @@ def _predictor(settings: Settings, wanted: str, dataset: str | None, device: str
     if dataset is None and len(names) > 1:
         raise UsageError("the run was trained on several data sets", found=", ".join(names), fix=f"--dataset {names[0]}")
     name = names[0] if dataset is None else dataset.replace("-", "_")
+    if ":" in name:  # a folder's data set, by its path
+        name = registry.get("dataset", str(dataset)).name
     if name not in names:
         raise unknown("data set of the run", name, names)
     method, _ = trained(run, stored, machine.device)

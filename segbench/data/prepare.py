@@ -22,7 +22,7 @@ from typing import Any
 
 from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
-from segbench.data.archives import extract, is_archive
+from segbench.data.archives import ENDINGS, extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
 from segbench.data.limits import Limits, limits, set_limits
 from segbench.data.places import find_cases, find_lists
@@ -54,6 +54,9 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     Raises:
         DataError: a case is missing, an id is unsafe, twice in the lists or in both.
     """
+    if source is not None and source.is_file():
+        raise DataError("a file of a kind that is not read", where=source, expected="a folder, or " + " ".join(ENDINGS),
+                        fix=f"take it apart, then: segbench data prepare {dataset.name} --from DIR")
     if source is not None and not source.is_dir():
         raise DataError(f"no such folder or archive for data set '{dataset.name}'", where=source,
                         expected=expected_files(dataset))

@@ -113,6 +113,11 @@ def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channel
     assert run.experiment.datasets == ("dataset007_mine",) and run.experiment.labeled == {"dataset007_mine": 3}
     result = execute(run, lab.machine())
     assert {m["class"] for m in result["metrics"]} == {"big", "small"} and "hd95_mm" in result["metrics"][0]["columns"]
+    if channels == ("MRI",):
+        scan = mine.root / "imagesTs" / "later_1_0000.nii.gz"
+        found = lab.call("predict", run.folder.path, scan, "-o", "out", "--dataset", mine.name, "--data-root",
+                         lab.folder / "data")
+        assert found.returncode == 0 and (lab.folder / "out" / "later_1_seg.nii.gz").is_file(), found.stderr
 
 
 def test_decathlon_folder_with_channels_in_one_file(tmp_path):
