@@ -17,6 +17,7 @@ the challenge's files they come in millimetres as well.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.places import below
+from segbench.data.places import below, once
 from segbench.data.readers import check_pair, read_h5, read_nifti
 from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
+from segbench.text import some
 
 RECIPE = Recipe(orientation="file", grey=(Grey(scale="minmax"),))
 FRAMES = {"ED": "frame01", "ES": "frame02"}
@@ -71,8 +73,8 @@ class ACDC(Dataset):
     def find(self, source: Path | None) -> list[RawCase]:
         """Cases in any of the layouts, wherever below ``source`` they lie."""
         assert source is not None
-        raw = [case for info in below(source, "Info.cfg")
-               if info.parent.name.startswith("patient") for case in _frames(info)]
+        infos = once((p.parent.name, p) for p in below(source, "Info.cfg") if p.parent.name.startswith("patient"))
+        raw = [case for info in infos.values() for case in _frames(info)]
         h5 = _circulating(source)
         if raw and h5:
             raise DataError("two layouts in one folder: the challenge's files and h5 files", where=source,
@@ -90,6 +92,9 @@ class ACDC(Dataset):
     def load(self, raw: RawCase) -> Case:
         """One frame as (1, x, y, slices) in [0, 1]."""
         where: dict[str, Any] = raw.where
+        if "fault" in where:
+            what, details = where["fault"]
+            raise DataError(what, **details)
         if where["layout"] == "h5":
             grey, mask = _stacked(where["files"])
             return Case(raw.id, grey[None], mask)
@@ -101,22 +106,28 @@ class ACDC(Dataset):
 
 
 def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The two frames of a patient's folder."""
-    patient = info.parent.name
+    """The two frames of a patient's folder; what is wrong with one is told when it is loaded, and only if it is wanted."""
+    patient, found = info.parent.name, []
     try:
         text = info.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise DataError("the file cannot be read", where=info, found=error.strerror, expected="a text with ED and ES",
-                        fix="take the patient's folder from the archive again") from error
-    found = []
+        where = _fault("the file cannot be read", where=info, found=error.strerror, expected="a text with ED and ES",
+                       fix="take the patient's folder from the archive again")
+        return [(f"{patient}_{name}", where) for name in FRAMES.values()]
     for phase, name in FRAMES.items():
         match = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", text, re.MULTILINE)
         if match is None:
-            raise DataError(f"the file does not name the {phase} frame", where=info, expected=f"a line '{phase}: NUMBER'")
-        stem = f"{patient}_frame{int(match[1]):02d}"
-        image, label = (_nifti(info.parent, stem + end) for end in ("", "_gt"))
-        found.append((f"{patient}_{name}", {"layout": "nifti", "recipe": RECIPE, "image": image, "label": label}))
+            where = _fault(f"the file does not name the {phase} frame", where=info, expected=f"a line '{phase}: NUMBER'")
+        else:
+            stem = f"{patient}_frame{int(match[1]):02d}"
+            image, label = (_nifti(info.parent, stem + end) for end in ("", "_gt"))
+            where = {"layout": "nifti", "recipe": RECIPE, "image": image, "label": label}
+        found.append((f"{patient}_{name}", where))
     return found
+
+
+def _fault(what: str, **details: Any) -> dict[str, Any]:
+    return {"layout": "none", "fault": (what, details)}
 
 
 def _nifti(folder: Path, stem: str) -> Path:
@@ -126,27 +137,52 @@ def _nifti(folder: Path, stem: str) -> Path:
 
 def _circulating(source: Path) -> dict[str, dict[str, Any]]:
     """Frames as one volume's file, or as the files of its slices in the order of their numbers."""
-    volumes: dict[str, dict[str, Any]] = {}
+    files = below(source, "patient*.h5")
+    volumes = once((m[1], p) for p in files if (m := VOLUME.fullmatch(p.name)))
     slices: dict[str, dict[int, Path]] = {}
-    for path in below(source, "patient*.h5"):
-        if match := VOLUME.fullmatch(path.name):
-            volumes[match[1]] = {"layout": "h5", "files": [path]}
-        elif match := SLICE.fullmatch(path.name):
-            slices.setdefault(match[1], {})[int(match[2])] = path
+    for name, path in once((f"{m[1]} {int(m[2])}", p) for p in files if (m := SLICE.fullmatch(p.name))).items():
+        case, _, number = name.partition(" ")
+        if case not in volumes:
+            slices.setdefault(case, {})[int(number)] = path
+    frames = {case: [path] for case, path in volumes.items()} | {
+        case: [numbered[n] for n in sorted(numbered)] for case, numbered in slices.items()}
+    found = {case: {"layout": "h5", "files": files} for case, files in frames.items()}
     for case, numbered in slices.items():
-        numbers = sorted(numbered)
-        if case in volumes:
-            continue
+        numbers, depth = sorted(numbered), _depth(frames.get(_other(case), []))
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
-            raise DataError(f"slices of {case} are missing", where=numbered[numbers[0]].parent,
-                            found=f"numbers {', '.join(map(str, numbers))}", expected="numbers from 1 without a gap")
-        volumes[case] = {"layout": "h5", "files": [numbered[n] for n in numbers]}
-    return volumes
+            wrong, expected = f"numbers {some(numbers, 50)}", "numbers from 1 without a gap"
+        elif len(numbers) < depth:
+            wrong, expected = f"{len(numbers)} slices", f"{depth}, as {_other(case)} of the same patient has"
+        else:
+            continue
+        found[case] = _fault(f"slices of {case} are missing", where=frames[case][0].parent, found=wrong, expected=expected)
+    return found
+
+
+def _other(case: str) -> str:
+    """The patient's other frame."""
+    first, second = FRAMES.values()
+    patient, _, frame = case.partition("_")
+    return f"{patient}_{second if frame == first else first}"
+
+
+def _depth(files: list[Path]) -> int:
+    """Number of slices of a frame; 0 where its volume cannot be read, which is told when it is loaded."""
+    if not files or SLICE.fullmatch(files[0].name):
+        return len(files)
+    with suppress(DataError):
+        return len(read_h5(files[0], ("label",))["label"])
+    return 0
 
 
 def _stacked(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """(slices, rows, columns) files to (columns, rows, slices)."""
     parts = [read_h5(file, ("image", "label")) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if part["image"].shape != parts[0]["image"].shape or part["label"].shape != part["image"].shape:
+            raise DataError("the slices of a frame and their labels are of different size", where=file,
+                            found=f"image {part['image'].shape}, label {part['label'].shape}",
+                            expected=f"{parts[0]['image'].shape} as in {files[0].name}")
     image, label = (np.stack([p[k] for p in parts]) if len(parts) > 1 or parts[0][k].ndim == 2 else parts[0][k]
                     for k in ("image", "label"))
     return image.T, label.T

@@ -15,29 +15,20 @@ channels: z-score over the voxels that are not 0, cropped to what is not 0. No l
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import (
-    ENDINGS,
-    Volume,
-    check_pair,
-    nifti_header,
-    read_volume,
-    require_finite,
-    spacing_of,
-    whole_labels,
-)
+from segbench.data.forms import Form, case_images, help_with_form, oddities, read_form, read_json
+from segbench.data.readers import Volume, check_pair, nifti_header, read_volume, require_finite, spacing_of, whole_labels
 from segbench.data.recipe import Grey, Recipe, apply
-from segbench.errors import DataError, StorageError, UsageError
+from segbench.errors import DataError, StorageError, UsageError, did_you_mean
 from segbench.files import atomic_write, json_bytes
 
 LISTS = ("labelled", "unlabelled", "val", "test")
@@ -46,20 +37,6 @@ CROPS = ("none", "nonzero", "body", "label")
 SCALES = {"nonorm": Grey(), "zscore": Grey(None, "zscore"), "rescale_to_0_1": Grey(None, "minmax"),
           "rgb_to_0_1": Grey((0.0, 255.0), "unit")}
 TEST_SHARE, SEED = 5, 0  # one labelled case in five, drawn with this seed
-
-
-@dataclass(frozen=True)
-class Form:
-    """What ``dataset.json`` says, whichever form it has."""
-
-    title: str
-    classes: tuple[str, ...]
-    channels: tuple[str, ...]
-    suffix: bool  # nnU-Net: one file a channel, ``<case>_0000``
-    ending: str
-    licence: str
-    citation: str
-    announced: object = None  # numTraining
 
 
 @dataset("folder")
@@ -98,16 +75,26 @@ class Folder(Dataset):
         """The four lists of ``splits_ssl.json``, or those that will be written there.
 
         Raises:
-            DataError: an id is listed twice, not on disk, or needs a label and has none.
+            DataError: a list of another name, no case to train or test with, or an id that is listed twice, not on disk, or
+                needs a label and has none.
         """
         assert self.source is not None
+        if not self.source.exists():
+            raise DataError("the folder is not there now", where=self.source,
+                            fix="mount it again; what has been prepared from it can be used all the same")
         file, cases = self.source / "splits_ssl.json", self.cases()
         if not file.is_file():
-            return drawn(cases, self.source)
-        content = _json(file)
+            return drawn(cases, self.source, self.form)
+        content = read_json(file)
+        if unknown := [name for name in content if name not in LISTS]:
+            raise DataError(f"unknown list '{unknown[0]}'.{did_you_mean(unknown[0], LISTS)}", where=file,
+                            found=", ".join(unknown), expected=", ".join(LISTS))
         lists = {name: content.get(name, []) for name in LISTS}
         if any(not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) for ids in lists.values()):
             raise DataError("a list is not a list of texts", where=file, expected=f"lists of case ids: {', '.join(LISTS)}")
+        if empty := [name for name in ("labelled", "test") if not lists[name]]:
+            raise DataError(f"no case in the list '{empty[0]}'", where=file, expected="at least one case to train with and "
+                            "one to test with", fix=f"write ids to '{empty[0]}', or remove the file to have lists drawn")
         ids = [i for name in LISTS for i in lists[name]]
         wrong = {"listed twice": sorted({i for i in ids if ids.count(i) > 1}),
                  "not on disk": [i for i in ids if i not in cases],
@@ -116,7 +103,8 @@ class Folder(Dataset):
         for what, which in wrong.items():
             if which:
                 raise DataError(f"cases {what}", where=file, found=", ".join(which[:10]), expected="each case once, on disk",
-                                fix="mend the file, or remove it to have it drawn anew")
+                                fix=help_with_form(self.source, self.form) or
+                                "mend the file, or remove it to have it drawn anew")
         return lists
 
     def cases(self) -> dict[str, dict[str, Any]]:
@@ -124,7 +112,7 @@ class Folder(Dataset):
         assert self.source is not None
         found: dict[str, dict[str, Any]] = {}
         for place in ("imagesTr", "imagesUn", "imagesTs"):
-            for case, images in _images(self.source / place, self.form).items():
+            for case, images in case_images(self.source / place, self.form).items():
                 if case in found:
                     raise DataError(f"case '{case}' lies in two folders", where=self.source,
                                     found=f"{found[case]['place']} and {place}", expected="each case once")
@@ -219,90 +207,7 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-def read_form(root: Path) -> Form:
-    """``dataset.json`` of either form.
-
-    Raises:
-        DataError: it is missing, damaged, or asks for something that is not supported.
-    """
-    file = root / "dataset.json"
-    if not (root / "imagesTr").is_dir() or not file.is_file():
-        raise DataError("no data folder of a known form", where=root, expected="dataset.json, imagesTr/ and labelsTr/",
-                        found=", ".join(sorted(p.name for p in root.iterdir())[:10]) if root.is_dir() else "no such folder")
-    content = _json(file)
-    if "dataset" in content:
-        raise DataError("paths inside dataset.json are not supported", where=file, found="key 'dataset'",
-                        expected="files in imagesTr/ and labelsTr/")
-    nnunet = "channel_names" in content
-    names = content.get("channel_names", content.get("modality"))
-    labels = content.get("labels")
-    if not isinstance(names, dict) or not names or not isinstance(labels, dict):
-        raise DataError("dataset.json lacks its channels or labels", where=file, found=", ".join(content) or "nothing",
-                        expected="labels, and channel_names (nnU-Net v2) or modality (Decathlon)")
-    try:
-        channels = tuple(str(names[str(i)]) for i in range(len(names)))
-        by_value = {int(v): k for k, v in labels.items()} if nnunet else {int(k): v for k, v in labels.items()}
-        classes = tuple(str(by_value[i]) for i in range(1, len(by_value)))
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError("channels or labels of dataset.json cannot be used", where=file, found=f"{names}, {labels}",
-                        expected="numbers from 0 without a gap; regions of several labels are not supported") from error
-    if not classes or len(set(classes)) < len(classes) or "ignore" in classes:
-        raise DataError("the labels of dataset.json cannot be used", where=file, found=", ".join(classes) or "none",
-                        expected="at least one class, each name once; the label 'ignore' is not supported")
-    ending = str(content.get("file_ending", ".nii.gz"))
-    if ending not in ENDINGS:
-        raise DataError("files of this kind cannot be read", where=file, found=ending, expected=" ".join(ENDINGS))
-    text = {key: str(content.get(key, "")) for key in ("name", "licence", "license", "reference")}
-    return Form(text["name"] or root.name, classes, channels, nnunet, ending,
-                text["licence"] or text["license"] or "not stated", text["reference"], content.get("numTraining"))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file.name} cannot be read", where=file, found=error, expected="a JSON object") from error
-    return content
-
-
-def _images(folder: Path, form: Form) -> dict[str, list[Path]]:
-    """Files by case; hidden files and side files of other systems are left out."""
-    files = {p.name[:-len(form.ending)]: p for p in (sorted(folder.iterdir()) if folder.is_dir() else ())
-             if p.name.endswith(form.ending) and p.name[0] not in "._"}
-    if not form.suffix:
-        return {case: [path] for case, path in files.items()}
-    ids = {name[:-5] for name in files if re.search(r"_\d{4}$", name)}
-    odd = sorted(name for name in files if not re.search(r"_\d{4}$", name))
-    wanted = [f"{case}_{c:04d}" for case in sorted(ids) for c in range(len(form.channels))]
-    missing = [name for name in wanted if name not in files]
-    if odd or missing or len(files) > len(wanted):
-        raise DataError("the files do not fit the channels of dataset.json", where=folder, found=", ".join(
-            (odd and [f"{n} without a channel" for n in odd[:5]]) or [f"no {n}" for n in missing[:5]] or ["more channels"]),
-            expected=f"<case>_0000{form.ending} to _{len(form.channels) - 1:04d} for each case")
-    return {case: [files[f"{case}_{c:04d}"] for c in range(len(form.channels))] for case in ids}
-
-
-def oddities(root: Path, form: Form, cases: dict[str, dict[str, Any]]) -> list[str]:
-    """Files that no case uses and a number of cases other than announced: mostly a misspelt name."""
-    used = {path for files in cases.values() for path in (*files["images"], files.get("label"))}
-    notes = []
-    for place in ("imagesTr", "labelsTr", "imagesUn"):
-        files = sorted((root / place).iterdir()) if (root / place).is_dir() else []
-        lost = [path.name for path in files if path.name[0] not in "._" and path not in used]
-        if lost:
-            notes.append(f"{len(lost)} files in {place} belong to no case and are not read: {', '.join(lost[:5])}; expected "
-                         f"are <case>{form.ending} in labelsTr and an image of that case in imagesTr")
-    images = [files for files in cases.values() if files["place"] == "imagesTr"]
-    known = len(images), sum("label" in files for files in images)
-    if form.announced is not None and form.announced not in known:
-        notes.append(f"dataset.json announces numTraining {form.announced}; imagesTr holds {known[0]} cases, {known[1]} of "
-                     "them with a label")
-    return notes
-
-
-def drawn(cases: dict[str, dict[str, Any]], root: Path) -> dict[str, list[str]]:
+def drawn(cases: dict[str, dict[str, Any]], root: Path, form: Form) -> dict[str, list[str]]:
     """Lists for a folder without them; cases in the order of their numbers.
 
     Raises:
@@ -310,7 +215,8 @@ def drawn(cases: dict[str, dict[str, Any]], root: Path) -> dict[str, list[str]]:
     """
     labelled = [case for case, files in cases.items() if "label" in files]
     if len(labelled) < 2:
-        raise DataError("too few cases with a label", where=root, found=f"{len(labelled)}",
+        raise DataError("too few cases with a label", where=root, fix=help_with_form(root, form),
+                        found="\n".join([str(len(labelled)), *oddities(root, form, cases)]),
                         expected="at least one to train with and one to test with")
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labelled))
     test = {labelled[i] for i in order[:max(1, len(labelled) // TEST_SHARE)]}

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.places import below
+from segbench.data.places import below, once
 from segbench.data.readers import read_dicom, read_h5, read_nifti
 from segbench.data.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
@@ -58,7 +58,8 @@ class Pancreas(Dataset):
     def find(self, source: Path | None) -> list[RawCase]:
         """Cases of the archive or the circulating files, wherever below ``source`` they lie."""
         assert source is not None
-        h5 = {m[1]: {"layout": "h5", "file": p} for p in below(source, "*.h5") if (m := self.h5.fullmatch(p.name))}
+        files = once((m[1], p) for p in below(source, "*.h5") if (m := self.h5.fullmatch(p.name)))
+        h5 = {case: {"layout": "h5", "file": file} for case, file in files.items()}
         raw = self._raw(source)
         if h5 and raw:
             raise DataError("two layouts in one folder: prepared h5 files and the archive's files", where=source,
@@ -72,9 +73,9 @@ class Pancreas(Dataset):
 
     def _raw(self, source: Path) -> dict[str, dict[str, Any]]:
         """Series by case, each with its label; a label without a series (0025, 0070) is no case."""
-        labels = {m[1]: p for p in below(source, "label*.nii*") if (m := LABEL.fullmatch(p.name))}
-        folders = {m[1]: p for p in below(source, "PANCREAS_*") if p.is_dir() and (m := FOLDER.fullmatch(p.name))}
-        cases = {case: folder for case, folder in folders.items() if any(folder.rglob("*.dcm"))}
+        labels = once((m[1], p) for p in below(source, "label*.nii*") if (m := LABEL.fullmatch(p.name)))
+        folders = {p: m[1] for p in below(source, "PANCREAS_*") if p.is_dir() and (m := FOLDER.fullmatch(p.name))}
+        cases = once((case, p) for p, case in folders.items() if folders.get(p.parent) != case and _any_slice(p))
         without = sorted(set(cases) - set(labels) - set(WITHDRAWN))
         if without:
             raise DataError(f"{len(without)} series have no label file", where=source, found=", ".join(without[:5]),
@@ -106,6 +107,10 @@ class Pancreas(Dataset):
         warnings = _doubts(image.array[mask > 0])
         return Case(raw.id, made.image, made.label, made.spacing, made.affine,
                     made={**made.facts, "warnings": warnings + made.doubts})
+
+
+def _any_slice(folder: Path) -> bool:
+    return any(file.name[0] != "." for file in folder.rglob("*.dcm"))
 
 
 def _doubts(inside: np.ndarray) -> list[str]:

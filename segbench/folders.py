@@ -14,6 +14,7 @@ from segbench.data.problem import DataProblems, Problem
 from segbench.data.readers import ENDINGS, Volume, read_volume, spacing_of, stem
 from segbench.errors import DataError, SegbenchError
 from segbench.metrics import evaluate_labels
+from segbench.text import some
 
 SUFFIX = re.compile(r"_(seg|gt|label|mask|pred)$")
 PROBABILITIES = "_probs"  # of segbench predict: no label map
@@ -22,40 +23,45 @@ MOST = 255  # a label map has no more classes; grey values have
 
 
 def pairs(pred: Path, ref: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Files of one case by its name, and warnings on predictions that have no reference.
+    """Files of one case by its name, and warnings on what is left out: other files, predictions without a reference.
 
     The name is the file's without ending and without ``_seg``, ``_gt``, ``_label``, ``_mask`` or ``_pred``.
 
     Raises:
         DataProblems: a reference without a prediction, or two files of one name; all of them listed.
     """
-    predictions, references = _by_case(pred), _by_case(ref)
+    predictions, others = _by_case(pred, (PROBABILITIES,))
+    references, unread = _by_case(ref)
     missing = [Problem(case, str(references[case]), "no prediction of this name", f"a file {case}.nii.gz in {pred}")
                for case in references if case not in predictions]
     if missing:
         raise DataProblems(f"{len(missing)} of {len(references)} references have no prediction", missing,
                            fix="predict them too, or take them out of the folder of references: none is left out silently")
     extra = [case for case in predictions if case not in references]
-    warnings = [f"{len(extra)} predictions have no reference and are left out: {', '.join(extra[:5])}"] if extra else []
+    warnings = others + unread + (
+        [f"{len(extra)} predictions have no reference and are left out: {some(extra)}"] if extra else [])
     return {case: (predictions[case], references[case]) for case in references}, warnings
 
 
-def _by_case(folder: Path) -> dict[str, Path]:
+def _by_case(folder: Path, no_label: tuple[str, ...] = ()) -> tuple[dict[str, Path], list[str]]:
+    """Label files by case, but for names that end with ``no_label``; and a warning on what cannot be one."""
     if not folder.is_dir():
         raise DataError("no such folder", where=folder)
     found: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
+    unread: list[str] = []
+    for file in sorted(p for p in folder.iterdir() if p.name[0] != "."):
         name = stem(file)
-        if file.name.startswith(".") or not file.name.lower().endswith(ENDINGS) or name.endswith(PROBABILITIES):
-            continue
-        case = SUFFIX.sub("", name)
-        if case in found:
-            raise DataError(f"two files of case '{case}'", where=folder, found=f"{found[case].name} and {file.name}",
-                            expected="one label file a case")
-        found[case] = file
+        if not file.name.lower().endswith(ENDINGS):
+            unread.append(file.name)
+        elif not name.endswith(no_label):
+            case = SUFFIX.sub("", name)
+            if case in found:
+                raise DataError(f"two files of case '{case}'", where=folder, found=f"{found[case].name} and {file.name}",
+                                expected="one label file a case")
+            found[case] = file
     if not found:
-        raise DataError("no label file in the folder", where=folder, expected=" ".join(ENDINGS))
-    return found
+        raise DataError("no label file in the folder", where=folder, found=some(unread) or None, expected=" ".join(ENDINGS))
+    return found, [f"{folder}: not read, for no ending of {' '.join(ENDINGS)}: {some(unread)}"] if unread else []
 
 
 def read_labels(file: Path) -> tuple[np.ndarray, Volume]:

@@ -29,6 +29,7 @@ from segbench.errors import DataError, UsageError
 from segbench.evaluation import finished, predict_image
 from segbench.files import atomic_write
 from segbench.inference import labels_from
+from segbench.text import some
 
 SLICE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
 FAR = 3.0  # times the training's: a scan that differs by more in the width or place of its grey values is suspicious
@@ -81,6 +82,16 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
                              found=", ".join(str(s.files[0]) for s in found if s.name == name),
                              fix="predict them in two calls with two output folders")
     return found
+
+
+def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
+    """A warning for each folder on the files in it that belong to no scan; hidden ones are left alone."""
+    from segbench.data.dicom import dicom_files
+    from segbench.data.places import below
+
+    read = {f for scan in scans for file in scan.files for f in (dicom_files(file) if file.is_dir() else (file,))}
+    lost = {path: [p.relative_to(path) for p in below(path, "*") if p.is_file() and p not in read] for path in paths}
+    return [f"{path}: not taken as scans: {some(files)}" for path, files in lost.items() if files]
 
 
 def _name(path: Path) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from segbench.cli.common import Group, Settings, safe, table
+from segbench.cli.common import Group, Settings, counts, safe, table
 from segbench.cli.run import leak_option, machine_of, machine_options
 from segbench.errors import DataError, PluginError, SegbenchError, SuiteError
 
@@ -32,20 +31,16 @@ def prepared(settings: Settings, suite: str, machine: Machine) -> tuple[list[Pre
     Raises:
         SegbenchError: none can run.
     """
-    from segbench.data.store import open_store
     from segbench.suites.suite import choices, expand, find_suite, load_suite
     from segbench.training.run import prepare
 
-    @cache
-    def size(name: str) -> int:
-        return len(open_store(name, settings.data_root).patients)
-
+    patients = counts(settings)
     chosen, document = load_suite(find_suite(suite))
     runs: dict[str, Prepared] = {}
     barred: list[SegbenchError] = []
     for choice in choices(chosen):
         try:
-            experiments = expand(chosen, document, choice, size)
+            experiments = expand(chosen, document, choice, **patients)
         except (DataError, PluginError) as error:
             barred.append(error)
             continue

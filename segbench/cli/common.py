@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +152,14 @@ class Group(click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += global_options(hidden=self.name not in (None, "cli"))
+
+
+def counts(settings: Settings) -> dict[str, Any]:
+    """What ``resolve`` asks of prepared data sets."""
+    from segbench.data.store import open_store
+
+    store = cache(lambda name: open_store(name, settings.data_root))
+    return {"train_sizes": lambda name: len(store(name).patients), "labels": lambda name: len(store(name).with_label)}
 
 
 def message(error: SegbenchError) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Group, Settings, table
+from segbench.cli.common import Group, Settings, counts, table
 from segbench.cli.run import parse_seeds, science_options
 
 if TYPE_CHECKING:
@@ -31,20 +31,16 @@ def show(settings: Settings, words: tuple[str, ...], sources: bool, dataset: str
     segbench config show mean_teacher --dataset la --sources -o optim.lr=0.005
     """
     from segbench.config import resolve
-    from segbench.data.store import open_store
     from segbench.errors import UsageError
 
     method, *rest = words[1:] if len(words) > 1 and words[0] == "run" else words
     if rest:
         raise UsageError(f"one method at a time, got {', '.join(words)}", fix=f"segbench config show {method}")
 
-    def size(name: str) -> int:
-        return len(open_store(name, settings.data_root).patients)
-
     if seed is not None and seeds is not None:
         raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
     first = parse_seeds(seeds)[0] if seeds else seed or 0
-    resolved = resolve(method, dataset=dataset, seed=first, overrides=list(overrides), train_sizes=size, **science)
+    resolved = resolve(method, dataset=dataset, seed=first, overrides=list(overrides), **counts(settings), **science)
     experiment = resolved.experiments[0]
     settings.document = {"status": "ok", "experiment": experiment.model_dump(mode="json"), "sources": resolved.sources}
     if settings.json:

@@ -9,6 +9,7 @@ import click
 
 from segbench.cli.common import Command, Settings, mismatch_option, safe, size_option
 from segbench.errors import DataError, UsageError
+from segbench.text import some
 
 if TYPE_CHECKING:
     from segbench.data.problem import Problem
@@ -43,13 +44,16 @@ def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path
     """
     from segbench.data.problem import DataProblems
     from segbench.files import make_folder
-    from segbench.predict import find_scans
+    from segbench.predict import find_scans, left_out
 
     predictor = _predictor(settings, wanted, dataset, device)
     scans = find_scans(inputs, predictor.store.channels)
     _refuse_to_overwrite(scans, out, probs, overwrite)
     make_folder(out)
     settings.say(DISCLAIMER)
+    warnings = left_out(inputs, scans)
+    for warning in warnings:
+        click.echo(f"warning: {safe(warning)}", err=True)
     done: list[dict[str, Any]] = []
     problems: list[Problem] = []
     for scan in scans:
@@ -66,7 +70,7 @@ def predict(settings: Settings, wanted: str, inputs: tuple[Path, ...], out: Path
         raise DataProblems(f"{len(problems)} of {len(scans)} scans cannot be segmented", problems,
                            fix=f"mend them; the other {len(done)} are done" if done else "mend them")
     settings.document = {"schema": "segbench.predict/1", "status": "done", "run_id": wanted, "notice": DISCLAIMER,
-                         "scans": done}
+                         "scans": done, "warnings": warnings}
 
 
 def _problem(scan: Scan, error: Exception) -> Problem:
@@ -81,6 +85,7 @@ def _problem(scan: Scan, error: Exception) -> Problem:
 
 
 def _predictor(settings: Settings, wanted: str, dataset: str | None, device: str | None) -> Predictor:
+    from segbench import registry
     from segbench.cli.run import machine_of, restore
     from segbench.errors import unknown
     from segbench.predict import Predictor
@@ -97,6 +102,8 @@ def _predictor(settings: Settings, wanted: str, dataset: str | None, device: str
     if dataset is None and len(names) > 1:
         raise UsageError("the run was trained on several data sets", found=", ".join(names), fix=f"--dataset {names[0]}")
     name = names[0] if dataset is None else dataset.replace("-", "_")
+    if ":" in name:  # a folder's data set, by its path
+        name = registry.get("dataset", str(dataset)).name
     if name not in names:
         raise unknown("data set of the run", name, names)
     method, _ = trained(run, stored, machine.device)
@@ -110,8 +117,8 @@ def _refuse_to_overwrite(scans: list[Scan], out: Path, probs: bool, overwrite: b
     if any(p.resolve() in inputs for p in there):
         raise UsageError("a result would replace a scan", where=out, fix="choose another folder: -o DIR")
     if there and not overwrite:
-        shown = ", ".join(str(p) for p in there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
-        raise UsageError("there are results already", where=out, found=shown, fix="--overwrite, or another folder: -o DIR")
+        raise UsageError("there are results already", where=out, found=some(there),
+                         fix="--overwrite, or another folder: -o DIR")
 
 
 def _results(scan: Scan, out: Path, probs: bool) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Command, Settings, keep_flag, message, safe
+from segbench.cli.common import Command, Settings, counts, keep_flag, message, safe
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
 
 if TYPE_CHECKING:
@@ -89,18 +89,15 @@ def experiments(settings: Settings, method: str, dataset: str, labeled: str | No
                 overrides: tuple[str, ...], draw: int = 0) -> list[Experiment]:
     """The experiments a command line asks for: one a data set (one in all for a joint method) and seed."""
     from segbench.config import resolve
-    from segbench.data.store import open_store
 
     if seed is not None and seeds is not None:
         raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
-    def size(name: str) -> int:
-        return len(open_store(name, settings.data_root).patients)
-
+    patients = counts(settings)
     result = []
     for number in parse_seeds(seeds) if seeds else [seed or 0]:
         result += resolve(method, dataset=dataset, labeled=labeled, backbone=backbone, protocol=protocol, seed=number,
                           steps=steps, precision=precision, draw=draw, overrides=list(overrides),
-                          train_sizes=size).experiments
+                          **patients).experiments
     return result
 
 

@@ -66,7 +66,7 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
             backbone: str | None = None, protocol: str | Path | None = None, seed: int = 0, steps: int | None = None,
             precision: str | None = None, overrides: Iterable[str] | Mapping[str, Any] = (),
             suite: Mapping[str, Any] | None = None, suite_where: Mapping[str, str] | None = None,
-            train_sizes: TrainSizes | None = None, draw: int = 0) -> Resolved:
+            train_sizes: TrainSizes | None = None, labels: Callable[[str], int] | None = None, draw: int = 0) -> Resolved:
     """Resolve one command line.
 
     Args:
@@ -75,6 +75,7 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
         draw: 0 labels the first patients of the training list, as the literature does; 1, 2, ... are other choices.
         suite: a suite's ``params`` for this method; ``suite_where`` gives the origin of its keys.
         train_sizes: patients in each training list; without it the published split's length is taken.
+        labels: patients with a label there; asked where the data set's folder is not there now to tell the usual number.
 
     Raises:
         UsageError: an unknown name or key, a wrong value, or choices that do not fit together.
@@ -94,7 +95,7 @@ def resolve(method: str, *, dataset: str | Sequence[str], labeled: str | int | N
     backbone_params, larger = _backbone_params(method_cls, backbone_cls, name, named, user, sources)
     effective = _effective(named, keys, user, sources)
     _check_fit(effective, data, method_cls, backbone_cls, backbone_params)
-    counts = {d.name: _labeled(d, labeled, effective, train_sizes, sources) for d in data}
+    counts = {d.name: _labeled(d, labeled, effective, train_sizes, labels, sources) for d in data}
     common = {"method": method_cls.name, "params": params, "backbone": name, "backbone_params": backbone_params,
               "protocol": effective.model_dump(), "modified": _modified(named, effective, keys) + larger, "seed": seed,
               "draw": draw, "precision": effective.precision}
@@ -235,13 +236,15 @@ def _check_fit(protocol: Protocol, data: list[_Data], method: Any, backbone: Any
 
 
 def _labeled(d: _Data, asked: str | int | None, protocol: Protocol, sizes: TrainSizes | None,
-             sources: dict[str, str]) -> int:
+             labels: Callable[[str], int] | None, sources: dict[str, str]) -> int:
     """Number of labelled cases: the one asked for, else the data set's, else the protocol's first."""
     spec: str | int
     if asked is not None:
         spec, origin = asked, "--labeled"
     elif d.labeled:
         spec, origin = d.labeled, f"data set {d.name}"
+    elif labels is not None and d.cls.source is not None and (spec := labels(d.name)):
+        origin = f"data set {d.name}"
     elif protocol.labeled:
         spec, origin = protocol.labeled[0], f"protocol {protocol.name}"
     else:

@@ -16,6 +16,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,7 +24,7 @@ from typing import IO
 from segbench.errors import DataError
 from segbench.files import replace, storage_error, temp_path
 
-ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 MAX_BYTES = 500 * 10**9
 MAX_MEMBERS = 10**6
 MAX_RATIO = 1000  # bytes out for each byte in; a volume of air packs well, a bomb packs better
@@ -71,7 +72,7 @@ def extract(archive: Path, target: Path, progress: Progress = lambda done, total
         if isinstance(error, OSError) and error.errno is not None:
             raise storage_error(error, target) from error
         raise DataError("the archive is damaged or cut short", where=archive, found=f"{error} ({total:,} bytes)",
-                        expected="a whole zip, tar or tar.gz", fix="copy or download it again") from error
+                        expected="a whole zip or tar, packed or not", fix="copy or download it again") from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return target
@@ -126,7 +127,8 @@ def _write(archive: Path, folder: Path, member: _Member) -> None:
             file.write(block)
     if left:
         raise EOFError(f"{member.name} ends {left:,} bytes early")
-    os.utime(path, (member.time, member.time))
+    with suppress(OverflowError, ValueError):  # a time that no clock can show is no reason to refuse the file
+        os.utime(path, (member.time, member.time))
 
 
 def _safe(archive: Path, name: str) -> Path:

@@ -22,14 +22,15 @@ from typing import Any
 
 from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
-from segbench.data.archives import extract, is_archive
+from segbench.data.archives import ENDINGS, extract, is_archive
 from segbench.data.cases import CaseInfo, check_case, facts, place, read_case, remove, valid_id, write_case
 from segbench.data.limits import Limits, limits, set_limits
-from segbench.data.places import find_cases
+from segbench.data.places import find_cases, find_lists
 from segbench.data.problem import DataProblems, Problem
 from segbench.data.store import Progress, Store, adapter_facts, fingerprint, inputs_digests, write_store
 from segbench.errors import DataError, PluginError, SegbenchError, StorageError
 from segbench.files import sweep
+from segbench.text import some
 
 Result = tuple[str, CaseInfo | None, list[Problem]]
 
@@ -53,17 +54,19 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     Raises:
         DataError: a case is missing, an id is unsafe, twice in the lists or in both.
     """
+    if source is not None and source.is_file():
+        raise DataError("a file of a kind that is not read", where=source, expected="a folder, or " + " ".join(ENDINGS),
+                        fix=f"take it apart, then: segbench data prepare {dataset.name} --from DIR")
     if source is not None and not source.is_dir():
         raise DataError(f"no such folder or archive for data set '{dataset.name}'", where=source,
                         expected=expected_files(dataset))
-    place, found = (None, dataset.find(None)) if source is None else find_cases(dataset, source)
+    found = dataset.find(None) if source is None else find_cases(dataset, source)
     _check_ids([raw.id for raw in found], "the source", source)
     raw, split = {r.id: r for r in found}, dataset.split()
     published = split
     warnings: list[str] = []
     _check_split(split, f"the split of {dataset.name}")
-    own = None if source is None or place is None else (
-        own_lists(source, split, raw, warnings) or own_lists(place, split, raw, warnings))
+    own = None if source is None else own_lists(source, split, raw, warnings)
     if own is not None:
         _check_split(own, str(source))
         split = own
@@ -75,7 +78,7 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     warnings += split.notes
     extra = sorted(set(raw) - {*ids, *split.val})
     if extra:
-        warnings.append(f"{len(extra)} cases of the source are in no list and left out: {_some(extra)}")
+        warnings.append(f"{len(extra)} cases of the source are in no list and left out: {some(extra)}")
     partial = (split.train, split.test) != (published.train, published.test)
     if partial:
         total = len(published.train) + len(published.test)
@@ -88,7 +91,7 @@ def _check_patients(split: Split, raw: dict[str, RawCase]) -> None:
     runs = [group for group, _ in groupby(raw[i].group or i for i in split.train)]
     apart = [group for group, n in Counter(runs).items() if n > 1]
     if apart:
-        raise DataError("the cases of a patient do not stand together in the training list", found=_some(apart),
+        raise DataError("the cases of a patient do not stand together in the training list", found=some(apart),
                         expected="all cases of a patient one after the other")
 
 
@@ -100,7 +103,7 @@ def _check_ids(ids: Sequence[str], what: str, source: object) -> None:
                         fix="rename the case")
     twice = [i for i, n in Counter(ids).items() if n > 1]
     if twice:
-        raise DataError(f"case id twice in {what}", where=source, found=_some(twice), expected="each id once")
+        raise DataError(f"case id twice in {what}", where=source, found=some(twice), expected="each id once")
 
 
 def _check_split(split: Split, what: str) -> None:
@@ -110,14 +113,14 @@ def _check_split(split: Split, what: str) -> None:
     for one, other in combinations(lists, 2):
         both = sorted(set(lists[one]) & set(lists[other]))
         if both:
-            raise DataError(f"the same case is in {one} and {other}", where=what, found=_some(both),
+            raise DataError(f"the same case is in {one} and {other}", where=what, found=some(both),
                             expected="no case in both")
 
 
 def own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings: list[str]) -> Split | None:
     """The split of a source's own lists in the published order; None if the source has no lists."""
-    files = [source / "train.list", source / "test.list"]
-    if not all(f.is_file() for f in files):
+    files = find_lists(source)
+    if not files:
         return None
     order = (*published.train, *published.test)
     groups = {r.group: [i for i in order if i in raw and raw[i].group == r.group] for r in raw.values() if r.group}
@@ -132,13 +135,13 @@ def own_lists(source: Path, published: Split, raw: dict[str, RawCase], warnings:
         unknown = [x for x in lines if x not in order and not groups.get(x)]
         if unknown:
             warnings.append(f"{file.name}: {len(unknown)} ids are not in the published split and left out: "
-                            f"{_some(unknown)}")
+                            f"{some(unknown)}")
         members = {i for x in lines for i in groups.get(x, [x])}
         lists.append(tuple(i for i in order if i in members))
     moved = sorted((set(lists[0]) & set(published.test)) | (set(lists[1]) & set(published.train)))
     if moved:
         warnings.append(f"the source's lists place {len(moved)} cases otherwise than the published split: "
-                        f"{_some(moved)}")
+                        f"{some(moved)}")
     return Split(lists[0], lists[1], f"{published.source} (own lists)".strip(), notes=published.notes)
 
 
@@ -147,7 +150,7 @@ def _missing(dataset: Dataset, ids: list[str], total: int, source: Path | None, 
            "complete the folder; to prepare part of the data on purpose, write the case ids it holds to "
            "train.list and test.list in that folder")
     return DataError(f"data set '{dataset.name}': {len(ids)} of {total} cases are missing", where=source,
-                     found=f"nothing for {_some(ids)}", expected=expected_files(dataset), fix=fix)
+                     found=f"nothing for {some(ids)}", expected=expected_files(dataset), fix=fix)
 
 
 def expected_files(dataset: Dataset | type[Dataset]) -> str:
@@ -159,17 +162,13 @@ def expected_files(dataset: Dataset | type[Dataset]) -> str:
     return "\n".join(lines + ([f"licence: {dataset.licence}"] if dataset.licence else []))
 
 
-def _some(ids: Sequence[str], most: int = 5) -> str:
-    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
-
-
 def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]:
     """The cases with what they share; where a broken file stands in its way, all broken files are told."""
     from segbench.data.source import check_cases
     try:
         return dataset.settle(list(todo.raw.values()), todo.split)
     except Exception:  # an adapter may fail in any way; what can be said about the files comes first
-        problems = [p for p in check_cases(dataset, todo.raw.values())[1] if p.level == "error"]
+        problems = [p for p in check_cases(dataset, todo.raw.values(), todo.split)[1] if p.level == "error"]
         if not problems:
             raise
         raise _unusable(dataset.name, todo, problems, source) from None

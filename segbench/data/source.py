@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
                             fix=f"take it apart, or segbench data prepare {entry.name} --from {source}: it checks too")
         if not source.is_dir():
             raise DataError("no such folder", where=source, expected="; ".join(dataset.files) or None)
-        base, found = find_cases(dataset, source)
+        found = find_cases(dataset, source)
         published = dataset.split()
     except SegbenchError as error:
         return _store(entry, source, Split((), ()), {}), [problem_of("*", error, str(source))]
@@ -44,7 +45,7 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
     raw = {r.id: r for r in found if valid_id(r.id)}
     split = published
     try:
-        split = own_lists(source, published, raw, []) or own_lists(base, published, raw, []) or published
+        split = own_lists(source, published, raw, []) or published
     except DataError as error:
         problems.append(problem_of("*", error, str(source)))
     problems += [Problem(i, str(source), "no file of this case", "; ".join(dataset.files),
@@ -52,7 +53,7 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
                  for i in dict.fromkeys((*split.train, *split.test)) if i not in raw and valid_id(i)]
     wanted = [raw[i] for i in dict.fromkeys((*split.train, *split.test)) if i in raw]
     problems += [Problem("*", str(source), note, level="warning") for note in split.notes]
-    infos, wrong = check_cases(dataset, wanted, progress)
+    infos, wrong = check_cases(dataset, wanted, split, progress)
     read = Split(tuple(i for i in split.train if i in infos), tuple(i for i in split.test if i in infos))
     store = _store(entry, source, read, infos)
     # Missing classes are told only where every case could be read: else the missing ones may hold them.
@@ -60,27 +61,44 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
     return store, problems + wrong + [_located(p, raw) for p in facts]
 
 
-def check_cases(dataset: Dataset, raws: Iterable[RawCase], progress: Progress = lambda done, total, case: None,
-                ) -> tuple[dict[str, CaseInfo], list[Problem]]:
+def check_cases(dataset: Dataset, raws: Iterable[RawCase], split: Split,
+                progress: Progress = lambda done, total, case: None) -> tuple[dict[str, CaseInfo], list[Problem]]:
     """Read every case as for preparation: facts of the good ones, and the problems of all others."""
     raws = list(raws)
     infos: dict[str, CaseInfo] = {}
     problems: list[Problem] = []
+
+    def alone(raw: RawCase) -> RawCase:
+        """What all cases share, worked out from this one: another broken file must not stand in its way."""
+        return dataset.settle([raw], Split((raw.id,), ()))[0]
+
     for done, raw in enumerate(raws, 1):
-        info, wrong = _read(dataset, raw)
+        info, wrong = _read(dataset, raw, alone)
         problems += wrong
         if info is not None:
             infos[raw.id] = info
         progress(done, len(raws), raw.id)
-    return infos, problems
+    bad = _without_spacing(dataset, [r for r in raws if r.id in infos], split, infos)
+    return ({i: info for i, info in infos.items() if i not in bad},
+            [p for p in problems if p.case not in bad] + [p for wrong in bad.values() for p in wrong])
 
 
-def _read(dataset: Dataset, raw: RawCase) -> tuple[CaseInfo | None, list[Problem]]:
+def _without_spacing(dataset: Dataset, good: list[RawCase], split: Split, infos: dict[str, CaseInfo],
+                     ) -> dict[str, list[Problem]]:
+    """What is wrong with cases that need a spacing only because others tell one, by which all are resampled."""
+    bare = [raw for raw in good if infos[raw.id].spacing is None]
+    if len(bare) == len(good):
+        return {}
+    together = cache(lambda: {raw.id: raw for raw in dataset.settle(good, split)})
+    read = {raw.id: _read(dataset, raw, lambda one: together()[one.id]) for raw in bare}
+    return {case: problems for case, (info, problems) in read.items() if info is None}
+
+
+def _read(dataset: Dataset, raw: RawCase, settled: Callable[[RawCase], RawCase],
+          ) -> tuple[CaseInfo | None, list[Problem]]:
     file = place(raw.where)
     try:
-        # What all cases share is worked out from this one alone: another broken file must not stand in its way.
-        (settled,) = dataset.settle([raw], Split((raw.id,), ()))
-        case = dataset.load(settled)
+        case = dataset.load(settled(raw))
         problems = check_case(case, dataset, raw.where)
     except StorageError:
         raise

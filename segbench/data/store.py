@@ -60,6 +60,11 @@ class Store:
         """Groups of the training list in its order; a labelled count counts these. Mostly there is a case to each."""
         return tuple(dict.fromkeys(self.cases[case].group for case in self.train))
 
+    @property
+    def with_label(self) -> tuple[str, ...]:
+        """Those of them whose cases have a label; the lists of an own folder name these first."""
+        return tuple(dict.fromkeys(self.cases[case].group for case in self.train if self.cases[case].has_label))
+
     def labeled(self, patients: int) -> tuple[str, ...]:
         """The training cases of the first so many patients."""
         chosen = set(self.patients[:patients])

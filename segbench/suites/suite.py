@@ -86,14 +86,15 @@ def choices(suite: Suite) -> Iterator[dict[str, Any]]:
             yield choice
 
 
-def expand(suite: Suite, document: Document, choice: Mapping[str, Any], train_sizes: Any) -> list[Experiment]:
+def expand(suite: Suite, document: Document, choice: Mapping[str, Any], train_sizes: Any,
+           labels: Any = None) -> list[Experiment]:
     """The experiments of one combination: several where a single-task method meets several data sets."""
     method, params = choice["method"], suite.params.get(choice["method"], {})
     labeled, backbone = (None if choice[key] == "default" else choice[key] for key in ("labeled", "backbone"))
     return resolve(
         method, dataset=choice["dataset"], seed=choice["seed"], draw=choice["draw"], labeled=labeled, backbone=backbone,
         suite=params, protocol=None if suite.protocol == "default" else suite.protocol, train_sizes=train_sizes,
-        suite_where={key: document.where("params", method, key) for key in params}).experiments
+        labels=labels, suite_where={key: document.where("params", method, key) for key in params}).experiments
 
 
 def _fits(rule: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:

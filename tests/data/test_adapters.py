@@ -2,7 +2,10 @@
 
 import gzip
 import hashlib
+import os
+import shutil
 import tarfile
+import zipfile
 
 import h5py
 import nibabel
@@ -135,6 +138,28 @@ def test_acdc_behind_a_link(acdc_raw, tmp_path):
     assert prepare_store("acdc", acdc_raw, tmp_path / "data").train == some("acdc", 4)[:4]
 
 
+def test_a_case_that_lies_there_twice_is_refused(acdc_raw, pancreas_raw, tmp_path):
+    patient = next(acdc_raw.rglob("Info.cfg")).parent
+    label, series = next(pancreas_raw.rglob("label0001.nii.gz")), next(pancreas_raw.rglob("PANCREAS_0001"))
+    array = np.zeros((3, 20, 24), np.float32)
+    tried = [("acdc", acdc_raw, patient), ("pancreas_ct", pancreas_raw, label), ("pancreas_ct", pancreas_raw, series)]
+    for name, adapter, content in (("patient001_frame01.h5", "acdc", array), ("0001.h5", "pancreas_ct", array),
+                                   ("patient001_frame01_slice_1.h5", "acdc", array[0])):
+        h5(tmp_path / name[:-3] / "one" / name, content, content)
+        tried.append((adapter, tmp_path / name[:-3], tmp_path / name[:-3] / "one" / name))
+    for adapter, source, path in tried:
+        find, again = registry.get("dataset", adapter).cls().find, source / "zz_backup" / path.name
+        again.parent.mkdir(exist_ok=True)
+        again.symlink_to(path)
+        find(source)  # the same files by another way
+        again.unlink()
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, again)
+        with pytest.raises(DataError, match="twice") as caught:
+            find(source)
+        assert all(str(p) in str(caught.value) for p in (path, again))
+        (shutil.rmtree if path.is_dir() else os.remove)(again)
+
+
 def test_acdc_with_a_voxel_that_is_no_number_or_an_info_that_is_a_folder(acdc_raw, tmp_path):
     image, label = next(acdc_raw.rglob("*_frame01.nii.gz")), frame()[0].astype(np.float32)
     label[3, 4, 5] = np.nan
@@ -213,6 +238,37 @@ def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
     with pytest.raises(DataError, match="does not name the ES frame") as caught:
         prepare_store("acdc", acdc_raw, tmp_path / "data")
     assert str(info) in str(caught.value)
+
+
+def test_every_bad_frame_of_acdc_is_listed_and_those_in_no_list_do_no_harm(acdc_raw, tmp_path, lab):
+    *infos, good = sorted(acdc_raw.rglob("Info.cfg"))
+    for info in infos:
+        info.write_text("Group: DCM\n")
+    (good.parent.parent / "patient101").mkdir()
+    (good.parent.parent / "patient101" / "Info.cfg").mkdir()
+    told = lab.call("data", "check", "acdc", "--from", acdc_raw).stdout
+    assert told.count("does not name the") == 4 and "patient101" not in told
+
+
+def test_acdc_slices_that_are_missing_or_of_another_size_are_all_listed(tmp_path, lab):
+    write_lists(tmp_path / "in", "acdc", 8)
+    one, two, three, four, *_ = (case[:10] for case in some("acdc", 8)[::2])
+    test = some("acdc")[-1][:10]
+    array = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
+    for p, patient in enumerate((one, two, three, four, test, "patient101")):
+        for f, z in np.ndindex(2, 5):
+            h5(tmp_path / "in" / f"{patient}_frame0{f + 1}_slice_{z + 1}.h5", array[z] + 2 * p + f, array[z] > 0.5)
+    for gone in (f"{one}_frame01_slice_2", f"{two}_frame02_slice_5", "patient101_frame01_slice_3"):
+        (tmp_path / "in" / f"{gone}.h5").unlink()
+    h5(tmp_path / "in" / f"{three}_frame01_slice_4.h5", array[0, 1:], array[0, 1:] > 0.5)
+    for z in range(5):
+        (tmp_path / "in" / f"{four}_frame01_slice_{z + 1}.h5").unlink()
+    h5(tmp_path / "in" / f"{four}_frame01.h5", np.tile(array, (2, 1, 1)), np.tile(array > 0.5, (2, 1, 1)))
+    told = [line for line in lab.call("data", "check", "acdc", "--from", "in").stdout.splitlines() if "patient" in line]
+    for case, text in ((f"{one}_frame01", "numbers 1, 3, 4, 5"), (f"{two}_frame02", "4 slices | expected 5"),
+                       (f"{three}_frame01", "slice_4.h5"), (f"{four}_frame02", "5 slices | expected 10")):
+        assert any(f" {case}: " in line and text in line for line in told), (case, told)
+    assert sum("slice" in line for line in told) == 4
 
 
 @pytest.mark.real
@@ -425,6 +481,24 @@ def test_pancreas_raw_protocol_b(pancreas_raw, lab):
     assert info.intensity["mean"] == pytest.approx(0, abs=1e-5) and info.intensity["std"] == pytest.approx(1, abs=1e-5)
     assert any("0025 and 0070" in w for w in store.warnings)
     train_a_step(lab, "pancreas_ct_mcnet")
+
+
+@pytest.mark.parametrize("top", ["", "outer/"])
+def test_pancreas_in_a_zip_made_on_a_mac_with_lists_beside_the_data(pancreas_raw, tmp_path, lab, top):
+    path = lab.folder / "tcia.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for file in (f for f in pancreas_raw.rglob("*") if f.is_file()):
+            name = file.relative_to(pancreas_raw)
+            packed.write(file, f"{top}{name}")
+            for side in (f"__MACOSX/{top}{name.parent}/._{name.name}", f"{top}{name.parent}/._{name.name}"):
+                packed.writestr(side, b"\0\5\x16\7")
+            if name.name.startswith("label") and not top:
+                packed.writestr(f"__MACOSX/{top}{name}", b"no label")
+    store = prepare_store("pancreas_ct", path, lab.folder / "data")
+    assert (*store.train, *store.test) == some("pancreas_ct")
+    with zipfile.ZipFile(path) as packed:
+        packed.extractall(lab.folder / "in")
+    assert lab.call("data", "check", "pancreas_ct", "--from", "in").returncode == 0
 
 
 @pytest.mark.parametrize("name, pattern", [("pancreas_ct", "{}.h5"), ("pancreas_ct", "data{}.h5"),

@@ -44,6 +44,7 @@ def member(name, kind=tarfile.REGTYPE, size=0, link=""):
 
 @pytest.mark.parametrize("make", [
     lambda p: make_tar(p / "a.tar"), lambda p: make_tar(p / "a.tar.gz", "w:gz"), lambda p: make_tar(p / "a.tgz", "w:gz"),
+    lambda p: make_tar(p / "a.tar.xz", "w:xz"), lambda p: make_tar(p / "a.tar.bz2", "w:bz2"),
     lambda p: make_zip(p / "a.zip")])
 def test_whole(tmp_path, make):
     path, seen = make(tmp_path), []
@@ -54,6 +55,15 @@ def test_whole(tmp_path, make):
     again = extract(path, tmp_path / "again")
     assert (again / "top" / "a.txt").stat().st_mtime == first < 1_700_000_000  # so that a repeat finds nothing changed
     assert is_archive(path) and not is_archive(tmp_path) and not is_archive(target / "c.txt")
+
+
+@pytest.mark.parametrize("time", ["1e30", "nan"])
+def test_a_time_that_no_clock_can_show(tmp_path, time):
+    odd = member("odd")
+    odd.pax_headers = {"mtime": time}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(odd)
+    assert (extract(tmp_path / "a.tar", tmp_path / "out") / "odd").is_file()
 
 
 LINK = zipfile.ZipInfo("link")
@@ -121,7 +131,8 @@ def test_a_zip_that_lies_about_a_size(tmp_path):
 
 
 @pytest.mark.parametrize("name, make", [
-    ("a.tar", make_tar), ("a.tar.gz", lambda p: make_tar(p, "w:gz")), ("a.zip", make_zip)])
+    ("a.tar", make_tar), ("a.tar.gz", lambda p: make_tar(p, "w:gz")), ("a.zip", make_zip),
+    ("a.tar.xz", lambda p: make_tar(p, "w:xz")), ("a.tbz2", lambda p: make_tar(p, "w:bz2"))])
 @pytest.mark.parametrize("keep", [0, 10, 0.6, 0.95])
 def test_cut_short(tmp_path, name, make, keep):
     path = make(tmp_path / name)

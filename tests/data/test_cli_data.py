@@ -54,6 +54,12 @@ def test_prepare_needs_a_folder_and_reports_bad_cases(toy, call):
     json.dumps(result.exception.to_dict())
 
 
+def test_a_file_that_is_no_archive_says_what_is_read(toy, call):
+    (toy.folder / "toy.7z").write_bytes(b"7z")
+    told, _ = call("prepare", "toy", "--from", toy.folder / "toy.7z")
+    assert told.exception.code == 3 and ".tar.xz" in str(told.exception)
+
+
 def test_json_is_one_document_with_a_status(toy, call):
     toy.fill()
     for args in (("prepare", "toy", "--from", toy.source), ("check", "toy"), ("info", "toy"), ("list",)):

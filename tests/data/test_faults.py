@@ -236,6 +236,20 @@ def test_every_bad_case_is_listed_by_check_and_by_prepare(lab):
     assert all(p["file"] and p["found"] and p["expected"] for p in document["problems"])
 
 
+def test_a_spacing_that_one_file_lacks_is_told_by_check_and_by_prepare(lab):
+    root = lab.folder / "in"
+    mine(root)
+    for i in range(1, 7):
+        for file, array in ((f"imagesTr/c{i}_0000", volume(i)), (f"labelsTr/c{i}", label(i))):
+            (root / f"{file}.nii.gz").unlink()
+            nrrd.write(str(root / f"{file}.nrrd"), array, {"spacings": [1.0, 1.0, 2.0]} if i != 3 else {})
+    content = (root / "dataset.json").read_text()
+    (root / "dataset.json").write_text(content.replace(".nii.gz", ".nrrd"))
+    for call in ("check", "prepare"):
+        result = lab.call("data", call, f"folder:{root}")
+        assert result.returncode == 3 and "c3: the file does not say its spacing" in result.stdout + result.stderr, call
+
+
 def atrium(root, names=("a1", "a2", "a3")):
     """Cases of the left-atrium set by their published names, h5."""
     split = registry.get("dataset", "la").cls().split()

@@ -113,6 +113,11 @@ def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channel
     assert run.experiment.datasets == ("dataset007_mine",) and run.experiment.labeled == {"dataset007_mine": 3}
     result = execute(run, lab.machine())
     assert {m["class"] for m in result["metrics"]} == {"big", "small"} and "hd95_mm" in result["metrics"][0]["columns"]
+    if channels == ("MRI",):
+        scan = mine.root / "imagesTs" / "later_1_0000.nii.gz"
+        found = lab.call("predict", run.folder.path, scan, "-o", "out", "--dataset", mine.name, "--data-root",
+                         lab.folder / "data")
+        assert found.returncode == 0 and (lab.folder / "out" / "later_1_seg.nii.gz").is_file(), found.stderr
 
 
 def test_decathlon_folder_with_channels_in_one_file(tmp_path):
@@ -185,10 +190,12 @@ def test_a_crop_by_the_label_leaves_room_around_it(tmp_path):
 
 
 def test_data_without_a_test_case_are_refused_before_training(mine, lab):
-    mine.lists(labelled=["case_3", "case_10"], unlabelled=["un_0"])
-    assert lab.call("data", "prepare", mine.name).returncode == 0
-    told = lab.call("run", "supervised", "--dataset", mine.name, "--steps", "1")
-    assert told.returncode == 3 and "has no test case" in told.stderr
+    for lists, empty in (({"labelled": ["case_3", "case_10"], "unlabelled": ["un_0"]}, "test"),
+                         ({"labelled": [], "test": ["case_3"]}, "labelled")):
+        mine.lists(**lists)
+        for call in (("link", mine.root, "--as", "mine"), ("prepare", mine.name), ("check", mine.name)):
+            told = lab.call("data", *call)
+            assert told.returncode == 3 and f"no case in the list '{empty}'" in told.stderr, (call, told.stderr)
 
 
 @pytest.mark.parametrize("lists, found", [
@@ -197,6 +204,7 @@ def test_data_without_a_test_case_are_refused_before_training(mine, lab):
     ({"labelled": ["case_7"], "test": ["case_21"]}, "not on disk"),
     ({"labelled": ["case_03"], "test": ["case_21"]}, "not on disk"),
     ({"labelled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
+    ({"labelled": ["case_3"], "unlabeled": ["un_0"], "test": ["case_21"]}, "'unlabeled'. Did you mean 'unlabelled'?"),
     ({"labelled": [3], "test": ["case_21"]}, "list of texts")])
 def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
     mine.lists(**lists)
@@ -213,11 +221,38 @@ def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
     ({"labels": {"background": 0, "a": 1}}, "lacks its channels"),
     ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}, r"\.png"),
     ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "dataset": {}}, "not supported"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": float("inf")}}, "without a gap"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "": 1}}, "a name of its own"),
+    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "\ud800": 1}}, "surrogates not allowed"),
     ({"channel_names": {"0": "A", "1": "B"}, "labels": {"background": 0, "a": 1}}, "no case_.*_0001")])
 def test_a_dataset_json_that_cannot_be_used(mine, tmp_path, content, found):
     mine.json(**content)
     with pytest.raises(DataError, match=found):
         prepare_store(mine.name, None, tmp_path / "data")
+
+
+def test_a_dataset_json_without_end_is_refused(mine, tmp_path):
+    (mine.root / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"dataset\.json cannot be read"):
+        prepare_store(mine.name, None, tmp_path / "data")
+
+
+@pytest.mark.parametrize("image, label, told, lacking", [
+    ("c{}_0000.nii.gz", "c{}.nii.gz", "6 files in labelsTr", "channel_names"), ("c{}.nii", "c{}.nii", "c1.nii", ".nii")])
+def test_files_that_the_form_does_not_read_are_told_with_what_it_lacks(tmp_path, image, label, told, lacking):
+    root = tmp_path / "in"
+    for i in range(6):
+        save(root / "imagesTr" / image.format(i), volume()[0], np.eye(4))
+        save(root / "labelsTr" / label.format(i), volume()[1], np.eye(4))
+    content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}, "numTraining": 6}
+    (root / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="too few cases with a label") as caught:
+        registry.get("dataset", f"folder:{root}")
+    assert told in caught.value.details["found"] and f'"{lacking}"' in caught.value.details["fix"]
+    mended = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}} if "_0000" in image else \
+        {"file_ending": ".nii"}  # as the fix says
+    (root / "dataset.json").write_text(json.dumps({**content, **mended}))
+    assert registry.get("dataset", f"folder:{root}").cls.labeled == 5
 
 
 def nan(mine):
@@ -396,8 +431,12 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     registry._state.entries.pop(("dataset", store.name))
     assert load_links(lab.folder / "segbench-data") == []
     assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
-    plan = lab.call("run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", "-o", "patch=16x16x16",
-                    "-o", "inference.stride=16x16x16")
+    patch = ("-o", "patch=16x16x16", "-o", "inference.stride=16x16x16")
+    usual = lab.call("run", "supervised", "--dataset", mine.name, "--dry-run", *patch)
+    assert usual.returncode == 0 and "3 of 6 labelled" in usual.stderr + usual.stdout, usual.stderr  # as with the folder
+    told = lab.call("describe", "dataset", store.name)
+    assert told.returncode == 3 and "the folder is not there now" in told.stderr
+    plan = lab.call("run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", *patch)
     assert plan.returncode == 0 and "2 of 6 labelled" in plan.stderr + plan.stdout, plan.stderr
     again = lab.call("data", "prepare", store.name)
     assert again.returncode == 3 and "no such folder" in again.stderr

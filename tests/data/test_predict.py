@@ -16,7 +16,7 @@ from segbench.data.grid import carry, codes_of, reorient
 from segbench.data.readers import Volume
 from segbench.data.recipe import Recipe, apply
 from segbench.errors import DataError, UsageError
-from segbench.predict import Predictor, Scan, find_scans
+from segbench.predict import Predictor, Scan, find_scans, left_out
 
 PROTOCOL = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 ORIENTATIONS = [(axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
@@ -313,6 +313,22 @@ def test_what_is_found_in_folders(tmp_path, write_dicom):
         find_scans([tmp_path / "in", tmp_path / "c"], 1)
 
 
+def test_what_is_left_out_of_a_folder_is_told(tmp_path, write_dicom):
+    folder = write_dicom(tmp_path / "in", np.zeros((3, 3, 2), np.int16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    assert left_out([folder], find_scans([folder], 1)) == []
+    slices = sorted(folder.rglob("*.dcm"))
+    for name in ("a.nii.gz", "sub/b.nii.gz", "notes.txt", ".hidden", "study/c.nii.gz"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    told, = left_out([folder], find_scans([folder], 1))  # "a", and "study" as a series
+    assert told.endswith("not taken as scans: notes.txt, study/c.nii.gz, sub/b.nii.gz")
+    for file in slices:  # loose slices make the folder itself a series
+        file.rename(folder / file.name)
+    scans = find_scans([folder], 1)
+    told, = left_out([folder, folder / "a.nii.gz"], scans)
+    assert [s.name for s in scans] == ["in"] and "a.nii.gz, notes.txt, study/c.nii.gz, sub/b.nii.gz" in told
+
+
 def test_the_command(scans, tmp_path, monkeypatch):
     run = json.loads(scans.call("run", "supervised", "--dataset", "scans", "--protocol", PROTOCOL, "--json").stdout)
     grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
@@ -320,9 +336,11 @@ def test_the_command(scans, tmp_path, monkeypatch):
     scan_of(scans.folder / "in", grey, AFFINE, "one.nii.gz")
     scan_of(scans.folder / "in", grey[::-1], AFFINE, "two.nii")
     call = ("predict", run["run_id"], "in", "-o", "out")
+    (scans.folder / "in" / "notes.txt").write_text("x")
     first = scans.call(*call, "--probs", "--json")
     assert first.returncode == 0, first.stderr
     document = json.loads(first.stdout)
+    assert "notes.txt" in first.stderr and "notes.txt" in document["warnings"][0]
     assert [s["name"] for s in document["scans"]] == ["one", "two"] and "research" in document["notice"]
     label, probs = (nibabel.load(scans.folder / "out" / f"one_{kind}.nii.gz") for kind in ("seg", "probs"))
     assert label.shape == grey.shape and probs.shape == (*grey.shape, 3)

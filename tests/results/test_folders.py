@@ -93,6 +93,20 @@ def test_no_reference_is_left_out_silently(folders):
         pairs(pred, ref)
 
 
+def test_files_that_are_not_read_are_told(folders, lab):
+    pred, ref = folders
+    for file in (pred / "summary.json", ref / "c2.nii.bz2", ref / ".hidden"):
+        file.write_bytes(b"x")
+    (ref / "dicom").mkdir()
+    warnings = pairs(pred, ref)[1]
+    assert len(warnings) == 2 and "summary.json" in warnings[0] and "not read" in warnings[1]
+    assert warnings[1].endswith(": c2.nii.bz2, dicom")
+    assert "c2.nii.bz2" in lab.call("evaluate", "--pred", pred, "--ref", ref).stderr
+    save(ref / "c4_probs.nii.gz", label(4))  # probabilities lie among predictions; here it is a case
+    with pytest.raises(DataProblems, match="c4_probs"):
+        pairs(pred, ref)
+
+
 def test_other_origins_are_pointed_out_and_empty_predictions_counted(folders):
     pred, ref = folders
     moved = AFFINE.copy()
