@@ -171,9 +171,8 @@ class VNet(Backbone):
         one_voxel = self.p.norm == "instance" and all(s == unit for s in shape)
         if one_voxel or any(s % unit for s in shape):
             fit = tuple(max(-(-s // unit), 1 + one_voxel) * unit for s in shape)
-            raise UsageError("the input does not fit the backbone", where="backbone 'vnet'", found="x".join(map(str, shape)),
-                             expected=f"multiples of {unit}{', not all one' * one_voxel}",
-                             fix=f"-o patch={'x'.join(map(str, fit))}")
+            raise UsageError("the input does not fit the backbone", where="backbone 'vnet'", found=shape,
+                             expected=f"multiples of {unit}{', not all one' * one_voxel}", fix=f"use a patch of {fit}")
         x, maps = image, []
         for name, block in self.encoder.items():
             x = block(x)

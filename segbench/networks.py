@@ -39,16 +39,19 @@ def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
     """
     ghost = _ghost(net).eval()
     image = torch.zeros(1, channels, *patch, device="meta")
+    edges = (max(n, 2 * m) for n, m in zip(patch, net.multiple(net.p, len(patch)), strict=True))
+    larger = f"-o patch={'x'.join(map(str, edges))}"
     try:
         with torch.no_grad():
             pyramid = ghost.encode(image)
             maps = ghost.decode(pyramid)
     except ValueError as error:  # torch refuses to normalise a single voxel
-        larger = [max(n, 2 * m) for n, m in zip(patch, net.multiple(net.p, len(patch)), strict=True)]
         raise UsageError(f"the patch is too small for backbone '{net.name}'", found=f"{'x'.join(map(str, patch))}: {error}",
-                         fix=f"-o patch={'x'.join(map(str, larger))}") from error
-    except UsageError:
-        raise
+                         fix=larger) from error
+    except UsageError as error:  # a network knows what fits it, and nothing of the command line
+        if "-o " in str(error.details["fix"]):
+            raise
+        raise UsageError(error.what, **{**error.details, "fix": larger}) from error  # type: ignore[arg-type]
     except Exception as error:  # such as windows of attention that do not divide a map
         raise UsageError(f"backbone '{net.name}' cannot take patches of {'x'.join(map(str, patch))}",
                          found=f"{type(error).__name__}: {error}".splitlines()[0],
