@@ -88,13 +88,16 @@ def _beside(board: Board, published: Published | None) -> Column | None:
 
 def footer(board: Board, published: Published | None = None) -> list[str]:
     """What a reader must know to believe the table."""
-    lines = [f"± standard deviation over seeds · CI over cases and seeds · missed: Dice 0, distances by policy "
+    over = "seeds" if len(board.draws) == 1 else "seeds and draws"
+    lines = [f"± standard deviation over {over} · CI over cases and {over} · missed: Dice 0, distances by policy "
              f"'{board.policy}'"]
     if any(r.rank for r in board.rows):
         lines.append("= not distinguishable from the first of that rank: paired by case, seeds random, Holm, p > 0.05"
                      + ("" if board.cases > 1 else " (one case: no test)"))
     if any(r.difference for r in board.rows):
-        lines.append("* p < 0.05 after Holm's correction; rows with fewer than three seeds are not tested")
+        lacking = any("missing" in r.note for r in board.rows)
+        lines.append("* p < 0.05 in the tests that rank; rows that are not ranked are not tested"
+                     + (", and compared over the cases that both have" if lacking else ""))
     if _beside(board, published) is not None:
         lines.append("published: Dice in the literature (number of sources), with its own data, seeds and checkpoint rules")
     if board.dataset.startswith("phantom"):
