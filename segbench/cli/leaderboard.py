@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from segbench.results.export import Published
     from segbench.results.leaderboard import Board
 
+LONG_NAME = 16  # characters: longer ones are told below a table that is too wide
+
 
 @click.command(cls=Command)
 @click.option("--dataset", metavar="NAME", help="Only this data set.")
@@ -84,22 +86,32 @@ def members(dataset: str | None) -> set[str] | None:
 
 
 def show(board: Board, wide: bool = False, published: Published | None = None) -> str:
-    """A board as text. What is too long for a row's note stands below the table."""
+    """A board as text. Where it is too wide, notes and long names go below the table, and then columns are left out."""
     from segbench.results import export
-    columns = export.columns(board, wide, published)
-    drop = ("min", "h", "failed", "group", f"ASD {board.unit}", "Jaccard %", "ranks", "published", "seeds", "missed",
+    columns, below, names = export.columns(board, wide, published), list[str](), dict[str, str]()
+    if _natural(columns, board) > width():
+        columns = [c for c in columns if c.title]
+        if _natural(columns, board) > width():
+            names = _short([r.method for r in board.rows])
+            columns = [c for c in export.columns(board, wide, published, names) if c.title]
+        below = [f"– {names.get(r.method, r.method)}: {r.note}" for r in board.rows if r.note]
+    # What was asked for goes last; the metric that ranks stays.
+    drop = ["min", "h", "failed", "group", f"ASD {board.unit}", "Jaccard %", "ranks", "seeds", "missed",
             f"HD95 {board.unit}", *(c.title for c in columns if c.title.startswith("to ")),
-            *(c.title for c in columns if c.title.endswith("95% CI")))
-
-    def drawn(kept: list[export.Column]) -> str:
-        return table([c[:2] for c in kept], [[c.cell(r) for c in kept] for r in board.rows], drop)
-    body = drawn(columns)
-    lines = export.footer(board, published)
-    plain = [c for c in columns if c.title]
-    if len(plain) < len(columns) and _natural(columns, board) > width():
-        body = drawn(plain)
-        lines = [*(f"– {r.method}: {r.note}" for r in board.rows if r.note), *lines]
+            *(c.title for c in columns if c.title.endswith("95% CI")), "published"]
+    for title in drop:
+        if _natural(columns, board) > width() and title != export.sorted_title(board):
+            columns = [c for c in columns if c.title != title]
+    body = table([c[:2] for c in columns], [[c.cell(r) for c in columns] for r in board.rows])
+    lines = [*(f"{short} is {name}" for name, short in names.items()), *below,
+             *export.footer(board, published, [c.title for c in columns])]
     return "\n".join([*_wrapped(board.title), body, *(part for line in lines for part in _wrapped(line))])
+
+
+def _short(names: list[str]) -> dict[str, str]:
+    """Short forms of long row labels: the method and a number."""
+    long = [name for name in names if len(safe(name)) > LONG_NAME]
+    return {name: f"{name.split('[')[0].split(' ')[0][:LONG_NAME - 4]} ({i})" for i, name in enumerate(long, 1)}
 
 
 def _natural(columns: list[export.Column], board: Board) -> int:

@@ -164,8 +164,8 @@ def _board(key: Key, methods: Rows, sort: str,
 
 
 def _set_by_hand(result: dict[str, Any]) -> str:
-    return ", ".join(f"{k.removeprefix('backbone.')} {v}" for k, v in sorted(result["changed_params"].items())
-                     if k.startswith("backbone."))
+    return ", ".join(f"{k} {v}" for k, v in sorted(result["science"]["backbone_params"].items())
+                     if f"backbone.{k}" in result["protocol"]["modified"])
 
 
 def _failure(run: RunDir) -> str:

@@ -189,7 +189,8 @@ def pairwise(scores: Sequence[Scores], higher: bool = True, tie: float = 0.0,
 
 def turned(d: Difference) -> Difference:
     """The same difference from the other side."""
-    return replace(d, a=d.b, b=d.a, mean=-d.mean, low=-d.high, high=-d.low, wins=d.losses, losses=d.wins, by_case=-d.by_case)
+    return replace(d, a=d.b, b=d.a, mean=0.0 - d.mean, low=0.0 - d.high, high=0.0 - d.low, wins=d.losses, losses=d.wins,
+                   by_case=0.0 - d.by_case)
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:

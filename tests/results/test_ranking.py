@@ -1,5 +1,7 @@
 """Leaderboards of made-up results: ties, intervals, failures, differences, tables kept apart, the literature beside ours."""
 
+import csv
+import io
 import json
 import shutil
 
@@ -107,6 +109,49 @@ def test_a_copied_folder_counts_once(study):
     run = next(all_runs(study.root))
     shutil.copytree(run.path, run.path.with_name("copy-12345678"))
     assert tables(study)[0][0].rows[0].seeds == 3 and len(tables(study)[0][0].scores["dice"][0].values) == 3
+
+
+LONG = {"consistency": 0.1, "pretrain_share": 0.11764, "connectivity": 26, "decay": 0.5}
+
+
+def test_long_names_go_below_before_columns_go(study, monkeypatch):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    study.add("mean_teacher", 0, [0.9] * 12, overrides=["decay=0.5"], change=lambda r: r.update(changed_params=LONG))
+    monkeypatch.setenv("COLUMNS", "80")
+    text = show(tables(study)[0][0])
+    assert max(map(len, text.splitlines())) <= 80 and "mean_teacher (1) " in text and "seeds" in text.splitlines()[1]
+    assert "mean_teacher[connectivity=26,consistency=0.1,decay=0.5,pretrain_share=0.11764]" in text.replace("\n  ", "")
+
+
+@pytest.mark.parametrize("sort, title", [("hd95", "HD95 mm"), ("asd", "ASD mm"), ("jaccard", "Jaccard %")])
+def test_what_ranks_and_what_was_asked_for_stays_at_80_columns(study, monkeypatch, sort, title):
+    study.methods(mean_teacher=0.8, ua_mt=0.9, bcp=0.9)
+    study.add("dtc", 0, [0.85] * 12, overrides=["weight=0.5"], change=lambda r: r.update(changed_params=LONG))
+    (board,), _ = tables(study, sort=sort, against="dtc")
+    board.dataset, board.labeled, board.standard = "la", 8, True
+    monkeypatch.setenv("COLUMNS", "80")
+    text = show(board, published=published)
+    heads, told = text.splitlines()[1], " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80 and title in heads and "published" in heads
+    assert ("missed:" in told, "CI over" in told, "* p <" in told) == ("missed" in heads, "95% CI" in heads, "to " in heads)
+
+
+def test_csv_holds_the_differences(study):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    found, _ = tables(study, against="supervised")
+    first, second = csv.DictReader(io.StringIO(export.as_csv(found)))
+    assert first["against"] == "supervised" and float(first["difference"]) == pytest.approx(10, abs=0.5)
+    assert float(first["difference_low"]) < float(first["difference"]) < float(first["difference_high"])
+    assert float(first["difference_p"]) < 0.05 and second["against"] == second["difference"] == ""
+
+
+def test_published_counts_sources_not_rows(study):
+    study.methods(bcp=0.90)
+    (board,), _ = tables(study)
+    board.dataset, board.standard = "la", True
+    rows = [{"ours": "bcp", "doubt": None, "dice": d, "source": s} for d, s in ((88, "one"), (89, "one"), (90, "two"))]
+    column = next(c for c in export.columns(board, published=lambda *_: rows) if c.title == "published")
+    assert column.cell(board.rows[0]) == "88.0–90.0 (2)"
 
 
 @pytest.mark.parametrize("columns", [200, 80, 60, 40])
