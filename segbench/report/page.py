@@ -134,9 +134,12 @@ def _between(found: Mapping[tuple[str, str], Difference], a: str, b: str) -> Dif
 
 
 def _scatter(section: Section, costs: Mapping[str, Cost]) -> Markup:
-    kinds = sorted({c.kind for c in costs.values()})
-    points = [(e.name, 60 * costs[e.name].hours, e.row.dice) for e in section.entries]
-    return Markup(figures.scatter(points, f"{'/'.join(kinds)} minutes of training"))
+    """One plot a kind of device: a minute of a processor is not one of a GPU."""
+    plots = []
+    for kind in sorted({c.kind for c in costs.values() if isfinite(c.hours)}):
+        points = [(e.name, 60 * costs[e.name].hours, e.row.dice) for e in section.entries if costs[e.name].kind == kind]
+        plots.append(figures.scatter(points, f"{kind} minutes of training"))
+    return Markup("".join(plots))
 
 
 def _settings(section: Section) -> dict[str, Any]:
