@@ -38,8 +38,8 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError("name two different methods or runs, or more", found=" ".join(names) or None,
                          fix="segbench compare A B")
-    wanted = members(dataset)
     found, warnings = boards(all_runs(settings.root))
+    wanted = members(dataset, {b.dataset for b in found})
     found = [b for b in found if labeled in (None, b.labeled) and (wanted is None or b.dataset in wanted)]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
@@ -111,7 +111,9 @@ def _show(board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int
     if any(s.patchy for s in board.scores["dice"]):
         _say("  some cases lack a class: Dice is the mean over the classes' means, wins and gains are those of cases")
     for title, d, unit, digits in (("Dice", dice, "", 1), ("HD95", hd95, f" {board.unit}", 2)):
-        _say(f"  {title}  {d.mean:+.{digits}f}{unit} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]  p {_p(d.p_holm)}  "
+        span = f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]" if d.low == d.low else "[–]"
+        mean = f"{d.mean:+.{digits}f}{unit}" if d.mean == d.mean else "–"
+        _say(f"  {title}  {mean} {span}  p {_p(d.p_holm)}  "
              f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})")
     _say(f"  {_verdict(dice, min(a, b), 'draws' if len(board.draws) > 1 else 'seeds')}")
     ordered = sorted((float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v)
@@ -133,6 +135,8 @@ def _verdict(d: Difference, seeds: int, unit: str) -> str:
     if seeds < 2:
         return "one seed: the p value may hold for these trainings only; three seeds are needed (--seeds 0-2)"
     verdict = "distinguishable" if d.distinguishable else "not distinguishable"
+    if d.seeds_needed is None and d.distinguishable:
+        return f"{verdict} at 5 %"
     if d.seeds_needed is None:
         return f"{verdict} at 5 %; no number of {unit} would show a difference of {abs(d.mean):.1f} on so few cases"
     return (f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} {unit} a method "

@@ -343,6 +343,6 @@ def _seeds_needed(groups: Sequence[Array], signs: Sequence[int], mean: float, po
     u = np.arange(2, MAX_SEEDS + 1)
     variance = fixed + noise / u
     spread = fixed**2 / (n - 1) + (noise / u) ** 2 / (len(groups) * (u - 1))
-    df = variance**2 / np.maximum(spread, np.finfo(float).tiny)
+    df = np.where(spread > 0, variance**2 / np.maximum(spread, np.finfo(float).tiny), inf)  # nothing scatters: two suffice
     shown = abs(mean) >= (stats.t.isf(ALPHA / 2, df) + stats.norm.isf(1 - POWER)) * np.sqrt(variance)
     return int(u[shown.argmax()]) if shown.any() else None

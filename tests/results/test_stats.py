@@ -211,3 +211,8 @@ def test_where_all_classes_are_there_nothing_changes():
     classes = [Scores(n, m.mean(2), (), m, np.zeros((3, 8), bool)) for n, m in (("a", a), ("b", b))]
     assert replace(compare(*plain), by_case=None) == replace(compare(*classes), by_case=None)
     assert estimate(plain[0]) == estimate(classes[0])
+
+
+def test_without_scatter_two_seeds_suffice():
+    d = compare(Scores("a", np.ones((3, 4))), Scores("b", np.zeros((3, 4))))
+    assert d.seeds_needed == 2 and d.p == 0
