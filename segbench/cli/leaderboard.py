@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
 
 from segbench.cli.common import Command, Settings, safe, table, width
-from segbench.errors import UsageError
+from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from segbench.results import export
@@ -41,20 +42,28 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     segbench leaderboard --format latex > table.tex
     """
     from segbench.results import export
-    from segbench.results.leaderboard import boards, published
+    from segbench.results.leaderboard import boards, called, published
     from segbench.results.rundir import all_runs
 
     if with_published and kind == "csv":
         raise UsageError("--published goes with every format but csv", found=kind)
     beside = published if with_published else None
-    wanted = members(dataset)
-    found, warnings = boards(all_runs(settings.root), sort=sort, against=against)
-    found = [b for b in found if wanted is None or b.dataset in wanted]
+    every, warnings = boards(all_runs(settings.root), sort=sort, against=against)
+    wanted = members(dataset, (b.dataset for b in every))
+    found = [b for b in every if wanted is None or b.dataset in wanted]
+    names = {r.method for b in found for r in b.rows}
+    if against is not None and names and not any(called(against, name) for name in names):
+        raise UsageError(f"no row is called '{against}'.{did_you_mean(against, names)}",
+                         expected="one of " + ", ".join(sorted(names)))
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     if settings.json:
         settings.document = export.as_json(found, beside)
     elif kind == "table":
+        if not found:
+            there = ", ".join(sorted({safe(b.dataset) for b in every}))
+            settings.say(f"no finished runs of {dataset} in {settings.root}; there are some of {there}" if there else
+                         f"no finished runs in {settings.root}; try: segbench run supervised")
         _tables(settings, found, wide, beside)
     elif kind == "json":
         import json
@@ -67,8 +76,6 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
 
 
 def _tables(settings: Settings, found: list[Board], wide: bool, published: Published | None) -> None:
-    if not found:
-        settings.say(f"no finished runs in {settings.root}; try: segbench run supervised")
     for board in found:
         literature = show_published(board.dataset, board.labeled) if published is not None and board.standard else ""
         click.echo(show(board, wide, published) + literature + "\n")
@@ -76,10 +83,16 @@ def _tables(settings: Settings, found: list[Board], wide: bool, published: Publi
             settings.say(f"no published numbers beside '{board.protocol}': another protocol or network, or a partial copy")
 
 
-def members(dataset: str | None) -> set[str] | None:
-    """The data sets that ``--dataset`` names: a group's, or the one; None if it is not given."""
+def members(dataset: str | None, known: Iterable[str] = ()) -> set[str] | None:
+    """The data sets that ``--dataset`` names: a group's, or the one; None if it is not given.
+
+    Args:
+        known: names that need not be registered here: runs may come from elsewhere.
+    """
     if dataset is None:
         return None
+    if dataset in known:
+        return {dataset}
     from segbench import registry
     cls = registry.get("dataset", dataset).cls
     return set(cls.members) or {cls.name}

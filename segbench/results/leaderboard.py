@@ -260,12 +260,18 @@ def _rank(rows: list[Row], board: Board) -> list[int]:
     return [index[p.name] for p in places] + sorted((i for i in range(len(rows)) if i not in index.values()), key=badness)
 
 
+def called(name: str, label: str) -> bool:
+    """Does a row's label answer to a name: all of it, or the method's?"""
+    return name in (label, label.split("[")[0].split(" ")[0])
+
+
 def _compare_with(board: Board, name: str) -> list[str]:
     """Fill in the differences to a row; warns where there is no such row."""
-    fits = [i for i, r in enumerate(board.rows) if name in (r.method, r.method.split("[")[0].split(" ")[0])]
+    fits = [i for i, r in enumerate(board.rows) if called(name, r.method)]
     exact = [i for i in fits if board.rows[i].method == name] or fits
     if len(exact) != 1:
-        return [f"{board.title}: {'several rows are' if exact else 'no row is'} '{name}'"]
+        several = f"several rows are '{name}': {', '.join(board.rows[i].method for i in exact)}"
+        return [f"{board.title}: {several if exact else f'no row is {name!r}'}"]
     base, scores = exact[0], board.scores[board.sort]
     found = {d.a: d for pair in board.pairs for d in (pair, stats.turned(pair)) if d.b == scores[base].name}
     for i, row in enumerate(board.rows):

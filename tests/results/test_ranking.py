@@ -3,13 +3,17 @@
 import csv
 import io
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from segbench import registry
+from segbench.cli.common import console, width
+from segbench.cli.compare import _verdict
 from segbench.cli.leaderboard import show, show_published
+from segbench.cli.main import main
 from segbench.config import resolve
 from segbench.report.page import _cases, _matrix
 from segbench.results import export, leaderboard, stats
@@ -382,11 +386,38 @@ def test_other_networks_never_share_a_table(study, change, says):
 
 
 def test_networks_that_were_changed_by_hand_have_tables_of_their_own(study):
-    for width in (2, 6):
-        study.add("supervised", 0, [0.8] * 12, overrides=[f"backbone.width={width}"],
-                  change=lambda r, w=width: r.update(changed_params={"backbone.width": w}))
+    for wide in (2, 6):
+        study.add("supervised", 0, [0.8] * 12, overrides=[f"backbone.width={wide}"],
+                  change=lambda r, w=wide: r.update(changed_params={"backbone.width": w}))
     study.add("versemi", 0, [0.8] * 12)  # what a method prescribes is its own affair
     study.add("supervised", 0, [0.8] * 12)
     found, _ = tables(study)
     assert sorted(b.network for b in found) == ["", "width 2", "width 6"] and sorted(len(b.rows) for b in found) == [1, 1, 2]
     assert any("vnet (width 6)" in b.title and "backbone's parameters" in b.apart for b in found)
+
+
+def test_a_verdict_does_not_contradict_itself():
+    """Distinguishable by a hair: a true difference of that size is found in fewer than 80 of 100 studies."""
+    gains, noise = np.array([2.0, -1, 3, 1, -0.8, 2.5, 0.2, 3.1, -0.3, 1.6]), np.array([0.05, 0, -0.05])[:, None]
+    d = stats.compare(Scores("a", 70 + gains - noise), Scores("b", 70 + 0 * gains + noise))
+    assert d.distinguishable and d.seeds_needed is None and _verdict(d, 3, "seeds") == "distinguishable at 5 %"
+
+
+def test_names_that_are_not_there_are_answered(study, lab):
+    study.methods(cases=1, supervised=0.80, mean_teacher=0.90)
+    told = lab.call("leaderboard", "--dataset", "la")
+    assert told.returncode == 0 and "no finished runs of la" in told.stderr and "there are some of tiny" in told.stderr
+    told = lab.call("leaderboard", "--against", "supervise")
+    assert told.returncode == 2 and "Did you mean 'supervised'?" in told.stderr
+    single = lab.call("compare", "supervised", "mean_teacher").stdout
+    assert "nan" not in single and "1 case paired" in single
+
+
+@pytest.mark.parametrize("columns", ["0", "²", "-3", "9" * 5000])
+def test_a_strange_width_is_no_width(study, lab, monkeypatch, columns):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert width() == 10_000 and max(map(len, show(tables(study)[0][0]).splitlines())) > 80
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "COLUMNS" not in os.environ and console().width == 200
