@@ -42,7 +42,7 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     segbench leaderboard --format latex > table.tex
     """
     from segbench.results import export
-    from segbench.results.leaderboard import boards, called, published
+    from segbench.results.leaderboard import boards, published
     from segbench.results.rundir import all_runs
 
     if with_published and kind == "csv":
@@ -51,10 +51,7 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     every, warnings = boards(all_runs(settings.root), sort=sort, against=against)
     wanted = members(dataset, (b.dataset for b in every))
     found = [b for b in every if wanted is None or b.dataset in wanted]
-    names = {r.method for b in found for r in b.rows}
-    if against is not None and names and not any(called(against, name) for name in names):
-        raise UsageError(f"no row is called '{against}'.{did_you_mean(against, names)}",
-                         expected="one of " + ", ".join(sorted(names)))
+    _check_against(against, found)
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     if settings.json:
@@ -73,6 +70,14 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     else:
         write = {"md": export.as_markdown, "latex": export.as_latex, "html": export.as_html}[kind]
         click.echo(write(found, beside), nl=False)
+
+
+def _check_against(against: str | None, found: list[Board]) -> None:
+    from segbench.results.leaderboard import called
+    names = {r.method for b in found for r in b.rows}
+    if against is not None and names and not any(called(against, name) for name in names):
+        raise UsageError(f"no row is called '{against}'.{did_you_mean(against, names)}",
+                         expected="one of " + ", ".join(sorted(names)))
 
 
 def _tables(settings: Settings, found: list[Board], wide: bool, published: Published | None) -> None:
