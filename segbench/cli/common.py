@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -176,8 +177,8 @@ def console(stderr: bool = False) -> Console:
     """A rich console that never wraps or colours where nobody looks, and never fails on a poor terminal."""
     from rich.console import Console
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else int(os.environ.get("COLUMNS", 200))
-    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False,
+    columns = None if stream.isatty() else _columns(200)
+    return Console(file=stream, width=columns, highlight=False, emoji=False, markup=False,
                    safe_box=True, legacy_windows=False)
 
 
@@ -205,8 +206,13 @@ def width() -> int:
     """Columns of the terminal; off a terminal COLUMNS, or no limit."""
     if sys.stdout.isatty():
         return shutil.get_terminal_size().columns
+    return _columns(10_000)
+
+
+def _columns(default: int) -> int:
+    """What COLUMNS says, if that is a width."""
     text = os.environ.get("COLUMNS", "")
-    return int(text) if text.isdigit() else 10_000
+    return int(text) if re.fullmatch("[1-9][0-9]{0,5}", text) else default
 
 
 def _can(stream: Any, text: str) -> bool:

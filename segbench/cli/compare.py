@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from segbench.results.stats import Difference, Scores
 
 EXTREMES = 3  # cases shown at each end
-TIES = {"dice": 0.05, "hd95": 0.005}  # less than what is shown is no difference
+METRICS = ("dice", "hd95")
 
 
 @click.command(cls=Command)
@@ -38,8 +38,8 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
     if len(names) < 2 or len(set(names)) < len(names):
         raise UsageError("name two different methods or runs, or more", found=" ".join(names) or None,
                          fix="segbench compare A B")
-    wanted = members(dataset)
     found, warnings = boards(all_runs(settings.root))
+    wanted = members(dataset, {b.dataset for b in found})
     found = [b for b in found if labeled in (None, b.labeled) and (wanted is None or b.dataset in wanted)]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
@@ -80,16 +80,15 @@ def _check_apart(board: Board, names: tuple[str, ...]) -> None:
 
 
 def _scores(board: Board, name: str, metric: str) -> Scores:
-    from segbench.results.stats import Scores
     (row, run), = _index(board, name)
     found = board.scores[metric][row]
-    return found if run is None else Scores(name, found.values[[run]])
+    return found if run is None else found.run(run, name)
 
 
 def _table(settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool) -> dict[str, Any]:
-    from segbench.results.export import plain
+    from segbench.results.leaderboard import TIES, plain
     from segbench.results.stats import pairwise
-    metrics = {m: pairwise([_scores(board, n, m) for n in names], m == "dice", TIES[m], board.scores[m]) for m in TIES}
+    metrics = {m: pairwise([_scores(board, n, m) for n in names], m == "dice", TIES[m], board.family(m)) for m in METRICS}
     seeds = {n: len(_scores(board, n, "dice").values) for n in names}
     if not settings.json:
         _say(board.title)
@@ -105,11 +104,16 @@ def _table(settings: Settings, board: Board, names: tuple[str, ...], all_cases: 
 
 def _show(board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int], all_cases: bool) -> None:
     a, b = seeds[dice.a], seeds[dice.b]
+    paired = len(dice.by_case) - dice.left_out
     kind = "runs" if len(board.draws) > 1 else f"seed{'s' if max(a, b) > 1 else ''}"
-    _say(f"{dice.a} minus {dice.b}: {len(dice.by_case) - dice.left_out} cases paired, {a} and {b} {kind}"
-         + (f", {dice.left_out} cases not defined" if dice.left_out else ""))
+    _say(f"{dice.a} minus {dice.b}: {_cases(paired)} paired, {a} and {b} {kind}"
+         + (f", {_cases(dice.left_out)} not defined in all runs" if dice.left_out else ""))
+    if any(s.patchy for s in board.scores["dice"]):
+        _say("  some cases lack a class: Dice is the mean over the classes' means, wins and gains are those of cases")
     for title, d, unit, digits in (("Dice", dice, "", 1), ("HD95", hd95, f" {board.unit}", 2)):
-        _say(f"  {title}  {d.mean:+.{digits}f}{unit} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]  p {_p(d.p_holm)}  "
+        span = f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]" if d.low == d.low else "[–]"
+        mean = f"{d.mean:+.{digits}f}{unit}" if d.mean == d.mean else "–"
+        _say(f"  {title}  {mean} {span}  p {_p(d.p_holm)}  "
              f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})")
     _say(f"  {_verdict(dice, min(a, b), 'draws' if len(board.draws) > 1 else 'seeds')}")
     ordered = sorted((float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v)
@@ -121,12 +125,18 @@ def _show(board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int
          + (", ".join(f"{c} {v:+.1f}" for v, c in best if all_cases or v > 0) or "none"))
 
 
+def _cases(count: int) -> str:
+    return f"{count} case{'s' if count != 1 else ''}"
+
+
 def _verdict(d: Difference, seeds: int, unit: str) -> str:
     if d.p != d.p:
         return "one case: nothing can be tested"
     if seeds < 2:
         return "one seed: the p value may hold for these trainings only; three seeds are needed (--seeds 0-2)"
     verdict = "distinguishable" if d.distinguishable else "not distinguishable"
+    if d.seeds_needed is None and d.distinguishable:
+        return f"{verdict} at 5 %"
     if d.seeds_needed is None:
         return f"{verdict} at 5 %; no number of {unit} would show a difference of {abs(d.mean):.1f} on so few cases"
     return (f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} {unit} a method "

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
 
 from segbench.cli.common import Command, Settings, safe, table, width
-from segbench.errors import UsageError
+from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from segbench.results import export
     from segbench.results.export import Published
     from segbench.results.leaderboard import Board
+
+LONG_NAME = 16  # characters: longer ones are told below a table that is too wide
 
 
 @click.command(cls=Command)
@@ -45,14 +48,19 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
     if with_published and kind == "csv":
         raise UsageError("--published goes with every format but csv", found=kind)
     beside = published if with_published else None
-    wanted = members(dataset)
-    found, warnings = boards(all_runs(settings.root), sort=sort, against=against)
-    found = [b for b in found if wanted is None or b.dataset in wanted]
+    every, warnings = boards(all_runs(settings.root), sort=sort, against=against)
+    wanted = members(dataset, (b.dataset for b in every))
+    found = [b for b in every if wanted is None or b.dataset in wanted]
+    _check_against(against, found)
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     if settings.json:
         settings.document = export.as_json(found, beside)
     elif kind == "table":
+        if not found:
+            there = ", ".join(sorted({safe(b.dataset) for b in every}))
+            settings.say(f"no finished runs of {dataset} in {settings.root}; there are some of {there}" if there else
+                         f"no finished runs in {settings.root}; try: segbench run supervised")
         _tables(settings, found, wide, beside)
     elif kind == "json":
         import json
@@ -64,9 +72,15 @@ def leaderboard(settings: Settings, dataset: str | None, sort: str, against: str
         click.echo(write(found, beside), nl=False)
 
 
+def _check_against(against: str | None, found: list[Board]) -> None:
+    from segbench.results.leaderboard import called
+    names = {r.method for b in found for r in b.rows}
+    if against is not None and names and not any(called(against, name) for name in names):
+        raise UsageError(f"no row is called '{against}'.{did_you_mean(against, names)}",
+                         expected="one of " + ", ".join(sorted(names)))
+
+
 def _tables(settings: Settings, found: list[Board], wide: bool, published: Published | None) -> None:
-    if not found:
-        settings.say(f"no finished runs in {settings.root}; try: segbench run supervised")
     for board in found:
         literature = show_published(board.dataset, board.labeled) if published is not None and board.standard else ""
         click.echo(show(board, wide, published) + literature + "\n")
@@ -74,32 +88,48 @@ def _tables(settings: Settings, found: list[Board], wide: bool, published: Publi
             settings.say(f"no published numbers beside '{board.protocol}': another protocol or network, or a partial copy")
 
 
-def members(dataset: str | None) -> set[str] | None:
-    """The data sets that ``--dataset`` names: a group's, or the one; None if it is not given."""
+def members(dataset: str | None, known: Iterable[str] = ()) -> set[str] | None:
+    """The data sets that ``--dataset`` names: a group's, or the one; None if it is not given.
+
+    Args:
+        known: names that need not be registered here: runs may come from elsewhere.
+    """
     if dataset is None:
         return None
+    if dataset in known:
+        return {dataset}
     from segbench import registry
     cls = registry.get("dataset", dataset).cls
     return set(cls.members) or {cls.name}
 
 
 def show(board: Board, wide: bool = False, published: Published | None = None) -> str:
-    """A board as text. What is too long for a row's note stands below the table."""
+    """A board as text. Where it is too wide, notes and long names go below the table, and then columns are left out."""
     from segbench.results import export
-    columns = export.columns(board, wide, published)
-    drop = ("min", "h", "failed", "group", f"ASD {board.unit}", "Jaccard %", "ranks", "published", "seeds", "missed",
+    columns, below, names = export.columns(board, wide, published), list[str](), dict[str, str]()
+    if _natural(columns, board) > width():
+        columns = [c for c in columns if c.title]
+        if _natural(columns, board) > width():
+            names = _short([r.method for r in board.rows])
+            columns = [c for c in export.columns(board, wide, published, names) if c.title]
+        below = [f"– {names.get(r.method, r.method)}: {r.note}" for r in board.rows if r.note]
+    # What was asked for goes last; the metric that ranks stays.
+    drop = ["min", "h", "failed", "group", f"ASD {board.unit}", "Jaccard %", "ranks", "seeds", "missed",
             f"HD95 {board.unit}", *(c.title for c in columns if c.title.startswith("to ")),
-            *(c.title for c in columns if c.title.endswith("95% CI")))
-
-    def drawn(kept: list[export.Column]) -> str:
-        return table([c[:2] for c in kept], [[c.cell(r) for c in kept] for r in board.rows], drop)
-    body = drawn(columns)
-    lines = export.footer(board, published)
-    plain = [c for c in columns if c.title]
-    if len(plain) < len(columns) and _natural(columns, board) > width():
-        body = drawn(plain)
-        lines = [*(f"– {r.method}: {r.note}" for r in board.rows if r.note), *lines]
+            *(c.title for c in columns if c.title.endswith("95% CI")), "published"]
+    for title in drop:
+        if _natural(columns, board) > width() and title != export.sorted_title(board):
+            columns = [c for c in columns if c.title != title]
+    body = table([c[:2] for c in columns], [[c.cell(r) for c in columns] for r in board.rows])
+    lines = [*(f"{short} is {name}" for name, short in names.items()), *below,
+             *export.footer(board, published, [c.title for c in columns])]
     return "\n".join([*_wrapped(board.title), body, *(part for line in lines for part in _wrapped(line))])
+
+
+def _short(names: list[str]) -> dict[str, str]:
+    """Short forms of long row labels: the method and a number."""
+    long = [name for name in names if len(safe(name)) > LONG_NAME]
+    return {name: f"{name.split('[')[0].split(' ')[0][:LONG_NAME - 4]} ({i})" for i, name in enumerate(long, 1)}
 
 
 def _natural(columns: list[export.Column], board: Board) -> int:

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a poor terminal shows ? and not a traceback
+    if not re.fullmatch("[1-9][0-9]{0,5}", os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]  # no width; libraries would take it for one, and fail
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         sys.stdout = io.StringIO()  # of torchrun's processes the first one speaks
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.common import Command, Settings, safe
-from segbench.errors import UsageError
+from segbench.errors import DataError, PluginError, SegbenchError, UsageError
 
 if TYPE_CHECKING:
+    from segbench.config import Experiment
+    from segbench.config.yaml import Document
     from segbench.report.gather import Content
     from segbench.results.rundir import RunDir
+    from segbench.suites.suite import Suite
     from segbench.training.run import Machine
 
 
@@ -40,29 +45,31 @@ def report(settings: Settings, wanted: tuple[str, ...], out: Path | None, title:
     from segbench.cli.run import machine_of
 
     machine = machine_of(settings, None, device, None)
-    name, runs = _runs(settings, wanted, machine)
+    name, runs, lacking = _runs(settings, wanted, machine)
     if tensorboard is not None:
         _export(settings, runs, tensorboard)
         return
     file = out or settings.root / "reports" / f"{name}.html"
-    content = write(settings, machine, runs, file, title or f"segbench {name}", not no_images)
+    content = write(settings, machine, runs, file, title or f"segbench {name}", not no_images, lacking)
     for warning in content.warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     count = len({m.run.path for s in content.sections for e in s.entries for m in e.members})  # a joint run is in several
     settings.document = {"schema": "segbench.report/1", "status": "ok", "file": str(file), "runs": count,
-                         "tables": len(content.sections), "warnings": content.warnings, "failures": content.failures}
+                         "tables": len(content.sections), "warnings": content.warnings, "failures": content.failures,
+                         "unfinished": lacking}
     if not settings.json:
         click.echo(f"{safe(file)}: {count} runs in {len(content.sections)} tables, {file.stat().st_size / 1e6:.1f} MB")
 
 
-def write(settings: Settings, machine: Machine, runs: list[RunDir], file: Path, title: str, images: bool = True) -> Content:
+def write(settings: Settings, machine: Machine, runs: list[RunDir], file: Path, title: str, images: bool = True,
+          warnings: Sequence[str] = ()) -> Content:
     """Write the page about some runs to a file; returns what it shows."""
     from segbench.cli.run import restore
     from segbench.files import atomic_write, make_folder
     from segbench.report.write import report as render
 
     page, content = render(runs, title, (lambda run: restore(run, machine)) if images else None, machine.device,
-                           lambda text: settings.say(f"pictures of {safe(text)}", 1))
+                           lambda text: settings.say(f"pictures of {safe(text)}", 1), warnings)
     make_folder(file.parent)
     atomic_write(file, page.encode())
     return content
@@ -76,18 +83,65 @@ def _export(settings: Settings, runs: list[RunDir], folder: Path) -> None:
         click.echo(f"{safe(folder)}: curves of {count} runs; look at them with: tensorboard --logdir {safe(folder)}")
 
 
-def _runs(settings: Settings, wanted: tuple[str, ...], machine: Machine) -> tuple[str, list[RunDir]]:
-    """The name of the page, and the runs it shows: all, those of one suite, or those named."""
-    from segbench.cli.bench import prepared
+def _runs(settings: Settings, wanted: tuple[str, ...], machine: Machine) -> tuple[str, list[RunDir], list[str]]:
+    """The name of the page, the runs it shows (all, those of one suite, or those named), and what a suite still lacks."""
     from segbench.results.rundir import all_runs, find_run
     from segbench.suites.suite import find_suite
 
     if not wanted:
-        return "report", list(all_runs(settings.root))
+        return "report", list(all_runs(settings.root)), []
     try:
         suite = find_suite(wanted[0]) if len(wanted) == 1 else None
     except UsageError:
         suite = None
     if suite is not None:
-        return suite.stem, [run.folder for run in prepared(settings, str(suite), machine)[0]]
-    return "report", [find_run(settings.root, run) for run in wanted]
+        return suite.stem, *_members(settings, suite, machine)
+    return "report", [find_run(settings.root, run) for run in wanted], []
+
+
+def _members(settings: Settings, suite: Path, machine: Machine) -> tuple[list[RunDir], list[str]]:
+    """The runs of a suite, and a line on each that is not finished. Where the data are absent, runs say what they were."""
+    from segbench.config.identity import science
+    from segbench.results.rundir import all_runs
+    from segbench.suites.suite import load_suite
+    from segbench.training.run import prepare
+
+    stored: dict[bytes, list[RunDir]] = {}
+    for run in all_runs(settings.root):
+        with suppress(SegbenchError, KeyError, TypeError, AttributeError):  # the page names what cannot be read
+            stored.setdefault(_settings(run.config()["science"]), []).append(run)
+    found: dict[Path, RunDir] = {}
+    lacking = []
+    for e in _experiments(settings, *load_suite(suite)):
+        try:
+            mine = [prepare(e, machine).folder]
+        except (DataError, PluginError):
+            none = dict.fromkeys(e.datasets, "")
+            mine = stored.get(_settings(science(e, none, none, {})), [])
+        found |= {run.path: run for run in mine}
+        states = [run.state for run in mine]
+        if "done" not in states:
+            draw = f", draw {e.draw}" if e.draw else ""
+            lacking.append(f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labelled{draw}, seed {e.seed}: "
+                           f"{(states or ['to do'])[0]}, not in this report")
+    return list(found.values()), lacking
+
+
+def _experiments(settings: Settings, suite: Suite, document: Document) -> Iterator[Experiment]:
+    """Those of all combinations; of absent data the published number of training cases is taken."""
+    from segbench.data.store import open_store
+    from segbench.suites.suite import choices, expand
+    for choice in choices(suite):
+        try:
+            yield from expand(suite, document, choice, lambda name: len(open_store(name, settings.data_root).patients))
+        except DataError:
+            yield from expand(suite, document, choice, None)
+        except PluginError as error:
+            settings.say(f"warning: {safe(error.what)}")
+
+
+def _settings(science: dict[str, Any]) -> bytes:
+    """What was asked for: without what data and code were."""
+    from segbench.files import json_bytes
+    data = [(d["name"], d["labeled"]) for d in science["datasets"]]
+    return json_bytes({**science, "datasets": data, "sources": None})

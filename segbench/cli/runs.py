@@ -50,10 +50,12 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
     \b
     segbench runs ls --state half-done
     """
+    from segbench.cli.leaderboard import members
     from segbench.results.export import number
     from segbench.results.rundir import all_runs
-    found = [f for f in map(_facts, all_runs(settings.root)) if dataset in (None, *f["dataset"].split("+"))
-             and state in (None, f["state"])]
+    facts = [_facts(run) for run in all_runs(settings.root)]
+    wanted = members(dataset, (name for f in facts for name in f["dataset"].split("+")))
+    found = [f for f in facts if (wanted is None or wanted & {*f["dataset"].split("+")}) and state in (None, f["state"])]
     settings.document = {"schema": "segbench.runs/1", "status": "ok", "runs": found}
     if settings.json:
         return
@@ -198,11 +200,13 @@ def export_run(settings: Settings, wanted: str, out: Path | None, no_predictions
     \b
     segbench runs export 3f9c2a7b -o versemi.zip
     """
+    from segbench.files import make_folder
     from segbench.results import bundle
     from segbench.results.rundir import find_run
     run = find_run(settings.root, wanted)
     run.cases()
     out = out or Path(f"{run.run_id}.zip")
+    make_folder(out.parent)
     if out.exists() and not settings.yes:
         raise UsageError("the file exists already", where=out, fix="another name (-o), or --yes to replace it")
     if not no_predictions and not (run.path / bundle.PREDICTIONS).is_file():

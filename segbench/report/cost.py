@@ -35,10 +35,9 @@ def cost_of(members: Sequence[Member]) -> Cost:
     def mean(key: str) -> float:
         values = [m[key] for m in manifests if is_number(m.get(key))]
         return fmean(values) if values else nan
-    hours = mean("gpu_seconds" if on_gpu else "cpu_seconds") / 3600
     volumes = [v for v in map(_volumes, manifests) if isfinite(v)]
     return Cost(mean("seconds_per_step"), fmean(volumes) if volumes else nan,
-                hours if isfinite(hours) else mean("train_seconds") / 3600, "GPU" if on_gpu else "CPU",
+                mean("gpu_seconds" if on_gpu else "cpu_seconds") / 3600, "GPU" if on_gpu else "CPU",
                 mean("peak_memory_bytes") / 2**30, mean("energy_joules") / 3.6e6, mean("parameters"),
                 mean("evaluation_seconds"))
 

@@ -27,8 +27,8 @@ from segbench.report.commands import command
 from segbench.report.cost import Cost, cost_of
 from segbench.report.gather import Content, Section
 from segbench.results.export import footer, number
-from segbench.results.leaderboard import Board, published
-from segbench.results.stats import Difference, compare
+from segbench.results.leaderboard import TIES, Board, published
+from segbench.results.stats import Difference, compare, turned
 from segbench.text import safe
 
 Pictures = Mapping[tuple[int, str], Any]  # (section's number, row): pictures, or why there are none
@@ -103,13 +103,19 @@ def _selection(section: Section) -> str:
 
 
 def _cases(board: Board) -> list[tuple[str, list[float]]]:
-    """Mean Dice over seeds by case (rows) and method (columns); nan where it is not defined."""
+    """Mean Dice over seeds (and draws) by case (rows) and method (columns); nan where it is not defined."""
     means = []
     for scores in board.scores["dice"]:
-        defined = np.isfinite(scores.values)
-        total = np.where(defined, scores.values, 0).sum(0)
-        means.append(np.where(defined.any(0), total / np.maximum(defined.sum(0), 1), np.nan))
+        draws = np.asarray(scores.draws)
+        means.append(_defined_mean(np.stack([_defined_mean(scores.values[draws == d]) for d in sorted(set(scores.draws))])))
     return [(case, [float(m[i]) for m in means]) for i, case in enumerate(board.case_ids)]
+
+
+def _defined_mean(values: np.ndarray) -> np.ndarray:
+    """Over the first axis; nan only where all are."""
+    defined = np.isfinite(values)
+    total = np.where(defined, values, 0).sum(0)
+    return np.where(defined.any(0), total / np.maximum(defined.sum(0), 1), np.nan)
 
 
 def _matrix(board: Board) -> list[tuple[str, list[Difference | None]]]:
@@ -117,19 +123,23 @@ def _matrix(board: Board) -> list[tuple[str, list[Difference | None]]]:
     found = {(d.a, d.b): d for d in board.pairs}
     for a, b in combinations(board.scores["dice"], 2):
         if (a.name, b.name) not in found:
-            found[a.name, b.name] = replace(compare(a, b), p=nan, p_holm=nan)
+            family = board.family("dice") or (a, b)
+            found[a.name, b.name] = replace(compare(a, b, tie=TIES["dice"], family=family), p=nan, p_holm=nan)
     names = [r.method for r in board.rows]
-    return [(a, [found.get((a, b)) or _turned(found.get((b, a))) for b in names]) for a in names]
+    return [(a, [_between(found, a, b) for b in names]) for a in names]
 
 
-def _turned(d: Difference | None) -> Difference | None:
-    return d and replace(d, a=d.b, b=d.a, mean=-d.mean, low=-d.high, high=-d.low, wins=d.losses, losses=d.wins)
+def _between(found: Mapping[tuple[str, str], Difference], a: str, b: str) -> Difference | None:
+    return turned(found[b, a]) if (b, a) in found else found.get((a, b))
 
 
 def _scatter(section: Section, costs: Mapping[str, Cost]) -> Markup:
-    kinds = sorted({c.kind for c in costs.values()})
-    points = [(e.name, 60 * costs[e.name].hours, e.row.dice) for e in section.entries]
-    return Markup(figures.scatter(points, f"{'/'.join(kinds)} minutes of training"))
+    """One plot a kind of device: a minute of a processor is not one of a GPU."""
+    plots = []
+    for kind in sorted({c.kind for c in costs.values() if isfinite(c.hours)}):
+        points = [(e.name, 60 * costs[e.name].hours, e.row.dice) for e in section.entries if costs[e.name].kind == kind]
+        plots.append(figures.scatter(points, f"{kind} minutes of training"))
+    return Markup("".join(plots))
 
 
 def _settings(section: Section) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from segbench.errors import SegbenchError
@@ -17,14 +17,16 @@ Restore = Callable[[RunDir], Prepared]
 
 
 def report(runs: Iterable[RunDir], title: str, restore: Restore | None, device: str = "cpu",
-           tell: Callable[[str], None] = lambda text: None) -> tuple[str, Content]:
+           tell: Callable[[str], None] = lambda text: None, warnings: Sequence[str] = ()) -> tuple[str, Content]:
     """The page, and what it shows.
 
     Args:
         restore: opens a run's data and experiment for the pictures; None leaves the pictures out.
         tell: hears of each row whose pictures are being made.
+        warnings: more for the page to show.
     """
     content = gather(runs)
+    content.warnings += warnings
     found: dict[tuple[int, str], Any] = {}
     for number, section in enumerate(content.sections, 1) if restore else ():
         for entry in section.entries:

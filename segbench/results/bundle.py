@@ -97,11 +97,11 @@ def take_in(path: Path, root: Path, data_root: Path) -> tuple[RunDir, dict[str, 
 
     Raises:
         IntegrityError: the bundle is broken, contradicts itself, or its metrics are not those of its predictions.
-        UsageError: a run of that identity was imported before.
+        UsageError: a run of that identity was imported before, and the bundle adds no predictions to it.
     """
     contents = read_bundle(path)
     (root / "runs").mkdir(parents=True, exist_ok=True)
-    temp = temp_path(root / "runs" / "import")
+    temp, old = temp_path(root / "runs" / "import"), temp_path(root / "runs" / "replaced")
     temp.mkdir()
     try:
         for name, content in contents.items():
@@ -109,17 +109,27 @@ def take_in(path: Path, root: Path, data_root: Path) -> tuple[RunDir, dict[str, 
         run = RunDir(temp)
         run.cases()
         final = _place(run, root)
-        if final.exists():
+        if final.exists() and not _adds(contents, run, RunDir(final)):
             raise UsageError("this run was imported before", where=final, fix=f"segbench runs verify {final}")
         origin = {"schema": "segbench.import/1", "bundle": path.name, "sha256": _sha256(path.read_bytes()),
                   "segbench": __version__, **checked(run, data_root)}
         run.write_json("import.json", origin)
         final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            final.rename(old)
         temp.rename(final)
         sync_folder(final.parent)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return RunDir(final), origin
+
+
+def _adds(contents: dict[str, bytes], new: RunDir, old: RunDir) -> bool:
+    """Does a bundle bring the predictions that an import lacks? Numbers that were verified may not change with it."""
+    if PREDICTIONS not in contents or (old.path / PREDICTIONS).exists():
+        return False
+    return old.reported or old.result() == new.result()
 
 
 def _place(run: RunDir, root: Path) -> Path:

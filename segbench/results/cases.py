@@ -205,11 +205,11 @@ def check_metrics(result: dict[str, Any], records: Sequence[Record], where: Path
         raise IntegrityError("the result does not name the classes of its case table", where=where)
 
 
-def by_case(records: Sequence[Record], dataset: str, metric: str, policy: str) -> dict[str, float]:
-    """Value of each case under the policy, the mean over its classes; nan where no class is defined."""
-    values: dict[str, list[float]] = {}
+def by_case(records: Sequence[Record], dataset: str, metric: str, policy: str) -> dict[str, dict[str, float]]:
+    """Value of each case and class under the policy; nan where it is not defined."""
+    values: dict[str, dict[str, float]] = {}
     for r in records:
         if r["dataset"] == dataset:
             value = case_value(r, metric, policy) if metric in r else None
-            values.setdefault(r["case"], []).extend([] if value is None else [value])
-    return {case: float(np.mean(v)) if v else float("nan") for case, v in values.items()}
+            values.setdefault(r["case"], {})[r["class"]] = float("nan") if value is None else value
+    return values

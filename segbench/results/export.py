@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -30,13 +30,19 @@ def number(value: float | None, digits: int) -> str:
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def columns(board: Board, wide: bool = True, published: Published | None = None) -> list[Column]:
-    """The columns of a board; without ``wide`` those that fit 80 characters, and the sorted one."""
+def columns(board: Board, wide: bool = True, published: Published | None = None,
+            names: Mapping[str, str] | None = None) -> list[Column]:
+    """The columns of a board; without ``wide`` those that fit 80 characters, and the sorted one.
+
+    Args:
+        names: short forms of long row labels.
+    """
+    names = names or {}
     unit, hours = board.unit, max((r.hours for r in board.rows if r.hours == r.hours), default=0.0) >= LONG_HOURS
     named = "" if board.sort == "dice" else f"{board.sort.upper()} "
     found = [
         Column("#", ">", lambda r: f"{r.rank}{'=' if r.tied else ''}" if r.rank else "–"),
-        Column("method", "<", lambda r: r.method),
+        Column("method", "<", lambda r: names.get(r.method, r.method)),
         Column("Dice %", ">", lambda r: number(r.dice, 1) + (f" ± {r.dice_sd:.1f}" if r.dice_sd == r.dice_sd else "")),
         Column(f"{named}95% CI", ">", lambda r: _interval(r, board.sort)),
         Column("ranks", ">", lambda r: f"{r.rank_low}–{r.rank_high}" if r.rank else "–") if wide else None,
@@ -44,7 +50,7 @@ def columns(board: Board, wide: bool = True, published: Published | None = None)
         Column("Jaccard %", ">", lambda r: number(r.jaccard, 1)) if wide or board.sort == "jaccard" else None,
         Column(f"HD95 {unit}", ">", lambda r: number(r.hd95, 2)),
         Column(f"ASD {unit}", ">", lambda r: number(r.asd, 2)) if wide or board.sort == "asd" else None,
-        _difference(board),
+        _difference(board, names),
         _beside(board, published),
         Column("missed", ">", lambda r: str(r.missed)),
         Column("seeds", ">", lambda r: str(r.seeds)),
@@ -61,41 +67,53 @@ def _interval(row: Row, metric: str) -> str:
     return "–" if low is None or low != low else f"{number(low, digits)}–{number(high, digits)}"
 
 
-def _difference(board: Board) -> Column | None:
+def sorted_title(board: Board) -> str:
+    """The title of the column that ranks."""
+    return {"dice": "Dice %", "jaccard": "Jaccard %"}.get(board.sort, f"{board.sort.upper()} {board.unit}")
+
+
+def _difference(board: Board, names: Mapping[str, str]) -> Column | None:
     base = next((r.difference["to"] for r in board.rows if r.difference), None)
     digits = 2 if board.sort in DISTANCES else 1
 
     def cell(row: Row) -> str:
         d = row.difference
         return "" if d is None else f"{d['mean']:+.{digits}f}{'*' if d['p'] < 0.05 else ''}"
-    return None if base is None else Column(f"to {base}", ">", cell)
+    return None if base is None else Column(f"to {names.get(base, base)}", ">", cell)
 
 
 def _beside(board: Board, published: Published | None) -> Column | None:
     """The literature's range for our methods: a column of its own."""
     if published is None or not board.standard:
         return None
-    values: dict[str, list[float]] = {}
+    values: dict[str, list[tuple[float, str]]] = {}
     for row in published(board.dataset, board.labeled):
         if row["ours"] and not row["doubt"]:
-            values.setdefault(row["ours"], []).append(row["dice"])
+            values.setdefault(row["ours"], []).append((row["dice"], row["source"]))
 
     def cell(row: Row) -> str:
-        v = values.get(row.method.split(" @")[0].removesuffix(" (joint)"), [])
-        return "" if not v else f"{min(v):.1f}" + (f"–{max(v):.1f}" if max(v) > min(v) else "") + f" ({len(v)})"
+        found = values.get(row.method.split(" @")[0].removesuffix(" (joint)"), [])
+        low, high = (f(dice for dice, _ in found) if found else 0.0 for f in (min, max))
+        span = f"{low:.1f}" + (f"–{high:.1f}" if high > low else "")
+        return f"{span} ({len({source for _, source in found})})" if found else ""
     return Column("published", ">", cell)
 
 
-def footer(board: Board, published: Published | None = None) -> list[str]:
-    """What a reader must know to believe the table."""
-    lines = [f"± standard deviation over seeds · CI over cases and seeds · missed: Dice 0, distances by policy "
-             f"'{board.policy}'"]
+def footer(board: Board, published: Published | None = None, shown: Iterable[str] | None = None) -> list[str]:
+    """What a reader must know to believe the table; ``shown`` are the columns it has, all if not given."""
+    titles = " ".join(["95% CI", "missed", "to ", "published"] if shown is None else shown)
+    over = "seeds" if len(board.draws) == 1 else "seeds and draws"
+    parts = [f"± standard deviation over {over}", f"CI over cases and {over}" if "95% CI" in titles else "",
+             f"missed: Dice 0, distances by policy '{board.policy}'" if "missed" in titles else ""]
+    lines = [" · ".join(filter(None, parts))]
     if any(r.rank for r in board.rows):
         lines.append("= not distinguishable from the first of that rank: paired by case, seeds random, Holm, p > 0.05"
                      + ("" if board.cases > 1 else " (one case: no test)"))
-    if any(r.difference for r in board.rows):
-        lines.append("* p < 0.05 after Holm's correction; rows with fewer than three seeds are not tested")
-    if _beside(board, published) is not None:
+    if any(r.difference for r in board.rows) and "to " in titles:
+        lacking = any("missing" in r.note for r in board.rows)
+        lines.append("* p < 0.05 in the tests that rank; rows that are not ranked are not tested"
+                     + (", and compared over the cases that both have" if lacking else ""))
+    if _beside(board, published) is not None and "published" in titles:
         lines.append("published: Dice in the literature (number of sources), with its own data, seeds and checkpoint rules")
     if board.dataset.startswith("phantom"):
         lines.append("phantoms are synthetic: they show the tool and the order of methods on them, nothing clinical")
@@ -114,14 +132,16 @@ def as_csv(boards: Sequence[Board]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["dataset", "labeled", "draw", "train", "cases", "backbone", "protocol", "unit", "policy", "rank",
                      "method", "dice", "dice_sd", "jaccard", "hd95", "asd", "missed", "seeds", "train_hours", "sort",
-                     "ci_low", "ci_high", "rank_low", "rank_high", "group", "failed", "note"])
+                     "ci_low", "ci_high", "rank_low", "rank_high", "group", "failed", "note", "against", "difference",
+                     "difference_low", "difference_high", "difference_p"])
     for b in boards:
         for r in b.rows:
             low, high = r.intervals.get(b.sort, (None, None))
             draw = "+".join(map(str, b.draws))
             row = (b.dataset, b.labeled, draw, b.train, b.cases, b.backbone, b.protocol, b.unit, b.policy, r.rank, r.method,
                    r.dice, r.dice_sd, r.jaccard, r.hd95, r.asd, r.missed, r.seeds, r.hours, b.sort, low, high, r.rank_low,
-                   r.rank_high, r.letters, r.failed, r.note)
+                   r.rank_high, r.letters, r.failed, r.note,
+                   *(r.difference[k] if r.difference else None for k in ("to", "mean", "low", "high", "p")))
             writer.writerow([_formula(v) for v in row])
     return out.getvalue()
 
@@ -169,7 +189,7 @@ def as_latex(boards: Sequence[Board], published: Published | None = None) -> str
     for b in boards:
         left_out = {"failed", "h", "min"} | (set() if any(r.missed for r in b.rows) else {"missed"})
         cols = [c for c in columns(b, published=published) if c.title not in left_out]
-        bold = {"dice": "Dice %", "jaccard": "Jaccard %"}.get(b.sort, f"{b.sort.upper()} {b.unit}")
+        bold = sorted_title(b)
         lines = [f"% {_tex(b.title)}", rf"\begin{{tabular}}{{{''.join('l' if c.align == '<' else 'r' for c in cols)}}}",
                  r"\toprule", " & ".join(_tex(c.title).capitalize() if c.title == "method" else _tex(c.title) for c in cols)
                  + r" \\", r"\midrule"]

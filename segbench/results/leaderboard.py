@@ -7,38 +7,30 @@ better than whom is decided in ``stats``.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from itertools import pairwise
 from math import inf, nan
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from segbench import registry
 from segbench.config import load_protocol, load_yaml
-from segbench.errors import IntegrityError, SegbenchError
-from segbench.files import json_bytes
+from segbench.errors import SegbenchError
 from segbench.results import stats
 from segbench.results.cases import by_case
+from segbench.results.groups import WORDS, Finished, Key, Rows, draw_of, pooled, sorted_out
 from segbench.results.rundir import RunDir, is_number
 from segbench.results.stats import Difference, Scores
 
 RANKED_SEEDS = 3  # fewer are shown, not ranked
 DISTANCES = ("hd95", "asd")
 METRICS = ("dice", "jaccard", *DISTANCES)
-
-
-class Finished(NamedTuple):
-    """A run that can be believed: its result and the records of its cases."""
-
-    result: dict[str, Any]
-    run: RunDir
-    cases: list[dict[str, Any]]
+TIES = {"dice": 0.05, "jaccard": 0.05, "hd95": 0.005, "asd": 0.005}  # less than what is shown is no difference
 
 
 @dataclass
@@ -93,34 +85,20 @@ class Board:
     scores: dict[str, list[Scores]] = field(default_factory=dict)  # by metric; (seeds, cases) of each row, in its order
     runs: list[list[Finished]] = field(default_factory=list)  # of each row, in its order
     pairs: list[Difference] = field(default_factory=list)  # of the ranked rows, in the sorted metric
+    network: str = ""  # the backbone's parameters that were set by hand
 
     @property
     def title(self) -> str:
         """What the table is about, in one line."""
         part = " · PARTIAL COPY" if self.partial else ""
         which = f" (draw{'s' if len(self.draws) > 1 else ''} {', '.join(map(str, self.draws))})"
+        network = f" ({self.network})" if self.network else ""
         return (f"{self.dataset} · {self.labeled} of {self.train} labelled{which if self.draws != (0,) else ''} · "
-                f"{self.backbone} · protocol {self.protocol} · test ({self.cases} cases){part}")
+                f"{self.backbone}{network} · protocol {self.protocol} · test ({self.cases} cases){part}")
 
-
-class Key(NamedTuple):
-    """What runs must share to stand in one table."""
-
-    dataset: str
-    labeled: int
-    draws: tuple[int, ...]
-    backbone: str
-    protocol: str
-    content: str
-    fingerprint: str
-    split: str
-    precision: str
-
-
-Rows = dict[tuple[str, str], list[Finished]]  # by label and variant
-Groups = dict[Key, Rows]
-WORDS = {"labeled": "labelled cases", "draws": "labelled draws", "backbone": "backbone", "protocol": "protocol",
-         "content": "protocol's content", "fingerprint": "prepared data", "split": "split", "precision": "precision"}
+    def family(self, metric: str) -> list[Scores]:
+        """Scores of the ranked rows: they alone say how much runs scatter; nobody can vouch for the others."""
+        return [s for s, r in zip(self.scores[metric], self.rows, strict=True) if not r.note]
 
 
 def plain(value: Any) -> Any:
@@ -140,9 +118,9 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None, sort: str = "dice
         sort: the metric that ranks, one of ``METRICS``.
         against: a row or method whose difference to every other row is wanted.
     """
-    groups, failures, warnings = _sorted_out(runs)
+    groups, failures, warnings = sorted_out(runs)
     wanted = {key: rows for key, rows in groups.items() if dataset in (None, key.dataset)}
-    wanted |= dict(_pooled(wanted))
+    wanted |= dict(pooled(wanted))
     tables = {key: _board(key, rows, sort, [(r, v) for r, k, v in failures if k._replace(draws=()) == key._replace(draws=())
                                             and k.draws[0] in key.draws]) for key, rows in wanted.items()}
     warnings += [f"{r.path}: failed, and no run of its table is finished" for r, k, _ in failures
@@ -158,85 +136,12 @@ def boards(runs: Iterable[RunDir], dataset: str | None = None, sort: str = "dice
     return [board for _, board in found], warnings
 
 
-def _sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key, str]], list[str]]:
-    """Finished runs by table and row, failed ones with their table and variant, and warnings on what is neither."""
-    groups: Groups = {}
-    failures: list[tuple[RunDir, Key, str]] = []
-    warnings: list[str] = []
-    for run in runs:
-        try:
-            result = run.result()
-            if result is None:
-                failures += [(run, key, _variant(science)) for key, science in _failed(run)]
-                continue
-            finished = Finished(result, run, run.cases())
-            keys = [_key(name, result["science"], result["protocol"]["modified"]) for name in result["datasets"]]
-            row = _label(result, run), _variant(result["science"])
-        except (SegbenchError, RecursionError) as error:
-            warnings.append(f"{run.path}: {getattr(error, 'what', error)}; left out")
-            continue
-        for key in keys:
-            mine = groups.setdefault(key, {}).setdefault(row, [])
-            if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
-                mine.append(finished)
-    return groups, failures, warnings
-
-
-def _pooled(groups: Groups) -> Iterator[tuple[Key, Rows]]:
-    """Tables over all labelled draws of the same data, with the rows that have runs in each of them."""
-    families: dict[Key, dict[int, Rows]] = {}
-    for key, rows in groups.items():
-        families.setdefault(key._replace(draws=()), {})[key.draws[0]] = rows
-    for key, draws in families.items():
-        shared = [row for row in next(iter(draws.values())) if all(row in rows for rows in draws.values())]
-        if len(draws) > 1 and shared:
-            yield key._replace(draws=tuple(sorted(draws))), {row: [f for d in sorted(draws) for f in draws[d][row]]
-                                                             for row in shared}
-
-
-def _failed(run: RunDir) -> list[tuple[Key, dict[str, Any]]]:
-    """The tables that a failed run belongs to; none for one that is merely not finished."""
-    if not (run.path / "failed.json").exists():
-        return []
-    config = run.config()
-    try:
-        science, modified = config["science"], config["experiment"]["modified"]
-        found = [(_key(d["name"], science, modified), science) for d in science["datasets"]]
-        hash(tuple(key for key, _ in found))  # a list where a name should be
-        return found
-    except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError("the stored configuration is incomplete", where=run.path, found=error) from error
-
-
-def _key(name: str, science: dict[str, Any], modified: Sequence[str]) -> Key:
-    protocol = science["protocol"]
-    text = f"{protocol['name']} {protocol['version']}" + (f" (modified: {', '.join(modified)})" if modified else "")
-    data = next(d for d in science["datasets"] if d["name"] == name)
-    content = hashlib.sha256(json_bytes(protocol)).hexdigest()
-    return Key(name, data["labeled"], (science.get("draw", 0),), science["backbone"], text, content, data["fingerprint"],
-               data["split"], science["precision"])
-
-
-def _variant(science: dict[str, Any]) -> str:
-    """Digest of what makes two runs of one method different but for seed and draw: code, parameters, network."""
-    return hashlib.sha256(json_bytes({k: v for k, v in science.items() if k not in ("seed", "draw")})).hexdigest()[:4]
-
-
-def _label(result: dict[str, Any], run: RunDir) -> str:
-    """The method's name with the parameters that are not its defaults, and whether it had several data sets at once."""
-    changed = ",".join(f"{k}={v}" for k, v in sorted(result["changed_params"].items()))
-    dropped = "".join(f" without {term}" for term in result["without"])
-    joint = " (joint)" if len(result["datasets"]) > 1 else ""
-    reported = " (reported)" if run.reported else ""
-    return result["method"] + (f"[{changed}]" if changed else "") + dropped + joint + reported
-
-
 def _board(key: Key, methods: Rows, sort: str,
            failures: list[tuple[RunDir, str]]) -> Board:
     """One table; where one label has several variants (its code was changed), each row says which it is."""
     labels = [label for label, _ in methods]
     named = {(label + (f" @{variant}" if labels.count(label) > 1 else ""), variant): sorted(
-        runs, key=lambda f: (_draw(f), f.result["seed"])) for (label, variant), runs in methods.items()}
+        runs, key=lambda f: (draw_of(f), f.result["seed"])) for (label, variant), runs in methods.items()}
     everything = [f for runs in named.values() for f in runs]
     own = [f for f in everything if not f.run.reported] or everything  # what is only reported decides nothing for others
     first = own[0].result
@@ -246,7 +151,7 @@ def _board(key: Key, methods: Rows, sort: str,
     partial = key.dataset in first["partial"]
     board = Board(key.dataset, key.labeled, first["train"][key.dataset], 0, key.backbone, key.protocol, mine[0]["policy"],
                   unit, partial, not partial and key.draws == (0,) and _standard(key, first["protocol"]), [],
-                  [_failure(run) for run, _ in failures], sort, key.draws)
+                  [_failure(run) for run, _ in failures], sort, key.draws, network=_set_by_hand(first))
     board.case_ids = list(dict.fromkeys(c["case"] for f in own for c in f.cases if c["dataset"] == key.dataset))
     board.cases = len(board.case_ids)
     rows = [_row(label, board, runs, [v for _, v in failures].count(variant))
@@ -256,6 +161,11 @@ def _board(key: Key, methods: Rows, sort: str,
     board.runs = [list(named.values())[i] for i in order]
     board.scores = {m: [scores[i] for i in order] for m, scores in board.scores.items()}
     return board
+
+
+def _set_by_hand(result: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in sorted(result["science"]["backbone_params"].items())
+                     if f"backbone.{k}" in result["protocol"]["modified"])
 
 
 def _failure(run: RunDir) -> str:
@@ -282,7 +192,7 @@ def _scale(metric: str) -> float:
 def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
     """A row without its rank; its scores are appended to those of the board."""
     per_seed: dict[str, list[float]] = {m: [] for m in METRICS}
-    missed, intervals = 0, {}
+    missed, intervals = 0, dict[str, tuple[float, float]]()
     for f in runs:
         classes = [m for m in f.result["metrics"] if m["dataset"] == board.dataset]
         missed += sum(m["counts"]["empty_prediction"] for m in classes)
@@ -291,28 +201,35 @@ def _row(label: str, board: Board, runs: list[Finished], failed: int) -> Row:
             defined = [_scale(metric) * v for v in means if v is not None]
             values.append(fmean(defined) if defined else nan)
     for metric in METRICS:
-        tables = [by_case(f.cases, board.dataset, _column(metric, board.unit), board.policy) for f in runs]
-        table = _scale(metric) * np.array([[t.get(c, nan) for c in board.case_ids] for t in tables])
-        scores = Scores(label, table, tuple(_draw(f) for f in runs))
+        scores = _scores(label, board, runs, metric)
         board.scores.setdefault(metric, []).append(scores)
-        if len(runs) > 1:
-            found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
-            intervals[metric] = (found.low, found.high)
-    mean = {metric: fmean(values) for metric, values in per_seed.items()}
+        found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
+        # Runs that lack different cases: an interval over those that all have would be one of another mean.
+        alike = scores.lacking is not None and (scores.lacking == scores.lacking[0]).all()
+        intervals |= {metric: (found.low, found.high)} if len(runs) > 1 and alike else {}
+    draws = sorted({draw_of(f) for f in runs})
+    mean = {metric: fmean(fmean(v for v, f in zip(values, runs, strict=True) if draw_of(f) == d) for d in draws)
+            for metric, values in per_seed.items()}
     seconds = [f.run.manifest().get("train_seconds") for f in runs]
     hours = fmean(s / 3600 if is_number(s) else nan for s in seconds)
-    seeds = len({(_draw(f), f.result["seed"]) for f in runs})
+    seeds = len({(draw_of(f), f.result["seed"]) for f in runs})
     return Row(label, mean["dice"], stdev(per_seed["dice"]) if len(runs) > 1 else nan, mean["jaccard"], mean["hd95"],
-               mean["asd"], missed, seeds, hours, note=_why_not(board, runs, seeds), failed=failed, intervals=intervals,
+               mean["asd"], missed, seeds, hours, note=_why_not(board, runs), failed=failed, intervals=intervals,
                runs=[f.run.run_id for f in runs])
 
 
-def _draw(finished: Finished) -> int:
-    """Which labelled draw a run had."""
-    return int(finished.result["science"].get("draw", 0))
+def _scores(label: str, board: Board, runs: list[Finished], metric: str) -> Scores:
+    """What the statistics take from a row's runs."""
+    tables = [by_case(f.cases, board.dataset, _column(metric, board.unit), board.policy) for f in runs]
+    names = list(dict.fromkeys(name for t in tables for case in t.values() for name in case))
+    classes = np.array([[[t.get(c, {}).get(n, nan) for n in names] for c in board.case_ids] for t in tables])
+    values = [[float(np.mean(v)) if (v := case[np.isfinite(case)]).size else nan for case in run] for run in classes]
+    lacking = np.array([[c not in t for c in board.case_ids] for t in tables])
+    scale = _scale(metric)
+    return Scores(label, scale * np.array(values), tuple(draw_of(f) for f in runs), scale * classes, lacking)
 
 
-def _why_not(board: Board, runs: list[Finished], seeds: int) -> str:
+def _why_not(board: Board, runs: list[Finished]) -> str:
     """Why a row is not ranked; empty if it is."""
     lacking = max(len(set(board.case_ids) - {c["case"] for c in f.cases if c["dataset"] == board.dataset}) for f in runs)
     if lacking:
@@ -321,14 +238,17 @@ def _why_not(board: Board, runs: list[Finished], seeds: int) -> str:
         return "checkpoint picked on the test cases: not ranked"
     if any(f.run.reported for f in runs):
         return "reported, not verified: not ranked"
-    return "" if seeds >= RANKED_SEEDS else f"{seeds} seed{'s' if seeds > 1 else ''}: not ranked"
+    counts = {d: len({f.result["seed"] for f in runs if draw_of(f) == d}) for d in board.draws}
+    few = min(counts, key=lambda d: counts[d])
+    where = f" of draw {few}" if len(counts) > 1 else ""
+    return "" if counts[few] >= RANKED_SEEDS else f"{counts[few]} seed{'s' if counts[few] > 1 else ''}{where}: not ranked"
 
 
 def _rank(rows: list[Row], board: Board) -> list[int]:
     """Give the rows their ranks; their order: ranked ones first, best first."""
     higher, scores = board.sort not in DISTANCES, board.scores[board.sort]
     ranked = [i for i, row in enumerate(rows) if not row.note]
-    places, board.pairs = stats.ranking([scores[i] for i in ranked], higher)
+    places, board.pairs = stats.ranking([scores[i] for i in ranked], higher, tie=TIES[board.sort])
     index = {scores[i].name: i for i in ranked}
     for place in places:
         row = rows[index[place.name]]
@@ -340,19 +260,26 @@ def _rank(rows: list[Row], board: Board) -> list[int]:
     return [index[p.name] for p in places] + sorted((i for i in range(len(rows)) if i not in index.values()), key=badness)
 
 
+def called(name: str, label: str) -> bool:
+    """Does a row's label answer to a name: all of it, or the method's?"""
+    return name in (label, label.split("[")[0].split(" ")[0])
+
+
 def _compare_with(board: Board, name: str) -> list[str]:
     """Fill in the differences to a row; warns where there is no such row."""
-    fits = [i for i, r in enumerate(board.rows) if name in (r.method, r.method.split("[")[0].split(" ")[0])]
+    fits = [i for i, r in enumerate(board.rows) if called(name, r.method)]
     exact = [i for i in fits if board.rows[i].method == name] or fits
     if len(exact) != 1:
-        return [f"{board.title}: {'several rows are' if exact else 'no row is'} '{name}'"]
+        several = f"several rows are '{name}': {', '.join(board.rows[i].method for i in exact)}"
+        return [f"{board.title}: {several if exact else f'no row is {name!r}'}"]
     base, scores = exact[0], board.scores[board.sort]
-    others = [i for i in range(len(board.rows)) if i != base]
-    found = stats.against(scores[base], [scores[i] for i in others], board.sort not in DISTANCES)
-    for i, d in zip(others, found, strict=True):
-        sure = min(board.rows[i].seeds, board.rows[base].seeds) >= RANKED_SEEDS
-        board.rows[i].difference = {"to": board.rows[base].method, "metric": board.sort, "mean": d.mean,
-                                    "low": d.low, "high": d.high, "p": d.p_holm if sure else nan}
+    found = {d.a: d for pair in board.pairs for d in (pair, stats.turned(pair)) if d.b == scores[base].name}
+    for i, row in enumerate(board.rows):
+        tested = found.get(scores[i].name)  # the test that ranks them: a star and a rank never contradict each other
+        d = tested or stats.compare(scores[i], scores[base], family=board.family(board.sort))
+        if i != base:
+            row.difference = {"to": board.rows[base].method, "metric": board.sort, "mean": d.mean, "low": d.low,
+                              "high": d.high, "p": tested.p_holm if tested else nan}
     return []
 
 

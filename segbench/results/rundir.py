@@ -27,6 +27,7 @@ from segbench.files import atomic_write, json_bytes
 from segbench.results.cases import check_metrics, checked, read_cases
 
 SCHEMA = "segbench.run/1"
+SHOWN = 10  # folders that an error names
 CONFIG = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
 
 
@@ -196,5 +197,5 @@ def find_run(root: Path, wanted: str) -> RunDir:
     if len(fits) == 1:
         return fits[0]
     raise UsageError(f"{'several runs fit' if fits else 'no run'} '{wanted}'", where=root / "runs",
-                     found=", ".join(run.run_id for run in fits) or None,
-                     expected="the id of a run (its folder ends with it) or its folder", fix="ls " + str(root / "runs"))
+                     found="\n".join(str(run.path) for run in fits[:SHOWN]) or None,
+                     expected="the id of a run (its folder ends with it) or its folder", fix="segbench runs ls")

@@ -31,6 +31,7 @@ REPLICATES = 2000
 MAX_SEEDS = 1000
 NO_POOL = (0.0, 0)
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,55 @@ class Scores:
     name: str
     values: Array  # (runs, cases), nan where not defined
     draws: tuple[int, ...] = ()  # labelled draw of each run; empty: all the same
+    classes: Array | None = None  # (runs, cases, classes), of which the values are the means; nan where not defined
+    lacking: Flags | None = None  # (runs, cases), with classes: is there no record of the case?
+
+    @property
+    def patchy(self) -> bool:
+        """Does some case lack a class in some run that has the case?"""
+        if self.classes is None or self.lacking is None:
+            return False
+        return bool((np.isnan(self.classes).any(2) & ~self.lacking).any())
+
+    def run(self, index: int, name: str) -> Scores:
+        """One of the runs alone."""
+        return Scores(name, self.values[[index]], (), None if self.classes is None else self.classes[[index]],
+                      None if self.lacking is None else self.lacking[[index]])
 
     @property
     def units(self) -> Array:
         """Independent repetitions (U, cases): the means of the labelled draws where there are several, else the runs."""
-        values = np.atleast_2d(np.asarray(self.values, dtype=float))
+        return self._units(np.atleast_2d(np.asarray(self.values, dtype=float)))
+
+    def counted(self, cases: Flags) -> Array:
+        """Units over some cases, with values whose mean is that of a table: the mean over classes of each class's mean."""
+        if self.classes is None or np.isfinite(self.classes[:, cases]).all():
+            return self.units[:, cases]
+        return self._units(np.stack([_by_class(run) for run in self.classes[:, cases]]))
+
+    def _units(self, values: Array) -> Array:
         if len(set(self.draws)) < 2:
             return values
         draws = np.asarray(self.draws)
         return np.stack([values[draws == d].mean(0) for d in sorted(set(self.draws))])
+
+
+def _by_class(run: Array) -> Array:
+    """Values (cases,) whose mean is the mean over the class means of ``run`` (cases, classes) and has their variance.
+
+    Where not every case has a class, its mean is a ratio: a case without it stands for that mean, the deviations of the
+    others count for more. One case alone tells no scatter: all of its value counts as scatter, which can but hide an effect.
+    """
+    n, parts = len(run), []
+    for values in run.T:
+        defined = np.isfinite(values)
+        count = int(defined.sum())
+        if count == 1:
+            parts.append(np.where(defined, n * values, 0.0))
+        elif count:
+            mean, weight = values[defined].mean(), sqrt(n * (n - 1) / (count * (count - 1)))
+            parts.append(values if count == n else np.where(defined, mean + weight * (values - mean), mean))
+    return np.mean(parts, 0) if parts else np.full(n, nan)
 
 
 @dataclass(frozen=True)
@@ -104,8 +145,8 @@ class Place:
 
 
 def estimate(scores: Scores, limits: tuple[float, float] = (-inf, inf)) -> Estimate:
-    """Mean over cases and runs with its interval, kept within ``limits``; cases not defined in some run are left out."""
-    values = scores.units[:, np.isfinite(scores.units).all(0)]
+    """Mean over cases and runs with its interval, kept within ``limits``; cases that some run lacks are left out."""
+    values = scores.counted(_cases(scores))
     mean, se, df = _moments([values], [1])
     low, high = _interval([values], [1], mean, se, df, scores.name)
     return Estimate(mean, max(low, limits[0]), min(high, limits[1]), se, df)
@@ -125,8 +166,8 @@ def compare(a: Scores, b: Scores, higher: bool = True, tie: float = 0.0, family:
     first, second = a.units, b.units
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"{a.name} has {first.shape[1]} cases, {b.name} {second.shape[1]}: nothing to pair")
-    defined = np.isfinite(first).all(0) & np.isfinite(second).all(0)
-    groups, signs = [first[:, defined], second[:, defined]], [1, -1]
+    defined, cases = np.isfinite(first).all(0) & np.isfinite(second).all(0), _cases(a, b)
+    groups, signs = [a.counted(cases), b.counted(cases)], [1, -1]
     if len(set(a.draws)) > 1 and set(a.draws) == set(b.draws):  # the same labelled cases: paired by draw, too
         groups, signs = [groups[0] - groups[1]], [1]
     pool = _pool(family) if len(groups) == 2 else NO_POOL
@@ -146,9 +187,10 @@ def pairwise(scores: Sequence[Scores], higher: bool = True, tie: float = 0.0,
     return corrected([compare(a, b, higher, tie, family or scores) for a, b in combinations(scores, 2)])
 
 
-def against(baseline: Scores, others: Sequence[Scores], higher: bool = True, tie: float = 0.0) -> list[Difference]:
-    """Each of the others minus the baseline; ``p_holm`` is corrected for their number."""
-    return corrected([compare(other, baseline, higher, tie, [baseline, *others]) for other in others])
+def turned(d: Difference) -> Difference:
+    """The same difference from the other side."""
+    return replace(d, a=d.b, b=d.a, mean=0.0 - d.mean, low=0.0 - d.high, high=0.0 - d.low, wins=d.losses, losses=d.wins,
+                   by_case=0.0 - d.by_case)
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
@@ -166,7 +208,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def ranking(scores: Sequence[Scores], higher: bool = True, limits: tuple[float, float] = (-inf, inf),
+def ranking(scores: Sequence[Scores], higher: bool = True, limits: tuple[float, float] = (-inf, inf), tie: float = 0.0,
             ) -> tuple[list[Place], list[Difference]]:
     """Places, best first, and all pairwise differences.
 
@@ -174,7 +216,7 @@ def ranking(scores: Sequence[Scores], higher: bool = True, limits: tuple[float, 
     """
     estimates = {s.name: estimate(s, limits) for s in scores}
     ordered = sorted(scores, key=lambda s: (-1 if higher else 1) * estimates[s.name].mean)
-    differences = pairwise(ordered, higher)
+    differences = pairwise(ordered, higher, tie)
     # Cases that one lacks count in its own mean, not in the pair: a test that says the contrary of the order parts nobody.
     apart = {frozenset((d.a, d.b)) for d in differences if d.distinguishable and (d.mean > 0) == higher}
     names = [s.name for s in ordered]
@@ -207,9 +249,16 @@ def _letter(index: int) -> str:
     return chr(ord("a") + index % 26) + (str(index // 26) if index >= 26 else "")
 
 
+def _cases(*scores: Scores) -> Flags:
+    """The cases that all runs of these methods have and in which any of them is defined."""
+    whole = [np.isfinite(s.units).all(0) if s.lacking is None else ~s.lacking.any(0) for s in scores]
+    return np.all(whole, 0) & np.any([np.isfinite(np.atleast_2d(s.values)).any(0) for s in scores], 0)
+
+
 def _pool(family: Sequence[Scores]) -> tuple[float, int]:
     """Variance between the runs of all methods together, and its degrees of freedom."""
-    units = [u[:, np.isfinite(u).all(0)].mean(1) for u in (s.units for s in family) if np.isfinite(u).all(0).any()]
+    units = [s.counted(cases).mean(1) for s in family if (cases := _cases(s)).any()]
+    units = [u for u in units if np.isfinite(u).all()]
     df = sum(len(u) - 1 for u in units)
     return (sum(float(u.var()) * len(u) for u in units) / df, df) if df else NO_POOL
 
@@ -294,6 +343,6 @@ def _seeds_needed(groups: Sequence[Array], signs: Sequence[int], mean: float, po
     u = np.arange(2, MAX_SEEDS + 1)
     variance = fixed + noise / u
     spread = fixed**2 / (n - 1) + (noise / u) ** 2 / (len(groups) * (u - 1))
-    df = variance**2 / np.maximum(spread, np.finfo(float).tiny)
+    df = np.where(spread > 0, variance**2 / np.maximum(spread, np.finfo(float).tiny), inf)  # nothing scatters: two suffice
     shown = abs(mean) >= (stats.t.isf(ALPHA / 2, df) + stats.norm.isf(1 - POWER)) * np.sqrt(variance)
     return int(u[shown.argmax()]) if shown.any() else None

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from segbench import registry
+
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 RUN = ("run", "supervised", "--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml", "--steps", "2", "--seeds", "0-2")
 
@@ -61,6 +63,15 @@ def test_list_show_tail_and_prune(lab, trained):
     assert lab.call("evaluate", trained[0]).returncode == 8
     assert json.loads(lab.call("leaderboard", "--json").stdout)["boards"][0]["rows"][0]["seeds"] == 3
     assert lab.call("runs", "prune").returncode == 2
+
+
+def test_runs_are_listed_by_group_and_exported_into_a_new_folder(lab, trained, monkeypatch):
+    monkeypatch.setattr(registry.get("dataset", "phantom").cls, "members", ("tiny",))
+    assert len(json.loads(lab.call("runs", "ls", "--dataset", "phantom", "--json").stdout)["runs"]) == 3
+    wrong = lab.call("runs", "ls", "--dataset", "phantm")
+    assert wrong.returncode == 2 and "Did you mean 'phantom'?" in wrong.stderr
+    done = lab.call("runs", "export", trained[0], "-o", lab.folder / "new/place/x.zip", "--no-predictions")
+    assert done.returncode == 0 and (lab.folder / "new/place/x.zip").is_file(), done.stderr
 
 
 def test_failed_runs_are_listed_and_pruned(lab, trained):

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,9 @@ from segbench.config import resolve, run_id
 from segbench.files import json_bytes
 from segbench.report import figures, overlay
 from segbench.report.commands import _labeled, command
-from segbench.report.cost import cost_of
+from segbench.report.cost import Cost, cost_of
 from segbench.report.gather import gather
+from segbench.report.page import _scatter
 from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
 from segbench.training.run import execute, prepare
@@ -187,9 +189,21 @@ def test_cost_is_that_of_one_kind_of_device():
         return cost_of([SimpleNamespace(manifest=m) for m in manifests])
     gpu = {"gpu_seconds": 3600.0, "cpu_seconds": 9000.0, "seconds_per_step": 0.1}
     cpu = {"gpu_seconds": 0.0, "cpu_seconds": 7200.0, "seconds_per_step": 9.0}
-    mixed, alone, strange = cost(gpu, cpu, gpu), cost(cpu), cost({"cpu_seconds": 10**400, "train_seconds": 3600})
+    mixed, alone, strange = cost(gpu, cpu, gpu), cost(cpu), cost({"cpu_seconds": None, "train_seconds": 3600})
     assert (mixed.kind, mixed.hours, mixed.seconds_per_step) == ("GPU", 1.0, pytest.approx(0.1))
-    assert (alone.kind, alone.hours) == ("CPU", 2.0) and strange.hours == 1.0
+    assert (alone.kind, alone.hours) == ("CPU", 2.0)
+    assert np.isnan(strange.hours), "what the clock showed is no time of a processor"
+    huge = cost({"cpu_seconds": 10**400})
+    assert np.isnan(huge.hours)
+
+
+def test_minutes_of_processors_and_of_gpus_are_two_plots(finished):
+    section = gather(runs(finished)).sections[0]
+    first, second = (e.name for e in section.entries)
+    one = Cost(1, 1, 2.0, "GPU", 1, 1, 1, 1)
+    plots = _scatter(section, {first: one, second: replace(one, kind="CPU")})
+    assert plots.count("<svg") == 2 and "GPU minutes" in plots and "CPU minutes" in plots and "GPU/" not in plots
+    assert _scatter(section, {first: one, second: one}).count("<svg") == 1
 
 
 def test_flat_images_and_several_classes(lab):
@@ -296,6 +310,26 @@ def test_command_writes_the_page_and_curves(finished):
     text = (finished.folder / "one.html").read_text()
     assert one.run_id in text and "data:image/png" in text
     assert finished.call("report", *where, "zzzz").returncode == 2
+
+
+def test_a_suite_names_what_it_lacks_and_needs_no_data(finished):
+    plugins = Path(__file__).resolve().parents[1] / "plugins"
+    (finished.folder / "mine.yaml").write_text(
+        f"schema: 1\nname: mine\nprotocol: {plugins / 'tiny.yaml'}\nmatrix:\n  method: [supervised, mean_teacher]\n"
+        "  dataset: [tiny]\n  labeled: [2]\n  seed: [0, 1]\n")
+    for seed in (0, 1):
+        execute(finished.prepared("supervised", seed=seed), finished.machine())
+
+    def told():
+        where = ("--root", finished.folder / "out", "--data-root", finished.folder / "data")
+        done = finished.call("report", *where, "mine.yaml", "--no-images", "--json")
+        document = json.loads(done.stdout)
+        assert document["runs"] == 2 and document["unfinished"] == [
+            f"mean_teacher on tiny, 2 labelled, seed {s}: to do, not in this report" for s in (0, 1)], done.stderr
+        assert document["unfinished"][0] in Path(document["file"]).read_text()
+    told()
+    shutil.rmtree(finished.folder / "data")
+    told()
 
 
 def test_curves_for_tensorboard(finished):

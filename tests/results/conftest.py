@@ -30,17 +30,19 @@ def row(case, dice, dataset="tiny"):
 class Study:
     """A folder of runs."""
 
+    row = staticmethod(row)
+
     def __init__(self, root, plugins):
         self.root, self.plugins = root, plugins
 
     def add(self, method, seed, dice=(), cases=None, labeled=2, fingerprint="f" * 64, change=None, overrides=(), rows=None,
-            draw=0):
+            draw=0, science_change=()):
         """Write a finished run with these Dice values, one a case; ``change`` edits its result before it is written."""
         experiment, = resolve(method, dataset="tiny", protocol=self.plugins / "tiny.yaml", seed=seed, labeled=labeled,
                               overrides=list(overrides)).experiments
         splits = {"tiny": "5" * 64}
         content = science(experiment, {"tiny": fingerprint}, splits, {"method": "m", "backbone": "b"})
-        content |= {"draw": draw} if draw else {}
+        content |= ({"draw": draw} if draw else {}) | dict(science_change)
         identity = run_id(content)
         run = run_folder(self.root, experiment, {"tiny": 6}, identity)
         run.write_config(identity, experiment, content, [])

@@ -62,6 +62,24 @@ def test_without_predictions_or_data_a_run_is_reported_and_not_ranked(study, sto
     assert row.method == "supervised (reported)" and row.rank is None and "not verified" in row.note
 
 
+def test_the_whole_bundle_takes_the_place_of_one_without_predictions(study, store, lab):
+    run = scored(study, store)
+    bundle.export(run, lab.folder / "bare.zip", with_predictions=False)
+    bundle.export(run, lab.folder / "whole.zip")
+    taken, origin = bundle.take_in(lab.folder / "bare.zip", lab.folder / "theirs", lab.folder / "data")
+    assert taken.reported
+    taken, origin = bundle.take_in(lab.folder / "whole.zip", lab.folder / "theirs", lab.folder / "data")
+    assert origin["verified"] and not taken.reported and len(list(all_runs(lab.folder / "theirs"))) == 1
+    assert [p.name for p in (lab.folder / "theirs/runs").iterdir()] == ["tiny"]
+    for name in ("bare", "whole"):
+        with pytest.raises(UsageError, match="imported before"):
+            bundle.take_in(lab.folder / f"{name}.zip", lab.folder / "theirs", lab.folder / "data")
+    found = lab.call("runs", "import", lab.folder / "whole.zip", "--root", study.root)
+    assert found.returncode == 0, found.stderr
+    told = lab.call("runs", "show", run.run_id, "--root", study.root)
+    assert told.returncode == 2 and str(run.path) in told.stderr and "imported-" in told.stderr, "two folders, by name"
+
+
 def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, monkeypatch):
     bundle.export(scored(study, store), lab.folder / "a.zip")
 

@@ -1,14 +1,21 @@
 """Leaderboards of made-up results: ties, intervals, failures, differences, tables kept apart, the literature beside ours."""
 
+import csv
+import io
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
 from segbench import registry
+from segbench.cli.common import console, width
+from segbench.cli.compare import _verdict
 from segbench.cli.leaderboard import show, show_published
+from segbench.cli.main import main
 from segbench.config import resolve
+from segbench.report.page import _cases, _matrix
 from segbench.results import export, leaderboard, stats
 from segbench.results.leaderboard import Key, boards, published
 from segbench.results.rundir import all_runs
@@ -108,6 +115,49 @@ def test_a_copied_folder_counts_once(study):
     assert tables(study)[0][0].rows[0].seeds == 3 and len(tables(study)[0][0].scores["dice"][0].values) == 3
 
 
+LONG = {"consistency": 0.1, "pretrain_share": 0.11764, "connectivity": 26, "decay": 0.5}
+
+
+def test_long_names_go_below_before_columns_go(study, monkeypatch):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    study.add("mean_teacher", 0, [0.9] * 12, overrides=["decay=0.5"], change=lambda r: r.update(changed_params=LONG))
+    monkeypatch.setenv("COLUMNS", "80")
+    text = show(tables(study)[0][0])
+    assert max(map(len, text.splitlines())) <= 80 and "mean_teacher (1) " in text and "seeds" in text.splitlines()[1]
+    assert "mean_teacher[connectivity=26,consistency=0.1,decay=0.5,pretrain_share=0.11764]" in text.replace("\n  ", "")
+
+
+@pytest.mark.parametrize("sort, title", [("hd95", "HD95 mm"), ("asd", "ASD mm"), ("jaccard", "Jaccard %")])
+def test_what_ranks_and_what_was_asked_for_stays_at_80_columns(study, monkeypatch, sort, title):
+    study.methods(mean_teacher=0.8, ua_mt=0.9, bcp=0.9)
+    study.add("dtc", 0, [0.85] * 12, overrides=["weight=0.5"], change=lambda r: r.update(changed_params=LONG))
+    (board,), _ = tables(study, sort=sort, against="dtc")
+    board.dataset, board.labeled, board.standard = "la", 8, True
+    monkeypatch.setenv("COLUMNS", "80")
+    text = show(board, published=published)
+    heads, told = text.splitlines()[1], " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 80 and title in heads and "published" in heads
+    assert ("missed:" in told, "CI over" in told, "* p <" in told) == ("missed" in heads, "95% CI" in heads, "to " in heads)
+
+
+def test_csv_holds_the_differences(study):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    found, _ = tables(study, against="supervised")
+    first, second = csv.DictReader(io.StringIO(export.as_csv(found)))
+    assert first["against"] == "supervised" and float(first["difference"]) == pytest.approx(10, abs=0.5)
+    assert float(first["difference_low"]) < float(first["difference"]) < float(first["difference_high"])
+    assert float(first["difference_p"]) < 0.05 and second["against"] == second["difference"] == ""
+
+
+def test_published_counts_sources_not_rows(study):
+    study.methods(bcp=0.90)
+    (board,), _ = tables(study)
+    board.dataset, board.standard = "la", True
+    rows = [{"ours": "bcp", "doubt": None, "dice": d, "source": s} for d, s in ((88, "one"), (89, "one"), (90, "two"))]
+    column = next(c for c in export.columns(board, published=lambda *_: rows) if c.title == "published")
+    assert column.cell(board.rows[0]) == "88.0–90.0 (2)"
+
+
 @pytest.mark.parametrize("columns", [200, 80, 60, 40])
 def test_the_table_is_whole_at_any_width(study, columns, monkeypatch):
     study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
@@ -169,14 +219,14 @@ def test_latex_sets_the_best_and_its_ties_in_bold(study):
 def test_labelled_draws_have_tables_of_their_own_and_one_together(study):
     """A method that lacks a draw is not in the table over all of them: it had other labelled cases."""
     for draw, shift in enumerate((0.0, -0.05, 0.03)):
-        for seed in range(2):
+        for seed in range(3):
             for method, dice in (("supervised", 0.80), ("mean_teacher", 0.82)):
                 study.add(method, seed, [dice + shift + 0.001 * seed + 0.002 * i for i in range(12)], draw=draw)
     study.add("ua_mt", 0, [0.9] * 12)
     found, warnings = tables(study)
     assert not warnings and [b.draws for b in found] == [(0,), (0, 1, 2), (1,), (2,)]
     together = found[1]
-    assert {r.method: r.seeds for r in together.rows} == {"supervised": 6, "mean_teacher": 6}
+    assert {r.method: r.seeds for r in together.rows} == {"supervised": 9, "mean_teacher": 9}
     assert "(draws 0, 1, 2)" in together.title and "draw" not in found[0].title and "(draw 2)" in found[3].title
     assert together.scores["dice"][0].units.shape == (3, 12) and not together.standard
     assert together.pairs[0].distinguishable, "what a draw does to both methods cancels"
@@ -240,3 +290,134 @@ def test_compare_over_draws_counts_draws(study, lab):
             study.add("dtc", seed, [0.82 + 0.003 * seed + 0.012 * draw + 0.002 * (i % 5) for i in range(12)], draw=draw)
     pooled = lab.call("compare", "supervised", "dtc").stdout.split("draws 0, 1, 2")[1].split("labelled")[0]
     assert "6 and 6 runs" in pooled and "draws a method" in pooled and "seeds" not in pooled
+
+
+def reported(study, method, dice):
+    for seed, value in enumerate(dice):
+        study.add(method, seed, [value] * 12).write_json("import.json", {"verified": False, "why": "no predictions"})
+
+
+def test_what_is_only_reported_changes_no_test_of_others(study, lab):
+    study.methods(supervised=0.80, mean_teacher=0.815)
+    before, = tables(study, against="supervised")[0]
+    told = lab.call("compare", "mean_teacher", "supervised").stdout
+    reported(study, "dtc", (0.05, 0.5, 0.95))
+    after, = tables(study, against="supervised")[0]
+    assert before.rows[0].difference == after.rows[0].difference and after.rows[0].difference["p"] < 0.05
+    assert told == lab.call("compare", "mean_teacher", "supervised").stdout and "; a true" in " ".join(told.split())
+    assert [r.difference["p"] for r in after.rows if r.method.startswith("dtc")] == [pytest.approx(np.nan, nan_ok=True)]
+
+
+def test_rows_that_are_not_ranked_neither_get_a_star_nor_take_one(study):
+    study.methods(supervised=0.80, mean_teacher=0.815)
+    for number, method in enumerate(("dtc", "ua_mt", "ss_net", "cps", "mc_net", "urpc")):
+        study.add(method, 0, [0.8 + 0.01 * number] * 12)
+    for seed in range(3):
+        study.add("bcp", seed, [0.99] * 11)
+    (board,), _ = tables(study, against="supervised")
+    stars = {r.method for r in board.rows if r.difference and r.difference["p"] < 0.05}
+    assert stars == {"mean_teacher"} and board.rows[0].rank != board.rows[1].rank
+    (pair,) = board.pairs
+    assert board.rows[0].difference["p"] == pair.p_holm, "the rank and the star are one test"
+
+
+def test_an_interval_is_never_one_of_other_cases_than_its_mean(study, lab):
+    dice = [*np.linspace(0.7, 0.8, 11), 0.2]
+    study.methods(supervised=0.80)
+    for seed in range(3):
+        study.add("mean_teacher", seed, dice[:11] if seed == 2 else dice)
+    (board,), _ = tables(study, against="supervised")
+    row = next(r for r in board.rows if r.method == "mean_teacher")
+    assert not row.intervals and "over the cases that both have" in "\n".join(export.footer(board))
+    assert "11 cases paired, 3 and 3 seeds, 1 case not" in lab.call("compare", "supervised", "mean_teacher").stdout
+
+
+def test_rank_and_interval_belong_to_the_mean_over_classes(study, lab):
+    """bcp is better in the class that all have, cps by far in the one that only four cases have."""
+    for method, common, rare in (("bcp", 0.9, 0.2), ("cps", 0.85, 0.6)):
+        for seed in range(3):
+            rows = []
+            for i in range(10):
+                rows += [study.row(f"case{i}", common + 0.001 * (i % 4) + 0.001 * seed),
+                         {**study.row(f"case{i}", rare + 0.002 * i), "class": "cube"}]
+                if i > 3:
+                    rows[-1] |= {"status": "both_empty", "dice": None, "jaccard": None, "pred_voxels": 0, "ref_voxels": 0,
+                                 **{k: None for k in rows[-1] if k.endswith(("_mm", "_vox"))}}
+            study.add(method, seed, rows=rows)
+    (board,), _ = tables(study)
+    assert [(r.method, r.rank) for r in board.rows] == [("cps", 1), ("bcp", 2)]
+    assert all(r.intervals["dice"][0] < r.dice < r.intervals["dice"][1] for r in board.rows)
+    assert board.pairs[0].mean == pytest.approx(board.rows[0].dice - board.rows[1].dice)
+    assert "the mean over the classes' means" in " ".join(lab.call("compare", "cps", "bcp").stdout.split())
+
+
+def test_the_mean_over_draws_is_one_of_draws_and_each_needs_three_seeds(study):
+    for draw, dice, seeds in ((0, 0.8, 5), (1, 0.6, 3)):
+        for seed in range(seeds):
+            study.add("supervised", seed, [dice + 0.001 * i for i in range(12)], draw=draw)
+    study.add("dtc", 0, [0.7] * 12)
+    for seed in range(3):
+        study.add("dtc", seed, [0.7] * 12, draw=1)
+    board = next(b for b in tables(study)[0] if b.draws == (0, 1))
+    first, second = board.rows
+    assert first.dice == pytest.approx(70.55), "five runs of one draw weigh as much as three of the other"
+    assert _cases(board)[0][1][0] == pytest.approx(70)
+    assert second.note == "1 seed of draw 0: not ranked" and "over seeds and draws" in export.footer(board)[0]
+
+
+def test_one_tolerance_for_ties(study, lab):
+    for seed in range(3):
+        study.add("supervised", seed, [0.8] * 12)
+        study.add("mean_teacher", seed, [0.801 if seed == 0 else 0.8] * 12)  # 0.03 % on average
+    (board,), _ = tables(study)
+    document, = json.loads(lab.call("compare", "mean_teacher", "supervised", "--json").stdout)["tables"]
+    assert board.pairs[0].ties == document["pairs"][0]["ties"] == 12
+    assert _matrix(board)[0][1][1].ties == 12
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"sources": {"method": "m", "backbone": "other"}}, "backbone's code"), ({"engine": 2}, "engine")])
+def test_other_networks_never_share_a_table(study, change, says):
+    study.methods(supervised=0.80)
+    for seed in range(3):
+        study.add("mean_teacher", seed, [0.8] * 12, science_change=change)
+    found, _ = tables(study)
+    assert len(found) == 2 and found[1].apart == f"not one ranking with the table above: other {says}"
+
+
+def test_networks_that_were_changed_by_hand_have_tables_of_their_own(study):
+    for wide in (2, 6):
+        study.add("supervised", 0, [0.8] * 12, overrides=[f"backbone.width={wide}"],
+                  change=lambda r, w=wide: r.update(changed_params={"backbone.width": w}))
+    study.add("versemi", 0, [0.8] * 12)  # what a method prescribes is its own affair
+    study.add("supervised", 0, [0.8] * 12)
+    found, _ = tables(study)
+    assert sorted(b.network for b in found) == ["", "width 2", "width 6"] and sorted(len(b.rows) for b in found) == [1, 1, 2]
+    assert any("vnet (width 6)" in b.title and "backbone's parameters" in b.apart for b in found)
+
+
+def test_a_verdict_does_not_contradict_itself():
+    """Distinguishable by a hair: a true difference of that size is found in fewer than 80 of 100 studies."""
+    gains, noise = np.array([2.0, -1, 3, 1, -0.8, 2.5, 0.2, 3.1, -0.3, 1.6]), np.array([0.05, 0, -0.05])[:, None]
+    d = stats.compare(Scores("a", 70 + gains - noise), Scores("b", 70 + 0 * gains + noise))
+    assert d.distinguishable and d.seeds_needed is None and _verdict(d, 3, "seeds") == "distinguishable at 5 %"
+
+
+def test_names_that_are_not_there_are_answered(study, lab):
+    study.methods(cases=1, supervised=0.80, mean_teacher=0.90)
+    told = lab.call("leaderboard", "--dataset", "la")
+    assert told.returncode == 0 and "no finished runs of la" in told.stderr and "there are some of tiny" in told.stderr
+    told = lab.call("leaderboard", "--against", "supervise")
+    assert told.returncode == 2 and "Did you mean 'supervised'?" in told.stderr
+    single = lab.call("compare", "supervised", "mean_teacher").stdout
+    assert "nan" not in single and "1 case paired" in single
+
+
+@pytest.mark.parametrize("columns", ["0", "²", "-3", "9" * 5000])
+def test_a_strange_width_is_no_width(study, lab, monkeypatch, columns):
+    study.methods(supervised=0.80, mean_teacher=0.90)
+    monkeypatch.setenv("COLUMNS", columns)
+    assert width() == 10_000 and max(map(len, show(tables(study)[0][0]).splitlines())) > 80
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert "COLUMNS" not in os.environ and console().width == 200
