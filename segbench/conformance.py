@@ -233,7 +233,7 @@ class _StoppedError(Exception):
 def training_on_disk(trial: Trial) -> None:
     """Trained by the engine, stopped dead and resumed from disk, it ends with the same bytes; no sealed label is read."""
     rule = SimpleNamespace(patch=trial.patch, sampling="proportional", augment="none", crop=SimpleNamespace(
-        labeled="random", unlabeled="random", pad=1, last_offset=True))
+        labeled="random", unlabeled="random", pad=1, last_offset=True, foreground=0))
     data = TrainingData({"set": _Sealed(trial)}, {"set": _Sealed.labeled}, rule, seed=0)
 
     def train(folder: Path, stop: int | None = None) -> str:
