@@ -1,6 +1,7 @@
 """The run directory: all there is of a run, readable without segbench.
 
 ``config.yaml``   the resolved experiment and its identity, written first
+``data.json``     a digest of every case it began with, to tell later which ones have changed
 ``log.jsonl``     one line a logged step
 ``ckpt/``         checkpoints while training, the final weights afterwards
 ``cases.csv``     one line a test case and class

@@ -30,7 +30,7 @@ def test_costs_are_described(lab):
     assert "timm:resnet18" in lab.call("describe", "backbone", "timm").stdout
 
 
-@pytest.mark.parametrize("name", ["regnety_002", "cspdarknet53", "ese_vovnet19b_dw", "fastvit_t8", "starnet_s1"])
+@pytest.mark.parametrize("name", ["regnety_002", "cspdarknet53", "fastvit_t8"])
 def test_costs_of_any_family(lab, name):
     found = lab.call("describe", "backbone", f"timm:{name}", "--protocol", "acdc", "--json")
     assert found.returncode == 0 and json.loads(found.stdout)["costs"]["flops"] > 1e8, found.stderr
@@ -42,11 +42,11 @@ def test_costs_of_any_family(lab, name):
     (("supervised", "--backbone", "vnet", "-o", "backbone.norm=instance", "-o", "patch=8x8x8", "-o",
       "inference.stride=8x8x8"), "-o patch=16x16x16"),
 ])
-@pytest.mark.parametrize("dry", [True, False])
-def test_what_does_not_fit_leaves_nothing_behind(lab, more, says, dry):
-    refused = lab.call("run", more[0], "--dataset", "phantom_ct_organ", *more[1:], *["--dry-run"] * dry)
-    assert refused.returncode == 2 and says in refused.stderr, refused.stderr
-    assert not (lab.folder / "segbench-out").exists()
+def test_what_does_not_fit_leaves_nothing_behind(lab, more, says):
+    for dry in (("--dry-run",), ()):
+        refused = lab.call("run", more[0], "--dataset", "phantom_ct_organ", *more[1:], *dry)
+        assert refused.returncode == 2 and says in refused.stderr, refused.stderr
+        assert not (lab.folder / "segbench-out").exists()
 
 
 @pytest.mark.parametrize("backbone, says", [
