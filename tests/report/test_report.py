@@ -197,6 +197,14 @@ def test_cost_is_that_of_one_kind_of_device():
     assert np.isnan(huge.hours)
 
 
+def test_a_time_that_was_not_measured_has_no_unit(finished):
+    for run in runs(finished):
+        manifest = run.manifest()
+        run.write_json("manifest.json", {**manifest, "cpu_seconds": None, "gpu_seconds": 0.0})
+    text, _ = report(runs(finished), "A title", None)
+    assert "</td>" in text and "– CPU" not in text and " CPU</td>" not in text
+
+
 def test_minutes_of_processors_and_of_gpus_are_two_plots(finished):
     section = gather(runs(finished)).sections[0]
     first, second = (e.name for e in section.entries)
