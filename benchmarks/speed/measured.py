@@ -26,7 +26,9 @@ def save(file: Path, rows: list[dict[str, Any]], note: str = "") -> None:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = ""
+    # Where files lie on this machine is nobody's business.
+    words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv]
     atomic_write(file, json_bytes({
-        "schema": "segbench.speed/1", "command": shlex.join(["python", *sys.argv]), "commit": head, "note": note,
+        "schema": "segbench.speed/1", "command": shlex.join(["python", *words]), "commit": head, "note": note,
         "rows": rows, "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
         "load": os.getloadavg()[0], "versions": versions}))
