@@ -5,9 +5,9 @@ fingerprint is a sha256 over ids, shapes, spacings, label values and voxels of a
 time enters it.
 
 Why plain arrays and not blosc2, nnU-Net's choice: training reads every case hundreds of times, mostly from the page cache.
-A 96^3 crop of a 512x512x300 volume then takes 5 to 6 ms mapped and 18 to 47 ms from blosc2 (one core), without private
-memory or another dependency, and a case is written in 1 s instead of 4 (lz4) or 70 (zstd). A cold crop is where blosc2 wins:
-85 ms and 64 of the 315 MB read against 43 to 72 ms and 32 to 40 MB; on disk it needs half to two thirds. Measured by
+A 96^3 crop of a 512x512x300 volume then takes 4 ms mapped and 19 to 34 ms from blosc2 (one core), without private memory or
+another dependency, and a case is written in 0.3 s instead of 1.4 (lz4) or 94 (zstd). A cold crop is where blosc2 wins: 91 ms
+and 64 of the 315 MB read against 52 to 58 ms and 32 to 40 MB; on disk it needs half to two thirds. Measured by
 benchmarks/speed/store.py.
 """
 
