@@ -57,11 +57,16 @@ class SwinEncoder(nn.Module):
     def __init__(self, net: SwinUNETR) -> None:
         super().__init__()
         self.swinViT, self.normalize = net.swinViT, net.normalize
-        self.blocks = nn.ModuleList([net.encoder1, net.encoder2, net.encoder3, net.encoder4, nn.Identity(), net.encoder10])
+        self.blocks = nn.ModuleList(
+            [net.encoder1, net.encoder2, net.encoder3, net.encoder4, nn.Identity(), net.encoder10]
+        )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The maps of six levels."""
-        return [block(m) for block, m in zip(self.blocks, [x, *self.swinViT(x, self.normalize)], strict=True)]
+        return [
+            block(m)
+            for block, m in zip(self.blocks, [x, *self.swinViT(x, self.normalize)], strict=True)
+        ]
 
 
 class Added(nn.Module):
@@ -86,25 +91,40 @@ class Monai(EncoderDecoder):
     norm = "affine"
     members: ClassVar[dict[str, type[Monai]]] = {}
 
-    def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
-                 decoders: tuple[str, ...] = ("own",), side_outputs: bool = False) -> None:
+    def __init__(
+        self,
+        params: BackboneParams,
+        channels: int,
+        dims: int,
+        heads: tuple[int, ...],
+        decoders: tuple[str, ...] = ("own",),
+        side_outputs: bool = False,
+    ) -> None:
         super().__init__(params, channels, dims, heads, decoders, side_outputs)
 
     @classmethod
     def variant(cls, name: str) -> type[Backbone]:
         """The network of that name."""
         if name not in cls.members:
-            raise unknown("backbone", f"monai:{name}", [f"monai:{member}" for member in cls.members])
+            raise unknown(
+                "backbone", f"monai:{name}", [f"monai:{member}" for member in cls.members]
+            )
         return cls.members[name]
 
     def make_encoder(self, channels: int) -> Encoder:
         """MONAI's encoder."""
         module = self.encoder_of(deterministic(self.whole(channels), self.dims))
-        return Encoder(module, self.levels(), tuple((2**i,) * self.dims for i in range(len(self.levels()))))
+        return Encoder(
+            module, self.levels(), tuple((2**i,) * self.dims for i in range(len(self.levels())))
+        )
 
     def make_decoder(self, kind: str) -> list[nn.Module]:
         """MONAI's own decoder, or one of ours."""
-        return self.stages_of(deterministic(self.whole(1), self.dims)) if kind == "own" else super().make_decoder(kind)
+        return (
+            self.stages_of(deterministic(self.whole(1), self.dims))
+            if kind == "own"
+            else super().make_decoder(kind)
+        )
 
     def whole(self, channels: int) -> Any:
         """MONAI's network."""
@@ -123,21 +143,35 @@ class Monai(EncoderDecoder):
         raise NotImplementedError
 
 
-DROPOUT: Any = Field(0.3, ge=0, le=0.5, description="at bottleneck and end; with side outputs after each stage")
+DROPOUT: Any = Field(
+    0.3, ge=0, le=0.5, description="at bottleneck and end; with side outputs after each stage"
+)
 
 
 class SegRes(Monai):
     """SegResNet: residual blocks with group normalisation, added skips, linear enlargement."""
 
     class Params(BackboneParams):
-        width: int = Field(16, ge=8, le=256, multiple_of=8, description="channels at full resolution; doubled a level")
+        width: int = Field(
+            16,
+            ge=8,
+            le=256,
+            multiple_of=8,
+            description="channels at full resolution; doubled a level",
+        )
         depth: int = Field(4, ge=2, le=4, description="number of levels; 4 in the paper")
         dropout: float = DROPOUT
 
     def whole(self, channels: int) -> Any:
         """MONAI's network."""
-        return SegResNet(self.dims, self.p.width, channels, 1, blocks_down=(1, 2, 2, 4)[:self.p.depth],
-                         blocks_up=(1,) * (self.p.depth - 1))
+        return SegResNet(
+            self.dims,
+            self.p.width,
+            channels,
+            1,
+            blocks_down=(1, 2, 2, 4)[: self.p.depth],
+            blocks_up=(1,) * (self.p.depth - 1),
+        )
 
     def levels(self) -> tuple[int, ...]:
         """Channels of its encoder's maps, fine to coarse."""
@@ -162,7 +196,9 @@ class Basic(Monai):
     """Basic U-Net: instance normalisation, leaky ReLU, concatenated skips, transposed convolutions."""
 
     class Params(BackboneParams):
-        width: int = Field(32, ge=2, le=256, description="channels of the two finest levels; then doubled a level")
+        width: int = Field(
+            32, ge=2, le=256, description="channels of the two finest levels; then doubled a level"
+        )
         dropout: float = DROPOUT
 
     def whole(self, channels: int) -> Any:
@@ -191,7 +227,13 @@ class Swin(Monai):
     """Swin UNETR: a shifted-window transformer, residual blocks with instance normalisation, concatenated skips."""
 
     class Params(BackboneParams):
-        width: int = Field(24, ge=12, le=192, multiple_of=12, description="features at full resolution; MONAI's default 24")
+        width: int = Field(
+            24,
+            ge=12,
+            le=192,
+            multiple_of=12,
+            description="features at full resolution; MONAI's default 24",
+        )
         dropout: float = DROPOUT
 
     def whole(self, channels: int) -> Any:

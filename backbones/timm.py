@@ -32,7 +32,12 @@ from segbench.nets import Encoder, EncoderDecoder, Layers
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 EDGE = 448  # of images for dry runs: a multiple of all strides, of 14 too
-UNITS = (0, 64, 224, 256)  # edges are multiples of the largest stride, or of these: the windows of some kinds of attention
+UNITS = (
+    0,
+    64,
+    224,
+    256,
+)  # edges are multiples of the largest stride, or of these: the windows of some kinds of attention
 
 
 class Fold:
@@ -45,7 +50,11 @@ def padded(x: Tensor, axis: int, edge: int, step: int) -> Tensor:
     """With the first and last slice repeated, so that windows of ``edge`` slices leave one of ``step``."""
     total = edge - 1 if edge % 2 and edge != step else max(edge - step, 0)
     first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
-    return torch.cat([*[first] * (total // 2), x, *[last] * (total - total // 2)], axis) if total else x
+    return (
+        torch.cat([*[first] * (total // 2), x, *[last] * (total - total // 2)], axis)
+        if total
+        else x
+    )
 
 
 class Inflated(nn.Conv3d):
@@ -53,10 +62,26 @@ class Inflated(nn.Conv3d):
 
     def __init__(self, flat: nn.Conv2d, fold: Fold, step: int) -> None:
         """``flat`` with its weights; one of ``step`` slices is left."""
-        edge = 1 if step < min(flat.stride) and flat.kernel_size == flat.stride else min(flat.kernel_size)
-        kernel, stride, padding = ((edge, *flat.kernel_size), (step, *flat.stride), (0, *flat.padding))
-        super().__init__(flat.in_channels, flat.out_channels, kernel, stride, padding,  # type: ignore[arg-type]
-                         groups=flat.groups, bias=flat.bias is not None, device=flat.weight.device)
+        edge = (
+            1
+            if step < min(flat.stride) and flat.kernel_size == flat.stride
+            else min(flat.kernel_size)
+        )
+        kernel, stride, padding = (
+            (edge, *flat.kernel_size),
+            (step, *flat.stride),
+            (0, *flat.padding),
+        )
+        super().__init__(
+            flat.in_channels,
+            flat.out_channels,
+            kernel,
+            stride,
+            padding,  # type: ignore[arg-type]
+            groups=flat.groups,
+            bias=flat.bias is not None,
+            device=flat.weight.device,
+        )
         self.fold, self.edge, self.step = fold, edge, step
         with torch.no_grad():
             self.weight.copy_(flat.weight.unsqueeze(2).expand_as(self.weight) / edge)
@@ -65,7 +90,9 @@ class Inflated(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N D, C, H, W) to (N D', C', H', W')."""
-        volume = padded(x.unflatten(0, (self.fold.volumes, -1)).transpose(1, 2), 2, self.edge, self.step)
+        volume = padded(
+            x.unflatten(0, (self.fold.volumes, -1)).transpose(1, 2), 2, self.edge, self.step
+        )
         return super().forward(volume).transpose(1, 2).flatten(0, 1)
 
 
@@ -81,7 +108,9 @@ class InflatedPool(nn.Module):
         """(N D, C, H, W) to (N D', C, H', W')."""
         stack = padded(self.flat(x).unflatten(0, (self.fold.volumes, -1)), 1, self.edge, self.step)
         groups = stack.unfold(1, self.edge, self.step)
-        return (groups.amax(-1) if isinstance(self.flat, nn.MaxPool2d) else groups.mean(-1)).flatten(0, 1)
+        return (
+            groups.amax(-1) if isinstance(self.flat, nn.MaxPool2d) else groups.mean(-1)
+        ).flatten(0, 1)
 
 
 def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
@@ -95,9 +124,15 @@ def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
             continue
         if not isinstance(layer, nn.Conv2d):
             body.set_submodule(name, InflatedPool(layer, fold, steps.get(name, 1)))
-        elif type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or max(layer.dilation) > 1:
-            raise UsageError("a layer cannot be inflated", found=f"{name}: {layer}", fix="-o backbone.through=slices",
-                             expected="plain convolutions without dilation, padded with zeros")
+        elif (
+            type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or max(layer.dilation) > 1
+        ):
+            raise UsageError(
+                "a layer cannot be inflated",
+                found=f"{name}: {layer}",
+                fix="-o backbone.through=slices",
+                expected="plain convolutions without dilation, padded with zeros",
+            )
         elif max(layer.kernel_size) > 1 or name in steps:
             body.set_submodule(name, Inflated(layer, fold, steps.get(name, 1)))
 
@@ -105,13 +140,18 @@ def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
 class Body(nn.Module):
     """A convolution at full resolution, and timm's encoder: of images, or of volumes as stacks of slices."""
 
-    def __init__(self, stem: nn.Module, encoder: nn.Module, fold: Fold, channels_last: bool) -> None:
+    def __init__(
+        self, stem: nn.Module, encoder: nn.Module, fold: Fold, channels_last: bool
+    ) -> None:
         super().__init__()
         self.stem, self.encoder, self.fold, self.channels_last = stem, encoder, fold, channels_last
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """The maps of (N, C, H, W) or (N, C, H, W, D)."""
-        return [self.stem(image), *(self.maps(image) if image.ndim == 4 else self.maps_of_volumes(image))]
+        return [
+            self.stem(image),
+            *(self.maps(image) if image.ndim == 4 else self.maps_of_volumes(image)),
+        ]
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """timm's maps of (N, C, H, W)."""
@@ -153,7 +193,9 @@ def facts(architecture: str) -> Facts:
     for options in OPTIONS:
         try:
             with torch.device("meta"):
-                net: Any = timm.create_model(architecture, features_only=True, in_chans=1, **options).eval()
+                net: Any = timm.create_model(
+                    architecture, features_only=True, in_chans=1, **options
+                ).eval()
                 unit, shapes = _unit(net)
         except Exception as error:  # whatever a model raises is its answer
             if not isinstance(error, TypeError):  # that of an option which it does not know
@@ -162,10 +204,16 @@ def facts(architecture: str) -> Facts:
         info = net.feature_info
         last = any(shape[1] != c for shape, c in zip(shapes, info.channels(), strict=True))
         attention = any(hasattr(m, "num_heads") for m in net.modules())
-        indices, channels, reductions = map(tuple, (info.out_indices, info.channels(), info.reduction()))
+        indices, channels, reductions = map(
+            tuple, (info.out_indices, info.channels(), info.reduction())
+        )
         return Facts(options, indices, channels, reductions, unit, last, attention)
-    raise UsageError(f"'timm:{architecture}' gives no feature maps of images of many sizes", found=reason,
-                     expected="an encoder that is not made for one size of image", fix="segbench list backbones names some")
+    raise UsageError(
+        f"'timm:{architecture}' gives no feature maps of images of many sizes",
+        found=reason,
+        expected="an encoder that is not made for one size of image",
+        fix="segbench list backbones names some",
+    )
 
 
 def _unit(net: Any) -> tuple[int, list[torch.Size]]:
@@ -177,9 +225,14 @@ def _unit(net: Any) -> tuple[int, list[torch.Size]]:
         try:
             for a, b in ((3, 1), (5, 10)):
                 shapes = [m.shape for m in net(torch.zeros(1, 1, a * unit, b * unit))]
-                if not all({a * unit // r, b * unit // r} <= set(s) for s, r in zip(shapes, reductions, strict=True)):
-                    raise ValueError(f"maps of {a * unit} x {b * unit} pixels are not {', '.join(map(str, reductions))} "
-                                     "times smaller")
+                if not all(
+                    {a * unit // r, b * unit // r} <= set(s)
+                    for s, r in zip(shapes, reductions, strict=True)
+                ):
+                    raise ValueError(
+                        f"maps of {a * unit} x {b * unit} pixels are not {', '.join(map(str, reductions))} "
+                        "times smaller"
+                    )
             return unit, shapes
         except Exception as error:  # the next unit may be its own
             reason = error
@@ -194,20 +247,33 @@ def create(architecture: str, channels: int, levels: int, pretrained: bool = Fal
     """
     known = facts(architecture)
     try:
-        return timm.create_model(architecture, pretrained=pretrained, features_only=True, in_chans=channels,
-                                 out_indices=known.indices[:levels], **known.options)
+        return timm.create_model(
+            architecture,
+            pretrained=pretrained,
+            features_only=True,
+            in_chans=channels,
+            out_indices=known.indices[:levels],
+            **known.options,
+        )
     except Exception as error:
         if not pretrained:
             raise
-        raise PluginError(f"the pretrained weights of 'timm:{architecture}' cannot be had", found=f"{type(error).__name__}: "
-                          f"{error}".splitlines()[0], expected="weights in Hugging Face's cache, or a network",
-                          fix="-o backbone.pretrained=false, or copy the cache of another machine (HF_HOME)") from error
+        raise PluginError(
+            f"the pretrained weights of 'timm:{architecture}' cannot be had",
+            found=f"{type(error).__name__}: {error}".splitlines()[0],
+            expected="weights in Hugging Face's cache, or a network",
+            fix="-o backbone.pretrained=false, or copy the cache of another machine (HF_HOME)",
+        ) from error
 
 
 @cache
 def idle(architecture: str, levels: int) -> tuple[str, ...]:
     """Parameters that none of the first ``levels`` maps depends on; timm does not always cut them off."""
-    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():  # whoever asks first
+    with (
+        torch.device("meta"),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):  # whoever asks first
         encoder = create(architecture, 1, levels).eval()
         edge = facts(architecture).edge
         torch.stack([m.sum() for m in encoder(torch.zeros(1, 1, edge, edge))]).sum().backward()
@@ -223,7 +289,12 @@ def unused(architecture: str, levels: int) -> tuple[str, ...]:
         found: list[str] = []
         for name, part in encoder.named_modules():
             own = [f"{name}.{p}" for p, _ in part.named_parameters()]
-            if name and own and set(own) <= set(names) and not name.startswith(tuple(f"{f}." for f in found)):
+            if (
+                name
+                and own
+                and set(own) <= set(names)
+                and not name.startswith(tuple(f"{f}." for f in found))
+            ):
                 found.append(name)
         image = torch.zeros(1, 1, edge, edge)
         before = [m.shape for m in encoder(image)]
@@ -255,13 +326,17 @@ def steps(architecture: str, flat: int) -> dict[str, int]:
 
         for name, layer in encoder.named_modules():
             if isinstance(layer, STRIDED):
-                layer.register_forward_pre_hook(lambda m, x, name=name: note(name, m.stride, x[0].shape[2]))
+                layer.register_forward_pre_hook(
+                    lambda m, x, name=name: note(name, m.stride, x[0].shape[2])
+                )
         encoder(torch.zeros(1, 1, edge, edge))
     return found
 
 
 @cache
-def layout(architecture: str, depth: int, through: str, flat: int) -> tuple[str, tuple[tuple[int, ...], ...]]:
+def layout(
+    architecture: str, depth: int, through: str, flat: int
+) -> tuple[str, tuple[tuple[int, ...], ...]]:
     """How volumes pass (inflate or slices), and the strides of all levels.
 
     Raises:
@@ -277,14 +352,22 @@ def layout(architecture: str, depth: int, through: str, flat: int) -> tuple[str,
             cut(encoder, unused(architecture, levels))
             inflate(encoder, fold, steps(architecture, flat))
             edge = known.edge
-            maps = Body(nn.Identity(), encoder, fold, known.channels_last)(torch.zeros(1, 1, edge, edge, edge))
+            maps = Body(nn.Identity(), encoder, fold, known.channels_last)(
+                torch.zeros(1, 1, edge, edge, edge)
+            )
         return "inflate", tuple(tuple(edge // n for n in m.shape[2:]) for m in maps)
     except Exception as error:  # slices do not meet again, or a layer is of an unknown kind
         if through == "auto":
             return "slices", sliced
-        raise error if isinstance(error, UsageError) else UsageError(
-            f"'timm:{architecture}' cannot be inflated", found=f"{type(error).__name__}: {error}".splitlines()[0],
-            fix="-o backbone.through=slices") from error
+        raise (
+            error
+            if isinstance(error, UsageError)
+            else UsageError(
+                f"'timm:{architecture}' cannot be inflated",
+                found=f"{type(error).__name__}: {error}".splitlines()[0],
+                fix="-o backbone.through=slices",
+            )
+        ) from error
 
 
 @backbone("timm", paper="Wightman, PyTorch Image Models")
@@ -292,13 +375,37 @@ class Timm(EncoderDecoder):
     """Any encoder of timm's list that gives feature maps, as timm:NAME; volumes inflated or slice by slice."""
 
     class Params(BackboneParams):
-        width: int = Field(16, ge=2, le=256, description="channels at full resolution; doubled at each decoder level")
-        depth: int = Field(9, ge=2, le=9, description="number of levels, with that at full resolution; 9: all there are")
-        dropout: float = Field(0.3, ge=0, le=0.5, description="at bottleneck and end; with side outputs after each stage")
-        pretrained: bool = Field(False, description="begin with timm's weights; inflated, in three dimensions")
+        width: int = Field(
+            16,
+            ge=2,
+            le=256,
+            description="channels at full resolution; doubled at each decoder level",
+        )
+        depth: int = Field(
+            9,
+            ge=2,
+            le=9,
+            description="number of levels, with that at full resolution; 9: all there are",
+        )
+        dropout: float = Field(
+            0.3,
+            ge=0,
+            le=0.5,
+            description="at bottleneck and end; with side outputs after each stage",
+        )
+        pretrained: bool = Field(
+            False, description="begin with timm's weights; inflated, in three dimensions"
+        )
         through: Literal["auto", "inflate", "slices"] = Field(
-            "auto", description="volumes: inflate the encoder, or slice by slice; auto: by what the encoder is")
-        flat: int = Field(0, ge=0, le=5, description="first halvings that leave the last axis alone (thick slices)")
+            "auto",
+            description="volumes: inflate the encoder, or slice by slice; auto: by what the encoder is",
+        )
+        flat: int = Field(
+            0,
+            ge=0,
+            le=5,
+            description="first halvings that leave the last axis alone (thick slices)",
+        )
 
     variants = ("resnet18", "resnet34", "convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224")
     architecture: ClassVar[str]
@@ -308,20 +415,29 @@ class Timm(EncoderDecoder):
         """The encoder of that name in timm's list."""
         if not timm.is_model(name):
             known, near = timm.list_models(), get_close_matches(name, timm.list_models(), 5, 0.5)
-            raise UsageError(f"unknown backbone 'timm:{name}'.{did_you_mean(name, known)}", expected=(
-                f"one of timm.list_models(), such as {', '.join(near or cls.variants)}"), fix="segbench list backbones")
+            raise UsageError(
+                f"unknown backbone 'timm:{name}'.{did_you_mean(name, known)}",
+                expected=(f"one of timm.list_models(), such as {', '.join(near or cls.variants)}"),
+                fix="segbench list backbones",
+            )
         architecture, _, tag = name.partition(".")
-        tags = [n for n in timm.list_pretrained(f"{architecture}.*") if n.partition(".")[0] == architecture]
+        tags = [
+            n
+            for n in timm.list_pretrained(f"{architecture}.*")
+            if n.partition(".")[0] == architecture
+        ]
         if tag and name not in tags:
-            raise UsageError(f"unknown weights 'timm:{name}'.{did_you_mean(name, tags)}",
-                             expected=f"timm:{architecture}, or one of {', '.join(tags) or 'none'}",
-                             fix=f"--backbone timm:{architecture}")
+            raise UsageError(
+                f"unknown weights 'timm:{name}'.{did_you_mean(name, tags)}",
+                expected=f"timm:{architecture}, or one of {', '.join(tags) or 'none'}",
+                fix=f"--backbone timm:{architecture}",
+            )
         return _variant(cls, name)  # type: ignore[arg-type]
 
     def make_encoder(self, channels: int) -> Encoder:
         """The stem, and timm's encoder."""
         p, known, fold = self.p, facts(self.architecture), Fold()
-        levels = len(known.channels[:p.depth - 1])
+        levels = len(known.channels[: p.depth - 1])
         encoder = create(self.architecture, channels, levels, p.pretrained)
         strides = self._strides(p, self.dims)
         cut(encoder, unused(self.architecture, levels))
@@ -331,7 +447,11 @@ class Timm(EncoderDecoder):
         for name in set(idle(self.architecture, levels)) & set(left):
             left[name].requires_grad_(False)
         stem = Layers(self.dims).unit(channels, p.width, convs=1)
-        return Encoder(Body(stem, encoder, fold, known.channels_last), (p.width, *known.channels[:levels]), strides)
+        return Encoder(
+            Body(stem, encoder, fold, known.channels_last),
+            (p.width, *known.channels[:levels]),
+            strides,
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -343,8 +463,10 @@ class Timm(EncoderDecoder):
         if dims == 3:
             return layout(cls.architecture, params.depth, params.through, params.flat)[1]
         if params.flat:
-            raise UsageError("backbone.flat is for three axes", found="a patch of two", fix="-o backbone.flat=0")
-        return tuple((s, s) for s in (1, *facts(cls.architecture).reductions[:params.depth - 1]))
+            raise UsageError(
+                "backbone.flat is for three axes", found="a patch of two", fix="-o backbone.flat=0"
+            )
+        return tuple((s, s) for s in (1, *facts(cls.architecture).reductions[: params.depth - 1]))
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
@@ -356,5 +478,13 @@ class Timm(EncoderDecoder):
 
 @cache
 def _variant(family: type[Timm], architecture: str) -> type[Backbone]:
-    return type(family.__name__, (family,), {"architecture": architecture, "name": f"timm:{architecture}",
-                                             "__module__": family.__module__, "__doc__": family.__doc__})
+    return type(
+        family.__name__,
+        (family,),
+        {
+            "architecture": architecture,
+            "name": f"timm:{architecture}",
+            "__module__": family.__module__,
+            "__doc__": family.__doc__,
+        },
+    )

@@ -21,9 +21,17 @@ from segbench.nets import Encoder, EncoderDecoder, Layers, halve
 class Contracting(nn.ModuleList):
     """The U-Net's left half: maxima of pairs between units of two convolutions."""
 
-    def __init__(self, layers: Layers, channels: int, widths: tuple[int, ...], halvings: list[tuple[int, ...]]) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        channels: int,
+        widths: tuple[int, ...],
+        halvings: list[tuple[int, ...]],
+    ) -> None:
         """``halvings`` between the levels, a factor an axis."""
-        super().__init__(layers.unit(a, b) for a, b in zip((channels, *widths), widths, strict=False))
+        super().__init__(
+            layers.unit(a, b) for a, b in zip((channels, *widths), widths, strict=False)
+        )
         self.halvings = halvings
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -39,16 +47,36 @@ class UNet3D(EncoderDecoder):
     """Plain U-Net: concatenated skips, instance normalisation, linear enlargement."""
 
     class Params(BackboneParams):
-        width: int = Field(16, ge=2, le=256, description="channels at full resolution; doubled at each level")
+        width: int = Field(
+            16, ge=2, le=256, description="channels at full resolution; doubled at each level"
+        )
         depth: int = Field(5, ge=2, le=6, description="number of levels; 5 in the literature")
-        dropout: float = Field(0.3, ge=0, le=0.5, description=(
-            "at bottleneck and end; with side outputs of channels after each stage, a third to five thirds of it"))
-        flat: int = Field(0, ge=0, le=5, description="first halvings that leave the last axis alone (thick slices)")
+        dropout: float = Field(
+            0.3,
+            ge=0,
+            le=0.5,
+            description=(
+                "at bottleneck and end; with side outputs of channels after each stage, a third to five thirds of it"
+            ),
+        )
+        flat: int = Field(
+            0,
+            ge=0,
+            le=5,
+            description="first halvings that leave the last axis alone (thick slices)",
+        )
 
     norm = "instance"
 
-    def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
-                 decoders: tuple[str, ...] = ("trilinear",), side_outputs: bool = False) -> None:
+    def __init__(
+        self,
+        params: BackboneParams,
+        channels: int,
+        dims: int,
+        heads: tuple[int, ...],
+        decoders: tuple[str, ...] = ("trilinear",),
+        side_outputs: bool = False,
+    ) -> None:
         super().__init__(params, channels, dims, heads, decoders, side_outputs)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
@@ -69,7 +97,9 @@ class UNet3D(EncoderDecoder):
     @staticmethod
     def _halvings(params: Any, dims: int) -> list[tuple[int, ...]]:
         if params.flat and dims == 2:
-            raise UsageError("backbone.flat is for three axes", found="a patch of two", fix="-o backbone.flat=0")
+            raise UsageError(
+                "backbone.flat is for three axes", found="a patch of two", fix="-o backbone.flat=0"
+            )
         return [(2,) * (dims - 1) + (1 if i < params.flat else 2,) for i in range(params.depth - 1)]
 
     @classmethod

@@ -27,17 +27,30 @@ ENCODER = ("one", "two", "three", "four", "five")
 DECODER = ("nine", "eight", "seven", "six")
 UP = ("eight", "seven", "six", "five")
 CONVS = (1, 2, 3, 3, 3)
-DROPOUT = {False: (1, 0, 0, 0), True: (0.2, 0.4, 0.6, 1)}  # parts of ``dropout`` by side outputs; 0.5 gives URPC's
+DROPOUT = {
+    False: (1, 0, 0, 0),
+    True: (0.2, 0.4, 0.6, 1),
+}  # parts of ``dropout`` by side outputs; 0.5 gives URPC's
 KINDS = ("transposed", "trilinear", "nearest")
-EXTRA = re.compile(r"(module\.)?(projection_head|prediction_head|contrastive_class_selector_\w+)\.")  # SS-Net, BCP
+EXTRA = re.compile(
+    r"(module\.)?(projection_head|prediction_head|contrastive_class_selector_\w+)\."
+)  # SS-Net, BCP
 
 
 @lru_cache(maxsize=256)
-def _weights(size: int, factor: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _weights(
+    size: int, factor: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Linear interpolation along one axis as a matrix (factor * size, size)."""
-    with torch.inference_mode(False):  # a cached inference tensor would be useless to later training steps
+    with torch.inference_mode(
+        False
+    ):  # a cached inference tensor would be useless to later training steps
         steps = torch.arange(size * factor, dtype=torch.float64)
-        at = steps * (size - 1) / max(size * factor - 1, 1) if align_corners else (steps + 0.5) / factor - 0.5
+        at = (
+            steps * (size - 1) / max(size * factor - 1, 1)
+            if align_corners
+            else (steps + 0.5) / factor - 0.5
+        )
         distance = at.clamp(0, size - 1)[:, None] - torch.arange(size)
         return (1 - distance.abs()).clamp(min=0).to(device, dtype)
 
@@ -96,7 +109,9 @@ class Layers:
         return [*norm, nn.ReLU(inplace=True)]
 
     def stack(self, convs: int, a: int, b: int) -> Block:
-        pairs = [(self.of("Conv", b if i else a, b, 3, padding=1), self.after(b)) for i in range(convs)]
+        pairs = [
+            (self.of("Conv", b if i else a, b, 3, padding=1), self.after(b)) for i in range(convs)
+        ]
         return Block([layer for conv, after in pairs for layer in (conv, *after)], self.residual)
 
     def down(self, a: int) -> Block:
@@ -118,23 +133,44 @@ class VNet(Backbone):
     """
 
     class Params(BackboneParams):
-        width: int = Field(16, ge=2, le=256, description="channels at full resolution; doubled at each level")
-        norm: Literal["batch", "instance", "group", "none"] = Field("batch", description="instance learns nothing")
-        dropout: float = Field(0.5, ge=0, lt=1, description="part of the channels dropped at bottleneck and end")
+        width: int = Field(
+            16, ge=2, le=256, description="channels at full resolution; doubled at each level"
+        )
+        norm: Literal["batch", "instance", "group", "none"] = Field(
+            "batch", description="instance learns nothing"
+        )
+        dropout: float = Field(
+            0.5, ge=0, lt=1, description="part of the channels dropped at bottleneck and end"
+        )
         depth: int = Field(5, ge=2, le=5, description="number of levels; 5 in the literature")
-        last_block: bool = Field(True, description="a convolution at full resolution after the last enlargement")
-        first_skip: bool = Field(True, description="add the encoder's full-resolution features in the decoder")
-        residual: bool = Field(False, description="stages add their input; off in all published weights")
+        last_block: bool = Field(
+            True, description="a convolution at full resolution after the last enlargement"
+        )
+        first_skip: bool = Field(
+            True, description="add the encoder's full-resolution features in the decoder"
+        )
+        residual: bool = Field(
+            False, description="stages add their input; off in all published weights"
+        )
 
     provides = frozenset({"heads", "decoders", "side_outputs", "features", "dropout"})
 
-    def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
-                 decoders: tuple[str, ...] = ("transposed",), side_outputs: bool = False) -> None:
+    def __init__(
+        self,
+        params: BackboneParams,
+        channels: int,
+        dims: int,
+        heads: tuple[int, ...],
+        decoders: tuple[str, ...] = ("transposed",),
+        side_outputs: bool = False,
+    ) -> None:
         super().__init__(params, channels, dims, heads, decoders, side_outputs)
         for kind in set(decoders) - set(KINDS):
             raise unknown("decoder", kind, KINDS)
         if side_outputs and (len(heads), len(decoders)) != (1, 1):
-            raise UsageError("side outputs go with one head and one decoder", found=f"{heads}, {decoders}")
+            raise UsageError(
+                "side outputs go with one head and one decoder", found=f"{heads}, {decoders}"
+            )
         p, self.width, self.side_outputs = self.p, self.p.width, side_outputs
         self.channels = tuple(p.width * 2**i for i in range(p.depth))
         self.strides = tuple((2**i,) * dims for i in range(p.depth))
@@ -142,7 +178,9 @@ class VNet(Backbone):
         layers = Layers(dims, p.norm, p.residual)
         self.encoder = self._encoder(layers, channels)
         self.dropout = layers.of("Dropout", p.dropout)
-        self.dropouts = nn.ModuleList(layers.of("Dropout", p.dropout * part) for part in DROPOUT[side_outputs])
+        self.dropouts = nn.ModuleList(
+            layers.of("Dropout", p.dropout * part) for part in DROPOUT[side_outputs]
+        )
         self.decoders: Any = nn.ModuleList(self._decoder(layers, kind) for kind in decoders)
 
     def _encoder(self, layers: Layers, channels: int) -> nn.ModuleDict:
@@ -159,7 +197,9 @@ class VNet(Backbone):
         for i in reversed(range(self.p.depth - 1)):
             blocks[f"block_{UP[i]}_up"] = layers.up(self.channels[i + 1], kind)
             if i or self.p.last_block:
-                blocks[f"block_{DECODER[i]}"] = layers.stack(CONVS[i], self.channels[i], self.channels[i])
+                blocks[f"block_{DECODER[i]}"] = layers.stack(
+                    CONVS[i], self.channels[i], self.channels[i]
+                )
         for i, outputs in enumerate(self.heads):
             width = self.channels[i] if self.side_outputs else self.width
             blocks[f"out_conv{i + 1 if i else ''}"] = layers.of("Conv", width, outputs, 1)
@@ -171,8 +211,13 @@ class VNet(Backbone):
         one_voxel = self.p.norm == "instance" and all(s == unit for s in shape)
         if one_voxel or any(s % unit for s in shape):
             fit = tuple(max(-(-s // unit), 1 + one_voxel) * unit for s in shape)
-            raise UsageError("the input does not fit the backbone", where="backbone 'vnet'", found=shape,
-                             expected=f"multiples of {unit}{', not all one' * one_voxel}", fix=f"use a patch of {fit}")
+            raise UsageError(
+                "the input does not fit the backbone",
+                where="backbone 'vnet'",
+                found=shape,
+                expected=f"multiples of {unit}{', not all one' * one_voxel}",
+                fix=f"use a patch of {fit}",
+            )
         x, maps = image, []
         for name, block in self.encoder.items():
             x = block(x)
@@ -180,7 +225,9 @@ class VNet(Backbone):
                 maps.append(x)
         return maps
 
-    def decode(self, pyramid: list[Tensor], decoder: int = 0, dropped: bool = False) -> list[Tensor]:
+    def decode(
+        self, pyramid: list[Tensor], decoder: int = 0, dropped: bool = False
+    ) -> list[Tensor]:
         """Decoder maps, fine to coarse; with dropout on the bottleneck first, unless the caller has done that."""
         blocks = self.decoders[decoder]
         x = pyramid[-1] if dropped else self.dropout(pyramid[-1])
@@ -198,7 +245,11 @@ class VNet(Backbone):
     def head(self, features: Tensor, head: int = 0) -> Tensor:
         decoder, number = divmod(head, len(self.heads))
         logits = self.decoders[decoder][f"out_conv{number + 1 if number else ''}"](features)
-        return upsample(logits, 2**number, align_corners=False) if self.side_outputs and number else logits
+        return (
+            upsample(logits, 2**number, align_corners=False)
+            if self.side_outputs and number
+            else logits
+        )
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         pyramid, count = self.encode(image), len(self.heads)
@@ -206,7 +257,9 @@ class VNet(Backbone):
         outputs: list[Tensor] = []
         for d in range(len(self.decoders)):
             maps = self.decode(pyramid, d, dropped=True)
-            outputs += [self.head(maps[i if self.side_outputs else 0], d * count + i) for i in range(count)]
+            outputs += [
+                self.head(maps[i if self.side_outputs else 0], d * count + i) for i in range(count)
+            ]
         return outputs[0] if len(outputs) == 1 and not self.side_outputs else tuple(outputs)
 
     @classmethod
@@ -218,12 +271,19 @@ def published_names(net: VNet) -> dict[str, str]:
     """Our keys to the literature's: flat as UA-MT's with one decoder, ``decoder1.`` etc. as MC-Net's with several."""
     if len(net.decoders) == 1:
         return {key: re.sub(r"^(encoder|decoders\.0)\.", "", key) for key in net.state_dict()}
-    return {key: re.sub(r"^decoders\.(\d+)", lambda m: f"decoder{int(m[1]) + 1}", key) for key in net.state_dict()}
+    return {
+        key: re.sub(r"^decoders\.(\d+)", lambda m: f"decoder{int(m[1]) + 1}", key)
+        for key in net.state_dict()
+    }
 
 
 def _our_name(key: str) -> str:
-    key = re.sub(r"^branchs\.0\.0\.", "block_nine.", key.removeprefix("module."))  # BCP for the pancreas, whose head's
-    key = re.sub(r"^branchs\.0\.[12]\.", "out_conv.", key)  # number depends on whether it was built with dropout
+    key = re.sub(
+        r"^branchs\.0\.0\.", "block_nine.", key.removeprefix("module.")
+    )  # BCP for the pancreas, whose head's
+    key = re.sub(
+        r"^branchs\.0\.[12]\.", "out_conv.", key
+    )  # number depends on whether it was built with dropout
     key = re.sub(r"^decoder(\d*)\.", lambda m: f"decoders.{int(m[1] or 1) - 1}.", key)
     if re.match(rf"block_({'|'.join(ENCODER)})(_dw)?\.", key):
         return f"encoder.{key}"
@@ -242,8 +302,15 @@ def load_published(net: VNet, state: Mapping[str, Any]) -> None:
     shared = {name: state[key] for name, key in source.items() if name in ours}
     wrong = [f"no {k}" for k in ours if k not in shared and not k.endswith("num_batches_tracked")]
     wrong += [f"unexpected {key}" for name, key in source.items() if name not in ours]
-    wrong += [f"another shape of {source[k]}" for k, value in shared.items() if value.shape != ours[k].shape]
+    wrong += [
+        f"another shape of {source[k]}"
+        for k, value in shared.items()
+        if value.shape != ours[k].shape
+    ]
     if wrong:
-        raise IntegrityError(f"weights and network differ in {len(wrong)} tensors", found="; ".join(wrong[:6]),
-                             fix="build the variant they were trained with (norm, width, heads, decoders)")
+        raise IntegrityError(
+            f"weights and network differ in {len(wrong)} tensors",
+            found="; ".join(wrong[:6]),
+            fix="build the variant they were trained with (norm, width, heads, decoders)",
+        )
     net.load_state_dict({**ours, **shared})

@@ -50,20 +50,28 @@ class ACDC(Dataset):
     title = "ACDC (Automated Cardiac Diagnosis Challenge)"
     modality = "cine MRI"
     classes = ("right ventricle", "myocardium", "left ventricle")
-    licence = "CC BY-NC-SA 4.0 according to copies of the data set: non-commercial, cite, share alike."
-    citation = ("Bernard et al., Deep learning techniques for automatic MRI cardiac multi-structures segmentation and "
-                "diagnosis, IEEE TMI 37(11), 2018")
+    licence = (
+        "CC BY-NC-SA 4.0 according to copies of the data set: non-commercial, cite, share alike."
+    )
+    citation = (
+        "Bernard et al., Deep learning techniques for automatic MRI cardiac multi-structures segmentation and "
+        "diagnosis, IEEE TMI 37(11), 2018"
+    )
     homepage = "https://www.creatis.insa-lyon.fr/Challenge/acdc/"
-    files = ("'training/patientXXX/Info.cfg' with the two frames' NIfTI files, for 100 patients",
-             "or 'patientXXX_frameYY.h5' volumes and 'slices/patientXXX_frameYY_slice_N.h5' (SSL4MIS), about 135 MB")
+    files = (
+        "'training/patientXXX/Info.cfg' with the two frames' NIfTI files, for 100 patients",
+        "or 'patientXXX_frameYY.h5' volumes and 'slices/patientXXX_frameYY_slice_N.h5' (SSL4MIS), about 135 MB",
+    )
     protocol = "acdc"
     labeled = 7  # patients: 10 %
     h5_axes = (2, 1, 0)  # the files have (slices, rows, columns)
 
     def split(self) -> Split:
         """70 train, 10 validation and 20 test patients, two frames each; patients 074 and 076 share their images."""
-        train, val, test = (tuple(f"{p}_{f}" for p in _lists()[k] for f in FRAMES.values())
-                            for k in ("train", "val", "test"))
+        train, val, test = (
+            tuple(f"{p}_{f}" for p in _lists()[k] for f in FRAMES.values())
+            for k in ("train", "val", "test")
+        )
         return Split(train, test, "SSL4MIS, Luo et al.", val)
 
     def group(self, case: str) -> str:
@@ -73,16 +81,28 @@ class ACDC(Dataset):
     def find(self, source: Path | None) -> list[RawCase]:
         """Cases in any of the layouts, wherever below ``source`` they lie."""
         assert source is not None
-        infos = once((p.parent.name, p) for p in below(source, "Info.cfg") if p.parent.name.startswith("patient"))
+        infos = once(
+            (p.parent.name, p)
+            for p in below(source, "Info.cfg")
+            if p.parent.name.startswith("patient")
+        )
         raw = [case for info in infos.values() for case in _frames(info)]
         h5 = _circulating(source)
         if raw and h5:
-            raise DataError("two layouts in one folder: the challenge's files and h5 files", where=source,
-                            found=f"{len(raw)} raw frames, {len(h5)} h5 frames", expected="one of the two",
-                            fix="keep them in two folders")
+            raise DataError(
+                "two layouts in one folder: the challenge's files and h5 files",
+                where=source,
+                found=f"{len(raw)} raw frames, {len(h5)} h5 frames",
+                expected="one of the two",
+                fix="keep them in two folders",
+            )
         if not raw and not h5:
-            raise DataError("no case of the ACDC data found", where=source, expected=" ".join(self.files),
-                            fix="segbench data prepare acdc --from DIR")
+            raise DataError(
+                "no case of the ACDC data found",
+                where=source,
+                expected=" ".join(self.files),
+                fix="segbench data prepare acdc --from DIR",
+            )
         return [RawCase(case, where, self.group(case)) for case, where in raw or sorted(h5.items())]
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
@@ -101,8 +121,14 @@ class ACDC(Dataset):
         image, label = read_nifti(where["image"]), read_nifti(where["label"])
         warnings = check_pair(image, label, where["label"])
         made = apply(RECIPE, image, label.array)
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine,
-                    made={**made.facts, "warnings": warnings + made.doubts})
+        return Case(
+            raw.id,
+            made.image,
+            made.label,
+            made.spacing,
+            made.affine,
+            made={**made.facts, "warnings": warnings + made.doubts},
+        )
 
 
 def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -111,13 +137,22 @@ def _frames(info: Path) -> list[tuple[str, dict[str, Any]]]:
     try:
         text = info.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        where = _fault("the file cannot be read", where=info, found=error.strerror, expected="a text with ED and ES",
-                       fix="take the patient's folder from the archive again")
+        where = _fault(
+            "the file cannot be read",
+            where=info,
+            found=error.strerror,
+            expected="a text with ED and ES",
+            fix="take the patient's folder from the archive again",
+        )
         return [(f"{patient}_{name}", where) for name in FRAMES.values()]
     for phase, name in FRAMES.items():
         match = re.search(rf"^\s*{phase}\s*:\s*(\d+)\s*$", text, re.MULTILINE)
         if match is None:
-            where = _fault(f"the file does not name the {phase} frame", where=info, expected=f"a line '{phase}: NUMBER'")
+            where = _fault(
+                f"the file does not name the {phase} frame",
+                where=info,
+                expected=f"a line '{phase}: NUMBER'",
+            )
         else:
             stem = f"{patient}_frame{int(match[1]):02d}"
             image, label = (_nifti(info.parent, stem + end) for end in ("", "_gt"))
@@ -140,22 +175,33 @@ def _circulating(source: Path) -> dict[str, dict[str, Any]]:
     files = below(source, "patient*.h5")
     volumes = once((m[1], p) for p in files if (m := VOLUME.fullmatch(p.name)))
     slices: dict[str, dict[int, Path]] = {}
-    for name, path in once((f"{m[1]} {int(m[2])}", p) for p in files if (m := SLICE.fullmatch(p.name))).items():
+    for name, path in once(
+        (f"{m[1]} {int(m[2])}", p) for p in files if (m := SLICE.fullmatch(p.name))
+    ).items():
         case, _, number = name.partition(" ")
         if case not in volumes:
             slices.setdefault(case, {})[int(number)] = path
     frames = {case: [path] for case, path in volumes.items()} | {
-        case: [numbered[n] for n in sorted(numbered)] for case, numbered in slices.items()}
+        case: [numbered[n] for n in sorted(numbered)] for case, numbered in slices.items()
+    }
     found = {case: {"layout": "h5", "files": files} for case, files in frames.items()}
     for case, numbered in slices.items():
         numbers, depth = sorted(numbered), _depth(frames.get(_other(case), []))
         if numbers != list(range(numbers[0], numbers[0] + len(numbers))) or numbers[0] > 1:
             wrong, expected = f"numbers {some(numbers, 50)}", "numbers from 1 without a gap"
         elif len(numbers) < depth:
-            wrong, expected = f"{len(numbers)} slices", f"{depth}, as {_other(case)} of the same patient has"
+            wrong, expected = (
+                f"{len(numbers)} slices",
+                f"{depth}, as {_other(case)} of the same patient has",
+            )
         else:
             continue
-        found[case] = _fault(f"slices of {case} are missing", where=frames[case][0].parent, found=wrong, expected=expected)
+        found[case] = _fault(
+            f"slices of {case} are missing",
+            where=frames[case][0].parent,
+            found=wrong,
+            expected=expected,
+        )
     return found
 
 
@@ -179,10 +225,18 @@ def _stacked(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """(slices, rows, columns) files to (columns, rows, slices)."""
     parts = [read_h5(file, ("image", "label")) for file in files]
     for file, part in zip(files, parts, strict=True):
-        if part["image"].shape != parts[0]["image"].shape or part["label"].shape != part["image"].shape:
-            raise DataError("the slices of a frame and their labels are of different size", where=file,
-                            found=f"image {part['image'].shape}, label {part['label'].shape}",
-                            expected=f"{parts[0]['image'].shape} as in {files[0].name}")
-    image, label = (np.stack([p[k] for p in parts]) if len(parts) > 1 or parts[0][k].ndim == 2 else parts[0][k]
-                    for k in ("image", "label"))
+        if (
+            part["image"].shape != parts[0]["image"].shape
+            or part["label"].shape != part["image"].shape
+        ):
+            raise DataError(
+                "the slices of a frame and their labels are of different size",
+                where=file,
+                found=f"image {part['image'].shape}, label {part['label'].shape}",
+                expected=f"{parts[0]['image'].shape} as in {files[0].name}",
+            )
+    image, label = (
+        np.stack([p[k] for p in parts]) if len(parts) > 1 or parts[0][k].ndim == 2 else parts[0][k]
+        for k in ("image", "label")
+    )
     return image.T, label.T

@@ -26,7 +26,15 @@ import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.forms import Form, case_images, help_with_form, oddities, read_form, read_json
-from segbench.data.readers import Volume, check_pair, nifti_header, read_volume, require_finite, spacing_of, whole_labels
+from segbench.data.readers import (
+    Volume,
+    check_pair,
+    nifti_header,
+    read_volume,
+    require_finite,
+    spacing_of,
+    whole_labels,
+)
 from segbench.data.recipe import Grey, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError, did_you_mean
 from segbench.files import atomic_write, json_bytes
@@ -34,8 +42,12 @@ from segbench.files import atomic_write, json_bytes
 LISTS = ("labelled", "unlabelled", "val", "test")
 SETTINGS = ("spacing", "window", "crop")
 CROPS = ("none", "nonzero", "body", "label")
-SCALES = {"nonorm": Grey(), "zscore": Grey(None, "zscore"), "rescale_to_0_1": Grey(None, "minmax"),
-          "rgb_to_0_1": Grey((0.0, 255.0), "unit")}
+SCALES = {
+    "nonorm": Grey(),
+    "zscore": Grey(None, "zscore"),
+    "rescale_to_0_1": Grey(None, "minmax"),
+    "rgb_to_0_1": Grey((0.0, 255.0), "unit"),
+}
 TEST_SHARE, SEED = 5, 0  # one labelled case in five, drawn with this seed
 
 
@@ -47,7 +59,9 @@ class Folder(Dataset):
     title = "Your own data: a Decathlon or nnU-Net v2 folder, as folder:/PATH"
     modality = "any"
     licence = "yours"
-    files = ("dataset.json, imagesTr/ and labelsTr/ (missing label: unlabelled), imagesUn/ and splits_ssl.json if you like",)
+    files = (
+        "dataset.json, imagesTr/ and labelsTr/ (missing label: unlabelled), imagesUn/ and splits_ssl.json if you like",
+    )
     protocol = "default"
     form: ClassVar[Form]
     settings: ClassVar[dict[str, Any]] = {}
@@ -62,10 +76,25 @@ class Folder(Dataset):
         """
         settings = _checked(settings)
         root = Path(text)
-        form = read_form(root) if root.exists() else Form(f"not there now: {root}", (), (), True, "", "not stated", "")
-        facts = {"__module__": cls.__module__, "__doc__": cls.__doc__, "family": False, "source": root, "form": form,
-                 "settings": settings, "title": form.title, "classes": form.classes, "channels": len(form.channels),
-                 "modality": ", ".join(form.channels), "licence": form.licence, "citation": form.citation}
+        form = (
+            read_form(root)
+            if root.exists()
+            else Form(f"not there now: {root}", (), (), True, "", "not stated", "")
+        )
+        facts = {
+            "__module__": cls.__module__,
+            "__doc__": cls.__doc__,
+            "family": False,
+            "source": root,
+            "form": form,
+            "settings": settings,
+            "title": form.title,
+            "classes": form.classes,
+            "channels": len(form.channels),
+            "modality": ", ".join(form.channels),
+            "licence": form.licence,
+            "citation": form.citation,
+        }
         made: Any = type(cls.__name__, (cls,), facts)
         if root.exists():
             made.labeled = len(made().lists()["labelled"])
@@ -80,31 +109,60 @@ class Folder(Dataset):
         """
         assert self.source is not None
         if not self.source.exists():
-            raise DataError("the folder is not there now", where=self.source,
-                            fix="mount it again; what has been prepared from it can be used all the same")
+            raise DataError(
+                "the folder is not there now",
+                where=self.source,
+                fix="mount it again; what has been prepared from it can be used all the same",
+            )
         file, cases = self.source / "splits_ssl.json", self.cases()
         if not file.is_file():
             return drawn(cases, self.source, self.form)
         content = read_json(file)
         if unknown := [name for name in content if name not in LISTS]:
-            raise DataError(f"unknown list '{unknown[0]}'.{did_you_mean(unknown[0], LISTS)}", where=file,
-                            found=", ".join(unknown), expected=", ".join(LISTS))
+            raise DataError(
+                f"unknown list '{unknown[0]}'.{did_you_mean(unknown[0], LISTS)}",
+                where=file,
+                found=", ".join(unknown),
+                expected=", ".join(LISTS),
+            )
         lists = {name: content.get(name, []) for name in LISTS}
-        if any(not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) for ids in lists.values()):
-            raise DataError("a list is not a list of texts", where=file, expected=f"lists of case ids: {', '.join(LISTS)}")
+        if any(
+            not isinstance(ids, list) or not all(isinstance(i, str) for i in ids)
+            for ids in lists.values()
+        ):
+            raise DataError(
+                "a list is not a list of texts",
+                where=file,
+                expected=f"lists of case ids: {', '.join(LISTS)}",
+            )
         if empty := [name for name in ("labelled", "test") if not lists[name]]:
-            raise DataError(f"no case in the list '{empty[0]}'", where=file, expected="at least one case to train with and "
-                            "one to test with", fix=f"write ids to '{empty[0]}', or remove the file to have lists drawn")
+            raise DataError(
+                f"no case in the list '{empty[0]}'",
+                where=file,
+                expected="at least one case to train with and one to test with",
+                fix=f"write ids to '{empty[0]}', or remove the file to have lists drawn",
+            )
         ids = [i for name in LISTS for i in lists[name]]
-        wrong = {"listed twice": sorted({i for i in ids if ids.count(i) > 1}),
-                 "not on disk": [i for i in ids if i not in cases],
-                 "listed with a label they have not": [i for name in ("labelled", "val", "test") for i in lists[name]
-                                                       if i in cases and "label" not in cases[i]]}
+        wrong = {
+            "listed twice": sorted({i for i in ids if ids.count(i) > 1}),
+            "not on disk": [i for i in ids if i not in cases],
+            "listed with a label they have not": [
+                i
+                for name in ("labelled", "val", "test")
+                for i in lists[name]
+                if i in cases and "label" not in cases[i]
+            ],
+        }
         for what, which in wrong.items():
             if which:
-                raise DataError(f"cases {what}", where=file, found=", ".join(which[:10]), expected="each case once, on disk",
-                                fix=help_with_form(self.source, self.form) or
-                                "mend the file, or remove it to have it drawn anew")
+                raise DataError(
+                    f"cases {what}",
+                    where=file,
+                    found=", ".join(which[:10]),
+                    expected="each case once, on disk",
+                    fix=help_with_form(self.source, self.form)
+                    or "mend the file, or remove it to have it drawn anew",
+                )
         return lists
 
     def cases(self) -> dict[str, dict[str, Any]]:
@@ -114,8 +172,12 @@ class Folder(Dataset):
         for place in ("imagesTr", "imagesUn", "imagesTs"):
             for case, images in case_images(self.source / place, self.form).items():
                 if case in found:
-                    raise DataError(f"case '{case}' lies in two folders", where=self.source,
-                                    found=f"{found[case]['place']} and {place}", expected="each case once")
+                    raise DataError(
+                        f"case '{case}' lies in two folders",
+                        where=self.source,
+                        found=f"{found[case]['place']} and {place}",
+                        expected="each case once",
+                    )
                 label = self.source / "labelsTr" / f"{case}{self.form.ending}"
                 found[case] = {"place": place, "images": images}
                 if place == "imagesTr" and os.path.lexists(label):
@@ -128,24 +190,49 @@ class Folder(Dataset):
         lists, cases = self.lists(), self.cases()
         notes = oddities(self.source, self.form, cases)
         if lists["val"]:
-            notes.append(f"{len(lists['val'])} cases of the list val are set aside, for no use yet: a run with "
-                         "selection=validation holds out training cases")
+            notes.append(
+                f"{len(lists['val'])} cases of the list val are set aside, for no use yet: a run with "
+                "selection=validation holds out training cases"
+            )
         if unread := [i for i in lists["unlabelled"] if "label" in cases[i]]:
-            notes.append(f"label files of {len(unread)} cases listed as unlabelled are not read: {', '.join(unread[:5])}")
-        if "ct" in (name.lower() for name in self.form.channels) and not self.settings.get("window"):
-            notes.append(f"the grey window comes from the labels of {len(lists['labelled'])} cases, also where a run counts "
-                         "fewer as labelled: give --window to choose it without them")
-        return Split((*lists["labelled"], *lists["unlabelled"]), tuple(lists["test"]), "splits_ssl.json",
-                     tuple(lists["val"]), tuple(notes))
+            notes.append(
+                f"label files of {len(unread)} cases listed as unlabelled are not read: {', '.join(unread[:5])}"
+            )
+        if "ct" in (name.lower() for name in self.form.channels) and not self.settings.get(
+            "window"
+        ):
+            notes.append(
+                f"the grey window comes from the labels of {len(lists['labelled'])} cases, also where a run counts "
+                "fewer as labelled: give --window to choose it without them"
+            )
+        return Split(
+            (*lists["labelled"], *lists["unlabelled"]),
+            tuple(lists["test"]),
+            "splits_ssl.json",
+            tuple(lists["val"]),
+            tuple(notes),
+        )
 
     def find(self, source: Path | None) -> list[RawCase]:
         """All cases of the folder."""
-        if source is not None and self.source is not None and source.resolve() != self.source.resolve():
-            raise DataError(f"data set '{self.name}' is another folder", where=source, expected=str(self.source),
-                            fix="leave --from out, or link the new folder: segbench data link PATH --as NAME")
+        if (
+            source is not None
+            and self.source is not None
+            and source.resolve() != self.source.resolve()
+        ):
+            raise DataError(
+                f"data set '{self.name}' is another folder",
+                where=source,
+                expected=str(self.source),
+                fix="leave --from out, or link the new folder: segbench data link PATH --as NAME",
+            )
         unlabelled = set(self.lists()["unlabelled"])
-        return [RawCase(case, {k: v for k, v in files.items() if k != "label" or case not in unlabelled})
-                for case, files in self.cases().items()]
+        return [
+            RawCase(
+                case, {k: v for k, v in files.items() if k != "label" or case not in unlabelled}
+            )
+            for case, files in self.cases().items()
+        ]
 
     def settle(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
         """The recipe of all cases: spacing and window from the training cases, where no setting gives them."""
@@ -156,15 +243,29 @@ class Folder(Dataset):
         crop: Any = self.settings.get("crop") or ("body" if ct[0] else "nonzero")
         bare = [r.id for r in raw if "label" not in r.where]
         if crop == "label" and bare:
-            raise DataError("a crop by the label needs one in every case", where=self.source, found=", ".join(bare[:10]),
-                            expected="no unlabelled case", fix="crop by the image: nonzero, body or none")
+            raise DataError(
+                "a crop by the label needs one in every case",
+                where=self.source,
+                found=", ".join(bare[:10]),
+                expected="no unlabelled case",
+                fix="crop by the image: nonzero, body or none",
+            )
         window = self.settings.get("window")
         labelled = [r for r in training if r.id in set(lists["labelled"])]
-        grey = tuple(_grey(name, window or (percentiles(labelled, channel) if is_ct else None))
-                     for channel, (name, is_ct) in enumerate(zip(self.form.channels, ct, strict=True)))
-        margin, least = ((25, 25), 96) if crop == "label" else ((0, 0), 0)  # as published ones: the box alone would tell all
-        recipe = Recipe(spacing=self.settings.get("spacing") or median_spacing(training), grey=grey, crop=crop,
-                        margin=margin, least=least)
+        grey = tuple(
+            _grey(name, window or (percentiles(labelled, channel) if is_ct else None))
+            for channel, (name, is_ct) in enumerate(zip(self.form.channels, ct, strict=True))
+        )
+        margin, least = (
+            ((25, 25), 96) if crop == "label" else ((0, 0), 0)
+        )  # as published ones: the box alone would tell all
+        recipe = Recipe(
+            spacing=self.settings.get("spacing") or median_spacing(training),
+            grey=grey,
+            crop=crop,
+            margin=margin,
+            least=least,
+        )
         return [replace(r, where={**r.where, "recipe": recipe}) for r in raw]
 
     def inputs(self) -> dict[str, Any]:
@@ -190,8 +291,14 @@ class Folder(Dataset):
             warnings += check_pair(image, volume, where["label"])
             label = whole_labels(volume.array, where["label"], "the labels of dataset.json")
         made = apply(where["recipe"], image, label)
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine,
-                    made={**made.facts, "warnings": warnings + made.doubts})
+        return Case(
+            raw.id,
+            made.image,
+            made.label,
+            made.spacing,
+            made.affine,
+            made={**made.facts, "warnings": warnings + made.doubts},
+        )
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
@@ -199,11 +306,24 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
     known = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     spacing, window = known.get("spacing", (1, 1, 1)), known.get("window", (0, 1))
     if set(known) - set(SETTINGS) or known.get("crop", "none") not in CROPS:
-        raise UsageError("unknown setting", found=str(settings), expected=f"{', '.join(SETTINGS)}; crop {', '.join(CROPS)}")
-    if len(spacing) != 3 or not all(0 < s < 1000 for s in spacing) or len(window) != 2 or not window[0] < window[1] \
-            or not np.isfinite(window).all():
-        raise UsageError("a setting makes no sense", found=str(settings), fix="--spacing 1x1x1 --window -125:275",
-                         expected="three positive mm; a window of two finite grey values that rises")
+        raise UsageError(
+            "unknown setting",
+            found=str(settings),
+            expected=f"{', '.join(SETTINGS)}; crop {', '.join(CROPS)}",
+        )
+    if (
+        len(spacing) != 3
+        or not all(0 < s < 1000 for s in spacing)
+        or len(window) != 2
+        or not window[0] < window[1]
+        or not np.isfinite(window).all()
+    ):
+        raise UsageError(
+            "a setting makes no sense",
+            found=str(settings),
+            fix="--spacing 1x1x1 --window -125:275",
+            expected="three positive mm; a window of two finite grey values that rises",
+        )
     return known
 
 
@@ -215,14 +335,23 @@ def drawn(cases: dict[str, dict[str, Any]], root: Path, form: Form) -> dict[str,
     """
     labelled = [case for case, files in cases.items() if "label" in files]
     if len(labelled) < 2:
-        raise DataError("too few cases with a label", where=root, fix=help_with_form(root, form),
-                        found="\n".join([str(len(labelled)), *oddities(root, form, cases)]),
-                        expected="at least one to train with and one to test with")
+        raise DataError(
+            "too few cases with a label",
+            where=root,
+            fix=help_with_form(root, form),
+            found="\n".join([str(len(labelled)), *oddities(root, form, cases)]),
+            expected="at least one to train with and one to test with",
+        )
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labelled))
-    test = {labelled[i] for i in order[:max(1, len(labelled) // TEST_SHARE)]}
-    return {"labelled": [c for c in labelled if c not in test],
-            "unlabelled": [c for c, files in cases.items() if "label" not in files and files["place"] != "imagesTs"],
-            "val": [], "test": [c for c in labelled if c in test]}
+    test = {labelled[i] for i in order[: max(1, len(labelled) // TEST_SHARE)]}
+    return {
+        "labelled": [c for c in labelled if c not in test],
+        "unlabelled": [
+            c for c, files in cases.items() if "label" not in files and files["place"] != "imagesTs"
+        ],
+        "val": [],
+        "test": [c for c in labelled if c in test],
+    }
 
 
 def keep_lists(file: Path, lists: dict[str, list[str]]) -> None:
@@ -236,7 +365,9 @@ def keep_lists(file: Path, lists: dict[str, list[str]]) -> None:
 
 def _by_number(case: str) -> list[tuple[int, int | str]]:
     """Numbers inside ids sort by value; ``7`` and ``07`` stay two ids."""
-    parts: list[tuple[int, int | str]] = [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", case) if p]
+    parts: list[tuple[int, int | str]] = [
+        (0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", case) if p
+    ]
     return [*parts, (2, case)]
 
 
@@ -244,7 +375,11 @@ def _grey(name: str, window: Iterable[float] | None) -> Grey:
     """nnU-Net's rule: the channel's name picks the normalisation."""
     if name.lower() == "ct":
         low, high = window if window is not None else (None, None)
-        return Grey((float(low), float(high)), "unit") if low is not None and high is not None else Grey(None, "minmax")
+        return (
+            Grey((float(low), float(high)), "unit")
+            if low is not None and high is not None
+            else Grey(None, "minmax")
+        )
     return SCALES.get(name.lower(), Grey(None, "zscore_nonzero"))
 
 
@@ -260,21 +395,29 @@ def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
 def _ras_spacing(path: Path) -> list[float] | None:
     from nibabel.orientations import io_orientation
 
-    affine = nifti_header(path)[1] if path.name.endswith((".nii", ".nii.gz")) else read_volume(path).affine
+    affine = (
+        nifti_header(path)[1]
+        if path.name.endswith((".nii", ".nii.gz"))
+        else read_volume(path).affine
+    )
     if affine is None:
         return None
     spacing, axes = spacing_of(affine), io_orientation(affine)[:, 0]
     return [spacing[int(np.flatnonzero(axes == axis)[0])] for axis in range(3)]
 
 
-def percentiles(raw: Iterable[RawCase], channel: int, most: int = 10**6) -> tuple[float, float] | None:
+def percentiles(
+    raw: Iterable[RawCase], channel: int, most: int = 10**6
+) -> tuple[float, float] | None:
     """The 0.5 and 99.5 percentile of a channel inside the labels, of at most ``most`` evenly spread voxels a case."""
     inside = []
     for case in raw:
         image, label = _stacked(case.where["images"])[0], read_volume(case.where["label"], "label")
         check_pair(image, label, case.where["label"])
-        chosen = (image.array[..., channel] if image.array.ndim == 4 else image.array)[np.rint(label.array) > 0]
-        inside.append(chosen[::max(1, len(chosen) // most)])
+        chosen = (image.array[..., channel] if image.array.ndim == 4 else image.array)[
+            np.rint(label.array) > 0
+        ]
+        inside.append(chosen[:: max(1, len(chosen) // most)])
     pooled = np.concatenate(inside) if inside else np.empty(0)
     if not pooled.size:
         return None
@@ -285,9 +428,16 @@ def percentiles(raw: Iterable[RawCase], channel: int, most: int = 10**6) -> tupl
 def _stacked(files: Sequence[Path]) -> tuple[Volume, list[str]]:
     """The channels of a case as one volume, (*S) or (*S, C), and warnings."""
     parts = [read_volume(file) for file in files]
-    warnings = [f"{file.name}: {text}" for file, part in zip(files[1:], parts[1:], strict=True)
-                for text in check_pair(parts[0], part, file, "channel")]
-    array = parts[0].array if len(parts) == 1 else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
+    warnings = [
+        f"{file.name}: {text}"
+        for file, part in zip(files[1:], parts[1:], strict=True)
+        for text in check_pair(parts[0], part, file, "channel")
+    ]
+    array = (
+        parts[0].array
+        if len(parts) == 1
+        else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
+    )
     require_finite(array, files[0])
     return Volume(array, parts[0].affine), warnings
 
@@ -295,10 +445,18 @@ def _stacked(files: Sequence[Path]) -> tuple[Volume, list[str]]:
 def _doubts(image: Volume) -> list[str]:
     """What can be used but looks wrong."""
     notes, spacing = [], image.spacing
-    if spacing is not None and image.affine is not None and np.array_equal(np.abs(image.affine[:3, :3]), np.eye(3)):
-        notes.append("spacing of exactly 1 x 1 x 1 mm: if it was lost on the way, distances in mm are wrong")
+    if (
+        spacing is not None
+        and image.affine is not None
+        and np.array_equal(np.abs(image.affine[:3, :3]), np.eye(3))
+    ):
+        notes.append(
+            "spacing of exactly 1 x 1 x 1 mm: if it was lost on the way, distances in mm are wrong"
+        )
     if spacing is not None and max(spacing) > 3 * min(spacing):
-        notes.append(f"slices {max(spacing):.3g} mm apart, {min(spacing):.3g} mm in plane: cubic patches are a poor choice")
+        notes.append(
+            f"slices {max(spacing):.3g} mm apart, {min(spacing):.3g} mm in plane: cubic patches are a poor choice"
+        )
     if image.array.min() == image.array.max():
         notes.append("an image of one grey value")
     return notes

@@ -45,12 +45,19 @@ class LeftAtrium(Dataset):
     title = "Left Atrium 2018 (Atrial Segmentation Challenge)"
     modality = "gadolinium-enhanced MRI"
     classes = ("left atrium",)
-    licence = ("No licence is named on the challenge's pages; access is through the challenge site. "
-               "Settle your right to use the files before you pass them on.")
-    citation = ("Xiong et al., A global benchmark of algorithms for segmenting the left atrium from late "
-                "gadolinium-enhanced cardiac magnetic resonance imaging, Medical Image Analysis 67, 2021")
+    licence = (
+        "No licence is named on the challenge's pages; access is through the challenge site. "
+        "Settle your right to use the files before you pass them on."
+    )
+    citation = (
+        "Xiong et al., A global benchmark of algorithms for segmenting the left atrium from late "
+        "gadolinium-enhanced cardiac magnetic resonance imaging, Medical Image Analysis 67, 2021"
+    )
     homepage = "https://www.cardiacatlas.org/atriaseg2018-challenge/"
-    files = (f"'{FOLDER}/<case>/{H5}' for 100 cases, about 235 MB", f"or '<case>/{IMAGE}' and '<case>/{LABEL}'")
+    files = (
+        f"'{FOLDER}/<case>/{H5}' for 100 cases, about 235 MB",
+        f"or '<case>/{IMAGE}' and '<case>/{LABEL}'",
+    )
     protocol = "la"
     boxed = True
     labeled = 8
@@ -69,20 +76,34 @@ class LeftAtrium(Dataset):
         h5 = [p for p in folders if os.path.lexists(p / H5)]
         raw = [p for p in folders if os.path.lexists(p / IMAGE)]
         if h5 and raw:
-            raise DataError("two layouts in one folder: prepared h5 files and raw NRRD files", where=base,
-                            found=f"{len(h5)} x {H5}, {len(raw)} x {IMAGE}", expected="one of the two",
-                            fix="keep them in two folders: their crops differ")
+            raise DataError(
+                "two layouts in one folder: prepared h5 files and raw NRRD files",
+                where=base,
+                found=f"{len(h5)} x {H5}, {len(raw)} x {IMAGE}",
+                expected="one of the two",
+                fix="keep them in two folders: their crops differ",
+            )
         if not h5 and not raw:
-            raise DataError("no case of the left atrium data found", where=base, expected=" ".join(self.files),
-                            fix="segbench data prepare la --from DIR, the folder that holds the case folders")
+            raise DataError(
+                "no case of the left atrium data found",
+                where=base,
+                expected=" ".join(self.files),
+                fix="segbench data prepare la --from DIR, the folder that holds the case folders",
+            )
         if h5:
             return [RawCase(p.name, {"layout": "h5", "file": p / H5}) for p in h5]
-        return [RawCase(p.name, {"layout": "nrrd", "margin": MARGIN, "image": p / IMAGE, "label": p / LABEL})
-                for p in raw]
+        return [
+            RawCase(
+                p.name, {"layout": "nrrd", "margin": MARGIN, "image": p / IMAGE, "label": p / LABEL}
+            )
+            for p in raw
+        ]
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Z-score over the whole scan."""
-        return (image - image.mean(dtype=np.float64)) / max(float(image.std(dtype=np.float64)), 1e-9)
+        return (image - image.mean(dtype=np.float64)) / max(
+            float(image.std(dtype=np.float64)), 1e-9
+        )
 
     def load(self, raw: RawCase) -> Case:
         """One volume; z-scored over the whole scan, so neither mean 0 nor standard deviation 1 in the crop."""
@@ -93,7 +114,11 @@ class LeftAtrium(Dataset):
         scan, mask = read_volume(where["image"]), read_volume(where["label"])
         warnings = check_pair(scan, mask, where["label"]) + _doubts(scan, where["image"])
         image, label = _prepare(scan.array, mask.array, where["image"], where["label"])
-        made = {"scan": scan_digest(scan.array), "source_dtype": str(scan.array.dtype), "warnings": warnings}
+        made = {
+            "scan": scan_digest(scan.array),
+            "source_dtype": str(scan.array.dtype),
+            "warnings": warnings,
+        }
         return Case(raw.id, image[None], label, self.spacing, made=made)
 
 
@@ -102,27 +127,49 @@ def _doubts(scan: Volume, file: Path) -> list[str]:
     if scan.spacing is None or np.allclose(scan.spacing, LeftAtrium.spacing, atol=1e-3):
         return []
     if np.allclose(scan.spacing, 1):
-        return ["the header says 1 x 1 x 1 mm, as where a spacing was lost on the way; 0.625 mm is taken"]
-    raise DataError("not the spacing of the challenge's files", where=file, expected="0.625 x 0.625 x 0.625 mm",
-                    found=" x ".join(f"{s:.4g}" for s in scan.spacing) + " mm", fix="take the challenge's own files")
+        return [
+            "the header says 1 x 1 x 1 mm, as where a spacing was lost on the way; 0.625 mm is taken"
+        ]
+    raise DataError(
+        "not the spacing of the challenge's files",
+        where=file,
+        expected="0.625 x 0.625 x 0.625 mm",
+        found=" x ".join(f"{s:.4g}" for s in scan.spacing) + " mm",
+        fix="take the challenge's own files",
+    )
 
 
-def _prepare(grey: np.ndarray, mask: np.ndarray, image_file: Path, label_file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _prepare(
+    grey: np.ndarray, mask: np.ndarray, image_file: Path, label_file: Path
+) -> tuple[np.ndarray, np.ndarray]:
     """The recipe of the literature with fixed margins: (X, Y, Z) grey values -> (x, y, Z) float32 and uint8."""
     require_finite(grey, image_file)
     if grey.ndim != 3:
-        raise DataError("no volume of grey values", where=image_file, expected="three axes", found=f"shape {grey.shape}")
+        raise DataError(
+            "no volume of grey values",
+            where=image_file,
+            expected="three axes",
+            found=f"shape {grey.shape}",
+        )
     values, counts = np.unique(mask, return_counts=True)
     if not np.isin(values, (0, 255)).all():
-        bad = ", ".join(f"{v}: {n} voxels" for v, n in zip(values, counts, strict=True) if v not in (0, 255))
+        bad = ", ".join(
+            f"{v}: {n} voxels" for v, n in zip(values, counts, strict=True) if v not in (0, 255)
+        )
         raise DataError("unknown label values", where=label_file, found=bad, expected="0 and 255")
     label = (mask == 255).astype(np.uint8)
     spread = grey.std(dtype=np.float64)
     if not label.any() or not spread > 0:
-        raise DataError("empty label" if spread > 0 else "an image of one grey value", where=image_file.parent,
-                        expected="an atrium to crop around")
+        raise DataError(
+            "empty label" if spread > 0 else "an image of one grey value",
+            where=image_file.parent,
+            expected="an atrium to crop around",
+        )
     image = ((grey - grey.mean(dtype=np.float64)) / spread).astype(np.float32)
-    box = tuple(_side(label.any(axis=other), patch) for other, patch in zip(((1, 2), (0, 2)), PATCH, strict=True))
+    box = tuple(
+        _side(label.any(axis=other), patch)
+        for other, patch in zip(((1, 2), (0, 2)), PATCH, strict=True)
+    )
     return image[box], label[box]
 
 

@@ -28,14 +28,22 @@ from segbench.errors import DataError
 
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002
 WINDOW = (-125.0, 275.0)  # HU
-INSIDE = (0.0, 200.0)  # HU: where the mean of an enhanced pancreas must lie; fat and air come in where a label is mirrored
-USUAL, SPREAD = (50.0, 130.0), 80.0  # HU: where it mostly lies, and a deviation that only a mixture of tissues has
+INSIDE = (
+    0.0,
+    200.0,
+)  # HU: where the mean of an enhanced pancreas must lie; fat and air come in where a label is mirrored
+USUAL, SPREAD = (
+    (50.0, 130.0),
+    80.0,
+)  # HU: where it mostly lies, and a deviation that only a mixture of tissues has
 FOLDER, LABEL = re.compile(r"PANCREAS_(\d{4})"), re.compile(r"label(\d{4})\.nii(\.gz)?")
 
 
 @cache
 def _lists() -> dict[str, Any]:
-    return yaml.safe_load(Path(__file__).with_name("pancreas_ct_split.yaml").read_text(encoding="utf-8"))
+    return yaml.safe_load(
+        Path(__file__).with_name("pancreas_ct_split.yaml").read_text(encoding="utf-8")
+    )
 
 
 class Pancreas(Dataset):
@@ -44,8 +52,10 @@ class Pancreas(Dataset):
     modality = "contrast CT, portal-venous phase"
     classes = ("pancreas",)
     licence = "CC BY 3.0"
-    citation = ("Roth et al., Data from Pancreas-CT, The Cancer Imaging Archive, 2016, 10.7937/K9/TCIA.2016.tNB1kqBU; "
-                "Roth et al., DeepOrgan, MICCAI 2015; Clark et al., J Digit Imaging 26(6), 2013")
+    citation = (
+        "Roth et al., Data from Pancreas-CT, The Cancer Imaging Archive, 2016, 10.7937/K9/TCIA.2016.tNB1kqBU; "
+        "Roth et al., DeepOrgan, MICCAI 2015; Clark et al., J Digit Imaging 26(6), 2013"
+    )
     homepage = "https://www.cancerimagingarchive.net/collection/pancreas-ct/"
     protocol = "pancreas_ct"
     collection = "NIH Pancreas-CT"
@@ -62,26 +72,51 @@ class Pancreas(Dataset):
         h5 = {case: {"layout": "h5", "file": file} for case, file in files.items()}
         raw = self._raw(source)
         if h5 and raw:
-            raise DataError("two layouts in one folder: prepared h5 files and the archive's files", where=source,
-                            found=f"{len(h5)} h5 files, {len(raw)} series", expected="one of the two",
-                            fix="keep them in two folders")
+            raise DataError(
+                "two layouts in one folder: prepared h5 files and the archive's files",
+                where=source,
+                found=f"{len(h5)} h5 files, {len(raw)} series",
+                expected="one of the two",
+                fix="keep them in two folders",
+            )
         found = {case: where for case, where in (h5 or raw).items() if case not in WITHDRAWN}
         if not found:
-            raise DataError("no case of the pancreas data found", where=source, expected=" ".join(self.files),
-                            fix=f"segbench data prepare {self.name} --from DIR, which holds images and labels")
+            raise DataError(
+                "no case of the pancreas data found",
+                where=source,
+                expected=" ".join(self.files),
+                fix=f"segbench data prepare {self.name} --from DIR, which holds images and labels",
+            )
         return [RawCase(case, where) for case, where in sorted(found.items())]
 
     def _raw(self, source: Path) -> dict[str, dict[str, Any]]:
         """Series by case, each with its label; a label without a series (0025, 0070) is no case."""
-        labels = once((m[1], p) for p in below(source, "label*.nii*") if (m := LABEL.fullmatch(p.name)))
-        folders = {p: m[1] for p in below(source, "PANCREAS_*") if p.is_dir() and (m := FOLDER.fullmatch(p.name))}
-        cases = once((case, p) for p, case in folders.items() if folders.get(p.parent) != case and _any_slice(p))
+        labels = once(
+            (m[1], p) for p in below(source, "label*.nii*") if (m := LABEL.fullmatch(p.name))
+        )
+        folders = {
+            p: m[1]
+            for p in below(source, "PANCREAS_*")
+            if p.is_dir() and (m := FOLDER.fullmatch(p.name))
+        }
+        cases = once(
+            (case, p)
+            for p, case in folders.items()
+            if folders.get(p.parent) != case and _any_slice(p)
+        )
         without = sorted(set(cases) - set(labels) - set(WITHDRAWN))
         if without:
-            raise DataError(f"{len(without)} series have no label file", where=source, found=", ".join(without[:5]),
-                            expected="labelNNNN.nii.gz for each PANCREAS_NNNN; the labels are a download of their own")
-        return {case: {"layout": "dicom", "recipe": self.recipe, "image": folder, "label": labels[case]}
-                for case, folder in cases.items() if case not in WITHDRAWN}
+            raise DataError(
+                f"{len(without)} series have no label file",
+                where=source,
+                found=", ".join(without[:5]),
+                expected="labelNNNN.nii.gz for each PANCREAS_NNNN; the labels are a download of their own",
+            )
+        return {
+            case: {"layout": "dicom", "recipe": self.recipe, "image": folder, "label": labels[case]}
+            for case, folder in cases.items()
+            if case not in WITHDRAWN
+        }
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """As the recipe; the h5 files hold such values."""
@@ -92,21 +127,40 @@ class Pancreas(Dataset):
         where: dict[str, Any] = raw.where
         if where["layout"] == "h5":
             arrays = read_h5(where["file"], ("image", "label"))
-            return Case(raw.id, arrays["image"][None], _binary(arrays["label"], where["file"]), self.h5_spacing)
+            return Case(
+                raw.id,
+                arrays["image"][None],
+                _binary(arrays["label"], where["file"]),
+                self.h5_spacing,
+            )
         image, label = read_dicom(where["image"], order="instance"), read_nifti(where["label"])
         if image.array.shape != label.array.shape:
-            raise DataError("series and label do not fit", where=where["label"], expected=f"shape {image.array.shape}",
-                            found=f"shape {label.array.shape}")
+            raise DataError(
+                "series and label do not fit",
+                where=where["label"],
+                expected=f"shape {image.array.shape}",
+                found=f"shape {label.array.shape}",
+            )
         mask = _binary(label.array, where["label"])
         mean = float(image.array[mask > 0].mean()) if mask.any() else 0.0
         if not INSIDE[0] <= mean <= INSIDE[1]:
-            raise DataError("the label does not lie on soft tissue", where=where["label"],
-                            found=f"mean {mean:.0f} HU inside", expected=f"{INSIDE[0]:.0f} to {INSIDE[1]:.0f} HU",
-                            fix="take both from the archive: converted files are often mirrored")
+            raise DataError(
+                "the label does not lie on soft tissue",
+                where=where["label"],
+                found=f"mean {mean:.0f} HU inside",
+                expected=f"{INSIDE[0]:.0f} to {INSIDE[1]:.0f} HU",
+                fix="take both from the archive: converted files are often mirrored",
+            )
         made = apply(self.recipe, image, mask)
         warnings = _doubts(image.array[mask > 0])
-        return Case(raw.id, made.image, made.label, made.spacing, made.affine,
-                    made={**made.facts, "warnings": warnings + made.doubts})
+        return Case(
+            raw.id,
+            made.image,
+            made.label,
+            made.spacing,
+            made.affine,
+            made={**made.facts, "warnings": warnings + made.doubts},
+        )
 
 
 def _any_slice(folder: Path) -> bool:
@@ -118,16 +172,22 @@ def _doubts(inside: np.ndarray) -> list[str]:
     mean, spread = float(inside.mean()), float(inside.std())
     if USUAL[0] <= mean <= USUAL[1] and spread <= SPREAD:
         return []
-    return [f"{mean:.0f} HU inside the label, deviation {spread:.0f}; usual are {USUAL[0]:.0f} to {USUAL[1]:.0f} and at "
-            f"most {SPREAD:.0f}: look whether label and series fit"]
+    return [
+        f"{mean:.0f} HU inside the label, deviation {spread:.0f}; usual are {USUAL[0]:.0f} to {USUAL[1]:.0f} and at "
+        f"most {SPREAD:.0f}: look whether label and series fit"
+    ]
 
 
 def _binary(label: np.ndarray, file: Path) -> np.ndarray:
     """0 and 1, stored as any type."""
     whole = np.rint(label)
     if np.abs(label - whole).max(initial=0) > 1e-3 or not np.isin(whole, (0, 1)).all():
-        raise DataError("unknown label values", where=file, found=", ".join(f"{v:g}" for v in np.unique(label)[:8]),
-                        expected="0 and 1")
+        raise DataError(
+            "unknown label values",
+            where=file,
+            found=", ".join(f"{v:g}" for v in np.unique(label)[:8]),
+            expected="0 and 1",
+        )
     return whole.astype(np.uint8)
 
 
@@ -138,13 +198,22 @@ RAW = "'PANCREAS_NNNN' folders with one DICOM series each and 'labelNNNN.nii.gz'
 class ProtocolA(Pancreas):
     title = "NIH Pancreas-CT, protocol A (CoraNet, BCP, VerSemi)"
     files = (RAW, "or 'NNNN.h5' or 'dataNNNN.h5' for 80 cases (CoraNet, VerSemi)")
-    recipe = Recipe(orientation="file", spacing=(1.0, 1.0, 1.0), in_plane=True, grey=(Grey(WINDOW, "unit"),), crop="label",
-                    margin=(25, 26), least=96)
+    recipe = Recipe(
+        orientation="file",
+        spacing=(1.0, 1.0, 1.0),
+        in_plane=True,
+        grey=(Grey(WINDOW, "unit"),),
+        crop="label",
+        margin=(25, 26),
+        least=96,
+    )
     h5 = re.compile(r"(?:data)?(\d{4})\.h5")
 
     def split(self) -> Split:
         """CoraNet's and VerSemi's, entry by entry."""
-        return Split(tuple(_lists()["train"]), tuple(_lists()["test"]), "CoraNet, Shi et al., IEEE TMI 2021")
+        return Split(
+            tuple(_lists()["train"]), tuple(_lists()["test"]), "CoraNet, Shi et al., IEEE TMI 2021"
+        )
 
 
 @dataset("pancreas_ct_mcnet", paper="Roth et al., MICCAI 2015")
@@ -152,13 +221,29 @@ class ProtocolB(Pancreas):
     title = "NIH Pancreas-CT, protocol B (MC-Net) without the scan that counts three times"
     files = (RAW, "or 'imageNNNN_norm.h5' files (MC-Net)")
     protocol = "pancreas_ct_mcnet"
-    recipe = Recipe(orientation="file", spacing=(1.0, 1.0, 1.0), order=3, grey=(Grey(WINDOW, "zscore"),), crop="label_xy",
-                    margin=(25, 24), least=96, scale_last=True)
+    recipe = Recipe(
+        orientation="file",
+        spacing=(1.0, 1.0, 1.0),
+        order=3,
+        grey=(Grey(WINDOW, "zscore"),),
+        crop="label_xy",
+        margin=(25, 24),
+        least=96,
+        scale_last=True,
+    )
     h5 = re.compile(r"image(\d{4})_norm\.h5")
     h5_spacing = (1.0, 1.0, 1.0)
 
     def split(self) -> Split:
         """MC-Net's without 0025 and 0070."""
-        train, test = (tuple(i for i in _lists()["mcnet"][k] if i not in WITHDRAWN) for k in ("train", "test"))
-        return Split(train, test, "MC-Net, Wu et al., MICCAI 2021, without 0025 and 0070", notes=(
-            "0025 and 0070 are the scan of case 0002 once more and left out: 61 train and 19 test cases, not 62 and 20",))
+        train, test = (
+            tuple(i for i in _lists()["mcnet"][k] if i not in WITHDRAWN) for k in ("train", "test")
+        )
+        return Split(
+            train,
+            test,
+            "MC-Net, Wu et al., MICCAI 2021, without 0025 and 0070",
+            notes=(
+                "0025 and 0070 are the scan of case 0002 once more and left out: 61 train and 19 test cases, not 62 and 20",
+            ),
+        )

@@ -35,7 +35,23 @@ from segbench.errors import DataError
 TRAIN, TEST = 20, 10
 SPACING = (1.5, 1.5, 1.5)  # mm
 
-AIR, FAT, MUSCLE, STOMACH, SPLEEN, KIDNEY, ORGAN, VESSEL, CYST, LESION, SPOT, AORTA, BONE, CANAL, BOWEL = range(15)
+(
+    AIR,
+    FAT,
+    MUSCLE,
+    STOMACH,
+    SPLEEN,
+    KIDNEY,
+    ORGAN,
+    VESSEL,
+    CYST,
+    LESION,
+    SPOT,
+    AORTA,
+    BONE,
+    CANAL,
+    BOWEL,
+) = range(15)
 IN_ORGAN = (ORGAN, VESSEL, CYST, LESION)
 MIN_LESION = 250  # voxels; a case with less is drawn again
 
@@ -53,7 +69,14 @@ class Look:
 
 
 CT = Look(organ=(60, 130), neighbour=30, lesion=(55, 90), sign=-1, texture=8, noise=(6, 14))
-MR = Look(organ=(0.40, 0.55), neighbour=0.16, lesion=(0.16, 0.30), sign=1, texture=0.05, noise=(0.02, 0.05))
+MR = Look(
+    organ=(0.40, 0.55),
+    neighbour=0.16,
+    lesion=(0.16, 0.30),
+    sign=1,
+    texture=0.05,
+    noise=(0.02, 0.05),
+)
 
 
 def _rng(*key: object) -> np.random.Generator:
@@ -63,10 +86,14 @@ def _rng(*key: object) -> np.random.Generator:
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> np.ndarray:
     """Smooth noise of mean 0 and standard deviation 1 with about ``cells`` hills along each axis."""
-    field = rng.standard_normal((cells + 2,) * 3)  # one more than the cells on either side, as heights of hills
+    field = rng.standard_normal(
+        (cells + 2,) * 3
+    )  # one more than the cells on either side, as heights of hills
     for n in shape:  # along each axis in turn: interpolate, then let the next axis come first
         gap = np.linspace(0, cells + 1, n)[:, None] - np.arange(cells + 2)
-        field = np.einsum("ni,ijk->jkn", np.exp(-np.square(gap)), field)  # sums of Gaussian hills, no BLAS
+        field = np.einsum(
+            "ni,ijk->jkn", np.exp(-np.square(gap)), field
+        )  # sums of Gaussian hills, no BLAS
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
@@ -90,7 +117,9 @@ def _ellipsoid(q: np.ndarray, centre, radii, angles=(0.0, 0.0, 0.0)) -> np.ndarr
 def _tube(q: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
     """Mask of a straight vessel from ``start`` to ``end``."""
     axis = end - start
-    along = sum((q[i] - start[i]) * axis[i] for i in range(3)) / max(float(np.square(axis).sum()), 1e-6)
+    along = sum((q[i] - start[i]) * axis[i] for i in range(3)) / max(
+        float(np.square(axis).sum()), 1e-6
+    )
     along = np.clip(along, 0, 1)
     return sum(np.square(q[i] - start[i] - along * axis[i]) for i in range(3)) < radius**2
 
@@ -109,7 +138,9 @@ def _anatomy(rng: np.random.Generator) -> np.ndarray:
     tissue[trunk < 1] = MUSCLE
     tissue[(trunk < 1) & (trunk > 1 - wall)] = FAT
     inner = trunk < 1 - wall - rng.uniform(0.06, 0.14)
-    gut = _smooth(rng, shape, 6) < rng.normal(-0.9, 0.6)  # lean bodies have hardly any fat between the organs
+    gut = _smooth(rng, shape, 6) < rng.normal(
+        -0.9, 0.6
+    )  # lean bodies have hardly any fat between the organs
     tissue[inner] = np.where(gut, BOWEL, FAT)[inner]
 
     def put(what: int, centre, radii, turn=0.3, jitter=0.06):
@@ -124,7 +155,13 @@ def _anatomy(rng: np.random.Generator) -> np.ndarray:
     put(KIDNEY, (-0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
     lobe = np.array([-0.38, -0.05, 0.1]) + rng.normal(0, 0.07, 3)
     put(ORGAN, lobe, np.array([0.40, 0.52, 0.62]) * rng.uniform(0.8, 1.15), turn=0.4, jitter=0.0)
-    put(ORGAN, lobe + np.array([0.32, -0.32, 0.15]), (rng.uniform(0.2, 0.6), 0.24, 0.30), turn=0.5, jitter=0.04)
+    put(
+        ORGAN,
+        lobe + np.array([0.32, -0.32, 0.15]),
+        (rng.uniform(0.2, 0.6), 0.24, 0.30),
+        turn=0.5,
+        jitter=0.04,
+    )
     tissue[_ellipsoid(q, (0, 0.62, 0), (0.17, 0.17, 9)) < 1] = BONE
     tissue[_ellipsoid(q, (0, 0.68, 0), (0.06, 0.06, 9)) < 1] = CANAL
     tissue[_ellipsoid(q, (rng.uniform(0.02, 0.15), 0.34, 0), (0.08, 0.08, 9)) < 1] = AORTA
@@ -150,7 +187,9 @@ def _vessels(rng: np.random.Generator, tissue: np.ndarray, q: np.ndarray) -> Non
 
 def _spots(rng: np.random.Generator, tissue: np.ndarray, flat: np.ndarray) -> None:
     """Lesions in the organ, their look-alikes in spleen and stomach, and round cysts."""
-    rough = 1 + 0.22 * _grain(rng, tissue.shape, 1.6)  # makes the borders of lesions and look-alikes irregular
+    rough = 1 + 0.22 * _grain(
+        rng, tissue.shape, 1.6
+    )  # makes the borders of lesions and look-alikes irregular
 
     def spot(what: int, host: int, radius: float, ragged: bool):
         centre = _point(rng, tissue == host, 2)
@@ -188,7 +227,9 @@ def _means(rng: np.random.Generator, look: Look) -> np.ndarray:
     return mean
 
 
-def _paint(rng: np.random.Generator, tissue: np.ndarray, mean: np.ndarray, texture: float) -> np.ndarray:
+def _paint(
+    rng: np.random.Generator, tissue: np.ndarray, mean: np.ndarray, texture: float
+) -> np.ndarray:
     """Means and textures with a partial-volume blur: coarse in stomach and lesions, fine elsewhere."""
     coarse = np.isin(tissue, (STOMACH, BOWEL, LESION))
     grain = np.where(coarse, 1.6 * _grain(rng, tissue.shape, 2.2), _grain(rng, tissue.shape, 0.8))
@@ -199,13 +240,23 @@ def _paint(rng: np.random.Generator, tissue: np.ndarray, mean: np.ndarray, textu
 def _ct(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
     """Hounsfield-like: blurred noise, streaks that fan out from the spine, window -100..240."""
     mean = _means(rng, CT)
-    mean[[AIR, FAT, BONE, CANAL, AORTA]] = -1000, rng.uniform(-110, -80), 400, 30, mean[ORGAN] + rng.uniform(0, 80)
+    mean[[AIR, FAT, BONE, CANAL, AORTA]] = (
+        -1000,
+        rng.uniform(-110, -80),
+        400,
+        30,
+        mean[ORGAN] + rng.uniform(0, 80),
+    )
     image = _paint(rng, tissue, mean, CT.texture)
     image += np.float32(rng.uniform(*CT.noise)) * _grain(rng, tissue.shape, 0.7)
     x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in tissue.shape[:2]), indexing="ij")
     angle = np.arctan2(y - 0.8 * tissue.shape[1], x - 0.5 * tissue.shape[0])
     fan = np.cos(angle * rng.integers(9, 17) + rng.uniform(0, 6.3)).astype(np.float32)
-    image += rng.uniform(0, 16) * fan[..., None] * np.abs(rng.standard_normal(tissue.shape[2])).astype(np.float32)
+    image += (
+        rng.uniform(0, 16)
+        * fan[..., None]
+        * np.abs(rng.standard_normal(tissue.shape[2])).astype(np.float32)
+    )
     return np.clip(image, -100, 240)
 
 
@@ -216,7 +267,9 @@ def _mr(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
     image = _paint(rng, tissue, mean, MR.texture)
     image *= np.exp(np.float32(rng.uniform(0.05, 0.2)) * _smooth(rng, tissue.shape, 2))
     sigma = np.float32(rng.uniform(*MR.noise))
-    real, imaginary = (sigma * rng.standard_normal(tissue.shape, dtype=np.float32) for _ in range(2))
+    real, imaginary = (
+        sigma * rng.standard_normal(tissue.shape, dtype=np.float32) for _ in range(2)
+    )
     return np.hypot(image + real, imaginary) ** np.float32(rng.uniform(0.8, 1.25))
 
 
@@ -235,11 +288,15 @@ class Phantom(Dataset):
 
     def split(self) -> Split:
         ids = tuple(raw.id for raw in self.find(None))
-        return Split(ids[:TRAIN], ids[TRAIN:], "made by the program: the first 20 train, the last 10 test")
+        return Split(
+            ids[:TRAIN], ids[TRAIN:], "made by the program: the first 20 train, the last 10 test"
+        )
 
     def find(self, source: Path | None) -> list[RawCase]:
         if source is not None:
-            raise DataError("a phantom has no source folder", where=source, fix="leave the folder out")
+            raise DataError(
+                "a phantom has no source folder", where=source, fix="leave the folder out"
+            )
         return [RawCase(f"{self.name}_{i:02d}", i) for i in range(TRAIN + TEST)]
 
     def load(self, raw: RawCase) -> Case:
@@ -293,6 +350,11 @@ class Group(Dataset):
     title = "Phantoms: CT-like and MR-like, organ and lesion"
     modality = "synthetic CT and MR"
     licence = Phantom.licence
-    citation, files, protocol, labeled = Phantom.citation, Phantom.files, Phantom.protocol, Phantom.labeled
+    citation, files, protocol, labeled = (
+        Phantom.citation,
+        Phantom.files,
+        Phantom.protocol,
+        Phantom.labeled,
+    )
     embedded = True
     members = ("phantom_ct_organ", "phantom_ct_lesion", "phantom_mr_organ", "phantom_mr_lesion")

@@ -57,12 +57,18 @@ class BCP(Method):
     """A student learns mixtures of labelled images, then of labelled images and images its moving average labels."""
 
     class Params(MethodParams):
-        pretrain_share: float = Field(2 / 17, gt=0, lt=1, description="of the steps for labelled pretraining")
+        pretrain_share: float = Field(
+            2 / 17, gt=0, lt=1, description="of the steps for labelled pretraining"
+        )
         box: float = Field(2 / 3, gt=0, lt=1, description="edge of the box relative to the patch's")
-        weight: float = Field(0.5, ge=0, description="of voxels with a pseudo label; labelled ones have 1")
+        weight: float = Field(
+            0.5, ge=0, description="of voxels with a pseudo label; labelled ones have 1"
+        )
         decay: float = Field(0.99, ge=0, lt=1, description="of the moving average")
         connectivity: Literal[6, 18, 26] = Field(
-            26, description="neighbours of a voxel in its component (LA 26, pancreas 18); 2-D: 6 means 4, others 8")
+            26,
+            description="neighbours of a voxel in its component (LA 26, pancreas 18); 2-D: 6 means 4, others 8",
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
@@ -70,35 +76,47 @@ class BCP(Method):
 
     def phases(self) -> tuple[Phase, ...]:
         share = self.p.pretrain_share
-        return Phase("pretrain", share, unlabeled=0), Phase("self_train", 1 - share, fresh_optimizer=True)
+        return Phase("pretrain", share, unlabeled=0), Phase(
+            "self_train", 1 - share, fresh_optimizer=True
+        )
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
-        return default.model_copy(update={"schedule": "constant"}) if phase.name == "pretrain" else default
+        return (
+            default.model_copy(update={"schedule": "constant"})
+            if phase.name == "pretrain"
+            else default
+        )
 
     def start_phase(self, phase: Phase) -> None:
         self.teacher.model.load_state_dict(self.student.state_dict())
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         size = tuple(batch.x.shape[2:])
-        mask = context_mask(1, size, self.p.box, t.generator("box"), batch.x.device)       # (1, *S), one for all pairs
+        mask = context_mask(
+            1, size, self.p.box, t.generator("box"), batch.x.device
+        )  # (1, *S), one for all pairs
         return self.pretrain(batch, mask) if t.phase == "pretrain" else self.self_train(batch, mask)
 
     def pretrain(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
         """Labelled images with boxes of labelled images."""
         pairs = (len(batch.x) + 1) // 2
         (x_a, x_b), (y_a, y_b) = halves(batch.x, pairs), halves(batch.y, pairs)
-        return {"supervised": dice_and_entropy(self.student(mix(mask, x_a, x_b)), mix(mask, y_a, y_b))}
+        return {
+            "supervised": dice_and_entropy(self.student(mix(mask, x_a, x_b)), mix(mask, y_a, y_b))
+        }
 
     def self_train(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
         """Labelled images with boxes of unlabelled ones, unlabelled images with boxes of labelled ones."""
         pairs = (max(len(batch.x), len(batch.u)) + 1) // 2
         (x_a, x_b), (y_a, y_b), (u_a, u_b) = (halves(v, pairs) for v in (batch.x, batch.y, batch.u))
-        guess_a, guess_b = self.guess(u_a), self.guess(u_b)                                # (P, *S)
+        guess_a, guess_b = self.guess(u_a), self.guess(u_b)  # (P, *S)
         # A pass each, so that batch statistics are those of one kind of mixture.
-        in_labeled = self.student(mix(mask, x_a, u_a))                                     # (P, K, *S)
+        in_labeled = self.student(mix(mask, x_a, u_a))  # (P, K, *S)
         in_unlabeled = self.student(mix(mask, u_b, x_b))
-        return {"in_labeled": mixed_loss(in_labeled, y_a, guess_a, mask, 1, self.p.weight),
-                "in_unlabeled": mixed_loss(in_unlabeled, guess_b, y_b, mask, self.p.weight, 1)}
+        return {
+            "in_labeled": mixed_loss(in_labeled, y_a, guess_a, mask, 1, self.p.weight),
+            "in_unlabeled": mixed_loss(in_unlabeled, guess_b, y_b, mask, self.p.weight, 1),
+        }
 
     def guess(self, image: Tensor) -> Tensor:
         """The teacher's labels (P, *S)."""
@@ -126,7 +144,9 @@ def harden(logits: Tensor) -> Tensor:
 
 def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tensor:
     """``labels`` (N, *S) without all but the largest connected component of each class of each item."""
-    neighbours = 26 if labels.ndim == 3 and connectivity == 18 else connectivity  # in a plane both mean 8
+    neighbours = (
+        26 if labels.ndim == 3 and connectivity == 18 else connectivity
+    )  # in a plane both mean 8
     kept = torch.zeros_like(labels)
     for item, out in zip(labels, kept, strict=True):
         for value in range(1, classes):
@@ -137,12 +157,21 @@ def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tenso
 
 def dice_and_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
     """(Dice + cross entropy) / 2 of (N, K, *S) and (N, *S), over all voxels or those of a mask (1, *S)."""
-    overlap = dice(logits.softmax(1), labels, background=True, per_item=True, squared=False, weight=mask)
+    overlap = dice(
+        logits.softmax(1), labels, background=True, per_item=True, squared=False, weight=mask
+    )
     return (overlap + cross_entropy(logits, labels, mask)) / 2
 
 
-def mixed_loss(logits: Tensor, outer: Tensor, inner: Tensor, mask: Tensor, outer_weight: float,
-               inner_weight: float) -> Tensor:
+def mixed_loss(
+    logits: Tensor,
+    outer: Tensor,
+    inner: Tensor,
+    mask: Tensor,
+    outer_weight: float,
+    inner_weight: float,
+) -> Tensor:
     """The loss outside the box (where ``mask`` is true) and the one inside it, each against its own labels."""
-    return (outer_weight * dice_and_entropy(logits, outer, mask)
-            + inner_weight * dice_and_entropy(logits, inner, ~mask))
+    return outer_weight * dice_and_entropy(logits, outer, mask) + inner_weight * dice_and_entropy(
+        logits, inner, ~mask
+    )

@@ -39,7 +39,9 @@ class CPS(Method):
 
     class Params(MethodParams):
         weight: float = Field(0.1, ge=0, description="of the cross terms after their ramp")
-        stairs: int = Field(40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)")
+        stairs: int = Field(
+            40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)"
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.first = initialize(network(), nn.init.kaiming_normal_)
@@ -47,7 +49,7 @@ class CPS(Method):
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images, sizes = torch.cat([batch.x, batch.u]), [len(batch.x), len(batch.u)]
-        labeled_1, unlabeled_1 = self.first(images).split(sizes)     # (L, K, *S), (U, K, *S)
+        labeled_1, unlabeled_1 = self.first(images).split(sizes)  # (L, K, *S), (U, K, *S)
         labeled_2, unlabeled_2 = self.second(images).split(sizes)
         weight = self.p.weight * t.ramp(self.p.stairs)
         return {

@@ -42,8 +42,14 @@ class DTC(Method):
     class Params(MethodParams):
         weight: float = Field(1.0, ge=0, description="of the dual-task consistency after its ramp")
         distance_weight: float = Field(0.3, ge=0, description="of the supervised distance term")
-        absent: float = Field(0.0, ge=0, le=1, description=(
-            "target distance in a crop without the class: 0 as in the code (all boundary) to 1 (all outside)"))
+        absent: float = Field(
+            0.0,
+            ge=0,
+            le=1,
+            description=(
+                "target distance in a crop without the class: 0 as in the code (all boundary) to 1 (all outside)"
+            ),
+        )
 
     needs = frozenset({"heads"})
 
@@ -51,10 +57,10 @@ class DTC(Method):
         self.network = network(heads=(self.classes - 1, self.classes - 1))
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        distance, p = self.answer(torch.cat([batch.x, batch.u]))               # each (L + U, K-1, *S)
+        distance, p = self.answer(torch.cat([batch.x, batch.u]))  # each (L + U, K-1, *S)
         labeled = slice(0, len(batch.x))
-        mask = one_hot(batch.y, self.classes)[:, 1:]                           # (L, K-1, *S)
-        target = signed_distance(batch.y, self.classes, self.p.absent)         # (L, K-1, *S)
+        mask = one_hot(batch.y, self.classes)[:, 1:]  # (L, K-1, *S)
+        target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
         return {
             "dice": soft_dice(p[labeled], mask, keep=(1,)),
             "distance": self.p.distance_weight * squared_error(distance[labeled], target),

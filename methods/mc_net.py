@@ -43,22 +43,32 @@ class MCNet(Method):
     """One encoder, several decoders; only the first one predicts."""
 
     class Params(MethodParams):
-        decoders: int = Field(3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbour one")
+        decoders: int = Field(
+            3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbour one"
+        )
         weight: float = Field(1.0, ge=0, description="of the mutual consistency after its ramp")
-        supervised_weight: float = Field(0.5, gt=0, description="of the Dice losses, summed over the decoders")
-        temperature: float = Field(0.1, gt=0, le=1, description="of the sharpening; 1 leaves probabilities as they are")
-        ramp_share: float = Field(1.0, gt=0, le=1, description="of the run until the weight is full (code: 0.4)")
+        supervised_weight: float = Field(
+            0.5, gt=0, description="of the Dice losses, summed over the decoders"
+        )
+        temperature: float = Field(
+            0.1, gt=0, le=1, description="of the sharpening; 1 leaves probabilities as they are"
+        )
+        ramp_share: float = Field(
+            1.0, gt=0, le=1, description="of the run until the weight is full (code: 0.4)"
+        )
 
     needs = frozenset({"decoders", "features"})
 
     def build(self, network: Callable[..., Backbone]) -> None:
-        self.network = network(decoders=DECODERS[:self.p.decoders])
+        self.network = network(decoders=DECODERS[: self.p.decoders])
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        logits = [widened(z) for z in self.network(torch.cat([batch.x, batch.u]))]     # of each decoder (L + U, K, *S)
+        logits = [
+            widened(z) for z in self.network(torch.cat([batch.x, batch.u]))
+        ]  # of each decoder (L + U, K, *S)
         p = [z.softmax(1) for z in logits]
         sharp = [sharpened(z, self.p.temperature) for z in logits]
-        supervised = sum(dice(q[:len(batch.x)], batch.y, squared=False, smooth=1e-8) for q in p)
+        supervised = sum(dice(q[: len(batch.x)], batch.y, squared=False, smooth=1e-8) for q in p)
         stair = (t.step + 1) * 40 // (self.p.ramp_share * t.total)
         return {
             "supervised": self.p.supervised_weight * supervised,
@@ -82,4 +92,6 @@ def sharpened(logits: Tensor, temperature: float) -> Tensor:
 
 def mutual_consistency(p: Sequence[Tensor], sharp: Sequence[Tensor]) -> Tensor:
     """Squared errors between each decoder's probabilities and every other one's sharpened ones, summed over pairs."""
-    return torch.stack([squared_error(p[i], sharp[j]) for i, j in permutations(range(len(p)), 2)]).sum()
+    return torch.stack(
+        [squared_error(p[i], sharp[j]) for i, j in permutations(range(len(p)), 2)]
+    ).sum()

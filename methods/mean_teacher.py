@@ -43,19 +43,29 @@ class MeanTeacher(Method):
     class Params(MethodParams):
         weight: float = Field(0.1, ge=0, description="of the consistency term after its ramp")
         decay: float = Field(0.99, ge=0, lt=1, description="of the moving average")
-        noise: float = Field(0.1, ge=0, description="standard deviation on the teacher's input, clipped at twice that")
-        stairs: int = Field(40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)")
+        noise: float = Field(
+            0.1,
+            ge=0,
+            description="standard deviation on the teacher's input, clipped at twice that",
+        )
+        stairs: int = Field(
+            40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)"
+        )
         dice: Literal["foreground", "all"] = Field(
-            "foreground", description="classes of the Dice term: without background (LA) or all (SSL4MIS)")
+            "foreground",
+            description="classes of the Dice term: without background (LA) or all (SSL4MIS)",
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
         self.teacher = Ema(self.student)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        logits = self.student(torch.cat([batch.x, batch.u]))                               # (L + U, K, *S)
+        logits = self.student(torch.cat([batch.x, batch.u]))  # (L + U, K, *S)
         labeled, unlabeled = logits.split([len(batch.x), len(batch.u)])
-        target = self.teacher(batch.u + clipped_noise(batch.u, self.p.noise)).softmax(1)   # (U, K, *S)
+        target = self.teacher(batch.u + clipped_noise(batch.u, self.p.noise)).softmax(
+            1
+        )  # (U, K, *S)
         weight = self.p.weight * t.ramp(self.p.stairs)
         return {
             "supervised": dice_ce(labeled, batch.y, background=self.p.dice == "all"),

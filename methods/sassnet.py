@@ -50,7 +50,9 @@ class Critic(nn.Module):
     def __init__(self, maps: int, channels: int, dims: int) -> None:
         """``maps`` distance maps, ``channels`` of the image, 2 or 3 ``dims``."""
         super().__init__()
-        conv: Any = partial(nn.Conv3d if dims == 3 else nn.Conv2d, kernel_size=4, stride=2, padding=1)
+        conv: Any = partial(
+            nn.Conv3d if dims == 3 else nn.Conv2d, kernel_size=4, stride=2, padding=1
+        )
         self.conv0, self.conv1 = conv(maps, 64), conv(channels, 64)
         self.conv2, self.conv3, self.conv4 = conv(64, 128), conv(128, 256), conv(256, 512)
         self.dropout = nn.Dropout3d(0.5) if dims == 3 else nn.Dropout2d(0.5)  # whole channels
@@ -65,7 +67,9 @@ class Critic(nn.Module):
 
     def padded(self, x: Tensor) -> Tensor:
         """Zeros behind short axes."""
-        return F.pad(x, [n for edge in reversed(x.shape[2:]) for n in (0, max(self.SMALLEST - edge, 0))])
+        return F.pad(
+            x, [n for edge in reversed(x.shape[2:]) for n in (0, max(self.SMALLEST - edge, 0))]
+        )
 
 
 @method("sassnet", paper="Li et al., MICCAI 2020")
@@ -76,10 +80,18 @@ class SASSNet(Method):
     """
 
     class Params(MethodParams):
-        weight: float = Field(0.01, ge=0, description="of the adversarial term after its ramp; 0.015 for 8 labels")
+        weight: float = Field(
+            0.01, ge=0, description="of the adversarial term after its ramp; 0.015 for 8 labels"
+        )
         distance_weight: float = Field(0.3, ge=0, description="of the supervised distance term")
-        absent: float = Field(0.0, ge=0, le=1, description=(
-            "target distance in a crop without the class: 0 as in the code (all boundary) to 1 (all outside)"))
+        absent: float = Field(
+            0.0,
+            ge=0,
+            le=1,
+            description=(
+                "target distance in a crop without the class: 0 as in the code (all boundary) to 1 (all outside)"
+            ),
+        )
 
     players = ("network", "critic")
     needs = frozenset({"heads"})
@@ -93,12 +105,14 @@ class SASSNet(Method):
         return adam if player == "critic" else default
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        distance, p = self.answer(torch.cat([batch.x, batch.u]))               # each (L + U, K-1, *S)
+        distance, p = self.answer(torch.cat([batch.x, batch.u]))  # each (L + U, K-1, *S)
         count = len(batch.x)
-        mask = one_hot(batch.y, self.classes)[:, 1:]                           # (L, K-1, *S)
-        target = signed_distance(batch.y, self.classes, self.p.absent)         # (L, K-1, *S)
+        mask = one_hot(batch.y, self.classes)[:, 1:]  # (L, K-1, *S)
+        target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
         weights = {name: w.detach() for name, w in self.critic.named_parameters()}
-        verdict = torch.func.functional_call(self.critic.eval(), weights, (distance[count:], batch.u))  # (U, 2)
+        verdict = torch.func.functional_call(
+            self.critic.eval(), weights, (distance[count:], batch.u)
+        )  # (U, 2)
         return {
             "dice": soft_dice(p[:count], mask, keep=(1,)),
             "distance": self.p.distance_weight * squared_error(distance[:count], target),
@@ -125,4 +139,6 @@ class SASSNet(Method):
 
 def judged(verdict: Tensor, labeled: int) -> Tensor:
     """Cross entropy of the critic's logits (N, 2) when the first ``labeled`` items are, or shall seem, labelled."""
-    return cross_entropy(verdict, (torch.arange(len(verdict), device=verdict.device) < labeled).long())
+    return cross_entropy(
+        verdict, (torch.arange(len(verdict), device=verdict.device) < labeled).long()
+    )

@@ -51,7 +51,9 @@ WIDTH = 32  # of projected features
 
 def head(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
     """Works on rows (M, inputs), one a voxel."""
-    return nn.Sequential(nn.Linear(inputs, WIDTH), nn.BatchNorm1d(WIDTH), activation, nn.Linear(WIDTH, outputs))
+    return nn.Sequential(
+        nn.Linear(inputs, WIDTH), nn.BatchNorm1d(WIDTH), activation, nn.Linear(WIDTH, outputs)
+    )
 
 
 @method("ss_net", paper="Wu et al., MICCAI 2022")
@@ -60,11 +62,19 @@ class SSNet(Method):
 
     class Params(MethodParams):
         weight: float = Field(1.0, ge=0, description="of the unsupervised terms after their ramp")
-        separation_weight: float = Field(0.1, ge=0, description="of the prototype term relative to smoothness")
+        separation_weight: float = Field(
+            0.1, ge=0, description="of the prototype term relative to smoothness"
+        )
         prototypes: int = Field(32, ge=2, le=4096, description="kept for each foreground class")
-        magnitude: float = Field(10.0, gt=0, description="Euclidean norm of an image's perturbation (2-D code: 6)")
-        probe: float = Field(10.0, gt=0, description="norm of the random perturbation whose gradient is followed")
-        ramp_share: float = Field(1.0, gt=0, le=1, description="of the run until the weight is full (code: 0.4)")
+        magnitude: float = Field(
+            10.0, gt=0, description="Euclidean norm of an image's perturbation (2-D code: 6)"
+        )
+        probe: float = Field(
+            10.0, gt=0, description="norm of the random perturbation whose gradient is followed"
+        )
+        ramp_share: float = Field(
+            1.0, gt=0, le=1, description="of the run until the weight is full (code: 0.4)"
+        )
 
     needs = frozenset({"features"})
     # Background has no prototypes to be compared with, and weights of prototypes have no effect.
@@ -76,18 +86,26 @@ class SSNet(Method):
         self.network = network()
         self.projection = head(self.network.width, WIDTH, nn.ReLU())
         self.prediction = head(WIDTH, WIDTH, nn.ReLU())
-        self.selectors = nn.ModuleList(head(WIDTH, 1, nn.LeakyReLU(0.2)) for _ in range(self.classes))
-        self.memory_selectors = nn.ModuleList(head(WIDTH, 1, nn.LeakyReLU(0.2)) for _ in range(self.classes))
+        self.selectors = nn.ModuleList(
+            head(WIDTH, 1, nn.LeakyReLU(0.2)) for _ in range(self.classes)
+        )
+        self.memory_selectors = nn.ModuleList(
+            head(WIDTH, 1, nn.LeakyReLU(0.2)) for _ in range(self.classes)
+        )
         self.register_buffer("bank", torch.zeros(self.classes, self.p.prototypes, WIDTH))
         self.register_buffer("filled", torch.zeros(self.classes, dtype=torch.int64))
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         image, count = torch.cat([batch.x, batch.u]), len(batch.x)
-        features = self.network.decode(self.network.encode(image))[0]                  # (L + U, F, *S), after dropout
-        logits = self.network.head(features)                                           # (L + U, K, *S)
+        features = self.network.decode(self.network.encode(image))[
+            0
+        ]  # (L + U, F, *S), after dropout
+        logits = self.network.head(features)  # (L + U, K, *S)
         with torch.autocast(image.device.type, enabled=False):
             separation = self.separation(wide(features), logits.argmax(1), batch.y)
-        weight = self.p.weight * sigmoid_ramp((t.step + 1) * 40 // (self.p.ramp_share * t.total), 40)
+        weight = self.p.weight * sigmoid_ramp(
+            (t.step + 1) * 40 // (self.p.ramp_share * t.total), 40
+        )
         return {
             "dice": dice(wide(logits[:count]).softmax(1), batch.y, squared=False, smooth=1e-8),
             "separation": weight * self.p.separation_weight * separation,
@@ -101,10 +119,11 @@ class SSNet(Method):
 
     def separation(self, features: Tensor, guess: Tensor, y: Tensor) -> Tensor:
         """Of labelled voxels by their labels ``y`` (L, *S), then of unlabelled ones by ``guess`` (L + U, *S)."""
-        rows, count = features.movedim(1, -1), len(y)                                  # (L + U, *S, F)
+        rows, count = features.movedim(1, -1), len(y)  # (L + U, *S, F)
         self.remember(rows[:count], guess[:count], y)
-        return (self.attraction(rows[:count].flatten(0, -2), y.flatten())
-                + self.attraction(rows[count:].flatten(0, -2), guess[count:].flatten()))
+        return self.attraction(rows[:count].flatten(0, -2), y.flatten()) + self.attraction(
+            rows[count:].flatten(0, -2), guess[count:].flatten()
+        )
 
     @torch.no_grad()
     def remember(self, rows: Tensor, guess: Tensor, y: Tensor) -> None:
@@ -116,17 +135,17 @@ class SSNet(Method):
                 projected = self.projection(correct)
                 self.projection.train(self.training)
                 if len(projected) > self.p.prototypes:
-                    lowest = self.score(c, projected).argsort(stable=True)[:self.p.prototypes]
+                    lowest = self.score(c, projected).argsort(stable=True)[: self.p.prototypes]
                     projected = projected[lowest]
-                self.bank[c, :len(projected)] = projected
+                self.bank[c, : len(projected)] = projected
                 self.filled[c] = len(projected)
 
     def attraction(self, rows: Tensor, labels: Tensor) -> Tensor:
         """Mean over classes of the distance of the class's ``rows`` (M, F) to its prototypes."""
-        predicted = self.prediction(self.projection(rows))                             # (M, 32)
+        predicted = self.prediction(self.projection(rows))  # (M, 32)
         total = predicted.new_zeros(())
         for c in range(1, self.classes):
-            mine, prototypes = predicted[labels == c], self.bank[c, :self.filled[c]]
+            mine, prototypes = predicted[labels == c], self.bank[c, : self.filled[c]]
             if len(mine) >= 2 and len(prototypes) >= 2:
                 total = total + distance(mine, prototypes, self.score(c, mine.detach()))
         return total / self.classes
@@ -140,7 +159,7 @@ class SSNet(Method):
     def smoothness(self, image: Tensor) -> Tensor:
         """Between the network's answer and that to the perturbed image, under other dropout masks."""
         with torch.no_grad():
-            p = wide(self.network(image)).softmax(1)                                   # moves running statistics again
+            p = wide(self.network(image)).softmax(1)  # moves running statistics again
         with statistics_held(self.network):
             d = worst_direction(self.network, image, p, torch.rand_like(image) - 0.5, self.p.probe)
             return overlap_loss(self.network(image + self.p.magnitude * d), p)
@@ -155,14 +174,16 @@ def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
     return (score * (1 - F.normalize(features, dim=1) @ mean)).sum() / score.sum()
 
 
-def worst_direction(network: nn.Module, image: Tensor, p: Tensor, start: Tensor, probe: float) -> Tensor:
+def worst_direction(
+    network: nn.Module, image: Tensor, p: Tensor, start: Tensor, probe: float
+) -> Tensor:
     """One power step from ``start`` to where the answer leaves ``p`` (N, K, *S) fastest; norm 1 an item.
 
     No parameter's gradient is touched. The loss is a mean over voxels whose gradient float16 would round to 0.
     """
     d, voxels = unit(start).requires_grad_(), p[:, 0].numel()
     change = overlap_loss(network(image + probe * d), p)
-    gradient, = torch.autograd.grad(change * voxels, d)
+    (gradient,) = torch.autograd.grad(change * voxels, d)
     return unit(gradient / voxels)
 
 
@@ -185,7 +206,9 @@ def statistics_held(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for buffer, value in zip(network.buffers(), before, strict=True):
-            buffer.data.copy_(value)  # past autograd, which saves them without need and would refuse to go backward
+            buffer.data.copy_(
+                value
+            )  # past autograd, which saves them without need and would refuse to go backward
 
 
 def wide(x: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ class Supervised(Method):
 
     class Params(MethodParams):
         dice: Literal["foreground", "all"] = Field(
-            "foreground", description="classes of the Dice term: without background (LA) or all (SSL4MIS)")
+            "foreground",
+            description="classes of the Dice term: without background (LA) or all (SSL4MIS)",
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.network = network()
@@ -35,7 +37,9 @@ class Supervised(Method):
         return (Phase(unlabeled=0),)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        return {"supervised": dice_ce(self.network(batch.x), batch.y, background=self.p.dice == "all")}
+        return {
+            "supervised": dice_ce(self.network(batch.x), batch.y, background=self.p.dice == "all")
+        }
 
     def predict(self, image: Tensor, task: int = 0) -> Tensor:
         return self.network(image).softmax(1)

@@ -43,9 +43,17 @@ class UAMT(Method):
     class Params(MethodParams):
         weight: float = Field(0.1, ge=0, description="of the consistency term after its ramp")
         decay: float = Field(0.99, ge=0, lt=1, description="of the moving average")
-        passes: int = Field(8, ge=1, description="stochastic predictions the uncertainty is estimated from")
-        noise: float = Field(0.1, ge=0, description="standard deviation on the teacher's input, clipped at twice that")
-        images: Literal["unlabeled", "all"] = Field("unlabeled", description="images of the consistency term")
+        passes: int = Field(
+            8, ge=1, description="stochastic predictions the uncertainty is estimated from"
+        )
+        noise: float = Field(
+            0.1,
+            ge=0,
+            description="standard deviation on the teacher's input, clipped at twice that",
+        )
+        images: Literal["unlabeled", "all"] = Field(
+            "unlabeled", description="images of the consistency term"
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
@@ -53,13 +61,13 @@ class UAMT(Method):
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
-        logits = self.student(images)                                          # (L + U, K, *S)
+        logits = self.student(images)  # (L + U, K, *S)
         first = len(batch.x) if self.p.images == "unlabeled" else 0
-        target = self.guess(images[first:])                                    # (N, K, *S)
-        certain = self.uncertainty(images[first:]) < self.limit(t)             # (N, *S)
-        gap = (logits[first:].float().softmax(1) - target).square().mean(1)    # (N, *S)
+        target = self.guess(images[first:])  # (N, K, *S)
+        certain = self.uncertainty(images[first:]) < self.limit(t)  # (N, *S)
+        gap = (logits[first:].float().softmax(1) - target).square().mean(1)  # (N, *S)
         return {
-            "supervised": dice_ce(logits[:len(batch.x)], batch.y),
+            "supervised": dice_ce(logits[: len(batch.x)], batch.y),
             "consistency": self.p.weight * t.ramp(40) * masked_mean(gap, certain),
         }
 
@@ -71,7 +79,7 @@ class UAMT(Method):
         """Entropy (N, *S) of the mean of several guesses, in nats."""
         total = torch.zeros((), device=images.device)
         for left in range(self.p.passes, 0, -2):
-            both = self.guess(torch.cat([images] * min(left, 2)))              # (2 N, K, *S)
+            both = self.guess(torch.cat([images] * min(left, 2)))  # (2 N, K, *S)
             total = total + both.unflatten(0, (-1, len(images))).sum(0)
         return entropy(total / self.p.passes)
 

@@ -54,12 +54,18 @@ class URPC(Method):
         self.network = network(side_outputs=True)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        scales = self.network(torch.cat([batch.x, batch.u]))           # of each scale (L + U, K, *S), fine to coarse
-        labeled, unlabeled = zip(*(z.split([len(batch.x), len(batch.u)]) for z in scales), strict=True)
+        scales = self.network(
+            torch.cat([batch.x, batch.u])
+        )  # of each scale (L + U, K, *S), fine to coarse
+        labeled, unlabeled = zip(
+            *(z.split([len(batch.x), len(batch.u)]) for z in scales), strict=True
+        )
         supervised = torch.stack([dice_ce(z, batch.y, background=True) for z in labeled])
         return {
             "supervised": supervised.mean(),
-            "consistency": self.p.weight * t.ramp(self.p.stairs) * pyramid_consistency(unlabeled).mean(),
+            "consistency": self.p.weight
+            * t.ramp(self.p.stairs)
+            * pyramid_consistency(unlabeled).mean(),
         }
 
     def predict(self, image: Tensor, task: int = 0) -> Tensor:
@@ -78,9 +84,9 @@ def divergences(log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 def pyramid_consistency(scales: Sequence[Tensor]) -> Tensor:
     """mean[w (mean - p)^2] / mean[w] + mean[D], w = exp(-D), one value a scale; ``scales`` are logits (N, K, *S)."""
-    log_p = torch.stack([z.float().log_softmax(1) for z in scales])    # (scales, N, K, *S)
+    log_p = torch.stack([z.float().log_softmax(1) for z in scales])  # (scales, N, K, *S)
     mean, divergence = divergences(log_p)
-    gap = (mean - log_p.exp()).square().mean(2)                        # (scales, N, *S)
+    gap = (mean - log_p.exp()).square().mean(2)  # (scales, N, *S)
     certainty = (-divergence).exp()
     rectified = (certainty * gap).flatten(1).mean(1) / (certainty.flatten(1).mean(1) + 1e-8)
     return rectified + divergence.flatten(1).mean(1)

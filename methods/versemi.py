@@ -83,9 +83,13 @@ class PromptedHead(nn.Module):
 
     def forward(self, view: View, prompts: Tensor) -> Tensor:
         """Logits (N, P, 2, *S) of P prompts an image; ``prompts`` (N, P) count from 0."""
-        one_hot = prompts.unsqueeze(2) == torch.arange(self.prompts, device=prompts.device)  # (N, P, T + 1)
-        image = view.pooled.unsqueeze(1).expand(-1, prompts.shape[1], -1)                    # (N, P, D)
-        return self.layers(view.features, self.controller(torch.cat([image, one_hot.to(image.dtype)], 2)))
+        one_hot = prompts.unsqueeze(2) == torch.arange(
+            self.prompts, device=prompts.device
+        )  # (N, P, T + 1)
+        image = view.pooled.unsqueeze(1).expand(-1, prompts.shape[1], -1)  # (N, P, D)
+        return self.layers(
+            view.features, self.controller(torch.cat([image, one_hot.to(image.dtype)], 2))
+        )
 
     @staticmethod
     def layers(features: Tensor, theta: Tensor, branch: int = 0) -> Tensor:
@@ -97,7 +101,9 @@ class PromptedHead(nn.Module):
         def layer(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
             return torch.baddbmm(bias.reshape(len(x), -1, 1), weight.reshape(len(x), -1, HIDDEN), x)
 
-        h = layer(w1, b1, features.flatten(2)).relu_()  # (N, 8 P, V): one product for all prompts of an image
+        h = layer(
+            w1, b1, features.flatten(2)
+        ).relu_()  # (N, 8 P, V): one product for all prompts of an image
         h = layer(w2, b2, h.view(n * p, HIDDEN, -1)).relu_()
         return layer(w3, b3, h).view(n, p, 2, *features.shape[2:])
 
@@ -108,17 +114,32 @@ class VerSemi(Method):
 
     class Params(MethodParams):
         variant: Literal["described", "released"] = Field(
-            "described", description="defaults after the abstract, or after the code: stages=1, aux_mask=pairs")
+            "described",
+            description="defaults after the abstract, or after the code: stages=1, aux_mask=pairs",
+        )
         stages: Literal[1, 2] = Field(
-            2, description="2: labelled pretraining, then mining of unlabelled images; 1: the first only")
-        pretrain_share: float = Field(0.55, gt=0, lt=1, description="of the steps for stage 1 when there are two")
+            2,
+            description="2: labelled pretraining, then mining of unlabelled images; 1: the first only",
+        )
+        pretrain_share: float = Field(
+            0.55, gt=0, lt=1, description="of the steps for stage 1 when there are two"
+        )
         weight: float = Field(1.0, ge=0, description="of the consistency and the auxiliary term")
-        ramp: bool = Field(False, description="sigmoid ramp of 40 stairs over stage 2 on that weight")
+        ramp: bool = Field(
+            False, description="sigmoid ramp of 40 stairs over stage 2 on that weight"
+        )
         aux_mask: Literal["own", "pairs"] = Field(
-            "own", description="auxiliary term in an item's own box, or in the boxes of all items")
-        detach_aggregate: bool = Field(False, description="no gradient into the maximum over the real prompts")
-        repeat_updates: bool = Field(True, description="running statistics move once a prompt, not once a pass")
-        optimizer: Literal["paper", "protocol"] = Field("paper", description="Adam as published, or the protocol's")
+            "own", description="auxiliary term in an item's own box, or in the boxes of all items"
+        )
+        detach_aggregate: bool = Field(
+            False, description="no gradient into the maximum over the real prompts"
+        )
+        repeat_updates: bool = Field(
+            True, description="running statistics move once a prompt, not once a pass"
+        )
+        optimizer: Literal["paper", "protocol"] = Field(
+            "paper", description="Adam as published, or the protocol's"
+        )
 
         @model_validator(mode="before")
         @classmethod
@@ -128,7 +149,9 @@ class VerSemi(Method):
 
     joint = True
     needs = frozenset({"features"})
-    backbone_defaults = {"vnet": {"norm": "instance", "last_block": False, "first_skip": False, "dropout": 0.0}}
+    backbone_defaults = {
+        "vnet": {"norm": "instance", "last_block": False, "first_skip": False, "dropout": 0.0}
+    }
     prompts: Tensor
     values: Tensor
 
@@ -141,13 +164,18 @@ class VerSemi(Method):
         self.register_buffer("prompts", first[:, None] + turn, persistent=False)
         self.register_buffer("values", 1 + turn, persistent=False)
         self.backbone = network(heads=())
-        self.head = PromptedHead(self.backbone.channels[-1], self.backbone.width, self.tasks + 1, self.setting.dims)
+        self.head = PromptedHead(
+            self.backbone.channels[-1], self.backbone.width, self.tasks + 1, self.setting.dims
+        )
 
     def phases(self) -> tuple[Phase, ...]:
         if self.p.stages == 1:
             return (Phase("pretrain", unlabeled=0),)
         share = self.p.pretrain_share
-        return (Phase("pretrain", share, unlabeled=0), Phase("mine", 1 - share))  # the optimiser's state is kept
+        return (
+            Phase("pretrain", share, unlabeled=0),
+            Phase("mine", 1 - share),
+        )  # the optimiser's state is kept
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
         adam = Optim(name="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0)
@@ -157,13 +185,19 @@ class VerSemi(Method):
         draw, pretrain = t.generator("mask", own=True), t.phase == "pretrain"
         count = len(batch.x)
         y, source = batch.y, batch.task[:count]
-        logits, target = self.ask(self.view(batch.x, self.rounds), y, source)          # (L, R, 2, *S), (L, R, *S)
-        supervised = task_dice(logits, target) + cross_entropy(logits.flatten(0, 1), target.long().flatten(0, 1))
+        logits, target = self.ask(
+            self.view(batch.x, self.rounds), y, source
+        )  # (L, R, 2, *S), (L, R, *S)
+        supervised = task_dice(logits, target) + cross_entropy(
+            logits.flatten(0, 1), target.long().flatten(0, 1)
+        )
 
         # The synthetic task: a box of one labelled image pasted into another, and every foreground counts.
         half = (count + 1) // 2
         a, b = slice(0, half), slice(count - half, count)
-        mask = boxes(batch.x[a], 2 / 3 if pretrain else ratio(draw), draw)             # (half, *S), false inside
+        mask = boxes(
+            batch.x[a], 2 / 3 if pretrain else ratio(draw), draw
+        )  # (half, *S), false inside
         mixed = self.view(mix(mask, batch.x[a], batch.x[b]), 1 + 2 * self.rounds if pretrain else 1)
         synthetic = soft_dice(self.any_foreground(mixed), mix(mask, y[a], y[b]) > 0)
         terms = {"supervised": supervised, "synthetic": synthetic}
@@ -179,21 +213,23 @@ class VerSemi(Method):
     def mine(self, batch: Batch, t: Clock, draw: torch.Generator) -> dict[str, Tensor]:
         """Terms of unlabelled images, each with a box of a labelled one pasted in; partners are taken in turn."""
         partner = torch.arange(len(batch.u), device=batch.u.device) % len(batch.x)
-        mask = boxes(batch.u, ratio(draw), draw)                                       # (U, *S)
+        mask = boxes(batch.u, ratio(draw), draw)  # (U, *S)
         mixed = self.view(mix(mask, batch.u, batch.x[partner]), self.tasks + 1)
         everything = torch.arange(self.tasks + 1, device=batch.u.device).expand(len(batch.u), -1)
-        p = self.head(mixed, everything).softmax(2)[:, :, 1]                           # (U, T + 1, *S)
-        synthetic, aggregate = p[:, -1], p[:, :-1].amax(1)                             # each (U, *S)
+        p = self.head(mixed, everything).softmax(2)[:, :, 1]  # (U, T + 1, *S)
+        synthetic, aggregate = p[:, -1], p[:, :-1].amax(1)  # each (U, *S)
         if self.p.detach_aggregate:
             aggregate = aggregate.detach()
         box = ~mask if self.p.aux_mask == "own" else (~mask).sum(0)
         weight = self.p.weight * (t.ramp(40, of_phase=True) if self.p.ramp else 1.0)
-        return {"consistency": weight * soft_dice(synthetic, aggregate),
-                "auxiliary": weight * soft_dice(synthetic, batch.y[partner] > 0, weight=box)}
+        return {
+            "consistency": weight * soft_dice(synthetic, aggregate),
+            "auxiliary": weight * soft_dice(synthetic, batch.y[partner] > 0, weight=box),
+        }
 
     def predict(self, image: Tensor, task: int = 0) -> Tensor:
         prompts = self.prompts[task, : self.counts[task]].expand(len(image), -1)
-        p = self.head(self.view(image), prompts).softmax(2)[:, :, 1]                   # (B, classes of task, *S)
+        p = self.head(self.view(image), prompts).softmax(2)[:, :, 1]  # (B, classes of task, *S)
         return torch.cat([1 - p.amax(1, keepdim=True), p], 1)
 
     def view(self, image: Tensor, calls: int = 1) -> View:

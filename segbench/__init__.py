@@ -24,7 +24,9 @@ __version__ = "0.1.0"
 _root = Path(__file__).resolve().parents[1]
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))
-__path__.extend(os.path.abspath(p) for p in os.environ.get("SEGBENCH_PATH", "").split(os.pathsep) if p)
+__path__.extend(
+    os.path.abspath(p) for p in os.environ.get("SEGBENCH_PATH", "").split(os.pathsep) if p
+)
 
 _PUBLIC = {
     "Method": "segbench.contracts.method",

@@ -24,14 +24,18 @@ def squared_distance(mask: Tensor) -> Tensor:
     """
     axes = range(1, mask.ndim)
     squared = _along_last_axis(mask).square()
-    for axis in axes[:-1]:  # the nearest voxel's offset along each axis in turn: min_j f(j) + (i - j)^2
+    for axis in axes[
+        :-1
+    ]:  # the nearest voxel's offset along each axis in turn: min_j f(j) + (i - j)^2
         extent, nearest = mask.shape[axis], squared.clone()
         for step in range(1, extent):
             if step % CHECK == 1 and step**2 >= nearest.max():
                 break
             for here, there in ((0, step), (step, 0)):
                 target = nearest.narrow(axis, here, extent - step)
-                torch.minimum(target, squared.narrow(axis, there, extent - step) + step**2, out=target)
+                torch.minimum(
+                    target, squared.narrow(axis, there, extent - step) + step**2, out=target
+                )
         squared = nearest
     return squared
 
@@ -44,7 +48,9 @@ def _along_last_axis(mask: Tensor) -> Tensor:
     return torch.minimum(place - before, behind - place)
 
 
-def signed_distance(labels: Tensor, classes: int, absent: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
+def signed_distance(
+    labels: Tensor, classes: int, absent: float = 0.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Normalised signed distance maps (N, K-1, *S) of the foreground classes of ``labels`` (N, *S), each for itself.
 
     Xue et al., AAAI 2020, as in SASSNet and DTC: outside, the distance to the nearest voxel of the class over its

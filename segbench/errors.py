@@ -15,20 +15,35 @@ class SegbenchError(Exception):
 
     code: ClassVar[int] = 1
 
-    def __init__(self, what: str, *, where: object = None, found: object = None, expected: object = None,
-                 fix: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        found: object = None,
+        expected: object = None,
+        fix: str | None = None,
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.details = {"where": where, "found": found, "expected": expected, "fix": fix}
 
     def __str__(self) -> str:
-        return "\n".join([self.what, *(f"  {k:<8}  {v}" for k, v in self.details.items() if v is not None)])
+        return "\n".join(
+            [self.what, *(f"  {k:<8}  {v}" for k, v in self.details.items() if v is not None)]
+        )
 
     def to_dict(self) -> dict[str, object]:
         """The error as the JSON document of ``--json``."""
         details = {k: str(v) for k, v in self.details.items() if v is not None}
-        return {"schema": "segbench.error/1", "status": "error", "kind": type(self).__name__, "code": self.code,
-                "what": self.what, **details}
+        return {
+            "schema": "segbench.error/1",
+            "status": "error",
+            "kind": type(self).__name__,
+            "code": self.code,
+            "what": self.what,
+            **details,
+        }
 
 
 class UsageError(SegbenchError):
@@ -96,5 +111,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def unknown(kind: str, name: str, known: Iterable[str], fix: str | None = None) -> UsageError:
     """The error for a name that nobody registered."""
     names = sorted(known)
-    return UsageError(f"unknown {kind} '{name}'.{did_you_mean(name, names)}",
-                      expected="one of " + ", ".join(names) if names else None, fix=fix)
+    return UsageError(
+        f"unknown {kind} '{name}'.{did_you_mean(name, names)}",
+        expected="one of " + ", ".join(names) if names else None,
+        fix=fix,
+    )

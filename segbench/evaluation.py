@@ -29,9 +29,17 @@ from segbench.metrics import aggregate, evaluate_labels, largest_component
 METRICS = ("dice", "jaccard", "hd95", "asd", "assd")
 
 
-def evaluate(method: Method, stores: list[Store], protocol: Protocol, partial: Path, stamp: str, device: str,
-             precision: str = "fp32", report: Callable[[int, int, str], None] = lambda done, total, case: None,
-             keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None) -> list[dict[str, Any]]:
+def evaluate(
+    method: Method,
+    stores: list[Store],
+    protocol: Protocol,
+    partial: Path,
+    stamp: str,
+    device: str,
+    precision: str = "fp32",
+    report: Callable[[int, int, str], None] = lambda done, total, case: None,
+    keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
+) -> list[dict[str, Any]]:
     """Rows of all test cases of all data sets, in the order of the split.
 
     Args:
@@ -47,10 +55,17 @@ def evaluate(method: Method, stores: list[Store], protocol: Protocol, partial: P
         for task, store in enumerate(stores):
             for case in store.test:
                 if (store.name, case) not in done:
-                    label, digest = predict_labels(method, store, case, task, protocol, device, precision)
+                    label, digest = predict_labels(
+                        method, store, case, task, protocol, device, precision
+                    )
                     keep(store.name, case, label)
                     done[store.name, case] = score(label, digest, store, case)
-                    line = {"stamp": stamp, "dataset": store.name, "case": case, "rows": done[store.name, case]}
+                    line = {
+                        "stamp": stamp,
+                        "dataset": store.name,
+                        "case": case,
+                        "rows": done[store.name, case],
+                    }
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                 rows += done[store.name, case]
@@ -70,16 +85,41 @@ def _finished(partial: Path, stamp: str) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def predict_case(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,
-                 precision: str = "fp32") -> Tensor:
+def predict_case(
+    method: Method,
+    store: Store,
+    case: str,
+    task: int,
+    protocol: Protocol,
+    device: str,
+    precision: str = "fp32",
+) -> Tensor:
     """Class probabilities (K, *S) of a case on the grid of its label, on the device."""
     view = derived(store, protocol.factors(store.name, store.dims))
-    return predict_image(method, np.array(view.image(case)), store.cases[case].shape, task, protocol, store.name, device,
-                         precision, store.pad(case))
+    return predict_image(
+        method,
+        np.array(view.image(case)),
+        store.cases[case].shape,
+        task,
+        protocol,
+        store.name,
+        device,
+        precision,
+        store.pad(case),
+    )
 
 
-def predict_image(method: Method, small: np.ndarray, full: Sequence[int], task: int, protocol: Protocol, dataset: str,
-                  device: str, precision: str = "fp32", pad: Sequence[float] = ()) -> Tensor:
+def predict_image(
+    method: Method,
+    small: np.ndarray,
+    full: Sequence[int],
+    task: int,
+    protocol: Protocol,
+    dataset: str,
+    device: str,
+    precision: str = "fp32",
+    pad: Sequence[float] = (),
+) -> Tensor:
     """Class probabilities (K, *full), on the device, of a volume (C, *S) downsampled already as the protocol says.
 
     A protocol with a patch of two axes predicts a volume slice by slice; the result is the volume.
@@ -92,26 +132,37 @@ def predict_image(method: Method, small: np.ndarray, full: Sequence[int], task: 
         pad = (*pad, *[0.0] * missing) if pad else ()
 
     patch, stride, shape = protocol.patch, protocol.inference.stride, tuple(image.shape[1:])
-    slices = len(patch) < len(shape)  # a network for slices: windows are one voxel thick along the last axis
+    slices = len(patch) < len(
+        shape
+    )  # a network for slices: windows are one voxel thick along the last axis
     if slices:
         patch, stride = (*patch, 1), (*stride, 1)
     zoomed = protocol.crop.labeled == "zoom"
     if zoomed:
-        image = _resized(image, (*protocol.patch, *shape[len(protocol.patch):]))
+        image = _resized(image, (*protocol.patch, *shape[len(protocol.patch) :]))
 
     def predict(windows: Tensor) -> Tensor:
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         with torch.autocast(torch.device(device).type, kind, enabled=kind is not None):
-            return method.predict(windows[..., 0], task)[..., None] if slices else method.predict(windows, task)
+            return (
+                method.predict(windows[..., 0], task)[..., None]
+                if slices
+                else method.predict(windows, task)
+            )
 
-    probabilities = predict_probabilities(predict, image, patch, stride, batch=protocol.inference.batch, device=device,
-                                          pad=pad)
+    probabilities = predict_probabilities(
+        predict, image, patch, stride, batch=protocol.inference.batch, device=device, pad=pad
+    )
     if zoomed:
         probabilities = _resized(probabilities, shape)
     if max(factors) > 1:
         mode = "trilinear" if len(full) == 3 else "bilinear"
-        probabilities = F.interpolate(probabilities[None], scale_factor=factors, mode=mode, align_corners=False)[0]
-        probabilities = probabilities[(slice(None), *(slice(n) for n in full))]  # blocks at the far end may overhang
+        probabilities = F.interpolate(
+            probabilities[None], scale_factor=factors, mode=mode, align_corners=False
+        )[0]
+        probabilities = probabilities[
+            (slice(None), *(slice(n) for n in full))
+        ]  # blocks at the far end may overhang
     return probabilities
 
 
@@ -119,13 +170,24 @@ def _resized(volume: Tensor, shape: Sequence[int]) -> Tensor:
     """(C, *S) to (C, *shape) by the nearest neighbour, as the training loader does it."""
     for axis, size in enumerate(shape, 1):
         if volume.shape[axis] != size:
-            volume = volume.index_select(axis, torch.from_numpy(nearest(volume.shape[axis], size)).to(volume.device))
+            volume = volume.index_select(
+                axis, torch.from_numpy(nearest(volume.shape[axis], size)).to(volume.device)
+            )
     return volume
 
 
-def predict_labels(method: Method, store: Store, case: str, task: int, protocol: Protocol, device: str,
-             precision: str) -> tuple[np.ndarray, str]:
-    label = finished(labels_from(predict_case(method, store, case, task, protocol, device, precision)), protocol)
+def predict_labels(
+    method: Method,
+    store: Store,
+    case: str,
+    task: int,
+    protocol: Protocol,
+    device: str,
+    precision: str,
+) -> tuple[np.ndarray, str]:
+    label = finished(
+        labels_from(predict_case(method, store, case, task, protocol, device, precision)), protocol
+    )
     return label, array_digest(label)
 
 
@@ -142,12 +204,24 @@ def score(label: np.ndarray, digest: str, store: Store, case: str) -> list[dict[
     reference, spacing = np.asarray(store.label(case)), store.cases[case].spacing
     values = range(1, len(store.classes) + 1)
     results = [r.to_dict() for r in evaluate_labels(label, reference, classes=values)]
-    if all(store.cases[c].spacing is not None for c in store.test):  # one unknown spacing: no column in mm
-        in_mm = [r.to_dict() for r in evaluate_labels(label, reference, classes=values, spacing=spacing)]
+    if all(
+        store.cases[c].spacing is not None for c in store.test
+    ):  # one unknown spacing: no column in mm
+        in_mm = [
+            r.to_dict() for r in evaluate_labels(label, reference, classes=values, spacing=spacing)
+        ]
         results = [vox | mm for vox, mm in zip(results, in_mm, strict=True)]
     names = dict(zip(values, store.classes, strict=True))
-    return [{"dataset": store.name, "case": case, "class": names[r.pop("label")], **r, "prediction": digest}
-            for r in results]
+    return [
+        {
+            "dataset": store.name,
+            "case": case,
+            "class": names[r.pop("label")],
+            **r,
+            "prediction": digest,
+        }
+        for r in results
+    ]
 
 
 def summarise(rows: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
@@ -155,7 +229,9 @@ def summarise(rows: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
     summary = []
     for key in dict.fromkeys((r["dataset"], r["class"]) for r in rows):
         mine = [r for r in rows if (r["dataset"], r["class"]) == key]
-        summary.append({"dataset": key[0], "class": key[1], **aggregate(mine, policy=policy).to_dict()})
+        summary.append(
+            {"dataset": key[0], "class": key[1], **aggregate(mine, policy=policy).to_dict()}
+        )
     return summary
 
 
@@ -166,5 +242,10 @@ def cases_csv(rows: list[dict[str, Any]]) -> bytes:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: "x".join(map(str, v)) if isinstance(v, (list, tuple)) else v for k, v in row.items()})
+        writer.writerow(
+            {
+                k: "x".join(map(str, v)) if isinstance(v, (list, tuple)) else v
+                for k, v in row.items()
+            }
+        )
     return text.getvalue().encode()

@@ -20,10 +20,17 @@ import numpy as np
 
 from segbench.errors import BusyError, StorageError
 
-_held: set[Path] = set()  # POSIX locks do not exclude a second holder in the same process; this does
-_STORAGE = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
-            errno.EROFS: "read-only file system", errno.EFBIG: "the file is too large",
-            errno.EACCES: "no permission to write", errno.EPERM: "no permission to write"}
+_held: set[Path] = (
+    set()
+)  # POSIX locks do not exclude a second holder in the same process; this does
+_STORAGE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "read-only file system",
+    errno.EFBIG: "the file is too large",
+    errno.EACCES: "no permission to write",
+    errno.EPERM: "no permission to write",
+}
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
@@ -31,8 +38,12 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     free = None
     with suppress(OSError):
         free = f"{shutil.disk_usage(existing(path)).free / 1e9:.1f} GB free"
-    return StorageError(f"cannot write: {_STORAGE.get(error.errno or 0, error.strerror or str(error))}", where=path,
-                        found=free, fix="free some space or choose another folder")
+    return StorageError(
+        f"cannot write: {_STORAGE.get(error.errno or 0, error.strerror or str(error))}",
+        where=path,
+        found=free,
+        fix="free some space or choose another folder",
+    )
 
 
 def existing(path: Path) -> Path:
@@ -145,7 +156,9 @@ def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     deadline = time.monotonic() + wait
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if path not in _held else -1
+        handle = (
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644) if path not in _held else -1
+        )
     except OSError as error:
         raise storage_error(error, path) from error
     if handle < 0:  # opening and closing it here would drop the lock that this process holds
@@ -153,12 +166,18 @@ def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     try:
         while not _try_lock(handle, path):
             if time.monotonic() >= deadline:
-                holder = os.pread(handle, 300, 0).decode(errors="replace").strip() or "another process"
+                holder = (
+                    os.pread(handle, 300, 0).decode(errors="replace").strip() or "another process"
+                )
                 raise BusyError(f"busy: {holder}", where=path.parent, fix="wait for it, or stop it")
             time.sleep(0.1)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()} since "
-                          f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(), 0)
+        os.pwrite(
+            handle,
+            f"process {os.getpid()} on {socket.gethostname()} since "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode(),
+            0,
+        )
         _held.add(path)
         try:
             yield
@@ -174,8 +193,11 @@ def _try_lock(handle: int, path: Path) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:  # ENOLCK, ENOSYS: some parallel file systems
-        raise StorageError(f"this file system has no locks: {error.strerror}", where=path,
-                           fix="put the folder on a file system with POSIX locks (--root, --data-root)") from error
+        raise StorageError(
+            f"this file system has no locks: {error.strerror}",
+            where=path,
+            fix="put the folder on a file system with POSIX locks (--root, --data-root)",
+        ) from error
     return True
 
 
@@ -197,4 +219,6 @@ def array_digest(array: np.ndarray) -> str:
 
 def json_bytes(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no NaN, one trailing line break."""
-    return (json.dumps(value, sort_keys=True, allow_nan=False, indent=1, ensure_ascii=False) + "\n").encode()
+    return (
+        json.dumps(value, sort_keys=True, allow_nan=False, indent=1, ensure_ascii=False) + "\n"
+    ).encode()

@@ -25,8 +25,15 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def soft_dice(p: Tensor, y: Tensor, *, weight: Tensor | None = None, keep: tuple[int, ...] = (),
-              squared: bool = True, smooth: float = 1e-5) -> Tensor:
+def soft_dice(
+    p: Tensor,
+    y: Tensor,
+    *,
+    weight: Tensor | None = None,
+    keep: tuple[int, ...] = (),
+    squared: bool = True,
+    smooth: float = 1e-5,
+) -> Tensor:
     """1 - (2 sum w p y + s) / (sum w p^2 + sum w y^2 + s) of two maps in [0, 1].
 
     Sums run jointly over all axes but ``keep``, over which the losses are averaged. ``y`` may be boolean or soft;
@@ -42,8 +49,16 @@ def soft_dice(p: Tensor, y: Tensor, *, weight: Tensor | None = None, keep: tuple
     return (1 - (2 * overlap.sum(axes) + smooth) / (total.sum(axes) + smooth)).mean()
 
 
-def dice(probabilities: Tensor, labels: Tensor, *, background: bool = False, per_item: bool = False,
-         weight: Tensor | None = None, squared: bool = True, smooth: float = 1e-5) -> Tensor:
+def dice(
+    probabilities: Tensor,
+    labels: Tensor,
+    *,
+    background: bool = False,
+    per_item: bool = False,
+    weight: Tensor | None = None,
+    squared: bool = True,
+    smooth: float = 1e-5,
+) -> Tensor:
     """Soft Dice averaged over the classes, without background unless asked for.
 
     ``probabilities`` (N, K, *S), ``labels`` (N, *S) integer, ``weight`` broadcasts to (N, *S). Sums run over the whole
@@ -52,19 +67,29 @@ def dice(probabilities: Tensor, labels: Tensor, *, background: bool = False, per
     first = 0 if background else 1
     target = one_hot(labels, probabilities.shape[1])
     keep = (0, 1) if per_item else (1,)
-    return soft_dice(probabilities[:, first:], target[:, first:], weight=None if weight is None else weight[:, None],
-                     keep=keep, squared=squared, smooth=smooth)
+    return soft_dice(
+        probabilities[:, first:],
+        target[:, first:],
+        weight=None if weight is None else weight[:, None],
+        keep=keep,
+        squared=squared,
+        smooth=smooth,
+    )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
     """Cross entropy of ``logits`` (N, K, *S) and ``labels`` (N, *S), averaged over voxels or those of a mask."""
-    each = F.cross_entropy(_wide(logits), labels, reduction="none")  # torch's own mean is not deterministic on CUDA
+    each = F.cross_entropy(
+        _wide(logits), labels, reduction="none"
+    )  # torch's own mean is not deterministic on CUDA
     return each.mean() if weight is None else masked_mean(each, weight)
 
 
 def dice_ce(logits: Tensor, labels: Tensor, *, background: bool = False) -> Tensor:
     """(cross entropy + Dice) / 2, the supervised loss of UA-MT; with ``background`` that of SSL4MIS."""
-    return (cross_entropy(logits, labels) + dice(logits.softmax(1), labels, background=background)) / 2
+    return (
+        cross_entropy(logits, labels) + dice(logits.softmax(1), labels, background=background)
+    ) / 2
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -21,13 +21,20 @@ from segbench.errors import UsageError, unknown
 __all__ = ["KINDS", "Encoder", "EncoderDecoder", "Layers", "Linear", "Stage", "enlarge", "halve"]
 
 KINDS = ("transposed", "trilinear", "nearest")
-SCALES = (1 / 3, 2 / 3, 1, 5 / 3)  # parts of ``dropout`` by decoder scale, fine to coarse: of 0.3 URPC's 0.1 to 0.5
+SCALES = (
+    1 / 3,
+    2 / 3,
+    1,
+    5 / 3,
+)  # parts of ``dropout`` by decoder scale, fine to coarse: of 0.3 URPC's 0.1 to 0.5
 
 
 @lru_cache(maxsize=256)
 def _weights(size: int, factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Linear interpolation along one axis as a matrix (factor * size, size)."""
-    with torch.inference_mode(False):  # a cached inference tensor would be useless to later training steps
+    with torch.inference_mode(
+        False
+    ):  # a cached inference tensor would be useless to later training steps
         at = (torch.arange(size * factor, dtype=torch.float64, device=device) + 0.5) / factor - 0.5
         distance = at.clamp(0, size - 1)[:, None] - torch.arange(size, device=device)
         return (1 - distance.abs()).clamp(min=0).to(dtype)
@@ -39,7 +46,9 @@ def enlarge(x: Tensor, factors: Sequence[int]) -> Tensor:
         if factor > 1:
             matrix = _weights(x.shape[axis], factor, x.dtype, x.device)
             rows = x.reshape(x.shape[:axis].numel(), x.shape[axis], -1)
-            x = (matrix.expand(len(rows), -1, -1) @ rows).reshape(*x.shape[:axis], len(matrix), *x.shape[axis + 1:])
+            x = (matrix.expand(len(rows), -1, -1) @ rows).reshape(
+                *x.shape[:axis], len(matrix), *x.shape[axis + 1 :]
+            )
     return x
 
 
@@ -76,14 +85,22 @@ class Layers:
 
     def after(self, width: int) -> list[nn.Module]:
         """What follows a convolution."""
-        norm = self.of("BatchNorm", width) if self.norm == "batch" else self.of("InstanceNorm", width,
-                                                                                 affine=self.norm == "affine")
+        norm = (
+            self.of("BatchNorm", width)
+            if self.norm == "batch"
+            else self.of("InstanceNorm", width, affine=self.norm == "affine")
+        )
         return [norm, nn.ReLU(inplace=True)]
 
     def unit(self, a: int, b: int, convs: int = 2) -> nn.Sequential:
         """Convolutions of edge 3 from ``a`` to ``b`` channels."""
-        return nn.Sequential(*(layer for i in range(convs)
-                               for layer in (self.of("Conv", b if i else a, b, 3, padding=1), *self.after(b))))
+        return nn.Sequential(
+            *(
+                layer
+                for i in range(convs)
+                for layer in (self.of("Conv", b if i else a, b, 3, padding=1), *self.after(b))
+            )
+        )
 
     def up(self, kind: str, a: int, b: int, factors: Sequence[int]) -> tuple[nn.Module, int]:
         """An enlargement of maps of ``a`` channels, and the channels it leaves; one that learns goes to ``b``."""
@@ -92,16 +109,23 @@ class Layers:
             rest = tuple(factors)
             while not layers or max(rest) > 1:
                 step = tuple(2 if f % 2 == 0 else f for f in rest)
-                layers += [self.of("ConvTranspose", b if layers else a, b, step, step), *self.after(b)]
+                layers += [
+                    self.of("ConvTranspose", b if layers else a, b, step, step),
+                    *self.after(b),
+                ]
                 rest = tuple(f // s for f, s in zip(rest, step, strict=True))
             return nn.Sequential(*layers), b
-        return Linear(factors) if kind == "trilinear" else nn.Upsample(scale_factor=tuple(map(float, factors))), a
+        return Linear(factors) if kind == "trilinear" else nn.Upsample(
+            scale_factor=tuple(map(float, factors))
+        ), a
 
 
 class Stage(nn.Module):
     """One step of a U-Net's decoder: enlarge, put behind the encoder's maps, convolve."""
 
-    def __init__(self, layers: Layers, kind: str, deep: int, skip: int, out: int, factors: Sequence[int]) -> None:
+    def __init__(
+        self, layers: Layers, kind: str, deep: int, skip: int, out: int, factors: Sequence[int]
+    ) -> None:
         """``deep``, ``skip`` and ``out`` channels of the coarser map, the encoder's and the result."""
         super().__init__()
         self.up, width = layers.up(kind, deep, out, factors)
@@ -132,24 +156,44 @@ class EncoderDecoder(Backbone):
     kinds: ClassVar[tuple[str, ...]] = KINDS  # of decoders
     norm: ClassVar[str] = "batch"  # of our decoders
 
-    def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
-                 decoders: tuple[str, ...] = ("transposed",), side_outputs: bool = False) -> None:
+    def __init__(
+        self,
+        params: BackboneParams,
+        channels: int,
+        dims: int,
+        heads: tuple[int, ...],
+        decoders: tuple[str, ...] = ("transposed",),
+        side_outputs: bool = False,
+    ) -> None:
         super().__init__(params, channels, dims, heads, decoders, side_outputs)
         for kind in set(decoders) - set(self.kinds):
             raise unknown("decoder", kind, self.kinds)
         if side_outputs and (len(heads), len(decoders)) != (1, 1):
-            raise UsageError("side outputs go with one head and one decoder", found=f"{heads}, {decoders}")
+            raise UsageError(
+                "side outputs go with one head and one decoder", found=f"{heads}, {decoders}"
+            )
         self.dims, self.side_outputs, p = dims, side_outputs, self.p.dropout
         self.encoder, self.channels, self.strides = self.make_encoder(channels)
         self.width = self.widths[0]
-        self.outputs = heads * (len(self.channels) - 1) if side_outputs else heads  # of each decoder
-        self.decoders: Any = nn.ModuleList(nn.ModuleList(self.make_decoder(kind)) for kind in decoders)
+        self.outputs = (
+            heads * (len(self.channels) - 1) if side_outputs else heads
+        )  # of each decoder
+        self.decoders: Any = nn.ModuleList(
+            nn.ModuleList(self.make_decoder(kind)) for kind in decoders
+        )
         layers = Layers(dims)
-        self.heads = nn.ModuleList(layers.of("Conv", self.widths[i if side_outputs else 0], k, 1)
-                                   for _ in decoders for i, k in enumerate(self.outputs))
+        self.heads = nn.ModuleList(
+            layers.of("Conv", self.widths[i if side_outputs else 0], k, 1)
+            for _ in decoders
+            for i, k in enumerate(self.outputs)
+        )
         self.bottom = nn.Dropout(0 if side_outputs else p)
-        scales: list[nn.Module] = [layers.of("Dropout", p * SCALES[min(i, 3)]) for i in range(len(self.channels) - 1)]
-        self.dropouts = nn.ModuleList(scales if side_outputs else [nn.Dropout(p), *[nn.Identity()] * (len(scales) - 1)])
+        scales: list[nn.Module] = [
+            layers.of("Dropout", p * SCALES[min(i, 3)]) for i in range(len(self.channels) - 1)
+        ]
+        self.dropouts = nn.ModuleList(
+            scales if side_outputs else [nn.Dropout(p), *[nn.Identity()] * (len(scales) - 1)]
+        )
 
     def make_encoder(self, channels: int) -> Encoder:
         """The encoder for images of ``channels``."""
@@ -175,11 +219,15 @@ class EncoderDecoder(Backbone):
         self.check_patch(self.p, tuple(image.shape[2:]))
         return self.encoder(image)
 
-    def decode(self, pyramid: list[Tensor], decoder: int = 0, dropped: bool = False) -> list[Tensor]:
+    def decode(
+        self, pyramid: list[Tensor], decoder: int = 0, dropped: bool = False
+    ) -> list[Tensor]:
         """Decoder maps, fine to coarse; with dropout on the bottleneck first, unless the caller has done that."""
         x = pyramid[-1] if dropped else self.bottom(pyramid[-1])
         maps: list[Tensor] = []
-        for stage, i in zip(self.decoders[decoder], reversed(range(len(self.channels) - 1)), strict=True):
+        for stage, i in zip(
+            self.decoders[decoder], reversed(range(len(self.channels) - 1)), strict=True
+        ):
             x = self.dropouts[i](stage(x, pyramid[i]))
             maps.insert(0, x)
         return maps
@@ -195,7 +243,9 @@ class EncoderDecoder(Backbone):
         outputs: list[Tensor] = []
         for d in range(len(self.decoders)):
             maps = self.decode(pyramid, d, dropped=True)
-            outputs += [self.head(maps[i if self.side_outputs else 0], d * count + i) for i in range(count)]
+            outputs += [
+                self.head(maps[i if self.side_outputs else 0], d * count + i) for i in range(count)
+            ]
         return outputs[0] if len(outputs) == 1 and not self.side_outputs else tuple(outputs)
 
     def stages(self) -> list[nn.Module]:

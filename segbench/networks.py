@@ -46,21 +46,34 @@ def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
             pyramid = ghost.encode(image)
             maps = ghost.decode(pyramid)
     except ValueError as error:  # torch refuses to normalise a single voxel
-        raise UsageError(f"the patch is too small for backbone '{net.name}'", found=f"{'x'.join(map(str, patch))}: {error}",
-                         fix=larger) from error
+        raise UsageError(
+            f"the patch is too small for backbone '{net.name}'",
+            found=f"{'x'.join(map(str, patch))}: {error}",
+            fix=larger,
+        ) from error
     except UsageError as error:  # a network knows what fits it, and nothing of the command line
         if "-o " in str(error.details["fix"]):
             raise
         raise UsageError(error.what, **{**error.details, "fix": larger}) from error  # type: ignore[arg-type]
     except Exception as error:  # such as windows of attention that do not divide a map
-        raise UsageError(f"backbone '{net.name}' cannot take patches of {'x'.join(map(str, patch))}",
-                         found=f"{type(error).__name__}: {error}".splitlines()[0],
-                         fix="another patch (-o patch=) or backbone (segbench list backbones)") from error
+        raise UsageError(
+            f"backbone '{net.name}' cannot take patches of {'x'.join(map(str, patch))}",
+            found=f"{type(error).__name__}: {error}".splitlines()[0],
+            fix="another patch (-o patch=) or backbone (segbench list backbones)",
+        ) from error
     found = [tuple(m.shape[1:]) for m in (*pyramid, maps[0])]
-    declared = [(c, *(-(-n // s) for n, s in zip(patch, stride, strict=True)))
-                for c, stride in zip((*net.channels, net.width), (*net.strides, (1,) * len(patch)), strict=True)]
+    declared = [
+        (c, *(-(-n // s) for n, s in zip(patch, stride, strict=True)))
+        for c, stride in zip(
+            (*net.channels, net.width), (*net.strides, (1,) * len(patch)), strict=True
+        )
+    ]
     if found != declared:
-        raise PluginError(f"the maps of backbone '{net.name}' are not those it declares", found=found, expected=declared)
+        raise PluginError(
+            f"the maps of backbone '{net.name}' are not those it declares",
+            found=found,
+            expected=declared,
+        )
 
 
 # -- saving memory -----------------------------------------------------------------------------------------------------
@@ -82,8 +95,13 @@ def _recomputed(cls: type) -> type:
         if not torch.is_grad_enabled():
             return cls.forward(self, *args)  # type: ignore[attr-defined]
         modes = {m: m.training for m in self.modules()}
-        return checkpoint(partial(cls.forward, self), *args, use_reentrant=False,  # type: ignore[attr-defined]
-                          context_fn=lambda: (nullcontext(), _again(modes)))
+        return checkpoint(
+            partial(cls.forward, self),
+            *args,
+            use_reentrant=False,  # type: ignore[attr-defined]
+            context_fn=lambda: (nullcontext(), _again(modes)),
+        )
+
     return type(cls.__name__, (cls,), {"forward": forward})
 
 
@@ -118,7 +136,9 @@ class Cost:
 def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
     """Counted in a run of shapes alone; a multiplication with an addition is two FLOPs, activations are float32."""
     ghost = _ghost(net).train()
-    own = {x.untyped_storage()._cdata for x in (*ghost.parameters(), *ghost.buffers())}  # their transposes too
+    own = {
+        x.untyped_storage()._cdata for x in (*ghost.parameters(), *ghost.buffers())
+    }  # their transposes too
     kept: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -126,7 +146,9 @@ def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
             kept[x.untyped_storage()._cdata] = x
         return x
 
-    image = torch.zeros(2, channels, *patch, device="meta")  # two: batch statistics of one voxel are refused
+    image = torch.zeros(
+        2, channels, *patch, device="meta"
+    )  # two: batch statistics of one voxel are refused
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda x: x):
         outputs = ghost(image)
     del outputs
@@ -146,7 +168,9 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
     plain, generator = copy.deepcopy(net).double().eval(), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in plain.parameters():
-            p.copy_((torch.rand(p.shape, generator=generator, dtype=p.dtype) + 0.5) / prod(p.shape[1:]))
+            p.copy_(
+                (torch.rand(p.shape, generator=generator, dtype=p.dtype) + 0.5) / prod(p.shape[1:])
+            )
     unit = net.multiple(net.p, dims)
     field: list[int] = []
     for axis in range(dims):
@@ -155,11 +179,15 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
             continue
         length = unit[axis] * max(4, 2048 // unit[axis] // (4 if dims == 3 else 1))
         shape = [length if i == axis else unit[i] for i in range(dims)]
-        image = torch.rand(1, channels, *shape, generator=generator, dtype=torch.float64).requires_grad_()
+        image = torch.rand(
+            1, channels, *shape, generator=generator, dtype=torch.float64
+        ).requires_grad_()
         with _Linear():
-            bottleneck = plain.encode(image.clone())[-1]  # a copy: some layers write into what they are given
+            bottleneck = plain.encode(image.clone())[
+                -1
+            ]  # a copy: some layers write into what they are given
         middle: Any = (0, slice(None), *(n // 2 for n in bottleneck.shape[2:]))
-        gradient, = torch.autograd.grad(bottleneck[middle].sum(), image)
+        (gradient,) = torch.autograd.grad(bottleneck[middle].sum(), image)
         seen = gradient[0].abs().sum(0).movedim(axis, 0).flatten(1).sum(1).nonzero().flatten()
         if not len(seen) or seen[0] == 0 or seen[-1] == length - 1:
             return None
@@ -167,8 +195,29 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
     return tuple(field)
 
 
-THRESHOLDS = {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardtanh",
-              "hardswish", "hardsigmoid", "threshold", "dropout", "dropout2d", "dropout3d", "clamp", "clamp_min", "clip"}
+THRESHOLDS = {
+    "relu",
+    "relu6",
+    "leaky_relu",
+    "prelu",
+    "rrelu",
+    "elu",
+    "celu",
+    "selu",
+    "gelu",
+    "silu",
+    "mish",
+    "hardtanh",
+    "hardswish",
+    "hardsigmoid",
+    "threshold",
+    "dropout",
+    "dropout2d",
+    "dropout3d",
+    "clamp",
+    "clamp_min",
+    "clip",
+}
 SPATIAL = {"instance_norm", "group_norm"}
 
 
@@ -181,12 +230,17 @@ class _Linear(TorchFunctionMode):
             return args[0]
         if name in ("max_pool2d", "max_pool3d"):
             pool: Any = functional.avg_pool3d if name == "max_pool3d" else functional.avg_pool2d
-            return pool(*args[:4], ceil_mode=kwargs.get("ceil_mode", False),
-                        **{k: kwargs[k] for k in ("kernel_size", "stride", "padding") if k in kwargs})
+            return pool(
+                *args[:4],
+                ceil_mode=kwargs.get("ceil_mode", False),
+                **{k: kwargs[k] for k in ("kernel_size", "stride", "padding") if k in kwargs},
+            )
         if name in ("maximum", "fmax"):
             return (args[0] + args[1]) / 2
         found = torch.mean(*args, **kwargs) if name == "amax" else func(*args, **kwargs)
         if name in ("mean", "amax", "var", "std", "adaptive_avg_pool2d", "adaptive_avg_pool3d"):
-            whole = isinstance(found, Tensor) and prod(found.shape[2:]) == 1 < prod(args[0].shape[2:])
+            whole = isinstance(found, Tensor) and prod(found.shape[2:]) == 1 < prod(
+                args[0].shape[2:]
+            )
             return found.detach() if whole else found
         return found

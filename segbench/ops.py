@@ -8,7 +8,16 @@ from math import floor
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Ema", "box_edges", "clipped_noise", "context_mask", "entropy", "mix", "one_hot", "outside_boxes"]
+__all__ = [
+    "Ema",
+    "box_edges",
+    "clipped_noise",
+    "context_mask",
+    "entropy",
+    "mix",
+    "one_hot",
+    "outside_boxes",
+]
 
 
 class Ema(nn.Module):
@@ -66,16 +75,23 @@ def outside_boxes(corners: Tensor, edges: tuple[int, ...], size: tuple[int, ...]
     return ~inside
 
 
-def context_mask(count: int, size: tuple[int, ...], ratio: float, generator: torch.Generator,
-                 device: torch.device | str = "cpu") -> Tensor:
+def context_mask(
+    count: int,
+    size: tuple[int, ...],
+    ratio: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """CutMix masks (count, *size), false inside a box whose edges are ``ratio`` of the patch's.
 
     Corners are uniform on {0, ..., size - edge - 1} and drawn on the CPU: the last place never comes, as in the code
     of BCP and VerSemi. One mask (1, *size) serves a whole batch.
     """
     edges = box_edges(size, ratio)
-    corners = [torch.randint(max(extent - edge, 1), (count,), generator=generator)
-               for extent, edge in zip(size, edges, strict=True)]
+    corners = [
+        torch.randint(max(extent - edge, 1), (count,), generator=generator)
+        for extent, edge in zip(size, edges, strict=True)
+    ]
     return outside_boxes(torch.stack(corners, 1).to(device), edges, size)
 
 

@@ -72,15 +72,29 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
         if len(files) == 1 and files[0].is_dir():
             files = [path]  # a patient's folder with one study in it
         if not files:
-            raise DataError("no scan in the folder", where=path, expected=" ".join(ENDINGS) + ", or DICOM slices")
-        found += _grouped(files, channels) if channels > 1 else [Scan(_name(f), (f,)) for f in files]
-    if channels == 1 and len(plain := {s.name.removesuffix("_0000") for s in found}) == len(found) and all(plain):
-        found = [replace(s, name=s.name.removesuffix("_0000")) for s in found]  # as the label files are called
+            raise DataError(
+                "no scan in the folder",
+                where=path,
+                expected=" ".join(ENDINGS) + ", or DICOM slices",
+            )
+        found += (
+            _grouped(files, channels) if channels > 1 else [Scan(_name(f), (f,)) for f in files]
+        )
+    if (
+        channels == 1
+        and len(plain := {s.name.removesuffix("_0000") for s in found}) == len(found)
+        and all(plain)
+    ):
+        found = [
+            replace(s, name=s.name.removesuffix("_0000")) for s in found
+        ]  # as the label files are called
     for name, n in Counter(s.name for s in found).items():
         if n > 1:
-            raise UsageError(f"{n} scans are called '{name}': their results would overwrite each other",
-                             found=", ".join(str(s.files[0]) for s in found if s.name == name),
-                             fix="predict them in two calls with two output folders")
+            raise UsageError(
+                f"{n} scans are called '{name}': their results would overwrite each other",
+                found=", ".join(str(s.files[0]) for s in found if s.name == name),
+                fix="predict them in two calls with two output folders",
+            )
     return found
 
 
@@ -89,8 +103,16 @@ def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
     from segbench.data.dicom import dicom_files
     from segbench.data.places import below
 
-    read = {f for scan in scans for file in scan.files for f in (dicom_files(file) if file.is_dir() else (file,))}
-    lost = {path: [p.relative_to(path) for p in below(path, "*") if p.is_file() and p not in read] for path in paths}
+    read = {
+        f
+        for scan in scans
+        for file in scan.files
+        for f in (dicom_files(file) if file.is_dir() else (file,))
+    }
+    lost = {
+        path: [p.relative_to(path) for p in below(path, "*") if p.is_file() and p not in read]
+        for path in paths
+    }
     return [f"{path}: not taken as scans: {some(files)}" for path, files in lost.items() if files]
 
 
@@ -100,12 +122,17 @@ def _name(path: Path) -> str:
 
 def _volumes(folder: Path) -> list[Path]:
     """Volume files in a folder, and its folders of DICOM slices, by name; hidden files are left alone."""
-    return [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")
-            and (_has_dicom(p, deep=True) if p.is_dir() else p.name.lower().endswith(ENDINGS))]
+    return [
+        p
+        for p in sorted(folder.iterdir())
+        if not p.name.startswith(".")
+        and (_has_dicom(p, deep=True) if p.is_dir() else p.name.lower().endswith(ENDINGS))
+    ]
 
 
 def _has_dicom(folder: Path, deep: bool = False) -> bool:
     from segbench.data.dicom import dicom_files
+
     files = dicom_files(folder)
     return bool(files) and (deep or any(f.parent == folder for f in files))
 
@@ -114,21 +141,31 @@ def _grouped(files: Sequence[Path], channels: int) -> list[Scan]:
     groups: dict[str, list[tuple[int | None, Path]]] = {}
     for file in files:
         match = SLICE.fullmatch(_name(file))
-        groups.setdefault(match[1] if match else _name(file), []).append((int(match[2]) if match else None, file))
+        groups.setdefault(match[1] if match else _name(file), []).append(
+            (int(match[2]) if match else None, file)
+        )
     for name, members in groups.items():
         numbers = sorted(n for n, _ in members if n is not None)
         if numbers != list(range(channels)) and (numbers or len(members) > 1):
-            raise DataError(f"the files of scan '{name}' are not its channels", where=members[0][1].parent,
-                            found=", ".join(sorted(file.name for _, file in members)), fix="one file a channel, each once",
-                            expected=", ".join(f"{name}_{n:04d}" for n in range(channels)))
-    return [Scan(name, tuple(file for _, file in sorted(members, key=lambda m: m[0] or 0)))
-            for name, members in groups.items()]
+            raise DataError(
+                f"the files of scan '{name}' are not its channels",
+                where=members[0][1].parent,
+                found=", ".join(sorted(file.name for _, file in members)),
+                fix="one file a channel, each once",
+                expected=", ".join(f"{name}_{n:04d}" for n in range(channels)),
+            )
+    return [
+        Scan(name, tuple(file for _, file in sorted(members, key=lambda m: m[0] or 0)))
+        for name, members in groups.items()
+    ]
 
 
 class Predictor:
     """Predicts scans with one finished run, for one of its data sets."""
 
-    def __init__(self, method: Method, experiment: Any, store: Store, task: int, device: str) -> None:
+    def __init__(
+        self, method: Method, experiment: Any, store: Store, task: int, device: str
+    ) -> None:
         self.method, self.protocol, self.store, self.task = method, experiment.protocol, store, task
         self.precision, self.device = experiment.precision, device
         self.dataset: Dataset = registry.get("dataset", store.name).cls()
@@ -145,7 +182,10 @@ class Predictor:
             DataError: a file is damaged, or not what the run was trained on.
         """
         volume, doubts = self._read(scan)
-        affine, shape = np.eye(4) if volume.affine is None else volume.affine, volume.array.shape[:3]
+        affine, shape = (
+            np.eye(4) if volume.affine is None else volume.affine,
+            volume.array.shape[:3],
+        )
         steps, warnings = self._told(volume)
         warnings += doubts
         turned = volume
@@ -154,7 +194,11 @@ class Predictor:
             turned = Volume(np.moveaxis(array, 0, -1), grid)
         prepared = volume.affine is None and not self.stored
         made = apply(Recipe(orientation="file") if prepared else self.recipe, turned)
-        image = made.image if prepared or self.stored else np.asarray(self.dataset.normalize(made.image), np.float32)
+        image = (
+            made.image
+            if prepared or self.stored
+            else np.asarray(self.dataset.normalize(made.image), np.float32)
+        )
         warnings += self._unlike(image)
         probabilities = self._probabilities(image, made.facts.get("pad", ()) if self.stored else ())
         grid = _shifted(made.facts["crop_offset"]) if made.affine is None else made.affine
@@ -168,16 +212,27 @@ class Predictor:
     def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
         """The scan as (X, Y, Z, C) float32, and warnings."""
         volumes = [self.dataset.scan(file) for file in scan.files]
-        doubts = [text for file, volume in zip(scan.files[1:], volumes[1:], strict=True)
-                  for text in check_pair(volumes[0], volume, file, "channel")]
+        doubts = [
+            text
+            for file, volume in zip(scan.files[1:], volumes[1:], strict=True)
+            for text in check_pair(volumes[0], volume, file, "channel")
+        ]
         arrays = [v.array for v in volumes]
         if len({a.shape for a in arrays}) == 1 and arrays[0].ndim == 3:
             arrays = [np.stack(arrays, axis=-1)]
         array = arrays[0]
-        if len(arrays) > 1 or array.ndim != 4 or array.shape[3] != self.store.channels or 0 in array.shape:
-            raise DataError("the scan is not what the run was trained on", where=scan.files[0],
-                            found=" + ".join("x".join(map(str, v.array.shape)) for v in volumes),
-                            expected=f"three axes and {self.store.channels} channels, equal in shape")
+        if (
+            len(arrays) > 1
+            or array.ndim != 4
+            or array.shape[3] != self.store.channels
+            or 0 in array.shape
+        ):
+            raise DataError(
+                "the scan is not what the run was trained on",
+                where=scan.files[0],
+                found=" + ".join("x".join(map(str, v.array.shape)) for v in volumes),
+                expected=f"three axes and {self.store.channels} channels, equal in shape",
+            )
         require_finite(array, scan.files[0])
         return Volume(array.astype(np.float32), volumes[0].affine), doubts
 
@@ -186,15 +241,21 @@ class Predictor:
         steps: list[str] = []
         warnings: list[str] = []
         if self.boxed and (volume.affine is not None or self.stored):
-            warnings.append("the training cases were cut to a box around the label, which nobody knows here: the whole scan "
-                            "is searched, and more may be found than there is")
+            warnings.append(
+                "the training cases were cut to a box around the label, which nobody knows here: the whole scan "
+                "is searched, and more may be found than there is"
+            )
         if volume.affine is None:
-            warnings.append("the file tells no space: its axes are taken as they are" +
-                            ("" if self.stored else ", and its grey values as prepared"))
+            warnings.append(
+                "the file tells no space: its axes are taken as they are"
+                + ("" if self.stored else ", and its grey values as prepared")
+            )
             return steps, warnings
         codes = codes_of(volume.affine)
         if self.codes is None and self.recipe.orientation != "ras":
-            warnings.append("the training data's orientation is not recorded: the axes are taken as in the file")
+            warnings.append(
+                "the training data's orientation is not recorded: the axes are taken as in the file"
+            )
         elif codes != (self.codes or "RAS"):
             steps.append(f"turned from {codes} to {self.codes or 'RAS'}")
         if self.recipe.spacing is not None and volume.spacing is not None:
@@ -208,18 +269,38 @@ class Predictor:
         low, high = min(c["min"] for c in cases), max(c["max"] for c in cases)
         spread, means = FAR * max(c["std"] for c in cases), [c["mean"] for c in cases]
         width, mean = float(image.max() - image.min()), float(image.mean(dtype=np.float64))
-        if width <= FAR * max(widths) and FAR * width >= min(widths) and min(means) - spread <= mean <= max(means) + spread:
+        if (
+            width <= FAR * max(widths)
+            and FAR * width >= min(widths)
+            and min(means) - spread <= mean <= max(means) + spread
+        ):
             return []
-        return [f"grey values from {image.min():.4g} to {image.max():.4g} (mean {mean:.4g}) differ strongly from training "
-                f"({low:.4g} to {high:.4g}, mean {np.mean(means):.4g}): check modality and units"]
+        return [
+            f"grey values from {image.min():.4g} to {image.max():.4g} (mean {mean:.4g}) differ strongly from training "
+            f"({low:.4g} to {high:.4g}, mean {np.mean(means):.4g}): check modality and units"
+        ]
 
     def _probabilities(self, image: np.ndarray, pad: Sequence[float]) -> np.ndarray:
         """(K, X, Y, Z) of a prepared image (C, X, Y, Z)."""
         factors, small = self.protocol.factors(self.store.name, 3), image
         if max(factors) > 1:
             small = np.stack([block_mean(channel, factors) for channel in image])
-        return predict_image(self.method, small, image.shape[1:], self.task, self.protocol, self.store.name, self.device,
-                             self.precision, pad).float().cpu().numpy()
+        return (
+            predict_image(
+                self.method,
+                small,
+                image.shape[1:],
+                self.task,
+                self.protocol,
+                self.store.name,
+                self.device,
+                self.precision,
+                pad,
+            )
+            .float()
+            .cpu()
+            .numpy()
+        )
 
 
 def _orientation(store: Store) -> str | None:
@@ -232,12 +313,22 @@ def _orientation(store: Store) -> str | None:
 def _recipe(store: Store) -> tuple[Recipe, bool]:
     """The recipe stored with the training cases, and True; else what the cases share, and False."""
     infos = [store.cases[case] for case in store.train]
-    found = [i.source["from"].get("recipe") if isinstance(i.source.get("from"), Mapping) else None for i in infos]
+    found = [
+        i.source["from"].get("recipe") if isinstance(i.source.get("from"), Mapping) else None
+        for i in infos
+    ]
     if isinstance(found[0], Mapping) and all(f == found[0] for f in found):
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()}
-        grey = tuple(Grey(None if g["window"] is None else tuple(g["window"]), g["scale"]) for g in plain.pop("grey"))
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()
+        }
+        grey = tuple(
+            Grey(None if g["window"] is None else tuple(g["window"]), g["scale"])
+            for g in plain.pop("grey")
+        )
         return Recipe(**plain, grey=grey), True
-    spacings = np.array([i.spacing for i in infos]) if all(i.spacing for i in infos) else np.empty((0, 3))
+    spacings = (
+        np.array([i.spacing for i in infos]) if all(i.spacing for i in infos) else np.empty((0, 3))
+    )
     same = len(spacings) > 0 and np.ptp(spacings, axis=0).max() < 1e-3 * spacings.min()
     if not same or spacings.shape[1] != 3:
         return Recipe(orientation="file"), False
@@ -270,13 +361,26 @@ def write_nifti(path: Path, array: np.ndarray, prediction: Prediction) -> None:
         old, header = loaded.header, loaded.header_class()
         header.set_data_shape(array.shape)
         header.set_data_dtype(array.dtype)
-        for key in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
-                    "srow_x", "srow_y", "srow_z", "xyzt_units"):
+        for key in (
+            "qform_code",
+            "sform_code",
+            "quatern_b",
+            "quatern_c",
+            "quatern_d",
+            "qoffset_x",
+            "qoffset_y",
+            "qoffset_z",
+            "srow_x",
+            "srow_y",
+            "srow_z",
+            "xyzt_units",
+        ):
             header[key] = old[key]
         header["pixdim"][:4] = old["pixdim"][:4]
         image = type(loaded)(array, None, header)
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         import gzip
+
         content = gzip.compress(content, 6, mtime=0)
     atomic_write(path, content)

@@ -80,11 +80,15 @@ def _decorator(kind: str, name: str, paper: str = "") -> Callable[[T], T]:
         if old is not None and old.file != file:
             raise _twice(kind, name, file, old.file)
         if not (file.stem == name or name.startswith(f"{file.stem}_")):
-            raise UsageError(f"{kind} '{name}' must live in a file of that name", where=file,
-                             expected=f"{name}.py, or a family file whose stem begins the name")
+            raise UsageError(
+                f"{kind} '{name}' must live in a file of that name",
+                where=file,
+                expected=f"{name}.py, or a family file whose stem begins the name",
+            )
         cls.name = name  # type: ignore[attr-defined]
         _state.entries[kind, name] = Entry(kind, name, cls, file, paper)
         return cls
+
     return register
 
 
@@ -107,16 +111,23 @@ def add_file(file: str | Path) -> None:
     """Add one plug-in file (``--plugin FILE``); it is read at once, so a broken file is reported at once."""
     path = Path(file).resolve()
     if not path.is_file():
-        raise UsageError("no such plug-in file", where=path, fix="segbench new method NAME writes one")
+        raise UsageError(
+            "no such plug-in file", where=path, fix="segbench new method NAME writes one"
+        )
     if path in _state.files:
         return
     try:
         found = _names(path)
     except (SyntaxError, ValueError) as error:
-        raise PluginError(f"the plug-in file cannot be read: {error}", where=path, fix="mend the file") from error
+        raise PluginError(
+            f"the plug-in file cannot be read: {error}", where=path, fix="mend the file"
+        ) from error
     if not any(found.values()):
-        raise UsageError("the file registers nothing", where=path,
-                         expected='a class decorated with @segbench.method("NAME") or @dataset or @backbone')
+        raise UsageError(
+            "the file registers nothing",
+            where=path,
+            expected='a class decorated with @segbench.method("NAME") or @dataset or @backbone',
+        )
     _state.files.append(path)
     catalogue.cache_clear()
     try:
@@ -136,7 +147,11 @@ def _names(file: Path) -> dict[str, list[str]]:
     for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
         for call in getattr(node, "decorator_list", ()):
             if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-                called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+                called = (
+                    call.func.attr
+                    if isinstance(call.func, ast.Attribute)
+                    else getattr(call.func, "id", "")
+                )
                 if called in KINDS and isinstance(call.args[0].value, str):
                     names[called].append(call.args[0].value)
     return names
@@ -161,8 +176,11 @@ def _folders(kind: str) -> Iterator[tuple[Path, str]]:
             continue
         seen.add(folder)
         if (folder / "__init__.py").exists():
-            raise UsageError("a plug-in folder must not have an __init__.py: it would hide all built-in plug-ins",
-                             where=folder / "__init__.py", fix="delete that file")
+            raise UsageError(
+                "a plug-in folder must not have an __init__.py: it would hide all built-in plug-ins",
+                where=folder / "__init__.py",
+                fix="delete that file",
+            )
         yield folder, "SEGBENCH_PATH" if folder.parent in user else "built-in"
 
 
@@ -173,7 +191,9 @@ def _find_module(name: str) -> Path | None:
     for part in rest:
         if spec is None:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+        spec = importlib.machinery.PathFinder.find_spec(
+            f"{spec.name}.{part}", spec.submodule_search_locations
+        )
     return Path(spec.origin).resolve() if spec is not None and spec.origin else None
 
 
@@ -209,19 +229,30 @@ def catalogue() -> dict[tuple[str, str], Found]:
             if first.file != place.file:
                 raise _twice(kind, place.name, place.file, first.file)
             if modules.setdefault(place.module, place.file) != place.file:
-                raise UsageError(f"two plug-in files are called {place.file.name}; Python would import only one",
-                                 where=place.file, found=modules[place.module], fix="rename one of them")
+                raise UsageError(
+                    f"two plug-in files are called {place.file.name}; Python would import only one",
+                    where=place.file,
+                    found=modules[place.module],
+                    fix="rename one of them",
+                )
     return found
 
 
 def _twice(kind: str, name: str, file: Path, other: Path) -> UsageError:
-    return UsageError(f"{kind} '{name}' is registered twice", where=file, found=other,
-                      fix="rename one of the two files and the name in its decorator")
+    return UsageError(
+        f"{kind} '{name}' is registered twice",
+        where=file,
+        found=other,
+        fix="rename one of the two files and the name in its decorator",
+    )
 
 
 def names(kind: str) -> list[str]:
     """Registered names of a kind, sorted."""
-    return sorted({name for k, name in catalogue() if k == kind} | set(_state.links if kind == "dataset" else ()))
+    return sorted(
+        {name for k, name in catalogue() if k == kind}
+        | set(_state.links if kind == "dataset" else ())
+    )
 
 
 def add_link(name: str, link: Link) -> None:
@@ -232,9 +263,14 @@ def add_link(name: str, link: Link) -> None:
     """
     old = _state.links.get(name)
     taken = catalogue().get(("dataset", name))
-    if taken is not None or (old is not None and (old.family, old.text) != (link.family, link.text)):
-        raise UsageError(f"data set '{name}' exists already", found=taken.file if taken else old and old.text,
-                         fix="choose a name: segbench data link PATH --as NAME")
+    if taken is not None or (
+        old is not None and (old.family, old.text) != (link.family, link.text)
+    ):
+        raise UsageError(
+            f"data set '{name}' exists already",
+            found=taken.file if taken else old and old.text,
+            fix="choose a name: segbench data link PATH --as NAME",
+        )
     if old != link:
         _state.links[name] = link
         _state.entries.pop(("dataset", name), None)
@@ -256,8 +292,14 @@ def links() -> dict[str, Link]:
 def _variant(family: Entry, name: str) -> Entry:
     """``family:text``, under the name it was linked by or one made from the text's last part."""
     text = os.path.abspath(os.path.expanduser(name.partition(":")[2]))
-    known = [n for n, link in _state.links.items() if (link.family, link.text) == (family.name, text)]
-    own = known[0] if known else re.sub(r"\W", "_", os.path.basename(text), flags=re.ASCII).lower() or "data"
+    known = [
+        n for n, link in _state.links.items() if (link.family, link.text) == (family.name, text)
+    ]
+    own = (
+        known[0]
+        if known
+        else re.sub(r"\W", "_", os.path.basename(text), flags=re.ASCII).lower() or "data"
+    )
     if not known:
         cls = family.cls.variant(text, {})  # says what is wrong before a name is given away
         if cls.source is not None and not cls.source.exists():
@@ -271,7 +313,9 @@ def _linked(name: str) -> Entry:
     family = get("dataset", link.family)
     cls = family.cls.variant(link.text, link.settings)
     cls.name = name
-    return _state.entries.setdefault(("dataset", name), Entry("dataset", name, cls, family.file, family.paper))
+    return _state.entries.setdefault(
+        ("dataset", name), Entry("dataset", name, cls, family.file, family.paper)
+    )
 
 
 def get(kind: str, name: str) -> Entry:
@@ -313,11 +357,17 @@ def _import(place: Found) -> None:
             del _state.entries[key]  # classes of a half-executed file
         if isinstance(error, SegbenchError):
             raise
-        raise PluginError(f"{place.kind} '{place.name}' cannot be imported: {type(error).__name__}: {error}",
-                          where=place.file, fix="mend the file or install what it needs") from error
+        raise PluginError(
+            f"{place.kind} '{place.name}' cannot be imported: {type(error).__name__}: {error}",
+            where=place.file,
+            fix="mend the file or install what it needs",
+        ) from error
     if (place.kind, place.name) not in _state.entries:
-        raise PluginError(f"the file does not register {place.kind} '{place.name}'", where=place.file,
-                          expected=f'a class decorated with @segbench.{place.kind}("{place.name}")')
+        raise PluginError(
+            f"the file does not register {place.kind} '{place.name}'",
+            where=place.file,
+            expected=f'a class decorated with @segbench.{place.kind}("{place.name}")',
+        )
 
 
 def source_digest(cls: type) -> str:
@@ -339,7 +389,11 @@ def source_digest(cls: type) -> str:
         if not _is_plugin(name):
             continue
         # By file, not by what happens to be imported already; only --plugin files exist in sys.modules alone.
-        loaded = getattr(sys.modules.get(name), "__file__", None) if name.startswith("segbench_plugin_") else None
+        loaded = (
+            getattr(sys.modules.get(name), "__file__", None)
+            if name.startswith("segbench_plugin_")
+            else None
+        )
         file = Path(loaded) if loaded else _find_module(name)
         if file is None or file in files or file.suffix != ".py":
             continue
@@ -360,17 +414,29 @@ def _is_plugin(module: str) -> bool:
     """A file of a plug-in folder, or any file of a package that brought a plug-in; never the engine."""
     top = module.partition(".")[0]
     if top == "segbench":
-        return module in VOCABULARY or module.startswith(tuple(f"segbench.{kind}s." for kind in KINDS))
+        return module in VOCABULARY or module.startswith(
+            tuple(f"segbench.{kind}s." for kind in KINDS)
+        )
     return top in {place.module.partition(".")[0] for place in catalogue().values()}
 
 
 def _plain(node: object) -> object:
     """A syntax tree as tuples, without docstrings and empty fields (newer Pythons add some)."""
     if isinstance(node, list):
-        return [_plain(n) for n in node if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        return [
+            _plain(n)
+            for n in node
+            if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))
+        ]
     if not isinstance(node, ast.AST):
         return node
     if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty pieces
-        node = ast.JoinedStr([value for value in node.values if getattr(value, "value", None) != ""])
-    fields = ((name, _plain(value)) for name, value in ast.iter_fields(node) if value is not None and value != [])
+        node = ast.JoinedStr(
+            [value for value in node.values if getattr(value, "value", None) != ""]
+        )
+    fields = (
+        (name, _plain(value))
+        for name, value in ast.iter_fields(node)
+        if value is not None and value != []
+    )
     return (type(node).__name__, *fields)

@@ -36,19 +36,24 @@ class Lab:
     def machine(self, **settings):
         from segbench.training.loop import Cadence
         from segbench.training.run import Machine
+
         settings.setdefault("save_every", Cadence(steps=2, seconds=None))
         return Machine(self.folder / "out", self.folder / "data", "cpu", **settings)
 
     def prepared(self, method, dataset="tiny", machine=None, **choices):
         from segbench.config import resolve
         from segbench.training.run import prepare
-        choices.setdefault("protocol", PLUGINS / ("tiny_flat.yaml" if dataset == "tiny_flat" else "tiny.yaml"))
-        experiment, = resolve(method, dataset=dataset, **choices).experiments
+
+        choices.setdefault(
+            "protocol", PLUGINS / ("tiny_flat.yaml" if dataset == "tiny_flat" else "tiny.yaml")
+        )
+        (experiment,) = resolve(method, dataset=dataset, **choices).experiments
         return prepare(experiment, machine or self.machine())
 
     def call(self, *args):
         """Run the program in this process, which saves importing torch anew; the result looks like ``cli``'s."""
         from segbench.cli.main import run
+
         out, err, here = io.StringIO(), io.StringIO(), os.getcwd()
         os.chdir(self.folder)
         try:
@@ -60,15 +65,30 @@ class Lab:
 
     def cli(self, *args, **env):
         """Run the program as a process of its own in this folder."""
-        command = [sys.executable, "-m", "segbench.cli.main", "--plugin", str(PLUGINS / "tiny.py"), *map(str, args)]
+        command = [
+            sys.executable,
+            "-m",
+            "segbench.cli.main",
+            "--plugin",
+            str(PLUGINS / "tiny.py"),
+            *map(str, args),
+        ]
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False,
-                              env={**os.environ, "PYTHONPATH": path, "HOME": str(self.folder), **env})
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            env={**os.environ, "PYTHONPATH": path, "HOME": str(self.folder), **env},
+        )
 
 
 @pytest.fixture
 def lab(tmp_path) -> Lab:
     """Tiny data sets are registered and everything is written to a temporary folder."""
     from segbench import registry
+
     registry.add_file(PLUGINS / "tiny.py")
     return Lab(tmp_path)

@@ -32,18 +32,27 @@ def signed(mask: Tensor, **kwargs) -> Tensor:
     return signed_distance(mask.long()[None], 2, dtype=torch.float64, **kwargs)[0, 0]
 
 
-MASKS = {"cube": cube(5, 1, 4), "ball": ball((6, 7, 8)), "slab": grid(6, 4, 4)[0] < 3, "cut ball": ball((0, 2, 8)),
-         "voxel": cube(6, 2, 3), "empty": torch.zeros(4, 4, 4).bool()}
+MASKS = {
+    "cube": cube(5, 1, 4),
+    "ball": ball((6, 7, 8)),
+    "slab": grid(6, 4, 4)[0] < 3,
+    "cut ball": ball((0, 2, 8)),
+    "voxel": cube(6, 2, 3),
+    "empty": torch.zeros(4, 4, 4).bool(),
+}
 
 
-@pytest.mark.parametrize(("name", "size", "total", "squares", "zeros"), [
-    ("cube", 27, 67.570791, 51.000000, 26),
-    ("ball", 257, 1275.760064, 712.088235, 134),
-    ("slab", 48, 5.333333, 48.000000, 16),
-    ("cut ball", 139, 1433.859068, 829.759745, 64),
-    ("voxel", 1, 122.483848, 76.000000, 1),
-    ("empty", 0, 0, 0, 64),
-])
+@pytest.mark.parametrize(
+    ("name", "size", "total", "squares", "zeros"),
+    [
+        ("cube", 27, 67.570791, 51.000000, 26),
+        ("ball", 257, 1275.760064, 712.088235, 134),
+        ("slab", 48, 5.333333, 48.000000, 16),
+        ("cut ball", 139, 1433.859068, 829.759745, 64),
+        ("voxel", 1, 122.483848, 76.000000, 1),
+        ("empty", 0, 0, 0, 64),
+    ],
+)
 def test_published_sums(name, size, total, squares, zeros):
     mask = MASKS[name]
     distance = signed(mask)
@@ -53,13 +62,19 @@ def test_published_sums(name, size, total, squares, zeros):
 
 def test_published_values():
     d = signed(MASKS["cube"])
-    assert (d[2, 2, 2], d[1, 2, 2], d[0, 2, 2], d[0, 0, 2], d[0, 0, 0]) == near(-1, 0, 0.577350, 0.816497, 1)
+    assert (d[2, 2, 2], d[1, 2, 2], d[0, 2, 2], d[0, 0, 2], d[0, 0, 0]) == near(
+        -1, 0, 0.577350, 0.816497, 1
+    )
     d = signed(MASKS["ball"])
     line = (0.431331, 0.323498, 0.215666, 0.107833, 0, -0.342997, -0.542326, -0.766965, -1)
     assert tuple(d[6, 7, :9].tolist()) == near(*line)
     assert (d[0, 0, 0].item(),) == near(0.933859)
-    slab = torch.tensor([-1, -2 / 3, 0, 1 / 3, 2 / 3, 1]).double()  # a face of the patch is no boundary
-    torch.testing.assert_close(signed(MASKS["slab"]), slab[:, None, None].expand(6, 4, 4), atol=1e-6, rtol=0)
+    slab = torch.tensor(
+        [-1, -2 / 3, 0, 1 / 3, 2 / 3, 1]
+    ).double()  # a face of the patch is no boundary
+    torch.testing.assert_close(
+        signed(MASKS["slab"]), slab[:, None, None].expand(6, 4, 4), atol=1e-6, rtol=0
+    )
     line = (-0.874475, -0.907485, -1, -0.766965, -0.542326, -0.342997, 0, 0.063372)
     assert tuple(signed(MASKS["cut ball"])[0, :8, 8].tolist()) == near(*line)
     d = signed(MASKS["voxel"])
@@ -69,18 +84,26 @@ def test_published_values():
 def test_patches_without_a_class_or_full_of_it():
     empty, full = torch.zeros(4, 4, 4).bool(), torch.ones(4, 4, 4).bool()
     assert (signed(empty) == 0).all() and (signed(empty, absent=1.0) == 1).all()
-    assert (signed(full) == -1).all() and (signed(full, absent=1.0) == -1).all()  # the official codes give NaN
+    assert (signed(full) == -1).all() and (
+        signed(full, absent=1.0) == -1
+    ).all()  # the official codes give NaN
 
 
 def reference(mask: np.ndarray) -> np.ndarray:
     outside, inside = ndimage.distance_transform_edt(~mask), ndimage.distance_transform_edt(mask)
     distance = outside / outside.max() - inside / inside.max()
-    distance[mask & ~ndimage.binary_erosion(mask, border_value=1)] = 0  # beyond the patch is no background
+    distance[mask & ~ndimage.binary_erosion(mask, border_value=1)] = (
+        0  # beyond the patch is no background
+    )
     return distance
 
 
-@given(shape=st.lists(st.integers(1, 32), min_size=2, max_size=3), seed=st.integers(0, 2**32 - 1),
-       share=st.sampled_from([0.002, 0.05, 0.5, 0.95, 0.998]), classes=st.integers(2, 4))
+@given(
+    shape=st.lists(st.integers(1, 32), min_size=2, max_size=3),
+    seed=st.integers(0, 2**32 - 1),
+    share=st.sampled_from([0.002, 0.05, 0.5, 0.95, 0.998]),
+    classes=st.integers(2, 4),
+)
 @settings(max_examples=25, deadline=None)
 def test_like_scipy(shape, seed, share, classes):
     draw = np.random.default_rng(seed)
@@ -96,12 +119,18 @@ def test_like_scipy(shape, seed, share, classes):
                 continue
             np.testing.assert_allclose(got, reference(mask), atol=1e-14)
             squared = squared_distance(torch.from_numpy(mask)[None])[0].numpy()
-            np.testing.assert_array_equal(squared, np.rint(ndimage.distance_transform_edt(~mask) ** 2))
+            np.testing.assert_array_equal(
+                squared, np.rint(ndimage.distance_transform_edt(~mask) ** 2)
+            )
 
 
 def test_items_and_classes_do_not_meet_and_the_result_is_float32():
-    labels = torch.stack([MASKS["ball"].long() + 2 * (~MASKS["ball"] & MASKS["cut ball"]).long(),
-                          torch.ones(14, 15, 16).long()])
+    labels = torch.stack(
+        [
+            MASKS["ball"].long() + 2 * (~MASKS["ball"] & MASKS["cut ball"]).long(),
+            torch.ones(14, 15, 16).long(),
+        ]
+    )
     distance = signed_distance(labels, 3)
     assert distance.dtype == torch.float32 and distance.shape == (2, 2, 14, 15, 16)
     for value in (1, 2):

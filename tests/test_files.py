@@ -13,12 +13,12 @@ import pytest
 from segbench import files
 from segbench.errors import BusyError, StorageError
 
-HOLD = '''import sys, time
+HOLD = """import sys, time
 from segbench.files import lock
 with lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep({})
-'''
+"""
 
 
 def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
@@ -36,6 +36,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, number):
     def full(file):
         file.write(b"half")
         raise OSError(number, os.strerror(number))
+
     with pytest.raises(StorageError) as info:
         files.atomic_write(path, full)
     assert info.value.code == 9 and str(path) in str(info.value)
@@ -48,18 +49,22 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path):
 
     def stop(file):
         raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         files.atomic_write(path, stop)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
-def test_a_rename_that_was_done_but_reported_as_failed_counts_as_done(tmp_path, monkeypatch, number):
+def test_a_rename_that_was_done_but_reported_as_failed_counts_as_done(
+    tmp_path, monkeypatch, number
+):
     rename = os.replace
 
     def lying(source, target):
         rename(source, target)
         raise OSError(number, os.strerror(number))
+
     monkeypatch.setattr(os, "replace", lying)
     monkeypatch.setattr(time, "sleep", lambda s: None)
     files.atomic_write(tmp_path / "a", b"new")
@@ -86,8 +91,14 @@ def test_one_process_cannot_take_a_lock_twice_and_keeps_it_after_trying(tmp_path
         with pytest.raises(BusyError), files.lock(tmp_path / "lock"):
             pass
         code = "import sys; from segbench.files import lock\nwith lock(sys.argv[1]): pass"
-        other = subprocess.run([sys.executable, "-c", code, tmp_path / "lock"], capture_output=True, text=True)
-        assert other.returncode == 1 and "BusyError" in other.stderr and str(os.getpid()) in other.stderr
+        other = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "lock"], capture_output=True, text=True
+        )
+        assert (
+            other.returncode == 1
+            and "BusyError" in other.stderr
+            and str(os.getpid()) in other.stderr
+        )
     with files.lock(tmp_path / "lock"):
         pass
 
@@ -119,6 +130,7 @@ def test_waiting_for_a_lock_ends_when_it_is_free(tmp_path):
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def none(*args):
         raise OSError(errno.ENOLCK, "No locks available")
+
     monkeypatch.setattr(files.fcntl, "lockf", none)
     with pytest.raises(StorageError, match="no locks"), files.lock(tmp_path / "lock"):
         pass

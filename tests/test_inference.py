@@ -13,7 +13,9 @@ from segbench.errors import TrainingError, UsageError
 from segbench.inference import labels_from, predict_probabilities, windows
 
 
-def _axes(shape: tuple[int, ...], patch: tuple[int, ...], stride: tuple[int, ...]) -> list[list[int]]:
+def _axes(
+    shape: tuple[int, ...], patch: tuple[int, ...], stride: tuple[int, ...]
+) -> list[list[int]]:
     found = windows(shape, patch, stride)
     axes = [sorted(set(axis)) for axis in zip(*found, strict=True)]
     assert len(found) == math.prod(map(len, axes)) and found == sorted(found)
@@ -21,7 +23,11 @@ def _axes(shape: tuple[int, ...], patch: tuple[int, ...], stride: tuple[int, ...
 
 
 def test_positions() -> None:
-    assert _axes((183, 140, 88), (112, 112, 80), (18, 18, 4)) == [[0, 18, 36, 54, 71], [0, 18, 28], [0, 4, 8]]
+    assert _axes((183, 140, 88), (112, 112, 80), (18, 18, 4)) == [
+        [0, 18, 36, 54, 71],
+        [0, 18, 28],
+        [0, 4, 8],
+    ]
     assert _axes((140, 170, 138), (96, 96, 96), (64, 64, 64)) == [[0, 44], [0, 64, 74], [0, 42]]
     assert [len(a) for a in _axes((150, 140, 120), (96, 96, 96), (16, 16, 4))] == [5, 4, 7]
     assert len(windows((150, 140, 120), (96, 96, 96), (16, 16, 4))) == 140
@@ -40,22 +46,35 @@ def test_stride_that_leaves_gaps(stride: tuple[int, int]) -> None:
 def _network(dims: int, channels: int = 2, classes: int = 3) -> nn.Module:
     torch.manual_seed(0)
     conv, norm = (nn.Conv3d, nn.BatchNorm3d) if dims == 3 else (nn.Conv2d, nn.BatchNorm2d)
-    net = nn.Sequential(conv(channels, 8, 3, padding=1), norm(8), nn.ReLU(), conv(8, classes, 3, padding=1))
+    net = nn.Sequential(
+        conv(channels, 8, 3, padding=1), norm(8), nn.ReLU(), conv(8, classes, 3, padding=1)
+    )
     for _ in range(3):
-        net(torch.randn(2, channels, *(10,) * dims))  # running statistics that are not the initial ones
+        net(
+            torch.randn(2, channels, *(10,) * dims)
+        )  # running statistics that are not the initial ones
     return nn.Sequential(net, nn.Softmax(1)).eval()
 
 
-def _one_at_a_time(net: nn.Module, image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ...],
-                   classes: int) -> np.ndarray:
+def _one_at_a_time(
+    net: nn.Module, image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ...], classes: int
+) -> np.ndarray:
     """The published test loop: pad, one window at a time, add up, divide, cut back."""
     shape = image.shape[1:]
     lacks = [max(p - n, 0) for n, p in zip(shape, patch, strict=True)]
     image = np.pad(image, [(0, 0), *((m // 2, m - m // 2) for m in lacks)])
-    total, visits = np.zeros((classes, *image.shape[1:]), np.float32), np.zeros(image.shape[1:], np.float32)
-    counts = [math.ceil((n - p) / s) + 1 for n, p, s in zip(image.shape[1:], patch, stride, strict=True)]
+    total, visits = (
+        np.zeros((classes, *image.shape[1:]), np.float32),
+        np.zeros(image.shape[1:], np.float32),
+    )
+    counts = [
+        math.ceil((n - p) / s) + 1 for n, p, s in zip(image.shape[1:], patch, stride, strict=True)
+    ]
     for index in np.ndindex(*counts):
-        start = [min(j * s, n - p) for j, s, n, p in zip(index, stride, image.shape[1:], patch, strict=True)]
+        start = [
+            min(j * s, n - p)
+            for j, s, n, p in zip(index, stride, image.shape[1:], patch, strict=True)
+        ]
         box = (slice(None), *(slice(a, a + p) for a, p in zip(start, patch, strict=True)))
         with torch.no_grad():
             out = net(torch.from_numpy(image[box][None].copy()))[0].numpy()
@@ -66,20 +85,28 @@ def _one_at_a_time(net: nn.Module, image: np.ndarray, patch: tuple[int, ...], st
     return total[box]
 
 
-CASES = [((21, 19, 13), (12, 10, 8), (5, 4, 3)), ((12, 10, 8), (12, 10, 8), (4, 4, 4)),
-         ((7, 30, 5), (12, 10, 8), (5, 4, 3)), ((1, 1, 1), (8, 8, 8), (8, 8, 8)),
-         ((33, 20), (16, 12), (7, 5)), ((11, 20), (16, 12), (16, 12))]
+CASES = [
+    ((21, 19, 13), (12, 10, 8), (5, 4, 3)),
+    ((12, 10, 8), (12, 10, 8), (4, 4, 4)),
+    ((7, 30, 5), (12, 10, 8), (5, 4, 3)),
+    ((1, 1, 1), (8, 8, 8), (8, 8, 8)),
+    ((33, 20), (16, 12), (7, 5)),
+    ((11, 20), (16, 12), (16, 12)),
+]
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])
 @pytest.mark.parametrize(("shape", "patch", "stride"), CASES)
-def test_equals_one_window_at_a_time(shape: tuple[int, ...], patch: tuple[int, ...], stride: tuple[int, ...],
-                                     batch: int) -> None:
+def test_equals_one_window_at_a_time(
+    shape: tuple[int, ...], patch: tuple[int, ...], stride: tuple[int, ...], batch: int
+) -> None:
     net = _network(len(shape))
     image = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
     got = predict_probabilities(net, torch.from_numpy(image), patch, stride, batch=batch)
     assert got.dtype == torch.float32 and got.shape == (3, *shape) and not got.requires_grad
-    np.testing.assert_allclose(got.numpy(), _one_at_a_time(net, image, patch, stride, 3), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(
+        got.numpy(), _one_at_a_time(net, image, patch, stride, 3), atol=1e-6, rtol=0
+    )
     np.testing.assert_allclose(got.sum(0).numpy(), 1, atol=1e-5)
 
 
@@ -89,6 +116,7 @@ def test_padding_is_zero_with_the_smaller_half_in_front() -> None:
     def watch(x: Tensor) -> Tensor:
         seen.append(x)
         return x
+
     image = torch.arange(1.0, 4.0).reshape(1, 3, 1)
     result = predict_probabilities(watch, image, (6, 2), (3, 1))
     assert seen[0][0, 0].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [0, 0], [0, 0]]
@@ -102,7 +130,10 @@ def test_windows_are_batched_and_nothing_is_recorded() -> None:
     def watch(x: Tensor) -> Tensor:
         assert not torch.is_grad_enabled()
         sizes.append(len(x))
-        return x.to(torch.bfloat16) * weight.to(torch.bfloat16)  # half-precision windows are added up in float32
+        return x.to(torch.bfloat16) * weight.to(
+            torch.bfloat16
+        )  # half-precision windows are added up in float32
+
     result = predict_probabilities(watch, torch.ones(1, 20, 20), (8, 8), (4, 4), batch=6)
     assert sizes == [6, 6, 4]
     assert result.dtype == torch.float32 and torch.equal(result, torch.ones(1, 20, 20))
@@ -117,15 +148,19 @@ def test_memory_runs_out_then_smaller_batches() -> None:
         if len(x) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return net(x)
+
     image = torch.randn(2, 20, 20)
     got = predict_probabilities(narrow, image, (8, 8), (4, 4), batch=8)
     assert sizes == [8, 4, *[2] * 8]
-    torch.testing.assert_close(got, predict_probabilities(net, image, (8, 8), (4, 4), batch=1), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        got, predict_probabilities(net, image, (8, 8), (4, 4), batch=1), atol=1e-6, rtol=0
+    )
 
 
 def test_memory_too_small_for_one_window() -> None:
     def never(x: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
+
     with pytest.raises(TrainingError, match="one window"):
         predict_probabilities(never, torch.ones(1, 9, 9), (8, 8), (4, 4))
 
@@ -138,6 +173,7 @@ def test_sum_moves_to_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         if "device" in kwargs:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return zeros(*args, **kwargs)  # type: ignore[call-overload]
+
     monkeypatch.setattr(torch, "zeros", scarce)
     result = predict_probabilities(lambda x: x, torch.ones(1, 9, 9), (8, 8), (4, 4))
     assert "device" in asked[0] and torch.equal(result, torch.ones(1, 9, 9))
@@ -169,6 +205,7 @@ def test_prediction_that_is_not_finite(bad: float) -> None:
 def test_nan_of_one_window_is_found() -> None:
     def poisoned(x: Tensor) -> Tensor:
         return torch.where(x == 7, torch.nan, x)
+
     image = torch.ones(1, 20, 20)
     image[0, 19, 19] = 7
     with pytest.raises(TrainingError):

@@ -9,7 +9,9 @@ from segbench.losses import cross_entropy, dice, dice_ce, masked_mean, soft_dice
 CASES = [(k, shape) for k in (2, 4) for shape in ((5, 7), (3, 4, 5))]
 
 
-def example(k: int, shape: tuple[int, ...], items: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def example(
+    k: int, shape: tuple[int, ...], items: int = 3
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits (N, K, *S), labels (N, *S) and a mask (N, *S)."""
     g = torch.Generator().manual_seed(k * 10 + len(shape))
     z = torch.randn(items, k, *shape, generator=g, dtype=torch.float64) * 2
@@ -21,7 +23,7 @@ def by_hand(p, y, w, classes, per_item: bool, squared: bool, s: float) -> float:
     p, y, w = (np.asarray(a.detach(), dtype=np.float64) for a in (p, y, w))
     values = []
     for c in classes:
-        for chosen in ([[i] for i in range(len(y))] if per_item else [range(len(y))]):
+        for chosen in [[i] for i in range(len(y))] if per_item else [range(len(y))]:
             top = bottom = 0.0
             for i in chosen:
                 g = (y[i] == c).astype(np.float64)
@@ -33,14 +35,23 @@ def by_hand(p, y, w, classes, per_item: bool, squared: bool, s: float) -> float:
 
 @pytest.mark.parametrize(("k", "shape"), CASES)
 @pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize(("per_item", "squared", "smooth"),
-                         [(False, True, 1e-5), (True, False, 1e-5), (False, False, 1e-8)])
+@pytest.mark.parametrize(
+    ("per_item", "squared", "smooth"),
+    [(False, True, 1e-5), (True, False, 1e-5), (False, False, 1e-8)],
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_dice(k, shape, background, per_item, squared, smooth, masked):
     z, y, mask = example(k, shape)
     p = z.softmax(1)
-    got = dice(p, y, background=background, per_item=per_item, squared=squared, smooth=smooth,
-               weight=mask if masked else None)
+    got = dice(
+        p,
+        y,
+        background=background,
+        per_item=per_item,
+        squared=squared,
+        smooth=smooth,
+        weight=mask if masked else None,
+    )
     weight, classes = mask if masked else torch.ones_like(mask), range(0 if background else 1, k)
     assert got.item() == pytest.approx(by_hand(p, y, weight, classes, per_item, squared, smooth))
 
@@ -52,7 +63,9 @@ def test_cross_entropy(k, shape):
     assert cross_entropy(z, y).item() == pytest.approx(q.mean())
     assert cross_entropy(z, y, mask).item() == pytest.approx(q[mask.numpy()].mean())
     for background in (False, True):
-        hand = by_hand(z.softmax(1), y, torch.ones_like(mask), range(1 - background, k), False, True, 1e-5)
+        hand = by_hand(
+            z.softmax(1), y, torch.ones_like(mask), range(1 - background, k), False, True, 1e-5
+        )
         assert dice_ce(z, y, background=background).item() == pytest.approx((q.mean() + hand) / 2)
 
 
@@ -71,9 +84,16 @@ def test_soft_dice_axes_and_weights():
     each = [soft_dice(p[:, i], y[:, i]) for i in range(3)]
     torch.testing.assert_close(soft_dice(p, y, keep=(1,)), torch.stack(each).mean())
     each = [soft_dice(p[i, j], y[i, j], squared=False) for i in range(2) for j in range(3)]
-    torch.testing.assert_close(soft_dice(p, y, keep=(0, 1), squared=False), torch.stack(each).mean())
-    twice, places = torch.tensor([1.0, 1, 2, 0, 1]), [0, 1, 2, 2, 4]  # a voxel counted twice, another not at all
-    torch.testing.assert_close(soft_dice(p, y, weight=twice), soft_dice(p[..., places], y[..., places]))
+    torch.testing.assert_close(
+        soft_dice(p, y, keep=(0, 1), squared=False), torch.stack(each).mean()
+    )
+    twice, places = (
+        torch.tensor([1.0, 1, 2, 0, 1]),
+        [0, 1, 2, 2, 4],
+    )  # a voxel counted twice, another not at all
+    torch.testing.assert_close(
+        soft_dice(p, y, weight=twice), soft_dice(p[..., places], y[..., places])
+    )
 
 
 def test_nothing_is_detached():
@@ -90,8 +110,10 @@ def test_nothing_is_detached():
 def test_gradients():
     z, y, mask = example(3, (3, 2), items=2)
     assert torch.autograd.gradcheck(lambda z: dice_ce(z, y), z)
-    assert torch.autograd.gradcheck(lambda z: dice(z.softmax(1), y, background=True, per_item=True, weight=mask), z)
-    g, = torch.autograd.grad(cross_entropy(z, y, mask), z)
+    assert torch.autograd.gradcheck(
+        lambda z: dice(z.softmax(1), y, background=True, per_item=True, weight=mask), z
+    )
+    (g,) = torch.autograd.grad(cross_entropy(z, y, mask), z)
     assert (g.abs().sum(1) > 0).equal(mask)
 
 
@@ -107,6 +129,12 @@ def test_masked_mean():
 def test_half_precision_is_summed_in_float32(dtype):
     p = torch.full((1, 2, 70_000), 0.5, dtype=dtype)
     y = torch.ones(1, 70_000, dtype=torch.long)
-    values = soft_dice(p[:, 1], y), dice(p, y), masked_mean(p[:, 1], y), squared_error(p, 0 * p), cross_entropy(p, y)
+    values = (
+        soft_dice(p[:, 1], y),
+        dice(p, y),
+        masked_mean(p[:, 1], y),
+        squared_error(p, 0 * p),
+        cross_entropy(p, y),
+    )
     assert all(v.dtype == torch.float32 for v in values)
     assert [v.item() for v in values] == pytest.approx([0.2, 0.2, 0.5, 0.25, np.log(2)], abs=1e-5)

@@ -7,12 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from segbench.ops import Ema, box_edges, clipped_noise, context_mask, entropy, mix, one_hot, outside_boxes
+from segbench.ops import (
+    Ema,
+    box_edges,
+    clipped_noise,
+    context_mask,
+    entropy,
+    mix,
+    one_hot,
+    outside_boxes,
+)
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1)
+    )
 
 
 def test_a_teacher_starts_equal_takes_no_gradient_and_stays_in_step_with_train_and_eval():
@@ -22,7 +33,9 @@ def test_a_teacher_starts_equal_takes_no_gradient_and_stays_in_step_with_train_a
     method.eval()
     assert torch.equal(teacher(x), student(x)) and not teacher(x).requires_grad
     assert not any(p.requires_grad for p in teacher.parameters())
-    assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in student.parameters()}
+    assert not {p.data_ptr() for p in teacher.parameters()} & {
+        p.data_ptr() for p in student.parameters()
+    }
     method.train()
     assert all(m.training for m in teacher.modules())
     assert not torch.equal(teacher(x), teacher(x))  # dropout is on
@@ -42,7 +55,9 @@ def test_a_teacher_follows_parameters_and_leaves_buffers_alone():
     assert torch.equal(teacher.model[1].running_mean, torch.zeros(4))
     assert student[1].running_mean.abs().sum() > 0
     teacher.follow(student, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(teacher.parameters(), student.parameters(), strict=True)
+    )
 
 
 def test_clipped_noise():
@@ -71,7 +86,9 @@ def test_entropy_of_the_published_fixture():
     n = torch.arange(256, dtype=torch.float64)
     passes = [(2 * torch.sin(0.35 * n + 0.15 * i)).view(2, 2, 4, 4, 4).softmax(1) for i in range(8)]
     u = entropy(sum(passes) / 8)
-    assert [v.item() for v in (u.mean(), u.min(), u.max())] == pytest.approx([0.357638, 0.116293, 0.691860], abs=6e-7)
+    assert [v.item() for v in (u.mean(), u.min(), u.max())] == pytest.approx(
+        [0.357638, 0.116293, 0.691860], abs=6e-7
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])
@@ -111,5 +128,7 @@ def test_mix():
     outer, inner = torch.zeros(2, 3, 6, 6), torch.ones(2, 3, 6, 6)
     assert torch.equal(mix(mask, outer, inner), (~mask).float().unsqueeze(1).expand(-1, 3, -1, -1))
     assert torch.equal(mix(mask, outer[:, 0].long(), inner[:, 0].long()), (~mask).long())
-    one = context_mask(1, (6, 6), 0.5, torch.Generator().manual_seed(0))  # one box for the whole batch
+    one = context_mask(
+        1, (6, 6), 0.5, torch.Generator().manual_seed(0)
+    )  # one box for the whole batch
     assert mix(one, outer, inner).sum() == 2 * 3 * 9

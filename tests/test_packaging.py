@@ -17,7 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("segbench", "methods", "datasets", "backbones", "benchmarks")
 PROBES = ("method/probe", "dataset/probe", "backbone/probe")
-PROBE = 'from segbench.registry import {kind}\n\n\n@{kind}("probe")\nclass Probe:\n    answer = 42\n'
+PROBE = (
+    'from segbench.registry import {kind}\n\n\n@{kind}("probe")\nclass Probe:\n    answer = 42\n'
+)
 
 # Run with `python -c`, which puts the working directory first on sys.path as `python -m` does.
 CHECK = """
@@ -43,8 +45,14 @@ if __name__ == "__main__":
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "SEGBENCH", "PIP"))}
-    done = subprocess.run([str(c) for c in command], cwd=cwd, env=kept | environment, capture_output=True, text=True,
-                          timeout=120)
+    done = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -72,7 +80,7 @@ def build(checkout: Path, what: str) -> Path:
     out.mkdir(exist_ok=True)
     code = f"from setuptools import build_meta; build_meta.build_{what}({str(out)!r})"
     run(sys.executable, "-c", code, cwd=checkout)
-    built, = out.iterdir()
+    (built,) = out.iterdir()
     return built
 
 
@@ -89,7 +97,11 @@ def environments(checkout, wheel) -> dict[str, tuple[Path, dict[str, str]]]:
         folder = checkout.parent / f"environment-{variant}"
         run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=checkout.parent)
         python = folder / "bin/python"
-        site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+        site = Path(
+            run(
+                python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder
+            ).strip()
+        )
         (site / "datasets").mkdir()
         (site / "datasets/__init__.py").write_text("foreign = True\n")
         if variant != "bare":
@@ -105,13 +117,23 @@ def environments(checkout, wheel) -> dict[str, tuple[Path, dict[str, str]]]:
 def test_it_works_from_every_folder(environments, checkout, tmp_path, variant, place):
     python, variables = environments[variant]
     cwd = checkout if place == "root" else tmp_path
-    found = json.loads(run(python, "-c", CHECK, *PROBES, cwd=cwd, **({} if place == "root" else variables)))
+    found = json.loads(
+        run(python, "-c", CHECK, *PROBES, cwd=cwd, **({} if place == "root" else variables))
+    )
     installed = variant == "wheel" and place == "elsewhere"
     home = Path(found["segbench"]).parent if installed else checkout
     assert Path(found["segbench"]).is_relative_to(checkout) is not installed
-    assert found["modules"] == ["segbench.methods.probe", "segbench.datasets.probe", "segbench.backbones.probe"]
+    assert found["modules"] == [
+        "segbench.methods.probe",
+        "segbench.datasets.probe",
+        "segbench.backbones.probe",
+    ]
     assert found["answers"] == [42, 42, 42]
-    plugins = [f for folder in ("methods", "datasets", "backbones") for f in (checkout / folder).glob("[!_]*.py")]
+    plugins = [
+        f
+        for folder in ("methods", "datasets", "backbones")
+        for f in (checkout / folder).glob("[!_]*.py")
+    ]
     assert found["files"] == sorted(str(home / f.relative_to(checkout)) for f in plugins)
     assert found["yaml"] == ["name: probe\n", "train: [a]\n"]
     assert found["foreign"] is True
@@ -127,21 +149,32 @@ def contents(wheel: Path) -> set[str]:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(checkout, wheel):
-    source = {str(f.relative_to(checkout)) for folder in FOLDERS for f in (checkout / folder).rglob("*.py")}
+    source = {
+        str(f.relative_to(checkout))
+        for folder in FOLDERS
+        for f in (checkout / folder).rglob("*.py")
+    }
     speed = {name for name in source if name.startswith("benchmarks/")}  # scripts for a checkout
-    expected = {name if name.startswith("segbench/") else f"segbench/{name}" for name in source - speed}
+    expected = {
+        name if name.startswith("segbench/") else f"segbench/{name}" for name in source - speed
+    }
     held = contents(wheel)
     assert {name for name in held if name.endswith(".py")} == expected
     assert "segbench/py.typed" in held and any(name.endswith("licenses/LICENSE") for name in held)
     assert {name.partition("/")[0].partition("-")[0] for name in held} == {"segbench"}
-    data = {f"segbench/{f.relative_to(checkout)}" for folder in ("benchmarks", "datasets") for ending in ("yaml", "csv")
-            for f in (checkout / folder).rglob(f"*.{ending}") if folder != "benchmarks" or ending == "yaml"}
+    data = {
+        f"segbench/{f.relative_to(checkout)}"
+        for folder in ("benchmarks", "datasets")
+        for ending in ("yaml", "csv")
+        for f in (checkout / folder).rglob(f"*.{ending}")
+        if folder != "benchmarks" or ending == "yaml"
+    }
     assert data <= held
 
 
 def test_a_wheel_from_the_sdist_is_the_same(checkout, wheel, tmp_path):
     shutil.unpack_archive(build(checkout, "sdist"), tmp_path)
-    unpacked, = tmp_path.iterdir()
+    (unpacked,) = tmp_path.iterdir()
     assert contents(build(unpacked, "wheel")) == contents(wheel)
 
 
@@ -150,7 +183,15 @@ def test_a_user_s_folder_reaches_spawned_processes(environments, tmp_path):
     (lab / "methods").mkdir(parents=True)
     (lab / "methods/mine.py").write_text(PROBE.format(kind="method").replace("probe", "mine"))
     for variant in ("wheel", "editable"):
-        found = json.loads(run(environments[variant][0], "-c", CHECK, "method/mine", cwd=tmp_path,
-                               SEGBENCH_PATH=str(lab)))
+        found = json.loads(
+            run(
+                environments[variant][0],
+                "-c",
+                CHECK,
+                "method/mine",
+                cwd=tmp_path,
+                SEGBENCH_PATH=str(lab),
+            )
+        )
         assert found["modules"] == ["segbench.methods.mine"] and found["answers"] == [42]
         assert str(lab / "methods/mine.py") in found["files"] and len(found["files"]) > 3

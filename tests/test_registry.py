@@ -31,12 +31,23 @@ def out(value):
 """
 
 
-def ask(code: str, *, user: tuple[Path, ...] = (), path: tuple[Path, ...] = (), cwd: Path | None = None) -> list:
+def ask(
+    code: str, *, user: tuple[Path, ...] = (), path: tuple[Path, ...] = (), cwd: Path | None = None
+) -> list:
     """Run ``code`` after the prelude with SEGBENCH_PATH = ``user``; gives what it passed to ``out``, in order."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path))),
-                                "SEGBENCH_PATH": os.pathsep.join(map(str, user)), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", PRELUDE + code], env=environment, cwd=cwd, capture_output=True,
-                          text=True, timeout=60)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path))),
+        "SEGBENCH_PATH": os.pathsep.join(map(str, user)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + code],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -52,7 +63,9 @@ def write(file: Path, text: str) -> Path:
 
 
 def test_every_file_of_the_built_in_folders_is_listed():
-    listed, = ask("out([[k, n, str(f.file), f.origin] for (k, n), f in registry.catalogue().items()])")
+    (listed,) = ask(
+        "out([[k, n, str(f.file), f.origin] for (k, n), f in registry.catalogue().items()])"
+    )
     files = {(kind, str(file)) for kind in KINDS for file in (ROOT / f"{kind}s").glob("[!_]*.py")}
     assert files
     assert {(kind, file) for kind, _, file, _ in listed} == files
@@ -60,26 +73,33 @@ def test_every_file_of_the_built_in_folders_is_listed():
 
 
 def test_the_catalogue_needs_neither_torch_nor_pydantic():
-    loaded, = ask("import segbench; registry.catalogue(); registry.names('method');"
-                  "out(sorted({m.partition('.')[0] for m in sys.modules}))")
+    (loaded,) = ask(
+        "import segbench; registry.catalogue(); registry.names('method');"
+        "out(sorted({m.partition('.')[0] for m in sys.modules}))"
+    )
     assert not {"torch", "pydantic", "numpy", "yaml", "monai", "timm"} & set(loaded)
 
 
 def test_no_plugin_is_imported_until_it_is_chosen(tmp_path):
     write(tmp_path / "methods/loud.py", "raise RuntimeError('imported')\n" + plugin("loud"))
-    before, = ask("registry.catalogue(); out([m for m in sys.modules if m.startswith('segbench.methods.')])",
-                  user=(tmp_path,))
+    (before,) = ask(
+        "registry.catalogue(); out([m for m in sys.modules if m.startswith('segbench.methods.')])",
+        user=(tmp_path,),
+    )
     assert before == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_in_a_user_folder_is_a_plugin(tmp_path, kind):
     file = write(tmp_path / f"{kind}s/mine.py", plugin("mine", kind))
-    place, entry, name = ask(f"""
+    place, entry, name = ask(
+        f"""
 out(where({kind!r}, "mine"))
 entry = registry.get({kind!r}, "mine")
 out([entry.kind, entry.name, entry.cls.answer, entry.paper, entry.file, entry.cls.__module__])
-out(entry.cls.name)""", user=(tmp_path,))
+out(entry.cls.name)""",
+        user=(tmp_path,),
+    )
     assert place == ["SEGBENCH_PATH", str(file), f"segbench.{kind}s.mine"]
     assert entry == [kind, "mine", 42, "Doe 2026", str(file), f"segbench.{kind}s.mine"]
     assert name == "mine"
@@ -87,26 +107,26 @@ out(entry.cls.name)""", user=(tmp_path,))
 
 def test_user_plugins_stand_beside_the_built_in_ones(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("mine"))
-    before, = ask("out(registry.names('method'))")
-    after, = ask("out(registry.names('method'))", user=(tmp_path,))
+    (before,) = ask("out(registry.names('method'))")
+    (after,) = ask("out(registry.names('method'))", user=(tmp_path,))
     assert set(after) == {*before, "mine"} and after == sorted(after)
 
 
 def test_a_user_folder_with_an_init_file_is_refused(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("mine"))
     init = write(tmp_path / "methods/__init__.py", "")
-    error, = ask("out(attempt(registry.catalogue))", user=(tmp_path,))
+    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path,))
     assert error["code"] == 2 and error["where"] == str(init) and "hide" in error["what"]
 
 
 def test_a_segbench_path_that_does_not_exist_is_refused(tmp_path):
-    error, = ask("out(attempt(registry.catalogue))", user=(tmp_path / "typo",))
+    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path / "typo",))
     assert error["code"] == 2 and error["where"] == str(tmp_path / "typo")
 
 
 def test_equal_stems_in_two_roots_are_refused(tmp_path):
     files = [write(tmp_path / lab / "methods/mine.py", plugin(f"mine_{lab}")) for lab in ("a", "b")]
-    error, = ask("out(attempt(registry.catalogue))", user=(tmp_path / "a", tmp_path / "b"))
+    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path / "a", tmp_path / "b"))
     assert error["code"] == 2 and [error["found"], error["where"]] == [str(f) for f in files]
     assert "mine.py" in error["what"]
 
@@ -114,7 +134,7 @@ def test_equal_stems_in_two_roots_are_refused(tmp_path):
 def test_a_duplicate_name_names_both_files(tmp_path):
     family = write(tmp_path / "methods/mine.py", plugin("mine_too"))
     single = write(tmp_path / "methods/mine_too.py", plugin("mine_too"))
-    error, = ask("out(attempt(registry.catalogue))", user=(tmp_path,))
+    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path,))
     assert error["code"] == 2 and "'mine_too' is registered twice" in error["what"]
     assert {error["where"], error["found"]} == {str(family), str(single)}
 
@@ -122,14 +142,19 @@ def test_a_duplicate_name_names_both_files(tmp_path):
 def test_one_name_for_two_kinds_is_no_duplicate(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("mine"))
     write(tmp_path / "backbones/mine.py", plugin("mine", "backbone"))
-    kinds, = ask("out([registry.get(k, 'mine').kind for k in ('method', 'backbone')])", user=(tmp_path,))
+    (kinds,) = ask(
+        "out([registry.get(k, 'mine').kind for k in ('method', 'backbone')])", user=(tmp_path,)
+    )
     assert kinds == ["method", "backbone"]
 
 
 def test_the_same_file_under_two_module_names_is_no_duplicate(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("mine"))
-    answer, = ask("import mine; out(registry.get('method', 'mine').cls.answer)", user=(tmp_path,),
-                  path=(tmp_path / "methods",))
+    (answer,) = ask(
+        "import mine; out(registry.get('method', 'mine').cls.answer)",
+        user=(tmp_path,),
+        path=(tmp_path / "methods",),
+    )
     assert answer == 42
 
 
@@ -137,46 +162,70 @@ def test_two_classes_of_one_name_are_refused_when_imported(tmp_path):
     """Not even a name that the syntax tree does not show can replace another plug-in."""
     write(tmp_path / "methods/mine.py", plugin("mine"))
     other = write(tmp_path / "elsewhere/mine.py", plugin("mine"))
-    error, = ask("registry.get('method', 'mine'); import importlib; out(attempt(importlib.import_module, 'mine'))",
-                 user=(tmp_path,), path=(tmp_path / "elsewhere",))
+    (error,) = ask(
+        "registry.get('method', 'mine'); import importlib; out(attempt(importlib.import_module, 'mine'))",
+        user=(tmp_path,),
+        path=(tmp_path / "elsewhere",),
+    )
     assert error["code"] == 2 and error["where"] == str(other)
 
 
 def test_a_family_file_registers_several_names(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("mine") + plugin("mine_plus"))
-    names, = ask("out([registry.get('method', n).name for n in ('mine', 'mine-plus', 'mine:large')])", user=(tmp_path,))
+    (names,) = ask(
+        "out([registry.get('method', n).name for n in ('mine', 'mine-plus', 'mine:large')])",
+        user=(tmp_path,),
+    )
     assert names == ["mine", "mine_plus", "mine"]
 
 
 def test_a_name_must_be_its_file_s_stem(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("yours"))
-    error, = ask("out(attempt(registry.get, 'method', 'yours'))", user=(tmp_path,))
+    (error,) = ask("out(attempt(registry.get, 'method', 'yours'))", user=(tmp_path,))
     assert error["code"] == 2 and "file of that name" in error["what"]
 
 
 def test_files_that_begin_with_an_underscore_are_no_plugins(tmp_path):
     write(tmp_path / "methods/_shared.py", "answer = 42\n")
-    names, = ask("out(registry.names('method'))", user=(tmp_path,))
+    (names,) = ask("out(registry.names('method'))", user=(tmp_path,))
     assert not [n for n in names if "shared" in n]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("raise RuntimeError('operator nms does not exist')\n" + plugin("mine"), "operator nms does not exist"),
-    ("import a_package_nobody_has\n" + plugin("mine"), "a_package_nobody_has"),
-    ("import sys\nsys.exit(0)\n" + plugin("mine"), "SystemExit"),
-    (plugin("mine") + "raise RuntimeError('half way')\n", "half way"),
-    ("def broken(:\n", "SyntaxError"),
-    ("answer = 42\n", "does not register method 'mine'"),
-    (plugin("mine", "backbone"), "does not register method 'mine'"),
-], ids=["raises", "lacks a package", "exits", "raises late", "syntax", "registers nothing", "other kind"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "raise RuntimeError('operator nms does not exist')\n" + plugin("mine"),
+            "operator nms does not exist",
+        ),
+        ("import a_package_nobody_has\n" + plugin("mine"), "a_package_nobody_has"),
+        ("import sys\nsys.exit(0)\n" + plugin("mine"), "SystemExit"),
+        (plugin("mine") + "raise RuntimeError('half way')\n", "half way"),
+        ("def broken(:\n", "SyntaxError"),
+        ("answer = 42\n", "does not register method 'mine'"),
+        (plugin("mine", "backbone"), "does not register method 'mine'"),
+    ],
+    ids=[
+        "raises",
+        "lacks a package",
+        "exits",
+        "raises late",
+        "syntax",
+        "registers nothing",
+        "other kind",
+    ],
+)
 def test_a_broken_plugin_stays_visible_and_only_choosing_it_fails(tmp_path, text, message):
     file = write(tmp_path / "methods/mine.py", text)
     write(tmp_path / "methods/sound.py", plugin("sound"))
-    names, sound, *errors = ask("""
+    names, sound, *errors = ask(
+        """
 out(registry.names("method"))
 out(registry.get("method", "sound").name)
 for _ in range(2):
-    out(attempt(registry.get, "method", "mine"))""", user=(tmp_path,))
+    out(attempt(registry.get, "method", "mine"))""",
+        user=(tmp_path,),
+    )
     assert "mine" in names and sound == "sound" and len(errors) == 2
     for error in errors:  # the second time as the first: no half-executed class is left behind
         assert error["code"] == 7 and error["kind"] == "PluginError"
@@ -186,15 +235,18 @@ for _ in range(2):
 def test_a_file_that_is_not_utf8_stays_visible(tmp_path):
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods/mine.py").write_bytes(b"name = '\xff'\n")
-    error, = ask("out(attempt(registry.get, 'method', 'mine'))", user=(tmp_path,))
+    (error,) = ask("out(attempt(registry.get, 'method', 'mine'))", user=(tmp_path,))
     assert error["code"] == 7
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unknown_name_gets_a_suggestion(tmp_path, kind):
     write(tmp_path / f"{kind}s/my_probe.py", plugin("my_probe", kind))
-    error, = ask(f"out(attempt(registry.get, {kind!r}, 'myprobe'))", user=(tmp_path,))
-    assert error["code"] == 2 and error["what"] == f"unknown {kind} 'myprobe'. Did you mean 'my_probe'?"
+    (error,) = ask(f"out(attempt(registry.get, {kind!r}, 'myprobe'))", user=(tmp_path,))
+    assert (
+        error["code"] == 2
+        and error["what"] == f"unknown {kind} 'myprobe'. Did you mean 'my_probe'?"
+    )
     assert "my_probe" in error["expected"] and error["fix"] == f"segbench list {kind}s"
 
 
@@ -212,25 +264,34 @@ def test_an_entry_point_brings_plugins_and_is_not_imported_for_the_list(tmp_path
     write(tmp_path / "lab/__init__.py", "import sys\nsys.lab_was_imported = True\n")
     file = write(tmp_path / "lab/mine.py", plugin("mine"))
     entry_point(tmp_path, "lab.mine:Plugin")
-    place, imported, answer = ask("""
+    place, imported, answer = ask(
+        """
 out(where("method", "mine"))
 out(hasattr(sys, "lab_was_imported"))
-out(registry.get("method", "mine").cls.answer)""", path=(tmp_path,))
+out(registry.get("method", "mine").cls.answer)""",
+        path=(tmp_path,),
+    )
     assert place == ["entry point lab", str(file), "lab.mine"]
     assert imported is False and answer == 42
 
 
-@pytest.mark.parametrize("lab", [None, "raise RuntimeError('broken')\n", "def broken(:\n"],
-                         ids=["missing", "raises", "syntax"])
+@pytest.mark.parametrize(
+    "lab",
+    [None, "raise RuntimeError('broken')\n", "def broken(:\n"],
+    ids=["missing", "raises", "syntax"],
+)
 def test_a_broken_entry_point_leaves_the_others_alone(tmp_path, lab):
     if lab is not None:
         write(tmp_path / "lab.py", lab + (plugin("lab") if "raise" in lab else ""))
     entry_point(tmp_path, "lab")
-    names, error = ask("""
+    names, error = ask(
+        """
 names = registry.names("method")
 out(names)
-out(attempt(registry.get, "method", next(n for n in names if n.startswith("lab"))))""", path=(tmp_path,))
-    built_in, = ask("out(registry.names('method'))")
+out(attempt(registry.get, "method", next(n for n in names if n.startswith("lab"))))""",
+        path=(tmp_path,),
+    )
+    (built_in,) = ask("out(registry.names('method'))")
     assert set(built_in) < set(names)
     assert error["code"] == 7 and "lab" in error["where"]
 
@@ -239,50 +300,69 @@ def test_an_entry_point_cannot_replace_a_built_in_plugin(tmp_path):
     name = ask("out(registry.names('method')[0])")[0]
     file = write(tmp_path / f"{name}.py", plugin(name))
     entry_point(tmp_path, name)
-    error, = ask("out(attempt(registry.catalogue))", path=(tmp_path,))
-    assert error["code"] == 2 and {error["where"], error["found"]} == {str(file), str(ROOT / "methods" / file.name)}
+    (error,) = ask("out(attempt(registry.catalogue))", path=(tmp_path,))
+    assert error["code"] == 2 and {error["where"], error["found"]} == {
+        str(file),
+        str(ROOT / "methods" / file.name),
+    }
 
 
 def test_a_plugin_file(tmp_path):
     file = write(tmp_path / "mine.py", plugin("mine"))
-    place, answer = ask("""
+    place, answer = ask(
+        """
 registry.catalogue()
 registry.add_file("mine.py")
 registry.add_file("mine.py")
 out(where("method", "mine"))
-out(registry.get("method", "mine").cls.answer)""", cwd=tmp_path)
+out(registry.get("method", "mine").cls.answer)""",
+        cwd=tmp_path,
+    )
     assert place[:2] == ["--plugin", str(file)] and answer == 42
 
 
-@pytest.mark.parametrize(("text", "code", "message"), [
-    (None, 2, "no such plug-in file"),
-    ("answer = 42\n", 2, "registers nothing"),
-    ("def broken(:\n", 7, "cannot be read"),
-], ids=["missing", "registers nothing", "syntax"])
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        (None, 2, "no such plug-in file"),
+        ("answer = 42\n", 2, "registers nothing"),
+        ("def broken(:\n", 7, "cannot be read"),
+    ],
+    ids=["missing", "registers nothing", "syntax"],
+)
 def test_an_unusable_plugin_file_is_refused_at_once(tmp_path, text, code, message):
     file = tmp_path / "mine.py"
     if text is not None:
         file.write_text(text)
-    error, = ask(f"out(attempt(registry.add_file, {str(file)!r}))")
+    (error,) = ask(f"out(attempt(registry.add_file, {str(file)!r}))")
     assert error["code"] == code and message in error["what"] and error["where"] == str(file)
 
 
 def test_a_plugin_file_cannot_replace_a_built_in_plugin(tmp_path):
     name = ask("out(registry.names('method')[0])")[0]
     file = write(tmp_path / f"{name}.py", plugin(name))
-    error, origin = ask(f"out(attempt(registry.add_file, {str(file)!r})); out(where('method', {name!r})[0])")
-    assert error["code"] == 2 and {error["where"], error["found"]} == {str(file), str(ROOT / "methods" / file.name)}
+    error, origin = ask(
+        f"out(attempt(registry.add_file, {str(file)!r})); out(where('method', {name!r})[0])"
+    )
+    assert error["code"] == 2 and {error["where"], error["found"]} == {
+        str(file),
+        str(ROOT / "methods" / file.name),
+    }
     assert origin == "built-in"  # the refused file is forgotten
 
 
 def test_a_plugin_file_that_is_found_anyway_keeps_its_module(tmp_path):
     file = write(tmp_path / "methods/mine.py", plugin("mine"))
-    place, = ask(f"registry.add_file({str(file)!r}); out(where('method', 'mine'))", user=(tmp_path,))
+    (place,) = ask(
+        f"registry.add_file({str(file)!r}); out(where('method', 'mine'))", user=(tmp_path,)
+    )
     assert place == ["SEGBENCH_PATH", str(file), "segbench.methods.mine"]
 
 
 def digest(folder: Path, name: str = "child") -> str:
-    value, = ask(f"out(registry.source_digest(registry.get('method', {name!r}).cls))", user=(folder,))
+    (value,) = ask(
+        f"out(registry.source_digest(registry.get('method', {name!r}).cls))", user=(folder,)
+    )
     return value
 
 
@@ -310,16 +390,30 @@ class Child(Parent):
 '''
 
 
-@pytest.mark.parametrize(("file", "old", "new", "changes"), [
-    ("child", CHILD, RELAID, False),
-    ("child", "0.1", "0.2", True),
-    ("parent", "decay = 0.99", "decay = 0.9", True),
-    ("_helper", "2 * x", "3 * x", True),
-    ("unrelated", "42", "43", False),
-], ids=["layout and words", "a number", "a parent's number", "an imported function", "another plug-in"])
+@pytest.mark.parametrize(
+    ("file", "old", "new", "changes"),
+    [
+        ("child", CHILD, RELAID, False),
+        ("child", "0.1", "0.2", True),
+        ("parent", "decay = 0.99", "decay = 0.9", True),
+        ("_helper", "2 * x", "3 * x", True),
+        ("unrelated", "42", "43", False),
+    ],
+    ids=[
+        "layout and words",
+        "a number",
+        "a parent's number",
+        "an imported function",
+        "another plug-in",
+    ],
+)
 def test_the_source_digest_follows_what_can_change_a_number(tmp_path, file, old, new, changes):
-    files = {"child": CHILD, "parent": "class Parent:\n    decay = 0.99\n", "unrelated": plugin("unrelated"),
-             "_helper": "def double(x):\n    return 2 * x\n"}
+    files = {
+        "child": CHILD,
+        "parent": "class Parent:\n    decay = 0.99\n",
+        "unrelated": plugin("unrelated"),
+        "_helper": "def double(x):\n    return 2 * x\n",
+    }
     for stem, text in files.items():
         write(tmp_path / f"methods/{stem}.py", text)
     before = digest(tmp_path)
@@ -341,6 +435,7 @@ def test_the_source_digest_covers_a_whole_foreign_package(tmp_path):
 
 def test_another_version_of_a_library_of_networks_is_another_backbone(monkeypatch):
     from segbench import registry
+
     inflated, own = (registry.get("backbone", name).cls for name in ("timm:resnet18", "vnet"))
     before = [registry.source_digest(c) for c in (inflated, own)]
     monkeypatch.setattr(registry.importlib.metadata, "version", lambda name: "99")
@@ -351,6 +446,7 @@ def test_another_version_of_a_library_of_networks_is_another_backbone(monkeypatc
 def test_source_digest_covers_the_vocabulary(monkeypatch):
     """A changed loss is a changed method."""
     from segbench import registry
+
     cls = registry.get("method", "supervised").cls
     before = registry.source_digest(cls)
     real = Path.read_bytes
@@ -358,5 +454,6 @@ def test_source_digest_covers_the_vocabulary(monkeypatch):
     def edited(path):
         data = real(path)
         return data + b"\nEXTRA = 1\n" if path.name == "losses.py" else data
+
     monkeypatch.setattr(Path, "read_bytes", edited)
     assert registry.source_digest(cls) != before

@@ -21,7 +21,18 @@ from segbench.results import export
 from segbench.results.leaderboard import boards
 from segbench.results.rundir import RunDir, all_runs
 
-CASE = ("dataset", "case", "class", "status", "dice", "jaccard", "hd95_vox", "asd_vox", "hd95_mm", "asd_mm")
+CASE = (
+    "dataset",
+    "case",
+    "class",
+    "status",
+    "dice",
+    "jaccard",
+    "hd95_vox",
+    "asd_vox",
+    "hd95_mm",
+    "asd_mm",
+)
 
 
 def record(run: RunDir) -> dict[str, Any] | None:
@@ -31,28 +42,74 @@ def record(run: RunDir) -> dict[str, Any] | None:
         return None
     with (run.path / "cases.csv").open(newline="") as file:
         cases = [{k: row[k] for k in CASE if k in row} for row in csv.DictReader(file)]
-    kept = {k: result[k] for k in ("run_id", "method", "backbone", "datasets", "labeled", "train", "seed", "precision",
-                                   "selection", "test_evaluations", "protocol", "steps", "metrics", "weights_sha256")}
+    kept = {
+        k: result[k]
+        for k in (
+            "run_id",
+            "method",
+            "backbone",
+            "datasets",
+            "labeled",
+            "train",
+            "seed",
+            "precision",
+            "selection",
+            "test_evaluations",
+            "protocol",
+            "steps",
+            "metrics",
+            "weights_sha256",
+        )
+    }
     experiment = run.config()["experiment"]
-    values = {**flatten(experiment["protocol"]), **{f"backbone.{k}": v for k, v in experiment["backbone_params"].items()}}
-    kept |= {"params": experiment["params"], "modified": {k: values.get(k) for k in experiment["modified"]}}
-    cost = {k: manifest[k] for k in ("device", "torch", "python", "platform", "threads", "train_seconds", "seconds_per_step",
-                                     "evaluation_seconds", "peak_memory_bytes", "parameters")}
+    values = {
+        **flatten(experiment["protocol"]),
+        **{f"backbone.{k}": v for k, v in experiment["backbone_params"].items()},
+    }
+    kept |= {
+        "params": experiment["params"],
+        "modified": {k: values.get(k) for k in experiment["modified"]},
+    }
+    cost = {
+        k: manifest[k]
+        for k in (
+            "device",
+            "torch",
+            "python",
+            "platform",
+            "threads",
+            "train_seconds",
+            "seconds_per_step",
+            "evaluation_seconds",
+            "peak_memory_bytes",
+            "parameters",
+        )
+    }
     return {**kept, "cost": cost, "cases": cases}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--root", type=Path, default=Path("segbench-out"))
     parser.add_argument("--command", required=True, help="the command that made the runs")
     parser.add_argument("--commit", help="of the code that ran [the checkout's]")
     parser.add_argument("--note", default="")
     args = parser.parse_args()
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     found = [r for r in map(record, all_runs(args.root)) if r is not None]
-    content = {"schema": "segbench.results/1", "command": args.command, "commit": args.commit or head, "note": args.note,
-               "cores": os.cpu_count(), "runs": found}
+    content = {
+        "schema": "segbench.results/1",
+        "command": args.command,
+        "commit": args.commit or head,
+        "note": args.note,
+        "cores": os.cpu_count(),
+        "runs": found,
+    }
     atomic_write(args.out, json_bytes(json.loads(json.dumps(content))))
     print(export.as_markdown(boards(all_runs(args.root))[0]))
 

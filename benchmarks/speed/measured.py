@@ -19,7 +19,9 @@ PACKAGES = ("numpy", "scipy", "medpy", "blosc2", "h5py", "torch")
 def save(file: Path, rows: list[dict[str, Any]], note: str = "") -> None:
     """Write rows with the command, commit, versions and machine that they belong to."""
     here = Path(__file__).resolve().parents[2]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+    ).stdout.strip()
     versions = {}
     for name in PACKAGES:
         try:
@@ -28,7 +30,20 @@ def save(file: Path, rows: list[dict[str, Any]], note: str = "") -> None:
             versions[name] = ""
     # Where files lie on this machine is nobody's business.
     words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv]
-    atomic_write(file, json_bytes({
-        "schema": "segbench.speed/1", "command": shlex.join(["python", *words]), "commit": head, "note": note,
-        "rows": rows, "python": platform.python_version(), "platform": platform.platform(), "cores": os.cpu_count(),
-        "load": os.getloadavg()[0], "versions": versions}))
+    atomic_write(
+        file,
+        json_bytes(
+            {
+                "schema": "segbench.speed/1",
+                "command": shlex.join(["python", *words]),
+                "commit": head,
+                "note": note,
+                "rows": rows,
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+                "versions": versions,
+            }
+        ),
+    )

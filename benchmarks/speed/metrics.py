@@ -92,6 +92,7 @@ def atrium_pairs() -> tuple[Mask, dict[str, Mask]]:
 def real_pairs(file: str) -> tuple[Mask, dict[str, Mask]]:
     """Return the dataset ``label`` of an h5 file as a mask, and its six predictions."""
     import h5py
+
     with h5py.File(file) as content:
         ref = np.asarray(content["label"]) != 0
     return ref, predictions(ref, round(float(np.argwhere(ref)[:, 0].mean())))
@@ -105,7 +106,12 @@ def predictions(ref: Mask, middle: int) -> dict[str, Mask]:
     wobble = smooth_noise(shape, 6, seed=2)
     good = signed + 1.5 * wobble > 0
     x, y, z = shape
-    corners = [((12, 12, 10), 4), ((x - 12, y - 15, 12), 5), ((14, y - 14, z - 12), 6), ((x - 15, 14, z - 13), 5)]
+    corners = [
+        ((12, 12, 10), 4),
+        ((x - 12, y - 15, 12), 5),
+        ((14, y - 14, z - 12), 6),
+        ((x - 15, 14, z - 13), 5),
+    ]
     rng = np.random.default_rng(3)
     return {
         "good": good,
@@ -123,7 +129,9 @@ def atrium_rows(title: str, pairs: tuple[Mask, dict[str, Mask]]) -> Iterator[Pai
     for spacing in (None, ANISOTROPIC):
         for name, pred in spoilt.items():
             target = min(TARGETS[name], 8.0) if spacing else TARGETS[name]
-            yield _pair(f"{title}, {name}" + (" anisotropic" if spacing else ""), target, pred, ref, spacing)
+            yield _pair(
+                f"{title}, {name}" + (" anisotropic" if spacing else ""), target, pred, ref, spacing
+            )
 
 
 def organ_row() -> Pair:
@@ -144,7 +152,12 @@ def organ_row() -> Pair:
     def literature() -> list[tuple[float, ...]]:
         return [literature_calls(pred == value, ref == value) for value in classes]
 
-    return Pair("13 organs", 250, literature, lambda: [_four(r) for r in evaluate_labels(pred, ref, classes)])
+    return Pair(
+        "13 organs",
+        250,
+        literature,
+        lambda: [_four(r) for r in evaluate_labels(pred, ref, classes)],
+    )
 
 
 def _four(result: PairResult) -> tuple[float, ...]:
@@ -205,7 +218,11 @@ def main() -> None:
     measured = []
     print(f"{'pair':36s} {side + ' s':>12s} {'ours s':>9s} {'ratio':>7s} {'target':>7s}")
     rows = [*atrium_rows("left atrium", atrium_pairs()), organ_row()]
-    rows += [row for i, file in enumerate(options.label) for row in atrium_rows(f"real {i + 1}", real_pairs(file))]
+    rows += [
+        row
+        for i, file in enumerate(options.label)
+        for row in atrium_rows(f"real {i + 1}", real_pairs(file))
+    ]
     for pair in (*rows, *(large_rows() if options.large else ())):
         if options.only not in pair.name:
             continue
@@ -213,7 +230,15 @@ def main() -> None:
         mark = "" if literature / ours >= pair.target else "  below target"
         numbers = f"{literature:12.3f} {ours:9.5f} {literature / ours:7.1f} {pair.target:7.1f}"
         print(f"{pair.name:36s} {numbers}{mark}", flush=True)
-        measured.append({"pair": pair.name, "side": side, "their_s": literature, "our_s": ours, "target": pair.target})
+        measured.append(
+            {
+                "pair": pair.name,
+                "side": side,
+                "their_s": literature,
+                "our_s": ours,
+                "target": pair.target,
+            }
+        )
     if options.out:
         save(options.out, measured)
 

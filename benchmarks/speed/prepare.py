@@ -28,8 +28,22 @@ def size(folder: Path) -> int:
 
 def prepare(name: str, source: Path, data_root: Path, jobs: int) -> dict[str, Any]:
     """One row."""
-    command = [sys.executable, "-m", "segbench.cli.main", "--data-root", str(data_root), "--json", "-q",
-               "data", "prepare", name, "--from", str(source), "--jobs", str(jobs)]
+    command = [
+        sys.executable,
+        "-m",
+        "segbench.cli.main",
+        "--data-root",
+        str(data_root),
+        "--json",
+        "-q",
+        "data",
+        "prepare",
+        name,
+        "--from",
+        str(source),
+        "--jobs",
+        str(jobs),
+    ]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     answer = process.stdout.read() if process.stdout else b""
@@ -38,18 +52,31 @@ def prepare(name: str, source: Path, data_root: Path, jobs: int) -> dict[str, An
     if status:
         sys.exit(os.waitstatus_to_exitcode(status))
     facts = json.loads(answer)["datasets"][0]
-    return {"dataset": name, "jobs": jobs, "cases": facts["train"] + facts["test"], "seconds": round(seconds, 2),
-            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2), "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
-            "source_mb": round(size(source) / 1e6, 1), "store_mb": round(size(data_root) / 1e6, 1)}
+    return {
+        "dataset": name,
+        "jobs": jobs,
+        "cases": facts["train"] + facts["test"],
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_mb": round(usage.ru_maxrss * 1024 / 1e6),
+        "source_mb": round(size(source) / 1e6, 1),
+        "store_mb": round(size(data_root) / 1e6, 1),
+    }
 
 
 def main() -> None:
     """Print a line a row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name")
     parser.add_argument("--from", dest="source", type=Path, required=True)
     parser.add_argument("--jobs", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--folder", type=Path, help="on the disk in question [the system's folder for temporary files]")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="on the disk in question [the system's folder for temporary files]",
+    )
     parser.add_argument("--out", type=Path, help="also as JSON")
     args = parser.parse_args()
     rows = []
@@ -57,7 +84,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             rows.append(prepare(args.name, args.source, Path(folder), jobs))
             if jobs == args.jobs[-1]:
-                rows.append({**prepare(args.name, args.source, Path(folder), jobs), "repeated": True})
+                rows.append(
+                    {**prepare(args.name, args.source, Path(folder), jobs), "repeated": True}
+                )
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if args.out:

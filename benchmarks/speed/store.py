@@ -29,8 +29,16 @@ import numpy as np
 from measured import save
 from scipy import ndimage
 
-FORMS = ("memmap", "no readahead", "blosc2 zstd", "blosc2 lz4")  # the second: the first, told to be read at random
-CHUNK, BLOCK = (64, 64, 64), (16, 16, 16)  # 1 MiB and 16 KiB: a block fits the first cache, as nnU-Net has it
+FORMS = (
+    "memmap",
+    "no readahead",
+    "blosc2 zstd",
+    "blosc2 lz4",
+)  # the second: the first, told to be read at random
+CHUNK, BLOCK = (
+    (64, 64, 64),
+    (16, 16, 16),
+)  # 1 MiB and 16 KiB: a block fits the first cache, as nnU-Net has it
 
 
 def volume(shape: tuple[int, ...]) -> np.ndarray:
@@ -50,10 +58,17 @@ def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:
         np.save(path, array)
     else:
         import blosc2
+
         path = path.with_suffix(".b2nd")
         codec, level = (blosc2.Codec.ZSTD, 8) if form.endswith("zstd") else (blosc2.Codec.LZ4, 5)
-        blosc2.asarray(array, chunks=CHUNK, blocks=BLOCK, urlpath=str(path), mode="w",
-                       cparams={"codec": codec, "clevel": level})
+        blosc2.asarray(
+            array,
+            chunks=CHUNK,
+            blocks=BLOCK,
+            urlpath=str(path),
+            mode="w",
+            cparams={"codec": codec, "clevel": level},
+        )
     with open(path, "rb") as file:
         os.fsync(file.fileno())
     return path, time.perf_counter() - start
@@ -67,6 +82,7 @@ def opened(form: str, path: Path) -> Any:
             array._mmap.madvise(mmap.MADV_RANDOM)
         return array
     import blosc2
+
     blosc2.set_nthreads(1)  # a loader has a core to itself
     return blosc2.open(str(path), mode="r", mmap_mode="r")
 
@@ -97,8 +113,10 @@ def timed(calls: Sequence[Callable[[], Any]]) -> float:
 
 def private(form: str, path: Path, corners: np.ndarray, edge: int) -> int:
     """MiB of private memory after all crops beyond that before the first."""
+
     def now() -> int:
         return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) // 1024
+
     opened(form, path)  # the library itself does not count
     before = now()
     peak = 0
@@ -109,9 +127,13 @@ def private(form: str, path: Path, corners: np.ndarray, edge: int) -> int:
     return peak
 
 
-def measure(paths: dict[str, Path], corners: np.ndarray, edge: int, rounds: int) -> dict[str, dict[str, float]]:
+def measure(
+    paths: dict[str, Path], corners: np.ndarray, edge: int, rounds: int
+) -> dict[str, dict[str, float]]:
     """Median milliseconds a crop, cold and warm, and MB read for a cold one."""
-    found: dict[str, dict[str, list[float]]] = {form: {"cold": [], "warm": [], "read": []} for form in paths}
+    found: dict[str, dict[str, list[float]]] = {
+        form: {"cold": [], "warm": [], "read": []} for form in paths
+    }
     for _ in range(rounds):
         for form, path in paths.items():
             cold, before = 0.0, fetched()
@@ -123,16 +145,25 @@ def measure(paths: dict[str, Path], corners: np.ndarray, edge: int, rounds: int)
             path.read_bytes()
             calls = [partial(crop, form, path, corner, edge) for corner in corners]
             found[form]["warm"].append(timed(calls) / len(corners) * 1e3)
-    return {form: {what: median(values) for what, values in numbers.items()} for form, numbers in found.items()}
+    return {
+        form: {what: median(values) for what, values in numbers.items()}
+        for form, numbers in found.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", default="512x512x300")
     parser.add_argument("--crop", type=int, default=96)
     parser.add_argument("--crops", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="on the disk in question [the system's folder for temporary files]")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="on the disk in question [the system's folder for temporary files]",
+    )
     parser.add_argument("--out", type=Path, help="also as JSON")
     parser.add_argument("--memory", nargs=2, metavar=("FORM", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -147,23 +178,59 @@ def main() -> None:
         paths = {form: path for form, (path, _) in written.items()}
         for corner in corners[:3]:
             expected = array[tuple(slice(c, c + args.crop) for c in corner)]
-            assert all(np.array_equal(crop(form, path, corner, args.crop), expected) for form, path in paths.items())
+            assert all(
+                np.array_equal(crop(form, path, corner, args.crop), expected)
+                for form, path in paths.items()
+            )
         numbers = measure(paths, corners, args.crop, args.rounds)
-        print(f"{args.shape} float32, {array.nbytes / 1e6:.0f} MB; crops of {args.crop}^3, {args.crop**3 * 4 / 1e6:.1f} MB")
+        print(
+            f"{args.shape} float32, {array.nbytes / 1e6:.0f} MB; crops of {args.crop}^3, {args.crop**3 * 4 / 1e6:.1f} MB"
+        )
         titles = ("on disk MB", "write s", "cold ms", "read MB", "warm ms", "crops/s", "memory MiB")
         print(" " * 12 + "".join(f"{title:>12}" for title in titles))
         for form, path in paths.items():
-            n, own = numbers[form], [sys.executable, __file__, "--shape", args.shape, "--crop", str(args.crop), "--crops",
-                                     str(args.crops), "--memory", form, str(path)]
-            memory = subprocess.run(own, capture_output=True, text=True, check=True, timeout=600).stdout.strip()
+            n, own = (
+                numbers[form],
+                [
+                    sys.executable,
+                    __file__,
+                    "--shape",
+                    args.shape,
+                    "--crop",
+                    str(args.crop),
+                    "--crops",
+                    str(args.crops),
+                    "--memory",
+                    form,
+                    str(path),
+                ],
+            )
+            memory = subprocess.run(
+                own, capture_output=True, text=True, check=True, timeout=600
+            ).stdout.strip()
             size = path.stat().st_size / 1e6
-            print(f"{form:<12}{size:>12.0f}{written[form][1]:>12.1f}{n['cold']:>12.1f}{n['read']:>12.1f}"
-                  f"{n['warm']:>12.1f}{1e3 / n['warm']:>12.0f}{memory:>12}")
-            rows.append({"form": form, "shape": args.shape, "crop": args.crop, "disk_mb": size, "write_s": written[form][1],
-                         "cold_ms": n["cold"], "read_mb": n["read"], "warm_ms": n["warm"], "memory_mib": int(memory)})
+            print(
+                f"{form:<12}{size:>12.0f}{written[form][1]:>12.1f}{n['cold']:>12.1f}{n['read']:>12.1f}"
+                f"{n['warm']:>12.1f}{1e3 / n['warm']:>12.0f}{memory:>12}"
+            )
+            rows.append(
+                {
+                    "form": form,
+                    "shape": args.shape,
+                    "crop": args.crop,
+                    "disk_mb": size,
+                    "write_s": written[form][1],
+                    "cold_ms": n["cold"],
+                    "read_mb": n["read"],
+                    "warm_ms": n["warm"],
+                    "memory_mib": int(memory),
+                }
+            )
         for form in FORMS[1:]:
-            print(f"memmap against {form}: cold {numbers[form]['cold'] / numbers['memmap']['cold']:.1f} times as fast, warm "
-                  f"{numbers[form]['warm'] / numbers['memmap']['warm']:.1f} times")
+            print(
+                f"memmap against {form}: cold {numbers[form]['cold'] / numbers['memmap']['cold']:.1f} times as fast, warm "
+                f"{numbers[form]['warm'] / numbers['memmap']['warm']:.1f} times"
+            )
     if args.out:
         save(args.out, rows)
 

@@ -43,8 +43,10 @@ class Design:
 
     def study(self, rng: np.random.Generator) -> list[Scores]:
         """Scores of all methods; the true mean of each is 80."""
+
         def deviation(*shape: int) -> np.ndarray:
             return 2 - rng.gamma(4, 0.5, shape) if self.skewed else rng.standard_normal(shape)
+
         case = self.case * deviation(self.cases)
         total, result = self.runs * self.draws, []
         drawn = np.repeat(rng.standard_normal(self.draws) * self.draw, self.runs)
@@ -52,9 +54,18 @@ class Design:
             own = np.repeat(rng.standard_normal(self.draws) * self.draw / 2, self.runs)
             scatter = self.run if i or self.first_run is None else self.first_run
             run = scatter * rng.standard_normal(total) + drawn + own
-            values = (80 + case + self.method_case * deviation(self.cases) + run[:, None]
-                      + self.rest * rng.standard_normal((total, self.cases)))
-            draws = tuple(np.repeat(np.arange(self.draws), self.runs).tolist()) if self.draws > 1 else ()
+            values = (
+                80
+                + case
+                + self.method_case * deviation(self.cases)
+                + run[:, None]
+                + self.rest * rng.standard_normal((total, self.cases))
+            )
+            draws = (
+                tuple(np.repeat(np.arange(self.draws), self.runs).tolist())
+                if self.draws > 1
+                else ()
+            )
             result.append(Scores(f"m{i}", values, draws))
         return result
 
@@ -96,13 +107,21 @@ def measure(design: Design, studies: int, seed: int = 0) -> Shares:
         mean, (places, differences) = estimate(scores[0]), ranking(scores)
         difference = next(d for d in differences if {d.a, d.b} == {"m0", "m1"})
         case_means = [s.values.mean(0) for s in scores]
-        naive = scipy_stats.wilcoxon([case_means[i] - case_means[j] for i in range(design.methods) for j in range(i)],
-                                     axis=1).pvalue.tolist()
-        rows.append((mean.low <= 80 <= mean.high, difference.low <= 0 <= difference.high, difference.p < 0.05,
-                     any(d.distinguishable for d in differences),
-                     any((p.low, p.high) != (1, design.methods) for p in places),
-                     scipy_stats.ttest_rel(*case_means[:2]).pvalue < 0.05, difference.wilcoxon < 0.05,
-                     min(holm(naive)) < 0.05))
+        naive = scipy_stats.wilcoxon(
+            [case_means[i] - case_means[j] for i in range(design.methods) for j in range(i)], axis=1
+        ).pvalue.tolist()
+        rows.append(
+            (
+                mean.low <= 80 <= mean.high,
+                difference.low <= 0 <= difference.high,
+                difference.p < 0.05,
+                any(d.distinguishable for d in differences),
+                any((p.low, p.high) != (1, design.methods) for p in places),
+                scipy_stats.ttest_rel(*case_means[:2]).pvalue < 0.05,
+                difference.wilcoxon < 0.05,
+                min(holm(naive)) < 0.05,
+            )
+        )
     return Shares(*np.mean(rows, axis=0).tolist())
 
 
@@ -116,13 +135,18 @@ def main() -> None:
     error = 100 * (0.05 * 0.95 / options.studies) ** 0.5
     print(f"{options.studies} studies a design, in %; standard error of a 5 is {error:.1f}")
     print(f"{'':22s} {'--------------- ours ---------------':>41s}  {'---- cases only ----':>24s}")
-    print(f"{'design':22s} {'mean':>8s}{'differ.':>9s}{'test':>8s}{'family':>8s}{'ranks':>8s}  "
-          f"{'t':>8s}{'Wilcoxon':>9s}{'family':>8s}")
+    print(
+        f"{'design':22s} {'mean':>8s}{'differ.':>9s}{'test':>8s}{'family':>8s}{'ranks':>8s}  "
+        f"{'t':>8s}{'Wilcoxon':>9s}{'family':>8s}"
+    )
     for design in DESIGNS:
         if options.only in design.name:
             s = Shares(*(100 * share for share in measure(design, options.studies)))
-            print(f"{design.name:22s} {s.mean:8.1f}{s.difference:9.1f}{s.single:8.1f}{s.family:8.1f}{s.ranks:8.1f}  "
-                  f"{s.paired_t:8.1f}{s.wilcoxon:9.1f}{s.naive:8.1f}", flush=True)
+            print(
+                f"{design.name:22s} {s.mean:8.1f}{s.difference:9.1f}{s.single:8.1f}{s.family:8.1f}{s.ranks:8.1f}  "
+                f"{s.paired_t:8.1f}{s.wilcoxon:9.1f}{s.naive:8.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

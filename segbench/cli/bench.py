@@ -25,7 +25,9 @@ def bench() -> None:
     """Plan and run suites of experiments."""
 
 
-def prepared(settings: Settings, suite: str, machine: Machine) -> tuple[list[Prepared], list[SegbenchError]]:
+def prepared(
+    settings: Settings, suite: str, machine: Machine
+) -> tuple[list[Prepared], list[SegbenchError]]:
     """The runs of a suite, checked, nothing started; and why others cannot start (data missing, a plug-in broken), told too.
 
     Raises:
@@ -53,7 +55,9 @@ def prepared(settings: Settings, suite: str, machine: Machine) -> tuple[list[Pre
     if barred and not runs:
         raise barred[0]
     for reason, count in Counter(map(str, barred)).items():
-        settings.say("\n".join([f"{count} runs of the suite cannot start:", *map(safe, reason.splitlines())]))
+        settings.say(
+            "\n".join([f"{count} runs of the suite cannot start:", *map(safe, reason.splitlines())])
+        )
     return list(runs.values()), barred
 
 
@@ -79,15 +83,34 @@ def status(settings: Settings, suite: str) -> None:
 
 def _show(settings: Settings, runs: list[Prepared], barred: list[SegbenchError]) -> None:
     from segbench.suites.local import state
+
     states = {run.run_id: state(run.folder) for run in runs}
     counts = {s: list(states.values()).count(s) for s in MARKS}
-    settings.document = {"status": "ok", "counts": counts, "cannot_start": [error.to_dict() for error in barred], "runs": [
-        {"run_id": r.run_id, "dir": str(r.folder.path), "state": states[r.run_id]} for r in runs]}
+    settings.document = {
+        "status": "ok",
+        "counts": counts,
+        "cannot_start": [error.to_dict() for error in barred],
+        "runs": [
+            {"run_id": r.run_id, "dir": str(r.folder.path), "state": states[r.run_id]} for r in runs
+        ],
+    }
     if settings.json:
         return
     columns = list(dict.fromkeys(_column(r) for r in runs))
-    rows = [[m, *("".join(f"{MARKS[states[r.run_id]]} " for r in runs if (r.experiment.method, _column(r)) == (m, c))
-                  for c in columns)] for m in dict.fromkeys(r.experiment.method for r in runs)]
+    rows = [
+        [
+            m,
+            *(
+                "".join(
+                    f"{MARKS[states[r.run_id]]} "
+                    for r in runs
+                    if (r.experiment.method, _column(r)) == (m, c)
+                )
+                for c in columns
+            ),
+        ]
+        for m in dict.fromkeys(r.experiment.method for r in runs)
+    ]
     click.echo(f"{len(runs)} runs: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))
     click.echo(table([("method", "<"), *((c, "<") for c in columns)], rows))
 
@@ -100,12 +123,27 @@ def _column(run: Prepared) -> str:
 
 @bench.command("run")
 @click.argument("suite", metavar="SUITE")
-@click.option("-j", "slots", metavar="N", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at once.")
+@click.option(
+    "-j",
+    "slots",
+    metavar="N",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Runs at once.",
+)
 @machine_options
 @leak_option
 @click.pass_obj
-def run_suite(settings: Settings, suite: str, slots: int, save_every: str | None, device: str | None,
-              workers: int | None, leak_meter: bool) -> None:
+def run_suite(
+    settings: Settings,
+    suite: str,
+    slots: int,
+    save_every: str | None,
+    device: str | None,
+    workers: int | None,
+    leak_meter: bool,
+) -> None:
     """Execute a suite. Finished runs are skipped, half-done ones resumed, a failed one does not stop the rest (exit 5).
 
     \b
@@ -120,23 +158,31 @@ def run_suite(settings: Settings, suite: str, slots: int, save_every: str | None
     assert settings.document is not None
     settings.document["status"] = "done"
     if failed or barred:
-        raise SuiteError(f"{len(failed) + len(barred)} of {len(runs) + len(barred)} runs failed or could not start",
-                         fix=f"segbench bench run {suite} tries them again",
-                         found="\n".join([*failed, *dict.fromkeys(error.what for error in barred)]))
+        raise SuiteError(
+            f"{len(failed) + len(barred)} of {len(runs) + len(barred)} runs failed or could not start",
+            fix=f"segbench bench run {suite} tries them again",
+            found="\n".join([*failed, *dict.fromkeys(error.what for error in barred)]),
+        )
     if not settings.json:
         click.echo("segbench leaderboard   shows the results")
 
 
-def run_slots(settings: Settings, runs: list[Prepared], machine: Machine, slots: int) -> list[Outcome]:
+def run_slots(
+    settings: Settings, runs: list[Prepared], machine: Machine, slots: int
+) -> list[Outcome]:
     """Execute runs in slots, telling how each ended."""
     from segbench.suites.local import ended, run_all
+
     todo = sum(not ended(r, machine) for r in runs)
-    settings.say(f"{len(runs)} runs, {len(runs) - todo} already done, {min(slots, max(todo, 1))} at a time")
+    settings.say(
+        f"{len(runs)} runs, {len(runs) - todo} already done, {min(slots, max(todo, 1))} at a time"
+    )
     done = [0]
 
     def tell(outcome: Outcome) -> None:
         done[0] += 1
         settings.say(f"[{done[0]}/{todo}] {describe(outcome)}")
+
     return run_all(runs, machine, slots, tell)
 
 
@@ -144,18 +190,26 @@ def describe(outcome: Outcome) -> str:
     """One line on a run that ended."""
     from segbench.cli.reporter import duration
     from segbench.suites.local import last_words
+
     e, folder = outcome.run.experiment, outcome.run.folder
-    what = f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labelled, seed {e.seed}"
+    what = (
+        f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labelled, seed {e.seed}"
+    )
     if outcome.code == 0 and (result := folder.result()):
         dice = [m["columns"]["dice"]["mean"] for m in result["metrics"]]
         shown = " ".join("–" if d is None else f"{100 * d:.1f}" for d in dice)
         return f"{safe(what)}: Dice {shown} in {duration(outcome.seconds)}"
-    return "\n".join(safe(line) for line in
-                     [f"{what}: FAILED (exit {outcome.code})", *last_words(Path(folder.path)).splitlines()])
+    return "\n".join(
+        safe(line)
+        for line in [
+            f"{what}: FAILED (exit {outcome.code})",
+            *last_words(Path(folder.path)).splitlines(),
+        ]
+    )
 
 
 def default_slots() -> int:
     """One slot a GPU, or a core: small networks gain more from runs beside each other than from threads."""
     import torch
-    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)

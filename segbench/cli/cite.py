@@ -24,7 +24,12 @@ def cite(settings: Settings, wanted: tuple[str, ...]) -> None:
     """
     from segbench.results.cite import bibtex
     from segbench.results.rundir import all_runs, find_run
-    runs = [find_run(settings.root, w) for w in wanted] if wanted else [r for r in all_runs(settings.root) if _whole(r)]
+
+    runs = (
+        [find_run(settings.root, w) for w in wanted]
+        if wanted
+        else [r for r in all_runs(settings.root) if _whole(r)]
+    )
     text = bibtex(runs)
     settings.document = {"status": "ok", "bibtex": text}
     if not settings.json:
@@ -34,6 +39,7 @@ def cite(settings: Settings, wanted: tuple[str, ...]) -> None:
 def _whole(run: RunDir) -> bool:
     """Can it be read what the run used? Warns where not."""
     from segbench.results.cite import plugins
+
     try:
         return bool(plugins(run))
     except SegbenchError as error:

@@ -36,8 +36,13 @@ class Settings:
     def machine(self) -> Machine:
         """Machine settings with the flags applied."""
         from segbench.config import machine_settings
-        return machine_settings(os.environ, root=self.flags.get("root"), data_root=self.flags.get("data_root"),
-                                recompute=self.flags.get("recompute"))
+
+        return machine_settings(
+            os.environ,
+            root=self.flags.get("root"),
+            data_root=self.flags.get("data_root"),
+            recompute=self.flags.get("recompute"),
+        )
 
     @property
     def root(self) -> Path:
@@ -92,6 +97,7 @@ def keep_flag(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     settings = ctx.find_root().ensure_object(Settings)
     if param.name == "plugin":
         from segbench import registry
+
         for file in value:
             registry.add_file(file)
         value = (*settings.flags.get("plugin", ()), *(str(Path(file).resolve()) for file in value))
@@ -100,12 +106,30 @@ def keep_flag(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 def global_options(hidden: bool) -> list[click.Option]:
     """Options accepted before or after the verb; shown in the top help only."""
+
     def option(*names: str, **kwargs: Any) -> click.Option:
         return click.Option(names, expose_value=False, callback=keep_flag, hidden=hidden, **kwargs)
+
     return [
-        option("--root", metavar="DIR", type=click.Path(file_okay=False), help="Results [./segbench-out]."),
-        option("--data-root", metavar="DIR", type=click.Path(file_okay=False), help="Prepared data [./segbench-data]."),
-        option("--plugin", metavar="FILE", multiple=True, is_eager=True, help="Add a plug-in file; may be repeated."),
+        option(
+            "--root",
+            metavar="DIR",
+            type=click.Path(file_okay=False),
+            help="Results [./segbench-out].",
+        ),
+        option(
+            "--data-root",
+            metavar="DIR",
+            type=click.Path(file_okay=False),
+            help="Prepared data [./segbench-data].",
+        ),
+        option(
+            "--plugin",
+            metavar="FILE",
+            multiple=True,
+            is_eager=True,
+            help="Add a plug-in file; may be repeated.",
+        ),
         option("--json", is_flag=True, help="One JSON document on stdout."),
         option("--yes", is_flag=True, help="Ask nothing."),
         option("-q", "--quiet", count=True, help="Say less."),
@@ -117,13 +141,27 @@ def global_options(hidden: bool) -> list[click.Option]:
 def _keep_limit(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value and not ctx.resilient_parsing:
         from segbench.data.limits import limited, limits
+
         ctx.with_resource(limited(replace(limits(), **{str(param.name): value})))
 
 
-size_option = click.option("--max-voxels", "voxels", type=click.IntRange(1), metavar="N", expose_value=False,
-                           callback=_keep_limit, help="Largest volume that is read [1e9].")
-mismatch_option = click.option("--allow-affine-mismatch", "other_spacing", is_flag=True, expose_value=False,
-                               callback=_keep_limit, help="Headers that differ in spacing: take the voxels by index.")
+size_option = click.option(
+    "--max-voxels",
+    "voxels",
+    type=click.IntRange(1),
+    metavar="N",
+    expose_value=False,
+    callback=_keep_limit,
+    help="Largest volume that is read [1e9].",
+)
+mismatch_option = click.option(
+    "--allow-affine-mismatch",
+    "other_spacing",
+    is_flag=True,
+    expose_value=False,
+    callback=_keep_limit,
+    help="Headers that differ in spacing: take the voxels by index.",
+)
 
 
 class Command(click.Command):
@@ -140,6 +178,7 @@ class Command(click.Command):
             with suppress(SegbenchError):  # a broken configuration is told by what needs it
                 if any(settings.data_root.glob("*/link.json")):
                     from segbench.data.links import load_links
+
                     for problem in load_links(settings.data_root):
                         settings.say(f"warning: {problem.what} ({problem.details['where']})")
         return super().invoke(ctx)
@@ -160,7 +199,10 @@ def counts(settings: Settings) -> dict[str, Any]:
     from segbench.data.store import open_store
 
     store = cache(lambda name: open_store(name, settings.data_root))
-    return {"train_sizes": lambda name: len(store(name).patients), "labels": lambda name: len(store(name).with_label)}
+    return {
+        "train_sizes": lambda name: len(store(name).patients),
+        "labels": lambda name: len(store(name).with_label),
+    }
 
 
 def message(error: SegbenchError) -> str:
@@ -168,7 +210,9 @@ def message(error: SegbenchError) -> str:
     lines = [f"error: {error.what}"]
     for name, value in error.details.items():
         if value is not None:
-            first, *rest = [line.strip() for line in str(value).splitlines() if line.strip()] or [""]
+            first, *rest = [line.strip() for line in str(value).splitlines() if line.strip()] or [
+                ""
+            ]
             lines += [f"  {name:<9} {first}", *(f"  {'':<9} {line}" for line in rest)]
     return "\n".join(safe(line) for line in "\n".join(lines).splitlines())
 
@@ -176,19 +220,31 @@ def message(error: SegbenchError) -> str:
 def console(stderr: bool = False) -> Console:
     """A rich console that never wraps or colours where nobody looks, and never fails on a poor terminal."""
     from rich.console import Console
+
     stream = sys.stderr if stderr else sys.stdout
     columns = None if stream.isatty() else _columns(200)
-    return Console(file=stream, width=columns, highlight=False, emoji=False, markup=False,
-                   safe_box=True, legacy_windows=False)
+    return Console(
+        file=stream,
+        width=columns,
+        highlight=False,
+        emoji=False,
+        markup=False,
+        safe_box=True,
+        legacy_windows=False,
+    )
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], drop: Sequence[str] = ()) -> str:
+def table(
+    columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], drop: Sequence[str] = ()
+) -> str:
     """A plain table: (title, "<" or ">") a column. Text is escaped; no digit is ever cut off.
 
     Where the terminal is too narrow, the columns in ``drop`` are left out, one after the other.
     """
     cells = [[safe(c) for c in row] for row in rows]
-    widths = [max(len(row[i]) for row in [[t for t, _ in columns], *cells]) for i in range(len(columns))]
+    widths = [
+        max(len(row[i]) for row in [[t for t, _ in columns], *cells]) for i in range(len(columns))
+    ]
     kept = list(range(len(columns)))
     for title in drop:
         if sum(widths[i] + 2 for i in kept) - 2 > width():

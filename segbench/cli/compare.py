@@ -25,7 +25,13 @@ METRICS = ("dice", "hd95")
 @click.option("--labeled", metavar="N", type=int, help="Only with this number of labelled cases.")
 @click.option("--cases", "all_cases", is_flag=True, help="Show every case.")
 @click.pass_obj
-def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, labeled: int | None, all_cases: bool) -> None:
+def compare(
+    settings: Settings,
+    names: tuple[str, ...],
+    dataset: str | None,
+    labeled: int | None,
+    all_cases: bool,
+) -> None:
     """Compare methods case by case: rows of the leaderboard, methods, or single runs by their id.
 
     \b
@@ -36,22 +42,35 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
     from segbench.results.rundir import all_runs
 
     if len(names) < 2 or len(set(names)) < len(names):
-        raise UsageError("name two different methods or runs, or more", found=" ".join(names) or None,
-                         fix="segbench compare A B")
+        raise UsageError(
+            "name two different methods or runs, or more",
+            found=" ".join(names) or None,
+            fix="segbench compare A B",
+        )
     found, warnings = boards(all_runs(settings.root))
     wanted = members(dataset, {b.dataset for b in found})
-    found = [b for b in found if labeled in (None, b.labeled) and (wanted is None or b.dataset in wanted)]
+    found = [
+        b for b in found if labeled in (None, b.labeled) and (wanted is None or b.dataset in wanted)
+    ]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
-    known = {r.method for b in found for r in b.rows} | {i for b in found for r in b.rows for i in r.runs}
+    known = {r.method for b in found for r in b.rows} | {
+        i for b in found for r in b.rows for i in r.runs
+    }
     for name in names:
         if (found or labeled is None) and not any(_index(b, name) for b in found):
-            raise UsageError(f"nothing finished is called '{name}'.{did_you_mean(name, known)}", where=settings.root,
-                             fix="segbench leaderboard")
+            raise UsageError(
+                f"nothing finished is called '{name}'.{did_you_mean(name, known)}",
+                where=settings.root,
+                fix="segbench leaderboard",
+            )
     shared = [b for b in found if all(_index(b, n) for n in names)]
     if not shared:
-        raise UsageError("the results of these are in no common table: other data, labelled cases, backbone or protocol",
-                         found=", ".join(names), fix="segbench leaderboard")
+        raise UsageError(
+            "the results of these are in no common table: other data, labelled cases, backbone or protocol",
+            found=", ".join(names),
+            fix="segbench leaderboard",
+        )
     for board in shared:
         _check_apart(board, names)
     documents = [_table(settings, board, names, all_cases) for board in shared]
@@ -61,13 +80,22 @@ def compare(settings: Settings, names: tuple[str, ...], dataset: str | None, lab
 def _index(board: Board, name: str) -> list[tuple[int, int | None]]:
     """Row, and run of the row where one run is named."""
     exact = [(i, None) for i, r in enumerate(board.rows) if r.method == name]
-    loose = [(i, None) for i, r in enumerate(board.rows) if r.method.split("[")[0].split(" ")[0] == name]
-    single = [(i, j) for i, runs in enumerate(board.runs) for j, f in enumerate(runs)
-              if f.result["run_id"].startswith(name)]
+    loose = [
+        (i, None) for i, r in enumerate(board.rows) if r.method.split("[")[0].split(" ")[0] == name
+    ]
+    single = [
+        (i, j)
+        for i, runs in enumerate(board.runs)
+        for j, f in enumerate(runs)
+        if f.result["run_id"].startswith(name)
+    ]
     found = exact or loose or (single if len(name) >= 4 else [])
     if len(found) > 1:
-        raise UsageError(f"'{name}' fits several rows of {board.title}", expected="one of " + ", ".join(
-            board.rows[i].method for i, _ in found), fix="give the whole name, in quotes, or a run's id")
+        raise UsageError(
+            f"'{name}' fits several rows of {board.title}",
+            expected="one of " + ", ".join(board.rows[i].method for i, _ in found),
+            fix="give the whole name, in quotes, or a run's id",
+        )
     return list(found)
 
 
@@ -75,54 +103,107 @@ def _check_apart(board: Board, names: tuple[str, ...]) -> None:
     """A run is compared neither with itself nor with the mean that it is part of."""
     for (a, (first,)), (b, (second,)) in combinations([(n, _index(board, n)) for n in names], 2):
         if first[0] == second[0] and (first[1] == second[1] or None in (first[1], second[1])):
-            raise UsageError(f"'{a}' and '{b}' are the same, or one is part of the other", where=board.title,
-                             expected="two methods, or two runs")
+            raise UsageError(
+                f"'{a}' and '{b}' are the same, or one is part of the other",
+                where=board.title,
+                expected="two methods, or two runs",
+            )
 
 
 def _scores(board: Board, name: str, metric: str) -> Scores:
-    (row, run), = _index(board, name)
+    ((row, run),) = _index(board, name)
     found = board.scores[metric][row]
     return found if run is None else found.run(run, name)
 
 
-def _table(settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool) -> dict[str, Any]:
+def _table(
+    settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool
+) -> dict[str, Any]:
     from segbench.results.leaderboard import TIES, plain
     from segbench.results.stats import pairwise
-    metrics = {m: pairwise([_scores(board, n, m) for n in names], m == "dice", TIES[m], board.family(m)) for m in METRICS}
+
+    metrics = {
+        m: pairwise([_scores(board, n, m) for n in names], m == "dice", TIES[m], board.family(m))
+        for m in METRICS
+    }
     seeds = {n: len(_scores(board, n, "dice").values) for n in names}
     if not settings.json:
         _say(board.title)
         for dice, hd95 in zip(metrics["dice"], metrics["hd95"], strict=True):
             _show(board, dice, hd95, seeds, all_cases)
-    keys = ("a", "b", "mean", "low", "high", "p", "p_holm", "wilcoxon", "wins", "ties", "losses", "left_out",
-            "seeds_needed", "distinguishable")
-    pairs = [{"metric": m, "unit": "%" if m == "dice" else board.unit, **{k: getattr(d, k) for k in keys},
-              "cases": dict(zip(board.case_ids, d.by_case.tolist(), strict=True))} for m in metrics for d in metrics[m]]
-    return plain({"dataset": board.dataset, "labeled": board.labeled, "backbone": board.backbone,
-                  "protocol": board.protocol, "seeds": seeds, "pairs": pairs})
+    keys = (
+        "a",
+        "b",
+        "mean",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "wilcoxon",
+        "wins",
+        "ties",
+        "losses",
+        "left_out",
+        "seeds_needed",
+        "distinguishable",
+    )
+    pairs = [
+        {
+            "metric": m,
+            "unit": "%" if m == "dice" else board.unit,
+            **{k: getattr(d, k) for k in keys},
+            "cases": dict(zip(board.case_ids, d.by_case.tolist(), strict=True)),
+        }
+        for m in metrics
+        for d in metrics[m]
+    ]
+    return plain(
+        {
+            "dataset": board.dataset,
+            "labeled": board.labeled,
+            "backbone": board.backbone,
+            "protocol": board.protocol,
+            "seeds": seeds,
+            "pairs": pairs,
+        }
+    )
 
 
-def _show(board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int], all_cases: bool) -> None:
+def _show(
+    board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int], all_cases: bool
+) -> None:
     a, b = seeds[dice.a], seeds[dice.b]
     paired = len(dice.by_case) - dice.left_out
     kind = "runs" if len(board.draws) > 1 else f"seed{'s' if max(a, b) > 1 else ''}"
-    _say(f"{dice.a} minus {dice.b}: {_cases(paired)} paired, {a} and {b} {kind}"
-         + (f", {_cases(dice.left_out)} not defined in all runs" if dice.left_out else ""))
+    _say(
+        f"{dice.a} minus {dice.b}: {_cases(paired)} paired, {a} and {b} {kind}"
+        + (f", {_cases(dice.left_out)} not defined in all runs" if dice.left_out else "")
+    )
     if any(s.patchy for s in board.scores["dice"]):
-        _say("  some cases lack a class: Dice is the mean over the classes' means, wins and gains are those of cases")
+        _say(
+            "  some cases lack a class: Dice is the mean over the classes' means, wins and gains are those of cases"
+        )
     for title, d, unit, digits in (("Dice", dice, "", 1), ("HD95", hd95, f" {board.unit}", 2)):
         span = f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]" if d.low == d.low else "[–]"
         mean = f"{d.mean:+.{digits}f}{unit}" if d.mean == d.mean else "–"
-        _say(f"  {title}  {mean} {span}  p {_p(d.p_holm)}  "
-             f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})")
+        _say(
+            f"  {title}  {mean} {span}  p {_p(d.p_holm)}  "
+            f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})"
+        )
     _say(f"  {_verdict(dice, min(a, b), 'draws' if len(board.draws) > 1 else 'seeds')}")
-    ordered = sorted((float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v)
+    ordered = sorted(
+        (float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v
+    )
     best, worst = ordered[::-1], ordered
     if not all_cases:
         best, worst = best[:EXTREMES], worst[:EXTREMES]
-        _say("  largest losses  " + (", ".join(f"{c} {v:+.1f}" for v, c in worst if v < 0) or "none"))
-    _say(f"  {'by case' if all_cases else 'largest gains '}  "
-         + (", ".join(f"{c} {v:+.1f}" for v, c in best if all_cases or v > 0) or "none"))
+        _say(
+            "  largest losses  " + (", ".join(f"{c} {v:+.1f}" for v, c in worst if v < 0) or "none")
+        )
+    _say(
+        f"  {'by case' if all_cases else 'largest gains '}  "
+        + (", ".join(f"{c} {v:+.1f}" for v, c in best if all_cases or v > 0) or "none")
+    )
 
 
 def _cases(count: int) -> str:
@@ -139,8 +220,10 @@ def _verdict(d: Difference, seeds: int, unit: str) -> str:
         return f"{verdict} at 5 %"
     if d.seeds_needed is None:
         return f"{verdict} at 5 %; no number of {unit} would show a difference of {abs(d.mean):.1f} on so few cases"
-    return (f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} {unit} a method "
-            "(power 80 %)")
+    return (
+        f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} {unit} a method "
+        "(power 80 %)"
+    )
 
 
 def _p(p: float) -> str:
@@ -148,6 +231,11 @@ def _p(p: float) -> str:
 
 
 def _say(text: str) -> None:
-    for line in textwrap.wrap(safe(text), width(), subsequent_indent="    ", drop_whitespace=True,
-                              replace_whitespace=False) or [""]:
+    for line in textwrap.wrap(
+        safe(text),
+        width(),
+        subsequent_indent="    ",
+        drop_whitespace=True,
+        replace_whitespace=False,
+    ) or [""]:
         click.echo(line)

@@ -27,8 +27,15 @@ def data() -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Folder or archive that you downloaded.")
-@click.option("--download", is_flag=True, help="Fetch the files first, where they have a public address.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Folder or archive that you downloaded.",
+)
+@click.option(
+    "--download", is_flag=True, help="Fetch the files first, where they have a public address."
+)
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @mismatch_option
 @size_option
@@ -53,10 +60,13 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     source = source or entries[0].cls.source
     needy = [e.name for e in entries if not e.cls.embedded]
     if needy and (source is None or len(entries) > 1):
-        raise UsageError(f"data set '{needy[0]}' is prepared from files" if len(entries) == 1 else
-                         f"'{name}' is a group; prepare its members one by one",
-                         expected=expected_files(entries[0].cls) or None,
-                         fix=f"segbench data prepare {needy[0]} --from DIR")
+        raise UsageError(
+            f"data set '{needy[0]}' is prepared from files"
+            if len(entries) == 1
+            else f"'{name}' is a group; prepare its members one by one",
+            expected=expected_files(entries[0].cls) or None,
+            fix=f"segbench data prepare {needy[0]} --from DIR",
+        )
     documents = []
     for entry in entries:
         with counted(_settings(), f"prepare {entry.name}") as progress:
@@ -69,16 +79,24 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
             _talk(f"{_mark(problem.level)} {problem}")
         _result(f"{_mark('ok')} {store.name}: {_count(store)} prepared in {store.root}")
         if errors := [p for p in problems if p.level == "error"]:
-            raise DataProblems(f"data set '{store.name}' cannot be used as it is", errors, listed=False,
-                               fix="mend the source and prepare it again")
+            raise DataProblems(
+                f"data set '{store.name}' cannot be used as it is",
+                errors,
+                listed=False,
+                fix="mend the source and prepare it again",
+            )
     _document("segbench.data.prepare/1", documents)
 
 
 def _no_family(entry: Entry) -> None:
     from segbench.errors import UsageError
+
     if entry.cls.family:
-        raise UsageError(f"'{entry.name}' stands for data sets of your own", expected="; ".join(entry.cls.files),
-                         fix=f"{entry.name}:PATH, such as: segbench data prepare {entry.name}:~/Dataset007_Mine")
+        raise UsageError(
+            f"'{entry.name}' stands for data sets of your own",
+            expected="; ".join(entry.cls.files),
+            fix=f"{entry.name}:PATH, such as: segbench data prepare {entry.name}:~/Dataset007_Mine",
+        )
 
 
 def _downloaded(entries: list[Entry], source: Path | None) -> Path:
@@ -90,21 +108,36 @@ def _downloaded(entries: list[Entry], source: Path | None) -> Path:
     cls, name = entries[0].cls, entries[0].name
     if source is not None:
         raise UsageError("--download and --from exclude each other", fix="use one of them")
-    if len(entries) > 1 or len(cls.archives) != 1 or not (cls.archives[0].url and cls.archives[0].digest):
-        raise UsageError(f"'{name}' has no stable public address to download from", expected=expected_files(cls),
-                         fix=f"download the files yourself, then: segbench data prepare {name} --from DIR")
+    if (
+        len(entries) > 1
+        or len(cls.archives) != 1
+        or not (cls.archives[0].url and cls.archives[0].digest)
+    ):
+        raise UsageError(
+            f"'{name}' has no stable public address to download from",
+            expected=expected_files(cls),
+            fix=f"download the files yourself, then: segbench data prepare {name} --from DIR",
+        )
     (archive,) = cls.archives
     _talk(f"{archive.name} from {archive.url}")
     _talk(f"licence: {cls.licence}; cite: {cls.citation}")
     with counted(_settings(), f"download {archive.name}") as progress:
-        return fetch(archive, _settings().data_root / "downloads",
-                     lambda done, total, file: progress(done // 10**6, max(total // 10**6, 1), "MB"))
+        return fetch(
+            archive,
+            _settings().data_root / "downloads",
+            lambda done, total, file: progress(done // 10**6, max(total // 10**6, 1), "MB"),
+        )
 
 
 @data.command()
 @click.argument("name")
 @click.option("--case", "cases", multiple=True, help="Only this case (repeatable).")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="Check the files it is prepared from instead.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Check the files it is prepared from instead.",
+)
 @mismatch_option
 @size_option
 def check(name: str, cases: tuple[str, ...], source: Path | None) -> None:
@@ -138,15 +171,22 @@ def check(name: str, cases: tuple[str, ...], source: Path | None) -> None:
         documents.append({**_facts(store), "problems": [vars(p) for p in problems]})
         _show(store, problems, len(cases) or len(store.cases))
     if errors:
-        raise DataProblems(f"data set '{name}': {_plural(len(errors), 'problem')}", errors, listed=False,
-                           fix=f"mend the source, then: segbench data prepare {name} --from DIR")
+        raise DataProblems(
+            f"data set '{name}': {_plural(len(errors), 'problem')}",
+            errors,
+            listed=False,
+            fix=f"mend the source, then: segbench data prepare {name} --from DIR",
+        )
     _document("segbench.data.check/1", documents)
 
 
 def _unprepared(name: str) -> bool:
     """Whether a folder of the user's own is not prepared yet: then its files are what can be checked."""
     entry = _members(name)[0]
-    return entry.cls.source is not None and not (_settings().data_root / entry.name / "store.json").is_file()
+    return (
+        entry.cls.source is not None
+        and not (_settings().data_root / entry.name / "store.json").is_file()
+    )
 
 
 def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> None:
@@ -157,18 +197,35 @@ def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> Non
     entry, *more = _members(name)
     _no_family(entry)
     if cases or more or entry.cls.embedded:
-        raise UsageError("--from is for one data set that is prepared from files, and checks all its cases",
-                         found=f"{name}{' --case' * bool(cases)}", fix=f"segbench data check {name}")
+        raise UsageError(
+            "--from is for one data set that is prepared from files, and checks all its cases",
+            found=f"{name}{' --case' * bool(cases)}",
+            fix=f"segbench data check {name}",
+        )
     place = source or entry.cls.source
     with counted(_settings(), f"check {entry.name}") as progress:
         store, problems = check_source(entry, place, progress)
     _show(store, problems, len(store.cases) + len({p.case for p in problems} - {*store.cases, "*"}))
     errors = [p for p in problems if p.level == "error"]
     if errors:
-        raise DataProblems(f"data set '{name}': {_plural(len(errors), 'problem')}", errors, listed=False, where=place,
-                           fix=f"mend the files, then: segbench data prepare {name}{f' --from {source}' * bool(source)}")
-    _document("segbench.data.check/1", [{"name": entry.name, "folder": str(place), "cases": len(store.cases),
-                                         "problems": [vars(p) for p in problems]}])
+        raise DataProblems(
+            f"data set '{name}': {_plural(len(errors), 'problem')}",
+            errors,
+            listed=False,
+            where=place,
+            fix=f"mend the files, then: segbench data prepare {name}{f' --from {source}' * bool(source)}",
+        )
+    _document(
+        "segbench.data.check/1",
+        [
+            {
+                "name": entry.name,
+                "folder": str(place),
+                "cases": len(store.cases),
+                "problems": [vars(p) for p in problems],
+            }
+        ],
+    )
 
 
 @data.command()
@@ -181,9 +238,18 @@ def info(name: str) -> None:
     documents = []
     for entry in _members(name):
         cls, state = entry.cls, "prepared"
-        about = {"name": entry.name, "title": cls.title, "modality": cls.modality, "classes": list(cls.classes),
-                 "licence": cls.licence, "citation": cls.citation, "homepage": cls.homepage, "protocol": cls.protocol,
-                 "labeled": cls.labeled, "files": list(cls.files)}
+        about = {
+            "name": entry.name,
+            "title": cls.title,
+            "modality": cls.modality,
+            "classes": list(cls.classes),
+            "licence": cls.licence,
+            "citation": cls.citation,
+            "homepage": cls.homepage,
+            "protocol": cls.protocol,
+            "labeled": cls.labeled,
+            "files": list(cls.files),
+        }
         facts: dict[str, Any] = {}
         try:
             if cls.embedded and not (_settings().data_root / entry.name / "store.json").is_file():
@@ -202,10 +268,19 @@ def info(name: str) -> None:
 @data.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--as", "name", required=True, metavar="NAME", help="What you call it from now on.")
-@click.option("--spacing", metavar="1x1x1", help="mm to resample to [median of the training images].")
-@click.option("--window", metavar="LOW:HIGH", help="Grey values of CT channels that become 0 and 1 [percentiles].")
-@click.option("--crop", type=click.Choice(["none", "nonzero", "body", "label"]),
-              help="Box to cut to; label: with 25 voxels around it, 96 at least.  [body for CT, else nonzero]")
+@click.option(
+    "--spacing", metavar="1x1x1", help="mm to resample to [median of the training images]."
+)
+@click.option(
+    "--window",
+    metavar="LOW:HIGH",
+    help="Grey values of CT channels that become 0 and 1 [percentiles].",
+)
+@click.option(
+    "--crop",
+    type=click.Choice(["none", "nonzero", "body", "label"]),
+    help="Box to cut to; label: with 25 voxels around it, 96 at least.  [body for CT, else nonzero]",
+)
 def link(path: Path, name: str, spacing: str | None, window: str | None, crop: str | None) -> None:
     """Give a folder of your own a name. Nothing is copied; the settings are kept with the name.
 
@@ -222,32 +297,58 @@ def link(path: Path, name: str, spacing: str | None, window: str | None, crop: s
 
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name):
         raise UsageError(f"--as: '{name}'", expected="a letter, then letters, digits and _")
-    settings = {"spacing": spacing and _numbers("--spacing", spacing, "x", 3),
-                "window": window and _numbers("--window", window, ":", 2), "crop": crop}
+    settings = {
+        "spacing": spacing and _numbers("--spacing", spacing, "x", 3),
+        "window": window and _numbers("--window", window, ":", 2),
+        "crop": crop,
+    }
     family = next(n for n in registry.names("dataset") if registry.get("dataset", n).cls.family)
     known = registry.links().get(name)
-    made = registry.Link(family, str(path.expanduser().resolve()), {k: v for k, v in settings.items() if v})
+    made = registry.Link(
+        family, str(path.expanduser().resolve()), {k: v for k, v in settings.items() if v}
+    )
     registry.get("dataset", family).cls.variant(made.text, made.settings)
     if known is not None and known.text != made.text:
-        raise UsageError(f"'{name}' is another folder", found=known.text, expected=made.text, fix="another name: --as NAME")
+        raise UsageError(
+            f"'{name}' is another folder",
+            found=known.text,
+            expected=made.text,
+            fix="another name: --as NAME",
+        )
     registry.add_link(name, made)
     write_link(_settings().data_root, name)
     cls = registry.get("dataset", name).cls
     split = cls().split()
-    _result(f"{_mark('ok')} {name}: {len(split.train)} train cases, {cls.labeled} of them labelled, {len(split.test)} test; "
-            f"next: segbench data prepare {name}")
-    _document("segbench.data.link/1", [{"name": name, "folder": made.text, "settings": made.settings,
-                                        "train": len(split.train), "labeled": cls.labeled, "test": len(split.test)}])
+    _result(
+        f"{_mark('ok')} {name}: {len(split.train)} train cases, {cls.labeled} of them labelled, {len(split.test)} test; "
+        f"next: segbench data prepare {name}"
+    )
+    _document(
+        "segbench.data.link/1",
+        [
+            {
+                "name": name,
+                "folder": made.text,
+                "settings": made.settings,
+                "train": len(split.train),
+                "labeled": cls.labeled,
+                "test": len(split.test),
+            }
+        ],
+    )
 
 
 def _numbers(option: str, text: str, sign: str, count: int) -> list[float]:
     from segbench.errors import UsageError
+
     try:
         numbers = [float(part) for part in text.split(sign)]
     except ValueError:
         numbers = []
     if len(numbers) != count:
-        raise UsageError(f"{option}: '{text}'", expected=f"{count} numbers with {sign} between them")
+        raise UsageError(
+            f"{option}: '{text}'", expected=f"{count} numbers with {sign} between them"
+        )
     return numbers
 
 
@@ -261,7 +362,12 @@ def list_() -> None:
     for name in registry.names("dataset"):
         try:
             cls = registry.get("dataset", name).cls
-            document = {"name": name, "title": cls.title, "classes": list(cls.classes), "state": _state(name, cls)}
+            document = {
+                "name": name,
+                "title": cls.title,
+                "classes": list(cls.classes),
+                "state": _state(name, cls),
+            }
         except SegbenchError as error:
             document = {"name": name, "title": "", "classes": [], "state": f"broken: {error.what}"}
         documents.append(document)
@@ -310,22 +416,42 @@ def _facts(store: Store) -> dict[str, Any]:
 
     infos = list(store.cases.values())
     sizes = [[i.shape[axis] for i in infos] for axis in range(store.dims)]
-    voxels = {name: sum(i.labels.get(k, 0) for i in infos) for k, name in enumerate(("background", *store.classes))}
+    voxels = {
+        name: sum(i.labels.get(k, 0) for i in infos)
+        for k, name in enumerate(("background", *store.classes))
+    }
     total = sum(voxels.values()) or 1
     return {
-        "name": store.name, "folder": str(store.root), "train": len(store.train), "test": len(store.test),
-        "copy": "partial" if store.partial else "whole", "channels": store.channels,
-        "shape": {"min": [min(s) for s in sizes], "median": [median(s) for s in sizes],
-                  "max": [max(s) for s in sizes]},
+        "name": store.name,
+        "folder": str(store.root),
+        "train": len(store.train),
+        "test": len(store.test),
+        "copy": "partial" if store.partial else "whole",
+        "channels": store.channels,
+        "shape": {
+            "min": [min(s) for s in sizes],
+            "median": [median(s) for s in sizes],
+            "max": [max(s) for s in sizes],
+        },
         "spacing_mm": sorted({i.spacing for i in infos if i.spacing}) or None,
-        "intensity": {"min": min(i.intensity["min"] for i in infos), "max": max(i.intensity["max"] for i in infos),
-                      "mean": median([i.intensity["mean"] for i in infos]),
-                      "std": median([i.intensity["std"] for i in infos])},
-        "voxels": {name: {"voxels": n, "share": n / total,
-                          "cases": sum(bool(i.labels.get(k)) for i in infos)}
-                   for k, (name, n) in enumerate(voxels.items())},
+        "intensity": {
+            "min": min(i.intensity["min"] for i in infos),
+            "max": max(i.intensity["max"] for i in infos),
+            "mean": median([i.intensity["mean"] for i in infos]),
+            "std": median([i.intensity["std"] for i in infos]),
+        },
+        "voxels": {
+            name: {
+                "voxels": n,
+                "share": n / total,
+                "cases": sum(bool(i.labels.get(k)) for i in infos),
+            }
+            for k, (name, n) in enumerate(voxels.items())
+        },
         "bytes": sum(size for i in infos for size, _ in i.files.values()),
-        "fingerprint": store.fingerprint, "warnings": list(store.warnings)}
+        "fingerprint": store.fingerprint,
+        "warnings": list(store.warnings),
+    }
 
 
 def _count(store: Store) -> str:
@@ -343,17 +469,29 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         numbers = value and all(isinstance(v, int | float) for v in value)
         return (" x " if numbers else ", ").join(_text(v) for v in value)
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )
 
 
 def _show(store: Store, problems: list[Problem], checked: int) -> None:
     from segbench.data.checks import check_split
 
-    _result(f"{store.name}: {_plural(checked, 'case')} checked, {_plural(len(problems), 'problem')}")
+    _result(
+        f"{store.name}: {_plural(checked, 'case')} checked, {_plural(len(problems), 'problem')}"
+    )
     for problem in problems:
         _result(f" {_mark(problem.level)} {problem}")
-    if store.cases and not any(p.level == "error" for p in check_split(store.train, store.test, store.cases)):
-        _result(f" {_mark('ok')} no case, patient or identical volume shared between train and test")
+    if store.cases and not any(
+        p.level == "error" for p in check_split(store.train, store.test, store.cases)
+    ):
+        _result(
+            f" {_mark('ok')} no case, patient or identical volume shared between train and test"
+        )
 
 
 def _mark(level: str) -> str:

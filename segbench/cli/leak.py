@@ -29,7 +29,9 @@ def leak(settings: Settings, wanted: str, device: str | None) -> None:
     folder = find_run(settings.root, wanted)
     stored = folder.result()
     if stored is None:
-        raise UsageError("the run is not finished", where=folder.path, fix=f"segbench resume {folder.run_id}")
+        raise UsageError(
+            "the run is not finished", where=folder.path, fix=f"segbench resume {folder.run_id}"
+        )
     machine, show = machine_of(settings, None, device, None), reporter(settings)
     try:
         record = measure(restore(folder, machine), stored, machine.device, show.evaluate)
@@ -38,8 +40,17 @@ def leak(settings: Settings, wanted: str, device: str | None) -> None:
     settings.document = {"status": "done", "dir": str(folder.path), **record}
     if settings.json:
         return
-    click.echo(table([("step", ">"), ("validation Dice %", ">"), ("test Dice %", ">")],
-                     [(r["step"], f"{r['validation']:.2f}", f"{r['test']:.2f}") for r in record["checkpoints"]]))
-    click.echo(f"test Dice: last {record['last']:.2f}, best on validation {record['validation_best']:.2f}, best on the test "
-               f"cases {record['test_best']:.2f}\nchoosing on the test cases would have gained {record['gap']:.2f} "
-               f"(selection of the run: {record['selection']}; {record['test_evaluations']} evaluations on the test cases)")
+    click.echo(
+        table(
+            [("step", ">"), ("validation Dice %", ">"), ("test Dice %", ">")],
+            [
+                (r["step"], f"{r['validation']:.2f}", f"{r['test']:.2f}")
+                for r in record["checkpoints"]
+            ],
+        )
+    )
+    click.echo(
+        f"test Dice: last {record['last']:.2f}, best on validation {record['validation_best']:.2f}, best on the test "
+        f"cases {record['test_best']:.2f}\nchoosing on the test cases would have gained {record['gap']:.2f} "
+        f"(selection of the run: {record['selection']}; {record['test_evaluations']} evaluations on the test cases)"
+    )

@@ -21,10 +21,26 @@ from segbench.errors import SegbenchError, did_you_mean
 # Commands in the order of the help, with the module that holds them; a module is imported when its command is used or
 # the help is shown, so none of them may import torch.
 COMMANDS = {
-    "demo": "demo", "run": "run", "resume": "run", "evaluate": "evaluate", "predict": "predict", "bench": "bench",
-    "leaderboard": "leaderboard", "compare": "compare", "runs": "runs", "cite": "cite", "report": "report", "leak": "leak",
-    "list": "catalog", "describe": "catalog", "data": "data", "new": "extend", "test": "extend", "ablate": "extend",
-    "config": "config", "doctor": "doctor",
+    "demo": "demo",
+    "run": "run",
+    "resume": "run",
+    "evaluate": "evaluate",
+    "predict": "predict",
+    "bench": "bench",
+    "leaderboard": "leaderboard",
+    "compare": "compare",
+    "runs": "runs",
+    "cite": "cite",
+    "report": "report",
+    "leak": "leak",
+    "list": "catalog",
+    "describe": "catalog",
+    "data": "data",
+    "new": "extend",
+    "test": "extend",
+    "ablate": "extend",
+    "config": "config",
+    "doctor": "doctor",
 }
 
 
@@ -82,7 +98,9 @@ def run(argv: list[str]) -> int:
     """Run a command and return its exit code."""
     settings = Settings()
     try:
-        with contextlib.redirect_stdout(sys.stderr) if "--json" in argv else contextlib.nullcontext():
+        with (
+            contextlib.redirect_stdout(sys.stderr) if "--json" in argv else contextlib.nullcontext()
+        ):
             cli.main(args=argv, prog_name="segbench", standalone_mode=False, obj=settings)
         if settings.json and settings.document is not None:
             click.echo(json.dumps(settings.document, allow_nan=False))
@@ -93,11 +111,28 @@ def run(argv: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        return _fail(settings, argv, {"schema": "segbench.error/1", "status": "error", "kind": "UsageError", "code": 2,
-                                      "what": error.format_message()}, _usage_text(error), 2)
+        return _fail(
+            settings,
+            argv,
+            {
+                "schema": "segbench.error/1",
+                "status": "error",
+                "kind": "UsageError",
+                "code": 2,
+                "what": error.format_message(),
+            },
+            _usage_text(error),
+            2,
+        )
     except SegbenchError as error:
         # What is known in spite of the error: a suite's counts, a report of checks.
-        return _fail(settings, argv, {**(settings.document or {}), **error.to_dict()}, message(error), error.code)
+        return _fail(
+            settings,
+            argv,
+            {**(settings.document or {}), **error.to_dict()},
+            message(error),
+            error.code,
+        )
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
         return 130
@@ -109,9 +144,19 @@ def run(argv: list[str]) -> int:
         if settings.debug:
             raise
         what = f"{type(error).__name__}: {error}"
-        return _fail(settings, argv, {"schema": "segbench.error/1", "status": "error", "kind": type(error).__name__,
-                                      "code": 1, "what": what},
-                     f"error: {what}\n  this is a bug in segbench or in a plug-in; --debug shows where", 1)
+        return _fail(
+            settings,
+            argv,
+            {
+                "schema": "segbench.error/1",
+                "status": "error",
+                "kind": type(error).__name__,
+                "code": 1,
+                "what": what,
+            },
+            f"error: {what}\n  this is a bug in segbench or in a plug-in; --debug shows where",
+            1,
+        )
 
 
 def _usage_text(error: click.ClickException) -> str:
@@ -120,9 +165,12 @@ def _usage_text(error: click.ClickException) -> str:
     return f"error: {error.format_message()}{hint}"
 
 
-def _fail(settings: Settings, argv: list[str], document: dict[str, Any], text: str, code: int) -> int:
+def _fail(
+    settings: Settings, argv: list[str], document: dict[str, Any], text: str, code: int
+) -> int:
     if settings.debug:
         import traceback
+
         traceback.print_exc()
     if "--json" in argv:
         click.echo(json.dumps(document))

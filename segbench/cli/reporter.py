@@ -45,16 +45,24 @@ class Lines:
         """Step, share, terms, learning rate, speed and time left."""
         assert self.began is not None
         rate = (progress.step - self.began[1]) / max(now - self.began[0], 1e-9)
-        left = f" {rate:.2f} it/s ETA {duration((progress.total - progress.step) / rate)}" if rate > 0 else ""
+        left = (
+            f" {rate:.2f} it/s ETA {duration((progress.total - progress.step) / rate)}"
+            if rate > 0
+            else ""
+        )
         terms = " ".join(f"{safe(k)} {v:.4f}" for k, v in progress.terms.items())
-        return (f"step {progress.step}/{progress.total} {progress.step * 100 // progress.total}% "
-                f"{safe(progress.phase)} {terms} lr {progress.lr:.1e}{left}")
+        return (
+            f"step {progress.step}/{progress.total} {progress.step * 100 // progress.total}% "
+            f"{safe(progress.phase)} {terms} lr {progress.lr:.1e}{left}"
+        )
 
     def check(self, done: int, total: int, case: str) -> None:
         """After the files of a case were compared with their digests."""
         if time.monotonic() - self.told >= self.interval:
             self.told = time.monotonic()
-            self.settings.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} checked the files of {done}/{total} cases")
+            self.settings.say(
+                f"{time.strftime('%Y-%m-%dT%H:%M:%S')} checked the files of {done}/{total} cases"
+            )
 
     def evaluate(self, done: int, total: int, case: str) -> None:
         """After a test case."""
@@ -79,12 +87,18 @@ class Bars(Lines):
 
     def _show(self, what: str, done: int, total: int, text: str) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
         if self.progress is None or self.progress.tasks[0].description != what:
             self.stop()
             self.progress = Progress(
-                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False), console=console(stderr=True),
-                transient=True)
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}", markup=False),
+                console=console(stderr=True),
+                transient=True,
+            )
             self.progress.start()
             self.progress.add_task(what, total=total, completed=done, text="")
         self.progress.update(0, completed=done, text=text)
@@ -112,6 +126,7 @@ class Bars(Lines):
 def reporter(settings: Settings) -> Lines:
     """The one that fits where stderr goes."""
     import os
+
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
     return Bars(settings) if live and settings.quiet == 0 else Lines(settings)
 
@@ -120,19 +135,30 @@ def header(run: Prepared) -> str:
     """Three lines before a run starts."""
     e = run.experiment
     draw = f", draw {e.draw}" if e.draw else ""
-    data = ", ".join(f"{s.name} ({e.labeled[s.name]} of {len(s.patients)} labelled{draw}, {len(s.test)} test"
-                     f"{', PARTIAL COPY' if s.partial else ''})" for s in run.stores)
+    data = ", ".join(
+        f"{s.name} ({e.labeled[s.name]} of {len(s.patients)} labelled{draw}, {len(s.test)} test"
+        f"{', PARTIAL COPY' if s.partial else ''})"
+        for s in run.stores
+    )
     modified = f" · modified: {', '.join(e.modified)}" if e.modified else ""
-    return (f"{e.method} on {safe(data)}\n"
-            f"  {e.backbone} · protocol {e.protocol.name} {e.protocol.version}{modified} · seed {e.seed} · "
-            f"{e.protocol.steps * len(run.stores):,} steps · {e.precision} · selection: {e.protocol.selection} checkpoint\n"
-            f"  {run.folder.path}")
+    return (
+        f"{e.method} on {safe(data)}\n"
+        f"  {e.backbone} · protocol {e.protocol.name} {e.protocol.version}{modified} · seed {e.seed} · "
+        f"{e.protocol.steps * len(run.stores):,} steps · {e.precision} · selection: {e.protocol.selection} checkpoint\n"
+        f"  {run.folder.path}"
+    )
 
 
 def duration(seconds: float) -> str:
     """Seconds as 42s, 3m05s or 1h12m."""
     s = round(seconds)
-    return f"{s}s" if s < 60 else f"{s // 60}m{s % 60:02d}s" if s < 3600 else f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return (
+        f"{s}s"
+        if s < 60
+        else f"{s // 60}m{s % 60:02d}s"
+        if s < 3600
+        else f"{s // 3600}h{s % 3600 // 60:02d}m"
+    )
 
 
 @contextmanager
@@ -142,17 +168,31 @@ def counted(settings: Settings, title: str) -> Iterator[Callable[[int, int, str]
         yield lambda done, total, case: None
         return
     if not sys.stderr.isatty():
+
         def line(done: int, total: int, case: str) -> None:
             if done == total or done * 10 // total > (done - 1) * 10 // total:
                 settings.say(safe(f"{title}  {done}/{total}  {case}"))
+
         yield line
         return
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task(escape(title), total=None)
-        yield lambda done, total, case: bars.update(bar, completed=done, total=total,
-                                                    description=f"{escape(title)}  {escape(case)}")
+        yield lambda done, total, case: bars.update(
+            bar, completed=done, total=total, description=f"{escape(title)}  {escape(case)}"
+        )

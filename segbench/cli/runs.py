@@ -25,8 +25,17 @@ def runs() -> None:
 
 def _facts(run: RunDir) -> dict[str, Any]:
     """What a list tells of a run; unreadable parts are None."""
-    facts: dict[str, Any] = {"run_id": run.run_id, "dir": str(run.path), "state": run.state, "dataset": run.path.parts[-3],
-                             "method": run.path.parts[-2], "labeled": None, "seed": None, "dice": None, "origin": "own"}
+    facts: dict[str, Any] = {
+        "run_id": run.run_id,
+        "dir": str(run.path),
+        "state": run.state,
+        "dataset": run.path.parts[-3],
+        "method": run.path.parts[-2],
+        "labeled": None,
+        "seed": None,
+        "dice": None,
+        "origin": "own",
+    }
     try:
         experiment = run.config()["experiment"]
         facts |= {"labeled": sum(experiment["labeled"].values()), "seed": experiment["seed"]}
@@ -42,7 +51,9 @@ def _facts(run: RunDir) -> dict[str, Any]:
 
 @runs.command()
 @click.option("--dataset", metavar="NAME", help="Only this data set.")
-@click.option("--state", type=click.Choice(["done", "half-done", "failed", "to do"]), help="Only these.")
+@click.option(
+    "--state", type=click.Choice(["done", "half-done", "failed", "to do"]), help="Only these."
+)
 @click.pass_obj
 def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
     """List runs.
@@ -53,20 +64,49 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
     from segbench.cli.leaderboard import members
     from segbench.results.export import number
     from segbench.results.rundir import all_runs
+
     facts = [_facts(run) for run in all_runs(settings.root)]
     wanted = members(dataset, (name for f in facts for name in f["dataset"].split("+")))
-    found = [f for f in facts if (wanted is None or wanted & {*f["dataset"].split("+")}) and state in (None, f["state"])]
+    found = [
+        f
+        for f in facts
+        if (wanted is None or wanted & {*f["dataset"].split("+")}) and state in (None, f["state"])
+    ]
     settings.document = {"schema": "segbench.runs/1", "status": "ok", "runs": found}
     if settings.json:
         return
     if not found:
         settings.say(f"no such runs in {settings.root}")
         return
-    columns = [("run", "<"), ("data set", "<"), ("method", "<"), ("labelled", ">"), ("seed", ">"), ("state", "<"),
-               ("Dice %", ">"), ("numbers", "<")]
-    click.echo(table(columns, [[f["run_id"], f["dataset"], f["method"], f["labeled"], f["seed"], f["state"],
-                                number(f["dice"], 1), f["origin"]] for f in found],
-                     drop=("numbers", "labelled", "seed", "data set")))
+    columns = [
+        ("run", "<"),
+        ("data set", "<"),
+        ("method", "<"),
+        ("labelled", ">"),
+        ("seed", ">"),
+        ("state", "<"),
+        ("Dice %", ">"),
+        ("numbers", "<"),
+    ]
+    click.echo(
+        table(
+            columns,
+            [
+                [
+                    f["run_id"],
+                    f["dataset"],
+                    f["method"],
+                    f["labeled"],
+                    f["seed"],
+                    f["state"],
+                    number(f["dice"], 1),
+                    f["origin"],
+                ]
+                for f in found
+            ],
+            drop=("numbers", "labelled", "seed", "data set"),
+        )
+    )
 
 
 @runs.command()
@@ -76,19 +116,27 @@ def show(settings: Settings, wanted: str) -> None:
     """Show a run: what it was, what it gave, where it ran, why it failed."""
     from segbench.cli.run import lines
     from segbench.results.rundir import find_run, read_object
+
     run = find_run(settings.root, wanted)
     facts, experiment, manifest = _facts(run), run.config()["experiment"], run.manifest()
     failed = read_object(run.path / "failed.json")
-    settings.document = {"schema": "segbench.runs/1", "status": "ok", **facts, "experiment": experiment,
-                         "failed": failed or None, "manifest": manifest,
-                         "result": run.result() if facts["state"] == "done" else None}
+    settings.document = {
+        "schema": "segbench.runs/1",
+        "status": "ok",
+        **facts,
+        "experiment": experiment,
+        "failed": failed or None,
+        "manifest": manifest,
+        "result": run.result() if facts["state"] == "done" else None,
+    }
     if settings.json:
         return
     try:
         told = _told(run, facts, experiment, manifest, failed)
     except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError("the stored configuration is incomplete", where=run.path / "config.yaml",
-                             found=error) from error
+        raise IntegrityError(
+            "the stored configuration is incomplete", where=run.path / "config.yaml", found=error
+        ) from error
     for key, value in told.items():
         if value is not None:
             click.echo(f"{key:<11} {safe(value)}")
@@ -97,20 +145,34 @@ def show(settings: Settings, wanted: str) -> None:
             click.echo(line)
 
 
-def _told(run: RunDir, facts: dict[str, Any], experiment: dict[str, Any], manifest: dict[str, Any],
-          failed: dict[str, Any]) -> dict[str, Any]:
+def _told(
+    run: RunDir,
+    facts: dict[str, Any],
+    experiment: dict[str, Any],
+    manifest: dict[str, Any],
+    failed: dict[str, Any],
+) -> dict[str, Any]:
     """What ``show`` tells of a run before its results."""
     protocol = experiment["protocol"]
     modified = f" (modified: {', '.join(experiment['modified'])})" if experiment["modified"] else ""
-    return {"folder": run.path, "state": facts["state"], "numbers": facts["origin"],
-            "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labelled, "
-                    f"seed {experiment['seed']}",
-            "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
-                        f"{experiment['precision']}",
-            "parameters": ", ".join(f"{k} {v}" for k, v in experiment["params"].items()) or "none",
-            "machine": ", ".join(str(manifest[k]) for k in ("device", "torch", "platform") if k in manifest) or None,
-            "seconds": manifest.get("train_seconds"), "problem": facts.get("problem"),
-            "failure": failed.get("what"), "why not": (run.origin or {}).get("why") or None}
+    return {
+        "folder": run.path,
+        "state": facts["state"],
+        "numbers": facts["origin"],
+        "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labelled, "
+        f"seed {experiment['seed']}",
+        "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
+        f"{experiment['precision']}",
+        "parameters": ", ".join(f"{k} {v}" for k, v in experiment["params"].items()) or "none",
+        "machine": ", ".join(
+            str(manifest[k]) for k in ("device", "torch", "platform") if k in manifest
+        )
+        or None,
+        "seconds": manifest.get("train_seconds"),
+        "problem": facts.get("problem"),
+        "failure": failed.get("what"),
+        "why not": (run.origin or {}).get("why") or None,
+    }
 
 
 @runs.command()
@@ -121,6 +183,7 @@ def _told(run: RunDir, facts: dict[str, Any], experiment: dict[str, Any], manife
 def tail(settings: Settings, wanted: str, count: int, follow: bool) -> None:
     """Show the last lines of a run's log, from any machine that sees its folder."""
     from segbench.results.rundir import find_run
+
     run = find_run(settings.root, wanted)
     entries = _log(run)
     settings.document = {"status": "ok", "run_id": run.run_id, "lines": entries[-count:]}
@@ -131,7 +194,7 @@ def tail(settings: Settings, wanted: str, count: int, follow: bool) -> None:
     while follow and run.state not in ("done", "failed"):
         time.sleep(1)
         fresh = _log(run)
-        for entry in fresh[len(entries):]:
+        for entry in fresh[len(entries) :]:
             click.echo(_line(entry))
         entries = fresh
 
@@ -152,7 +215,9 @@ def _log(run: RunDir) -> list[dict[str, Any]]:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    return inert("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
+    return inert(
+        "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items())
+    )
 
 
 @runs.command()
@@ -163,6 +228,7 @@ def verify(settings: Settings, wanted: str) -> None:
     from segbench.results import bundle
     from segbench.results.rundir import find_run
     from segbench.training import checkpoint
+
     run = find_run(settings.root, wanted)
     records = run.cases()
     result = run.result()
@@ -172,27 +238,52 @@ def verify(settings: Settings, wanted: str) -> None:
     if stored is not None:
         weights = checkpoint.digest(stored[1]["method"])
         if weights != result["weights_sha256"]:
-            raise IntegrityError("the weights are not those of the result", where=run.path / "ckpt", found=weights[:16],
-                                 expected=str(result["weights_sha256"])[:16])
+            raise IntegrityError(
+                "the weights are not those of the result",
+                where=run.path / "ckpt",
+                found=weights[:16],
+                expected=str(result["weights_sha256"])[:16],
+            )
         checks.append("weights: those of the result")
     found = bundle.checked(run, settings.data_root)
-    checks.append("predictions: they give the metrics of every case" if found["verified"]
-                  else f"predictions: not checked, {found['why']}")
-    if run.origin is not None and found["verified"]:  # without predictions now, it stays what it was
+    checks.append(
+        "predictions: they give the metrics of every case"
+        if found["verified"]
+        else f"predictions: not checked, {found['why']}"
+    )
+    if (
+        run.origin is not None and found["verified"]
+    ):  # without predictions now, it stays what it was
         run.write_json("import.json", {**run.origin, **found})
     for line in checks:
         if not settings.json:
             click.echo(safe(line))
-    settings.document = {"status": "ok", "run_id": run.run_id, "dir": str(run.path), "checks": checks, **found}
+    settings.document = {
+        "status": "ok",
+        "run_id": run.run_id,
+        "dir": str(run.path),
+        "checks": checks,
+        **found,
+    }
 
 
 @runs.command("export")
 @click.argument("wanted", metavar="RUN")
-@click.option("-o", "out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="[RUN.zip]")
-@click.option("--no-predictions", is_flag=True, help="Leave the predictions out; nobody can verify the numbers then.")
-@click.option("--device", metavar="DEV", help="Where to predict: auto, cpu, cuda, cuda:N or mps [auto].")
+@click.option(
+    "-o", "out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="[RUN.zip]"
+)
+@click.option(
+    "--no-predictions",
+    is_flag=True,
+    help="Leave the predictions out; nobody can verify the numbers then.",
+)
+@click.option(
+    "--device", metavar="DEV", help="Where to predict: auto, cpu, cuda, cuda:N or mps [auto]."
+)
 @click.pass_obj
-def export_run(settings: Settings, wanted: str, out: Path | None, no_predictions: bool, device: str | None) -> None:
+def export_run(
+    settings: Settings, wanted: str, out: Path | None, no_predictions: bool, device: str | None
+) -> None:
     """Write a finished run to one file: settings, log, cases, predictions. No weights, no images, no paths.
 
     The predictions are made from the run's weights, and must be those that were scored.
@@ -203,16 +294,25 @@ def export_run(settings: Settings, wanted: str, out: Path | None, no_predictions
     from segbench.files import make_folder
     from segbench.results import bundle
     from segbench.results.rundir import find_run
+
     run = find_run(settings.root, wanted)
     run.cases()
     out = out or Path(f"{run.run_id}.zip")
     make_folder(out.parent)
     if out.exists() and not settings.yes:
-        raise UsageError("the file exists already", where=out, fix="another name (-o), or --yes to replace it")
+        raise UsageError(
+            "the file exists already", where=out, fix="another name (-o), or --yes to replace it"
+        )
     if not no_predictions and not (run.path / bundle.PREDICTIONS).is_file():
         _predict(settings, run, device)
     names = bundle.export(run, out, not no_predictions)
-    settings.document = {"status": "ok", "run_id": run.run_id, "file": str(out), "bytes": out.stat().st_size, "files": names}
+    settings.document = {
+        "status": "ok",
+        "run_id": run.run_id,
+        "file": str(out),
+        "bytes": out.stat().st_size,
+        "files": names,
+    }
     if not settings.json:
         click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {', '.join(names)}")
 
@@ -224,6 +324,7 @@ def _predict(settings: Settings, run: RunDir, device: str | None) -> None:
     from segbench.files import atomic_write
     from segbench.results import bundle, predictions
     from segbench.training.finished import reevaluate
+
     machine, show = machine_of(settings, None, device, None), reporter(settings)
     stored = run.result()
     assert stored is not None
@@ -232,8 +333,12 @@ def _predict(settings: Settings, run: RunDir, device: str | None) -> None:
         with predictions.writer(file) as keep:
             digest = reevaluate(restore(run, machine), stored, machine, show.evaluate, keep)[1]
         if digest != stored["cases_sha256"]:
-            raise IntegrityError("on this machine the weights do not give the stored results", where=run.path,
-                                 fix="export where it was trained, or --no-predictions")
+            raise IntegrityError(
+                "on this machine the weights do not give the stored results",
+                where=run.path,
+                fix="export where it was trained, or --no-predictions",
+            )
+
     try:
         atomic_write(run.path / bundle.PREDICTIONS, write)
     finally:
@@ -241,7 +346,9 @@ def _predict(settings: Settings, run: RunDir, device: str | None) -> None:
 
 
 @runs.command("import")
-@click.argument("bundles", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "bundles", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
 @click.pass_obj
 def import_run(settings: Settings, bundles: tuple[Path, ...]) -> None:
     """Take in runs of others. Metrics are computed again from the predictions: verified; else they count as reported.
@@ -250,22 +357,37 @@ def import_run(settings: Settings, bundles: tuple[Path, ...]) -> None:
     segbench runs import versemi.zip
     """
     from segbench.results import bundle
+
     taken = []
     for path in bundles:
         run, origin = bundle.take_in(path, settings.root, settings.data_root)
-        taken.append({"run_id": run.run_id, "dir": str(run.path), "verified": origin["verified"], "why": origin["why"]})
+        taken.append(
+            {
+                "run_id": run.run_id,
+                "dir": str(run.path),
+                "verified": origin["verified"],
+                "why": origin["why"],
+            }
+        )
         if not settings.json:
-            click.echo(f"{safe(run.path)}: " + ("verified" if origin["verified"] else f"reported ({safe(origin['why'])})"))
+            click.echo(
+                f"{safe(run.path)}: "
+                + ("verified" if origin["verified"] else f"reported ({safe(origin['why'])})")
+            )
     settings.document = {"status": "ok", "runs": taken}
 
 
 @runs.command()
 @click.argument("wanted", metavar="[RUN]...", nargs=-1)
-@click.option("--weights", is_flag=True, help="Weights and predictions of finished runs; their results stay.")
+@click.option(
+    "--weights", is_flag=True, help="Weights and predictions of finished runs; their results stay."
+)
 @click.option("--failed", is_flag=True, help="Failed runs.")
 @click.option("--half-done", is_flag=True, help="Runs that were stopped.")
 @click.pass_obj
-def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bool, half_done: bool) -> None:
+def prune(
+    settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bool, half_done: bool
+) -> None:
     """Free disk space. Without --yes it only says what would go.
 
     \b
@@ -275,17 +397,36 @@ def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bo
     from segbench.files import lock
     from segbench.results.bundle import PREDICTIONS
     from segbench.results.rundir import all_runs, find_run
+
     states = {"done": weights, "failed": failed, "half-done": half_done}
     if not any(states.values()):
         raise UsageError("say what may go", expected="--weights, --failed, --half-done")
     rows, freed = [], 0
-    for run in ([find_run(settings.root, w) for w in wanted] if wanted else list(all_runs(settings.root))):
+    for run in (
+        [find_run(settings.root, w) for w in wanted] if wanted else list(all_runs(settings.root))
+    ):
         state = run.state
-        damaged = state != "done" and (run.path / "result.json").exists()  # it was finished once: not for us to remove
-        parts = [] if damaged or not states.get(state) else [run.path] if state != "done" else [
-            p for p in (run.path / "ckpt", run.path / "snapshots", run.path / PREDICTIONS) if p.exists()]
-        size = sum(f.stat().st_size for p in parts if not p.is_symlink()
-                   for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
+        damaged = (
+            state != "done" and (run.path / "result.json").exists()
+        )  # it was finished once: not for us to remove
+        parts = (
+            []
+            if damaged or not states.get(state)
+            else [run.path]
+            if state != "done"
+            else [
+                p
+                for p in (run.path / "ckpt", run.path / "snapshots", run.path / PREDICTIONS)
+                if p.exists()
+            ]
+        )
+        size = sum(
+            f.stat().st_size
+            for p in parts
+            if not p.is_symlink()
+            for f in ([p] if p.is_file() else p.rglob("*"))
+            if f.is_file()
+        )
         if not parts:
             continue
         rows.append([run.run_id, "+".join(run.path.parts[-3:-1]), state, f"{size / 1e6:.1f}"])
@@ -294,8 +435,16 @@ def prune(settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bo
             with lock(run.path / "lock"):
                 for part in parts:
                     part.unlink() if part.is_file() or part.is_symlink() else shutil.rmtree(part)
-    settings.document = {"status": "ok", "removed": settings.yes, "bytes": freed, "runs": [r[0] for r in rows]}
+    settings.document = {
+        "status": "ok",
+        "removed": settings.yes,
+        "bytes": freed,
+        "runs": [r[0] for r in rows],
+    }
     if not settings.json:
         if rows:
             click.echo(table([("run", "<"), ("what", "<"), ("state", "<"), ("MB", ">")], rows))
-        click.echo(f"{freed / 1e6:.1f} MB " + ("freed" if settings.yes else "would be freed; --yes does it"))
+        click.echo(
+            f"{freed / 1e6:.1f} MB "
+            + ("freed" if settings.yes else "would be freed; --yes does it")
+        )

@@ -7,6 +7,18 @@ from segbench.config.protocol import Protocol, load_protocol, protocol_names
 from segbench.config.yaml import dump_yaml, load_yaml, parse_scalar
 
 __all__ = [
-    "ENGINE", "Experiment", "Machine", "Protocol", "Resolved", "dump_yaml", "load_protocol", "load_yaml",
-    "machine_settings", "parse_scalar", "protocol_names", "resolve", "run_id", "science",
+    "ENGINE",
+    "Experiment",
+    "Machine",
+    "Protocol",
+    "Resolved",
+    "dump_yaml",
+    "load_protocol",
+    "load_yaml",
+    "machine_settings",
+    "parse_scalar",
+    "protocol_names",
+    "resolve",
+    "run_id",
+    "science",
 ]

@@ -16,8 +16,12 @@ ENGINE = 1  # raise when a change of the engine changes numbers: every run count
 SPEED_KEYS = frozenset({"inference.batch"})  # protocol keys that decide speed and memory only
 
 
-def science(experiment: Experiment, fingerprints: Mapping[str, str], splits: Mapping[str, str],
-            sources: Mapping[str, str]) -> dict[str, Any]:
+def science(
+    experiment: Experiment,
+    fingerprints: Mapping[str, str],
+    splits: Mapping[str, str],
+    sources: Mapping[str, str],
+) -> dict[str, Any]:
     """What decides a run's numbers.
 
     Args:
@@ -28,7 +32,9 @@ def science(experiment: Experiment, fingerprints: Mapping[str, str], splits: Map
     Raises:
         KeyError: a data set has no fingerprint or split digest.
     """
-    protocol = experiment.protocol.model_dump(mode="json", exclude={"title", "labeled", "backbone", "datasets"})
+    protocol = experiment.protocol.model_dump(
+        mode="json", exclude={"title", "labeled", "backbone", "datasets"}
+    )
     del protocol["inference"]["batch"]
     # Keys that came later stand here only where they matter: the identities of older runs stay valid.
     later: dict[str, Any] = {"without": sorted(experiment.without)} if experiment.without else {}
@@ -44,8 +50,15 @@ def science(experiment: Experiment, fingerprints: Mapping[str, str], splits: Map
         "backbone": experiment.backbone,
         "backbone_params": experiment.backbone_params,
         # A list: in joint training the order of the data sets numbers the tasks.
-        "datasets": [{"name": name, "labeled": experiment.labeled[name], "fingerprint": fingerprints[name],
-                      "split": splits[name]} for name in experiment.datasets],
+        "datasets": [
+            {
+                "name": name,
+                "labeled": experiment.labeled[name],
+                "fingerprint": fingerprints[name],
+                "split": splits[name],
+            }
+            for name in experiment.datasets
+        ],
         "protocol": protocol,
         "seed": experiment.seed,
         "precision": experiment.precision,

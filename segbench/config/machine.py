@@ -27,18 +27,29 @@ class Machine(Strict):
 
     root: Path = Field(Path("segbench-out"), description="where runs are written")
     data_root: Path = Field(Path("segbench-data"), description="where prepared data lie")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N")
-    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field("auto", description="loader processes")
-    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field("auto", description="CPU threads")
-    recompute: bool = Field(False, description="activations are computed again going backward, which saves memory")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto, cpu, mps, cuda or cuda:N",
+    )
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
+        "auto", description="loader processes"
+    )
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        "auto", description="CPU threads"
+    )
+    recompute: bool = Field(
+        False, description="activations are computed again going backward, which saves memory"
+    )
     sources: dict[str, str] = Field({}, description="origin of each setting")
 
 
 SETTINGS = tuple(name for name in Machine.model_fields if name != "sources")
 
 
-def machine_settings(env: Mapping[str, str] | None = None, user_config_path: Path | None = None,
-                     **flags: Any) -> Machine:
+def machine_settings(
+    env: Mapping[str, str] | None = None, user_config_path: Path | None = None, **flags: Any
+) -> Machine:
     """The settings in force; flags that are None were not given.
 
     Raises:
@@ -47,15 +58,20 @@ def machine_settings(env: Mapping[str, str] | None = None, user_config_path: Pat
     env = os.environ if env is None else env
     values: dict[str, Any] = {}
     sources = dict.fromkeys(SETTINGS, "default")
-    for layer in (_user_file(user_config_path or Path.home() / ".config" / "segbench" / "config.yaml"),
-                  _environment(env), {key: (value, f"--{key.replace('_', '-')}") for key, value in flags.items()}):
+    for layer in (
+        _user_file(user_config_path or Path.home() / ".config" / "segbench" / "config.yaml"),
+        _environment(env),
+        {key: (value, f"--{key.replace('_', '-')}") for key, value in flags.items()},
+    ):
         for key, (value, origin) in layer.items():
             if value is not None:
                 values[key], sources[key] = value, origin
     for key in ("root", "data_root"):
         if isinstance(values.get(key), (str, Path)):
             values[key] = str(Path(values[key]).expanduser())
-    return validate(Machine, {**values, "sources": sources}, lambda key: sources.get(key.partition(".")[0], ""))
+    return validate(
+        Machine, {**values, "sources": sources}, lambda key: sources.get(key.partition(".")[0], "")
+    )
 
 
 def _user_file(path: Path) -> dict[str, tuple[Any, str]]:
@@ -68,8 +84,11 @@ def _user_file(path: Path) -> dict[str, tuple[Any, str]]:
         place = document.where(key) if key in document else document.where(*key.split("."))
         if _is_science(key):
             raise _refuse(key, place)
-        raise UsageError(f"unknown setting '{key}'.{suggest(key, SETTINGS)}", where=place,
-                         expected="one of " + ", ".join(SETTINGS))
+        raise UsageError(
+            f"unknown setting '{key}'.{suggest(key, SETTINGS)}",
+            where=place,
+            expected="one of " + ", ".join(SETTINGS),
+        )
     return {key: (value, document.where(key, column=False)) for key, value in document.items()}
 
 
@@ -79,7 +98,11 @@ def _environment(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
         key = variable.removeprefix(ENV).lower()
         if key in SETTINGS:
             text = env[variable]  # an empty variable counts as none
-            parsed = parse_scalar(text, variable) if key in ("workers", "threads", "recompute") else text or None
+            parsed = (
+                parse_scalar(text, variable)
+                if key in ("workers", "threads", "recompute")
+                else text or None
+            )
             found[key] = (parsed, variable)
         elif _is_science(key):
             raise _refuse(key, variable)
@@ -95,6 +118,9 @@ def _is_science(key: str) -> bool:
 
 
 def _refuse(key: str, where: str) -> UsageError:
-    return UsageError(f"'{key}' decides a run's numbers and cannot be set for a whole machine", where=where,
-                      expected="one of " + ", ".join(SETTINGS),
-                      fix="give it with the command (flag or -o), in a suite or in a protocol")
+    return UsageError(
+        f"'{key}' decides a run's numbers and cannot be set for a whole machine",
+        where=where,
+        expected="one of " + ", ".join(SETTINGS),
+        fix="give it with the command (flag or -o), in a suite or in a protocol",
+    )

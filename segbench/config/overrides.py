@@ -15,8 +15,24 @@ from segbench.errors import PluginError, UsageError
 
 __all__ = ["Keys", "Value", "parse_overrides"]
 
-FLAGS = ("method", "dataset", "labeled", "backbone", "protocol", "seed", "draw")  # set with --NAME, never with -o
-NOT_SETTABLE = ("name", "version", "title", "labeled", "datasets", "backbone.name", "backbone.params")
+FLAGS = (
+    "method",
+    "dataset",
+    "labeled",
+    "backbone",
+    "protocol",
+    "seed",
+    "draw",
+)  # set with --NAME, never with -o
+NOT_SETTABLE = (
+    "name",
+    "version",
+    "title",
+    "labeled",
+    "datasets",
+    "backbone.name",
+    "backbone.params",
+)
 
 
 def protocol_keys() -> dict[str, FieldInfo]:
@@ -50,8 +66,10 @@ class Keys:
         """
         fields = method.Params.model_fields
         for name in sorted(fields.keys() & {*Protocol.model_fields, *FLAGS}):
-            raise PluginError(f"parameter '{name}' of method '{method.name}' has the name of a protocol key or a flag",
-                              fix="rename the parameter")
+            raise PluginError(
+                f"parameter '{name}' of method '{method.name}' has the name of a protocol key or a flag",
+                fix="rename the parameter",
+            )
         own = {f"backbone.{name}": field for name, field in backbone.Params.model_fields.items()}
         return cls(method.name, fields, own, protocol_keys())
 
@@ -68,20 +86,30 @@ class Keys:
             if key in FLAGS:
                 raise UsageError(f"'{key}' is no parameter ({value.origin})", fix=f"--{key} VALUE")
             close = suggest(key, known)
-            raise UsageError(f"unknown parameter '{key}' of method '{self.method_name}'.{close} ({value.origin})",
-                             expected=None if close else "one of " + ", ".join(known),
-                             fix=f"segbench describe method {self.method_name}")
+            raise UsageError(
+                f"unknown parameter '{key}' of method '{self.method_name}'.{close} ({value.origin})",
+                expected=None if close else "one of " + ", ".join(known),
+                fix=f"segbench describe method {self.method_name}",
+            )
 
     def suite(self, params: Mapping[str, Any] | None, where: Mapping[str, str]) -> dict[str, Value]:
         """A suite's parameters for this method; nested mappings count as dotted keys."""
         flat: dict[str, Any] = {}
         for key, value in (params or {}).items():
-            flat |= {key: value} if key in self.method or not isinstance(value, Mapping) else flatten({key: value})
-        return {key: Value(value, where.get(key) or where.get(key.partition(".")[0]) or "suite")
-                for key, value in flat.items()}
+            flat |= (
+                {key: value}
+                if key in self.method or not isinstance(value, Mapping)
+                else flatten({key: value})
+            )
+        return {
+            key: Value(value, where.get(key) or where.get(key.partition(".")[0]) or "suite")
+            for key, value in flat.items()
+        }
 
 
-def parse_overrides(overrides: Iterable[str] | Mapping[str, Any], origin: str = "-o") -> dict[str, Value]:
+def parse_overrides(
+    overrides: Iterable[str] | Mapping[str, Any], origin: str = "-o"
+) -> dict[str, Value]:
     """``["decay=0.9", "optim.lr=1e-3"]`` (or a mapping, from Python) as typed values.
 
     Raises:

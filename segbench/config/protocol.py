@@ -14,11 +14,22 @@ from segbench.config.yaml import Document, load_yaml
 from segbench.contracts.optim import Optim
 from segbench.errors import UsageError, unknown
 
-__all__ = ["BackboneChoice", "BatchSize", "Crop", "Inference", "Optim", "Protocol", "load_protocol", "protocol_names"]
+__all__ = [
+    "BackboneChoice",
+    "BatchSize",
+    "Crop",
+    "Inference",
+    "Optim",
+    "Protocol",
+    "load_protocol",
+    "protocol_names",
+]
 
 Edge = tuple[int, ...]
 Factor = Annotated[int, Field(ge=1, le=8)]
-Position = Literal["random", "center", "zoom"]  # zoom: the whole image, resized by the nearest neighbour
+Position = Literal[
+    "random", "center", "zoom"
+]  # zoom: the whole image, resized by the nearest neighbour
 
 
 class BatchSize(Strict):
@@ -33,29 +44,44 @@ class Crop(Strict):
 
     labeled: Position = Field(default="random", description="place of labelled patches")
     unlabeled: Position = Field(default="random", description="place of unlabelled patches")
-    pad: int = Field(default=3, ge=0, le=64, description="voxels added on each side when a volume must be padded")
-    last_offset: bool = Field(default=False, description="may the last admissible position be drawn")
-    foreground: float = Field(default=0, ge=0, le=1, description="share of labelled patches drawn around a foreground voxel")
+    pad: int = Field(
+        default=3, ge=0, le=64, description="voxels added on each side when a volume must be padded"
+    )
+    last_offset: bool = Field(
+        default=False, description="may the last admissible position be drawn"
+    )
+    foreground: float = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="share of labelled patches drawn around a foreground voxel",
+    )
 
     @model_serializer(mode="wrap")
     def _later(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A key that came later stands here only where it matters: the identities of older runs stay valid."""
         content: dict[str, Any] = plain(self)
-        return content if self.foreground else {k: v for k, v in content.items() if k != "foreground"}
+        return (
+            content if self.foreground else {k: v for k, v in content.items() if k != "foreground"}
+        )
 
 
 class Inference(Strict):
     """Sliding window of the evaluation."""
 
     stride: Edge = Field(description="voxels between windows, per axis")
-    batch: int = Field(default=4, ge=1, le=1024, description="windows at once; no part of the identity")
+    batch: int = Field(
+        default=4, ge=1, le=1024, description="windows at once; no part of the identity"
+    )
 
 
 class BackboneChoice(Strict):
     """The backbone used when none is named."""
 
     name: str = Field(default="vnet", min_length=1, description="registered name")
-    params: dict[str, Any] = Field(default={}, description="its parameters where they differ from its defaults")
+    params: dict[str, Any] = Field(
+        default={}, description="its parameters where they differ from its defaults"
+    )
 
 
 class Protocol(Strict):
@@ -64,23 +90,41 @@ class Protocol(Strict):
     name: str = Field(min_length=1, description="the file's stem")
     version: int = Field(1, ge=1, description="raised whenever a value changes")
     title: str = Field("", description="one line for tables")
-    steps: int = Field(ge=1, le=10_000_000, description="optimiser steps for each data set of a training")
-    patch: Edge = Field(description="voxels per axis of a training patch and of an inference window")
+    steps: int = Field(
+        ge=1, le=10_000_000, description="optimiser steps for each data set of a training"
+    )
+    patch: Edge = Field(
+        description="voxels per axis of a training patch and of an inference window"
+    )
     batch: BatchSize = Field(default_factory=BatchSize)
     optim: Optim = Field(default_factory=Optim)
     crop: Crop = Field(default_factory=Crop)
     augment: Literal["none", "mirror", "turn"] = Field(
-        "none", description="mirror: quarter turn and mirror in plane; turn: that, or a rotation by up to 20 degrees")
-    datasets: tuple[str, ...] = Field((), description="used when exactly these are named together and no protocol is")
+        "none",
+        description="mirror: quarter turn and mirror in plane; turn: that, or a rotation by up to 20 degrees",
+    )
+    datasets: tuple[str, ...] = Field(
+        (), description="used when exactly these are named together and no protocol is"
+    )
     downsample: Factor | dict[str, tuple[Factor, ...]] = Field(
-        1, description="volumes are reduced by this factor first, or by factors per axis for each data set named")
-    sampling: Literal["proportional", "balanced"] = Field("proportional", description="of data sets in joint training")
+        1,
+        description="volumes are reduced by this factor first, or by factors per axis for each data set named",
+    )
+    sampling: Literal["proportional", "balanced"] = Field(
+        "proportional", description="of data sets in joint training"
+    )
     inference: Inference
     backbone: BackboneChoice = Field(default_factory=BackboneChoice)
     labeled: tuple[int, ...] = Field((), description="usual numbers of labelled cases")
-    selection: Literal["last", "validation"] = Field("last", description="checkpoint evaluated; see training/selection.py")
-    policy: Literal["worst_distance"] = Field("worst_distance", description="score of an empty prediction")
-    largest_component: bool = Field(False, description="keep only the largest component of each class")
+    selection: Literal["last", "validation"] = Field(
+        "last", description="checkpoint evaluated; see training/selection.py"
+    )
+    policy: Literal["worst_distance"] = Field(
+        "worst_distance", description="score of an empty prediction"
+    )
+    largest_component: bool = Field(
+        False, description="keep only the largest component of each class"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
 
     @property
@@ -93,11 +137,19 @@ class Protocol(Strict):
         if len(self.patch) not in (2, 3) or min(self.patch) < 1:
             raise ValueError(f"patch: expected two or three edges ≥ 1, got {list(self.patch)}")
         stride = self.inference.stride
-        if len(stride) != len(self.patch) or any(not 1 <= s <= p for s, p in zip(stride, self.patch, strict=False)):
-            raise ValueError(f"inference.stride: expected {len(self.patch)} numbers from 1 to the patch's edge "
-                             f"{list(self.patch)}, got {list(stride)}")
-        if isinstance(self.downsample, dict) and any(len(f) != len(self.patch) for f in self.downsample.values()):
-            raise ValueError(f"downsample: expected {len(self.patch)} factors for each data set, got {self.downsample}")
+        if len(stride) != len(self.patch) or any(
+            not 1 <= s <= p for s, p in zip(stride, self.patch, strict=False)
+        ):
+            raise ValueError(
+                f"inference.stride: expected {len(self.patch)} numbers from 1 to the patch's edge "
+                f"{list(self.patch)}, got {list(stride)}"
+            )
+        if isinstance(self.downsample, dict) and any(
+            len(f) != len(self.patch) for f in self.downsample.values()
+        ):
+            raise ValueError(
+                f"downsample: expected {len(self.patch)} factors for each data set, got {self.downsample}"
+            )
         if any(n < 1 for n in self.labeled):
             raise ValueError(f"labeled: expected counts ≥ 1, got {list(self.labeled)}")
         if (self.crop.labeled == "zoom") != (self.crop.unlabeled == "zoom"):
@@ -105,15 +157,23 @@ class Protocol(Strict):
         if self.crop.foreground and (self.crop.labeled != "random" or self.augment == "turn"):
             raise ValueError("crop.foreground needs crop.labeled random, and no augment turn")
         if len(self.patch) == 3 and (self.augment == "turn" or self.crop.labeled == "zoom"):
-            raise ValueError("augment turn and crop zoom are for slices: they need a patch of two edges")
+            raise ValueError(
+                "augment turn and crop zoom are for slices: they need a patch of two edges"
+            )
         marks = self.optim.milestones
         if self.optim.schedule == "step" and not marks:
             raise ValueError("optim.milestones: a step schedule needs at least one")
-        if list(marks) != sorted(set(marks)) or any(not 0 < m <= self.optim.reference for m in marks):
-            raise ValueError(f"optim.milestones: expected rising steps within optim.reference = "
-                             f"{self.optim.reference}, got {list(marks)}")
+        if list(marks) != sorted(set(marks)) or any(
+            not 0 < m <= self.optim.reference for m in marks
+        ):
+            raise ValueError(
+                f"optim.milestones: expected rising steps within optim.reference = "
+                f"{self.optim.reference}, got {list(marks)}"
+            )
         if not all(0 <= b < 1 for b in self.optim.betas):
-            raise ValueError(f"optim.betas: expected numbers in [0, 1), got {list(self.optim.betas)}")
+            raise ValueError(
+                f"optim.betas: expected numbers in [0, 1), got {list(self.optim.betas)}"
+            )
         return self
 
     def factors(self, dataset: str, dims: int) -> tuple[int, ...]:
@@ -121,7 +181,10 @@ class Protocol(Strict):
         if isinstance(self.downsample, int):
             return (self.downsample,) * dims
         chosen = self.downsample.get(dataset, (1,) * dims)
-        return (*chosen, *(1,) * (dims - len(chosen)))  # a network for slices leaves their number alone
+        return (
+            *chosen,
+            *(1,) * (dims - len(chosen)),
+        )  # a network for slices leaves their number alone
 
 
 def _files() -> dict[str, Path]:
@@ -131,8 +194,12 @@ def _files() -> dict[str, Path]:
         for file in sorted((Path(root) / "benchmarks" / "protocols").glob("*.yaml")):
             old = found.setdefault(file.stem, file.resolve())
             if old != file.resolve():
-                raise UsageError(f"protocol '{file.stem}' exists twice", where=file, found=old,
-                                 fix="rename one of the two files and the name in it")
+                raise UsageError(
+                    f"protocol '{file.stem}' exists twice",
+                    where=file,
+                    found=old,
+                    fix="rename one of the two files and the name in it",
+                )
     return found
 
 
@@ -164,16 +231,36 @@ def read_protocol(name_or_path: str | Path) -> tuple[Protocol, dict[str, str]]:
     name = Path(text).stem if by_path else text.replace("-", "_") if text not in known else text
     file = Path(text) if by_path else known.get(name) or known.get(name.replace("_", "-"))
     if file is None:
-        raise unknown("protocol", text, known, fix="segbench list protocols, or give a file: --protocol ./mine.yaml")
+        raise unknown(
+            "protocol",
+            text,
+            known,
+            fix="segbench list protocols, or give a file: --protocol ./mine.yaml",
+        )
     document = load_yaml(file)
     protocol = validate(Protocol, document, lambda key: document.where(*key.split(".")))
     if protocol.name != file.stem:
-        raise UsageError("a protocol's name must be its file's stem", where=document.where("name"),
-                         found=protocol.name, expected=file.stem)
-    if by_path and name in known and known[name] != file.resolve() and protocol != load_protocol(name):
-        raise UsageError(f"'{name}' is the name of another protocol: the results would be mixed up", where=file,
-                         found=known[name], fix="rename the file and the name in it")
-    return protocol, {key: _origin(key, document, "" if by_path else protocol.name) for key in leaves(Protocol)}
+        raise UsageError(
+            "a protocol's name must be its file's stem",
+            where=document.where("name"),
+            found=protocol.name,
+            expected=file.stem,
+        )
+    if (
+        by_path
+        and name in known
+        and known[name] != file.resolve()
+        and protocol != load_protocol(name)
+    ):
+        raise UsageError(
+            f"'{name}' is the name of another protocol: the results would be mixed up",
+            where=file,
+            found=known[name],
+            fix="rename the file and the name in it",
+        )
+    return protocol, {
+        key: _origin(key, document, "" if by_path else protocol.name) for key in leaves(Protocol)
+    }
 
 
 def _origin(key: str, document: Document, name: str) -> str:

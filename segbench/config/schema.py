@@ -27,7 +27,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def validate(model: type[M], data: Mapping[str, Any], origin: Callable[[str], str], prefix: str = "") -> M:
+def validate(
+    model: type[M], data: Mapping[str, Any], origin: Callable[[str], str], prefix: str = ""
+) -> M:
     """``data`` as ``model``, every value of the declared type, defaults included (a default 1 of a float is 1.0).
 
     No guessing: text is never read as a number, nor 1 as true. ``origin`` tells where a dotted key (``prefix``
@@ -46,14 +48,18 @@ def validate(model: type[M], data: Mapping[str, Any], origin: Callable[[str], st
 
 def _json(data: Mapping[str, Any]) -> str:
     # NaN passes here and is refused by the models, which know the key. numpy's scalars and arrays have tolist.
-    return json.dumps(data, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
+    return json.dumps(
+        data, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
+    )
 
 
 def _message(model: type[BaseModel], fault: Any, origin: Callable[[str], str], prefix: str) -> str:
     owner, field, path = _field(model, [part for part in fault["loc"] if isinstance(part, str)])
     key = prefix + ".".join(path)
     text = fault["msg"].removeprefix("Value error, ")
-    if not path and (named := text.partition(":")[0]) in leaves(model):  # a model's own check that begins with a key
+    if not path and (named := text.partition(":")[0]) in leaves(
+        model
+    ):  # a model's own check that begins with a key
         key, text = prefix + named, text.partition(":")[2].strip()
     place = f" ({where})" if (where := origin(key)) else ""
     if fault["type"] == "extra_forbidden":
@@ -68,7 +74,9 @@ def _message(model: type[BaseModel], fault: Any, origin: Callable[[str], str], p
     return f"{key}: expected {describe(field)}, got {value!r}{hint}{place}"
 
 
-def _field(model: type[BaseModel], path: list[str]) -> tuple[type[BaseModel], FieldInfo | None, list[str]]:
+def _field(
+    model: type[BaseModel], path: list[str]
+) -> tuple[type[BaseModel], FieldInfo | None, list[str]]:
     """The field ``path`` leads to, the model that owns it, and the path as far as declared (unions add to it)."""
     owner, field = model, None
     for i, part in enumerate(path, 1):
@@ -91,8 +99,13 @@ def describe(field: FieldInfo) -> str:
 
 
 def _bounded(text: str, metadata: Iterable[Any]) -> str:
-    bounds = {sign: getattr(meta, sign) for meta in metadata for sign in _SIGNS if hasattr(meta, sign)}
-    low, high = next((s for s in ("gt", "ge") if s in bounds), ""), next((s for s in ("lt", "le") if s in bounds), "")
+    bounds = {
+        sign: getattr(meta, sign) for meta in metadata for sign in _SIGNS if hasattr(meta, sign)
+    }
+    low, high = (
+        next((s for s in ("gt", "ge") if s in bounds), ""),
+        next((s for s in ("lt", "le") if s in bounds), ""),
+    )
     if low and high:
         return f"{text} in {'(' if low == 'gt' else '['}{bounds[low]}, {bounds[high]}{')' if high == 'lt' else ']'}"
     return text + "".join(f" {_SIGNS[sign]} {bounds[sign]}" for sign in (low, high) if sign)
@@ -101,7 +114,9 @@ def _bounded(text: str, metadata: Iterable[Any]) -> str:
 def _type(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _bounded(_type(args[0]), [meta for arg in args[1:] for meta in getattr(arg, "metadata", [arg])])
+        return _bounded(
+            _type(args[0]), [meta for arg in args[1:] for meta in getattr(arg, "metadata", [arg])]
+        )
     if origin is Literal:
         return repr(args[0]) if len(args) == 1 else "one of " + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
@@ -120,13 +135,19 @@ def suggest(key: str, known: Mapping[str, FieldInfo] | Iterable[str]) -> str:
     # 'lr' should find 'optim.lr': the last part of a dotted name counts as well.
     short = {name.rpartition(".")[2]: name for name in names}
     last = difflib.get_close_matches(key.lower().rpartition(".")[2], list(short), n=1, cutoff=0.6)
-    close = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.6) or [short[name] for name in last]
+    close = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.6) or [
+        short[name] for name in last
+    ]
     if not close:
         return ""
     field = known[close[0]] if isinstance(known, Mapping) else None
     if field is None:
         return f" Did you mean '{close[0]}'?"
-    default = "" if field.is_required() else f", default {_shown(field.get_default(call_default_factory=True))}"
+    default = (
+        ""
+        if field.is_required()
+        else f", default {_shown(field.get_default(call_default_factory=True))}"
+    )
     return f" Did you mean '{close[0]}' ({describe(field)}{default})?"
 
 

@@ -25,7 +25,9 @@ MAX_DEPTH = 20
 _BOOLS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _NULLS = {"", "~", "null", "Null", "NULL"}
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)")
+_FLOAT = re.compile(
+    r"[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)"
+)
 _NOT_FINITE = re.compile(r"[-+]?\.?(?:nan|inf|infinity)", re.IGNORECASE)
 _EDGES = re.compile(r"[0-9]+(?:[x×][0-9]+)+")
 
@@ -33,7 +35,9 @@ _EDGES = re.compile(r"[0-9]+(?:[x×][0-9]+)+")
 class Document(dict[str, Any]):
     """A file's top-level mapping. Plain dicts, lists and scalars inside; ``where`` knows the place of every value."""
 
-    def __init__(self, values: dict[str, Any], file: str, marks: dict[tuple[str | int, ...], tuple[int, int]]) -> None:
+    def __init__(
+        self, values: dict[str, Any], file: str, marks: dict[tuple[str | int, ...], tuple[int, int]]
+    ) -> None:
         super().__init__(values)
         self.file = file
         self._marks = marks
@@ -56,13 +60,19 @@ def load_yaml(path: str | Path) -> Document:
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
-            raise UsageError("the file is too large", where=f"{path}:1:1", found=f"{size} bytes",
-                             expected=f"at most {MAX_BYTES} bytes")
+            raise UsageError(
+                "the file is too large",
+                where=f"{path}:1:1",
+                found=f"{size} bytes",
+                expected=f"at most {MAX_BYTES} bytes",
+            )
         text = file.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"cannot read the file: {error.strerror}", where=path) from error
     except UnicodeDecodeError as error:
-        raise UsageError("the file is not UTF-8 text", where=f"{path}:1:1", found=f"byte {error.start}") from error
+        raise UsageError(
+            "the file is not UTF-8 text", where=f"{path}:1:1", found=f"byte {error.start}"
+        ) from error
     return parse_yaml(text, str(path))
 
 
@@ -70,13 +80,19 @@ def parse_yaml(text: str, name: str = "<text>") -> Document:
     """The same for text; ``name`` stands for the file in messages."""
     for number, line in enumerate(text.split("\n"), 1):
         if "\t" in line:
-            raise UsageError("a tab character", where=f"{name}:{number}:{line.index(chr(9)) + 1}", fix="use spaces")
+            raise UsageError(
+                "a tab character",
+                where=f"{name}:{number}:{line.index(chr(9)) + 1}",
+                fix="use spaces",
+            )
     try:
         node = _Loader(text, name).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise UsageError(f"not valid YAML: {error.problem or error.context}",
-                         where=_place(name, mark) if mark else name) from error
+        raise UsageError(
+            f"not valid YAML: {error.problem or error.context}",
+            where=_place(name, mark) if mark else name,
+        ) from error
     except yaml.reader.ReaderError as error:
         start = text.rfind("\n", 0, error.position) + 1
         place = f"{name}:{text.count(chr(10), 0, start) + 1}:{error.position - start + 1}"
@@ -84,7 +100,11 @@ def parse_yaml(text: str, name: str = "<text>") -> Document:
     marks: dict[tuple[str | int, ...], tuple[int, int]] = {}
     values = {} if node is None else _value(node, (), marks, name)
     if not isinstance(values, dict):
-        raise UsageError("the file is not a mapping of keys to values", where=f"{name}:1:1", found=repr(values)[:60])
+        raise UsageError(
+            "the file is not a mapping of keys to values",
+            where=f"{name}:1:1",
+            found=repr(values)[:60],
+        )
     return Document(values, name, marks)
 
 
@@ -98,16 +118,28 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        refused = ("an alias" if isinstance(event, yaml.AliasEvent) else
-                   "an anchor" if getattr(event, "anchor", None) is not None else
-                   "a tag" if getattr(event, "tag", None) is not None else None)
+        refused = (
+            "an alias"
+            if isinstance(event, yaml.AliasEvent)
+            else "an anchor"
+            if getattr(event, "anchor", None) is not None
+            else "a tag"
+            if getattr(event, "tag", None) is not None
+            else None
+        )
         if refused:
-            raise UsageError(f"{refused} is not allowed here", where=_place(self.file, event.start_mark),
-                             fix="write the value out")
+            raise UsageError(
+                f"{refused} is not allowed here",
+                where=_place(self.file, event.start_mark),
+                fix="write the value out",
+            )
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise UsageError("nested too deeply", where=_place(self.file, event.start_mark),
-                             expected=f"at most {MAX_DEPTH} levels")
+            raise UsageError(
+                "nested too deeply",
+                where=_place(self.file, event.start_mark),
+                expected=f"at most {MAX_DEPTH} levels",
+            )
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -123,7 +155,9 @@ def _value(node: Any, path: tuple[str | int, ...], marks: dict, name: str) -> An
         return [_value(item, (*path, i), marks, name) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         return {key: _value(item, (*path, key), marks, name) for key, item in _keys(node, name)}
-    return node.value if node.style is not None else _plain(node.value, _place(name, node.start_mark))
+    return (
+        node.value if node.style is not None else _plain(node.value, _place(name, node.start_mark))
+    )
 
 
 def _keys(node: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -132,9 +166,13 @@ def _keys(node: Any, name: str) -> Iterator[tuple[str, Any]]:
         place = _place(name, key_node.start_mark)
         key = _value(key_node, (), {}, name)
         if not isinstance(key, str):
-            raise UsageError("a key must be text", where=place, found=repr(key), fix="put it in quotes")
+            raise UsageError(
+                "a key must be text", where=place, found=repr(key), fix="put it in quotes"
+            )
         if key in seen:
-            raise UsageError(f"key '{key}' is given twice", where=place, found=f"first at {seen[key]}")
+            raise UsageError(
+                f"key '{key}' is given twice", where=place, found=f"first at {seen[key]}"
+            )
         seen[key] = place
         yield key, item
 
@@ -146,7 +184,12 @@ def _plain(text: str, where: str) -> Any:
     if text in _NULLS:
         return None
     if _NOT_FINITE.fullmatch(text):
-        raise UsageError("not a finite number", where=where, found=text, fix="give a number, or quote it if it is text")
+        raise UsageError(
+            "not a finite number",
+            where=where,
+            found=text,
+            fix="give a number, or quote it if it is text",
+        )
     if _INT.fullmatch(text):
         if len(text) > 20 or abs(int(text)) >= 2**63:
             raise UsageError("the number is too large", where=where, found=text[:30])
@@ -209,11 +252,20 @@ def dump_yaml(obj: Any) -> str:
         yaml.YAMLError: something that is not a mapping, list, text, number, truth value or None.
     """
     _check_finite(obj)
-    return yaml.dump(obj, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110)
+    return yaml.dump(
+        obj,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=False,
+        width=110,
+    )
 
 
 def _check_finite(obj: Any) -> None:
     if isinstance(obj, float) and not math.isfinite(obj):
         raise ValueError(f"not a finite number: {obj}")
-    for item in obj.values() if isinstance(obj, dict) else obj if isinstance(obj, (list, tuple)) else ():
+    for item in (
+        obj.values() if isinstance(obj, dict) else obj if isinstance(obj, (list, tuple)) else ()
+    ):
         _check_finite(item)

@@ -31,16 +31,27 @@ class Backbone(nn.Module):
     """
 
     Params: ClassVar[type[BackboneParams]] = BackboneParams
-    provides: ClassVar[frozenset[str]] = frozenset()  # of {"heads", "decoders", "side_outputs", "features", "dropout"}
-    variants: ClassVar[tuple[str, ...]] = ()  # of a family: some of its members; the family itself is no network
+    provides: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # of {"heads", "decoders", "side_outputs", "features", "dropout"}
+    variants: ClassVar[
+        tuple[str, ...]
+    ] = ()  # of a family: some of its members; the family itself is no network
     name: ClassVar[str]
 
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     width: int
 
-    def __init__(self, params: BackboneParams, channels: int, dims: int, heads: tuple[int, ...],
-                 decoders: tuple[str, ...] = ("transposed",), side_outputs: bool = False) -> None:
+    def __init__(
+        self,
+        params: BackboneParams,
+        channels: int,
+        dims: int,
+        heads: tuple[int, ...],
+        decoders: tuple[str, ...] = ("transposed",),
+        side_outputs: bool = False,
+    ) -> None:
         """``channels`` input channels, ``dims`` 2 or 3, ``heads`` outputs of each head, ``decoders`` up-sampling of each."""
         super().__init__()
         self.p: Any = params
@@ -63,8 +74,13 @@ class Backbone(nn.Module):
 
     def stages(self) -> list[nn.Module]:
         """Parts whose activations may be computed again going backward: by default what lists and dictionaries hold."""
-        return [m for box in self.modules() if isinstance(box, (nn.ModuleList, nn.ModuleDict)) for m in box.children()
-                if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+        return [
+            m
+            for box in self.modules()
+            if isinstance(box, (nn.ModuleList, nn.ModuleDict))
+            for m in box.children()
+            if not isinstance(m, (nn.ModuleList, nn.ModuleDict))
+        ]
 
     @classmethod
     def variant(cls, name: str) -> type[Backbone]:
@@ -73,8 +89,11 @@ class Backbone(nn.Module):
         Raises:
             UsageError: there is no such member.
         """
-        raise UsageError(f"backbone '{cls.name}' has no variants", found=f"{cls.name}:{name}",
-                         fix=f"--backbone {cls.name}")
+        raise UsageError(
+            f"backbone '{cls.name}' has no variants",
+            found=f"{cls.name}:{name}",
+            fix=f"--backbone {cls.name}",
+        )
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
@@ -91,8 +110,10 @@ class Backbone(nn.Module):
         unit = cls.multiple(params, len(patch))
         if not any(n % m for n, m in zip(patch, unit, strict=True)):
             return
-        near = [sorted({max(m, n // m * m), -(-n // m) * m}, key=lambda e, n=n: abs(e - n))[0]  # type: ignore[misc]
-                for n, m in zip(patch, unit, strict=True)]
+        near = [
+            sorted({max(m, n // m * m), -(-n // m) * m}, key=lambda e, n=n: abs(e - n))[0]  # type: ignore[misc]
+            for n, m in zip(patch, unit, strict=True)
+        ]
         if near == list(unit):  # one voxel at the bottleneck, which few networks can normalise
             near = [2 * m for m in unit]
         fix = f"-o patch={'x'.join(map(str, near))}"
@@ -101,5 +122,9 @@ class Backbone(nn.Module):
             if not any(n % m for n, m in zip(patch, smaller, strict=True)):
                 fix += f", or -o backbone.depth={depth}"
                 break
-        raise UsageError(f"the patch does not fit backbone '{cls.name}'", found="x".join(map(str, patch)),
-                         expected=f"edges that are multiples of {'x'.join(map(str, unit))}", fix=fix)
+        raise UsageError(
+            f"the patch does not fit backbone '{cls.name}'",
+            found="x".join(map(str, patch)),
+            expected=f"edges that are multiples of {'x'.join(map(str, unit))}",
+            fix=fix,
+        )

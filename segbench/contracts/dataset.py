@@ -28,7 +28,9 @@ class Case:
     spacing: tuple[float, ...] | None = None
     affine: np.ndarray | None = None  # (4, 4) voxel to world, None where nobody knows it
     group: str | None = None  # patient; None means the case is its own group
-    made: dict[str, Any] = field(default_factory=dict)  # JSON: what the preparation found, such as the crop's offset
+    made: dict[str, Any] = field(
+        default_factory=dict
+    )  # JSON: what the preparation found, such as the crop's offset
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,21 @@ class Dataset:
     labeled: ClassVar[int] = 0  # default number of labelled cases
     embedded: ClassVar[bool] = False  # made by code: needs no source and is prepared on first use
     members: ClassVar[tuple[str, ...]] = ()  # a group: stands for several data sets
-    family: ClassVar[bool] = False  # stands for data sets that ``variant`` makes, such as those of the user
+    family: ClassVar[bool] = (
+        False  # stands for data sets that ``variant`` makes, such as those of the user
+    )
     source: ClassVar[Path | None] = None  # a data set of a folder knows its source
-    collection: ClassVar[str] = ""  # data sets of one collection, cut in other ways, call a patient by the same name
-    boxed: ClassVar[bool] = False  # its cases are cut to a box around the label, which a new scan has not
-    h5_axes: ClassVar[tuple[int, int, int]] = (0, 1, 2)  # axes of an HDF5 scan in the order that its cases have
+    collection: ClassVar[str] = (
+        ""  # data sets of one collection, cut in other ways, call a patient by the same name
+    )
+    boxed: ClassVar[bool] = (
+        False  # its cases are cut to a box around the label, which a new scan has not
+    )
+    h5_axes: ClassVar[tuple[int, int, int]] = (
+        0,
+        1,
+        2,
+    )  # axes of an HDF5 scan in the order that its cases have
     version: ClassVar[int] = 1  # raise when load() changes what it gives
 
     @classmethod
@@ -94,7 +106,11 @@ class Dataset:
             UsageError: this is no family, or the text or a setting makes no sense.
             DataError: what ``text`` names cannot be used.
         """
-        raise UsageError(f"data set '{cls.name}' has no variants", found=f"{cls.name}:{text}", fix=f"--dataset {cls.name}")
+        raise UsageError(
+            f"data set '{cls.name}' has no variants",
+            found=f"{cls.name}:{text}",
+            fix=f"--dataset {cls.name}",
+        )
 
     def group(self, case: str) -> str:
         """The patient of a case. Labelled counts count patients, and no patient is ever split."""
@@ -130,8 +146,13 @@ class Dataset:
     def scan(self, file: Path) -> Volume:
         """A new scan for ``segbench predict``, axes as the cases have them; a folder is a DICOM series."""
         from segbench.data.readers import Volume, is_h5, read_volume
+
         volume = read_volume(file)
-        return Volume(volume.array.transpose(self.h5_axes), None) if is_h5(file) and volume.array.ndim == 3 else volume
+        return (
+            Volume(volume.array.transpose(self.h5_axes), None)
+            if is_h5(file) and volume.array.ndim == 3
+            else volume
+        )
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Grey values (C, *S) of a new scan as ``load`` gives them; asked only where no recipe is stored with the cases."""

@@ -22,7 +22,18 @@ from segbench.contracts.backbone import Backbone
 from segbench.contracts.optim import Optim
 from segbench.contracts.params import MethodParams
 
-__all__ = ["Batch", "Clock", "Field", "Method", "MethodParams", "Optim", "Phase", "Setting", "Source", "sigmoid_ramp"]
+__all__ = [
+    "Batch",
+    "Clock",
+    "Field",
+    "Method",
+    "MethodParams",
+    "Optim",
+    "Phase",
+    "Setting",
+    "Source",
+    "sigmoid_ramp",
+]
 
 
 @dataclass(frozen=True)
@@ -107,7 +118,9 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
-        x, y, u, task = (v.to(device, non_blocking=non_blocking) for v in (self.x, self.y, self.u, self.task))
+        x, y, u, task = (
+            v.to(device, non_blocking=non_blocking) for v in (self.x, self.y, self.u, self.task)
+        )
         return Batch(x, y, u, task)
 
 
@@ -138,10 +151,16 @@ class Method(nn.Module):
 
     Params: ClassVar[type[MethodParams]] = MethodParams
     joint: ClassVar[bool] = False  # one training over several data sets
-    players: ClassVar[tuple[str, ...]] = ("network",)  # each with its own optimiser; see ``loss_<player>``
+    players: ClassVar[tuple[str, ...]] = (
+        "network",
+    )  # each with its own optimiser; see ``loss_<player>``
     needs: ClassVar[frozenset[str]] = frozenset()  # of the backbone, see Backbone.provides
-    backbone_defaults: ClassVar[dict[str, dict[str, Any]]] = {}  # the paper's own variant of a backbone
-    dormant: ClassVar[tuple[str, ...]] = ()  # prefixes of parameters that by the paper's design never get a gradient
+    backbone_defaults: ClassVar[
+        dict[str, dict[str, Any]]
+    ] = {}  # the paper's own variant of a backbone
+    dormant: ClassVar[
+        tuple[str, ...]
+    ] = ()  # prefixes of parameters that by the paper's design never get a gradient
     name: ClassVar[str]
 
     def __init__(self, params: MethodParams, setting: Setting) -> None:
@@ -182,5 +201,11 @@ class Method(nn.Module):
     def trainable(self, player: str) -> list[nn.Parameter]:
         """Parameters of a player: a later player owns the submodule of its name, the first one all the rest."""
         others = {id(p) for name in self.players[1:] for p in getattr(self, name).parameters()}
-        mine = getattr(self, player).parameters() if player in self.players[1:] else self.parameters()
-        return [p for p in mine if p.requires_grad and (player in self.players[1:] or id(p) not in others)]
+        mine = (
+            getattr(self, player).parameters() if player in self.players[1:] else self.parameters()
+        )
+        return [
+            p
+            for p in mine
+            if p.requires_grad and (player in self.players[1:] or id(p) not in others)
+        ]

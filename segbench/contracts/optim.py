@@ -22,9 +22,15 @@ class Optim(BaseModel):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam only")
     weight_decay: float = Field(default=1e-4, ge=0, description="on all parameters")
-    schedule: Literal["constant", "step", "poly"] = Field(default="constant", description="of the learning rate")
-    milestones: tuple[int, ...] = Field(default=(), description="steps at which the rate drops by ten (step)")
-    reference: int = Field(default=1, ge=1, description="length of training the milestones refer to")
+    schedule: Literal["constant", "step", "poly"] = Field(
+        default="constant", description="of the learning rate"
+    )
+    milestones: tuple[int, ...] = Field(
+        default=(), description="steps at which the rate drops by ten (step)"
+    )
+    reference: int = Field(
+        default=1, ge=1, description="length of training the milestones refer to"
+    )
     power: float = Field(default=0.9, gt=0, description="exponent (poly)")
 
     def lr_at(self, step: int, total: int) -> float:

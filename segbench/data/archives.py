@@ -28,8 +28,16 @@ ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".t
 MAX_BYTES = 500 * 10**9
 MAX_MEMBERS = 10**6
 MAX_RATIO = 1000  # bytes out for each byte in; a volume of air packs well, a bomb packs better
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError,
-          RuntimeError)
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+)
 Progress = Callable[[int, int, str], None]
 
 
@@ -47,7 +55,9 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(ENDINGS)
 
 
-def extract(archive: Path, target: Path, progress: Progress = lambda done, total, name: None) -> Path:
+def extract(
+    archive: Path, target: Path, progress: Progress = lambda done, total, name: None
+) -> Path:
     """Take an archive apart into the new folder ``target``, whole or not at all; files keep their times.
 
     ``progress`` is told bytes read of the archive, its size, and the member's name.
@@ -63,16 +73,25 @@ def extract(archive: Path, target: Path, progress: Progress = lambda done, total
         for count, member in enumerate(_members(archive), 1):
             written += member.size
             if written > limit or count > MAX_MEMBERS:
-                raise _refused(archive, member.name, f"{written:,} bytes in {count:,} members so far",
-                               f"at most {limit:,} bytes and {MAX_MEMBERS:,} members")
+                raise _refused(
+                    archive,
+                    member.name,
+                    f"{written:,} bytes in {count:,} members so far",
+                    f"at most {limit:,} bytes and {MAX_MEMBERS:,} members",
+                )
             _write(archive, temp, member)
             progress(min(member.done, total), total, member.name)
         replace(temp, target)
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise storage_error(error, target) from error
-        raise DataError("the archive is damaged or cut short", where=archive, found=f"{error} ({total:,} bytes)",
-                        expected="a whole zip or tar, packed or not", fix="copy or download it again") from error
+        raise DataError(
+            "the archive is damaged or cut short",
+            where=archive,
+            found=f"{error} ({total:,} bytes)",
+            expected="a whole zip or tar, packed or not",
+            fix="copy or download it again",
+        ) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return target
@@ -88,7 +107,9 @@ def _members(archive: Path) -> Iterator[_Member]:
                 kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
                 raise _refused(archive, info.name, kind, "files and folders only")
             opener = None if info.isdir() else lambda info=info: tar.extractfile(info)
-            yield _Member(info.name, 0 if info.isdir() else info.size, info.mtime, opener, raw.tell())
+            yield _Member(
+                info.name, 0 if info.isdir() else info.size, info.mtime, opener, raw.tell()
+            )
         assert tar.fileobj is not None
         tar.fileobj.read(1 << 20)  # to the end, where the checksum of a packed tar stands
 
@@ -99,8 +120,12 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
         for info in packed.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _refused(archive, info.filename, "a link" if kind == stat.S_IFLNK else "a device or pipe",
-                               "files and folders only")
+                raise _refused(
+                    archive,
+                    info.filename,
+                    "a link" if kind == stat.S_IFLNK else "a device or pipe",
+                    "files and folders only",
+                )
             done += info.compress_size
             when = time.mktime((*info.date_time, 0, 0, -1))
             opener = None if info.is_dir() else lambda info=info: packed.open(info)
@@ -112,7 +137,9 @@ def _write(archive: Path, folder: Path, member: _Member) -> None:
     try:
         (path if member.open is None else path.parent).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise _refused(archive, member.name, "a file and a folder of one name", "each name once") from None
+        raise _refused(
+            archive, member.name, "a file and a folder of one name", "each name once"
+        ) from None
     if member.open is None:
         return
     source = member.open()
@@ -123,22 +150,36 @@ def _write(archive: Path, folder: Path, member: _Member) -> None:
         while block := source.read(1 << 20):
             left -= len(block)
             if left < 0:
-                raise _refused(archive, member.name, "more bytes than its header says", f"{member.size:,} bytes")
+                raise _refused(
+                    archive,
+                    member.name,
+                    "more bytes than its header says",
+                    f"{member.size:,} bytes",
+                )
             file.write(block)
     if left:
         raise EOFError(f"{member.name} ends {left:,} bytes early")
-    with suppress(OverflowError, ValueError):  # a time that no clock can show is no reason to refuse the file
+    with suppress(
+        OverflowError, ValueError
+    ):  # a time that no clock can show is no reason to refuse the file
         os.utime(path, (member.time, member.time))
 
 
 def _safe(archive: Path, name: str) -> Path:
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    bad = name.startswith(("/", "\\")) or any(p == ".." or ":" in p or not p.isprintable() or len(p) > 200 for p in parts)
+    bad = name.startswith(("/", "\\")) or any(
+        p == ".." or ":" in p or not p.isprintable() or len(p) > 200 for p in parts
+    )
     if bad:
         raise _refused(archive, name, "a name that leads elsewhere", "plain names below one folder")
     return Path(*parts)
 
 
 def _refused(archive: Path, name: str, found: str, expected: str) -> DataError:
-    return DataError("the archive is refused", where=f"{archive}, member {name[:200]!r}", found=found, expected=expected,
-                     fix="do not use it, or take it apart yourself and give the folder: --from DIR")
+    return DataError(
+        "the archive is refused",
+        where=f"{archive}, member {name[:200]!r}",
+        found=found,
+        expected=expected,
+        fix="do not use it, or take it apart yourself and give the folder: --from DIR",
+    )

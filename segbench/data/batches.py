@@ -85,25 +85,46 @@ class _Case:
             array = held.open() if isinstance(held, _File) else held
             return array if self.plane is None else array[..., self.plane]
         except UNREADABLE as error:
-            raise DataError(f"the {which} of case '{self.id}' of {self.dataset} cannot be read: {error}",
-                            where=held.file, fix=f"segbench data check {self.dataset}") from error
+            raise DataError(
+                f"the {which} of case '{self.id}' of {self.dataset} cannot be read: {error}",
+                where=held.file,
+                fix=f"segbench data check {self.dataset}",
+            ) from error
 
 
-def _load(store: StoreLike, dataset: str, task: int, case: str, labeled: bool, dims: int, preload: bool) -> list[_Case]:
+def _load(
+    store: StoreLike, dataset: str, task: int, case: str, labeled: bool, dims: int, preload: bool
+) -> list[_Case]:
     """A case, or its slices along the last axis where the patch has one axis less than the volume."""
     try:
         image, label = store.image(case), store.label(case) if labeled else None
     except UNREADABLE as error:
-        raise DataError(f"case '{case}' of {dataset} cannot be read: {error}",
-                        fix=f"segbench data check {dataset}") from error
+        raise DataError(
+            f"case '{case}' of {dataset} cannot be read: {error}",
+            fix=f"segbench data check {dataset}",
+        ) from error
     if image.ndim - 1 not in (dims, dims + 1):
-        raise UsageError(f"the patch has {dims} axes, the volumes of {dataset} have {image.ndim - 1}",
-                         where=f"case '{case}'", fix="choose a protocol of that dimension")
+        raise UsageError(
+            f"the patch has {dims} axes, the volumes of {dataset} have {image.ndim - 1}",
+            where=f"case '{case}'",
+            fix="choose a protocol of that dimension",
+        )
     if label is not None and label.shape != image.shape[1:]:
-        raise DataError("image and label differ in shape", where=f"{dataset}, case '{case}'",
-                        found=f"{image.shape[1:]} and {label.shape}", fix=f"segbench data check {dataset}")
-    whole = _Case(case, dataset, task, tuple(image.shape[1:dims + 1]), _reference(image, preload),
-                  None if label is None else _reference(label, preload), store.pad(case))
+        raise DataError(
+            "image and label differ in shape",
+            where=f"{dataset}, case '{case}'",
+            found=f"{image.shape[1:]} and {label.shape}",
+            fix=f"segbench data check {dataset}",
+        )
+    whole = _Case(
+        case,
+        dataset,
+        task,
+        tuple(image.shape[1 : dims + 1]),
+        _reference(image, preload),
+        None if label is None else _reference(label, preload),
+        store.pad(case),
+    )
     if image.ndim == dims + 1:
         return [whole]
     return [replace(whole, id=f"{case}[{plane}]", plane=plane) for plane in range(image.shape[-1])]
@@ -135,8 +156,16 @@ class TrainingData:
         DataError: a case that cannot be read.
     """
 
-    def __init__(self, stores: Mapping[str, StoreLike], labeled: Mapping[str, int], protocol: Any, seed: int, *,
-                 preload: bool = False, share: Callable[[range], range] = _all) -> None:
+    def __init__(
+        self,
+        stores: Mapping[str, StoreLike],
+        labeled: Mapping[str, int],
+        protocol: Any,
+        seed: int,
+        *,
+        preload: bool = False,
+        share: Callable[[range], range] = _all,
+    ) -> None:
         self.names = tuple(stores)
         self.patch = tuple(int(p) for p in protocol.patch)
         self.channels = max(s.channels for s in stores.values())
@@ -147,9 +176,12 @@ class TrainingData:
         self._where, self._foreground = (crop.labeled, crop.unlabeled), crop.foreground
         self._spots: dict[tuple[str, str], np.ndarray] = {}
         self._rule = {"pad": crop.pad, "last_offset": crop.last_offset, "augment": protocol.augment}
-        cases = [part for task, (name, store) in enumerate(stores.items())
-                 for i, case in enumerate(_checked(name, store.train, labeled.get(name)))
-                 for part in _load(store, name, task, case, i < labeled[name], len(self.patch), preload)]
+        cases = [
+            part
+            for task, (name, store) in enumerate(stores.items())
+            for i, case in enumerate(_checked(name, store.train, labeled.get(name)))
+            for part in _load(store, name, task, case, i < labeled[name], len(self.patch), preload)
+        ]
         self._labeled = [c for c in cases if c.label is not None]
         self._unlabeled = [c for c in cases if c.label is None] or self._labeled
         self._borrows = self._unlabeled is self._labeled
@@ -178,23 +210,27 @@ class TrainingData:
         labels = np.empty((labeled, *self.patch), np.int64)
         for i, (place, case) in enumerate(zip(places, chosen, strict=True)):
             draws = rng(self.seed, "item", phase, step, place)
-            cut = transforms.draw(draws, case.shape, self.patch, where=self._where[i >= labeled], **self._rule)
+            cut = transforms.draw(
+                draws, case.shape, self.patch, where=self._where[i >= labeled], **self._rule
+            )
             image = case.read("image")
             if i < labeled and self._foreground and draws.random() < self._foreground:
                 cut = self._around(draws, cut, case)
-            transforms.take(image, cut, self.patch, out=images[i, :len(image)], pad=case.pad)
+            transforms.take(image, cut, self.patch, out=images[i, : len(image)], pad=case.pad)
             if i < labeled:
                 transforms.take(case.read("label"), cut, self.patch, out=labels[i])
         x = torch.from_numpy(images)
         task = torch.tensor([case.task for case in chosen], dtype=torch.int64)
         return Batch(x[:labeled], torch.from_numpy(labels), x[labeled:], task)
 
-    def _around(self, draws: np.random.Generator, cut: transforms.Cut, case: _Case) -> transforms.Cut:
+    def _around(
+        self, draws: np.random.Generator, cut: transforms.Cut, case: _Case
+    ) -> transforms.Cut:
         """The cut with a foreground voxel in it; as it is where the label has none."""
         spots = self._spots.get((case.dataset, case.id))
         if spots is None:
             found = np.flatnonzero(case.read("label"))
-            spots = self._spots[case.dataset, case.id] = found[::max(1, len(found) // SPOTS)]
+            spots = self._spots[case.dataset, case.id] = found[:: max(1, len(found) // SPOTS)]
         if not len(spots):
             return cut
         spot = np.unravel_index(int(spots[draws.integers(len(spots))]), case.shape)
@@ -202,7 +238,9 @@ class TrainingData:
 
     def cases(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[str]:
         """``dataset/case`` of every item of a batch, for messages."""
-        return [f"{case.dataset}/{case.id}" for case in self._choose(phase, step, labeled, unlabeled)]
+        return [
+            f"{case.dataset}/{case.id}" for case in self._choose(phase, step, labeled, unlabeled)
+        ]
 
     def check(self, labeled: int, unlabeled: int) -> None:
         """Note in ``warnings`` what a batch of this composition cannot have as it should."""
@@ -211,21 +249,36 @@ class TrainingData:
         notes = []
         if labeled > len(self._labeled):
             self.repeats_labeled = True
-            notes.append(f"{len(self._labeled)} labelled cases for {labeled} places in a batch: cases repeat")
+            notes.append(
+                f"{len(self._labeled)} labelled cases for {labeled} places in a batch: cases repeat"
+            )
         if unlabeled and self._borrows:
-            notes.append("every training case is labelled: the unlabelled stream shows the labelled cases' images")
+            notes.append(
+                "every training case is labelled: the unlabelled stream shows the labelled cases' images"
+            )
         self.warnings += [note for note in notes if note not in self.warnings]
 
     def _choose(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[_Case]:
         """The cases of a batch, labelled first."""
         steps = self.steps_per_epoch(labeled)
         epoch, group = divmod(step, steps)
-        return [case for stream, pool, size in (("labeled", self._labeled, labeled),
-                                                ("unlabeled", self._unlabeled, unlabeled))
-                for case in self._group(pool, range(group * size, (group + 1) * size), steps * size,
-                                        (self.seed, stream, phase, epoch))]
+        return [
+            case
+            for stream, pool, size in (
+                ("labeled", self._labeled, labeled),
+                ("unlabeled", self._unlabeled, unlabeled),
+            )
+            for case in self._group(
+                pool,
+                range(group * size, (group + 1) * size),
+                steps * size,
+                (self.seed, stream, phase, epoch),
+            )
+        ]
 
-    def _group(self, pool: list[_Case], places: range, total: int, key: tuple[object, ...]) -> list[_Case]:
+    def _group(
+        self, pool: list[_Case], places: range, total: int, key: tuple[object, ...]
+    ) -> list[_Case]:
         """The cases at ``places`` of an epoch's chain of permutations, of which the epoch uses ``total``."""
         if not self.balanced:
             return [pool[i] for i in _chain(len(pool), places, key)]
@@ -247,6 +300,9 @@ def _chain(n: int, places: range, key: tuple[object, ...]) -> list[int]:
 
 def _checked(name: str, train: Sequence[str], labeled: int | None) -> Sequence[str]:
     if labeled is None or not 1 <= labeled <= len(train):
-        raise UsageError(f"{name} cannot have {labeled} labelled cases", expected=f"1 to {len(train)}",
-                         fix=f"--labeled {min(max(labeled or 1, 1), len(train))}")
+        raise UsageError(
+            f"{name} cannot have {labeled} labelled cases",
+            expected=f"1 to {len(train)}",
+            fix=f"--labeled {min(max(labeled or 1, 1), len(train))}",
+        )
     return train

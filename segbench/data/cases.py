@@ -15,7 +15,15 @@ import numpy as np
 
 from segbench.contracts.dataset import Case, Dataset
 from segbench.data.problem import Problem
-from segbench.files import array_digest, file_digest, json_bytes, replace, storage_error, sync_folder, temp_path
+from segbench.files import (
+    array_digest,
+    file_digest,
+    json_bytes,
+    replace,
+    storage_error,
+    sync_folder,
+    temp_path,
+)
 
 SCHEMA = "segbench.case/1"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -37,11 +45,17 @@ class CaseInfo:
     intensity: dict[str, float]  # min, max, mean, std
     files: dict[str, tuple[int, str]]  # file name -> bytes, digest
     source: Any  # where it came from: names, sizes and times, no folders
-    made: dict[str, Any] = field(default_factory=dict)  # what the preparation found, such as the crop's offset
+    made: dict[str, Any] = field(
+        default_factory=dict
+    )  # what the preparation found, such as the crop's offset
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``case.json``."""
-        return {"schema": SCHEMA, **asdict(self), "labels": {str(k): n for k, n in self.labels.items()}}
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "labels": {str(k): n for k, n in self.labels.items()},
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CaseInfo:
@@ -51,10 +65,14 @@ class CaseInfo:
         known = {f.name: data[f.name] for f in fields(cls) if f.name != "made"}
         known["made"] = data.get("made", {})  # absent in stores written before there was any
         known["labels"] = {int(k): int(n) for k, n in data["labels"].items()}
-        known["files"] = {k: (int(size), str(digest)) for k, (size, digest) in data["files"].items()}
+        known["files"] = {
+            k: (int(size), str(digest)) for k, (size, digest) in data["files"].items()
+        }
         for key in ("shape", "spacing"):
             known[key] = None if data[key] is None else tuple(data[key])
-        known["affine"] = None if data["affine"] is None else tuple(tuple(row) for row in data["affine"])
+        known["affine"] = (
+            None if data["affine"] is None else tuple(tuple(row) for row in data["affine"])
+        )
         return cls(**known)
 
 
@@ -110,7 +128,9 @@ def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
     own = where.get("label") if isinstance(where, Mapping) else None
 
     def wrong(found: object, expected: object, fix: str = "") -> None:
-        file = str(own) if isinstance(own, Path) and str(found).startswith("label") else place(where)
+        file = (
+            str(own) if isinstance(own, Path) and str(found).startswith("label") else place(where)
+        )
         problems.append(Problem(case.id, file, str(found), str(expected), fix))
 
     if image.ndim != dataset.dims + 1 or image.shape[0] != dataset.channels or 0 in image.shape:
@@ -125,18 +145,29 @@ def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
         bad = _bad_values(label, len(dataset.classes))
         if bad:
             names = ", ".join(("background", *dataset.classes))
-            wrong(bad, f"label values 0 to {len(dataset.classes)} ({names})", "map or repair the label")
-    if case.spacing is not None and (len(case.spacing) != dataset.dims
-                                     or not all(np.isfinite(s) and s > 0 for s in case.spacing)):
+            wrong(
+                bad,
+                f"label values 0 to {len(dataset.classes)} ({names})",
+                "map or repair the label",
+            )
+    if case.spacing is not None and (
+        len(case.spacing) != dataset.dims or not all(np.isfinite(s) and s > 0 for s in case.spacing)
+    ):
         wrong(f"spacing {case.spacing}", f"{dataset.dims} positive numbers in mm")
-    if case.affine is not None and (np.shape(case.affine) != (4, 4) or not np.isfinite(case.affine).all()):
+    if case.affine is not None and (
+        np.shape(case.affine) != (4, 4) or not np.isfinite(case.affine).all()
+    ):
         wrong(f"affine {np.shape(case.affine)}", "a finite (4, 4) matrix")
     return problems
 
 
 def _bad_values(label: np.ndarray, classes: int) -> str:
     values, counts = np.unique(label, return_counts=True)
-    bad = [(v, n) for v, n in zip(values.tolist(), counts.tolist(), strict=True) if v not in range(classes + 1)]
+    bad = [
+        (v, n)
+        for v, n in zip(values.tolist(), counts.tolist(), strict=True)
+        if v not in range(classes + 1)
+    ]
     shown = ", ".join(f"{v}: {n} voxel{'s' * (n > 1)}" for v, n in bad[:8])
     return f"label values {shown}{' ...' if len(bad) > 8 else ''}" if bad else ""
 
@@ -180,17 +211,38 @@ def _save(path: Path, array: np.ndarray) -> tuple[int, str]:
     return path.stat().st_size, file_digest(path)
 
 
-def describe(case: Case, image: np.ndarray, label: np.ndarray | None, files: dict[str, tuple[int, str]],
-             source: Any) -> CaseInfo:
+def describe(
+    case: Case,
+    image: np.ndarray,
+    label: np.ndarray | None,
+    files: dict[str, tuple[int, str]],
+    source: Any,
+) -> CaseInfo:
     """What is known of a case by its voxels."""
-    labels = {} if label is None else {v: int(n) for v, n in enumerate(np.bincount(label.ravel())) if n}
-    intensity = {"min": float(image.min()), "max": float(image.max()),
-                 "mean": float(image.mean(dtype=np.float64)), "std": float(image.std(dtype=np.float64))}
+    labels = (
+        {} if label is None else {v: int(n) for v, n in enumerate(np.bincount(label.ravel())) if n}
+    )
+    intensity = {
+        "min": float(image.min()),
+        "max": float(image.max()),
+        "mean": float(image.mean(dtype=np.float64)),
+        "std": float(image.std(dtype=np.float64)),
+    }
     return CaseInfo(
-        case.id, image.shape[1:], None if case.spacing is None else tuple(float(s) for s in case.spacing),
+        case.id,
+        image.shape[1:],
+        None if case.spacing is None else tuple(float(s) for s in case.spacing),
         None if case.affine is None else tuple(tuple(float(v) for v in row) for row in case.affine),
-        case.group or case.id, array_digest(image), None if label is None else array_digest(label), label is not None,
-        labels, intensity, files, source, case.made)
+        case.group or case.id,
+        array_digest(image),
+        None if label is None else array_digest(label),
+        label is not None,
+        labels,
+        intensity,
+        files,
+        source,
+        case.made,
+    )
 
 
 def remove(folder: Path) -> None:
@@ -206,8 +258,10 @@ def read_case(folder: Path, source: Any) -> CaseInfo | None:
     try:
         info = CaseInfo.from_json(json.loads((folder / "case.json").read_bytes()))
         same = json.loads(json_bytes(source)) == info.source
-        whole = all((folder / name).stat().st_size == size and file_digest(folder / name) == digest
-                    for name, (size, digest) in info.files.items())
+        whole = all(
+            (folder / name).stat().st_size == size and file_digest(folder / name) == digest
+            for name, (size, digest) in info.files.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return info if same and whole else None

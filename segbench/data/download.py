@@ -20,7 +20,9 @@ TIMEOUT = 60.0  # seconds without a byte
 Progress = Callable[[int, int, str], None]  # bytes so far, bytes in all, file
 
 
-def fetch(archive: Archive, folder: Path, progress: Progress = lambda done, total, name: None) -> Path:
+def fetch(
+    archive: Archive, folder: Path, progress: Progress = lambda done, total, name: None
+) -> Path:
     """The file in ``folder``, downloaded unless it is there and right. A part that is there is gone on with.
 
     Raises:
@@ -37,9 +39,17 @@ def fetch(archive: Archive, folder: Path, progress: Progress = lambda done, tota
             _download(archive, part, progress)
             _check(archive, part)
             replace(part, path)
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-            raise PluginError(f"the download failed: {getattr(error, 'reason', error)}", where=archive.url,
-                              fix="repeat the command: it goes on where it stopped") from error
+        except (
+            urllib.error.URLError,
+            http.client.HTTPException,
+            ConnectionError,
+            TimeoutError,
+        ) as error:
+            raise PluginError(
+                f"the download failed: {getattr(error, 'reason', error)}",
+                where=archive.url,
+                fix="repeat the command: it goes on where it stopped",
+            ) from error
         except OSError as error:
             raise storage_error(error, existing(part)) from error
     return path
@@ -47,17 +57,26 @@ def fetch(archive: Archive, folder: Path, progress: Progress = lambda done, tota
 
 def _download(archive: Archive, part: Path, progress: Progress) -> None:
     have = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": f"segbench/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
+    headers = {"User-Agent": f"segbench/{__version__}"} | (
+        {"Range": f"bytes={have}-"} if have else {}
+    )
     try:
-        answer: Any = urllib.request.urlopen(urllib.request.Request(archive.url, headers=headers), timeout=TIMEOUT)
+        answer: Any = urllib.request.urlopen(
+            urllib.request.Request(archive.url, headers=headers), timeout=TIMEOUT
+        )
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             return  # all of it is there already
         raise
     with answer:
         if answer.headers.get_content_type() == "text/html":
-            raise DataError("the server sent a page instead of the file", where=archive.url,
-                            found=repr(answer.read(80)), expected=archive.name, fix="download it by hand, then: --from FILE")
+            raise DataError(
+                "the server sent a page instead of the file",
+                where=archive.url,
+                found=repr(answer.read(80)),
+                expected=archive.name,
+                fix="download it by hand, then: --from FILE",
+            )
         if answer.status != http.client.PARTIAL_CONTENT:
             have = 0  # the server begins anew
         total = have + int(answer.headers.get("Content-Length") or 0)
@@ -67,8 +86,13 @@ def _download(archive: Archive, part: Path, progress: Progress) -> None:
                 have += len(block)
                 progress(have, max(total, have), archive.name)
     if have < total:
-        raise DataError("the download was cut short", where=archive.url, found=f"{have:,} bytes",
-                        expected=f"{total:,} bytes", fix="repeat the command: it goes on where it stopped")
+        raise DataError(
+            "the download was cut short",
+            where=archive.url,
+            found=f"{have:,} bytes",
+            expected=f"{total:,} bytes",
+            fix="repeat the command: it goes on where it stopped",
+        )
 
 
 def _check(archive: Archive, part: Path) -> None:
@@ -76,9 +100,13 @@ def _check(archive: Archive, part: Path) -> None:
     if found != archive.digest:
         size = part.stat().st_size
         part.unlink()
-        raise IntegrityError("the downloaded file is not the one expected, and was removed", where=archive.url,
-                             found=f"{found} ({size:,} bytes)", expected=archive.digest,
-                             fix="repeat the command, or download it by hand")
+        raise IntegrityError(
+            "the downloaded file is not the one expected, and was removed",
+            where=archive.url,
+            found=f"{found} ({size:,} bytes)",
+            expected=archive.digest,
+            fix="repeat the command, or download it by hand",
+        )
 
 
 def _digest(path: Path, archive: Archive) -> str:

@@ -13,7 +13,7 @@ def _block_sum(array: np.ndarray, factors: Sequence[int], dtype: type) -> np.nda
         total: np.ndarray = rows[::factor].astype(dtype)
         for k in range(1, factor):
             part = rows[k::factor]
-            total[:len(part)] += part
+            total[: len(part)] += part
         array = np.moveaxis(total, 0, axis)
     return array
 
@@ -30,7 +30,10 @@ def block_mean(image: np.ndarray, factors: Sequence[int]) -> np.ndarray:
 def block_majority(label: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     """The most frequent value of each block, (*S) -> (*ceil(S / factors)) uint8; of equals the highest, so that thin
     structures stay."""
-    best = np.zeros([-(-size // factor) for size, factor in zip(label.shape, factors, strict=True)], dtype=np.uint8)
+    best = np.zeros(
+        [-(-size // factor) for size, factor in zip(label.shape, factors, strict=True)],
+        dtype=np.uint8,
+    )
     most = np.zeros(best.shape, dtype=np.int32)
     for value in np.unique(label):  # ascending
         votes = _block_sum(np.asarray(label) == value, factors, np.int32)

@@ -24,4 +24,5 @@ def drawn(store: Store, draw: int) -> Store:
     def place(case: str) -> tuple[bool, bytes]:
         group = store.cases[case].group
         return group not in labeled, hashlib.sha256(f"{draw} {group}".encode()).digest()
+
     return replace(store, train=tuple(sorted(store.train, key=place)))

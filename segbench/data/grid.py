@@ -15,6 +15,7 @@ CLOSE = 1e-2  # voxels: what may be left of rounding in two headers
 def codes_of(affine: np.ndarray) -> str:
     """The nearest direction of each axis, such as ``RAS``."""
     import nibabel
+
     return "".join(nibabel.orientations.aff2axcodes(np.asarray(affine, float)))
 
 
@@ -22,13 +23,20 @@ def reorient(image: np.ndarray, affine: np.ndarray, codes: str) -> tuple[np.ndar
     """(C, X, Y, Z) with its axes swapped and flipped to come nearest to ``codes``, and its new affine; no voxel changes."""
     from nibabel import orientations
 
-    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(codes))
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt(codes)
+    )
     turned = np.moveaxis(orientations.apply_orientation(np.moveaxis(image, 0, -1), turn), -1, 0)
     return turned, affine @ orientations.inv_ornt_aff(turn, image.shape[1:])
 
 
-def carry(values: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Sequence[int], cropped: bool = False,
-          ) -> np.ndarray:
+def carry(
+    values: np.ndarray,
+    affine: np.ndarray,
+    target: np.ndarray,
+    shape: Sequence[int],
+    cropped: bool = False,
+) -> np.ndarray:
     """Values (K, X, Y, Z) of the grid ``affine`` at the voxels of the grid ``target``: (K, *shape) float32.
 
     Each axis of one grid must run along an axis of the other, as after turning, resampling and cropping. Where voxels fall
@@ -45,14 +53,21 @@ def carry(values: np.ndarray, affine: np.ndarray, target: np.ndarray, shape: Seq
         inside.append((places >= -0.5) & (places <= values.shape[1 + axis] - 0.5))
         out = _along(out, np.clip(places, 0, values.shape[1 + axis] - 1), axis)
     if cropped:
-        out[~(inside[0][:, None, None] & inside[1][:, None] & inside[2])] = [1.0, *[0.0] * (len(values) - 1)]
+        out[~(inside[0][:, None, None] & inside[1][:, None] & inside[2])] = [
+            1.0,
+            *[0.0] * (len(values) - 1),
+        ]
     return np.ascontiguousarray(out.transpose(3, *np.argsort(axes)), dtype=np.float32)
 
 
 def _along(values: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
     """Values at places along one axis, linear between voxels."""
     low = np.floor(places).astype(int)
-    part = (places - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    part = (
+        (places - low)
+        .astype(np.float32)
+        .reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    )
     first = values.take(low, axis)
     if not part.any():
         return first

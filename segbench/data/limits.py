@@ -18,7 +18,9 @@ class Limits:
     """The defaults refuse what is most likely a fault."""
 
     voxels: int = 10**9  # the most that a volume may have: a header may claim anything
-    other_spacing: bool = False  # take a label by index whose header tells other millimetres than the image's
+    other_spacing: bool = (
+        False  # take a label by index whose header tells other millimetres than the image's
+    )
 
 
 _now = Limits()
@@ -46,7 +48,9 @@ def limited(to: Limits) -> Iterator[None]:
         set_limits(before)
 
 
-def require_size(path: Path | None, shape: Sequence[int], what: str = "the volume is too large") -> None:
+def require_size(
+    path: Path | None, shape: Sequence[int], what: str = "the volume is too large"
+) -> None:
     """Refuse more voxels than ``limits`` allow, before anything is allocated.
 
     Raises:
@@ -54,6 +58,10 @@ def require_size(path: Path | None, shape: Sequence[int], what: str = "the volum
     """
     voxels = math.prod(int(n) for n in shape)
     if voxels > limits().voxels:
-        raise DataError(what, where=path, found=f"{'x'.join(map(str, shape))} = {voxels:,} voxels",
-                        expected=f"at most {limits().voxels:,} voxels",
-                        fix=f"look at its header; if it is right: --max-voxels {voxels}")
+        raise DataError(
+            what,
+            where=path,
+            found=f"{'x'.join(map(str, shape))} = {voxels:,} voxels",
+            expected=f"at most {limits().voxels:,} voxels",
+            fix=f"look at its header; if it is right: --max-voxels {voxels}",
+        )

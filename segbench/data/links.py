@@ -21,7 +21,10 @@ def load_links(data_root: Path) -> list[SegbenchError]:
             content = json.loads(file.read_bytes())
             if content["schema"] != SCHEMA:
                 raise ValueError(f"schema {content['schema']!r}")
-            registry.add_link(file.parent.name, registry.Link(content["family"], content["text"], content["settings"]))
+            registry.add_link(
+                file.parent.name,
+                registry.Link(content["family"], content["text"], content["settings"]),
+            )
         except SegbenchError as error:  # the name is a plug-in's by now
             problems.append(error)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -42,11 +45,21 @@ def write_link(data_root: Path, name: str) -> None:
     with suppress(OSError, ValueError, KeyError, TypeError):
         old = json.loads(file.read_bytes())["text"]
         if old != link.text:
-            raise UsageError(f"data set '{name}' exists already", where=file, found=old, expected=link.text,
-                             fix="choose a name: segbench data link PATH --as NAME")
+            raise UsageError(
+                f"data set '{name}' exists already",
+                where=file,
+                found=old,
+                expected=link.text,
+                fix="choose a name: segbench data link PATH --as NAME",
+            )
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise storage_error(error, file) from error
-    content = {"schema": SCHEMA, "family": link.family, "text": link.text, "settings": link.settings}
+    content = {
+        "schema": SCHEMA,
+        "family": link.family,
+        "text": link.text,
+        "settings": link.settings,
+    }
     atomic_write(file, json_bytes(content))

@@ -78,12 +78,23 @@ def _own_sigchld() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, before)
 
 
-def _deliver(plan: _Plan, workers: int, context: str | None, prefetch: int, timeout: float) -> Iterator[Batch]:
+def _deliver(
+    plan: _Plan, workers: int, context: str | None, prefetch: int, timeout: float
+) -> Iterator[Batch]:
     """Batches of the steps that are still open and of the rest of the plan, in order."""
     # Its own generator: without one every new iterator draws from torch's global generator and so changes training.
-    torch_loader = DataLoader(_Steps(plan.data), batch_size=None, sampler=plan, num_workers=workers, collate_fn=_as_is,
-                              prefetch_factor=prefetch, multiprocessing_context=context, worker_init_fn=_worker_init,
-                              generator=torch.Generator(), timeout=min(timeout, 1.0))
+    torch_loader = DataLoader(
+        _Steps(plan.data),
+        batch_size=None,
+        sampler=plan,
+        num_workers=workers,
+        collate_fn=_as_is,
+        prefetch_factor=prefetch,
+        multiprocessing_context=context,
+        worker_init_fn=_worker_init,
+        generator=torch.Generator(),
+        timeout=min(timeout, 1.0),
+    )
     with _own_sigchld():
         batches = iter(torch_loader)
     processes = list(batches._workers)  # type: ignore[attr-defined]  # not public, but torch offers no other way
@@ -98,7 +109,9 @@ def _deliver(plan: _Plan, workers: int, context: str | None, prefetch: int, time
                 process.kill()  # it ignores SIGTERM, so nothing else would end it
 
 
-def _next(batches: Iterator[Any], plan: _Plan, processes: list[Any], timeout: float) -> Batch | None:
+def _next(
+    batches: Iterator[Any], plan: _Plan, processes: list[Any], timeout: float
+) -> Batch | None:
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -117,9 +130,11 @@ def _next(batches: Iterator[Any], plan: _Plan, processes: list[Any], timeout: fl
             if not slow:
                 raise
             if time.monotonic() > deadline:
-                raise DataError(f"no batch for {timeout:g} seconds: reading hangs",
-                                where=", ".join(plan.data.cases(*plan.open[0])),
-                                fix="check the file system the data lie on") from None
+                raise DataError(
+                    f"no batch for {timeout:g} seconds: reading hangs",
+                    where=", ".join(plan.data.cases(*plan.open[0])),
+                    fix="check the file system the data lie on",
+                ) from None
             continue
         if isinstance(batch, SegbenchError):
             raise batch
@@ -128,7 +143,9 @@ def _next(batches: Iterator[Any], plan: _Plan, processes: list[Any], timeout: fl
 
 def _fate(process: Any) -> str:
     code = process.exitcode
-    return f"worker {process.pid} " + (f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}")
+    return f"worker {process.pid} " + (
+        f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    )
 
 
 def _ahead(plan: _Plan, prefetch: int) -> Iterator[Batch]:
@@ -144,8 +161,15 @@ def _ahead(plan: _Plan, prefetch: int) -> Iterator[Batch]:
             yield coming.popleft().result()
 
 
-def loader(data: TrainingData, steps: Iterable[Step], workers: int, *, context: str | None = None, prefetch: int = 2,
-           timeout: float = 300.0) -> Generator[Batch, None, None]:
+def loader(
+    data: TrainingData,
+    steps: Iterable[Step],
+    workers: int,
+    *,
+    context: str | None = None,
+    prefetch: int = 2,
+    timeout: float = 300.0,
+) -> Generator[Batch, None, None]:
     """The batches of a plan of (phase, step, labelled, unlabelled), in order and the same for any number of workers.
 
     ``workers``: processes; 0 works ahead in a thread instead, which is enough for plain crops (numpy copies without the
@@ -167,8 +191,13 @@ def loader(data: TrainingData, steps: Iterable[Step], workers: int, *, context: 
             return
         except _WorkerDiedError as death:
             if last:
-                raise TrainingError("a data worker died twice", where=f"step {plan.open[0][1]} of phase "
-                                    f"{plan.open[0][0]}" if plan.open else None, found=str(death),
-                                    fix="lower --workers; SIGKILL means that memory ran out, SIGBUS that /dev/shm is "
-                                        "too small") from death
+                raise TrainingError(
+                    "a data worker died twice",
+                    where=f"step {plan.open[0][1]} of phase {plan.open[0][0]}"
+                    if plan.open
+                    else None,
+                    found=str(death),
+                    fix="lower --workers; SIGKILL means that memory ran out, SIGBUS that /dev/shm is "
+                    "too small",
+                ) from death
             data.warnings.append(f"{death}; the loader was started again")

@@ -17,9 +17,20 @@ from segbench.errors import DataError
 
 HEAD = 1 << 16  # bytes within which the header must end
 LAST = "ElementDataFile"  # the header's last key
-TYPES = {"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
-         "MET_LONG": "i4", "MET_ULONG": "u4", "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4",
-         "MET_DOUBLE": "f8"}
+TYPES = {
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
+}
 TO_RAS = np.diag([-1.0, -1.0, 1.0])  # the format's space is left-posterior-superior
 
 
@@ -33,10 +44,17 @@ def read_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with open(path, "rb") as file:
         header = _header(file.read(HEAD), path)
         shape = tuple(int(n) for n in header["DimSize"].split())
-        channels, kind = int(header.get("ElementNumberOfChannels", 1)), header["ElementType"].upper()
+        channels, kind = (
+            int(header.get("ElementNumberOfChannels", 1)),
+            header["ElementType"].upper(),
+        )
         if len(shape) != 3 or min(shape) < 1 or channels < 1 or kind not in TYPES:
-            raise DataError("no volume of grey values", where=path, found=f"shape {shape}, {channels} channels, type {kind}",
-                            expected="three axes and a type that is a number")
+            raise DataError(
+                "no volume of grey values",
+                where=path,
+                found=f"shape {shape}, {channels} channels, type {kind}",
+                expected="three axes and a type that is a number",
+            )
         require_size(path, (*shape, channels))
         big = _yes(header, "BinaryDataByteOrderMSB") or _yes(header, "ElementByteOrderMSB")
         dtype = np.dtype(TYPES[kind]).newbyteorder(">" if big else "<")
@@ -46,8 +64,9 @@ def read_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if len(voxels) != size:
         raise ValueError(f"{len(voxels):,} bytes of voxels where the header needs {size:,}")
     array = np.frombuffer(voxels, dtype).reshape(*shape[::-1], channels).transpose(2, 1, 0, 3)
-    return array.astype(dtype.newbyteorder("=")) if channels > 1 else array[..., 0].astype(dtype.newbyteorder("=")), \
-        _affine(header)
+    return array.astype(dtype.newbyteorder("=")) if channels > 1 else array[..., 0].astype(
+        dtype.newbyteorder("=")
+    ), _affine(header)
 
 
 def _header(content: bytes, path: Path) -> dict[str, Any]:
@@ -61,10 +80,18 @@ def _header(content: bytes, path: Path) -> dict[str, Any]:
             raise ValueError(f"a line without '=': {key[:40]!r}")
         header[key.strip()], start = value.strip(), end + 1
     if header[LAST].upper() != "LOCAL":
-        raise DataError("the header points to another file", where=path, expected="header and voxels in one file (.mha)")
+        raise DataError(
+            "the header points to another file",
+            where=path,
+            expected="header and voxels in one file (.mha)",
+        )
     if header.get("BinaryData", "True").lower() != "true" or int(header.get("HeaderSize", 0)) > 0:
-        raise DataError("voxels in a form that is not read", where=path, expected="binary voxels right behind the header",
-                        fix="write it again with ITK or 3D Slicer")
+        raise DataError(
+            "voxels in a form that is not read",
+            where=path,
+            expected="binary voxels right behind the header",
+            fix="write it again with ITK or 3D Slicer",
+        )
     return {**header, "start": start}
 
 
@@ -85,10 +112,15 @@ def _unpacked(file: Any, size: int) -> bytes:
 
 def _affine(header: dict[str, Any]) -> np.ndarray:
     """Rows of TransformMatrix are the directions of the axes."""
-    def numbers(keys: tuple[str, ...], default: str) -> np.ndarray:
-        return np.array([float(n) for n in next((header[k] for k in keys if k in header), default).split()])
 
-    axes = numbers(("TransformMatrix", "Rotation", "Orientation"), "1 0 0 0 1 0 0 0 1").reshape(3, 3)
+    def numbers(keys: tuple[str, ...], default: str) -> np.ndarray:
+        return np.array(
+            [float(n) for n in next((header[k] for k in keys if k in header), default).split()]
+        )
+
+    axes = numbers(("TransformMatrix", "Rotation", "Orientation"), "1 0 0 0 1 0 0 0 1").reshape(
+        3, 3
+    )
     spacing = numbers(("ElementSpacing", "ElementSize"), "1 1 1").reshape(3)
     affine = np.eye(4)
     affine[:3, :3] = TO_RAS @ (axes.T * spacing)

@@ -28,9 +28,13 @@ def below(folder: Path, pattern: str) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted((name for name in folders if name != "__MACOSX" and name[0] != "."),
-                            key=lambda name: (os.path.islink(os.path.join(place, name)), name))
-        found += [Path(place, name) for name in fitting([*folders, *files], pattern) if name[0] != "."]
+        folders[:] = sorted(
+            (name for name in folders if name != "__MACOSX" and name[0] != "."),
+            key=lambda name: (os.path.islink(os.path.join(place, name)), name),
+        )
+        found += [
+            Path(place, name) for name in fitting([*folders, *files], pattern) if name[0] != "."
+        ]
     return sorted(found)
 
 
@@ -44,8 +48,13 @@ def once(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
     for case, path in found:
         other = first.setdefault(case, path)
         if os.path.realpath(other) != os.path.realpath(path):
-            raise DataError(f"case '{case}' lies there twice", where=path, found=f"{other} too", expected="each case once",
-                            fix="take one of the two out of the folder")
+            raise DataError(
+                f"case '{case}' lies there twice",
+                where=path,
+                found=f"{other} too",
+                expected="each case once",
+                fix="take one of the two out of the folder",
+            )
     return first
 
 

@@ -20,15 +20,21 @@ class Problem:
     level: str = "error"
 
     def __str__(self) -> str:
-        parts = [f"{self.case}: {self.found}", f"expected {self.expected}" if self.expected else "", self.file,
-                 f"fix: {self.fix}" if self.fix else ""]
+        parts = [
+            f"{self.case}: {self.found}",
+            f"expected {self.expected}" if self.expected else "",
+            self.file,
+            f"fix: {self.fix}" if self.fix else "",
+        ]
         return " | ".join(p for p in parts if p)
 
 
 class DataProblems(DataError):
     """A DataError about several cases; ``problems`` holds all of them, also in the JSON form."""
 
-    def __init__(self, what: str, problems: Iterable[Problem] = (), *, listed: bool = True, **details: object) -> None:
+    def __init__(
+        self, what: str, problems: Iterable[Problem] = (), *, listed: bool = True, **details: object
+    ) -> None:
         self.problems = tuple(problems)
         if listed and "found" not in details:
             details["found"] = "".join(f"\n    {p}" for p in self.problems)

@@ -25,15 +25,21 @@ from segbench.errors import DataError, PluginError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".h5", ".hdf5")
 GZIP = b"\x1f\x8b"
-NIFTI = tuple(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big"))  # the header's own size comes first
+NIFTI = tuple(
+    n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big")
+)  # the header's own size comes first
 
 
 @dataclass(frozen=True)
 class Volume:
     """One image as its file holds it, with what the header says about the scanner's space."""
 
-    array: np.ndarray  # (*S), or (*S, C) where the file has channels; axes in the file's order, fastest first
-    affine: np.ndarray | None  # (4, 4) voxel to millimetres, right-anterior-superior; None where the file does not say
+    array: (
+        np.ndarray
+    )  # (*S), or (*S, C) where the file has channels; axes in the file's order, fastest first
+    affine: (
+        np.ndarray | None
+    )  # (4, 4) voxel to millimetres, right-anterior-superior; None where the file does not say
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -53,24 +59,42 @@ def check_pair(image: Volume, label: Volume, file: Path, what: str = "label") ->
         DataError: another shape, orientation, or spacing (1e-3 mm; a warning where ``limits`` allow it).
     """
     if image.array.shape[:3] != label.array.shape:
-        raise DataError(f"image and {what} do not fit", where=file, expected=f"the image's shape {image.array.shape[:3]}",
-                        found=f"{what} {label.array.shape}")
+        raise DataError(
+            f"image and {what} do not fit",
+            where=file,
+            expected=f"the image's shape {image.array.shape[:3]}",
+            found=f"{what} {label.array.shape}",
+        )
     if image.affine is None or label.affine is None:
         return []
     from nibabel.orientations import aff2axcodes
 
-    facts = [(np.round(spacing_of(v.affine), 3).tolist(), "".join(aff2axcodes(v.affine))) for v in (image, label)
-             if v.affine is not None]
+    facts = [
+        (np.round(spacing_of(v.affine), 3).tolist(), "".join(aff2axcodes(v.affine)))
+        for v in (image, label)
+        if v.affine is not None
+    ]
     spaced, turned = _unlike(image.affine, label.affine), facts[0][1] != facts[1][1]
     if turned or (spaced and not limits().other_spacing):
-        raise DataError(f"image and {what} do not fit", where=file,
-                        found=f"{what}: spacing {facts[1][0]}, axes {facts[1][1]}",
-                        expected=f"as the image: spacing {facts[0][0]}, axes {facts[0][1]}", fix=None if turned else
-                        "mend the header; if it alone is wrong and the voxels fit: --allow-affine-mismatch")
+        raise DataError(
+            f"image and {what} do not fit",
+            where=file,
+            found=f"{what}: spacing {facts[1][0]}, axes {facts[1][1]}",
+            expected=f"as the image: spacing {facts[0][0]}, axes {facts[0][1]}",
+            fix=None
+            if turned
+            else "mend the header; if it alone is wrong and the voxels fit: --allow-affine-mismatch",
+        )
     if spaced:
-        return [f"the {what}'s header tells spacing {facts[1][0]}, the image's {facts[0][0]}; taken by index, as allowed"]
+        return [
+            f"the {what}'s header tells spacing {facts[1][0]}, the image's {facts[0][0]}; taken by index, as allowed"
+        ]
     away = float(np.abs(image.affine - label.affine).max())
-    return [f"image and {what} differ in origin or direction by up to {away:.3g}; taken by index"] if away > 1e-2 else []
+    return (
+        [f"image and {what} differ in origin or direction by up to {away:.3g}; taken by index"]
+        if away > 1e-2
+        else []
+    )
 
 
 def _unlike(one: np.ndarray, other: np.ndarray) -> bool:
@@ -84,7 +108,7 @@ def is_h5(path: Path) -> bool:
 
 def stem(path: Path) -> str:
     """A file's name without its ending; ``.nii.gz`` is one ending."""
-    return next((path.name[:-len(e)] for e in ENDINGS if path.name.endswith(e)), path.stem)
+    return next((path.name[: -len(e)] for e in ENDINGS if path.name.endswith(e)), path.stem)
 
 
 def read_volume(path: Path, key: str = "image") -> Volume:
@@ -101,15 +125,24 @@ def read_volume(path: Path, key: str = "image") -> Volume:
     if name.endswith(".nrrd"):
         array, header = read_nrrd(path)
         affine = nrrd_affine(header, path)
-        if array.ndim == 4 and np.isnan(np.asarray(header.get("space directions", 0.0), float)).any(axis=-1).flat[0]:
+        if (
+            array.ndim == 4
+            and np.isnan(np.asarray(header.get("space directions", 0.0), float))
+            .any(axis=-1)
+            .flat[0]
+        ):
             array = np.moveaxis(array, 0, -1)  # the first axis has no direction: channels
         return Volume(array, affine)
     if name.endswith(".mha"):
         return read_mha(path)
     if is_h5(path):
         return Volume(read_h5(path, (key,))[key], None)
-    raise DataError("unknown kind of volume file", where=path, found=path.suffix or "no ending",
-                    expected="one of " + " ".join(ENDINGS) + ", or a folder with a DICOM series")
+    raise DataError(
+        "unknown kind of volume file",
+        where=path,
+        found=path.suffix or "no ending",
+        expected="one of " + " ".join(ENDINGS) + ", or a folder with a DICOM series",
+    )
 
 
 def require_file(path: Path, magic: bytes | tuple[bytes, ...], kind: str) -> None:
@@ -127,14 +160,22 @@ def require_file(path: Path, magic: bytes | tuple[bytes, ...], kind: str) -> Non
         with open(path, "rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise DataError("the file cannot be read", where=path, found=error.strerror or error,
-                        expected=expected) from error
+        raise DataError(
+            "the file cannot be read", where=path, found=error.strerror or error, expected=expected
+        ) from error
     if not head.startswith(magic):
         found = "an empty file" if not head else repr(head[:16])
         if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
             found = "an HTML page"
-        raise DataError(f"not a {kind} file", where=path, found=found, expected=expected,
-                        fix="download it again: the server sent a page instead" if found == "an HTML page" else None)
+        raise DataError(
+            f"not a {kind} file",
+            where=path,
+            found=found,
+            expected=expected,
+            fix="download it again: the server sent a page instead"
+            if found == "an HTML page"
+            else None,
+        )
 
 
 def require_finite(array: np.ndarray, path: Path | None = None) -> None:
@@ -144,11 +185,20 @@ def require_finite(array: np.ndarray, path: Path | None = None) -> None:
         DataError: tells how many there are, and where the first one lies.
     """
     with np.errstate(over="ignore"):
-        good = np.isfinite(array.astype(np.float32, copy=False)) if array.dtype.kind == "f" else np.True_
+        good = (
+            np.isfinite(array.astype(np.float32, copy=False))
+            if array.dtype.kind == "f"
+            else np.True_
+        )
     if not good.all():
         first = tuple(int(i) for i in np.unravel_index((~good).argmax(), good.shape))
-        raise DataError("NaN or infinite grey values", where=path, found=f"{(~good).sum():,} voxels, the first at {first}",
-                        expected="finite ones", fix="repair the file, or take the case out")
+        raise DataError(
+            "NaN or infinite grey values",
+            where=path,
+            found=f"{(~good).sum():,} voxels, the first at {first}",
+            expected="finite ones",
+            fix="repair the file, or take the case out",
+        )
 
 
 def whole_labels(label: np.ndarray, path: Path, expected: str) -> np.ndarray:
@@ -159,8 +209,13 @@ def whole_labels(label: np.ndarray, path: Path, expected: str) -> np.ndarray:
     """
     whole = np.rint(label)
     if not np.abs(label - whole).max(initial=0) < 1e-3 or whole.min() < 0 or whole.max() > 255:
-        raise DataError("label values are not whole numbers from 0 to 255", where=path, expected=expected,
-                        found=", ".join(f"{v:g}" for v in np.unique(label)[:8]), fix="map or repair the label")
+        raise DataError(
+            "label values are not whole numbers from 0 to 255",
+            where=path,
+            expected=expected,
+            found=", ".join(f"{v:g}" for v in np.unique(label)[:8]),
+            fix="map or repair the label",
+        )
     return whole.astype(np.uint8)
 
 
@@ -180,8 +235,12 @@ def read_h5(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
                 link = file.get(key, getlink=True)
                 data = file.get(key) if isinstance(link, h5py.HardLink) else None
                 if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-                    raise DataError(f"no array '{key}' in the file", where=path, expected=f"keys {', '.join(keys)}",
-                                    found=f"keys {', '.join(map(repr, file)) or 'none'}")
+                    raise DataError(
+                        f"no array '{key}' in the file",
+                        where=path,
+                        expected=f"keys {', '.join(keys)}",
+                        found=f"keys {', '.join(map(repr, file)) or 'none'}",
+                    )
                 require_size(path, data.shape)
                 arrays[key] = data[()]
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -211,9 +270,16 @@ def read_nifti(path: Path) -> Volume:
     try:
         slope, inter = image.dataobj.slope, image.dataobj.inter
         scaled = (slope, inter) != (1, 0)
-        array = np.asarray(image.dataobj, np.float32) if scaled else np.asarray(image.dataobj.get_unscaled())
+        array = (
+            np.asarray(image.dataobj, np.float32)
+            if scaled
+            else np.asarray(image.dataobj.get_unscaled())
+        )
         if path.name.lower().endswith(".gz"):
-            _require_checksum(path, image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize)
+            _require_checksum(
+                path,
+                image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize,
+            )
     except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
         raise _damaged(path, error) from error
     if array.ndim == 4 and array.shape[3] == 1:
@@ -252,8 +318,12 @@ def _open_nifti(path: Path) -> Any:
     kind = image.get_data_dtype().kind
     affine = np.asarray(image.affine, float)
     if len(shape) not in (3, 4) or kind not in "fiu" or 0 in shape:
-        raise DataError("no volume of grey values", where=path, expected="three axes, or four with channels last",
-                        found=f"shape {shape}, type {image.get_data_dtype()}")
+        raise DataError(
+            "no volume of grey values",
+            where=path,
+            expected="three axes, or four with channels last",
+            found=f"shape {shape}, type {image.get_data_dtype()}",
+        )
     require_affine(affine, path)
     return image
 
@@ -265,8 +335,13 @@ def require_affine(affine: np.ndarray, path: Path, fields: str = "qform or sform
         DataError: not finite, or axes that are not independent.
     """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError("the header's orientation cannot be used", where=path, found=affine[:3].tolist(),
-                        expected="three independent axes", fix=f"repair {fields}, or convert the file again")
+        raise DataError(
+            "the header's orientation cannot be used",
+            where=path,
+            found=affine[:3].tolist(),
+            expected="three independent axes",
+            fix=f"repair {fields}, or convert the file again",
+        )
 
 
 def read_mha(path: Path) -> Volume:
@@ -300,14 +375,27 @@ def read_nrrd(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
             header = nrrd.read_header(file)
             start = file.tell()
         if "data file" in header or "datafile" in header:
-            raise DataError("the header points to another file", where=path, expected="header and voxels in one file")
+            raise DataError(
+                "the header points to another file",
+                where=path,
+                expected="header and voxels in one file",
+            )
         sizes = [int(n) for n in header["sizes"]]
         if any(n < 1 for n in sizes):
             raise ValueError(f"sizes {sizes}")
         require_size(path, sizes)
         _require_unpacked(path, start, header, math.prod(sizes) * 8)
         array, header = nrrd.read(str(path))
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, zlib.error, nrrd.NRRDError) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        zlib.error,
+        nrrd.NRRDError,
+    ) as error:
         raise _damaged(path, error) from error
     return array, dict(header)
 
@@ -338,19 +426,28 @@ def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
         if spacings is None:
             return None
         sizes = np.asarray(spacings, float)[:3]
-        np.fill_diagonal(affine[:len(sizes), :len(sizes)], sizes)
+        np.fill_diagonal(affine[: len(sizes), : len(sizes)], sizes)
         require_affine(affine, path, "spacings")
         return affine
     rows = np.asarray(directions, float)
     rows = rows[np.isfinite(rows).all(axis=1)]  # an axis of channels has no direction
-    signs = {"left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1), "right-anterior-superior": (1, 1, 1),
-             "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1)}
+    signs = {
+        "left-posterior-superior": (-1, -1, 1),
+        "lps": (-1, -1, 1),
+        "right-anterior-superior": (1, 1, 1),
+        "ras": (1, 1, 1),
+        "left-anterior-superior": (-1, 1, 1),
+        "las": (-1, 1, 1),
+    }
     space = str(header.get("space", "left-posterior-superior")).lower()
     origin = np.asarray(header.get("space origin", (0, 0, 0)), float)
     if space not in signs or rows.shape != (3, 3) or origin.shape != (3,):
-        raise DataError("the header's space cannot be used", where=path,
-                        found=f"space {space}, {len(rows)} directions, origin of {origin.size} numbers",
-                        expected="three directions in left-posterior-superior or right-anterior-superior")
+        raise DataError(
+            "the header's space cannot be used",
+            where=path,
+            found=f"space {space}, {len(rows)} directions, origin of {origin.size} numbers",
+            expected="three directions in left-posterior-superior or right-anterior-superior",
+        )
     flip = np.diag(np.asarray(signs[space], float))
     affine[:3, :3] = flip @ rows.T
     affine[:3, 3] = flip @ origin
@@ -368,6 +465,7 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
         DataError: no slice, several series, a slice missing or twice, or compressed in a way nobody here can read.
     """
     from segbench.data.dicom import read_series
+
     try:
         array, affine = read_series(folder, order)
     except ImportError as error:
@@ -377,5 +475,10 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
 
 def _damaged(path: Path, error: Exception) -> DataError:
     message = " ".join(str(error).split())[:200]
-    return DataError("the file is damaged or cut short", where=path, expected="a whole file",
-                     found=f"{message} ({os.path.getsize(path):,} bytes)", fix="copy or download it again")
+    return DataError(
+        "the file is damaged or cut short",
+        where=path,
+        expected="a whole file",
+        found=f"{message} ({os.path.getsize(path):,} bytes)",
+        fix="copy or download it again",
+    )

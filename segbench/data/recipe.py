@@ -52,9 +52,13 @@ class Recipe:
     cut to the volume.
     """
 
-    orientation: Literal["ras", "file"] = "ras"  # nearest right-anterior-superior axes, or as in the file
+    orientation: Literal["ras", "file"] = (
+        "ras"  # nearest right-anterior-superior axes, or as in the file
+    )
     spacing: tuple[float, float, float] | None = None  # mm; None keeps the file's
-    in_plane: bool = False  # scale all axes by the factor that brings the first one to ``spacing`` (CoraNet)
+    in_plane: bool = (
+        False  # scale all axes by the factor that brings the first one to ``spacing`` (CoraNet)
+    )
     order: int = 1  # of the image's spline; labels are always nearest neighbour
     grey: tuple[Grey, ...] = (Grey(),)  # one for all channels, or one for each
     crop: Crop = "none"
@@ -70,8 +74,12 @@ class Made:
     image: np.ndarray
     label: np.ndarray | None
     affine: np.ndarray | None
-    facts: dict[str, Any] = field(default_factory=dict)  # JSON: what is needed to go back to the source's grid
-    doubts: list[str] = field(default_factory=list)  # what the recipe did to the label that one should know
+    facts: dict[str, Any] = field(
+        default_factory=dict
+    )  # JSON: what is needed to go back to the source's grid
+    doubts: list[str] = field(
+        default_factory=list
+    )  # what the recipe did to the label that one should know
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
@@ -89,10 +97,16 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     require_finite(volume.array)
     before = _counted(label)
     array, affine = volume.array, volume.affine
-    facts: dict[str, Any] = {"source_shape": list(array.shape[:3]), "source_dtype": str(array.dtype),
-                             "source_affine": None if affine is None else np.asarray(affine).tolist()}
+    facts: dict[str, Any] = {
+        "source_shape": list(array.shape[:3]),
+        "source_dtype": str(array.dtype),
+        "source_affine": None if affine is None else np.asarray(affine).tolist(),
+    }
     if recipe.orientation == "ras" and affine is not None:
-        (array, affine), label = to_ras(array, affine), None if label is None else to_ras(label, affine)[0]
+        (array, affine), label = (
+            to_ras(array, affine),
+            None if label is None else to_ras(label, affine)[0],
+        )
     facts["scan"] = scan_digest(array)
     image = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
     if recipe.spacing is not None:
@@ -108,7 +122,10 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     image, label = _filled(image, box), None if label is None else _filled(_inside(label, box), box)
     rules = recipe.grey * (len(image) if len(recipe.grey) == 1 else 1)
     if Grey() in rules:  # nothing maps air to 0
-        facts["pad"] = [float(part.min()) if rule == Grey() else 0.0 for part, rule in zip(image, rules, strict=True)]
+        facts["pad"] = [
+            float(part.min()) if rule == Grey() else 0.0
+            for part, rule in zip(image, rules, strict=True)
+        ]
     if affine is not None:
         affine = affine @ _shift(facts["crop_offset"])
     return Made(image.astype(np.float32, copy=False), label, affine, facts, doubts)
@@ -128,14 +145,22 @@ def _lost(recipe: Recipe, before: dict[int, int], label: np.ndarray | None, box:
         DataError: the crop cuts away more than a hundredth of a class: what is scored would not be what is there.
     """
     resampled = _counted(label)
-    doubts = [f"class {k}: {n} voxels in the file, none after resampling" for k, n in before.items() if k not in resampled]
+    doubts = [
+        f"class {k}: {n} voxels in the file, none after resampling"
+        for k, n in before.items()
+        if k not in resampled
+    ]
     kept = {} if label is None else _counted(_inside(label, box))
     for k, n in resampled.items():
         lost = n - kept.get(k, 0)
         text = f"{lost:,} of {n:,} voxels of class {k} lie outside the crop '{recipe.crop}'"
         if lost > n * STRAY:
-            raise DataError("the crop cuts labelled voxels away", found=text, expected="all of them inside",
-                            fix="another crop of your own data: segbench data link PATH --as NAME --crop none (or nonzero)")
+            raise DataError(
+                "the crop cuts labelled voxels away",
+                found=text,
+                expected="all of them inside",
+                fix="another crop of your own data: segbench data link PATH --as NAME --crop none (or nonzero)",
+            )
         doubts += [text] if lost else []
     return doubts
 
@@ -150,7 +175,9 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
     from nibabel import orientations
 
     turn = orientations.io_orientation(affine)
-    return orientations.apply_orientation(array, turn), affine @ orientations.inv_ornt_aff(turn, array.shape[:3])
+    return orientations.apply_orientation(array, turn), affine @ orientations.inv_ornt_aff(
+        turn, array.shape[:3]
+    )
 
 
 def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndarray:
@@ -166,20 +193,35 @@ def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndar
         return array
     require_size(None, shape, "the volume is too large after resampling")
     out = np.empty(shape, array.dtype)
-    ndimage.affine_transform(array, 1 / np.asarray(factors, float), output_shape=shape, output=out, order=order,
-                             mode="nearest", prefilter=order > 1)
+    ndimage.affine_transform(
+        array,
+        1 / np.asarray(factors, float),
+        output_shape=shape,
+        output=out,
+        order=order,
+        mode="nearest",
+        prefilter=order > 1,
+    )
     return out
 
 
-def _resampled(recipe: Recipe, image: np.ndarray, label: np.ndarray | None, affine: np.ndarray | None,
-               ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+def _resampled(
+    recipe: Recipe,
+    image: np.ndarray,
+    label: np.ndarray | None,
+    affine: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     if affine is None:
-        raise DataError("the file does not say its spacing", expected="a spacing in mm, to resample by")
+        raise DataError(
+            "the file does not say its spacing", expected="a spacing in mm, to resample by"
+        )
     assert recipe.spacing is not None
     factors = np.asarray(spacing_of(affine)) / np.asarray(recipe.spacing)
     if recipe.in_plane:
         factors[:] = factors[0]
-    channels = [resample(channel.astype(np.float32, copy=False), factors, recipe.order) for channel in image]
+    channels = [
+        resample(channel.astype(np.float32, copy=False), factors, recipe.order) for channel in image
+    ]
     image = np.stack(channels) if len(channels) > 1 else channels[0][None]
     label = None if label is None else resample(label, factors, 0)
     return image, label, affine @ np.diag([*(1 / factors), 1.0])
@@ -199,14 +241,24 @@ def _normalised(channel: np.ndarray, rule: Grey) -> np.ndarray:
     if rule.scale == "none":
         return values
     if rule.scale in ("unit", "minmax"):
-        low, high = rule.window if rule.scale == "unit" and rule.window else (values.min(), values.max())
-        return (values - np.float32(low)) / np.float32(high - low) if high > low else np.zeros_like(values)
+        low, high = (
+            rule.window if rule.scale == "unit" and rule.window else (values.min(), values.max())
+        )
+        return (
+            (values - np.float32(low)) / np.float32(high - low)
+            if high > low
+            else np.zeros_like(values)
+        )
     inside = channel != 0 if rule.scale == "zscore_nonzero" else np.ones(channel.shape, bool)
     chosen = values[inside]
     spread = chosen.std(dtype=np.float64) if chosen.size else 0.0
     if not spread > 0:
         return np.zeros_like(values)
-    return np.where(inside, (values - np.float32(chosen.mean(dtype=np.float64))) / np.float32(spread), np.float32(0))
+    return np.where(
+        inside,
+        (values - np.float32(chosen.mean(dtype=np.float64))) / np.float32(spread),
+        np.float32(0),
+    )
 
 
 def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box:
@@ -219,19 +271,29 @@ def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box
     if recipe.crop == "none":
         return tuple(slice(0, n) for n in shape)
     if recipe.crop in ("nonzero", "body"):
-        mask = np.asarray(image.any(axis=0)) if recipe.crop == "nonzero" else _largest(image[0] > AIR)
+        mask = (
+            np.asarray(image.any(axis=0)) if recipe.crop == "nonzero" else _largest(image[0] > AIR)
+        )
         if not mask.any():  # nothing stands out: nothing to cut away
             return tuple(slice(0, n) for n in shape)
         return tuple(slice(low, high + 1) for low, high in _extent(mask))
     if label is None or not label.any():
-        raise DataError("the crop goes by the label, and there is none" if label is None else
-                        "the crop goes by the label, and it is empty", expected="a labelled target to crop around",
-                        fix="leave the case out, or crop by the image: nonzero, body or none")
+        raise DataError(
+            "the crop goes by the label, and there is none"
+            if label is None
+            else "the crop goes by the label, and it is empty",
+            expected="a labelled target to crop around",
+            fix="leave the case out, or crop by the image: nonzero, body or none",
+        )
     extents = _extent(np.asarray(label != 0))
     if recipe.crop == "label_xy":
-        return tuple(_widened_xy(recipe, low, high, n) if axis < 2 else slice(0, n)
-                     for axis, ((low, high), n) in enumerate(zip(extents, shape, strict=True)))
-    return tuple(_widened(recipe, low, high, n) for (low, high), n in zip(extents, shape, strict=True))
+        return tuple(
+            _widened_xy(recipe, low, high, n) if axis < 2 else slice(0, n)
+            for axis, ((low, high), n) in enumerate(zip(extents, shape, strict=True))
+        )
+    return tuple(
+        _widened(recipe, low, high, n) for (low, high), n in zip(extents, shape, strict=True)
+    )
 
 
 def _widened(recipe: Recipe, low: int, high: int, n: int) -> slice:
@@ -266,13 +328,21 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 def _inside(array: np.ndarray, box: Box) -> np.ndarray:
     """What of a box lies in the volume, the last axes of ``array``."""
-    where: Any = (..., *(slice(s.start, min(s.stop, n)) for s, n in zip(box, array.shape[-len(box):], strict=True)))
+    where: Any = (
+        ...,
+        *(
+            slice(s.start, min(s.stop, n))
+            for s, n in zip(box, array.shape[-len(box) :], strict=True)
+        ),
+    )
     return array[where]
 
 
 def _filled(array: np.ndarray, box: Box) -> np.ndarray:
     """A copy, with 0 at the far end of axes that are shorter than the box."""
-    missing = [(0, s.stop - s.start - n) for s, n in zip(box, array.shape[-len(box):], strict=True)]
+    missing = [
+        (0, s.stop - s.start - n) for s, n in zip(box, array.shape[-len(box) :], strict=True)
+    ]
     return np.pad(array, [(0, 0)] * (array.ndim - len(box)) + missing)
 
 

@@ -24,8 +24,11 @@ Progress = Callable[[int, int, str], None]
 MEND = "repair or replace the file, or take the case out"
 
 
-def check_source(entry: registry.Entry, source: Path, progress: Progress = lambda done, total, case: None,
-                 ) -> tuple[Store, list[Problem]]:
+def check_source(
+    entry: registry.Entry,
+    source: Path,
+    progress: Progress = lambda done, total, case: None,
+) -> tuple[Store, list[Problem]]:
     """What a folder holds of a data set, as far as it can be read, and everything that is wrong with it.
 
     The store is in memory only: facts without files. Nothing of the source is changed.
@@ -33,10 +36,17 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
     dataset: Dataset = entry.cls()
     try:
         if is_archive(source):
-            raise DataError("an archive cannot be checked as it is", where=source, found="an archive", expected="a folder",
-                            fix=f"take it apart, or segbench data prepare {entry.name} --from {source}: it checks too")
+            raise DataError(
+                "an archive cannot be checked as it is",
+                where=source,
+                found="an archive",
+                expected="a folder",
+                fix=f"take it apart, or segbench data prepare {entry.name} --from {source}: it checks too",
+            )
         if not source.is_dir():
-            raise DataError("no such folder", where=source, expected="; ".join(dataset.files) or None)
+            raise DataError(
+                "no such folder", where=source, expected="; ".join(dataset.files) or None
+            )
         found = find_cases(dataset, source)
         published = dataset.split()
     except SegbenchError as error:
@@ -48,21 +58,35 @@ def check_source(entry: registry.Entry, source: Path, progress: Progress = lambd
         split = own_lists(source, published, raw, []) or published
     except DataError as error:
         problems.append(problem_of("*", error, str(source)))
-    problems += [Problem(i, str(source), "no file of this case", "; ".join(dataset.files),
-                         "complete the folder, or write train.list and test.list of what it holds")
-                 for i in dict.fromkeys((*split.train, *split.test)) if i not in raw and valid_id(i)]
+    problems += [
+        Problem(
+            i,
+            str(source),
+            "no file of this case",
+            "; ".join(dataset.files),
+            "complete the folder, or write train.list and test.list of what it holds",
+        )
+        for i in dict.fromkeys((*split.train, *split.test))
+        if i not in raw and valid_id(i)
+    ]
     wanted = [raw[i] for i in dict.fromkeys((*split.train, *split.test)) if i in raw]
     problems += [Problem("*", str(source), note, level="warning") for note in split.notes]
     infos, wrong = check_cases(dataset, wanted, split, progress)
-    read = Split(tuple(i for i in split.train if i in infos), tuple(i for i in split.test if i in infos))
+    read = Split(
+        tuple(i for i in split.train if i in infos), tuple(i for i in split.test if i in infos)
+    )
     store = _store(entry, source, read, infos)
     # Missing classes are told only where every case could be read: else the missing ones may hold them.
     facts = [p for p in check_facts(store) if not (wrong and p.case == "*")]
     return store, problems + wrong + [_located(p, raw) for p in facts]
 
 
-def check_cases(dataset: Dataset, raws: Iterable[RawCase], split: Split,
-                progress: Progress = lambda done, total, case: None) -> tuple[dict[str, CaseInfo], list[Problem]]:
+def check_cases(
+    dataset: Dataset,
+    raws: Iterable[RawCase],
+    split: Split,
+    progress: Progress = lambda done, total, case: None,
+) -> tuple[dict[str, CaseInfo], list[Problem]]:
     """Read every case as for preparation: facts of the good ones, and the problems of all others."""
     raws = list(raws)
     infos: dict[str, CaseInfo] = {}
@@ -79,12 +103,18 @@ def check_cases(dataset: Dataset, raws: Iterable[RawCase], split: Split,
             infos[raw.id] = info
         progress(done, len(raws), raw.id)
     bad = _without_spacing(dataset, [r for r in raws if r.id in infos], split, infos)
-    return ({i: info for i, info in infos.items() if i not in bad},
-            [p for p in problems if p.case not in bad] + [p for wrong in bad.values() for p in wrong])
+    return (
+        {i: info for i, info in infos.items() if i not in bad},
+        [p for p in problems if p.case not in bad] + [p for wrong in bad.values() for p in wrong],
+    )
 
 
-def _without_spacing(dataset: Dataset, good: list[RawCase], split: Split, infos: dict[str, CaseInfo],
-                     ) -> dict[str, list[Problem]]:
+def _without_spacing(
+    dataset: Dataset,
+    good: list[RawCase],
+    split: Split,
+    infos: dict[str, CaseInfo],
+) -> dict[str, list[Problem]]:
     """What is wrong with cases that need a spacing only because others tell one, by which all are resampled."""
     bare = [raw for raw in good if infos[raw.id].spacing is None]
     if len(bare) == len(good):
@@ -94,8 +124,11 @@ def _without_spacing(dataset: Dataset, good: list[RawCase], split: Split, infos:
     return {case: problems for case, (info, problems) in read.items() if info is None}
 
 
-def _read(dataset: Dataset, raw: RawCase, settled: Callable[[RawCase], RawCase],
-          ) -> tuple[CaseInfo | None, list[Problem]]:
+def _read(
+    dataset: Dataset,
+    raw: RawCase,
+    settled: Callable[[RawCase], RawCase],
+) -> tuple[CaseInfo | None, list[Problem]]:
     file = place(raw.where)
     try:
         case = dataset.load(settled(raw))
@@ -104,7 +137,9 @@ def _read(dataset: Dataset, raw: RawCase, settled: Callable[[RawCase], RawCase],
         raise
     except SegbenchError as error:
         return None, [problem_of(raw.id, error, file)]
-    except Exception as error:  # an adapter may fail in any way; the case and the file are what the user needs
+    except (
+        Exception
+    ) as error:  # an adapter may fail in any way; the case and the file are what the user needs
         return None, [Problem(raw.id, file, f"{type(error).__name__}: {error}", fix=MEND)]
     if problems:
         return None, problems
@@ -112,23 +147,49 @@ def _read(dataset: Dataset, raw: RawCase, settled: Callable[[RawCase], RawCase],
         case.group = raw.group
     label = None if case.label is None else np.ascontiguousarray(case.label, dtype=np.uint8)
     info = describe(case, np.ascontiguousarray(case.image, dtype=np.float32), label, {}, None)
-    doubts = [Problem(raw.id, file, str(text), level="warning") for text in case.made.get("warnings", ())]
+    doubts = [
+        Problem(raw.id, file, str(text), level="warning") for text in case.made.get("warnings", ())
+    ]
     if np.ptp(case.image) == 0:
-        doubts.append(Problem(raw.id, file, "an image of one grey value", "differences to learn from", level="warning"))
+        doubts.append(
+            Problem(
+                raw.id,
+                file,
+                "an image of one grey value",
+                "differences to learn from",
+                level="warning",
+            )
+        )
     return info, doubts
 
 
 def problem_of(case: str, error: SegbenchError, file: str) -> Problem:
     """An error about a case as one line of a list."""
-    where, found, expected, fix = (str(error.details[k] or "") for k in ("where", "found", "expected", "fix"))
-    return Problem(case, where or file, f"{error.what}{found and f': {found}'}", expected, fix or MEND)
+    where, found, expected, fix = (
+        str(error.details[k] or "") for k in ("where", "found", "expected", "fix")
+    )
+    return Problem(
+        case, where or file, f"{error.what}{found and f': {found}'}", expected, fix or MEND
+    )
 
 
 def _ids(found: list[RawCase], source: str) -> list[Problem]:
     twice = [i for i, n in Counter(r.id for r in found).items() if n > 1]
-    return [Problem(repr(r.id), place(r.where) or source, "unsafe case id", "letters, digits and . _ + -, at most 100",
-                    "rename the case") for r in found if not valid_id(r.id)] + \
-        [Problem(i, source, "case id twice", "each id once", "rename or remove one") for i in twice if valid_id(i)]
+    return [
+        Problem(
+            repr(r.id),
+            place(r.where) or source,
+            "unsafe case id",
+            "letters, digits and . _ + -, at most 100",
+            "rename the case",
+        )
+        for r in found
+        if not valid_id(r.id)
+    ] + [
+        Problem(i, source, "case id twice", "each id once", "rename or remove one")
+        for i in twice
+        if valid_id(i)
+    ]
 
 
 def _located(problem: Problem, raw: dict[str, RawCase]) -> Problem:
@@ -139,4 +200,15 @@ def _located(problem: Problem, raw: dict[str, RawCase]) -> Problem:
 
 def _store(entry: registry.Entry, source: Path, split: Split, infos: dict[str, CaseInfo]) -> Store:
     cls = entry.cls
-    return Store(entry.name, source, tuple(cls.classes), cls.channels, cls.dims, split.train, split.test, False, "", infos)
+    return Store(
+        entry.name,
+        source,
+        tuple(cls.classes),
+        cls.channels,
+        cls.dims,
+        split.train,
+        split.test,
+        False,
+        "",
+        infos,
+    )

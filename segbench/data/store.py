@@ -63,7 +63,11 @@ class Store:
     @property
     def with_label(self) -> tuple[str, ...]:
         """Those of them whose cases have a label; the lists of an own folder name these first."""
-        return tuple(dict.fromkeys(self.cases[case].group for case in self.train if self.cases[case].has_label))
+        return tuple(
+            dict.fromkeys(
+                self.cases[case].group for case in self.train if self.cases[case].has_label
+            )
+        )
 
     def labeled(self, patients: int) -> tuple[str, ...]:
         """The training cases of the first so many patients."""
@@ -88,16 +92,23 @@ class Store:
 
     def _open(self, case: str, file: str) -> np.memmap:
         if case not in self.cases or file not in self.cases[case].files:
-            raise DataError(f"{self.name} has no {file.removesuffix('.npy')} of case {case!r}", where=self.root)
+            raise DataError(
+                f"{self.name} has no {file.removesuffix('.npy')} of case {case!r}", where=self.root
+            )
         path = self.root / "cases" / case / file
         try:
             return cast(np.memmap, np.load(path, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
-            raise DataError(f"case '{case}' of {self.name} cannot be opened: {error}", where=path,
-                            fix=f"segbench data check {self.name}") from error
+            raise DataError(
+                f"case '{case}' of {self.name} cannot be opened: {error}",
+                where=path,
+                fix=f"segbench data check {self.name}",
+            ) from error
 
 
-def prepare(name: str, source: Path | None, data_root: Path, jobs: int = 1, progress: Progress | None = None) -> Store:
+def prepare(
+    name: str, source: Path | None, data_root: Path, jobs: int = 1, progress: Progress | None = None
+) -> Store:
     """Read, check and write all cases of a data set; cases already there and unchanged are kept.
 
     Args:
@@ -113,11 +124,16 @@ def prepare(name: str, source: Path | None, data_root: Path, jobs: int = 1, prog
 
     entry = registry.get("dataset", name)
     if entry.cls.members:
-        raise UsageError(f"'{entry.name}' is a group of data sets",
-                         fix="prepare its members: " + ", ".join(entry.cls.members))
+        raise UsageError(
+            f"'{entry.name}' is a group of data sets",
+            fix="prepare its members: " + ", ".join(entry.cls.members),
+        )
     if entry.cls.family:
-        raise UsageError(f"'{entry.name}' stands for data sets of your own", expected="; ".join(entry.cls.files),
-                         fix=f"segbench data prepare {entry.name}:PATH")
+        raise UsageError(
+            f"'{entry.name}' stands for data sets of your own",
+            expected="; ".join(entry.cls.files),
+            fix=f"segbench data prepare {entry.name}:PATH",
+        )
     root = Path(data_root) / entry.name
     with lock(root / "lock"):
         write_link(Path(data_root), entry.name)
@@ -139,26 +155,50 @@ def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
     """
     entry = registry.get("dataset", name)
     if entry.cls.members:
-        raise UsageError(f"'{entry.name}' is a group of data sets", expected="one of " + ", ".join(entry.cls.members))
+        raise UsageError(
+            f"'{entry.name}' is a group of data sets",
+            expected="one of " + ", ".join(entry.cls.members),
+        )
     if entry.cls.family:
-        raise UsageError(f"'{entry.name}' stands for data sets of your own", fix=f"{entry.name}:PATH")
+        raise UsageError(
+            f"'{entry.name}' stands for data sets of your own", fix=f"{entry.name}:PATH"
+        )
     root, wanted = Path(data_root) / entry.name, adapter_facts(entry)
-    fix = f"segbench data prepare {entry.name}" + ("" if entry.cls.embedded or entry.cls.source else " --from DIR")
+    fix = f"segbench data prepare {entry.name}" + (
+        "" if entry.cls.embedded or entry.cls.source else " --from DIR"
+    )
     if entry.cls.embedded:
         return _embedded(entry, root, wanted)
     if not (root / "store.json").is_file():
-        raise DataError(f"data set '{entry.name}' is not prepared", where=root,
-                        expected="; ".join(entry.cls.files) or None, fix=fix)
+        raise DataError(
+            f"data set '{entry.name}' is not prepared",
+            where=root,
+            expected="; ".join(entry.cls.files) or None,
+            fix=fix,
+        )
     store = read_store(root, sizes)
     if store.adapter.get("version") != wanted["version"]:
-        raise DataError(f"data set '{entry.name}' was prepared by another version of its adapter", where=root,
-                        found=f"version {store.adapter.get('version')}", expected=f"version {wanted['version']}",
-                        fix=fix)
+        raise DataError(
+            f"data set '{entry.name}' was prepared by another version of its adapter",
+            where=root,
+            found=f"version {store.adapter.get('version')}",
+            expected=f"version {wanted['version']}",
+            fix=fix,
+        )
     known = store.adapter.get("inputs", {})  # absent in stores written before there was any
-    changed = [name for name, digest in inputs_digests(entry.cls()).items() if known.get(name, digest) != digest]
+    changed = [
+        name
+        for name, digest in inputs_digests(entry.cls()).items()
+        if known.get(name, digest) != digest
+    ]
     if changed:
-        raise DataError(f"data set '{entry.name}' was prepared before a change", where=root, fix=fix,
-                        found=f"other {' and '.join(changed)} than now", expected="prepared again after a change")
+        raise DataError(
+            f"data set '{entry.name}' was prepared before a change",
+            where=root,
+            fix=fix,
+            found=f"other {' and '.join(changed)} than now",
+            expected="prepared again after a change",
+        )
     return store
 
 
@@ -181,40 +221,66 @@ def _embedded(entry: registry.Entry, root: Path, wanted: dict[str, Any]) -> Stor
 
 def adapter_facts(entry: registry.Entry) -> dict[str, Any]:
     """What identifies the code that prepares a data set."""
-    return {"dataset": entry.name, "version": entry.cls.version, "code": registry.source_digest(entry.cls)}
+    return {
+        "dataset": entry.name,
+        "version": entry.cls.version,
+        "code": registry.source_digest(entry.cls),
+    }
 
 
 def inputs_digests(dataset: Dataset) -> dict[str, str]:
     """What the user chose for a data set, a digest for each."""
-    return {name: hashlib.sha256(json_bytes(value)).hexdigest()[:16] for name, value in dataset.inputs().items()}
+    return {
+        name: hashlib.sha256(json_bytes(value)).hexdigest()[:16]
+        for name, value in dataset.inputs().items()
+    }
 
 
 def fingerprint(cases: Iterable[CaseInfo], train: Iterable[str], test: Iterable[str]) -> str:
     """sha256 of everything in the data that can change a number; no path, no time, no file format."""
-    return hashlib.sha256(json_bytes([sorted(map(_row, cases)), list(train), list(test)])).hexdigest()
+    return hashlib.sha256(
+        json_bytes([sorted(map(_row, cases)), list(train), list(test)])
+    ).hexdigest()
 
 
 def _row(case: CaseInfo) -> list[Any]:
-    return [case.id, list(case.shape), "float32", case.spacing, sorted(case.labels), case.voxels, case.label_voxels,
-            case.group]
+    return [
+        case.id,
+        list(case.shape),
+        "float32",
+        case.spacing,
+        sorted(case.labels),
+        case.voxels,
+        case.label_voxels,
+        case.group,
+    ]
 
 
 def case_digests(store: Store) -> dict[str, str]:
     """For each case a digest of what the fingerprint holds of it, to tell later which ones have changed."""
-    return {i: hashlib.sha256(json_bytes(_row(case))).hexdigest()[:16] for i, case in store.cases.items()}
+    return {
+        i: hashlib.sha256(json_bytes(_row(case))).hexdigest()[:16]
+        for i, case in store.cases.items()
+    }
 
 
 def write_store(store: Store) -> Store:
     """Write ``store.json``, which makes the store exist. The caller holds the lock."""
-    document = {"schema": SCHEMA, **{k: v for k, v in vars(store).items() if k not in ("root", "cases")},
-                "cases": [c.to_json() for c in store.cases.values()]}
+    document = {
+        "schema": SCHEMA,
+        **{k: v for k, v in vars(store).items() if k not in ("root", "cases")},
+        "cases": [c.to_json() for c in store.cases.values()],
+    }
     atomic_write(store.root / "store.json", json_bytes(document))
     return read_store(store.root)
 
 
 def read_store(root: Path, sizes: bool = True) -> Store:
     """The store in a folder, checked against its own fingerprint and, with ``sizes``, the sizes of its files."""
-    path, fix = root / "store.json", f"segbench data prepare {root.name.partition('@')[0]} --from DIR"
+    path, fix = (
+        root / "store.json",
+        f"segbench data prepare {root.name.partition('@')[0]} --from DIR",
+    )
     try:
         data = json.loads(path.read_bytes())
         if data.pop("schema") != SCHEMA:
@@ -227,16 +293,25 @@ def read_store(root: Path, sizes: bool = True) -> Store:
         if store.fingerprint != fingerprint(cases, store.train, store.test):
             raise ValueError("its fingerprint does not fit its cases")
     except OSError as error:
-        raise DataError(f"there is no prepared data set: {error.strerror}", where=path, fix=fix) from error
+        raise DataError(
+            f"there is no prepared data set: {error.strerror}", where=path, fix=fix
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"the prepared data set is damaged: {error}", where=path, fix=fix) from error
+        raise IntegrityError(
+            f"the prepared data set is damaged: {error}", where=path, fix=fix
+        ) from error
     for info in cases if sizes else ():
         for name, (size, _) in info.files.items():
             file = root / "cases" / info.id / name
             actual = file.stat().st_size if file.is_file() else None
             if actual != size:
-                raise DataError(f"a file of case '{info.id}' is damaged", where=file, expected=f"{size} bytes",
-                                found="no such file" if actual is None else f"{actual} bytes", fix=fix)
+                raise DataError(
+                    f"a file of case '{info.id}' is damaged",
+                    where=file,
+                    expected=f"{size} bytes",
+                    found="no such file" if actual is None else f"{actual} bytes",
+                    fix=fix,
+                )
     return store
 
 
@@ -250,12 +325,21 @@ def verify(store: Store, case: str) -> list[Problem]:
         except OSError as error:
             actual = error.strerror or "not readable"
         if actual != digest:
-            problems.append(Problem(case, str(path), f"digest {actual}", f"{digest} ({size} bytes)",
-                                    f"segbench data prepare {store.name} --from DIR"))
+            problems.append(
+                Problem(
+                    case,
+                    str(path),
+                    f"digest {actual}",
+                    f"{digest} ({size} bytes)",
+                    f"segbench data prepare {store.name} --from DIR",
+                )
+            )
     return problems
 
 
-def require_intact(store: Store, cases: Iterable[str], progress: Progress = lambda done, total, case: None) -> None:
+def require_intact(
+    store: Store, cases: Iterable[str], progress: Progress = lambda done, total, case: None
+) -> None:
     """Read the files of ``cases`` in full: a flipped bit looks like any other voxel, so only their digests can tell.
 
     Raises:
@@ -266,8 +350,12 @@ def require_intact(store: Store, cases: Iterable[str], progress: Progress = lamb
         problems += verify(store, case)
         progress(done, len(chosen), case)
     if problems:
-        raise DataProblems(f"data set '{store.name}': files have changed since they were prepared", problems,
-                           where=store.root, fix=f"segbench data check {store.name} shows all; prepare it again")
+        raise DataProblems(
+            f"data set '{store.name}': files have changed since they were prepared",
+            problems,
+            where=store.root,
+            fix=f"segbench data check {store.name} shows all; prepare it again",
+        )
 
 
 def derived(store: Store, downsample: int | Sequence[int]) -> Store:
@@ -281,7 +369,10 @@ def derived(store: Store, downsample: int | Sequence[int]) -> Store:
     if set(factors) == {1}:
         return store
     if min(factors) < 1 or len(factors) != store.dims or store.downsample != 1:
-        raise UsageError(f"cannot downsample {store.root.name} by {downsample}", expected="factors of 1 or more, once")
+        raise UsageError(
+            f"cannot downsample {store.root.name} by {downsample}",
+            expected="factors of 1 or more, once",
+        )
     factor = factors[0] if len(set(factors)) == 1 else factors
     shown = factor if isinstance(factor, int) else "x".join(map(str, factor))
     root = store.root.with_name(f"{store.root.name}@{shown}")
@@ -311,14 +402,27 @@ def _derive(store: Store, root: Path, factor: int | tuple[int, ...]) -> Store:
             remove(old)
     cases = {}
     for info in store.cases.values():
-        source = {"parent": info.voxels, "label": info.label_voxels, "factor": factor, "spacing": info.spacing,
-                  "group": info.group, "affine": info.affine}
+        source = {
+            "parent": info.voxels,
+            "label": info.label_voxels,
+            "factor": factor,
+            "spacing": info.spacing,
+            "group": info.group,
+            "affine": info.affine,
+        }
         done = read_case(folder / info.id, source)
         if done is None:
             require_intact(store, [info.id])
-        cases[info.id] = done or write_case(folder / info.id, _smaller(store, info, factors), source)
-    changes = {"root": root, "cases": cases, "downsample": factor, "parent": store.fingerprint,
-               "fingerprint": fingerprint(cases.values(), store.train, store.test)}
+        cases[info.id] = done or write_case(
+            folder / info.id, _smaller(store, info, factors), source
+        )
+    changes = {
+        "root": root,
+        "cases": cases,
+        "downsample": factor,
+        "parent": store.fingerprint,
+        "fingerprint": fingerprint(cases.values(), store.train, store.test),
+    }
     return write_store(Store(**{**vars(store), **changes}))
 
 
@@ -326,10 +430,16 @@ def _smaller(store: Store, info: CaseInfo, factors: tuple[int, ...]) -> Case:
     image = np.stack([block_mean(channel, factors) for channel in store.image(info.id)])
     label = block_majority(store.label(info.id), factors) if info.has_label else None
     affine = None
-    if info.affine is not None:  # a block's centre lies (factor - 1) / 2 voxels from the centre of its first voxel
+    if (
+        info.affine is not None
+    ):  # a block's centre lies (factor - 1) / 2 voxels from the centre of its first voxel
         step = np.diag([*map(float, factors), *[1.0] * (4 - store.dims)])
-        step[:store.dims, 3] = (np.array(factors) - 1) / 2
+        step[: store.dims, 3] = (np.array(factors) - 1) / 2
         affine = np.array(info.affine) @ step
-    spacing = None if info.spacing is None else tuple(s * f for s, f in zip(info.spacing, factors, strict=True))
+    spacing = (
+        None
+        if info.spacing is None
+        else tuple(s * f for s, f in zip(info.spacing, factors, strict=True))
+    )
     made = {"pad": list(pad)} if (pad := store.pad(info.id)) else {}
     return Case(info.id, image, label, spacing, affine, info.group, made)

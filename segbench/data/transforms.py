@@ -51,16 +51,25 @@ def pads(shape: Sequence[int], patch: Sequence[int], extra: int) -> tuple[int, .
     """
     if all(n > p for n, p in zip(shape, patch, strict=True)):
         return (0,) * len(shape)
-    return tuple(max((p - n) // 2 + extra, -((n - p) // 2), 0) for n, p in zip(shape, patch, strict=True))
+    return tuple(
+        max((p - n) // 2 + extra, -((n - p) // 2), 0) for n, p in zip(shape, patch, strict=True)
+    )
 
 
-def random_corner(generator: np.random.Generator, shape: Sequence[int], patch: Sequence[int],
-                  last_offset: bool = False) -> tuple[int, ...]:
+def random_corner(
+    generator: np.random.Generator,
+    shape: Sequence[int],
+    patch: Sequence[int],
+    last_offset: bool = False,
+) -> tuple[int, ...]:
     """A uniform offset per axis, one draw each: of {0 .. n - P - 1}, the literature's, or of all with ``last_offset``.
 
     An axis as long as the patch gives 0.
     """
-    return tuple(int(generator.integers(max(n - p + last_offset, 1))) for n, p in zip(shape, patch, strict=True))
+    return tuple(
+        int(generator.integers(max(n - p + last_offset, 1)))
+        for n, p in zip(shape, patch, strict=True)
+    )
 
 
 def center_corner(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
@@ -68,8 +77,16 @@ def center_corner(shape: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]
     return tuple(round((n - p) / 2) for n, p in zip(shape, patch, strict=True))
 
 
-def draw(generator: np.random.Generator, shape: Sequence[int], patch: Sequence[int], *, where: str = "random",
-         pad: int = 3, last_offset: bool = False, augment: str = "none") -> Cut:
+def draw(
+    generator: np.random.Generator,
+    shape: Sequence[int],
+    patch: Sequence[int],
+    *,
+    where: str = "random",
+    pad: int = 3,
+    last_offset: bool = False,
+    augment: str = "none",
+) -> Cut:
     """Draw a patch of a volume of spatial ``shape``; the order of draws is turns, mirror axis, offsets.
 
     ``where``: ``random``, ``center`` or ``zoom``. ``augment``: ``none``, or ``mirror``: k quarter turns in the plane of the
@@ -78,7 +95,9 @@ def draw(generator: np.random.Generator, shape: Sequence[int], patch: Sequence[i
     angle from -20 to 19 degrees.
     """
     mirrored = augment == "mirror" or (augment == "turn" and generator.random() > 0.5)
-    turns, mirror = (int(generator.integers(4)), int(generator.integers(2))) if mirrored else (0, None)
+    turns, mirror = (
+        (int(generator.integers(4)), int(generator.integers(2))) if mirrored else (0, None)
+    )
     angle = int(generator.integers(-20, 20)) if augment == "turn" and not mirrored else 0
     if where == "zoom":
         return Cut((0,) * len(shape), (0,) * len(shape), turns, mirror, angle, zoom=True)
@@ -86,12 +105,21 @@ def draw(generator: np.random.Generator, shape: Sequence[int], patch: Sequence[i
         shape = (shape[1], shape[0], *shape[2:])
     margin = pads(shape, patch, pad)
     padded = [n + 2 * q for n, q in zip(shape, margin, strict=True)]
-    corner = center_corner(padded, patch) if where == "center" else random_corner(generator, padded, patch, last_offset)
+    corner = (
+        center_corner(padded, patch)
+        if where == "center"
+        else random_corner(generator, padded, patch, last_offset)
+    )
     return Cut(corner, margin, turns, mirror, angle)
 
 
-def around(generator: np.random.Generator, cut: Cut, spot: Sequence[int], shape: Sequence[int],
-           patch: Sequence[int]) -> Cut:
+def around(
+    generator: np.random.Generator,
+    cut: Cut,
+    spot: Sequence[int],
+    shape: Sequence[int],
+    patch: Sequence[int],
+) -> Cut:
     """The cut moved so that its patch holds the voxel ``spot`` of a volume of ``shape``, at any place in it, uniformly."""
     place, size = list(spot), list(shape)
     for _ in range(cut.turns):
@@ -106,15 +134,22 @@ def around(generator: np.random.Generator, cut: Cut, spot: Sequence[int], shape:
     return replace(cut, corner=tuple(corner))
 
 
-def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | None = None,
-         pad: Sequence[float] = ()) -> np.ndarray:
+def take(
+    array: np.ndarray,
+    cut: Cut,
+    patch: Sequence[int],
+    out: np.ndarray | None = None,
+    pad: Sequence[float] = (),
+) -> np.ndarray:
     """The patch as a contiguous array (..., *patch); leading axes of ``array`` are kept.
 
     Only the patch's voxels are read, unless the cut is rotated. ``out``: write there; it must hold the result's shape.
     ``pad``: what stands beyond the volume, one number for each entry of the first axis; 0 where nothing is said.
     """
     dims = len(patch)
-    view = np.asarray(array)  # of a memory map: the same memory, without the subclass's cost per view
+    view = np.asarray(
+        array
+    )  # of a memory map: the same memory, without the subclass's cost per view
     first = view.ndim - dims
     if cut.angle:
         view = _rotated(view, cut.angle, first)
@@ -131,7 +166,10 @@ def take(array: np.ndarray, cut: Cut, patch: Sequence[int], out: np.ndarray | No
     source, target, inside = lead, lead, True
     for n, corner, margin, p in zip(view.shape[first:], cut.corner, cut.pads, patch, strict=True):
         low, high = corner - margin, corner - margin + p
-        begin, end = min(max(low, 0), n), min(max(high, 0), n)  # equal where the patch lies in the padding
+        begin, end = (
+            min(max(low, 0), n),
+            min(max(high, 0), n),
+        )  # equal where the patch lies in the padding
         source += (slice(begin, end),)
         target += (slice(begin - low, end - low),)
         inside &= low >= 0 and high <= n

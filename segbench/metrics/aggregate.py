@@ -144,7 +144,9 @@ def mean_over(rows: Sequence[Row]) -> dict[str, Spread]:
     return spreads
 
 
-def case_value(record: Record, name: str, policy: str = "worst_distance", both_empty: str = "exclude") -> float | None:
+def case_value(
+    record: Record, name: str, policy: str = "worst_distance", both_empty: str = "exclude"
+) -> float | None:
     """Return what the case contributes to the column; None leaves it out."""
     status = record["status"]
     if status == "ok":

@@ -19,17 +19,28 @@ def command(members: Sequence[Member]) -> str:
     first = members[0]
     stored = first.run.config()
     e = stored["experiment"]
-    start = ["segbench"] if e.get("processes", 1) == 1 else [
-        "torchrun", "--nproc-per-node", e["processes"], "-m", "segbench.cli.main"]
+    start = (
+        ["segbench"]
+        if e.get("processes", 1) == 1
+        else ["torchrun", "--nproc-per-node", e["processes"], "-m", "segbench.cli.main"]
+    )
     words = [*start, "run", e["method"], "--dataset", ",".join(e["datasets"])]
     labeled = _labeled(e["labeled"], first.result["train"])
     words += ["--labeled", labeled] if labeled else []
     words += ["--draw", e["draw"]] if e.get("draw") else []
     name = e["protocol"]["name"]
-    words += ["--backbone", e["backbone"], "--protocol", name if name in protocol_names() else f"{name}.yaml",
-              "--seeds", ",".join(str(s) for s in sorted({m.seed for m in members}))]
+    words += [
+        "--backbone",
+        e["backbone"],
+        "--protocol",
+        name if name in protocol_names() else f"{name}.yaml",
+        "--seeds",
+        ",".join(str(s) for s in sorted({m.seed for m in members})),
+    ]
     protocol = flatten({k: v for k, v in e["protocol"].items() if k != "backbone"})
-    changed = {k: protocol[k] for k in e["modified"] if k in protocol} | first.result["changed_params"]
+    changed = {k: protocol[k] for k in e["modified"] if k in protocol} | first.result[
+        "changed_params"
+    ]
     for key, value in changed.items():
         words += ["-o", f"{key}={_plain(value)}"]
     for file in stored["plugins"]:
@@ -46,7 +57,11 @@ def _labeled(counts: Mapping[str, int], train: Mapping[str, int]) -> str:
     """What ``--labeled`` must say for these counts: one number or a share; empty if no such thing gives them."""
     if len(set(counts.values())) == 1:
         return str(next(iter(counts.values())))
-    fits = [p for p in range(1, 101) if all(labeled_count(f"{p}%", train[d]) == n for d, n in counts.items())]
+    fits = [
+        p
+        for p in range(1, 101)
+        if all(labeled_count(f"{p}%", train[d]) == n for d, n in counts.items())
+    ]
     return f"{min(fits, key=lambda p: (p % 10, p % 5, p))}%" if fits else ""
 
 

@@ -35,19 +35,27 @@ def cost_of(members: Sequence[Member]) -> Cost:
     def mean(key: str) -> float:
         values = [m[key] for m in manifests if is_number(m.get(key))]
         return fmean(values) if values else nan
+
     volumes = [v for v in map(_volumes, manifests) if isfinite(v)]
-    return Cost(mean("seconds_per_step"), fmean(volumes) if volumes else nan,
-                mean("gpu_seconds" if on_gpu else "cpu_seconds") / 3600, "GPU" if on_gpu else "CPU",
-                mean("peak_memory_bytes") / 2**30, mean("energy_joules") / 3.6e6, mean("parameters"),
-                mean("evaluation_seconds"))
+    return Cost(
+        mean("seconds_per_step"),
+        fmean(volumes) if volumes else nan,
+        mean("gpu_seconds" if on_gpu else "cpu_seconds") / 3600,
+        "GPU" if on_gpu else "CPU",
+        mean("peak_memory_bytes") / 2**30,
+        mean("energy_joules") / 3.6e6,
+        mean("parameters"),
+        mean("evaluation_seconds"),
+    )
 
 
 def _volumes(manifest: dict[str, Any]) -> float:
     """Mean over the steps of all phases."""
     phases = manifest.get("phases")
     if not isinstance(phases, list) or not all(
-            isinstance(p, dict) and is_number(p.get("volumes")) and is_number(p.get("steps")) for p in phases):
+        isinstance(p, dict) and is_number(p.get("volumes")) and is_number(p.get("steps"))
+        for p in phases
+    ):
         return nan
     steps = sum(p["steps"] for p in phases)
     return sum(p["volumes"] * p["steps"] for p in phases) / steps if steps else nan
-

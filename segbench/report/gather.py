@@ -16,7 +16,15 @@ from segbench.results.leaderboard import Board, Row, boards
 from segbench.results.rundir import RunDir, is_number
 
 # What a result file that was written by hand can raise while it is read.
-FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, OSError, RecursionError)
+FORGED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    OSError,
+    RecursionError,
+)
 
 
 class _Science(BaseModel):
@@ -93,7 +101,9 @@ class Entry:
         for member in self.members:
             for line in member.cases:
                 if (line["dataset"], line["class"]) == (dataset, target):
-                    found.setdefault(line["case"], []).extend([] if line["dice"] is None else [100 * line["dice"]])
+                    found.setdefault(line["case"], []).extend(
+                        [] if line["dice"] is None else [100 * line["dice"]]
+                    )
         return [found[case] for case in sorted(found)]
 
 
@@ -107,7 +117,11 @@ class Section:
     @property
     def classes(self) -> list[str]:
         """The classes scored, in the order of the data set."""
-        return [m["class"] for m in self.entries[0].members[0].result["metrics"] if m["dataset"] == self.board.dataset]
+        return [
+            m["class"]
+            for m in self.entries[0].members[0].result["metrics"]
+            if m["dataset"] == self.board.dataset
+        ]
 
 
 @dataclass
@@ -131,7 +145,11 @@ def read_log(run: RunDir) -> list[dict[str, Any]]:
             record = json.loads(line)
         except (ValueError, RecursionError):  # the last line may be torn
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and abs(record["step"]) < 2**63:
+        if (
+            isinstance(record, dict)
+            and isinstance(record.get("step"), int)
+            and abs(record["step"]) < 2**63
+        ):
             lines.append(record)
     return lines
 
@@ -157,8 +175,16 @@ def gather(runs: Iterable[RunDir]) -> Content:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.append(f"{name}: not a result of segbench ({reason}); left out")
     tables, more = boards([*finished, *failed])
-    sections = [Section(board, [Entry(row, [Member(f.run, f.result, f.cases) for f in runs])
-                                for row, runs in zip(board.rows, board.runs, strict=True)]) for board in tables]
+    sections = [
+        Section(
+            board,
+            [
+                Entry(row, [Member(f.run, f.result, f.cases) for f in runs])
+                for row, runs in zip(board.rows, board.runs, strict=True)
+            ],
+        )
+        for board in tables
+    ]
     return Content(sections, failures, warnings + more)
 
 

@@ -38,7 +38,9 @@ class Picture:
     @property
     def alt(self) -> str:
         """The picture in words."""
-        return f"{self.which} case {self.case}: truth solid, prediction dashed, Dice {self.dice:.1f} %"
+        return (
+            f"{self.which} case {self.case}: truth solid, prediction dashed, Dice {self.dice:.1f} %"
+        )
 
 
 def choose(member: Member, dataset: str) -> list[tuple[str, str, float]]:
@@ -49,7 +51,10 @@ def choose(member: Member, dataset: str) -> list[tuple[str, str, float]]:
             scores.setdefault(line["case"], []).append(100 * line["dice"])
     order = sorted(scores, key=lambda case: -sum(scores[case]) / len(scores[case]))
     places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"} if order else {}
-    return [(which, order[i], sum(scores[order[i]]) / len(scores[order[i]])) for i, which in sorted(places.items())]
+    return [
+        (which, order[i], sum(scores[order[i]]) / len(scores[order[i]]))
+        for i, which in sorted(places.items())
+    ]
 
 
 def pictures(member: Member, run: Prepared, dataset: str, device: str) -> Iterator[Picture]:
@@ -61,8 +66,14 @@ def pictures(member: Member, run: Prepared, dataset: str, device: str) -> Iterat
     method, _ = trained(run, member.result, device)
     task, store = next((i, s) for i, s in enumerate(run.stores) if s.name == dataset)
     for which, case, dice in choose(member, dataset):
-        label, digest = predict_labels(method, store, case, task, run.experiment.protocol, device, run.experiment.precision)
-        scored = {line.get("prediction") for line in member.cases if (line["dataset"], line["case"]) == (dataset, case)}
+        label, digest = predict_labels(
+            method, store, case, task, run.experiment.protocol, device, run.experiment.precision
+        )
+        scored = {
+            line.get("prediction")
+            for line in member.cases
+            if (line["dataset"], line["case"]) == (dataset, case)
+        }
         yield Picture(case, which, dice, picture(store, case, label), scored == {digest})
 
 
@@ -77,16 +88,25 @@ def picture(store: Store, case: str, label: np.ndarray) -> str:
         figure = Figure(figsize=(sum(widths) + 0.04 * (len(planes) - 1), HEIGHT))
         left = 0.0
         for plane, width in zip(planes, widths, strict=True):
-            axes = figure.add_axes((left / figure.get_figwidth(), 0.0, width / figure.get_figwidth(), 1.0))
+            axes = figure.add_axes(
+                (left / figure.get_figwidth(), 0.0, width / figure.get_figwidth(), 1.0)
+            )
             left += width + 0.04
             axes.axis("off")
             axes.imshow(plane.of(image), cmap="gray", vmin=low, vmax=high, aspect="auto")
-            axes.imshow(tint(plane.of(truth), plane.of(label)), aspect="auto", interpolation="nearest")
-            for mask, colour, dashes in ((truth, TRUTH, "solid"), (label, PREDICTION, (0, (3, 1.5)))):
+            axes.imshow(
+                tint(plane.of(truth), plane.of(label)), aspect="auto", interpolation="nearest"
+            )
+            for mask, colour, dashes in (
+                (truth, TRUTH, "solid"),
+                (label, PREDICTION, (0, (3, 1.5))),
+            ):
                 for value in np.unique(mask)[1:] if mask.any() else ():
                     inside = plane.of(mask) == value
                     if inside.any() and not inside.all() and min(inside.shape) > 1:
-                        axes.contour(inside, [0.5], colors=colour, linewidths=1.1, linestyles=[dashes])
+                        axes.contour(
+                            inside, [0.5], colors=colour, linewidths=1.1, linestyles=[dashes]
+                        )
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=DPI)
     return "data:image/png;base64," + base64.b64encode(_smaller(out.getvalue())).decode()
@@ -95,8 +115,11 @@ def picture(store: Store, case: str, label: np.ndarray) -> str:
 def _smaller(png: bytes) -> bytes:
     """The same picture with a palette of 128 colours: a third of the bytes."""
     from PIL import Image
+
     out = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        out, "PNG", optimize=True
+    )
     return out.getvalue()
 
 

@@ -19,7 +19,9 @@ def export(runs: Iterable[RunDir], folder: Path) -> int:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:
-        raise PluginError("TensorBoard is not installed", found=error, fix="pip install segbench[tb]") from error
+        raise PluginError(
+            "TensorBoard is not installed", found=error, fix="pip install segbench[tb]"
+        ) from error
     count = 0
     for run in runs:
         log = read_log(run)
@@ -34,6 +36,11 @@ def export(runs: Iterable[RunDir], folder: Path) -> int:
                 for key, value in line.items():
                     if is_number(value) and key not in ("step", "seconds"):
                         tag = key if key == "lr" else f"loss/{key}"
-                        writer.add_scalar(tag, value, line["step"], walltime=seconds if is_number(seconds) else None)
+                        writer.add_scalar(
+                            tag,
+                            value,
+                            line["step"],
+                            walltime=seconds if is_number(seconds) else None,
+                        )
         count += 1
     return count

@@ -16,8 +16,14 @@ from segbench.training.run import Prepared, device_of
 Restore = Callable[[RunDir], Prepared]
 
 
-def report(runs: Iterable[RunDir], title: str, restore: Restore | None, device: str = "cpu",
-           tell: Callable[[str], None] = lambda text: None, warnings: Sequence[str] = ()) -> tuple[str, Content]:
+def report(
+    runs: Iterable[RunDir],
+    title: str,
+    restore: Restore | None,
+    device: str = "cpu",
+    tell: Callable[[str], None] = lambda text: None,
+    warnings: Sequence[str] = (),
+) -> tuple[str, Content]:
     """The page, and what it shows.
 
     Args:
@@ -32,8 +38,14 @@ def report(runs: Iterable[RunDir], title: str, restore: Restore | None, device: 
         for entry in section.entries:
             tell(f"{section.board.dataset}: {entry.name}")
             assert restore is not None
-            found[number, entry.name] = _pictures(entry.members[0], section.board.dataset, restore, device)
-    cited = bibtex(m.run for s in content.sections for e in s.entries for m in e.members) if content.sections else ""
+            found[number, entry.name] = _pictures(
+                entry.members[0], section.board.dataset, restore, device
+            )
+    cited = (
+        bibtex(m.run for s in content.sections for e in s.entries for m in e.members)
+        if content.sections
+        else ""
+    )
     return render(content, found, title, cited), content
 
 

@@ -21,7 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from segbench.config.identity import run_id
 from segbench.errors import IntegrityError
 from segbench.files import json_bytes
-from segbench.metrics.aggregate import DISTANCE, STATUSES, aggregate, case_value, diagonal, is_metric
+from segbench.metrics.aggregate import (
+    DISTANCE,
+    STATUSES,
+    aggregate,
+    case_value,
+    diagonal,
+    is_metric,
+)
 
 MAX_BYTES = 100_000_000
 MAX_DEPTH = 25  # a configuration has at most 20
@@ -95,28 +102,59 @@ def checked(result: Any, where: Path) -> dict[str, Any]:
         model = _Result.model_validate(result)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise IntegrityError("the result file is not of its schema", where=where, found=str(first["input"])[:80],
-                             expected=f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise IntegrityError(
+            "the result file is not of its schema",
+            where=where,
+            found=str(first["input"])[:80],
+            expected=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+        ) from error
     science = result["science"]
     try:
         data = {d.get("name"): d for d in model.science.datasets}
-        told = (model.method, model.backbone, model.seed, model.precision, list(data), model.protocol_sha256, model.run_id)
-        true = (science["method"], science["backbone"], science["seed"], science["precision"], model.datasets,
-                hashlib.sha256(json_bytes(science["protocol"])).hexdigest(), run_id(science))
+        told = (
+            model.method,
+            model.backbone,
+            model.seed,
+            model.precision,
+            list(data),
+            model.protocol_sha256,
+            model.run_id,
+        )
+        true = (
+            science["method"],
+            science["backbone"],
+            science["seed"],
+            science["precision"],
+            model.datasets,
+            hashlib.sha256(json_bytes(science["protocol"])).hexdigest(),
+            run_id(science),
+        )
         fits = told == true and all(
             (data[n]["labeled"], data[n]["fingerprint"], data[n]["split"])
-            == (result["labeled"][n], result["fingerprints"][n], result["splits"][n]) and n in result["train"]
-            and any(m.dataset == n for m in model.metrics) for n in model.datasets)
+            == (result["labeled"][n], result["fingerprints"][n], result["splits"][n])
+            and n in result["train"]
+            and any(m.dataset == n for m in model.metrics)
+            for n in model.datasets
+        )
         protocol = science["protocol"]
         fits &= all(m.policy == protocol["policy"] for m in model.metrics)
-        fits &= (protocol["name"], protocol["version"]) == (model.protocol.name, model.protocol.version)
+        fits &= (protocol["name"], protocol["version"]) == (
+            model.protocol.name,
+            model.protocol.version,
+        )
         if _depth(result) > MAX_DEPTH:
             raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise IntegrityError("the result file is incomplete", where=where, found=error) from error
     if not fits:
-        raise IntegrityError("the result file contradicts itself: its identity is not that of its settings", where=where)
-    defaults = {k: getattr(model, k) for k in ("partial", "precision", "selection", "changed_params", "without")}
+        raise IntegrityError(
+            "the result file contradicts itself: its identity is not that of its settings",
+            where=where,
+        )
+    defaults = {
+        k: getattr(model, k)
+        for k in ("partial", "precision", "selection", "changed_params", "without")
+    }
     return {**defaults, **result}
 
 
@@ -134,14 +172,19 @@ def read_cases(content: bytes, where: Path) -> list[Record]:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"{len(content)} bytes")
-        records = [_typed(row) for row in csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True)]
+        records = [
+            _typed(row)
+            for row in csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True)
+        ]
         keys = [(r["dataset"], r["case"], r["class"]) for r in records]
         if len(set(keys)) < len(keys):
             raise ValueError("a case twice")
         for record in records:
             _check(record)
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise IntegrityError("the case table is not one that segbench writes", where=where, found=error) from error
+        raise IntegrityError(
+            "the case table is not one that segbench writes", where=where, found=error
+        ) from error
     return records
 
 
@@ -151,9 +194,13 @@ def _typed(row: Mapping[str, str]) -> Record:
         if name in ("pred_voxels", "ref_voxels"):
             record[name] = int(text)
         elif name in ("shape", "spacing"):
-            record[name] = [(int if name == "shape" else float)(n) for n in text.split("x")] if text else None
+            record[name] = (
+                [(int if name == "shape" else float)(n) for n in text.split("x")] if text else None
+            )
         elif is_metric(name) and name.endswith("_mm") and not row["spacing"]:
-            del record[name]  # a column of another data set of a joint run, whose voxels have a size
+            del record[
+                name
+            ]  # a column of another data set of a joint run, whose voxels have a size
         elif is_metric(name):
             record[name] = float(text) if text else None
     return record
@@ -163,11 +210,17 @@ def _check(r: Record) -> None:
     what = f"case {str(r['case'])[:100]!r}"
     status, shape, dice, jaccard = r["status"], r["shape"], r["dice"], r["jaccard"]
     pred, ref = r["pred_voxels"], r["ref_voxels"]
-    if not shape or min(shape) < 1 or not all(0 <= n <= np.prod(shape, dtype=float) for n in (pred, ref)):
+    if (
+        not shape
+        or min(shape) < 1
+        or not all(0 <= n <= np.prod(shape, dtype=float) for n in (pred, ref))
+    ):
         raise ValueError(f"{what}: shape {shape} with {pred} and {ref} voxels")
     if status != STATUSES[(pred == 0) + 2 * (ref == 0)]:
         raise ValueError(f"{what}: status {status} with {pred} and {ref} voxels")
-    lacking = {f"{m}_{u}" for m in ("hd95", "asd") for u in ("vox", *(("mm",) if r["spacing"] else ()))} - set(r)
+    lacking = {
+        f"{m}_{u}" for m in ("hd95", "asd") for u in ("vox", *(("mm",) if r["spacing"] else ()))
+    } - set(r)
     if lacking:
         raise ValueError(f"{what}: no column {', '.join(sorted(lacking))}")
     for name, value in r.items():
@@ -175,8 +228,10 @@ def _check(r: Record) -> None:
             limit = diagonal(r, name) * (1 + TOLERANCE) if DISTANCE.fullmatch(name) else 1
             if not (isfinite(value) and 0 <= value <= limit):
                 raise ValueError(f"{what}: {name} {value}, possible are 0 to {limit}")
-    if status == "ok" and (abs(jaccard - dice / (2 - dice)) > TOLERANCE
-                           or dice > 2 * min(pred, ref) / (pred + ref) + TOLERANCE):
+    if status == "ok" and (
+        abs(jaccard - dice / (2 - dice)) > TOLERANCE
+        or dice > 2 * min(pred, ref) / (pred + ref) + TOLERANCE
+    ):
         raise ValueError(f"{what}: Dice {dice} with Jaccard {jaccard}, {pred} and {ref} voxels")
 
 
@@ -187,25 +242,46 @@ def check_metrics(result: dict[str, Any], records: Sequence[Record], where: Path
         IntegrityError: it does not.
     """
     for stored in result["metrics"]:
-        mine = [r for r in records if (r["dataset"], r["class"]) == (stored["dataset"], stored.get("class"))]
+        mine = [
+            r
+            for r in records
+            if (r["dataset"], r["class"]) == (stored["dataset"], stored.get("class"))
+        ]
         try:
             true = aggregate(mine, policy=stored["policy"]).to_dict()
         except ValueError as error:
-            raise IntegrityError("the result does not fit its case table", where=where, found=error) from error
-        means = {name: (stored["columns"].get(name, {}).get("mean"), true["columns"].get(name, {}).get("mean"))
-                 for name in {**true["columns"], **stored["columns"]}}
-        wrong = [name for name, (told, mean) in means.items() if (name in stored["columns"]) != (name in true["columns"])
-                 or (told is None) != (mean is None) or (told is not None and abs(told - mean) > TOLERANCE * max(1, mean))]
+            raise IntegrityError(
+                "the result does not fit its case table", where=where, found=error
+            ) from error
+        means = {
+            name: (
+                stored["columns"].get(name, {}).get("mean"),
+                true["columns"].get(name, {}).get("mean"),
+            )
+            for name in {**true["columns"], **stored["columns"]}
+        }
+        wrong = [
+            name
+            for name, (told, mean) in means.items()
+            if (name in stored["columns"]) != (name in true["columns"])
+            or (told is None) != (mean is None)
+            or (told is not None and abs(told - mean) > TOLERANCE * max(1, mean))
+        ]
         if wrong or stored["counts"] != true["counts"]:
-            raise IntegrityError("the result does not hold the means of its cases", where=where,
-                                 found=f"{wrong[0]} {means[wrong[0]][0]}" if wrong else stored["counts"],
-                                 expected=means[wrong[0]][1] if wrong else true["counts"])
+            raise IntegrityError(
+                "the result does not hold the means of its cases",
+                where=where,
+                found=f"{wrong[0]} {means[wrong[0]][0]}" if wrong else stored["counts"],
+                expected=means[wrong[0]][1] if wrong else true["counts"],
+            )
     told = {(m["dataset"], m.get("class")) for m in result["metrics"]}
     if told != {(r["dataset"], r["class"]) for r in records}:
         raise IntegrityError("the result does not name the classes of its case table", where=where)
 
 
-def by_case(records: Sequence[Record], dataset: str, metric: str, policy: str) -> dict[str, dict[str, float]]:
+def by_case(
+    records: Sequence[Record], dataset: str, metric: str, policy: str
+) -> dict[str, dict[str, float]]:
     """Value of each case and class under the policy; nan where it is not defined."""
     values: dict[str, dict[str, float]] = {}
     for r in records:

@@ -38,9 +38,19 @@ class Key(NamedTuple):
 
 Rows = dict[tuple[str, str], list[Finished]]  # by label and variant
 Groups = dict[Key, Rows]
-WORDS = {"labeled": "labelled cases", "draws": "labelled draws", "backbone": "backbone", "protocol": "protocol",
-         "content": "protocol's content", "fingerprint": "prepared data", "split": "split", "precision": "precision",
-         "network": "backbone's parameters", "source": "backbone's code", "engine": "engine"}
+WORDS = {
+    "labeled": "labelled cases",
+    "draws": "labelled draws",
+    "backbone": "backbone",
+    "protocol": "protocol",
+    "content": "protocol's content",
+    "fingerprint": "prepared data",
+    "split": "split",
+    "precision": "precision",
+    "network": "backbone's parameters",
+    "source": "backbone's code",
+    "engine": "engine",
+}
 
 
 def sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key, str]], list[str]]:
@@ -53,7 +63,9 @@ def sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key, 
         try:
             result = run.result()
             if result is None:
-                failures += [(run, key, _variant(science)) for key, science in _failed(run, networks)]
+                failures += [
+                    (run, key, _variant(science)) for key, science in _failed(run, networks)
+                ]
                 continue
             finished = Finished(result, run, run.cases())
             science, modified = result["science"], result["protocol"]["modified"]
@@ -65,7 +77,9 @@ def sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key, 
             continue
         for key in keys:
             mine = groups.setdefault(key, {}).setdefault(row, [])
-            if all(f.result["run_id"] != result["run_id"] for f in mine):  # a copied folder counts once
+            if all(
+                f.result["run_id"] != result["run_id"] for f in mine
+            ):  # a copied folder counts once
                 mine.append(finished)
     return groups, failures, warnings
 
@@ -76,10 +90,14 @@ def pooled(groups: Groups) -> Iterator[tuple[Key, Rows]]:
     for key, rows in groups.items():
         families.setdefault(key._replace(draws=()), {})[key.draws[0]] = rows
     for key, draws in families.items():
-        shared = [row for row in next(iter(draws.values())) if all(row in rows for rows in draws.values())]
+        shared = [
+            row for row in next(iter(draws.values())) if all(row in rows for rows in draws.values())
+        ]
         if len(draws) > 1 and shared:
-            yield key._replace(draws=tuple(sorted(draws))), {row: [f for d in sorted(draws) for f in draws[d][row]]
-                                                             for row in shared}
+            yield (
+                key._replace(draws=tuple(sorted(draws))),
+                {row: [f for d in sorted(draws) for f in draws[d][row]] for row in shared},
+            )
 
 
 def _failed(run: RunDir, networks: dict[bytes, str]) -> list[tuple[Key, dict[str, Any]]]:
@@ -90,14 +108,20 @@ def _failed(run: RunDir, networks: dict[bytes, str]) -> list[tuple[Key, dict[str
     try:
         science, modified = config["science"], config["experiment"]["modified"]
         network = _network(run, science, modified, networks)
-        found = [(_key(d["name"], science, modified, network), science) for d in science["datasets"]]
+        found = [
+            (_key(d["name"], science, modified, network), science) for d in science["datasets"]
+        ]
         hash(tuple(key for key, _ in found))  # a list where a name should be
         return found
     except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError("the stored configuration is incomplete", where=run.path, found=error) from error
+        raise IntegrityError(
+            "the stored configuration is incomplete", where=run.path, found=error
+        ) from error
 
 
-def _network(run: RunDir, science: dict[str, Any], modified: Sequence[str], known: dict[bytes, str]) -> tuple[str, str, str]:
+def _network(
+    run: RunDir, science: dict[str, Any], modified: Sequence[str], known: dict[bytes, str]
+) -> tuple[str, str, str]:
     """The backbone's parameters that protocol or user chose, its code, and the engine.
 
     What a method prescribes of its network is its own affair, as its code is. Only the stored configuration tells who
@@ -109,24 +133,44 @@ def _network(run: RunDir, science: dict[str, Any], modified: Sequence[str], know
         if mark not in known:
             named = run.config()["experiment"]["protocol"]["backbone"]
             preset = named["params"] if named["name"] == science["backbone"] else {}
-            known[mark] = json_bytes({**preset, **{k: v for k, v in final.items() if f"backbone.{k}" in modified}}).decode()
+            known[mark] = json_bytes(
+                {**preset, **{k: v for k, v in final.items() if f"backbone.{k}" in modified}}
+            ).decode()
         return known[mark], str(science["sources"].get("backbone")), str(science["engine"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError("the stored configuration is incomplete", where=run.path, found=error) from error
+        raise IntegrityError(
+            "the stored configuration is incomplete", where=run.path, found=error
+        ) from error
 
 
-def _key(name: str, science: dict[str, Any], modified: Sequence[str], network: tuple[str, str, str]) -> Key:
+def _key(
+    name: str, science: dict[str, Any], modified: Sequence[str], network: tuple[str, str, str]
+) -> Key:
     protocol = science["protocol"]
-    text = f"{protocol['name']} {protocol['version']}" + (f" (modified: {', '.join(modified)})" if modified else "")
+    text = f"{protocol['name']} {protocol['version']}" + (
+        f" (modified: {', '.join(modified)})" if modified else ""
+    )
     data = next(d for d in science["datasets"] if d["name"] == name)
     content = hashlib.sha256(json_bytes(protocol)).hexdigest()
-    return Key(name, data["labeled"], (science.get("draw", 0),), science["backbone"], text, content, data["fingerprint"],
-               data["split"], science["precision"], *network)
+    return Key(
+        name,
+        data["labeled"],
+        (science.get("draw", 0),),
+        science["backbone"],
+        text,
+        content,
+        data["fingerprint"],
+        data["split"],
+        science["precision"],
+        *network,
+    )
 
 
 def _variant(science: dict[str, Any]) -> str:
     """Digest of what makes two runs of one method different but for seed and draw: code, parameters, network."""
-    return hashlib.sha256(json_bytes({k: v for k, v in science.items() if k not in ("seed", "draw")})).hexdigest()[:4]
+    return hashlib.sha256(
+        json_bytes({k: v for k, v in science.items() if k not in ("seed", "draw")})
+    ).hexdigest()[:4]
 
 
 def _label(result: dict[str, Any], run: RunDir) -> str:

@@ -21,8 +21,19 @@ DATE = (1980, 1, 1, 0, 0, 0)  # the same labels give the same file
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:]{0,99}/[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.npy")
 
 # What reading a damaged or forged archive, or the header of an array in it, can raise.
-BROKEN = (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, SyntaxError, tokenize.TokenError,
-          zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+BROKEN = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class Keep(Protocol):
@@ -35,12 +46,16 @@ class Keep(Protocol):
 def writer(file: IO[bytes]) -> Iterator[Keep]:
     """A function that adds label maps (*S) uint8 to ``file``."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+
         def keep(dataset: str, case: str, label: np.ndarray) -> None:
             content = io.BytesIO()
-            np.lib.format.write_array(content, np.ascontiguousarray(label, np.uint8), (1, 0), allow_pickle=False)
+            np.lib.format.write_array(
+                content, np.ascontiguousarray(label, np.uint8), (1, 0), allow_pickle=False
+            )
             info = zipfile.ZipInfo(_name(dataset, case), DATE)
             info.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(info, content.getvalue())
+
         yield keep
 
 

@@ -53,16 +53,29 @@ class RunDir:
         file = self.path / "config.yaml"
         found = load_yaml(file)
         for key, kind in CONFIG.items():
-            if not isinstance(found.get(key), kind) or (kind is list and not all(isinstance(f, str) for f in found[key])):
-                raise IntegrityError("the stored configuration is incomplete", where=file,
-                                     found=f"{key}: {found.get(key)}"[:80], expected="the file as segbench wrote it")
+            if not isinstance(found.get(key), kind) or (
+                kind is list and not all(isinstance(f, str) for f in found[key])
+            ):
+                raise IntegrityError(
+                    "the stored configuration is incomplete",
+                    where=file,
+                    found=f"{key}: {found.get(key)}"[:80],
+                    expected="the file as segbench wrote it",
+                )
         return found
 
-    def write_config(self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]) -> None:
+    def write_config(
+        self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]
+    ) -> None:
         """Write the experiment before training starts."""
         self.path.mkdir(parents=True, exist_ok=True)
-        content = {"schema": SCHEMA, "run_id": run_id, "experiment": experiment.model_dump(mode="json"),
-                   "science": science, "plugins": plugins}
+        content = {
+            "schema": SCHEMA,
+            "run_id": run_id,
+            "experiment": experiment.model_dump(mode="json"),
+            "science": science,
+            "plugins": plugins,
+        }
         atomic_write(self.path / "config.yaml", dump_yaml(content).encode())
 
     def result(self) -> dict[str, Any] | None:
@@ -79,16 +92,28 @@ class RunDir:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise IntegrityError("the result file cannot be read", where=file, found=error,
-                                 fix="remove the run directory and run again") from error
+            raise IntegrityError(
+                "the result file cannot be read",
+                where=file,
+                found=error,
+                fix="remove the run directory and run again",
+            ) from error
         try:
             cases = hashlib.sha256((self.path / "cases.csv").read_bytes()).hexdigest()
         except OSError as error:
-            raise IntegrityError("cases.csv cannot be read", where=self.path, found=error,
-                                 fix="remove the run directory and run again") from error
+            raise IntegrityError(
+                "cases.csv cannot be read",
+                where=self.path,
+                found=error,
+                fix="remove the run directory and run again",
+            ) from error
         if cases != result.get("cases_sha256"):
-            raise IntegrityError("cases.csv was changed after the run", where=self.path / "cases.csv", found=cases[:16],
-                                 expected=str(result.get("cases_sha256"))[:16])
+            raise IntegrityError(
+                "cases.csv was changed after the run",
+                where=self.path / "cases.csv",
+                found=cases[:16],
+                expected=str(result.get("cases_sha256"))[:16],
+            )
         return checked(result, file)
 
     @property
@@ -111,7 +136,9 @@ class RunDir:
         """
         result, file = self.result(), self.path / "cases.csv"
         if result is None:
-            raise IntegrityError("the run is not finished", where=self.path, fix=f"segbench resume {self.run_id}")
+            raise IntegrityError(
+                "the run is not finished", where=self.path, fix=f"segbench resume {self.run_id}"
+            )
         records = read_cases(file.read_bytes(), file)
         check_metrics(result, records, file)
         return records
@@ -146,8 +173,14 @@ class RunDir:
 
     def fail(self, error: BaseException, stage: str) -> None:
         """Record why the run failed; a later success removes it."""
-        known = error.to_dict() if isinstance(error, SegbenchError) else {"kind": type(error).__name__, "what": str(error)}
-        self.write_json("failed.json", {"stage": stage, **known, "traceback": traceback.format_exc()})
+        known = (
+            error.to_dict()
+            if isinstance(error, SegbenchError)
+            else {"kind": type(error).__name__, "what": str(error)}
+        )
+        self.write_json(
+            "failed.json", {"stage": stage, **known, "traceback": traceback.format_exc()}
+        )
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -166,17 +199,29 @@ def is_number(value: object) -> TypeGuard[float]:
 
 def _other_schema(found: object, file: Path) -> IntegrityError:
     """The error for a result of another version; results are never rewritten."""
-    newer = isinstance(found, str) and found.startswith("segbench.run/") and found.rpartition("/")[2].isdecimal()
+    newer = (
+        isinstance(found, str)
+        and found.startswith("segbench.run/")
+        and found.rpartition("/")[2].isdecimal()
+    )
     newer = newer and int(str(found).rpartition("/")[2]) > int(SCHEMA.rpartition("/")[2])
-    return IntegrityError(f"results of schema {found} need {'a newer' if newer else 'another'} segbench", where=file,
-                          expected=SCHEMA, fix="pip install -U segbench" if newer else "run it again with this version")
+    return IntegrityError(
+        f"results of schema {found} need {'a newer' if newer else 'another'} segbench",
+        where=file,
+        expected=SCHEMA,
+        fix="pip install -U segbench" if newer else "run it again with this version",
+    )
 
 
-def run_folder(root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str) -> RunDir:
+def run_folder(
+    root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str
+) -> RunDir:
     """``<root>/runs/<data sets>/<method>/<labelled>of<train>[-d<draw>]-s<seed>-<id8>``: readable first, identity last."""
     counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
     data, draw = "+".join(experiment.datasets), f"-d{experiment.draw}" if experiment.draw else ""
-    return RunDir(root / "runs" / data / experiment.method / f"{counts}{draw}-s{experiment.seed}-{run_id[:8]}")
+    return RunDir(
+        root / "runs" / data / experiment.method / f"{counts}{draw}-s{experiment.seed}-{run_id[:8]}"
+    )
 
 
 def all_runs(root: Path) -> Iterator[RunDir]:
@@ -193,10 +238,19 @@ def find_run(root: Path, wanted: str) -> RunDir:
     """
     if wanted and (Path(wanted) / "config.yaml").is_file():
         return RunDir(Path(os.path.abspath(wanted)))
-    fits = [run for run in all_runs(root) if wanted and run.run_id.startswith(wanted[:8])
-            and (len(wanted) <= 8 or str(run.config()["run_id"]).startswith(wanted))]
+    fits = [
+        run
+        for run in all_runs(root)
+        if wanted
+        and run.run_id.startswith(wanted[:8])
+        and (len(wanted) <= 8 or str(run.config()["run_id"]).startswith(wanted))
+    ]
     if len(fits) == 1:
         return fits[0]
-    raise UsageError(f"{'several runs fit' if fits else 'no run'} '{wanted}'", where=root / "runs",
-                     found="\n".join(str(run.path) for run in fits[:SHOWN]) or None,
-                     expected="the id of a run (its folder ends with it) or its folder", fix="segbench runs ls")
+    raise UsageError(
+        f"{'several runs fit' if fits else 'no run'} '{wanted}'",
+        where=root / "runs",
+        found="\n".join(str(run.path) for run in fits[:SHOWN]) or None,
+        expected="the id of a run (its folder ends with it) or its folder",
+        fix="segbench runs ls",
+    )

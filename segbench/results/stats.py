@@ -41,7 +41,9 @@ class Scores:
     name: str
     values: Array  # (runs, cases), nan where not defined
     draws: tuple[int, ...] = ()  # labelled draw of each run; empty: all the same
-    classes: Array | None = None  # (runs, cases, classes), of which the values are the means; nan where not defined
+    classes: Array | None = (
+        None  # (runs, cases, classes), of which the values are the means; nan where not defined
+    )
     lacking: Flags | None = None  # (runs, cases), with classes: is there no record of the case?
 
     @property
@@ -53,8 +55,13 @@ class Scores:
 
     def run(self, index: int, name: str) -> Scores:
         """One of the runs alone."""
-        return Scores(name, self.values[[index]], (), None if self.classes is None else self.classes[[index]],
-                      None if self.lacking is None else self.lacking[[index]])
+        return Scores(
+            name,
+            self.values[[index]],
+            (),
+            None if self.classes is None else self.classes[[index]],
+            None if self.lacking is None else self.lacking[[index]],
+        )
 
     @property
     def units(self) -> Array:
@@ -88,7 +95,9 @@ def _by_class(run: Array) -> Array:
             parts.append(np.where(defined, n * values, 0.0))
         elif count:
             mean, weight = values[defined].mean(), sqrt(n * (n - 1) / (count * (count - 1)))
-            parts.append(values if count == n else np.where(defined, mean + weight * (values - mean), mean))
+            parts.append(
+                values if count == n else np.where(defined, mean + weight * (values - mean), mean)
+            )
     return np.mean(parts, 0) if parts else np.full(n, nan)
 
 
@@ -152,7 +161,9 @@ def estimate(scores: Scores, limits: tuple[float, float] = (-inf, inf)) -> Estim
     return Estimate(mean, max(low, limits[0]), min(high, limits[1]), se, df)
 
 
-def compare(a: Scores, b: Scores, higher: bool = True, tie: float = 0.0, family: Sequence[Scores] = ()) -> Difference:
+def compare(
+    a: Scores, b: Scores, higher: bool = True, tie: float = 0.0, family: Sequence[Scores] = ()
+) -> Difference:
     """``a`` minus ``b``.
 
     Args:
@@ -165,10 +176,14 @@ def compare(a: Scores, b: Scores, higher: bool = True, tie: float = 0.0, family:
     """
     first, second = a.units, b.units
     if first.shape[1] != second.shape[1]:
-        raise ValueError(f"{a.name} has {first.shape[1]} cases, {b.name} {second.shape[1]}: nothing to pair")
+        raise ValueError(
+            f"{a.name} has {first.shape[1]} cases, {b.name} {second.shape[1]}: nothing to pair"
+        )
     defined, cases = np.isfinite(first).all(0) & np.isfinite(second).all(0), _cases(a, b)
     groups, signs = [a.counted(cases), b.counted(cases)], [1, -1]
-    if len(set(a.draws)) > 1 and set(a.draws) == set(b.draws):  # the same labelled cases: paired by draw, too
+    if len(set(a.draws)) > 1 and set(a.draws) == set(
+        b.draws
+    ):  # the same labelled cases: paired by draw, too
         groups, signs = [groups[0] - groups[1]], [1]
     pool = _pool(family) if len(groups) == 2 else NO_POOL
     mean, se, df = _moments(groups, signs, pool)
@@ -176,26 +191,56 @@ def compare(a: Scores, b: Scores, higher: bool = True, tie: float = 0.0, family:
     by_case = np.where(defined, first.mean(0) - second.mean(0), nan)
     p = _p(mean, se, df)
     better = by_case[defined] if higher else -by_case[defined]
-    return Difference(a.name, b.name, mean, low, high, se, df, p, p, _wilcoxon(better), int((better > tie).sum()),
-                      int((abs(better) <= tie).sum()), int((better < -tie).sum()), int((~defined).sum()), by_case,
-                      _seeds_needed(groups, signs, mean, pool))
+    return Difference(
+        a.name,
+        b.name,
+        mean,
+        low,
+        high,
+        se,
+        df,
+        p,
+        p,
+        _wilcoxon(better),
+        int((better > tie).sum()),
+        int((abs(better) <= tie).sum()),
+        int((better < -tie).sum()),
+        int((~defined).sum()),
+        by_case,
+        _seeds_needed(groups, signs, mean, pool),
+    )
 
 
-def pairwise(scores: Sequence[Scores], higher: bool = True, tie: float = 0.0,
-             family: Sequence[Scores] = ()) -> list[Difference]:
+def pairwise(
+    scores: Sequence[Scores], higher: bool = True, tie: float = 0.0, family: Sequence[Scores] = ()
+) -> list[Difference]:
     """All pairs, in order; ``p_holm`` is corrected for their number. The family is theirs if none is given."""
-    return corrected([compare(a, b, higher, tie, family or scores) for a, b in combinations(scores, 2)])
+    return corrected(
+        [compare(a, b, higher, tie, family or scores) for a, b in combinations(scores, 2)]
+    )
 
 
 def turned(d: Difference) -> Difference:
     """The same difference from the other side."""
-    return replace(d, a=d.b, b=d.a, mean=0.0 - d.mean, low=0.0 - d.high, high=0.0 - d.low, wins=d.losses, losses=d.wins,
-                   by_case=0.0 - d.by_case)
+    return replace(
+        d,
+        a=d.b,
+        b=d.a,
+        mean=0.0 - d.mean,
+        low=0.0 - d.high,
+        high=0.0 - d.low,
+        wins=d.losses,
+        losses=d.wins,
+        by_case=0.0 - d.by_case,
+    )
 
 
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
     """The same differences with ``p_holm`` as of one family."""
-    return [replace(d, p_holm=p) for d, p in zip(differences, holm([d.p for d in differences]), strict=True)]
+    return [
+        replace(d, p_holm=p)
+        for d, p in zip(differences, holm([d.p for d in differences]), strict=True)
+    ]
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -208,8 +253,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def ranking(scores: Sequence[Scores], higher: bool = True, limits: tuple[float, float] = (-inf, inf), tie: float = 0.0,
-            ) -> tuple[list[Place], list[Difference]]:
+def ranking(
+    scores: Sequence[Scores],
+    higher: bool = True,
+    limits: tuple[float, float] = (-inf, inf),
+    tie: float = 0.0,
+) -> tuple[list[Place], list[Difference]]:
     """Places, best first, and all pairwise differences.
 
     A group takes in every method that is not distinguishable from its first; all of it has the first one's rank.
@@ -218,7 +267,9 @@ def ranking(scores: Sequence[Scores], higher: bool = True, limits: tuple[float, 
     ordered = sorted(scores, key=lambda s: (-1 if higher else 1) * estimates[s.name].mean)
     differences = pairwise(ordered, higher, tie)
     # Cases that one lacks count in its own mean, not in the pair: a test that says the contrary of the order parts nobody.
-    apart = {frozenset((d.a, d.b)) for d in differences if d.distinguishable and (d.mean > 0) == higher}
+    apart = {
+        frozenset((d.a, d.b)) for d in differences if d.distinguishable and (d.mean > 0) == higher
+    }
     names = [s.name for s in ordered]
     ranks: list[int] = []
     for position, name in enumerate(names, 1):
@@ -228,9 +279,18 @@ def ranking(scores: Sequence[Scores], higher: bool = True, limits: tuple[float, 
     places = []
     for position, (name, rank) in enumerate(zip(names, ranks, strict=True)):
         better = sum(frozenset((name, other)) in apart for other in names[:position])
-        worse = sum(frozenset((name, other)) in apart for other in names[position + 1:])
-        places.append(Place(name, rank, ranks.count(rank) > 1, signs[name], 1 + better, len(names) - worse,
-                            estimates[name]))
+        worse = sum(frozenset((name, other)) in apart for other in names[position + 1 :])
+        places.append(
+            Place(
+                name,
+                rank,
+                ranks.count(rank) > 1,
+                signs[name],
+                1 + better,
+                len(names) - worse,
+                estimates[name],
+            )
+        )
     return places, differences
 
 
@@ -239,8 +299,16 @@ def letters(names: Sequence[str], apart: set[frozenset[str]]) -> dict[str, str]:
     columns = [frozenset(names)]
     for pair in combinations(names, 2):
         if frozenset(pair) in apart:
-            split = [part for c in columns for part in ((c - {pair[0]}, c - {pair[1]}) if c >= set(pair) else (c,))]
-            columns = [c for i, c in enumerate(split) if not any(c < o or (c == o and i > j) for j, o in enumerate(split))]
+            split = [
+                part
+                for c in columns
+                for part in ((c - {pair[0]}, c - {pair[1]}) if c >= set(pair) else (c,))
+            ]
+            columns = [
+                c
+                for i, c in enumerate(split)
+                if not any(c < o or (c == o and i > j) for j, o in enumerate(split))
+            ]
     columns.sort(key=lambda c: [name not in c for name in names])
     return {name: "".join(_letter(i) for i, c in enumerate(columns) if name in c) for name in names}
 
@@ -251,8 +319,12 @@ def _letter(index: int) -> str:
 
 def _cases(*scores: Scores) -> Flags:
     """The cases that all runs of these methods have and in which any of them is defined."""
-    whole = [np.isfinite(s.units).all(0) if s.lacking is None else ~s.lacking.any(0) for s in scores]
-    return np.all(whole, 0) & np.any([np.isfinite(np.atleast_2d(s.values)).any(0) for s in scores], 0)
+    whole = [
+        np.isfinite(s.units).all(0) if s.lacking is None else ~s.lacking.any(0) for s in scores
+    ]
+    return np.all(whole, 0) & np.any(
+        [np.isfinite(np.atleast_2d(s.values)).any(0) for s in scores], 0
+    )
 
 
 def _pool(family: Sequence[Scores]) -> tuple[float, int]:
@@ -263,9 +335,15 @@ def _pool(family: Sequence[Scores]) -> tuple[float, int]:
     return (sum(float(u.var()) * len(u) for u in units) / df, df) if df else NO_POOL
 
 
-def _moments(groups: Sequence[Array], signs: Sequence[int], pool: tuple[float, int] = NO_POOL) -> tuple[float, float, float]:
+def _moments(
+    groups: Sequence[Array], signs: Sequence[int], pool: tuple[float, int] = NO_POOL
+) -> tuple[float, float, float]:
     """Mean, standard error and degrees of freedom of the signed sum of the groups' means."""
-    mean = float(sum(sign * g.mean() for g, sign in zip(groups, signs, strict=True))) if groups[0].size else nan
+    mean = (
+        float(sum(sign * g.mean() for g, sign in zip(groups, signs, strict=True)))
+        if groups[0].size
+        else nan
+    )
     if groups[0].shape[1] < 2:
         return mean, nan, nan
     cases, runs, freedom, residual = _parts(groups, signs, pool)
@@ -275,8 +353,9 @@ def _moments(groups: Sequence[Array], signs: Sequence[int], pool: tuple[float, i
     return mean, sqrt(variance), variance**2 / spread if spread > 0 else inf
 
 
-def _parts(groups: Sequence[Array], signs: Sequence[int],
-           pool: tuple[float, int]) -> tuple[float, list[float], list[int], list[float]]:
+def _parts(
+    groups: Sequence[Array], signs: Sequence[int], pool: tuple[float, int]
+) -> tuple[float, list[float], list[int], list[float]]:
     """Variance of the mean from cases; for each group that from runs, its degrees of freedom, the residual in both."""
     n = groups[0].shape[1]
     cases = sum(sign * g.mean(0) for g, sign in zip(groups, signs, strict=True))
@@ -299,8 +378,9 @@ def _p(mean: float, se: float, df: float) -> float:
     return float(2 * stats.t.sf(abs(mean) / se, df))
 
 
-def _interval(groups: Sequence[Array], signs: Sequence[int], mean: float, se: float, df: float,
-              name: str) -> tuple[float, float]:
+def _interval(
+    groups: Sequence[Array], signs: Sequence[int], mean: float, se: float, df: float, name: str
+) -> tuple[float, float]:
     if isnan(se):
         return nan, nan
     rng, n, each = _generator(name, groups), groups[0].shape[1], np.arange(REPLICATES)
@@ -330,7 +410,9 @@ def _wilcoxon(differences: Array) -> float:
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def _seeds_needed(groups: Sequence[Array], signs: Sequence[int], mean: float, pool: tuple[float, int]) -> int | None:
+def _seeds_needed(
+    groups: Sequence[Array], signs: Sequence[int], mean: float, pool: tuple[float, int]
+) -> int | None:
     """Runs a method so that a true difference of ``mean`` is found with 80 % power, the cases staying as many."""
     n = groups[0].shape[1]
     if mean == 0 or isnan(mean) or n < 2 or any(len(g) < 2 for g in groups):
@@ -343,6 +425,10 @@ def _seeds_needed(groups: Sequence[Array], signs: Sequence[int], mean: float, po
     u = np.arange(2, MAX_SEEDS + 1)
     variance = fixed + noise / u
     spread = fixed**2 / (n - 1) + (noise / u) ** 2 / (len(groups) * (u - 1))
-    df = np.where(spread > 0, variance**2 / np.maximum(spread, np.finfo(float).tiny), inf)  # nothing scatters: two suffice
-    shown = abs(mean) >= (stats.t.isf(ALPHA / 2, df) + stats.norm.isf(1 - POWER)) * np.sqrt(variance)
+    df = np.where(
+        spread > 0, variance**2 / np.maximum(spread, np.finfo(float).tiny), inf
+    )  # nothing scatters: two suffice
+    shown = abs(mean) >= (stats.t.isf(ALPHA / 2, df) + stats.norm.isf(1 - POWER)) * np.sqrt(
+        variance
+    )
     return int(u[shown.argmax()]) if shown.any() else None

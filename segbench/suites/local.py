@@ -44,7 +44,9 @@ def state(folder: RunDir) -> str:
     return folder.state
 
 
-def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callable[[Outcome], None]) -> list[Outcome]:
+def run_all(
+    runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callable[[Outcome], None]
+) -> list[Outcome]:
     """Execute runs that are not done, ``slots`` at a time; a failed one does not stop the others.
 
     Raises:
@@ -63,26 +65,45 @@ def run_all(runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callab
             for job in [j for j in jobs if j.process.poll() is not None]:
                 jobs.remove(job)
                 job.log.close()
-                outcomes.append(Outcome(job.run, job.process.returncode, time.monotonic() - job.began))
+                outcomes.append(
+                    Outcome(job.run, job.process.returncode, time.monotonic() - job.began)
+                )
                 tell(outcomes[-1])
             if stopped and not jobs:
                 name = signal.Signals(stopped[0]).name
-                raise Interrupted(f"{name}: the suite was stopped, running ones have saved", CODES[name],
-                                  fix="repeat the command to go on")
+                raise Interrupted(
+                    f"{name}: the suite was stopped, running ones have saved",
+                    CODES[name],
+                    fix="repeat the command to go on",
+                )
             time.sleep(0.1)
     return outcomes
 
 
 def ended(run: Prepared, machine: Machine) -> bool:
     """Finished, and its leak measured if that is wanted and its checkpoints were kept."""
-    unmeasured = machine.leak_meter and (run.folder.path / "snapshots").exists() and not run.folder.leak()
+    unmeasured = (
+        machine.leak_meter and (run.folder.path / "snapshots").exists() and not run.folder.leak()
+    )
     return state(run.folder) == "done" and not unmeasured
 
 
 def own_command(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
     """The words that start ``segbench COMMAND RUN`` as a process of its own on this machine's folders and device."""
-    return [sys.executable, "-m", "segbench.cli.main", "--root", str(machine.root), "--data-root", str(machine.data_root),
-            command, str(run.folder.path), "--device", machine.device, *options]
+    return [
+        sys.executable,
+        "-m",
+        "segbench.cli.main",
+        "--root",
+        str(machine.root),
+        "--data-root",
+        str(machine.data_root),
+        command,
+        str(run.folder.path),
+        "--device",
+        machine.device,
+        *options,
+    ]
 
 
 def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
@@ -90,9 +111,17 @@ def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
     if not (run.folder.path / "config.yaml").exists():
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
     cadence = machine.save_every
-    words = own_command(machine, "resume", run, "--workers", str(machine.workers), "--save-every",
-                        str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s",
-                        *["--leak-meter"] * machine.leak_meter, *["--recompute"] * machine.recompute)
+    words = own_command(
+        machine,
+        "resume",
+        run,
+        "--workers",
+        str(machine.workers),
+        "--save-every",
+        str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s",
+        *["--leak-meter"] * machine.leak_meter,
+        *["--recompute"] * machine.recompute,
+    )
     env = dict(os.environ)
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
     if machine.device == "cuda":
@@ -100,7 +129,9 @@ def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
         env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
     log = (run.folder.path / "console.log").open("ab")
     # A session of its own: Ctrl-C reaches only us, and we pass it on once.
-    process = subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
     return Job(run, process, slot, log, time.monotonic())
 
 
@@ -109,6 +140,7 @@ def _gpus() -> list[str]:
     if listed:
         return listed.split(",")
     import torch
+
     return [str(i) for i in range(max(1, torch.cuda.device_count()))]
 
 
@@ -121,7 +153,10 @@ def _forwarded(jobs: list[Job]) -> Iterator[list[int]]:
         stopped.append(number)
         for job in jobs:
             job.process.send_signal(number)
-    numbers = [getattr(signal, name) for name in CODES if hasattr(signal, name) and not spared(name)]
+
+    numbers = [
+        getattr(signal, name) for name in CODES if hasattr(signal, name) and not spared(name)
+    ]
     old = {n: signal.signal(n, handle) for n in numbers}
     try:
         yield stopped
@@ -137,4 +172,4 @@ def last_words(folder: Path, lines: int = 3) -> str:
     except OSError:
         return ""
     errors = [i for i, line in enumerate(text) if line.startswith("error:")]
-    return "\n".join(text[errors[-1]:][:lines] if errors else text[-lines:])
+    return "\n".join(text[errors[-1] :][:lines] if errors else text[-lines:])

@@ -44,8 +44,10 @@ def pack(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return [pack(v, tensors, f"{path}.{i}") for i, v in enumerate(state)]
     if state is None or isinstance(state, (bool, int, float, str)):
         return state
-    raise TypeError(f"the state at '{path}' has type {type(state).__name__}, which a checkpoint cannot hold; "
-                    "keep it as a buffer (register_buffer) or a plain number")
+    raise TypeError(
+        f"the state at '{path}' has type {type(state).__name__}, which a checkpoint cannot hold; "
+        "keep it as a buffer (register_buffer) or a plain number"
+    )
 
 
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -68,7 +70,11 @@ def digest(state: Any) -> str:
     total = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
     for name in sorted(tensors):
         total.update(name.encode() + str(tensors[name].dtype).encode())
-        total.update(tensors[name].view(-1).view(torch.uint8).numpy().tobytes() if tensors[name].numel() else b"")
+        total.update(
+            tensors[name].view(-1).view(torch.uint8).numpy().tobytes()
+            if tensors[name].numel()
+            else b""
+        )
     return total.hexdigest()
 
 
@@ -81,19 +87,34 @@ def save(folder: Path, step: int, state: Any, header: Mapping[str, Any], keep: i
     """
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
-    bad = [name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    bad = [
+        name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()
+    ]
     if bad:
-        raise TrainingError("the state is not finite, so it is not saved", where=f"after step {step}", found=bad[0],
-                            fix="lower the learning rate, or use --precision fp32")
-    meta = {"schema": SCHEMA, "step": str(step), "tree": json.dumps(tree), "header": json.dumps(dict(header))}
+        raise TrainingError(
+            "the state is not finite, so it is not saved",
+            where=f"after step {step}",
+            found=bad[0],
+            fix="lower the learning rate, or use --precision fp32",
+        )
+    meta = {
+        "schema": SCHEMA,
+        "step": str(step),
+        "tree": json.dumps(tree),
+        "header": json.dumps(dict(header)),
+    }
     data = save_tensors(tensors, meta)
     sha = hashlib.sha256(data).hexdigest()
     file = folder / f"ck-{step:08d}-{sha[:16]}.st"
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, data)
     listed = [{"file": file.name, "step": step, "bytes": len(data), "sha256": sha}]
-    others = [e for e in _listed(folder) if e["file"] != file.name and (folder / e["file"]).exists()]
-    listed += [e for e in others if e.get("step") != step][: keep - 1]  # a step that was done again has one file
+    others = [
+        e for e in _listed(folder) if e["file"] != file.name and (folder / e["file"]).exists()
+    ]
+    listed += [e for e in others if e.get("step") != step][
+        : keep - 1
+    ]  # a step that was done again has one file
     atomic_write(folder / "last.json", json.dumps(listed, indent=1).encode())
     wanted = {e["file"] for e in listed}
     for old in folder.iterdir():
@@ -114,10 +135,16 @@ def load(folder: Path) -> tuple[int, Any, dict[str, Any], list[str]] | None:
         try:
             return (*_read(file, sha), warnings)
         except IntegrityError as error:
-            warnings.append(f"checkpoint {file.name} cannot be used ({error.what}); trying the one before")
+            warnings.append(
+                f"checkpoint {file.name} cannot be used ({error.what}); trying the one before"
+            )
     if candidates:
-        raise IntegrityError("no usable checkpoint", where=folder, found="; ".join(warnings),
-                             fix="add --restart to train from the beginning")
+        raise IntegrityError(
+            "no usable checkpoint",
+            where=folder,
+            found="; ".join(warnings),
+            fix="add --restart to train from the beginning",
+        )
     return None
 
 
@@ -150,7 +177,9 @@ def _candidates(folder: Path) -> list[tuple[Path, str]]:
     known = {e["file"]: str(e["sha256"]) for e in _listed(folder)}
     order = list(reversed(known))  # of two files of one step the one listed first is the newer
     files = [f for f in folder.iterdir() if NAME.fullmatch(f.name)]
-    files.sort(key=lambda f: (f.name[:11], order.index(f.name) if f.name in order else -1), reverse=True)
+    files.sort(
+        key=lambda f: (f.name[:11], order.index(f.name) if f.name in order else -1), reverse=True
+    )
     return [(f, known.get(f.name, f.stem.rsplit("-", 1)[1])) for f in files]
 
 
@@ -162,10 +191,17 @@ def _read(file: Path, sha: str) -> tuple[int, Any, dict[str, Any]]:
     try:
         tensors = load_tensors(data)
         size = int.from_bytes(data[:8], "little")
-        meta = json.loads(data[8:8 + size])["__metadata__"]
+        meta = json.loads(data[8 : 8 + size])["__metadata__"]
         if meta["schema"] != SCHEMA:
-            raise IntegrityError(f"schema {meta['schema']}, expected {SCHEMA}", where=file,
-                                 fix="use the segbench version that wrote it")
-        return int(meta["step"]), unpack(json.loads(meta["tree"]), tensors), json.loads(meta["header"])
+            raise IntegrityError(
+                f"schema {meta['schema']}, expected {SCHEMA}",
+                where=file,
+                fix="use the segbench version that wrote it",
+            )
+        return (
+            int(meta["step"]),
+            unpack(json.loads(meta["tree"]), tensors),
+            json.loads(meta["header"]),
+        )
     except (SafetensorError, ValueError, KeyError) as error:
         raise IntegrityError(f"not a checkpoint: {error}", where=file) from error

@@ -25,24 +25,39 @@ class Cost:
         self.device = device
         self.cuda = device.type == "cuda"
         self.volumes: dict[str, int] = {}  # by phase: volumes through a network in one of its steps
-        self._before: dict[str, Any] = {"cpu_seconds": 0.0, "energy_joules": 0.0, "peak_memory_bytes": 0}
+        self._before: dict[str, Any] = {
+            "cpu_seconds": 0.0,
+            "energy_joules": 0.0,
+            "peak_memory_bytes": 0,
+        }
         self._cpu, self._energy = _cpu_seconds(), _energy(device)
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(device)
 
     def restore(self, stored: dict[str, Any] | None) -> None:
         """Take over what earlier attempts used; None: nobody knows."""
-        self._before = dict(stored or {"cpu_seconds": None, "energy_joules": None, "peak_memory_bytes": 0, "volumes": {}})
+        self._before = dict(
+            stored
+            or {"cpu_seconds": None, "energy_joules": None, "peak_memory_bytes": 0, "volumes": {}}
+        )
         self.volumes = {**self._before.pop("volumes"), **self.volumes}
 
     def to_dict(self) -> dict[str, Any]:
         """``cpu_seconds`` of all processes, ``peak_memory_bytes`` of the device (or of this process), ``energy_joules`` of
         the GPU or None where that is not measured, ``volumes`` a step by phase."""
-        peak = (torch.cuda.max_memory_allocated(self.device) if self.cuda
-                else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # of all this process has done so far
-        return {"cpu_seconds": _sum(self._before["cpu_seconds"], _cpu_seconds(), self._cpu),
-                "energy_joules": _sum(self._before["energy_joules"], _energy(self.device), self._energy),
-                "peak_memory_bytes": max(int(peak), self._before["peak_memory_bytes"]), "volumes": dict(self.volumes)}
+        peak = (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.cuda
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )  # of all this process has done so far
+        return {
+            "cpu_seconds": _sum(self._before["cpu_seconds"], _cpu_seconds(), self._cpu),
+            "energy_joules": _sum(
+                self._before["energy_joules"], _energy(self.device), self._energy
+            ),
+            "peak_memory_bytes": max(int(peak), self._before["peak_memory_bytes"]),
+            "volumes": dict(self.volumes),
+        }
 
     @contextmanager
     def counted(self, method: nn.Module, phase: str) -> Iterator[None]:
@@ -55,7 +70,9 @@ class Cost:
             return
         total, depth = [0], [0]
         kinds = {type(m) for m in method.modules() if isinstance(m, Backbone)}
-        wrapped = [(kind, name, vars(kind).get(name)) for kind in kinds for name in ("forward", "encode")]
+        wrapped = [
+            (kind, name, vars(kind).get(name)) for kind in kinds for name in ("forward", "encode")
+        ]
         for kind, name, _ in wrapped:
             setattr(kind, name, _counting(getattr(kind, name), total, depth))
         try:
@@ -75,17 +92,23 @@ def _counting(function: Any, total: list[int], depth: list[int]) -> Any:
             return function(self, image, *args, **kwargs)
         finally:
             depth[0] -= 1
+
     return count
 
 
 def _sum(before: float | None, now: float | None, start: float | None) -> float | None:
     """What was used before and since ``start``; None where a part is unknown: a part is not the whole."""
-    return None if before is None or now is None or start is None else round(before + now - start, 2)
+    return (
+        None if before is None or now is None or start is None else round(before + now - start, 2)
+    )
 
 
 def _cpu_seconds() -> float:
     """Of this process and of the loader's that have ended."""
-    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        u.ru_utime + u.ru_stime
+        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def _energy(device: torch.device) -> float | None:
@@ -94,9 +117,15 @@ def _energy(device: torch.device) -> float | None:
         return None
     try:
         import pynvml
+
         pynvml.nvmlInit()
         name = torch.cuda.get_device_properties(device).uuid
-        return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{name}")) / 1000
+        return (
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(
+                pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{name}")
+            )
+            / 1000
+        )
     except (ImportError, AttributeError):
         return None
     except pynvml.NVMLError:

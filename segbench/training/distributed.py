@@ -35,21 +35,30 @@ class World:
             UsageError: they cannot be shared out evenly.
         """
         if len(places) % self.size:
-            raise UsageError(f"{self.size} processes cannot share {len(places)} items of a batch",
-                             expected=f"a multiple of {self.size}",
-                             fix="another --nproc-per-node, or -o batch.labeled= (a modified protocol)")
+            raise UsageError(
+                f"{self.size} processes cannot share {len(places)} items of a batch",
+                expected=f"a multiple of {self.size}",
+                fix="another --nproc-per-node, or -o batch.labeled= (a modified protocol)",
+            )
         part = len(places) // self.size
-        return places[self.rank * part:(self.rank + 1) * part]
+        return places[self.rank * part : (self.rank + 1) * part]
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace gradients by their mean over the processes; one that is missing here counts as zero."""
         mine = list(parameters) if self.size > 1 else []
         if not mine:
             return
-        there = torch.tensor([p.grad is not None for p in mine], dtype=torch.float32, device=mine[0].device)
-        flat = torch.cat([there, *(p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in mine)])
+        there = torch.tensor(
+            [p.grad is not None for p in mine], dtype=torch.float32, device=mine[0].device
+        )
+        flat = torch.cat(
+            [there, *(p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in mine)]
+        )
         dist.all_reduce(flat)
-        found, means = flat[:len(mine)].tolist(), (flat[len(mine):] / self.size).split([p.numel() for p in mine])
+        found, means = (
+            flat[: len(mine)].tolist(),
+            (flat[len(mine) :] / self.size).split([p.numel() for p in mine]),
+        )
         for parameter, anywhere, mean in zip(mine, found, means, strict=True):
             parameter.grad = mean.view_as(parameter) if anywhere else None
 
@@ -101,7 +110,9 @@ def join(kind: str) -> World:
     """Meet the other processes; ``kind`` of device is cpu, cuda or mps."""
     rank, size = launched()
     if size > 1:
-        if kind == "cuda":  # nccl sends objects through the current GPU, which must not be that of another process
+        if (
+            kind == "cuda"
+        ):  # nccl sends objects through the current GPU, which must not be that of another process
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # The others wait through evaluations of the first one, which may take hours.
         dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=2))
@@ -110,4 +121,8 @@ def join(kind: str) -> World:
 
 def own_device(device: str) -> str:
     """The GPU of this process of its machine; any other device as it is."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if launched()[1] > 1 and device.startswith("cuda") else device
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if launched()[1] > 1 and device.startswith("cuda")
+        else device
+    )

@@ -19,9 +19,13 @@ from segbench.training.run import Machine, Prepared, build, device_of
 from segbench.training.selection import Report
 
 
-def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine, report: Report,
-               keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
-               ) -> tuple[list[dict[str, Any]], str, bool]:
+def reevaluate(
+    run: Prepared,
+    stored: dict[str, Any],
+    machine: Machine,
+    report: Report,
+    keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
+) -> tuple[list[dict[str, Any]], str, bool]:
     """Metrics of a finished run computed once more from its weights, the digest of the case table they give, and whether
     this machine must give the very same (device and torch of the training).
 
@@ -31,8 +35,17 @@ def reevaluate(run: Prepared, stored: dict[str, Any], machine: Machine, report: 
     device = device_of(machine.device)
     method, header = trained(run, stored, device)
     with tempfile.TemporaryDirectory() as folder:
-        rows = evaluate(method, run.stores, run.experiment.protocol, Path(folder) / "rows", "", device,
-                        run.experiment.precision, report, keep)
+        rows = evaluate(
+            method,
+            run.stores,
+            run.experiment.protocol,
+            Path(folder) / "rows",
+            "",
+            device,
+            run.experiment.precision,
+            report,
+            keep,
+        )
     digest = hashlib.sha256(cases_csv(rows)).hexdigest()
     return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
 
@@ -49,12 +62,20 @@ def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method,
     _, state, header, _ = found
     weights = checkpoint.digest(state["method"])
     if weights != stored["weights_sha256"]:
-        raise IntegrityError("the weights are not those of the result", where=run.folder.path / "ckpt", found=weights[:16],
-                             expected=stored["weights_sha256"][:16])
+        raise IntegrityError(
+            "the weights are not those of the result",
+            where=run.folder.path / "ckpt",
+            found=weights[:16],
+            expected=stored["weights_sha256"][:16],
+        )
     method = build(run.experiment, run.stores, fresh=False)
     method.load_state_dict(state["method"])
     return method.to(device).eval(), header
 
 
 def _same_machine(header: dict[str, Any], device: str) -> bool:
-    return (header["torch"], header["device"], header["threads"]) == (torch.__version__, device, torch.get_num_threads())
+    return (header["torch"], header["device"], header["threads"]) == (
+        torch.__version__,
+        device,
+        torch.get_num_threads(),
+    )

@@ -32,18 +32,32 @@ def measure(run: Prepared, stored: dict[str, Any], device: str, report: Report) 
         validation, partial = validation_stores(run), folder / "leak.jsonl"
         rows: list[dict[str, Any]] = []
         for step, weights in snapshots(run, method):
-            scores = [100 * mean_dice(method, stores, run, partial, weights, device, report)
-                      for stores in (validation, run.stores)]
-            rows.append({"step": step, "weights": weights, "validation": scores[0], "test": scores[1]})
+            scores = [
+                100 * mean_dice(method, stores, run, partial, weights, device, report)
+                for stores in (validation, run.stores)
+            ]
+            rows.append(
+                {"step": step, "weights": weights, "validation": scores[0], "test": scores[1]}
+            )
         by_rule = [row for row in rows if row["weights"] == stored["weights_sha256"]]
         if not by_rule:
-            raise IntegrityError("none of the kept checkpoints is that of the result", where=folder / "snapshots")
+            raise IntegrityError(
+                "none of the kept checkpoints is that of the result", where=folder / "snapshots"
+            )
         chosen, best = by_rule[-1]["test"], max(row["test"] for row in rows)
         by_validation = max(rows, key=lambda row: (row["validation"], row["step"]))
-        record = {"schema": SCHEMA, "run_id": run.run_id, "selection": stored["selection"], "checkpoints": rows,
-                  "validation_cases": {s.name: list(s.test) for s in validation}, "last": rows[-1]["test"],
-                  "validation_best": by_validation["test"], "test_best": best, "gap": best - chosen,
-                  "test_evaluations": stored["test_evaluations"] + len(rows)}
+        record = {
+            "schema": SCHEMA,
+            "run_id": run.run_id,
+            "selection": stored["selection"],
+            "checkpoints": rows,
+            "validation_cases": {s.name: list(s.test) for s in validation},
+            "last": rows[-1]["test"],
+            "validation_best": by_validation["test"],
+            "test_best": best,
+            "gap": best - chosen,
+            "test_evaluations": stored["test_evaluations"] + len(rows),
+        }
         run.folder.write_json("leak.json", record)
         partial.unlink(missing_ok=True)
     return record

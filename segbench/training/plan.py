@@ -36,23 +36,38 @@ def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) ->
         UsageError: fewer steps than phases, or shares that do not add up to 1.
     """
     if abs(sum(p.share for p in phases) - 1) > 1e-6:
-        raise UsageError("the shares of a method's phases must add up to 1", found=[p.share for p in phases])
+        raise UsageError(
+            "the shares of a method's phases must add up to 1", found=[p.share for p in phases]
+        )
     if total < len(phases):
-        raise UsageError(f"{total} steps are too few for {len(phases)} phases", expected=f"steps >= {len(phases)}")
+        raise UsageError(
+            f"{total} steps are too few for {len(phases)} phases",
+            expected=f"steps >= {len(phases)}",
+        )
     result, start, share = [], 0, 0.0
     for i, phase in enumerate(phases):
         share += phase.share
         end = total if i == len(phases) - 1 else round(share * total)
         end = min(max(end, start + 1), total - (len(phases) - 1 - i))
         if phase.unlabeled is None and unlabeled == 0:
-            raise UsageError(f"phase '{phase.name}' needs unlabelled items, but the batch has none",
-                             expected="batch.unlabeled >= 1", fix="-o batch.unlabeled=2, or the method supervised")
+            raise UsageError(
+                f"phase '{phase.name}' needs unlabelled items, but the batch has none",
+                expected="batch.unlabeled >= 1",
+                fix="-o batch.unlabeled=2, or the method supervised",
+            )
         if phase.labeled is not None and phase.labeled < 1:
-            raise UsageError(f"phase '{phase.name}' wants {phase.labeled} labelled items", expected="at least 1",
-                             fix="leave out what the phase does not need in the loss")
+            raise UsageError(
+                f"phase '{phase.name}' wants {phase.labeled} labelled items",
+                expected="at least 1",
+                fix="leave out what the phase does not need in the loss",
+            )
         u = unlabeled if phase.unlabeled is None else phase.unlabeled
         default = labeled + unlabeled if phase.unlabeled == 0 else labeled
-        result.append(Stage(phase, i, start, end - start, default if phase.labeled is None else phase.labeled, u))
+        result.append(
+            Stage(
+                phase, i, start, end - start, default if phase.labeled is None else phase.labeled, u
+            )
+        )
         start = end
     return _with_spans(result, total)
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from segbench.training.run import Prepared
 
 
-def write_result(run: Prepared, trainer: Trainer, chosen: dict[str, Any], device: str, report: Report) -> dict[str, Any]:
+def write_result(
+    run: Prepared, trainer: Trainer, chosen: dict[str, Any], device: str, report: Report
+) -> dict[str, Any]:
     """Predict and score the test cases of a finished training; write ``cases.csv``, ``manifest.json`` and ``result.json``.
 
     ``chosen``: what the selection adds to the result. Returns the result.
@@ -33,22 +35,45 @@ def write_result(run: Prepared, trainer: Trainer, chosen: dict[str, Any], device
     weights, spent = checkpoint.digest(trainer.method.state_dict()), trainer.cost.to_dict()
     started = time.monotonic()
     partial = folder.path / "evaluation.jsonl"
-    rows = evaluate(trainer.method, run.stores, protocol, partial, weights, device, experiment.precision, report)
+    rows = evaluate(
+        trainer.method, run.stores, protocol, partial, weights, device, experiment.precision, report
+    )
     table = cases_csv(rows)
-    folder.write_json("manifest.json", _manifest(trainer, spent, device, time.monotonic() - started))
+    folder.write_json(
+        "manifest.json", _manifest(trainer, spent, device, time.monotonic() - started)
+    )
     atomic_write(folder.path / "cases.csv", table)
     result = {
-        "schema": SCHEMA, "status": "done", "run_id": run.run_id, "method": experiment.method,
-        "backbone": experiment.backbone, "datasets": list(experiment.datasets), "labeled": experiment.labeled,
-        "draw": experiment.draw, "train": run.train_sizes, "partial": [s.name for s in run.stores if s.partial],
+        "schema": SCHEMA,
+        "status": "done",
+        "run_id": run.run_id,
+        "method": experiment.method,
+        "backbone": experiment.backbone,
+        "datasets": list(experiment.datasets),
+        "labeled": experiment.labeled,
+        "draw": experiment.draw,
+        "train": run.train_sizes,
+        "partial": [s.name for s in run.stores if s.partial],
         "seed": experiment.seed,
-        "precision": experiment.precision, "selection": protocol.selection, "test_evaluations": 1,
-        "protocol": {"name": protocol.name, "version": protocol.version, "modified": list(experiment.modified)},
+        "precision": experiment.precision,
+        "selection": protocol.selection,
+        "test_evaluations": 1,
+        "protocol": {
+            "name": protocol.name,
+            "version": protocol.version,
+            "modified": list(experiment.modified),
+        },
         "protocol_sha256": hashlib.sha256(json_bytes(run.science["protocol"])).hexdigest(),
-        "changed_params": _changed(experiment), "without": list(experiment.without),
+        "changed_params": _changed(experiment),
+        "without": list(experiment.without),
         "fingerprints": {s.name: s.fingerprint for s in run.stores},
-        "splits": run.splits, "science": run.science, "metrics": summarise(rows, protocol.policy), "steps": trainer.step,
-        **chosen, "weights_sha256": weights, "cases_sha256": hashlib.sha256(table).hexdigest(),
+        "splits": run.splits,
+        "science": run.science,
+        "metrics": summarise(rows, protocol.policy),
+        "steps": trainer.step,
+        **chosen,
+        "weights_sha256": weights,
+        "cases_sha256": hashlib.sha256(table).hexdigest(),
     }
     folder.write_json("result.json", result)
     trainer.keep_weights_only(folder.path / "log.jsonl")
@@ -59,26 +84,46 @@ def write_result(run: Prepared, trainer: Trainer, chosen: dict[str, Any], device
 def _changed(experiment: Experiment) -> dict[str, Any]:
     """The method's parameters that are not its defaults, and those of the backbone that were set by hand."""
     defaults = registry.get("method", experiment.method).cls.Params().model_dump(mode="json")
-    network = {f"backbone.{k}": v for k, v in experiment.backbone_params.items() if f"backbone.{k}" in experiment.modified}
+    network = {
+        f"backbone.{k}": v
+        for k, v in experiment.backbone_params.items()
+        if f"backbone.{k}" in experiment.modified
+    }
     return {k: v for k, v in experiment.params.items() if defaults.get(k) != v} | network
 
 
-def _manifest(trainer: Trainer, spent: dict[str, Any], device: str, evaluation_seconds: float) -> dict[str, Any]:
+def _manifest(
+    trainer: Trainer, spent: dict[str, Any], device: str, evaluation_seconds: float
+) -> dict[str, Any]:
     """``spent``: cost of the training alone; the peak of the memory is that of training and evaluation."""
     cuda, size = device.startswith("cuda"), trainer.world.size
-    volumes = {phase: count * size for phase, count in spent["volumes"].items()}  # all processes have equal shares
+    volumes = {
+        phase: count * size for phase, count in spent["volumes"].items()
+    }  # all processes have equal shares
     # The others' processors and energy are not measured: a part is not the whole.
     cost = {k: spent[k] if size == 1 else None for k in ("cpu_seconds", "energy_joules")}
     return {
-        "schema": "segbench.manifest/1", "segbench": __version__, "python": platform.python_version(),
-        "torch": torch.__version__, "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
-        "platform": platform.platform(), "threads": torch.get_num_threads(), "argv": sys.argv[1:],
-        "train_seconds": round(trainer.seconds, 2), "seconds_per_step": round(trainer.seconds / trainer.total, 4),
+        "schema": "segbench.manifest/1",
+        "segbench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "argv": sys.argv[1:],
+        "train_seconds": round(trainer.seconds, 2),
+        "seconds_per_step": round(trainer.seconds / trainer.total, 4),
         "evaluation_seconds": round(evaluation_seconds, 2),
-        "gpu_seconds": round(trainer.seconds * size, 2) if cuda else 0.0, **cost,
+        "gpu_seconds": round(trainer.seconds * size, 2) if cuda else 0.0,
+        **cost,
         "peak_memory_bytes": trainer.cost.to_dict()["peak_memory_bytes"],
-        "phases": [{"name": s.phase.name, "steps": s.steps, "volumes": volumes.get(s.phase.name)} for s in trainer.stages],
+        "phases": [
+            {"name": s.phase.name, "steps": s.steps, "volumes": volumes.get(s.phase.name)}
+            for s in trainer.stages
+        ],
         "parameters": sum(p.numel() for p in trainer.method.parameters()),
-        "optimizers": {player: spec.model_dump(mode="json") for player, spec in trainer.specs.items()},
+        "optimizers": {
+            player: spec.model_dump(mode="json") for player, spec in trainer.specs.items()
+        },
         "warnings": trainer.warnings,
     }

@@ -53,21 +53,29 @@ def held_out(store: Store, labeled: int) -> tuple[str, ...]:
             patient = [c for c in store.train if store.cases[c].group == info.group]
             chosen |= dict.fromkeys(c for c in patient if store.cases[c].has_label)
     if len(chosen) < 2:
-        raise UsageError(f"too few training cases of '{store.name}' are left to validate on", found=len(chosen),
-                         expected="at least 2 with a label beside the labelled ones", fix="fewer labelled cases (--labeled)")
+        raise UsageError(
+            f"too few training cases of '{store.name}' are left to validate on",
+            found=len(chosen),
+            expected="at least 2 with a label beside the labelled ones",
+            fix="fewer labelled cases (--labeled)",
+        )
     return tuple(case for case in store.train if case in chosen)
 
 
 def without_held_out(store: Store, labeled: int) -> Store:
     """The store for training where the selection is by validation: no case of a held-out patient is in its list."""
     groups = {store.cases[case].group for case in held_out(store, labeled)}
-    return replace(store, train=tuple(case for case in store.train if store.cases[case].group not in groups))
+    return replace(
+        store, train=tuple(case for case in store.train if store.cases[case].group not in groups)
+    )
 
 
 def validation_stores(run: Prepared) -> list[Store]:
     """The run's data sets with the held-out cases in the place of the test cases."""
     chosen = run.experiment
-    return [replace(s, test=held_out(drawn(s, chosen.draw), chosen.labeled[s.name])) for s in run.stores]
+    return [
+        replace(s, test=held_out(drawn(s, chosen.draw), chosen.labeled[s.name])) for s in run.stores
+    ]
 
 
 def snapshots(run: Prepared, method: Method) -> Iterator[tuple[int, str]]:
@@ -80,23 +88,52 @@ def snapshots(run: Prepared, method: Method) -> Iterator[tuple[int, str]]:
     found = list(checkpoint.files(folder))
     wanted = len(snapshot_steps(run.experiment.protocol.steps * len(run.stores)))
     if found and len(found) < wanted:
-        raise IntegrityError("checkpoints to choose from are missing", where=folder, found=len(found), expected=wanted,
-                             fix="segbench run ... --leak-meter --restart trains anew and keeps them")
+        raise IntegrityError(
+            "checkpoints to choose from are missing",
+            where=folder,
+            found=len(found),
+            expected=wanted,
+            fix="segbench run ... --leak-meter --restart trains anew and keeps them",
+        )
     if not found:
-        raise IntegrityError("the run kept no checkpoints to choose from", where=folder,
-                             fix="segbench run ... --leak-meter --restart trains anew and keeps them")
+        raise IntegrityError(
+            "the run kept no checkpoints to choose from",
+            where=folder,
+            fix="segbench run ... --leak-meter --restart trains anew and keeps them",
+        )
     for file in found:
         step, state, header = checkpoint.read(file)
         if header.get("run_id") != run.run_id:
-            raise IntegrityError("a checkpoint of another run", where=file, found=header.get("run_id"), expected=run.run_id)
+            raise IntegrityError(
+                "a checkpoint of another run",
+                where=file,
+                found=header.get("run_id"),
+                expected=run.run_id,
+            )
         method.load_state_dict(state["method"])
         yield step, checkpoint.digest(state["method"])
 
 
-def mean_dice(method: Method, stores: list[Store], run: Prepared, partial: Path, stamp: str, device: str,
-              report: Report) -> float:
+def mean_dice(
+    method: Method,
+    stores: list[Store],
+    run: Prepared,
+    partial: Path,
+    stamp: str,
+    device: str,
+    report: Report,
+) -> float:
     """Mean Dice over the classes of all data sets on the cases in ``stores``' test lists; what is nowhere has no part."""
-    rows = evaluate(method, stores, run.experiment.protocol, partial, stamp, device, run.experiment.precision, report)
+    rows = evaluate(
+        method,
+        stores,
+        run.experiment.protocol,
+        partial,
+        stamp,
+        device,
+        run.experiment.precision,
+        report,
+    )
     means = [s["columns"]["dice"]["mean"] for s in summarise(rows, run.experiment.protocol.policy)]
     return fmean([m for m in means if m is not None] or [0.0])
 
@@ -109,7 +146,9 @@ def choose(run: Prepared, method: Method, device: str, report: Report) -> dict[s
     stores, partial, best = validation_stores(run), run.folder.path / "validation.jsonl", None
     scores: list[dict[str, Any]] = []
     for step, weights in snapshots(run, method):
-        scores.append({"step": step, "dice": mean_dice(method, stores, run, partial, weights, device, report)})
+        scores.append(
+            {"step": step, "dice": mean_dice(method, stores, run, partial, weights, device, report)}
+        )
         if best is None or scores[-1]["dice"] >= best[1]:
             best = step, scores[-1]["dice"]
     assert best is not None
@@ -117,4 +156,8 @@ def choose(run: Prepared, method: Method, device: str, report: Report) -> dict[s
         if step == best[0]:
             break
     partial.unlink(missing_ok=True)
-    return {"cases": {s.name: list(s.test) for s in stores}, "checkpoints": scores, "chosen": best[0]}
+    return {
+        "cases": {s.name: list(s.test) for s in stores},
+        "checkpoints": scores,
+        "chosen": best[0],
+    }

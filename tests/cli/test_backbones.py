@@ -12,21 +12,42 @@ TINY = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 
 def test_matrix(lab, monkeypatch):
     lacking = json.loads(lab.call("list", "--matrix", "--json").stdout)["lacking"]
-    assert set(lacking) == set(names("method")) and {"vnet", "unet3d", "timm", "monai"} <= set(lacking["urpc"])
-    assert not any(lacking[method][b] for method in lacking for b in ("vnet", "unet3d", "timm", "monai"))
+    assert set(lacking) == set(names("method")) and {"vnet", "unet3d", "timm", "monai"} <= set(
+        lacking["urpc"]
+    )
+    assert not any(
+        lacking[method][b] for method in lacking for b in ("vnet", "unet3d", "timm", "monai")
+    )
     monkeypatch.setattr(get("backbone", "unet3d").cls, "provides", frozenset({"features"}))
     shown = {line.split()[0]: line for line in lab.call("list", "--matrix").stdout.splitlines()}
-    assert "no heads" in shown["sassnet"] and "yes" in shown["sassnet"] and "no" not in shown["ss_net"].split()
+    assert (
+        "no heads" in shown["sassnet"]
+        and "yes" in shown["sassnet"]
+        and "no" not in shown["ss_net"].split()
+    )
 
 
 def test_costs_are_described(lab):
-    costs = json.loads(lab.call("describe", "backbone", "vnet", "--protocol", "la", "--json").stdout)["costs"]
-    assert costs["parameters"] == 9_448_866 and costs["multiple"] == [16, 16, 16] and costs["receptive_field"] == [194] * 3
-    assert costs["patch"] == [112, 112, 80] and costs["flops"] > 1e9 and costs["activation_bytes"] > 112 * 112 * 80 * 16 * 4
+    costs = json.loads(
+        lab.call("describe", "backbone", "vnet", "--protocol", "la", "--json").stdout
+    )["costs"]
+    assert (
+        costs["parameters"] == 9_448_866
+        and costs["multiple"] == [16, 16, 16]
+        and costs["receptive_field"] == [194] * 3
+    )
+    assert (
+        costs["patch"] == [112, 112, 80]
+        and costs["flops"] > 1e9
+        and costs["activation_bytes"] > 112 * 112 * 80 * 16 * 4
+    )
     assert "MiB kept" in lab.call("describe", "backbone", "unet3d", "--protocol", "phantom").stdout
     unfit = lab.call("describe", "backbone", "timm:test_resnet", "--protocol", "la").stdout
     assert "-o patch=96x96x64, or -o backbone.depth=5" in unfit
-    assert "too small" in lab.call("describe", "backbone", "monai:swin_unetr", "--protocol", "phantom").stdout
+    assert (
+        "too small"
+        in lab.call("describe", "backbone", "monai:swin_unetr", "--protocol", "phantom").stdout
+    )
     assert "timm:resnet18" in lab.call("describe", "backbone", "timm").stdout
 
 
@@ -36,12 +57,27 @@ def test_costs_of_any_family(lab, name):
     assert found.returncode == 0 and json.loads(found.stdout)["costs"]["flops"] > 1e8, found.stderr
 
 
-@pytest.mark.parametrize("more, says", [
-    (("urpc", "--backbone", "unet3d", "-o", "backbone.depth=2"), "-o backbone.depth=3"),
-    (("supervised", "--backbone", "monai:swin_unetr"), "too small"),
-    (("supervised", "--backbone", "vnet", "-o", "backbone.norm=instance", "-o", "patch=8x8x8", "-o",
-      "inference.stride=8x8x8"), "-o patch=16x16x16"),
-])
+@pytest.mark.parametrize(
+    "more, says",
+    [
+        (("urpc", "--backbone", "unet3d", "-o", "backbone.depth=2"), "-o backbone.depth=3"),
+        (("supervised", "--backbone", "monai:swin_unetr"), "too small"),
+        (
+            (
+                "supervised",
+                "--backbone",
+                "vnet",
+                "-o",
+                "backbone.norm=instance",
+                "-o",
+                "patch=8x8x8",
+                "-o",
+                "inference.stride=8x8x8",
+            ),
+            "-o patch=16x16x16",
+        ),
+    ],
+)
 def test_what_does_not_fit_leaves_nothing_behind(lab, more, says):
     for dry in (("--dry-run",), ()):
         refused = lab.call("run", more[0], "--dataset", "phantom_ct_organ", *more[1:], *dry)
@@ -49,22 +85,50 @@ def test_what_does_not_fit_leaves_nothing_behind(lab, more, says):
         assert not (lab.folder / "segbench-out").exists()
 
 
-@pytest.mark.parametrize("backbone, says", [
-    ("timm", "--backbone timm:resnet18"), ("timm:resnt34", "Did you mean 'resnet34'?"), ("vnet:large", "has no variants"),
-    ("monai:dynunet", "monai:basic_unet"), ("timm:resnet18", "-o backbone.depth=5"),
-])
+@pytest.mark.parametrize(
+    "backbone, says",
+    [
+        ("timm", "--backbone timm:resnet18"),
+        ("timm:resnt34", "Did you mean 'resnet34'?"),
+        ("vnet:large", "has no variants"),
+        ("monai:dynunet", "monai:basic_unet"),
+        ("timm:resnet18", "-o backbone.depth=5"),
+    ],
+)
 def test_refusals_come_before_anything_is_done(lab, backbone, says):
     patch = ("-o", "patch=48x48x48", "-o", "inference.stride=16x16x16")
-    refused = lab.call("run", "supervised", "--dataset", "phantom_ct_organ", "--backbone", backbone, *patch)
-    assert refused.returncode == 2 and says in refused.stderr and not (lab.folder / "segbench-out").exists()
+    refused = lab.call(
+        "run", "supervised", "--dataset", "phantom_ct_organ", "--backbone", backbone, *patch
+    )
+    assert (
+        refused.returncode == 2
+        and says in refused.stderr
+        and not (lab.folder / "segbench-out").exists()
+    )
 
 
 def test_recomputing_changes_no_number(lab):
     weights = []
     for extra in ((), ("--recompute",)):
-        run = json.loads(lab.call("run", "mean_teacher", "--dataset", "tiny", "--protocol", TINY, "--backbone",
-                                  "timm:test_resnet", "-o", "backbone.width=4", "-o", "backbone.depth=3", "--restart",
-                                  *extra, "--json").stdout)
+        run = json.loads(
+            lab.call(
+                "run",
+                "mean_teacher",
+                "--dataset",
+                "tiny",
+                "--protocol",
+                TINY,
+                "--backbone",
+                "timm:test_resnet",
+                "-o",
+                "backbone.width=4",
+                "-o",
+                "backbone.depth=3",
+                "--restart",
+                *extra,
+                "--json",
+            ).stdout
+        )
         result = json.loads((lab.folder / run["dir"] / "result.json").read_text())
         weights.append((run["run_id"], result["weights_sha256"], result["backbone"]))
     assert weights[0] == weights[1] and weights[0][2] == "timm:test_resnet"

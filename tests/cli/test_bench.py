@@ -60,13 +60,22 @@ def test_a_failing_run_does_not_stop_the_rest_and_repeating_is_safe(lab):
     assert sorted(labels) == ["mean_teacher[decay=0.9]"] * 2 + ["supervised"] * 2
 
 
-@pytest.mark.parametrize("text, says", [
-    ("schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny], sede: [1]}", "seed"),
-    ("schema: 2\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}", "schema"),
-    ("schema: 1\nname: x\nmatrix: {method: [], dataset: [tiny]}", "method"),
-    ("schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nparams: {versemi: {}}", "versemi"),
-    ("schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nexclude: [{sede: 1}]", "seed"),
-])
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny], sede: [1]}", "seed"),
+        ("schema: 2\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}", "schema"),
+        ("schema: 1\nname: x\nmatrix: {method: [], dataset: [tiny]}", "method"),
+        (
+            "schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nparams: {versemi: {}}",
+            "versemi",
+        ),
+        (
+            "schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nexclude: [{sede: 1}]",
+            "seed",
+        ),
+    ],
+)
 def test_a_wrong_suite_names_its_place(tmp_path, text, says):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(UsageError, match=says) as error:
@@ -75,8 +84,10 @@ def test_a_wrong_suite_names_its_place(tmp_path, text, says):
 
 
 def test_wrong_parameter_names_the_line(lab):
-    (lab.folder / "x.yaml").write_text("schema: 1\nname: x\nprotocol: la\nmatrix:\n  method: [mean_teacher]\n"
-                                       "  dataset: [la]\nparams:\n  mean_teacher:\n    decay: 3\n")
+    (lab.folder / "x.yaml").write_text(
+        "schema: 1\nname: x\nprotocol: la\nmatrix:\n  method: [mean_teacher]\n"
+        "  dataset: [la]\nparams:\n  mean_teacher:\n    decay: 3\n"
+    )
     with pytest.raises(UsageError, match=r"decay.*x\.yaml:9"):
         suite, document = load_suite(lab.folder / "x.yaml")
         expand(suite, document, next(choices(suite)), lambda name: 80)
@@ -93,13 +104,21 @@ def test_suites_that_come_with_segbench_can_be_planned(file):
 
 
 def test_what_cannot_start_is_told_and_the_rest_goes_on(lab):
-    text = SUITE.replace(", broken_method]", "]").replace("[tiny]", "[la, tiny]").replace("[2, 3]", "[10%]")
+    text = (
+        SUITE.replace(", broken_method]", "]")
+        .replace("[tiny]", "[la, tiny]")
+        .replace("[2, 3]", "[10%]")
+    )
     (lab.folder / "part.yaml").write_text(text.partition("exclude")[0])
     result = lab.cli("bench", "run", "part.yaml", "--json")
     assert result.returncode == 5 and "2 runs of the suite cannot start:" in result.stderr
-    assert "segbench data prepare la" in result.stderr and "2 of 4 runs failed" in result.stderr, result.stderr
+    assert "segbench data prepare la" in result.stderr and "2 of 4 runs failed" in result.stderr, (
+        result.stderr
+    )
     assert json.loads(result.stdout)["counts"]["done"] == 2
-    (lab.folder / "none.yaml").write_text(text.replace("[la, tiny]", "[la]").partition("exclude")[0])
+    (lab.folder / "none.yaml").write_text(
+        text.replace("[la, tiny]", "[la]").partition("exclude")[0]
+    )
     assert lab.call("bench", "run", "none.yaml").returncode == 3
 
 

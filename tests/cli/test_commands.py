@@ -21,7 +21,14 @@ def test_run_leaderboard_evaluate_resume(lab):
     document = json.loads(first.stdout)
     assert {"status", "run_id", "dir", "metrics"} <= set(document) and document["status"] == "done"
     assert sorted(p.name for p in (lab.folder / document["dir"]).iterdir() if p.name != "lock") == [
-        "cases.csv", "ckpt", "config.yaml", "data.json", "log.jsonl", "manifest.json", "result.json"]
+        "cases.csv",
+        "ckpt",
+        "config.yaml",
+        "data.json",
+        "log.jsonl",
+        "manifest.json",
+        "result.json",
+    ]
 
     again = lab.cli("--json", *RUN)
     assert json.loads(again.stdout)["cached"] is True
@@ -38,16 +45,32 @@ def test_run_leaderboard_evaluate_resume(lab):
 
 
 def test_global_options_before_and_after_the_verb(lab):
-    for args in (("--root", "here", "leaderboard", "--json"), ("leaderboard", "--root", "here", "--json")):
+    for args in (
+        ("--root", "here", "leaderboard", "--json"),
+        ("leaderboard", "--root", "here", "--json"),
+    ):
         assert json.loads(lab.call(*args).stdout)["boards"] == []
 
 
 def test_interrupted_run_says_how_to_go_on(lab):
-    command = [sys.executable, "-m", "segbench.cli.main", "--plugin", str(PLUGINS / "tiny.py"), *map(str, RUN),
-               "--steps", "100000"]
+    command = [
+        sys.executable,
+        "-m",
+        "segbench.cli.main",
+        "--plugin",
+        str(PLUGINS / "tiny.py"),
+        *map(str, RUN),
+        "--steps",
+        "100000",
+    ]
     path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.Popen(command, cwd=lab.folder, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": path})
+    process = subprocess.Popen(
+        command,
+        cwd=lab.folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
     try:
         for _ in range(600):
             if next(lab.folder.glob("segbench-out/runs/*/*/*/log.jsonl"), None) is not None:
@@ -71,7 +94,9 @@ def test_resume_refuses_when_the_code_changed(lab):
     assert done.returncode == 0, done.stderr
     folder = lab.folder / json.loads(done.stdout)["dir"]
     (folder / "result.json").unlink()
-    (lab.folder / "mine.py").write_text(METHOD.format(weight=1.0) + "\n# a comment changes nothing\n")
+    (lab.folder / "mine.py").write_text(
+        METHOD.format(weight=1.0) + "\n# a comment changes nothing\n"
+    )
     assert lab.cli("resume", folder).returncode == 0
     (folder / "result.json").unlink()
     (lab.folder / "mine.py").write_text(METHOD.format(weight=2.0))
@@ -95,27 +120,30 @@ class Mine(Method):
 '''
 
 
-@pytest.mark.parametrize("args, code, says", [
-    (("run", "versmi"), 2, "Did you mean 'versemi'?"),
-    (("run", "mean_teacher", "-o", "dekay=0.9"), 2, "decay"),
-    (("run", "mean_teacher", "-o", "decay=2"), 2, "decay"),
-    (("run", "mean_teacher", "-o", "decay=abc"), 2, "decay"),
-    (("run", "supervised", "--dataset", "phantm"), 2, "Did you mean"),
-    (("run", "supervised", "--backbone", "vent"), 2, "Did you mean 'vnet'?"),
-    (("run", "supervised", "--dataset", "tiny", "--protocol", "lla"), 2, "Did you mean 'la'?"),
-    (("run", "supervised", "--seeds", "x"), 2, "--seeds"),
-    (("run", "supervised", "--seed", "-1"), 2, "seed"),
-    (("run", "supervised", "--labeled", "99"), 2, "20 training cases"),
-    (("run", "supervised", "--dataset", "la"), 3, "data prepare la"),
-    (("run", "supervised", "--device", "cuda:7"), 7, "device"),
-    (("run", "supervised", "-o", "patch=30x30x30"), 2, "multiple"),
-    (("rnu",), 2, "Did you mean 'run'?"),
-    (("run",), 2, "METHOD"),
-    (("run", "supervised", "--device", "cda"), 2, "cuda:N"),
-    (("resume", "deadbeef"), 2, "no run"),
-    (("evaluate", "deadbeef"), 2, "no run"),
-    (("--plugin", "nowhere.py", "list"), 2, "no such plug-in"),
-])
+@pytest.mark.parametrize(
+    "args, code, says",
+    [
+        (("run", "versmi"), 2, "Did you mean 'versemi'?"),
+        (("run", "mean_teacher", "-o", "dekay=0.9"), 2, "decay"),
+        (("run", "mean_teacher", "-o", "decay=2"), 2, "decay"),
+        (("run", "mean_teacher", "-o", "decay=abc"), 2, "decay"),
+        (("run", "supervised", "--dataset", "phantm"), 2, "Did you mean"),
+        (("run", "supervised", "--backbone", "vent"), 2, "Did you mean 'vnet'?"),
+        (("run", "supervised", "--dataset", "tiny", "--protocol", "lla"), 2, "Did you mean 'la'?"),
+        (("run", "supervised", "--seeds", "x"), 2, "--seeds"),
+        (("run", "supervised", "--seed", "-1"), 2, "seed"),
+        (("run", "supervised", "--labeled", "99"), 2, "20 training cases"),
+        (("run", "supervised", "--dataset", "la"), 3, "data prepare la"),
+        (("run", "supervised", "--device", "cuda:7"), 7, "device"),
+        (("run", "supervised", "-o", "patch=30x30x30"), 2, "multiple"),
+        (("rnu",), 2, "Did you mean 'run'?"),
+        (("run",), 2, "METHOD"),
+        (("run", "supervised", "--device", "cda"), 2, "cuda:N"),
+        (("resume", "deadbeef"), 2, "no run"),
+        (("evaluate", "deadbeef"), 2, "no run"),
+        (("--plugin", "nowhere.py", "list"), 2, "no such plug-in"),
+    ],
+)
 def test_errors_name_the_thing_and_have_their_code(lab, args, code, says):
     result = lab.call(*args)
     assert result.returncode == code, result.stderr
@@ -137,10 +165,16 @@ def test_several_runs_are_one_document(lab):
 
 
 def test_config_show_sources(lab):
-    document = json.loads(lab.call("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--json").stdout)
+    document = json.loads(
+        lab.call("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--json").stdout
+    )
     assert document["sources"]["decay"] == "-o" and document["experiment"]["params"]["decay"] == 0.9
-    text = lab.call("config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--sources").stdout
-    assert re.search(r"decay +0.9 +-o", text) and re.search(r"data_root +segbench-data +default", text)
+    text = lab.call(
+        "config", "show", "mean_teacher", *RUN[2:], "-o", "decay=0.9", "--sources"
+    ).stdout
+    assert re.search(r"decay +0.9 +-o", text) and re.search(
+        r"data_root +segbench-data +default", text
+    )
     marked = lab.call("config", "show", "run", "mean_teacher", *RUN[2:], "--steps", "3").stdout
     assert re.search(r"steps \* +3", marked)
 
@@ -156,14 +190,18 @@ def test_list_and_describe(lab):
 
 def test_broken_plugin_stays_visible(lab):
     (lab.folder / "methods").mkdir()
-    (lab.folder / "methods" / "broken.py").write_text("from segbench import method\nimport nowhere_to_be_found\n")
+    (lab.folder / "methods" / "broken.py").write_text(
+        "from segbench import method\nimport nowhere_to_be_found\n"
+    )
     listed = lab.cli("list", "methods", SEGBENCH_PATH=str(lab.folder))
     assert listed.returncode == 0 and "nowhere_to_be_found" in listed.stdout
     chosen = lab.cli("run", "broken", SEGBENCH_PATH=str(lab.folder))
     assert chosen.returncode == 7 and "nowhere_to_be_found" in chosen.stderr
 
 
-@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "40"}, {"NO_COLOR": "1"}])
+@pytest.mark.parametrize(
+    "env", [{"PYTHONIOENCODING": "ascii"}, {"COLUMNS": "40"}, {"NO_COLOR": "1"}]
+)
 def test_poor_terminals(lab, env):
     lab.call(*RUN)
     board = lab.cli("leaderboard", **env)
@@ -174,21 +212,51 @@ def test_poor_terminals(lab, env):
 def test_closed_pipe_is_quiet(lab):
     path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
     command = f"{sys.executable} -m segbench.cli.main describe protocol la | true; exit ${{PIPESTATUS[0]}}"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=lab.folder,
-                            env={**os.environ, "PYTHONPATH": path}, check=False)
+    result = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=lab.folder,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
     assert result.returncode == 141 and result.stderr == ""
 
 
 def test_help_imports_nothing_heavy(lab):
-    code = ("import sys; from segbench.cli.main import run; run(['--help']); run(['run', '--help']);"
-            "print([m for m in ('torch', 'pydantic', 'numpy', 'scipy', 'monai', 'timm', 'rich') if m in sys.modules])")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=lab.folder, check=True,
-                            env={**os.environ, "PYTHONPATH": str(PLUGINS.parents[1])})
+    code = (
+        "import sys; from segbench.cli.main import run; run(['--help']); run(['run', '--help']);"
+        "print([m for m in ('torch', 'pydantic', 'numpy', 'scipy', 'monai', 'timm', 'rich') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=lab.folder,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(PLUGINS.parents[1])},
+    )
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "resume", "evaluate", "leaderboard", "compare", "runs", "cite",
-                                     "list", "describe", "data", "config", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "run",
+        "resume",
+        "evaluate",
+        "leaderboard",
+        "compare",
+        "runs",
+        "cite",
+        "list",
+        "describe",
+        "data",
+        "config",
+        "doctor",
+    ],
+)
 def test_every_command_has_help(lab, command):
     assert lab.call(command, "--help").returncode == 0
 

@@ -17,12 +17,33 @@ def test_scaffold_to_leaderboard(lab):
     assert again.returncode == 2 and "exists" in again.stderr
     tested = lab.cli("test", "my_method.py", "--json")
     document = json.loads(tested.stdout)
-    assert tested.returncode == 0 and document["status"] == "passed" and len(document["checks"]) > 10, tested.stderr
-    assert lab.cli("run", "my_method", "--plugin", "my_method.py", *ON_TINY, "-o", "threshold=0.8").returncode == 0
+    assert (
+        tested.returncode == 0 and document["status"] == "passed" and len(document["checks"]) > 10
+    ), tested.stderr
+    assert (
+        lab.cli(
+            "run", "my_method", "--plugin", "my_method.py", *ON_TINY, "-o", "threshold=0.8"
+        ).returncode
+        == 0
+    )
     assert "my_method[threshold=0.8]" in lab.cli("leaderboard").stdout
-    own = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "test_my_method.py", "-k", "documented or untouched"],
-                         cwd=lab.folder, capture_output=True, text=True, check=False,
-                         env={**__import__("os").environ, "PYTHONPATH": str(PLUGINS.parents[1])})
+    own = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "test_my_method.py",
+            "-k",
+            "documented or untouched",
+        ],
+        cwd=lab.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**__import__("os").environ, "PYTHONPATH": str(PLUGINS.parents[1])},
+    )
     assert own.returncode == 0 and "2 passed" in own.stdout, own.stdout
 
 
@@ -68,7 +89,10 @@ def test_a_name_that_no_method_can_have_is_refused(lab, name):
 
 def test_every_method_of_a_file_is_tested(lab, monkeypatch):
     from segbench import conformance
-    monkeypatch.setattr(conformance, "trials", lambda name, backbone: [("it is there", lambda: None)])
+
+    monkeypatch.setattr(
+        conformance, "trials", lambda name, backbone: [("it is there", lambda: None)]
+    )
     text = """
 from segbench import Method, method
 
@@ -83,7 +107,10 @@ class Of{0}(Method):
 
 def test_ablation_takes_the_terms_of_the_parameters(lab):
     from segbench.cli.extend import _terms
-    both, first = (lab.prepared("versemi", overrides=change).experiment for change in ([], ["stages=1"]))
+
+    both, first = (
+        lab.prepared("versemi", overrides=change).experiment for change in ([], ["stages=1"])
+    )
     assert "consistency" in _terms(both) and "consistency" not in _terms(first)
 
 
@@ -109,7 +136,11 @@ class Half(Method):
 
 def test_a_class_that_the_whole_method_has_no_dice_of_has_no_change():
     from segbench.cli.extend import _differences
-    rows = [{"without": w, "dataset": "d", "class": c, "dice": 1.0} for w, c in ((None, "a"), ("term", "a"), ("term", "b"))]
+
+    rows = [
+        {"without": w, "dataset": "d", "class": c, "dice": 1.0}
+        for w, c in ((None, "a"), ("term", "a"), ("term", "b"))
+    ]
     assert [r["change"] for r in _differences(rows)] == [0, 0, None]
 
 

@@ -9,7 +9,18 @@ import pytest
 from segbench import registry
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
-RUN = ("run", "supervised", "--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml", "--steps", "2", "--seeds", "0-2")
+RUN = (
+    "run",
+    "supervised",
+    "--dataset",
+    "tiny",
+    "--protocol",
+    PLUGINS / "tiny.yaml",
+    "--steps",
+    "2",
+    "--seeds",
+    "0-2",
+)
 
 
 @pytest.fixture
@@ -22,13 +33,19 @@ def test_from_training_to_somebody_else_s_leaderboard(lab, trained):
     for i, run in enumerate(trained):
         exported = lab.call("runs", "export", run, "-o", f"{i}.zip")
         assert exported.returncode == 0 and "predictions.zip" in exported.stdout, exported.stderr
-    assert lab.call("runs", "export", trained[0], "-o", "0.zip").returncode == 2, "an existing file is not replaced"
+    assert lab.call("runs", "export", trained[0], "-o", "0.zip").returncode == 2, (
+        "an existing file is not replaced"
+    )
     taken = lab.call("--root", "theirs", "runs", "import", "0.zip", "1.zip", "2.zip")
     assert taken.returncode == 0 and taken.stdout.count(": verified") == 3
-    ours, theirs = (json.loads(lab.call("--root", r, "leaderboard", "--json").stdout) for r in ("segbench-out", "theirs"))
+    ours, theirs = (
+        json.loads(lab.call("--root", r, "leaderboard", "--json").stdout)
+        for r in ("segbench-out", "theirs")
+    )
     kept = ("method", "dice", "rank", "seeds", "intervals")
     assert [[row[k] for k in kept] for b in ours["boards"] for row in b["rows"]] == [
-        [row[k] for k in kept] for b in theirs["boards"] for row in b["rows"]]
+        [row[k] for k in kept] for b in theirs["boards"] for row in b["rows"]
+    ]
     listed = json.loads(lab.call("--root", "theirs", "runs", "ls", "--json").stdout)["runs"]
     assert {r["origin"] for r in listed} == {"verified"}
     assert lab.call("--root", "theirs", "runs", "verify", trained[0][:8]).returncode == 0
@@ -38,7 +55,10 @@ def test_from_training_to_somebody_else_s_leaderboard(lab, trained):
 def test_verify_finds_other_weights_and_predictions(lab, trained):
     whole = lab.call("runs", "verify", trained[0], "--json")
     assert json.loads(whole.stdout)["verified"] is False and "no predictions" in whole.stdout
-    folder = {r["run_id"]: lab.folder / r["dir"] for r in json.loads(lab.call("runs", "ls", "--json").stdout)["runs"]}
+    folder = {
+        r["run_id"]: lab.folder / r["dir"]
+        for r in json.loads(lab.call("runs", "ls", "--json").stdout)["runs"]
+    }
     first, second = (folder[r[:8]] for r in trained[:2])
     for file in (first / "ckpt").iterdir():
         file.unlink()
@@ -53,24 +73,37 @@ def test_list_show_tail_and_prune(lab, trained):
     assert len(lines) == 5 and trained[0][:8] in lines[2] and "own" in lines[2]
     assert lab.call("runs", "ls", "--state", "failed").stdout == ""
     shown = lab.call("runs", "show", trained[0]).stdout
-    assert "supervised on tiny, 2 labelled, seed 0" in shown and "Dice" in shown and "modified: steps" in shown
+    assert (
+        "supervised on tiny, 2 labelled, seed 0" in shown
+        and "Dice" in shown
+        and "modified: steps" in shown
+    )
     assert json.loads(lab.call("runs", "show", trained[0], "--json").stdout)["result"]["seed"] == 0
-    assert re.match(r"step 1  phase train", lab.call("runs", "tail", trained[0], "-n", "1", "-f").stdout)
+    assert re.match(
+        r"step 1  phase train", lab.call("runs", "tail", trained[0], "-n", "1", "-f").stdout
+    )
     preview = lab.call("runs", "prune", "--weights")
     assert "would be freed" in preview.stdout and lab.call("evaluate", trained[0]).returncode == 0
     freed = json.loads(lab.call("runs", "prune", "--weights", "--yes", "--json").stdout)
     assert freed["removed"] is True and freed["bytes"] > 1000 and len(freed["runs"]) == 3
     assert lab.call("evaluate", trained[0]).returncode == 8
-    assert json.loads(lab.call("leaderboard", "--json").stdout)["boards"][0]["rows"][0]["seeds"] == 3
+    assert (
+        json.loads(lab.call("leaderboard", "--json").stdout)["boards"][0]["rows"][0]["seeds"] == 3
+    )
     assert lab.call("runs", "prune").returncode == 2
 
 
 def test_runs_are_listed_by_group_and_exported_into_a_new_folder(lab, trained, monkeypatch):
     monkeypatch.setattr(registry.get("dataset", "phantom").cls, "members", ("tiny",))
-    assert len(json.loads(lab.call("runs", "ls", "--dataset", "phantom", "--json").stdout)["runs"]) == 3
+    assert (
+        len(json.loads(lab.call("runs", "ls", "--dataset", "phantom", "--json").stdout)["runs"])
+        == 3
+    )
     wrong = lab.call("runs", "ls", "--dataset", "phantm")
     assert wrong.returncode == 2 and "Did you mean 'phantom'?" in wrong.stderr
-    done = lab.call("runs", "export", trained[0], "-o", lab.folder / "new/place/x.zip", "--no-predictions")
+    done = lab.call(
+        "runs", "export", trained[0], "-o", lab.folder / "new/place/x.zip", "--no-predictions"
+    )
     assert done.returncode == 0 and (lab.folder / "new/place/x.zip").is_file(), done.stderr
 
 
@@ -86,21 +119,36 @@ def test_failed_runs_are_listed_and_pruned(lab, trained):
     assert elsewhere.exists(), "a link goes, not what it leads to"
     elsewhere.rename(folder)
     assert lab.call("runs", "prune", "--failed", "--yes").returncode == 0
-    assert not folder.exists() and len(json.loads(lab.call("runs", "ls", "--json").stdout)["runs"]) == 2
+    assert (
+        not folder.exists()
+        and len(json.loads(lab.call("runs", "ls", "--json").stdout)["runs"]) == 2
+    )
 
 
 def test_compare_says_what_it_may(lab, trained):
     single = lab.call("compare", *trained[:2])
-    assert single.returncode == 0 and "one seed" in single.stdout and "2 cases paired" in single.stdout
+    assert (
+        single.returncode == 0 and "one seed" in single.stdout and "2 cases paired" in single.stdout
+    )
     document = json.loads(lab.call("compare", *trained, "--json").stdout)
-    assert len(document["tables"][0]["pairs"]) == 6 and set(document["tables"][0]["pairs"][0]["cases"]) == {"case6", "case7"}
-    for args, says in ((("supervised", "supervsed"), "Did you mean 'supervised'?"), (("supervised",), "two different"),
-                       (("supervised", trained[0], "--labeled", "9"), "no common table")):
+    assert len(document["tables"][0]["pairs"]) == 6 and set(
+        document["tables"][0]["pairs"][0]["cases"]
+    ) == {"case6", "case7"}
+    for args, says in (
+        (("supervised", "supervsed"), "Did you mean 'supervised'?"),
+        (("supervised",), "two different"),
+        (("supervised", trained[0], "--labeled", "9"), "no common table"),
+    ):
         wrong = lab.call("compare", *args)
         assert wrong.returncode == 2 and says in wrong.stderr, wrong.stderr
 
 
 def test_cite_names_method_backbone_data_and_segbench(lab, trained):
     text = lab.call("cite", trained[0]).stdout
-    assert [m[0] for m in re.findall(r"^@(\w+)\{(\w+)", text, re.MULTILINE)] == ["software", "misc", "article", "misc"]
+    assert [m[0] for m in re.findall(r"^@(\w+)\{(\w+)", text, re.MULTILINE)] == [
+        "software",
+        "misc",
+        "article",
+        "misc",
+    ]
     assert "Milletari and Navab and Ahmadi" in text and text.count("{") == text.count("}")

@@ -20,6 +20,7 @@ def mine(tmp_path):
         file = tmp_path / f"{name}.yaml"
         file.write_text(text)
         return file
+
     return write
 
 
@@ -33,17 +34,39 @@ def test_the_left_atrium_protocol_is_the_literature_s():
     la = load_protocol("la")
     assert (la.steps, la.patch, la.inference.stride) == (6000, (112, 112, 80), (18, 18, 4))
     assert (la.batch.labeled, la.batch.unlabeled, la.labeled) == (2, 2, (8, 16))
-    assert (la.crop.labeled, la.crop.unlabeled, la.crop.pad, la.crop.last_offset) == ("random", "random", 3, False)
-    assert (la.optim.name, la.optim.lr, la.optim.momentum, la.optim.weight_decay) == ("sgd", 0.01, 0.9, 1e-4)
+    assert (la.crop.labeled, la.crop.unlabeled, la.crop.pad, la.crop.last_offset) == (
+        "random",
+        "random",
+        3,
+        False,
+    )
+    assert (la.optim.name, la.optim.lr, la.optim.momentum, la.optim.weight_decay) == (
+        "sgd",
+        0.01,
+        0.9,
+        1e-4,
+    )
     rates = [la.optim.lr_at(step, 6000) for step in (0, 2499, 2500, 4999, 5000, 5999)]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001])
-    assert (la.augment, la.downsample, la.selection, la.largest_component) == ("mirror", 1, "last", False)
-    assert (la.precision, la.policy, la.backbone.name, la.backbone.params) == ("fp32", "worst_distance", "vnet", {})
+    assert (la.augment, la.downsample, la.selection, la.largest_component) == (
+        "mirror",
+        1,
+        "last",
+        False,
+    )
+    assert (la.precision, la.policy, la.backbone.name, la.backbone.params) == (
+        "fp32",
+        "worst_distance",
+        "vnet",
+        {},
+    )
 
 
 def test_milestones_scale_with_the_length():
     optim = load_protocol("la").optim
-    assert optim.lr_at(249, 600) == pytest.approx(0.01) and optim.lr_at(250, 600) == pytest.approx(0.001)
+    assert optim.lr_at(249, 600) == pytest.approx(0.01) and optim.lr_at(250, 600) == pytest.approx(
+        0.001
+    )
 
 
 def test_every_key_is_described_and_ranged():
@@ -76,7 +99,10 @@ def test_unknown_names_are_guessed():
 WRONG = [
     ("steps: 10", r"patch: missing"),
     (SMALL + "colour: red", r"unknown key 'colour'"),
-    (SMALL + "dowsample: 2", r"unknown key 'dowsample'. Did you mean 'downsample' \(int .* or mapping, default 1\)\?"),
+    (
+        SMALL + "dowsample: 2",
+        r"unknown key 'dowsample'. Did you mean 'downsample' \(int .* or mapping, default 1\)\?",
+    ),
     (SMALL + "crop: {pads: 1}", r"unknown key 'crop.pads'. Did you mean 'pad' "),
     (SMALL + "optim: {lr: abc}", r"optim.lr: expected float > 0, got 'abc' \(.*mine.yaml:5:13\)"),
     (SMALL + "optim: {lr: 0}", r"optim.lr: expected float > 0, got 0 "),
@@ -95,7 +121,10 @@ WRONG = [
     (SMALL + "optim: {milestones: [50], reference: 10}", r"optim.milestones: expected rising"),
     (SMALL + "optim: {betas: [0.9, 1.5]}", r"optim.betas: expected numbers in"),
     ("steps: 9\npatch: [32]\ninference: {stride: [16]}", r"patch: expected two or three edges"),
-    ("steps: 9\npatch: [8, 8]\ninference: {stride: [16, 8]}", r"inference.stride: expected 2 numbers from 1 to"),
+    (
+        "steps: 9\npatch: [8, 8]\ninference: {stride: [16, 8]}",
+        r"inference.stride: expected 2 numbers from 1 to",
+    ),
     ("steps: 9\npatch: [8, 8]\ninference: {stride: [4]}", r"inference.stride: expected 2 numbers"),
 ]
 
@@ -123,16 +152,26 @@ def test_a_user_s_folder_adds_protocols_but_replaces_none(tmp_path):
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("name: mine\n" + SMALL)
     code = "from segbench.config import *; print(*protocol_names()); print(load_protocol('mine').steps)"
-    run = {"env": {"SEGBENCH_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    run = {
+        "env": {"SEGBENCH_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        "capture_output": True,
+        "text": True,
+    }
     names, steps = subprocess.run([sys.executable, "-c", code], **run).stdout.splitlines()
     assert {"la", "mine"} <= set(names.split()) and steps == "10"
     (folder / "la.yaml").write_text("name: la\n" + SMALL)
-    assert "protocol 'la' exists twice" in subprocess.run([sys.executable, "-c", code], **run).stderr
+    assert (
+        "protocol 'la' exists twice" in subprocess.run([sys.executable, "-c", code], **run).stderr
+    )
 
 
 def test_configuration_imports_no_torch():
-    code = ("import sys, segbench.config as c; c.load_protocol('la'); c.machine_settings({})\n"
-            "import segbench; segbench.Optim; segbench.MethodParams; segbench.BackboneParams\n"
-            "sys.exit('torch' in sys.modules)")
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    code = (
+        "import sys, segbench.config as c; c.load_protocol('la'); c.machine_settings({})\n"
+        "import segbench; segbench.Optim; segbench.MethodParams; segbench.BackboneParams\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

@@ -10,16 +10,53 @@ from segbench.config.yaml import MAX_BYTES, dump_yaml, load_yaml, parse_scalar, 
 from segbench.errors import UsageError
 
 READ = [
-    ("1", 1), ("-3", -3), ("+4", 4), ("0", 0), ("1e-4", 1e-4), ("1E5", 1e5), ("1.5", 1.5), (".5", 0.5), ("2.", 2.0),
-    ("1.10", 1.1), ("-1.5e+3", -1500.0), ("6.0e-2", 0.06),
-    ("010", "010"), ("0o17", "0o17"), ("0x1F", "0x1F"), ("0b1", "0b1"), ("1_000", "1_000"),
-    ("12:30:45", "12:30:45"), ("2026-01-02", "2026-01-02"), ("1.2.3", "1.2.3"),
-    ("no", "no"), ("NO", "NO"), ("yes", "yes"), ("on", "on"), ("off", "off"), ("y", "y"), ("none", "none"),
-    ("true", True), ("False", False), ("TRUE", True), ("null", None), ("~", None), ("", None), ("NULL", None),
-    ("'1'", "1"), ('"true"', "true"), ("'.nan'", ".nan"), ("'~'", "~"), ("plain words", "plain words"),
-    ("[1, 2.0, no]", [1, 2.0, "no"]), ("[]", []), ("{a: 1e3}", {"a": 1000.0}), ("{}", {}),
-    ("|\n  two\n  lines", "two\nlines\n"), (">\n  one\n  line", "one line\n"),
-    ("=", "="), ("9223372036854775807", 2**63 - 1),
+    ("1", 1),
+    ("-3", -3),
+    ("+4", 4),
+    ("0", 0),
+    ("1e-4", 1e-4),
+    ("1E5", 1e5),
+    ("1.5", 1.5),
+    (".5", 0.5),
+    ("2.", 2.0),
+    ("1.10", 1.1),
+    ("-1.5e+3", -1500.0),
+    ("6.0e-2", 0.06),
+    ("010", "010"),
+    ("0o17", "0o17"),
+    ("0x1F", "0x1F"),
+    ("0b1", "0b1"),
+    ("1_000", "1_000"),
+    ("12:30:45", "12:30:45"),
+    ("2026-01-02", "2026-01-02"),
+    ("1.2.3", "1.2.3"),
+    ("no", "no"),
+    ("NO", "NO"),
+    ("yes", "yes"),
+    ("on", "on"),
+    ("off", "off"),
+    ("y", "y"),
+    ("none", "none"),
+    ("true", True),
+    ("False", False),
+    ("TRUE", True),
+    ("null", None),
+    ("~", None),
+    ("", None),
+    ("NULL", None),
+    ("'1'", "1"),
+    ('"true"', "true"),
+    ("'.nan'", ".nan"),
+    ("'~'", "~"),
+    ("plain words", "plain words"),
+    ("[1, 2.0, no]", [1, 2.0, "no"]),
+    ("[]", []),
+    ("{a: 1e3}", {"a": 1000.0}),
+    ("{}", {}),
+    ("|\n  two\n  lines", "two\nlines\n"),
+    (">\n  one\n  line", "one line\n"),
+    ("=", "="),
+    ("9223372036854775807", 2**63 - 1),
 ]
 
 
@@ -31,26 +68,47 @@ def test_a_scalar_means_what_it_says(text, value):
 
 DEEP = "key: " + "[" * 21 + "]" * 21
 REFUSED = [
-    ("key: .nan", "1:6", "finite"), ("key: .inf", "1:6", "finite"), ("a: 1\nkey: -.INF", "2:6", "finite"),
-    ("key: nan", "1:6", "finite"), ("key: [1, inf]", "1:10", "finite"), ("key: 1e999", "1:6", "large"),
-    ("key: 9223372036854775808", "1:6", "large"), ("key: " + "9" * 5000, "1:6", "large"),
-    ("a: 1\nb: 2\na: 3", "3:1", "'a' is given twice"), ("a:\n  b: 1\n  b: 1", "3:3", "'b' is given twice"),
-    ("key: &x 1", "1:6", "an anchor"), ("a: &x [1]\nb: *x", "1:4", "an anchor"), ("a: *x", "1:4", "an alias"),
+    ("key: .nan", "1:6", "finite"),
+    ("key: .inf", "1:6", "finite"),
+    ("a: 1\nkey: -.INF", "2:6", "finite"),
+    ("key: nan", "1:6", "finite"),
+    ("key: [1, inf]", "1:10", "finite"),
+    ("key: 1e999", "1:6", "large"),
+    ("key: 9223372036854775808", "1:6", "large"),
+    ("key: " + "9" * 5000, "1:6", "large"),
+    ("a: 1\nb: 2\na: 3", "3:1", "'a' is given twice"),
+    ("a:\n  b: 1\n  b: 1", "3:3", "'b' is given twice"),
+    ("key: &x 1", "1:6", "an anchor"),
+    ("a: &x [1]\nb: *x", "1:4", "an anchor"),
+    ("a: *x", "1:4", "an alias"),
     ("a: &x [*x]", "1:4", "an anchor"),
-    ("key: !!python/object/apply:os.system [true]", "1:6", "a tag"), ("key: !!str 1", "1:6", "a tag"),
-    ("key: !mine {a: 1}", "1:6", "a tag"), ("!!map {a: 1}", "1:1", "a tag"), ("key: ! x", "1:6", "a tag"),
-    ("1: a", "1:1", "must be text"), ("a: {true: 1}", "1:5", "must be text"), ("? [1, 2]\n: 3", "1:3", "must be text"),
+    ("key: !!python/object/apply:os.system [true]", "1:6", "a tag"),
+    ("key: !!str 1", "1:6", "a tag"),
+    ("key: !mine {a: 1}", "1:6", "a tag"),
+    ("!!map {a: 1}", "1:1", "a tag"),
+    ("key: ! x", "1:6", "a tag"),
+    ("1: a", "1:1", "must be text"),
+    ("a: {true: 1}", "1:5", "must be text"),
+    ("? [1, 2]\n: 3", "1:3", "must be text"),
     ("~: 1", "1:1", "must be text"),
-    (DEEP, "1:25", "deeply"), ("key: " + "[" * 3000, "1:25", "deeply"),
-    ("a:\tb", "1:3", "tab"), ("a:\n\tb: 1", "2:1", "tab"), ("# x\ny: 1 #\t", "2:7", "tab"),
-    ("a: [1, 2", "1:9", "not valid YAML"), ("a: 1\n  b: 2", "2:4", "not valid YAML"),
+    (DEEP, "1:25", "deeply"),
+    ("key: " + "[" * 3000, "1:25", "deeply"),
+    ("a:\tb", "1:3", "tab"),
+    ("a:\n\tb: 1", "2:1", "tab"),
+    ("# x\ny: 1 #\t", "2:7", "tab"),
+    ("a: [1, 2", "1:9", "not valid YAML"),
+    ("a: 1\n  b: 2", "2:4", "not valid YAML"),
     ("a: 'x", "1:6", "not valid YAML"),
-    ("a: 1\n---\nb: 2", "2:1", "not valid YAML"), ("a: \x07", "1:4", "not valid YAML"),
-    ("- 1\n- 2", "1:1", "not a mapping"), ("word", "1:1", "not a mapping"),
+    ("a: 1\n---\nb: 2", "2:1", "not valid YAML"),
+    ("a: \x07", "1:4", "not valid YAML"),
+    ("- 1\n- 2", "1:1", "not a mapping"),
+    ("word", "1:1", "not a mapping"),
 ]
 
 
-@pytest.mark.parametrize(("text", "place", "what"), REFUSED, ids=[repr(text[:30]) for text, *_ in REFUSED])
+@pytest.mark.parametrize(
+    ("text", "place", "what"), REFUSED, ids=[repr(text[:30]) for text, *_ in REFUSED]
+)
 def test_a_trap_is_refused_with_its_place(text, place, what):
     with pytest.raises(UsageError, match=what) as caught:
         parse_yaml(text, "f.yaml")
@@ -102,9 +160,25 @@ def test_unreadable_files(tmp_path):
 
 
 OVERRIDES = [
-    ("1e-4", 1e-4), ("96", 96), ("010", "010"), ("no", "no"), ("true", True), ("null", None), ("text", "text"),
-    ("96x96x64", [96, 96, 64]), ("96,96,64", [96, 96, 64]), ("[96, 96, 64]", [96, 96, 64]), ("0.5,0.999", [0.5, 0.999]),
-    ("8,", [8]), ("[8]", [8]), ("[]", []), ("'1'", "1"), ('"a,b"', "a,b"), (" 3 ", 3), ("x2", "x2"), ("", None),
+    ("1e-4", 1e-4),
+    ("96", 96),
+    ("010", "010"),
+    ("no", "no"),
+    ("true", True),
+    ("null", None),
+    ("text", "text"),
+    ("96x96x64", [96, 96, 64]),
+    ("96,96,64", [96, 96, 64]),
+    ("[96, 96, 64]", [96, 96, 64]),
+    ("0.5,0.999", [0.5, 0.999]),
+    ("8,", [8]),
+    ("[8]", [8]),
+    ("[]", []),
+    ("'1'", "1"),
+    ('"a,b"', "a,b"),
+    (" 3 ", 3),
+    ("x2", "x2"),
+    ("", None),
 ]
 
 
@@ -120,10 +194,19 @@ def test_override_values_are_finite(text):
         parse_scalar(text)
 
 
-SCALARS = (st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False, allow_infinity=False)
-           | st.text() | st.sampled_from([text for text, _ in READ]))
-TREES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-                     max_leaves=8)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**62), 2**62)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+    | st.sampled_from([text for text, _ in READ])
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=100, deadline=None)
@@ -134,6 +217,10 @@ def test_a_dump_reads_back_identically(tree):
 
 def test_a_dump_has_no_anchors_and_no_nan():
     shared = [1, 2]
-    assert parse_yaml(dump_yaml({"a": shared, "b": shared, "c": (1, 2)})) == {"a": [1, 2], "b": [1, 2], "c": [1, 2]}
+    assert parse_yaml(dump_yaml({"a": shared, "b": shared, "c": (1, 2)})) == {
+        "a": [1, 2],
+        "b": [1, 2],
+        "c": [1, 2],
+    }
     with pytest.raises(ValueError, match="finite"):
         dump_yaml({"a": [float("nan")]})

@@ -20,13 +20,17 @@ CAPABILITIES = {"heads", "decoders", "side_outputs", "features", "dropout"}
 EDGE = 32  # of the inputs of a backbone with its default parameters, rounded up to what it takes
 # Families by small members of every kind; of a family that is not here the members it names itself. The slow set has more.
 MEMBERS = {"timm": ["test_resnet"], "monai": ["segresnet"]}
-SLOW = {"timm": ["test_convnext", "test_efficientnet", "test_vit", "mobilenetv3_small_050"],
-        "monai": ["basic_unet", "swin_unetr"]}
+SLOW = {
+    "timm": ["test_convnext", "test_efficientnet", "test_vit", "mobilenetv3_small_050"],
+    "monai": ["basic_unet", "swin_unetr"],
+}
 WHOLE = ("vnet",)  # the others are made small
 
 
 def members(name: str) -> list[Any]:
-    slow = [pytest.param(f"{name}:{member}", marks=pytest.mark.slow) for member in SLOW.get(name, [])]
+    slow = [
+        pytest.param(f"{name}:{member}", marks=pytest.mark.slow) for member in SLOW.get(name, [])
+    ]
     try:
         variants = MEMBERS.get(name, getattr(get("backbone", name).cls, "variants", ()))
     except PluginError:
@@ -34,7 +38,9 @@ def members(name: str) -> list[Any]:
     return [*(f"{name}:{member}" for member in variants), *slow] or [name]
 
 
-every_backbone = pytest.mark.parametrize("name", [m for name in names("backbone") for m in members(name)])
+every_backbone = pytest.mark.parametrize(
+    "name", [m for name in names("backbone") for m in members(name)]
+)
 every_dims = pytest.mark.parametrize("dims", [2, 3])
 
 
@@ -42,12 +48,16 @@ def entry(name: str) -> Entry:
     try:
         return get("backbone", name)
     except PluginError as error:
-        if isinstance(error.__cause__, ModuleNotFoundError) and not str(error.__cause__.name).startswith("segbench"):
+        if isinstance(error.__cause__, ModuleNotFoundError) and not str(
+            error.__cause__.name
+        ).startswith("segbench"):
             pytest.skip(f"an optional dependency is missing: {error.__cause__.name}")
         raise
 
 
-def build(name: str, dims: int, channels: int = 1, heads: tuple[int, ...] = (2,), **asked: Any) -> Backbone:
+def build(
+    name: str, dims: int, channels: int = 1, heads: tuple[int, ...] = (2,), **asked: Any
+) -> Backbone:
     """As ``parameters``; skips the number of axes it refuses (``test_some_axes`` keeps that honest)."""
     cls = entry(name).cls
     torch.manual_seed(0)
@@ -81,9 +91,15 @@ def reaches_every_parameter(net: Backbone, outputs: tuple[Tensor, ...]) -> list[
     """Names of parameters without a gradient; convolutions' must not be all zero either."""
     net.zero_grad()
     generator = torch.Generator().manual_seed(2)
-    torch.stack([(z * torch.rand(z.shape, generator=generator)).sum() for z in outputs]).sum().backward()
-    return [name for name, p in net.named_parameters() if p.requires_grad
-            and (p.grad is None or not p.grad.isfinite().all() or (p.ndim > 1 and not p.grad.any()))]
+    torch.stack(
+        [(z * torch.rand(z.shape, generator=generator)).sum() for z in outputs]
+    ).sum().backward()
+    return [
+        name
+        for name, p in net.named_parameters()
+        if p.requires_grad
+        and (p.grad is None or not p.grad.isfinite().all() or (p.ndim > 1 and not p.grad.any()))
+    ]
 
 
 @every_backbone
@@ -105,8 +121,12 @@ def test_declaration(name):
     assert cls.__doc__
     undocumented = [k for k, field in cls.Params.model_fields.items() if not field.description]
     assert not undocumented
-    unbounded = [k for k, schema in cls.Params.model_json_schema().get("properties", {}).items()
-                 if schema.get("type") in ("integer", "number") and not {"minimum", "exclusiveMinimum"} & schema.keys()]
+    unbounded = [
+        k
+        for k, schema in cls.Params.model_json_schema().get("properties", {}).items()
+        if schema.get("type") in ("integer", "number")
+        and not {"minimum", "exclusiveMinimum"} & schema.keys()
+    ]
     assert not unbounded
     with pytest.raises(ValueError):
         cls.Params(no_such_parameter=1)
@@ -138,12 +158,18 @@ def test_features(name, dims, channels, outputs):
         pyramid = net.encode(x)
         assert len(pyramid) == len(net.channels) == len(net.strides)
         for level, width, stride in zip(pyramid, net.channels, net.strides, strict=True):
-            assert level.shape == (2, width, *(s // r for s, r in zip(x.shape[2:], stride, strict=True)))
+            assert level.shape == (
+                2,
+                width,
+                *(s // r for s, r in zip(x.shape[2:], stride, strict=True)),
+            )
         before = [level.clone() for level in pyramid]
         features = net.decode(pyramid)
         assert features[0].shape == (2, net.width, *x.shape[2:])
         assert all(a.shape[2] >= b.shape[2] for a, b in pairwise(features))
-        assert all(torch.equal(a, b) for a, b in zip(pyramid, before, strict=True))  # a pyramid can be decoded again
+        assert all(
+            torch.equal(a, b) for a, b in zip(pyramid, before, strict=True)
+        )  # a pyramid can be decoded again
         assert torch.equal(net.head(features[0]), net(x))
 
 

@@ -8,7 +8,11 @@ from segbench.config import load_protocol, protocol_names
 from segbench.data.cases import valid_id
 
 DATASETS = registry.names("dataset")
-SINGLE = [n for n in DATASETS if not registry.get("dataset", n).cls.members and not registry.get("dataset", n).cls.family]
+SINGLE = [
+    n
+    for n in DATASETS
+    if not registry.get("dataset", n).cls.members and not registry.get("dataset", n).cls.family
+]
 EMBEDDED = [n for n in SINGLE if registry.get("dataset", n).cls.embedded]
 
 
@@ -20,7 +24,13 @@ def test_facts(name):
         assert member in SINGLE
     if name in SINGLE:
         assert cls.classes and len(set(cls.classes)) == len(cls.classes)
-        assert cls.modality and cls.licence and cls.dims in (2, 3) and cls.channels >= 1 and cls.labeled >= 1
+        assert (
+            cls.modality
+            and cls.licence
+            and cls.dims in (2, 3)
+            and cls.channels >= 1
+            and cls.labeled >= 1
+        )
         assert cls.embedded or (cls.citation and cls.homepage.startswith("https://") and cls.files)
 
 
@@ -36,7 +46,9 @@ def test_split_is_in_order_and_disjoint(name):
     data = registry.get("dataset", name).cls()
     split = data.split()
     ids = (*split.train, *split.val, *split.test)
-    assert len(set(ids)) == len(ids) and split.train and split.test and all(valid_id(i) for i in ids)
+    assert (
+        len(set(ids)) == len(ids) and split.train and split.test and all(valid_id(i) for i in ids)
+    )
     patients = [{data.group(i) for i in part} for part in (split.train, split.val, split.test)]
     assert len(set.union(*patients)) == sum(map(len, patients)), "a patient on two sides"
     assert split == registry.get("dataset", name).cls().split() and split.source
@@ -51,7 +63,9 @@ def test_embedded_cases_are_whole_and_the_same_each_time(name):
     assert set(raw) == {*split.train, *split.test}
     first, again = data.load(raw[split.test[0]]), data.load(raw[split.test[0]])
     assert np.array_equal(first.image, again.image) and np.array_equal(first.label, again.label)
-    assert first.image.shape == (data.channels, *first.label.shape) and first.label.ndim == data.dims
+    assert (
+        first.image.shape == (data.channels, *first.label.shape) and first.label.ndim == data.dims
+    )
     assert first.image.dtype == np.float32 and np.isfinite(first.image).all()
     assert set(np.unique(first.label)) == set(range(len(data.classes) + 1))
     assert first.spacing is None or len(first.spacing) == data.dims

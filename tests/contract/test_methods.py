@@ -12,7 +12,9 @@ from segbench.conformance import CHECKS, Trial, trials
 METHODS = registry.names("method")
 
 
-@pytest.mark.parametrize("name, what", [(name, what) for name in METHODS for what, _ in trials(name)])
+@pytest.mark.parametrize(
+    "name, what", [(name, what) for name in METHODS for what, _ in trials(name)]
+)
 def test_conformance(name, what):
     dict(trials(name))[what]()
 
@@ -42,10 +44,12 @@ def test_joint_methods_answer_for_each_data_set(name):
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
         answers = [method.predict(image, task) for task in range(3)]
-    assert all(a.shape == (1, 3, 16, 16, 16) for a in answers) and not torch.equal(answers[0], answers[1])
+    assert all(a.shape == (1, 3, 16, 16, 16) for a in answers) and not torch.equal(
+        answers[0], answers[1]
+    )
 
 
-BAD = '''
+BAD = """
 import torch
 from segbench import Field, Method, MethodParams, method
 from segbench.losses import dice_ce
@@ -69,21 +73,34 @@ class Bad(Method):
         p = self.network(image).softmax(1)
         {predict}
         return p
-'''
+"""
 # What is wrong with it, and the check that must say so.
 FAULTS = {
     "good": ({}, None),
-    "counter": ({"build": "self.count = 0", "loss": "self.count += 1; loss = loss * self.count"}, "resume"),
+    "counter": (
+        {"build": "self.count = 0", "loss": "self.count += 1; loss = loss * self.count"},
+        "resume",
+    ),
     "appears": ({"loss": "self.last = float(loss)"}, "hidden state"),
     "unseeded": ({"loss": "import random; loss = loss * (1 + random.random())"}, "determinism"),
     "nan": ({"loss": "loss = loss + (float('nan') if t.step == 3 else 0)"}, "finite terms"),
     "vector": ({"loss": "loss = loss.expand(2)"}, "finite terms"),
     "changes": ({"loss": "batch.x.add_(1)"}, "batch untouched"),
     "unused": ({"build": "self.head = torch.nn.Linear(2, 2)"}, "gradients"),
-    "zero": ({"build": "self.head = torch.nn.Linear(2, 2)", "loss": "loss = loss + 0 * self.head(loss.expand(2)).sum()"},
-             "gradients"),
-    "taught": ({"build": "self.teacher.requires_grad_(True)",
-                "loss": "loss = loss + self.teacher.model(batch.x).square().mean()"}, "gradients"),
+    "zero": (
+        {
+            "build": "self.head = torch.nn.Linear(2, 2)",
+            "loss": "loss = loss + 0 * self.head(loss.expand(2)).sum()",
+        },
+        "gradients",
+    ),
+    "taught": (
+        {
+            "build": "self.teacher.requires_grad_(True)",
+            "loss": "loss = loss + self.teacher.model(batch.x).square().mean()",
+        },
+        "gradients",
+    ),
     "logits": ({"predict": "p = self.network(image)"}, "probabilities"),
     "noisy": ({"predict": "p = (p + torch.rand_like(p)) / 3"}, "probabilities"),
     "no_range": ({"params": "weight: float = Field(1.0, description='of it')"}, "documented"),
@@ -100,6 +117,7 @@ def plugin(tmp_path):
         file.write_text(BAD.format(name=f"bad_{name}", **fill))
         registry.add_file(file)
         return f"bad_{name}"
+
     yield add
     for file in [f for f in registry._state.files if f.stem.startswith("bad_")]:
         registry._state.files.remove(file)
@@ -121,6 +139,16 @@ def test_faults_are_found(plugin, fault):
 
 
 def test_registered_checks_are_the_documented_ones():
-    assert set(CHECKS) == {"finite terms", "batch splits", "probabilities", "gradients", "determinism", "resume",
-                           "training on disk", "hidden state", "batch untouched", "documented"}
+    assert set(CHECKS) == {
+        "finite terms",
+        "batch splits",
+        "probabilities",
+        "gradients",
+        "determinism",
+        "resume",
+        "training on disk",
+        "hidden state",
+        "batch untouched",
+        "documented",
+    }
     assert all(check.__doc__ for check in CHECKS.values()) and conformance.STEPS >= 2

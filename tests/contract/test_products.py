@@ -15,7 +15,15 @@ from segbench.training.run import network_factory
 
 METHODS = registry.names("method")
 FAST = ("unet3d", "timm:test_resnet", "monai:segresnet")  # vnet: tests/contract/test_methods.py
-ALL = ("vnet", *FAST, "timm:test_convnext", "timm:test_vit", "timm:swin_s3_tiny_224", "monai:basic_unet", "monai:swin_unetr")
+ALL = (
+    "vnet",
+    *FAST,
+    "timm:test_convnext",
+    "timm:test_vit",
+    "timm:swin_s3_tiny_224",
+    "monai:basic_unet",
+    "monai:swin_unetr",
+)
 
 
 def check(method: str, backbone: str, dims: int) -> None:
@@ -60,7 +68,9 @@ def test_what_a_backbone_lacks_is_refused_with_its_name(monkeypatch):
     with pytest.raises(UsageError, match="side_outputs"):
         network_factory("unet3d", {}, setting, registry.get("method", "urpc").cls.needs)
     with pytest.raises(UsageError, match="'urpc' needs a backbone with side_outputs"):
-        importlib.import_module("segbench.config").resolve("urpc", dataset="phantom_ct_organ", backbone="unet3d")
+        importlib.import_module("segbench.config").resolve(
+            "urpc", dataset="phantom_ct_organ", backbone="unet3d"
+        )
 
 
 def test_side_outputs_of_one_scale_are_refused():
@@ -71,18 +81,24 @@ def test_side_outputs_of_one_scale_are_refused():
         network(side_outputs=True)
 
 
-@pytest.mark.parametrize("backbone, patch, fix", [
-    ("timm:test_resnet", (112, 112, 80), "patch=96x96x64, or -o backbone.depth=5"),
-    ("timm:test_vit", (40, 48, 7), "patch=32x48x7"),
-    ("unet3d", (32, 40), "patch=32x32, or -o backbone.depth=4"),
-    ("monai:swin_unetr", (32, 32, 32), "patch=64x64x64"),
-    ("monai:basic_unet", (16, 16), "patch=32x32"),
-    ("monai:basic_unet", (20, 20), "patch=32x32"),
-    ("monai:swin_unetr", (40, 40, 40), "patch=64x64x64"),
-    ("unet3d", (20, 20, 20), "patch=32x32x32, or -o backbone.depth=3"),
-])
+@pytest.mark.parametrize(
+    "backbone, patch, fix",
+    [
+        ("timm:test_resnet", (112, 112, 80), "patch=96x96x64, or -o backbone.depth=5"),
+        ("timm:test_vit", (40, 48, 7), "patch=32x48x7"),
+        ("unet3d", (32, 40), "patch=32x32, or -o backbone.depth=4"),
+        ("monai:swin_unetr", (32, 32, 32), "patch=64x64x64"),
+        ("monai:basic_unet", (16, 16), "patch=32x32"),
+        ("monai:basic_unet", (20, 20), "patch=32x32"),
+        ("monai:swin_unetr", (40, 40, 40), "patch=64x64x64"),
+        ("unet3d", (20, 20, 20), "patch=32x32x32, or -o backbone.depth=3"),
+    ],
+)
 def test_a_patch_that_does_not_fit_is_refused_with_one_that_does(backbone, patch, fix):
-    cls, setting = registry.get("backbone", backbone).cls, Setting((Source("set", ("organ",)),), 1, patch)
+    cls, setting = (
+        registry.get("backbone", backbone).cls,
+        Setting((Source("set", ("organ",)),), 1, patch),
+    )
     with pytest.raises(UsageError) as error:
         network_factory(backbone, {}, setting, frozenset())()
     assert error.value.details["fix"] == f"-o {fix}"
@@ -93,4 +109,7 @@ def test_a_patch_that_does_not_fit_is_refused_with_one_that_does(backbone, patch
         shallow = cls.Params(**small, depth=int(fix[-1]))
         cls.check_patch(shallow, patch)
         with torch.no_grad():
-            assert cls(shallow, 1, 2, (2,)).eval()(torch.zeros(1, 1, *patch[:2])).shape[2:] == patch[:2]
+            assert (
+                cls(shallow, 1, 2, (2,)).eval()(torch.zeros(1, 1, *patch[:2])).shape[2:]
+                == patch[:2]
+            )

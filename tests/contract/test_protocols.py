@@ -38,7 +38,9 @@ def content_digest(protocol):
 @pytest.mark.parametrize("name", protocol_names())
 def test_frozen(name):
     protocol = load_protocol(name)
-    assert content_digest(protocol) == FROZEN[name, protocol.version], "a value changed: raise the version"
+    assert content_digest(protocol) == FROZEN[name, protocol.version], (
+        "a value changed: raise the version"
+    )
 
 
 @pytest.mark.parametrize("name", protocol_names())

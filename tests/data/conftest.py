@@ -10,7 +10,7 @@ import pytest
 from segbench import registry
 from segbench.data import store as stores
 
-PLUGIN = '''
+PLUGIN = """
 import json, os, signal
 from pathlib import Path
 import numpy as np
@@ -40,7 +40,7 @@ class Toy(Dataset):
         with np.load(raw.where) as arrays:
             label = arrays["label"] if "label" in arrays else None
             return Case(raw.id, arrays["image"], label, (1.0, 1.0, 2.0), np.diag([1.0, 1.0, 2.0, 1.0]))
-'''
+"""
 
 
 class Toy:
@@ -65,8 +65,11 @@ class Toy:
 
     def case(self, name: str, seed: int, **arrays: np.ndarray | None) -> None:
         rng = np.random.default_rng(seed)
-        content = {"image": rng.standard_normal((1, 5, 6, 4)).astype(np.float32),
-                   "label": rng.integers(0, 3, (5, 6, 4)).astype(np.uint8), **arrays}
+        content = {
+            "image": rng.standard_normal((1, 5, 6, 4)).astype(np.float32),
+            "label": rng.integers(0, 3, (5, 6, 4)).astype(np.uint8),
+            **arrays,
+        }
         np.savez(self.source / f"{name}.npz", **{k: v for k, v in content.items() if v is not None})
 
     def split(self, train: list[str], test: list[str]) -> None:
@@ -98,7 +101,9 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> Toy:
-    entries = registry._state.entries  # shared: a built-in file that is imported meanwhile is not imported again
+    entries = (
+        registry._state.entries
+    )  # shared: a built-in file that is imported meanwhile is not imported again
     monkeypatch.setattr(registry, "_state", registry._State(entries))
     registry.catalogue.cache_clear()
     yield Toy(tmp_path)
@@ -107,7 +112,9 @@ def toy(tmp_path, monkeypatch) -> Toy:
     sys.modules.pop("segbench_plugin_toy", None)
 
 
-def _write_dicom(folder: Path, array: np.ndarray, spacing, origin, *, slope=1.0, intercept=0.0, uid=None, first=1) -> Path:
+def _write_dicom(
+    folder: Path, array: np.ndarray, spacing, origin, *, slope=1.0, intercept=0.0, uid=None, first=1
+) -> Path:
     """A series ``folder/study/series/1-NNN.dcm`` of (columns, rows, slices) int16, slices numbered from ``first``.
 
     ``spacing`` in mm along columns, rows and slices (a negative step runs downwards), ``origin`` in patient space.
@@ -120,17 +127,32 @@ def _write_dicom(folder: Path, array: np.ndarray, spacing, origin, *, slope=1.0,
     place.mkdir(parents=True, exist_ok=True)
     for z in range(array.shape[2]):
         meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = (
+            CTImageStorage,
+            generate_uid(),
+        )
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         data = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID = CTImageStorage, generate_uid(), series
+        data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID = (
+            CTImageStorage,
+            generate_uid(),
+            series,
+        )
         data.Modality, data.PatientID, data.InstanceNumber = "CT", "nobody", z + first
         data.Columns, data.Rows = array.shape[:2]
         data.PixelSpacing = [float(spacing[1]), float(spacing[0])]  # between rows, between columns
         data.SliceThickness = abs(float(spacing[2]))
         data.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-        data.ImagePositionPatient = [float(origin[0]), float(origin[1]), float(origin[2] + z * spacing[2])]
-        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
+        data.ImagePositionPatient = [
+            float(origin[0]),
+            float(origin[1]),
+            float(origin[2] + z * spacing[2]),
+        ]
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = (
+            1,
+            "MONOCHROME2",
+            1,
+        )
         data.BitsAllocated = data.BitsStored = 16
         data.HighBit, data.RescaleSlope, data.RescaleIntercept = 15, float(slope), float(intercept)
         data.PixelData = np.ascontiguousarray(array[:, :, z].T.astype("<i2")).tobytes()

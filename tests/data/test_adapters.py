@@ -63,8 +63,19 @@ def save(path, array, affine):
 
 
 def train_a_step(lab, name, labeled=1, method="mean_teacher", **choices):
-    run = lab.prepared(method, name, labeled=labeled, steps=1, overrides=[
-        "batch.labeled=1", "batch.unlabeled=1", "patch=32x32x32", "inference.stride=32x32x32"], **choices)
+    run = lab.prepared(
+        method,
+        name,
+        labeled=labeled,
+        steps=1,
+        overrides=[
+            "batch.labeled=1",
+            "batch.unlabeled=1",
+            "patch=32x32x32",
+            "inference.stride=32x32x32",
+        ],
+        **choices,
+    )
     result = execute(run, lab.machine())
     assert result["status"] == "done" and result["labeled"] == {name: labeled}
     return result
@@ -78,10 +89,21 @@ def test_splits_are_those_published(name):
 
 
 def test_sizes_of_the_splits():
-    sizes = {n: tuple(len(x) for x in (split(n).train, split(n).val, split(n).test)) for n in DIGESTS}
-    assert sizes == {"acdc": (140, 20, 40), "msd_spleen": (30, 0, 11), "msd_lung": (50, 0, 13), "pancreas_ct": (62, 0, 18),
-                     "pancreas_ct_mcnet": (61, 0, 19)}
-    assert split("acdc").train[:3] == ("patient099_frame01", "patient099_frame02", "patient038_frame01")
+    sizes = {
+        n: tuple(len(x) for x in (split(n).train, split(n).val, split(n).test)) for n in DIGESTS
+    }
+    assert sizes == {
+        "acdc": (140, 20, 40),
+        "msd_spleen": (30, 0, 11),
+        "msd_lung": (50, 0, 13),
+        "pancreas_ct": (62, 0, 18),
+        "pancreas_ct_mcnet": (61, 0, 19),
+    }
+    assert split("acdc").train[:3] == (
+        "patient099_frame01",
+        "patient099_frame02",
+        "patient038_frame01",
+    )
     assert split("msd_spleen").train[:6] == tuple(f"spleen_{i}" for i in (2, 3, 6, 8, 9, 10))
     for name in ("pancreas_ct", "pancreas_ct_mcnet"):
         assert not {"0025", "0070"} & {*split(name).train, *split(name).test}
@@ -94,7 +116,7 @@ def test_sizes_of_the_splits():
 def frame(shape=(20, 24, 6)):
     label = np.zeros(shape, np.uint8)
     for value in (1, 2, 3):
-        label[4 * value:4 * value + 4, 6:14, 1:5] = value
+        label[4 * value : 4 * value + 4, 6:14, 1:5] = value
     return (label * 60 + RNG.integers(0, 40, shape)).astype(np.int16), label
 
 
@@ -105,13 +127,21 @@ def acdc_raw(tmp_path):
     for case in some("acdc", 4)[::2]:
         folder = source / case[:10]
         folder.mkdir(parents=True)
-        (folder / "Info.cfg").write_text("ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n")
+        (folder / "Info.cfg").write_text(
+            "ED: 1\nES: 12\nGroup: DCM\nHeight: 184.0\nNbFrame: 30\nWeight: 95.0\n"
+        )
         for number in (1, 12):
             image, label = frame()
             for end, array in (("", image), ("_gt", label)):
-                save(folder / f"{case[:10]}_frame{number:02d}{end}.nii.gz", array, np.diag([1.5, 1.5, 10, 1]))
+                save(
+                    folder / f"{case[:10]}_frame{number:02d}{end}.nii.gz",
+                    array,
+                    np.diag([1.5, 1.5, 10, 1]),
+                )
         save(folder / f"{case[:10]}_4d.nii.gz", np.zeros((4, 4, 2, 3), np.int16), np.eye(4))
-    (tmp_path / "raw" / "train.list").write_text("".join(f"{c[:10]}\n" for c in some("acdc", 4)[:4:2]))
+    (tmp_path / "raw" / "train.list").write_text(
+        "".join(f"{c[:10]}\n" for c in some("acdc", 4)[:4:2])
+    )
     (tmp_path / "raw" / "test.list").write_text(f"{some('acdc')[-1][:10]}\n")
     return tmp_path / "raw"
 
@@ -119,15 +149,24 @@ def acdc_raw(tmp_path):
 def test_acdc_raw(acdc_raw, lab):
     store = prepare_store("acdc", acdc_raw, lab.folder / "data")
     assert store.train == some("acdc", 4)[:4] and len(store.test) == 2
-    assert store.patients == (store.train[0][:10], store.train[2][:10]) and store.labeled(1) == store.train[:2]
+    assert (
+        store.patients == (store.train[0][:10], store.train[2][:10])
+        and store.labeled(1) == store.train[:2]
+    )
     info = store.cases[store.train[1]]
-    assert info.shape == (20, 24, 6) and info.spacing == (1.5, 1.5, 10) and info.group == store.train[0][:10]
+    assert (
+        info.shape == (20, 24, 6)
+        and info.spacing == (1.5, 1.5, 10)
+        and info.group == store.train[0][:10]
+    )
     image = store.image(store.train[1])
     assert image.min() == 0 and image.max() == 1 and info.made["source_shape"] == [20, 24, 6]
     assert info.source["from"]["recipe"]["grey"] == [{"window": None, "scale": "minmax"}]
     assert [p.level for p in check_store(store)] == []
     result = train_a_step(lab, "acdc", labeled=1)
-    assert result["train"] == {"acdc": 2} and {m["class"] for m in result["metrics"]} == set(store.classes)
+    assert result["train"] == {"acdc": 2} and {m["class"] for m in result["metrics"]} == set(
+        store.classes
+    )
     assert all(m["counts"]["n"] == 2 and m["columns"]["hd95_mm"] for m in result["metrics"])
 
 
@@ -140,11 +179,21 @@ def test_acdc_behind_a_link(acdc_raw, tmp_path):
 
 def test_a_case_that_lies_there_twice_is_refused(acdc_raw, pancreas_raw, tmp_path):
     patient = next(acdc_raw.rglob("Info.cfg")).parent
-    label, series = next(pancreas_raw.rglob("label0001.nii.gz")), next(pancreas_raw.rglob("PANCREAS_0001"))
+    label, series = (
+        next(pancreas_raw.rglob("label0001.nii.gz")),
+        next(pancreas_raw.rglob("PANCREAS_0001")),
+    )
     array = np.zeros((3, 20, 24), np.float32)
-    tried = [("acdc", acdc_raw, patient), ("pancreas_ct", pancreas_raw, label), ("pancreas_ct", pancreas_raw, series)]
-    for name, adapter, content in (("patient001_frame01.h5", "acdc", array), ("0001.h5", "pancreas_ct", array),
-                                   ("patient001_frame01_slice_1.h5", "acdc", array[0])):
+    tried = [
+        ("acdc", acdc_raw, patient),
+        ("pancreas_ct", pancreas_raw, label),
+        ("pancreas_ct", pancreas_raw, series),
+    ]
+    for name, adapter, content in (
+        ("patient001_frame01.h5", "acdc", array),
+        ("0001.h5", "pancreas_ct", array),
+        ("patient001_frame01_slice_1.h5", "acdc", array[0]),
+    ):
         h5(tmp_path / name[:-3] / "one" / name, content, content)
         tried.append((adapter, tmp_path / name[:-3], tmp_path / name[:-3] / "one" / name))
     for adapter, source, path in tried:
@@ -190,7 +239,11 @@ def test_acdc_volumes_and_slices_circulate(tmp_path, lab):
         if case.endswith("frame01"):
             h5(source / "data" / f"{case}.h5", image, label)
         for z in range(11) if case.endswith("frame02") or case == some("acdc")[0] else ():
-            h5(source / "data" / "slices" / f"{case}_slice_{z + 1}.h5", image[z] * (case[-1] == "2"), label[z])
+            h5(
+                source / "data" / "slices" / f"{case}_slice_{z + 1}.h5",
+                image[z] * (case[-1] == "2"),
+                label[z],
+            )
     store = prepare_store("acdc", source, lab.folder / "data")
     for case in some("acdc", 4):
         np.testing.assert_array_equal(store.image(case)[0], volumes[case].T)
@@ -206,13 +259,16 @@ def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
     import torch
 
     from segbench.predict import Predictor, Scan
+
     source = tmp_path / "ssl4mis"
     write_lists(source, "acdc", 2)
     for case in some("acdc"):
         image, label = (a.T for a in frame())
         h5(source / f"{case}.h5", image.astype(np.float32) / 300, label)
     prepare_store("acdc", source, lab.folder / "data")
-    run = lab.prepared("supervised", "acdc", labeled=1, overrides=["patch=32x32x32", "inference.stride=32x32x32"])
+    run = lab.prepared(
+        "supervised", "acdc", labeled=1, overrides=["patch=32x32x32", "inference.stride=32x32x32"]
+    )
     seen = []
 
     class Bright(torch.nn.Module):
@@ -221,15 +277,26 @@ def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
 
         def predict(self, image, task=0):
             seen.append(image.abs().sum((0, 1)).nonzero())
-            return torch.cat([image[:, :1] <= 0.5, image[:, :1] > 0.5, *[image[:, :1] < 0] * 2], 1).float()
-    found = Predictor(Bright(), run.experiment, run.stores[0], 0, "cpu")(Scan("a", (source / f"{case}.h5",)))
+            return torch.cat(
+                [image[:, :1] <= 0.5, image[:, :1] > 0.5, *[image[:, :1] < 0] * 2], 1
+            ).float()
+
+    found = Predictor(Bright(), run.experiment, run.stores[0], 0, "cpu")(
+        Scan("a", (source / f"{case}.h5",))
+    )
     np.testing.assert_array_equal(found.label, image / 300 > 0.5)
     assert found.probabilities.shape == (4, 6, 24, 20) == (4, *label.shape)
-    np.testing.assert_array_equal(np.ptp(seen[0].numpy(), axis=0), (19, 23, 5))  # the network's axes are those of training
+    np.testing.assert_array_equal(
+        np.ptp(seen[0].numpy(), axis=0), (19, 23, 5)
+    )  # the network's axes are those of training
 
 
 def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
-    h5(acdc_raw / "patient001_frame01.h5", np.zeros((2, 3, 4), np.float32), np.zeros((2, 3, 4), np.uint8))
+    h5(
+        acdc_raw / "patient001_frame01.h5",
+        np.zeros((2, 3, 4), np.float32),
+        np.zeros((2, 3, 4), np.uint8),
+    )
     with pytest.raises(DataError, match="two layouts"):
         prepare_store("acdc", acdc_raw, tmp_path / "data")
     (acdc_raw / "patient001_frame01.h5").unlink()
@@ -257,16 +324,32 @@ def test_acdc_slices_that_are_missing_or_of_another_size_are_all_listed(tmp_path
     array = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
     for p, patient in enumerate((one, two, three, four, test, "patient101")):
         for f, z in np.ndindex(2, 5):
-            h5(tmp_path / "in" / f"{patient}_frame0{f + 1}_slice_{z + 1}.h5", array[z] + 2 * p + f, array[z] > 0.5)
+            h5(
+                tmp_path / "in" / f"{patient}_frame0{f + 1}_slice_{z + 1}.h5",
+                array[z] + 2 * p + f,
+                array[z] > 0.5,
+            )
     for gone in (f"{one}_frame01_slice_2", f"{two}_frame02_slice_5", "patient101_frame01_slice_3"):
         (tmp_path / "in" / f"{gone}.h5").unlink()
     h5(tmp_path / "in" / f"{three}_frame01_slice_4.h5", array[0, 1:], array[0, 1:] > 0.5)
     for z in range(5):
         (tmp_path / "in" / f"{four}_frame01_slice_{z + 1}.h5").unlink()
-    h5(tmp_path / "in" / f"{four}_frame01.h5", np.tile(array, (2, 1, 1)), np.tile(array > 0.5, (2, 1, 1)))
-    told = [line for line in lab.call("data", "check", "acdc", "--from", "in").stdout.splitlines() if "patient" in line]
-    for case, text in ((f"{one}_frame01", "numbers 1, 3, 4, 5"), (f"{two}_frame02", "4 slices | expected 5"),
-                       (f"{three}_frame01", "slice_4.h5"), (f"{four}_frame02", "5 slices | expected 10")):
+    h5(
+        tmp_path / "in" / f"{four}_frame01.h5",
+        np.tile(array, (2, 1, 1)),
+        np.tile(array > 0.5, (2, 1, 1)),
+    )
+    told = [
+        line
+        for line in lab.call("data", "check", "acdc", "--from", "in").stdout.splitlines()
+        if "patient" in line
+    ]
+    for case, text in (
+        (f"{one}_frame01", "numbers 1, 3, 4, 5"),
+        (f"{two}_frame02", "4 slices | expected 5"),
+        (f"{three}_frame01", "slice_4.h5"),
+        (f"{four}_frame02", "5 slices | expected 10"),
+    ):
         assert any(f" {case}: " in line and text in line for line in told), (case, told)
     assert sum("slice" in line for line in told) == 4
 
@@ -284,17 +367,27 @@ def test_acdc_on_real_volumes(real_data, tmp_path, lab):
     (source / "train.list").write_text("\n".join(patients))
     (source / "test.list").write_text("\n".join(test))
     store = prepare_store("acdc", source, lab.folder / "data")
-    assert store.partial and store.train == tuple(f"{p}_frame0{k}" for p in patients for k in (1, 2))
+    assert store.partial and store.train == tuple(
+        f"{p}_frame0{k}" for p in patients for k in (1, 2)
+    )
     with h5py.File(source / "data" / f"{patients[0]}_frame02.h5") as file:
         np.testing.assert_array_equal(store.image(f"{patients[0]}_frame02")[0], file["image"][()].T)
         np.testing.assert_array_equal(store.label(f"{patients[0]}_frame02"), file["label"][()].T)
     volumes = [store.cases[f"{patients[0]}_frame0{k}"].labels[3] for k in (1, 2)]
     assert volumes[0] > volumes[1]  # frame01 is end diastole
-    run = lab.prepared("supervised", "acdc", protocol="acdc", labeled=1, steps=1, overrides=[
-        "patch=64x64", "inference.stride=64x64", "backbone.width=4", "backbone.depth=3"])
+    run = lab.prepared(
+        "supervised",
+        "acdc",
+        protocol="acdc",
+        labeled=1,
+        steps=1,
+        overrides=["patch=64x64", "inference.stride=64x64", "backbone.width=4", "backbone.depth=3"],
+    )
     result = execute(run, lab.machine())
     rows = (run.folder.path / "cases.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * 3 and all("x".join(map(str, store.cases[c].shape)) in "\n".join(rows) for c in store.test)
+    assert len(rows) == 1 + 2 * 3 and all(
+        "x".join(map(str, store.cases[c].shape)) in "\n".join(rows) for c in store.test
+    )
     assert result["metrics"][0]["counts"]["n"] == 2
 
 
@@ -340,13 +433,21 @@ def test_data_below_single_folders_are_found(spleen_tar, tmp_path, lab, depth):
 def test_decathlon_tar(spleen_tar, lab):
     store = prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
     assert (*store.train, *store.test) == some("msd_spleen")
-    assert not list((lab.folder / "data" / "msd_spleen").glob("source*"))  # what was taken apart is gone
+    assert not list(
+        (lab.folder / "data" / "msd_spleen").glob("source*")
+    )  # what was taken apart is gone
     info = store.cases["spleen_2"]
     # 20 x 18 x 12 voxels of 0.8 x 0.8 x 2.5 mm become 16 x 14 x 30 of 1 mm; the box is widened to 96 and filled with 0
-    assert info.shape == (96, 96, 96) and info.spacing == pytest.approx((1, 1, 1)) and info.made["crop_offset"] == [0, 0, 0]
+    assert (
+        info.shape == (96, 96, 96)
+        and info.spacing == pytest.approx((1, 1, 1))
+        and info.made["crop_offset"] == [0, 0, 0]
+    )
     assert info.made["resampled_shape"] == [16, 14, 30]
     np.testing.assert_allclose(info.made["source_affine"], MIRRORED, rtol=1e-6)
-    assert np.allclose(np.array(info.affine)[:3, 3], [50 - 0.8 * 19, -20, 10])  # the first voxel after turning to RAS
+    assert np.allclose(
+        np.array(info.affine)[:3, 3], [50 - 0.8 * 19, -20, 10]
+    )  # the first voxel after turning to RAS
     image, label = store.image("spleen_2")[0], store.label("spleen_2")
     assert image.min() == 0 and not image[16:].any()
     inside = image[label > 0] * 400 - 125
@@ -365,6 +466,7 @@ def test_what_was_taken_apart_waits_for_the_next_attempt(spleen_tar, lab, monkey
         if len(calls) == 2:
             raise RuntimeError("the disk hiccuped")
         return load(self, raw)
+
     monkeypatch.setattr(adapter, "load", fail_once)
     with pytest.raises(DataProblems, match="the disk hiccuped"):
         prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
@@ -393,7 +495,12 @@ def test_decathlon_finds_what_is_missing_or_wrong(spleen_tar, tmp_path):
     (folder / "train.list").unlink()
     with pytest.raises(DataError, match="38 of 41 cases are missing") as caught:
         prepare_store("msd_spleen", folder, data)
-    for fact in ("Task09_Spleen.tar", "md5:410d4a301da4e5b2f6f86ec3ddba524e", "medicaldecathlon.com", "CC BY-SA"):
+    for fact in (
+        "Task09_Spleen.tar",
+        "md5:410d4a301da4e5b2f6f86ec3ddba524e",
+        "medicaldecathlon.com",
+        "CC BY-SA",
+    ):
         assert fact in str(caught.value)
 
 
@@ -409,10 +516,14 @@ def test_lung_in_both_variants(tmp_path, lab):
     body = prepare_store("msd_lung_thorax", tmp_path, lab.folder / "data")
     case = some("msd_lung")[0]
     assert box.cases[case].shape == (96, 96, 96) and body.cases[case].shape == (36, 36, 38)
-    assert set(box.cases[case].labels) == {0, 1} == set(body.cases[case].labels)  # 2 and up are background
+    assert (
+        set(box.cases[case].labels) == {0, 1} == set(body.cases[case].labels)
+    )  # 2 and up are background
     assert any(w.startswith(f"{case}: label values taken as background: 2: ") for w in box.warnings)
     assert box.cases[case].labels[1] == body.cases[case].labels[1] == 5 * 4 * 4
-    assert body.image(case).min() == pytest.approx((40 + 1024) / 1349) and body.cases[case].made["crop_offset"] == [2, 2, 1]
+    assert body.image(case).min() == pytest.approx((40 + 1024) / 1349) and body.cases[case].made[
+        "crop_offset"
+    ] == [2, 2, 1]
     for name in ("msd_lung", "msd_lung_thorax"):
         train_a_step(lab, name)
 
@@ -437,8 +548,12 @@ def test_left_atrium_raw(tmp_path, lab):
     for case in some("la"):
         image, label = frame((40, 44, 20))
         (source / case).mkdir()
-        nrrd.write(str(source / case / "lgemri.nrrd"), image.astype(np.uint8), {"spacings": [0.625] * 3})
-        nrrd.write(str(source / case / "laendo.nrrd"), np.where(label > 0, np.uint8(255), np.uint8(0)))
+        nrrd.write(
+            str(source / case / "lgemri.nrrd"), image.astype(np.uint8), {"spacings": [0.625] * 3}
+        )
+        nrrd.write(
+            str(source / case / "laendo.nrrd"), np.where(label > 0, np.uint8(255), np.uint8(0))
+        )
     assert prepare_store("la", source, lab.folder / "data").cases[case].shape == (40, 44, 20)
     assert train_a_step(lab, "la")["metrics"][0]["columns"]["hd95_mm"]
 
@@ -453,10 +568,23 @@ def pancreas_raw(tmp_path, write_dicom):
     write_lists(source, "pancreas_ct")
     for case in (*some("pancreas_ct"), "0003"):
         image, label = blob((30, 28, 40), value=100)
-        write_dicom(source / "Pancreas-CT" / f"PANCREAS_{case}", image + 1024, (0.5, 0.5, 1.0), (0.0, 0.0, 0.0),
-                    intercept=-1024.0)
-        save(source / "TCIA_pancreas_labels" / f"label{case}.nii.gz", label, np.diag([0.5, -0.5, 1.0, 1.0]))
-    save(source / "TCIA_pancreas_labels" / "label0025.nii.gz", np.zeros((3, 3, 3), np.uint8), np.eye(4))  # withdrawn
+        write_dicom(
+            source / "Pancreas-CT" / f"PANCREAS_{case}",
+            image + 1024,
+            (0.5, 0.5, 1.0),
+            (0.0, 0.0, 0.0),
+            intercept=-1024.0,
+        )
+        save(
+            source / "TCIA_pancreas_labels" / f"label{case}.nii.gz",
+            label,
+            np.diag([0.5, -0.5, 1.0, 1.0]),
+        )
+    save(
+        source / "TCIA_pancreas_labels" / "label0025.nii.gz",
+        np.zeros((3, 3, 3), np.uint8),
+        np.eye(4),
+    )  # withdrawn
     return source
 
 
@@ -464,7 +592,9 @@ def test_pancreas_raw_protocol_a(pancreas_raw, lab):
     store = prepare_store("pancreas_ct", pancreas_raw, lab.folder / "data")
     assert (*store.train, *store.test) == some("pancreas_ct")
     info = store.cases["0001"]
-    assert info.made["resampled_shape"] == [15, 14, 20] and info.spacing == pytest.approx((1, 1, 2))  # one factor: 0.5
+    assert info.made["resampled_shape"] == [15, 14, 20] and info.spacing == pytest.approx(
+        (1, 1, 2)
+    )  # one factor: 0.5
     assert info.shape == (96, 96, 96) and info.source["from"]["recipe"]["in_plane"] is True
     inside = store.image("0001")[0][np.asarray(store.label("0001")) > 0] * 400 - 125
     assert 60 < inside.mean() < 105
@@ -474,23 +604,36 @@ def test_pancreas_raw_protocol_a(pancreas_raw, lab):
 def test_pancreas_raw_protocol_b(pancreas_raw, lab):
     (pancreas_raw / "train.list").write_text("0002\n0003\n")
     (pancreas_raw / "test.list").write_text("0001\n")
-    save(pancreas_raw / "TCIA_pancreas_labels" / "label0064.nii.gz", np.zeros((3, 3, 3), np.uint8), np.eye(4))
+    save(
+        pancreas_raw / "TCIA_pancreas_labels" / "label0064.nii.gz",
+        np.zeros((3, 3, 3), np.uint8),
+        np.eye(4),
+    )
     store = prepare_store("pancreas_ct_mcnet", pancreas_raw, lab.folder / "data")
     info = store.cases["0003"]
-    assert info.made["resampled_shape"] == [15, 14, 40] == list(info.shape)  # smaller than the box; all slices stay
-    assert info.intensity["mean"] == pytest.approx(0, abs=1e-5) and info.intensity["std"] == pytest.approx(1, abs=1e-5)
+    assert (
+        info.made["resampled_shape"] == [15, 14, 40] == list(info.shape)
+    )  # smaller than the box; all slices stay
+    assert info.intensity["mean"] == pytest.approx(0, abs=1e-5) and info.intensity[
+        "std"
+    ] == pytest.approx(1, abs=1e-5)
     assert any("0025 and 0070" in w for w in store.warnings)
     train_a_step(lab, "pancreas_ct_mcnet")
 
 
 @pytest.mark.parametrize("top", ["", "outer/"])
-def test_pancreas_in_a_zip_made_on_a_mac_with_lists_beside_the_data(pancreas_raw, tmp_path, lab, top):
+def test_pancreas_in_a_zip_made_on_a_mac_with_lists_beside_the_data(
+    pancreas_raw, tmp_path, lab, top
+):
     path = lab.folder / "tcia.zip"
     with zipfile.ZipFile(path, "w") as packed:
         for file in (f for f in pancreas_raw.rglob("*") if f.is_file()):
             name = file.relative_to(pancreas_raw)
             packed.write(file, f"{top}{name}")
-            for side in (f"__MACOSX/{top}{name.parent}/._{name.name}", f"{top}{name.parent}/._{name.name}"):
+            for side in (
+                f"__MACOSX/{top}{name.parent}/._{name.name}",
+                f"{top}{name.parent}/._{name.name}",
+            ):
                 packed.writestr(side, b"\0\5\x16\7")
             if name.name.startswith("label") and not top:
                 packed.writestr(f"__MACOSX/{top}{name}", b"no label")
@@ -501,8 +644,14 @@ def test_pancreas_in_a_zip_made_on_a_mac_with_lists_beside_the_data(pancreas_raw
     assert lab.call("data", "check", "pancreas_ct", "--from", "in").returncode == 0
 
 
-@pytest.mark.parametrize("name, pattern", [("pancreas_ct", "{}.h5"), ("pancreas_ct", "data{}.h5"),
-                                           ("pancreas_ct_mcnet", "image{}_norm.h5")])
+@pytest.mark.parametrize(
+    "name, pattern",
+    [
+        ("pancreas_ct", "{}.h5"),
+        ("pancreas_ct", "data{}.h5"),
+        ("pancreas_ct_mcnet", "image{}_norm.h5"),
+    ],
+)
 def test_pancreas_circulating_files(tmp_path, name, pattern):
     source = tmp_path / "h5"
     write_lists(source, name)
@@ -521,7 +670,7 @@ def test_pancreas_circulating_files(tmp_path, name, pattern):
 @pytest.mark.parametrize("low", [3, 0])  # 40 to 44 HU; a corner in the air
 def test_pancreas_of_unusual_grey_values_is_told(pancreas_raw, tmp_path, low):
     label = blob((30, 28, 40))[1] * np.uint8(low == 0)
-    label[low:low + 2, low:low + 2, 4:5] = 1
+    label[low : low + 2, low : low + 2, 4:5] = 1
     save(pancreas_raw / "TCIA_pancreas_labels" / "label0001.nii.gz", label, np.eye(4))
     store = prepare_store("pancreas_ct", pancreas_raw, tmp_path / "data")
     told = [w for w in store.warnings if "HU inside" in w]

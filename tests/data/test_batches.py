@@ -26,15 +26,26 @@ from segbench.errors import DataError, TrainingError, UsageError
 class Canary:
     """A store on disk that refuses what training must not touch. Image values tell the case: 1000 task + number + 1."""
 
-    def __init__(self, root: Path, name: str = "toy", train: int = 7, labeled: int = 4, task: int = 0,
-                 channels: int = 1, shape: tuple[int, ...] = (12, 11, 9)) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str = "toy",
+        train: int = 7,
+        labeled: int = 4,
+        task: int = 0,
+        channels: int = 1,
+        shape: tuple[int, ...] = (12, 11, 9),
+    ) -> None:
         self.root, self.name, self.channels, self.classes = root / name, name, channels, ("organ",)
         self.train = tuple(f"{name}-case{i}" for i in range(train))
         self.test = tuple(f"{name}-hidden{i}" for i in range(3))
         self.labelled = self.train[:labeled]
         self.root.mkdir(parents=True)
         for i, case in enumerate((*self.train, *self.test)):
-            np.save(self.root / f"{case}.image.npy", np.full((channels, *shape), 1000 * task + i + 1, np.float32))
+            np.save(
+                self.root / f"{case}.image.npy",
+                np.full((channels, *shape), 1000 * task + i + 1, np.float32),
+            )
             np.save(self.root / f"{case}.label.npy", np.full(shape, i, np.uint8))
 
     def image(self, case: str) -> np.ndarray:
@@ -50,7 +61,9 @@ class Canary:
 
 
 def protocol(**changes: Any) -> SimpleNamespace:
-    crop = SimpleNamespace(labeled="random", unlabeled="random", pad=3, last_offset=False, foreground=0)
+    crop = SimpleNamespace(
+        labeled="random", unlabeled="random", pad=3, last_offset=False, foreground=0
+    )
     fields = {"patch": (8, 6, 4), "crop": crop, "augment": "mirror", "sampling": "proportional"}
     return SimpleNamespace(**{**fields, **changes})
 
@@ -80,9 +93,17 @@ def data(store: Canary) -> TrainingData:
 def test_shapes_and_types(data: TrainingData) -> None:
     batch = data.batch(0, 0, 3, 2)
     assert [tuple(t.shape) for t in (batch.x, batch.y, batch.u, batch.task)] == [
-        (3, 1, 8, 6, 4), (3, 8, 6, 4), (2, 1, 8, 6, 4), (5,)]
+        (3, 1, 8, 6, 4),
+        (3, 8, 6, 4),
+        (2, 1, 8, 6, 4),
+        (5,),
+    ]
     assert [t.dtype for t in (batch.x, batch.y, batch.u, batch.task)] == [
-        torch.float32, torch.int64, torch.float32, torch.int64]
+        torch.float32,
+        torch.int64,
+        torch.float32,
+        torch.int64,
+    ]
     assert data.batch(0, 0, 2, 0).u.shape == (0, 1, 8, 6, 4)
 
 
@@ -93,7 +114,9 @@ def test_label_belongs_to_image(data: TrainingData) -> None:
 
 
 def test_two_dimensions(tmp_path: Path) -> None:
-    data = TrainingData({"flat": Canary(tmp_path, "flat", shape=(12, 11))}, {"flat": 4}, protocol(patch=(8, 6)), 0)
+    data = TrainingData(
+        {"flat": Canary(tmp_path, "flat", shape=(12, 11))}, {"flat": 4}, protocol(patch=(8, 6)), 0
+    )
     batch = data.batch(0, 0, 2, 1)
     assert (batch.x.shape, batch.y.shape, batch.u.shape) == ((2, 1, 8, 6), (2, 8, 6), (1, 1, 8, 6))
 
@@ -118,7 +141,10 @@ def test_slices_of_volumes_are_cases(tmp_path: Path) -> None:
     for case in store.train:  # every slice its own value, in image and label
         for kind, value in (("image", 100.0), ("label", 10)):
             array = np.load(store.root / f"{case}.{kind}.npy")
-            np.save(store.root / f"{case}.{kind}.npy", array + (value * np.arange(3)).astype(array.dtype))
+            np.save(
+                store.root / f"{case}.{kind}.npy",
+                array + (value * np.arange(3)).astype(array.dtype),
+            )
     data = TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(8, 6)), 0)
     assert data.steps_per_epoch(2) == 6  # 4 cases of 3 slices
     seen = set()
@@ -138,20 +164,33 @@ def test_zoomed_slices_fill_the_patch(tmp_path: Path) -> None:
     store = Canary(tmp_path, shape=(12, 7, 3))
     zoom = SimpleNamespace(labeled="zoom", unlabeled="zoom", pad=0, last_offset=False, foreground=0)
     for preload in (False, True):
-        data = TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(16, 16), crop=zoom), 0, preload=preload)
+        data = TrainingData(
+            {"toy": store}, {"toy": 4}, protocol(patch=(16, 16), crop=zoom), 0, preload=preload
+        )
         batch = data.batch(0, 0, 2, 2)
-        assert (batch.x.amin((1, 2, 3)) == batch.x.amax((1, 2, 3))).all() and batch.x.shape == (2, 1, 16, 16)
+        assert (batch.x.amin((1, 2, 3)) == batch.x.amax((1, 2, 3))).all() and batch.x.shape == (
+            2,
+            1,
+            16,
+            16,
+        )
 
 
 def test_epoch_is_one_pass_over_labelled_cases(data: TrainingData) -> None:
-    passes = [[case for i in range(2) for case in ids(data.batch(0, 2 * e + i, 2, 2).x)] for e in range(8)]
+    passes = [
+        [case for i in range(2) for case in ids(data.batch(0, 2 * e + i, 2, 2).x)] for e in range(8)
+    ]
     assert all(sorted(p) == [0, 1, 2, 3] for p in passes)
     assert len({tuple(p) for p in passes}) > 1  # a fresh permutation each
     assert [data.epoch(s, 2) for s in range(5)] == [0, 0, 1, 1, 2]
 
 
 def test_remainder_is_dropped(data: TrainingData) -> None:
-    assert [data.epoch(s, 3) for s in range(3)] == [0, 1, 2]  # 4 labelled cases: one group of 3 an epoch
+    assert [data.epoch(s, 3) for s in range(3)] == [
+        0,
+        1,
+        2,
+    ]  # 4 labelled cases: one group of 3 an epoch
     assert all(len(set(ids(data.batch(0, s, 3, 1).x))) == 3 for s in range(10))
 
 
@@ -177,7 +216,9 @@ def test_more_places_than_labelled_cases(data: TrainingData) -> None:
     batches = list(loader(data, [(0, s, 6, 1) for s in range(5)], 0))
     for batch in batches:
         assert sorted(ids(batch.x)[:4]) == [0, 1, 2, 3] and len(set(ids(batch.x)[4:])) == 2
-    assert data.repeats_labeled and data.warnings == ["4 labelled cases for 6 places in a batch: cases repeat"]
+    assert data.repeats_labeled and data.warnings == [
+        "4 labelled cases for 6 places in a batch: cases repeat"
+    ]
     assert data.epoch(3, 6) == 3
 
 
@@ -202,10 +243,14 @@ def test_center_crop_of_unlabelled(tmp_path: Path) -> None:
     coordinates = np.arange(12 * 11 * 9, dtype=np.float32).reshape(1, 12, 11, 9)
     for case in store.train:
         np.save(store.root / f"{case}.image.npy", coordinates)
-    crop = SimpleNamespace(labeled="random", unlabeled="center", pad=1, last_offset=False, foreground=0)
+    crop = SimpleNamespace(
+        labeled="random", unlabeled="center", pad=1, last_offset=False, foreground=0
+    )
     data = TrainingData({"toy": store}, {"toy": 4}, protocol(crop=crop, augment="none"), 0)
     batches = [data.batch(0, s, 2, 2) for s in range(10)]
-    expected = torch.from_numpy(coordinates[:, 2:10, 2:8, 2:6])  # (11 - 6) / 2 and (9 - 4) / 2 are rounded to even
+    expected = torch.from_numpy(
+        coordinates[:, 2:10, 2:8, 2:6]
+    )  # (11 - 6) / 2 and (9 - 4) / 2 are rounded to even
     assert all(torch.equal(u, expected) for b in batches for u in b.u)
     assert len({x.numpy().tobytes() for b in batches for x in b.x}) > 10
 
@@ -214,8 +259,10 @@ def test_center_crop_of_unlabelled(tmp_path: Path) -> None:
 
 
 def _joint(tmp_path: Path, sampling: str) -> TrainingData:
-    stores = {"a": Canary(tmp_path, "a", train=20, labeled=12, task=0),
-              "b": Canary(tmp_path, "b", train=6, labeled=4, task=1, channels=2)}
+    stores = {
+        "a": Canary(tmp_path, "a", train=20, labeled=12, task=0),
+        "b": Canary(tmp_path, "b", train=6, labeled=4, task=1, channels=2),
+    }
     return TrainingData(stores, {"a": 12, "b": 4}, protocol(sampling=sampling), 0)
 
 
@@ -241,10 +288,17 @@ def test_balanced(tmp_path: Path) -> None:
             assert case // 1000 == task
     assert abs(len(seen[1]) - 200) < 50  # five standard deviations of 400 even draws
     assert set(seen[0]) == set(range(12)) and set(seen[1]) == set(range(4))
-    epoch = [(case, t) for s in range(4) for case, t in zip(ids(data.batch(0, s, 4, 2).x),
-                                                            data.batch(0, s, 4, 2).task.tolist(), strict=False)]
+    epoch = [
+        (case, t)
+        for s in range(4)
+        for case, t in zip(
+            ids(data.batch(0, s, 4, 2).x), data.batch(0, s, 4, 2).task.tolist(), strict=False
+        )
+    ]
     own = [case for case, t in epoch if t == 0]
-    assert len(set(own)) == min(len(own), 12)  # the next case, not any: none comes twice before all came once
+    assert len(set(own)) == min(
+        len(own), 12
+    )  # the next case, not any: none comes twice before all came once
 
 
 # -- purity ------------------------------------------------------------------------------------------------------------
@@ -295,9 +349,12 @@ def test_plan_is_read_as_needed(data: TrainingData) -> None:
         while True:
             yield 0, step, 2, 1
             step += 1
+
     for workers in (0, 1):
         batches = loader(data, endless(), workers)
-        assert [digest(next(batches)) for _ in range(3)] == [digest(data.batch(0, s, 2, 1)) for s in range(3)]
+        assert [digest(next(batches)) for _ in range(3)] == [
+            digest(data.batch(0, s, 2, 1)) for s in range(3)
+        ]
         batches.close()
     assert not multiprocessing.active_children()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("segbench")]
@@ -310,7 +367,11 @@ def _reachable(start: object) -> list[object]:
     seen, todo = {id(start): start}, [start]
     while todo:
         for other in gc.get_referents(todo.pop()):
-            if id(other) not in seen and not isinstance(other, (type, type(os))) and not callable(other):
+            if (
+                id(other) not in seen
+                and not isinstance(other, (type, type(os)))
+                and not callable(other)
+            ):
                 seen[id(other)] = other
                 todo.append(other)
     return list(seen.values())
@@ -415,7 +476,9 @@ def _sick(store: Canary, tmp_path: Path, times: int) -> Sick:
 def test_dead_worker_is_replaced_once(store: Canary, tmp_path: Path, data: TrainingData) -> None:
     plan = [(0, s, 2, 2) for s in range(8)]
     sick = _sick(store, tmp_path, 1)
-    assert [digest(b) for b in loader(sick, plan, 2, context="fork")] == [digest(data.batch(*s)) for s in plan]
+    assert [digest(b) for b in loader(sick, plan, 2, context="fork")] == [
+        digest(data.batch(*s)) for s in plan
+    ]
     assert len(sick.warnings) == 1 and "killed by SIGKILL" in sick.warnings[0]
 
 
@@ -440,7 +503,13 @@ def test_hanging_read_names_the_cases(store: Canary, tmp_path: Path) -> None:
 def test_workers_outlive_signals_to_the_group(store: Canary) -> None:
     class Hit(TrainingData):
         def batch(self, phase: int, step: int, labeled: int, unlabeled: int) -> Batch:
-            for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            for name in (
+                signal.SIGINT,
+                signal.SIGTERM,
+                signal.SIGUSR1,
+                signal.SIGUSR2,
+                signal.SIGHUP,
+            ):
                 os.kill(os.getpid(), name)
             return super().batch(phase, step, labeled, unlabeled)
 

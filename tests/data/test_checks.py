@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segbench.data.checks import brief, check_facts, check_split, check_store, require_learnable, require_no_leak
+from segbench.data.checks import (
+    brief,
+    check_facts,
+    check_split,
+    check_store,
+    require_learnable,
+    require_no_leak,
+)
 from segbench.data.problem import DataProblems
 from segbench.data.store import derived
 
@@ -49,8 +56,10 @@ def test_a_group_on_both_sides_is_a_leak_and_on_one_side_it_is_none(toy):
     assert check_facts(toy.prepare()) == []
     toy.split(["p1_a", "p2_a"], ["p1_b", "p2_b"])
     store = toy.prepare()
-    assert errors(check_facts(store)) == [("p1_b", "same group as case p1_a: test and train"),
-                                          ("p2_b", "same group as case p2_a: test and train")]
+    assert errors(check_facts(store)) == [
+        ("p1_b", "same group as case p1_a: test and train"),
+        ("p2_b", "same group as case p2_a: test and train"),
+    ]
     with pytest.raises(DataProblems):
         require_no_leak(store)
 
@@ -69,7 +78,10 @@ def test_lists_that_repeat_or_name_nothing_are_errors(toy):
     toy.fill()
     cases = toy.prepare().cases
     found = errors(check_split(["c0", "c0"], ["c3", "zz"], cases))
-    assert found == [("c0", "2 times in the train list"), ("zz", "in the test list but not in the store")]
+    assert found == [
+        ("c0", "2 times in the train list"),
+        ("zz", "in the test list but not in the store"),
+    ]
 
 
 def test_labels_are_judged(toy):
@@ -81,8 +93,10 @@ def test_labels_are_judged(toy):
     toy.case("c4", 4, label=None)
     store = toy.prepare()
     problems = check_facts(store, patch=(5, 7, 4))
-    assert errors(problems) == [("c4", "test case without a label"),
-                                ("*", "class 2 (b) is absent from all training cases")]
+    assert errors(problems) == [
+        ("c4", "test case without a label"),
+        ("*", "class 2 (b) is absent from all training cases"),
+    ]
     warnings = [(p.case, p.found) for p in problems if p.level == "warning"]
     assert ("c1", "empty label") in warnings and warnings.count(("c0", "shape 5x6x4")) == 1
     with pytest.raises(DataProblems, match=r"class 2 \(b\) is absent from the 2 labelled"):
@@ -92,7 +106,9 @@ def test_labels_are_judged(toy):
 def test_the_same_warning_of_many_cases_is_one_line(toy):
     toy.fill()
     problems = check_facts(toy.prepare(), patch=(5, 7, 4))
-    assert brief(problems) == ["5 cases, such as c0 (shape 5x6x4) | expected at least the patch 5x7x4 (it will be padded)"]
+    assert brief(problems) == [
+        "5 cases, such as c0 (shape 5x6x4) | expected at least the patch 5x7x4 (it will be padded)"
+    ]
     assert brief(problems[:3]) == [str(p) for p in problems[:3]] and brief([]) == []
 
 
@@ -118,7 +134,10 @@ def test_every_damaged_file_is_listed(toy):
     seen = []
     problems = check_store(store, progress=lambda *args: seen.append(args))
     assert [(p.case, p.file.rpartition("/")[2]) for p in problems] == [
-        ("c0", "image.npy"), ("c1", "label.npy"), ("c3", "image.npy")]
+        ("c0", "image.npy"),
+        ("c1", "label.npy"),
+        ("c3", "image.npy"),
+    ]
     assert "No such file" in problems[1].found and len(seen) == 5
     assert [p.case for p in check_store(store, cases=["c1"])] == ["c1"]
 
@@ -127,9 +146,16 @@ def test_voxels_are_judged_even_if_the_digests_fit(toy):
     toy.fill()
     store = toy.prepare()
     from segbench.files import file_digest
+
     info, folder = store.cases["c0"], store.root / "cases" / "c0"
     np.save(folder / "image.npy", np.full((1, 5, 6, 4), np.inf, np.float32))
     np.save(folder / "label.npy", np.full((5, 6, 4), 9, np.uint8))
-    files = {n: ((folder / n).stat().st_size, file_digest(folder / n)) for n in ("image.npy", "label.npy")}
+    files = {
+        n: ((folder / n).stat().st_size, file_digest(folder / n))
+        for n in ("image.npy", "label.npy")
+    }
     forged = replace(store, cases={**store.cases, "c0": replace(info, files=files)})
-    assert [p.found for p in check_store(forged)] == ["NaN or infinite voxels", "shape 5x6x4, values [9]"]
+    assert [p.found for p in check_store(forged)] == [
+        "NaN or infinite voxels",
+        "shape 5x6x4, values [9]",
+    ]

@@ -15,12 +15,14 @@ from segbench.errors import DataError, UsageError
 @pytest.fixture
 def call(toy):
     """Runs a command; gives the result and the settings with the JSON document."""
+
     def run(*args, **flags):
         settings = Settings({"data_root": str(toy.data_root), **flags})
         result = CliRunner().invoke(data, [str(a) for a in args], obj=settings)
         if result.exit_code == 0 and flags.get("json"):
             json.dumps(settings.document, allow_nan=False)
         return result, settings.document
+
     return run
 
 
@@ -39,7 +41,11 @@ def test_prepare_shows_warnings_of_a_partial_copy_and_of_leaks(toy, call):
     toy.case("c4", 1)
     toy.lists(["c0", "c1"], ["c4"])
     result, _ = call("prepare", "toy", "--from", toy.source)
-    assert "(partial copy)" in result.stdout and "3 of 5" in result.stderr and "same voxels as case c1" in result.stderr
+    assert (
+        "(partial copy)" in result.stdout
+        and "3 of 5" in result.stderr
+        and "same voxels as case c1" in result.stderr
+    )
 
 
 def test_prepare_needs_a_folder_and_reports_bad_cases(toy, call):
@@ -62,10 +68,19 @@ def test_a_file_that_is_no_archive_says_what_is_read(toy, call):
 
 def test_json_is_one_document_with_a_status(toy, call):
     toy.fill()
-    for args in (("prepare", "toy", "--from", toy.source), ("check", "toy"), ("info", "toy"), ("list",)):
+    for args in (
+        ("prepare", "toy", "--from", toy.source),
+        ("check", "toy"),
+        ("info", "toy"),
+        ("list",),
+    ):
         result, document = call(*args, json=True)
         assert result.exit_code == 0, (args, result.exception)
-        assert result.stdout == "" and document["status"] == "done" and document["schema"].startswith("segbench.data.")
+        assert (
+            result.stdout == ""
+            and document["status"] == "done"
+            and document["schema"].startswith("segbench.data.")
+        )
         toy_document = next(d for d in document["datasets"] if d["name"] == "toy")
     assert toy_document["state"] == "prepared, 3 train + 2 test cases"
 
@@ -80,9 +95,16 @@ def test_check_lists_every_problem_and_fails(toy, call):
         (toy.data_root / "toy" / "cases" / case / "image.npy").write_bytes(b"x")
     result, _ = call("check", "toy")
     assert isinstance(result.exception, DataProblems) and result.exception.code == 3
-    assert "✗ c0" in result.stdout and "✗ c3" in result.stdout and "2 problems" in str(result.exception)
+    assert (
+        "✗ c0" in result.stdout
+        and "✗ c3" in result.stdout
+        and "2 problems" in str(result.exception)
+    )
     result, document = call("check", "toy", json=True)
-    assert document is None and [p["case"] for p in result.exception.to_dict()["problems"]] == ["c0", "c3"]
+    assert document is None and [p["case"] for p in result.exception.to_dict()["problems"]] == [
+        "c0",
+        "c3",
+    ]
     result, _ = call("check", "toy", "--case", "c1")
     assert result.exit_code == 0 and "1 case checked" in result.stdout
     result, _ = call("check", "toy", "--case", "c9")
@@ -93,7 +115,9 @@ def test_check_warns_of_cases_smaller_than_the_protocol_s_patch(toy, call):
     toy.fill()
     call("prepare", "toy", "--from", toy.source)
     result, document = call("check", "toy", json=True)
-    assert {p["level"] for p in document["datasets"][0]["problems"]} == {"warning"} and result.exit_code == 0
+    assert {p["level"] for p in document["datasets"][0]["problems"]} == {
+        "warning"
+    } and result.exit_code == 0
 
 
 def test_check_and_info_of_what_is_not_prepared(toy, call):
@@ -101,9 +125,15 @@ def test_check_and_info_of_what_is_not_prepared(toy, call):
     result, _ = call("check", "toy")
     assert isinstance(result.exception, DataError) and "not prepared" in str(result.exception)
     result, _ = call("info", "toy")
-    assert result.exit_code == 0 and "is not prepared" in result.stdout and "example.org" in result.stdout
+    assert (
+        result.exit_code == 0
+        and "is not prepared" in result.stdout
+        and "example.org" in result.stdout
+    )
     result, _ = call("info", "tooy")
-    assert isinstance(result.exception, UsageError) and "Did you mean 'toy'" in str(result.exception)
+    assert isinstance(result.exception, UsageError) and "Did you mean 'toy'" in str(
+        result.exception
+    )
 
 
 def test_info_shows_facts_and_measurements(toy, call):
@@ -112,8 +142,15 @@ def test_info_shows_facts_and_measurements(toy, call):
     _, document = call("info", "toy", json=True)
     (facts,) = document["datasets"]
     assert facts["shape"] == {"min": [5, 6, 4], "median": [5, 6, 4], "max": [5, 6, 4]}
-    assert facts["spacing_mm"] == [(1.0, 1.0, 2.0)] and facts["copy"] == "whole" and len(facts["fingerprint"]) == 64
-    assert sum(v["voxels"] for v in facts["voxels"].values()) == 5 * 120 and facts["voxels"]["b"]["cases"] == 5
+    assert (
+        facts["spacing_mm"] == [(1.0, 1.0, 2.0)]
+        and facts["copy"] == "whole"
+        and len(facts["fingerprint"]) == 64
+    )
+    assert (
+        sum(v["voxels"] for v in facts["voxels"].values()) == 5 * 120
+        and facts["voxels"]["b"]["cases"] == 5
+    )
     assert (facts["licence"], facts["citation"]) == ("none", "nobody")
     result, _ = call("info", "toy")
     assert facts["fingerprint"] in result.stdout and "5 x 6 x 4" in result.stdout
@@ -138,8 +175,11 @@ def test_list_shows_broken_plug_ins_too(toy, call):
 
 def test_a_poor_terminal_gets_plain_marks(toy):
     toy.fill()
-    result = CliRunner(charset="ascii").invoke(data, ["prepare", "toy", "--from", str(toy.source)],
-                                               obj=Settings({"data_root": str(toy.data_root)}))
+    result = CliRunner(charset="ascii").invoke(
+        data,
+        ["prepare", "toy", "--from", str(toy.source)],
+        obj=Settings({"data_root": str(toy.data_root)}),
+    )
     assert result.exit_code == 0 and result.stdout.startswith("ok toy")
 
 
@@ -152,6 +192,7 @@ def test_a_bar_on_a_terminal_takes_foreign_names(toy, call, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
+
     monkeypatch.setattr(sys, "stderr", Terminal())
     with counted(Settings({}), "prepare [bold]x[/]") as progress:
         progress(1, 2, "x[/]\x1b[31m")

@@ -39,13 +39,16 @@ class Server:
                 self.send_header("Content-Type", outer.kind)
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
-                self.wfile.write(content[start:][:outer.cut])
+                self.wfile.write(content[start:][: outer.cut])
 
             def log_message(self, *_):
                 pass
+
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        )
         self.thread.start()
 
     def close(self):
@@ -65,7 +68,9 @@ def server(monkeypatch):
 
 
 def archive(server, kind="md5", content=CONTENT, name="data.tar"):
-    return Archive(name, f"{server.url}/{name}", digest=f"{kind}:{hashlib.new(kind, content).hexdigest()}")
+    return Archive(
+        name, f"{server.url}/{name}", digest=f"{kind}:{hashlib.new(kind, content).hexdigest()}"
+    )
 
 
 @pytest.mark.parametrize("kind", ["md5", "sha256"])
@@ -85,7 +90,9 @@ def test_cut_short_and_resumed(server, tmp_path, ranges):
     with pytest.raises(DataError, match="cut short") as caught:
         fetch(archive(server), tmp_path)
     assert "300,000 bytes" in str(caught.value) and "goes on where it stopped" in str(caught.value)
-    assert (tmp_path / "data.tar.part").stat().st_size == 300_000 and not (tmp_path / "data.tar").exists()
+    assert (tmp_path / "data.tar.part").stat().st_size == 300_000 and not (
+        tmp_path / "data.tar"
+    ).exists()
     server.cut, server.ranges = None, ranges
     assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked == [None, "bytes=300000-"]
@@ -100,7 +107,9 @@ def test_wrong_digest(server, tmp_path):
     wrong = archive(server, content=b"something else")
     with pytest.raises(IntegrityError, match="not the one expected") as caught:
         fetch(wrong, tmp_path)
-    assert wrong.digest in str(caught.value) and hashlib.md5(CONTENT).hexdigest() in str(caught.value)
+    assert wrong.digest in str(caught.value) and hashlib.md5(CONTENT).hexdigest() in str(
+        caught.value
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["data.tar.lock"]
     (tmp_path / "data.tar.part").write_bytes(b"a foreign part" * 10)
     with pytest.raises(IntegrityError):
@@ -131,21 +140,32 @@ def test_prepare_download_on_the_command_line(server, lab, monkeypatch):
     content = packed.getvalue()
     server.files["/Task09_Spleen.tar"] = content
     cls = registry.get("dataset", "msd_spleen").cls
-    monkeypatch.setattr(cls, "archives", (archive(server, content=content, name="Task09_Spleen.tar"),))
+    monkeypatch.setattr(
+        cls, "archives", (archive(server, content=content, name="Task09_Spleen.tar"),)
+    )
     server.cut = 2000
     first = lab.call("data", "prepare", "msd_spleen", "--download")
     assert first.returncode == 3 and "cut short" in first.stderr and "CC BY-SA 4.0" in first.stderr
     server.cut = None
     second = lab.call("data", "prepare", "msd_spleen", "--download")
-    assert second.returncode == 3 and "40 of 41 cases are missing" in second.stderr  # downloaded, taken apart, looked at
-    assert (lab.folder / "segbench-data" / "downloads" / "Task09_Spleen.tar").read_bytes() == content
+    assert (
+        second.returncode == 3 and "40 of 41 cases are missing" in second.stderr
+    )  # downloaded, taken apart, looked at
+    assert (
+        lab.folder / "segbench-data" / "downloads" / "Task09_Spleen.tar"
+    ).read_bytes() == content
 
 
-@pytest.mark.parametrize("args, found", [
-    (("la", "--download"), "no stable public address"), (("phantom", "--download"), "no stable public address"),
-    (("msd_spleen", "--download", "--from", "x"), "exclude each other"),
-    (("msd_lung",), "md5:8afd997733c7fc0432f71255ba4e52dc"),
-    (("acdc", "--from", "nowhere"), "no such folder or archive")])
+@pytest.mark.parametrize(
+    "args, found",
+    [
+        (("la", "--download"), "no stable public address"),
+        (("phantom", "--download"), "no stable public address"),
+        (("msd_spleen", "--download", "--from", "x"), "exclude each other"),
+        (("msd_lung",), "md5:8afd997733c7fc0432f71255ba4e52dc"),
+        (("acdc", "--from", "nowhere"), "no such folder or archive"),
+    ],
+)
 def test_what_cannot_be_done_says_what_can(lab, args, found):
     result = lab.call("data", "prepare", *args)
     assert result.returncode in (2, 3) and found in result.stderr

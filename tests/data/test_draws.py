@@ -37,7 +37,9 @@ def test_patients_stay_together_and_unlabelled_cases_come_last(toy):
     for k in range(1, 5):
         order = drawn(store, k).train
         assert set(order[-2:]) == {"p0_a", "p0_b"}
-        assert [order[i:i + 2] for i in range(0, 12, 2)] == [(f"{a[:2]}_a", f"{a[:2]}_b") for a in order[::2]]
+        assert [order[i : i + 2] for i in range(0, 12, 2)] == [
+            (f"{a[:2]}_a", f"{a[:2]}_b") for a in order[::2]
+        ]
 
 
 def test_a_run_trains_on_its_draw_and_has_a_table_of_its_own(lab):
@@ -54,17 +56,34 @@ def test_a_run_trains_on_its_draw_and_has_a_table_of_its_own(lab):
         assert labeled[k] == {f"tiny/{case}" for case in view.train[:2]}
     assert labeled[0] != labeled[1]
     for draw in ("0", "1"):
-        done = lab.call("run", "supervised", "--dataset", "tiny", "--protocol", PROTOCOL, "--draw", draw, "--json")
+        done = lab.call(
+            "run",
+            "supervised",
+            "--dataset",
+            "tiny",
+            "--protocol",
+            PROTOCOL,
+            "--draw",
+            draw,
+            "--json",
+        )
         assert done.returncode == 0, done.stderr
     boards = json.loads(lab.call("leaderboard", "--format", "json").stdout)["boards"]
     assert [b["draws"] for b in boards] == [[0], [0, 1], [1]]  # one table each, and one over both
     assert "labelled (draw 1)" in lab.call("leaderboard").stdout
-    weights = {json.loads(f.read_text())["weights_sha256"] for f in lab.folder.glob("segbench-out/runs/*/*/*/result.json")}
+    weights = {
+        json.loads(f.read_text())["weights_sha256"]
+        for f in lab.folder.glob("segbench-out/runs/*/*/*/result.json")
+    }
     assert len(weights) == 2
 
 
 def test_a_suite_may_name_draws(lab):
-    (lab.folder / "s.yaml").write_text(f"schema: 1\nname: s\nprotocol: {PROTOCOL}\n"
-                                       "matrix: {method: [supervised], dataset: [tiny], draw: [0, 3]}\n")
+    (lab.folder / "s.yaml").write_text(
+        f"schema: 1\nname: s\nprotocol: {PROTOCOL}\n"
+        "matrix: {method: [supervised], dataset: [tiny], draw: [0, 3]}\n"
+    )
     shown = lab.call("bench", "plan", "s.yaml")
-    assert shown.returncode == 0 and "2 runs" in shown.stdout and "draw 3" in shown.stdout, shown.stderr
+    assert shown.returncode == 0 and "2 runs" in shown.stdout and "draw 3" in shown.stdout, (
+        shown.stderr
+    )

@@ -45,19 +45,33 @@ def mine(root):
     for i in range(1, 7):
         save(root / f"imagesTr/c{i}_0000.nii.gz", volume(i))
         save(root / f"labelsTr/c{i}.nii.gz", label(i))
-    (root / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MRI"}, "labels": {"background": 0, "organ": 1},
-                                                   "numTraining": 6, "file_ending": ".nii.gz"}))
+    (root / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "MRI"},
+                "labels": {"background": 0, "organ": 1},
+                "numTraining": 6,
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
     lists(root)
 
 
 def lists(root, **changes):
-    split = {"labelled": ["c1", "c2", "c3", "c4"], "unlabelled": [], "val": [], "test": ["c5", "c6"], **changes}
+    split = {
+        "labelled": ["c1", "c2", "c3", "c4"],
+        "unlabelled": [],
+        "val": [],
+        "test": ["c5", "c6"],
+        **changes,
+    }
     (root / "splits_ssl.json").write_text(json.dumps(split))
 
 
 def cut(root, file=IMAGE, share=2):
     content = (root / file).read_bytes()
-    (root / file).write_bytes(content[:len(content) // share])
+    (root / file).write_bytes(content[: len(content) // share])
 
 
 def flip(root):
@@ -70,7 +84,7 @@ def header(root, **fields):
     """An image whose header says something else than is true."""
     content = bytearray(gzip.decompress((root / IMAGE).read_bytes()))
     for at, value in fields.values():
-        content[at:at + value.nbytes] = value.tobytes()
+        content[at : at + value.nbytes] = value.tobytes()
     (root / IMAGE).write_bytes(gzip.compress(bytes(content)))
 
 
@@ -107,38 +121,76 @@ FAULTS = {  # what is done to the folder, what must be said
     "a few bytes": (lambda r: cut(r, IMAGE, 40), "c1: "),
     "a flipped byte": (flip, "damaged or cut short"),
     "an empty file": (lambda r: (r / IMAGE).write_bytes(b""), "an empty file"),
-    "a web page": (lambda r: (r / IMAGE).write_bytes(b"<!DOCTYPE html><html>Log in</html>"), "an HTML page"),
-    "not gzipped": (lambda r: (r / IMAGE).write_bytes(gzip.decompress((r / IMAGE).read_bytes())), "not a NIfTI file"),
-    "gzipped text": (lambda r: (r / IMAGE).write_bytes(gzip.compress(b"hello " * 99)), "damaged or cut short"),
+    "a web page": (
+        lambda r: (r / IMAGE).write_bytes(b"<!DOCTYPE html><html>Log in</html>"),
+        "an HTML page",
+    ),
+    "not gzipped": (
+        lambda r: (r / IMAGE).write_bytes(gzip.decompress((r / IMAGE).read_bytes())),
+        "not a NIfTI file",
+    ),
+    "gzipped text": (
+        lambda r: (r / IMAGE).write_bytes(gzip.compress(b"hello " * 99)),
+        "damaged or cut short",
+    ),
     "label value 3": (lambda r: save(r / LABEL, label(1) * 3), ("label values 3", LABEL)),
     "label 255 for 1": (lambda r: save(r / LABEL, label(1) * np.uint8(255)), "255"),
     "half labels": (lambda r: save(r / LABEL, label(1) * np.float32(0.5)), "0.5"),
     "negative labels": (lambda r: save(r / LABEL, -label(1).astype(np.int16)), "-1"),
     "another shape": (lambda r: save(r / LABEL, label(1, (10, 9, 7))), "label (10, 9, 7)"),
-    "another spacing": (lambda r: save(r / LABEL, label(1), np.diag([1.0, 1.0, 2.5, 1.0])), "spacing [1.0, 1.0, 2.5]"),
-    "another orientation": (lambda r: save(r / LABEL, label(1), np.diag([-1.0, 1.0, 2.0, 1.0])), "axes LAS"),
+    "another spacing": (
+        lambda r: save(r / LABEL, label(1), np.diag([1.0, 1.0, 2.5, 1.0])),
+        "spacing [1.0, 1.0, 2.5]",
+    ),
+    "another orientation": (
+        lambda r: save(r / LABEL, label(1), np.diag([-1.0, 1.0, 2.0, 1.0])),
+        "axes LAS",
+    ),
     "NaN": (nan, "NaN or infinite"),
     "four axes": (lambda r: save(r / IMAGE, np.stack([volume(1)] * 2, -1)), "c1: image shape"),
     "two axes": (lambda r: save(r / IMAGE, volume(1)[0]), "no volume of grey values"),
     "colours": (colours, "no volume of grey values"),
     "a huge header": (lambda r: header(r, size=(42, np.array([30000] * 3, "<i2"))), "too large"),
-    "no axes": (lambda r: header(r, sform=(280, np.zeros(12, "<f4"))), "orientation cannot be used"),
+    "no axes": (
+        lambda r: header(r, sform=(280, np.zeros(12, "<f4"))),
+        "orientation cannot be used",
+    ),
     "a folder for a file": (lambda r: replaced(r, IMAGE, os.mkdir), "c1: "),
     "a pipe for a file": (lambda r: replaced(r, IMAGE, os.mkfifo), "a pipe, socket or device"),
     "a loop of links": (lambda r: replaced(r, IMAGE, lambda p: os.symlink(p, p)), "cannot be read"),
-    "a link to nowhere": (lambda r: replaced(r, LABEL, lambda p: os.symlink("/nowhere", p)), "cannot be read"),
-    "a name with a line break": (lambda r: other_name(r, "c\n[red]1"), "'c\\n[red]1': unsafe case id"),
+    "a link to nowhere": (
+        lambda r: replaced(r, LABEL, lambda p: os.symlink("/nowhere", p)),
+        "cannot be read",
+    ),
+    "a name with a line break": (
+        lambda r: other_name(r, "c\n[red]1"),
+        "'c\\n[red]1': unsafe case id",
+    ),
     "a name of markup": (lambda r: other_name(r, "<script>"), "'<script>': unsafe case id"),
     "a name of 300 characters": (lambda r: other_name(r, "c" * 130), "unsafe case id"),
-    "one volume in train and test": (lambda r: copied(r, "c1", "c6"), "same voxels as case c1: test and train"),
-    "a class nowhere": (lambda r: [save(r / f"labelsTr/c{i}.nii.gz", 0 * label(i)) for i in range(1, 7)], "class 1 (organ)"),
+    "one volume in train and test": (
+        lambda r: copied(r, "c1", "c6"),
+        "same voxels as case c1: test and train",
+    ),
+    "a class nowhere": (
+        lambda r: [save(r / f"labelsTr/c{i}.nii.gz", 0 * label(i)) for i in range(1, 7)],
+        "class 1 (organ)",
+    ),
     "an id in two lists": (lambda r: lists(r, test=["c4", "c5"]), ("listed twice", "c4")),
     "an id without a file": (lambda r: lists(r, test=["c5", "c9"]), ("not on disk", "c9")),
-    "a test case without label": (lambda r: (r / "labelsTr/c5.nii.gz").unlink(), ("a label they have not", "c5")),
+    "a test case without label": (
+        lambda r: (r / "labelsTr/c5.nii.gz").unlink(),
+        ("a label they have not", "c5"),
+    ),
     "no dataset.json": (lambda r: (r / "dataset.json").unlink(), "no data folder of a known form"),
     "a broken dataset.json": (lambda r: cut(r, "dataset.json"), "dataset.json cannot be read"),
-    "a channel too many": (lambda r: save(r / "imagesTr/c1_0001.nii.gz", volume(1)), "do not fit the channels"),
+    "a channel too many": (
+        lambda r: save(r / "imagesTr/c1_0001.nii.gz", volume(1)),
+        "do not fit the channels",
+    ),
 }
+
+
 def misnamed(root):
     """A case whose image nobody reads for its ending."""
     save(root / "labelsTr/c7.nii.gz", label(7))
@@ -152,13 +204,28 @@ def announce(root, number):
 
 
 DOUBTS = {  # told, but the data can be used
-    "another origin": (lambda r: save(r / LABEL, label(1), AFFINE + np.eye(4, k=3) * 5), "differ in origin"),
+    "another origin": (
+        lambda r: save(r / LABEL, label(1), AFFINE + np.eye(4, k=3) * 5),
+        "differ in origin",
+    ),
     "an empty label": (lambda r: save(r / LABEL, 0 * label(1)), "c1: empty label"),
     "one grey value": (lambda r: save(r / IMAGE, 0 * volume(1) + 7), "one grey value"),
-    "an image of no case": (misnamed, "1 files in imagesTr belong to no case and are not read: c7_0000.NII.GZ"),
-    "a label of no case": (misnamed, "1 files in labelsTr belong to no case and are not read: c7.nii.gz"),
-    "cases that were announced": (lambda r: announce(r, 7), "announces numTraining 7; imagesTr holds 6 cases"),
-    "a list that nothing uses": (lambda r: lists(r, labelled=["c1", "c2"], val=["c3", "c4"]), "2 cases of the list val"),
+    "an image of no case": (
+        misnamed,
+        "1 files in imagesTr belong to no case and are not read: c7_0000.NII.GZ",
+    ),
+    "a label of no case": (
+        misnamed,
+        "1 files in labelsTr belong to no case and are not read: c7.nii.gz",
+    ),
+    "cases that were announced": (
+        lambda r: announce(r, 7),
+        "announces numTraining 7; imagesTr holds 6 cases",
+    ),
+    "a list that nothing uses": (
+        lambda r: lists(r, labelled=["c1", "c2"], val=["c3", "c4"]),
+        "2 cases of the list val",
+    ),
     "one volume twice in train": (lambda r: copied(r, "c1", "c2"), "c2: same voxels as case c1"),
 }
 
@@ -172,8 +239,12 @@ def test_a_fault_is_named_with_its_file(lab, fault):
     assert result.returncode == 3, (result.stdout, result.stderr)
     shown = result.stdout + result.stderr
     pieces = expected if isinstance(expected, tuple) else (expected,)
-    assert all(piece in shown for piece in (*pieces, "expected")) and "bug in segbench" not in shown, shown
-    assert not (lab.folder / "segbench-data").exists() or not list((lab.folder / "segbench-data").glob("*/store.json"))
+    assert (
+        all(piece in shown for piece in (*pieces, "expected")) and "bug in segbench" not in shown
+    ), shown
+    assert not (lab.folder / "segbench-data").exists() or not list(
+        (lab.folder / "segbench-data").glob("*/store.json")
+    )
 
 
 @pytest.mark.parametrize("doubt", DOUBTS)
@@ -188,7 +259,10 @@ def test_a_doubt_is_told(lab, doubt):
 def test_a_good_folder_passes(lab):
     mine(lab.folder / "in")
     result = lab.call("data", "check", f"folder:{lab.folder / 'in'}")
-    assert result.returncode == 0 and "6 cases checked, 0 problems" in result.stdout, (result.stdout, result.stderr)
+    assert result.returncode == 0 and "6 cases checked, 0 problems" in result.stdout, (
+        result.stdout,
+        result.stderr,
+    )
 
 
 def test_another_spacing_can_be_allowed_and_is_recorded(lab):
@@ -200,9 +274,11 @@ def test_another_spacing_can_be_allowed_and_is_recorded(lab):
     allowed = lab.call("data", "prepare", f"folder:{root}", "--jobs", 2, "--allow-affine-mismatch")
     assert allowed.returncode == 0, allowed.stderr
     assert "c1: the label's header tells spacing [1.0, 1.0, 2.5]" in allowed.stderr
-    file, = (lab.folder / "segbench-data").glob("*/store.json")
+    (file,) = (lab.folder / "segbench-data").glob("*/store.json")
     store = json.loads(file.read_bytes())
-    assert store["adapter"]["allowed"] == "affine mismatch" and any("as allowed" in text for text in store["warnings"])
+    assert store["adapter"]["allowed"] == "affine mismatch" and any(
+        "as allowed" in text for text in store["warnings"]
+    )
     assert {c["made"]["source_dtype"] for c in store["cases"]} == {"int16"}
     assert lab.call("data", "prepare", f"folder:{root}").returncode == 3  # not allowed any more
     save(root / "labelsTr/c1.nii.gz", label(1), np.diag([-1.0, 1.0, 2.5, 1.0]))
@@ -214,8 +290,16 @@ def test_the_largest_volume_is_the_users_choice(lab):
     root = lab.folder / "in"
     mine(root)
     refused = lab.call("data", "check", f"folder:{root}", "--max-voxels", 719)
-    assert refused.returncode == 3 and "10x9x8 = 720 voxels" in refused.stdout and "--max-voxels 720" in refused.stdout
-    for call in (("check", "--max-voxels", 720), ("prepare", "--max-voxels", 720, "--jobs", 2), ("check",)):
+    assert (
+        refused.returncode == 3
+        and "10x9x8 = 720 voxels" in refused.stdout
+        and "--max-voxels 720" in refused.stdout
+    )
+    for call in (
+        ("check", "--max-voxels", 720),
+        ("prepare", "--max-voxels", 720, "--jobs", 2),
+        ("check",),
+    ):
         assert lab.call("data", call[0], f"folder:{root}", *call[1:]).returncode == 0, call
 
 
@@ -232,7 +316,12 @@ def test_every_bad_case_is_listed_by_check_and_by_prepare(lab):
         named = [i for i in range(1, 7) if f"c{i}: " in result.stdout + result.stderr]
         assert named == [1, 2, 3, 5], call
     document = json.loads(lab.call("data", "check", f"folder:{root}", "--json").stdout)
-    assert document["code"] == 3 and [p["case"] for p in document["problems"]] == ["c1", "c2", "c3", "c5"]
+    assert document["code"] == 3 and [p["case"] for p in document["problems"]] == [
+        "c1",
+        "c2",
+        "c3",
+        "c5",
+    ]
     assert all(p["file"] and p["found"] and p["expected"] for p in document["problems"])
 
 
@@ -242,12 +331,17 @@ def test_a_spacing_that_one_file_lacks_is_told_by_check_and_by_prepare(lab):
     for i in range(1, 7):
         for file, array in ((f"imagesTr/c{i}_0000", volume(i)), (f"labelsTr/c{i}", label(i))):
             (root / f"{file}.nii.gz").unlink()
-            nrrd.write(str(root / f"{file}.nrrd"), array, {"spacings": [1.0, 1.0, 2.0]} if i != 3 else {})
+            nrrd.write(
+                str(root / f"{file}.nrrd"), array, {"spacings": [1.0, 1.0, 2.0]} if i != 3 else {}
+            )
     content = (root / "dataset.json").read_text()
     (root / "dataset.json").write_text(content.replace(".nii.gz", ".nrrd"))
     for call in ("check", "prepare"):
         result = lab.call("data", call, f"folder:{root}")
-        assert result.returncode == 3 and "c3: the file does not say its spacing" in result.stdout + result.stderr, call
+        assert (
+            result.returncode == 3
+            and "c3: the file does not say its spacing" in result.stdout + result.stderr
+        ), call
 
 
 def atrium(root, names=("a1", "a2", "a3")):
@@ -257,7 +351,10 @@ def atrium(root, names=("a1", "a2", "a3")):
     for name, case in chosen.items():
         (root / case).mkdir(parents=True)
         with h5py.File(root / case / "mri_norm2.h5", "w") as file:
-            file["image"], file["label"] = volume(len(name) + ord(name[1])).astype(np.float32), label(3)
+            file["image"], file["label"] = (
+                volume(len(name) + ord(name[1])).astype(np.float32),
+                label(3),
+            )
     (root / "train.list").write_text("\n".join([chosen["a1"], chosen["a2"]]))
     (root / "test.list").write_text(chosen["a3"])
     return {name: root / case / "mri_norm2.h5" for name, case in chosen.items()}
@@ -274,11 +371,17 @@ def elsewhere(path):
         file["image"] = h5py.ExternalLink("/etc/passwd", "image")
 
 
-@pytest.mark.parametrize(("make", "expected"), [
-    (lambda p: p.write_bytes(p.read_bytes()[:900]), "damaged or cut short"), (wrong_key, "no array 'label'"),
-    (elsewhere, "no array 'image'"), (lambda p: p.write_bytes(b"<html>log in"), "an HTML page"),
-    (lambda p: p.unlink(), "no file of this case"),
-], ids=["cut", "key", "link", "page", "missing"])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:900]), "damaged or cut short"),
+        (wrong_key, "no array 'label'"),
+        (elsewhere, "no array 'image'"),
+        (lambda p: p.write_bytes(b"<html>log in"), "an HTML page"),
+        (lambda p: p.unlink(), "no file of this case"),
+    ],
+    ids=["cut", "key", "link", "page", "missing"],
+)
 def test_faults_of_h5_files(lab, make, expected):
     files = atrium(lab.folder / "in")
     assert lab.call("data", "check", "la", "--from", "in").returncode == 0
@@ -292,18 +395,27 @@ def test_faults_of_nrrd_files(lab):
     files = list(atrium(root).values())
     for path in files:
         path.unlink()
-        nrrd.write(str(path.parent / "lgemri.nrrd"), volume(1).astype(np.uint8) + np.uint8(ord(path.parent.name[0]) % 50))
+        nrrd.write(
+            str(path.parent / "lgemri.nrrd"),
+            volume(1).astype(np.uint8) + np.uint8(ord(path.parent.name[0]) % 50),
+        )
         nrrd.write(str(path.parent / "laendo.nrrd"), label(3) * np.uint8(255))
     cut(root, files[0].relative_to(root).parent / "lgemri.nrrd")
     header = files[1].parent / "laendo.nrrd"
-    header.write_text("NRRD0004\ntype: uchar\ndimension: 3\nsizes: 10 9 8\nencoding: raw\ndata file: /etc/passwd\n")
+    header.write_text(
+        "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 10 9 8\nencoding: raw\ndata file: /etc/passwd\n"
+    )
     result = lab.call("data", "check", "la", "--from", "in")
-    assert result.returncode == 3 and "damaged or cut short" in result.stdout and "points to another file" in result.stdout
+    assert (
+        result.returncode == 3
+        and "damaged or cut short" in result.stdout
+        and "points to another file" in result.stdout
+    )
 
 
 def cut_before(path, mark):
     content = path.read_bytes()
-    path.write_bytes(content[:content.index(mark)])
+    path.write_bytes(content[: content.index(mark)])
 
 
 def change(path, old, new):
@@ -316,8 +428,10 @@ def slope(path, value):
     """Another rescale slope, of four bytes at most."""
     content = path.read_bytes()
     at = content.index(b"\x28\x00\x53\x10DS") + 6
-    size = int.from_bytes(content[at:at + 2], "little")
-    path.write_bytes(content[:at] + len(value).to_bytes(2, "little") + value + content[at + 2 + size:])
+    size = int.from_bytes(content[at : at + 2], "little")
+    path.write_bytes(
+        content[:at] + len(value).to_bytes(2, "little") + value + content[at + 2 + size :]
+    )
 
 
 def test_a_slope_that_says_nothing_is_one(tmp_path, write_dicom):
@@ -326,18 +440,37 @@ def test_a_slope_that_says_nothing_is_one(tmp_path, write_dicom):
     np.testing.assert_array_equal(read_dicom(tmp_path).array, volume(1))
 
 
-@pytest.mark.parametrize(("make", "expected"), [
-    (lambda f: f[3].unlink(), "slices are missing"), (lambda f: f[0].write_bytes(b""), "an empty file"),
-    (lambda f: f[-1].write_text("hello"), "no DICOM header"),
-    (lambda f: f[2].write_bytes(f[2].read_bytes()[:700]), "1-003.dcm"),
-    (lambda f: f[2].write_bytes(f[1].read_bytes()), "two slices of the series have one number"),
-    (lambda f: cut_before(f[0], b"\x28\x00\x10\x00US"), "CT Image Storage, but no Rows"),
-    (lambda f: cut_before(f[-1], b"\x28\x00\x10\x00US"), "1-008.dcm"), (lambda f: cut_before(f[0], b"UI"), "ends before"),
-    (lambda f: [change(p, b"1.0\\1.0", b"0.0\\0.0") for p in f], "PixelSpacing"),
-    (lambda f: change(f[1], b"1.0\\1.0", b"a.0\\1.0"), "no usable PixelSpacing"),
-    (lambda f: change(f[1], b"1.0\\0.0", b"nan\\0.0"), "no usable ImageOrientationPatient"),
-    (lambda f: slope(f[1], b"wide"), "pixels of a DICOM slice"),
-], ids=["gap", "empty", "text", "cut", "twice", "first", "last", "meta", "zero", "word", "nan", "slope"])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda f: f[3].unlink(), "slices are missing"),
+        (lambda f: f[0].write_bytes(b""), "an empty file"),
+        (lambda f: f[-1].write_text("hello"), "no DICOM header"),
+        (lambda f: f[2].write_bytes(f[2].read_bytes()[:700]), "1-003.dcm"),
+        (lambda f: f[2].write_bytes(f[1].read_bytes()), "two slices of the series have one number"),
+        (lambda f: cut_before(f[0], b"\x28\x00\x10\x00US"), "CT Image Storage, but no Rows"),
+        (lambda f: cut_before(f[-1], b"\x28\x00\x10\x00US"), "1-008.dcm"),
+        (lambda f: cut_before(f[0], b"UI"), "ends before"),
+        (lambda f: [change(p, b"1.0\\1.0", b"0.0\\0.0") for p in f], "PixelSpacing"),
+        (lambda f: change(f[1], b"1.0\\1.0", b"a.0\\1.0"), "no usable PixelSpacing"),
+        (lambda f: change(f[1], b"1.0\\0.0", b"nan\\0.0"), "no usable ImageOrientationPatient"),
+        (lambda f: slope(f[1], b"wide"), "pixels of a DICOM slice"),
+    ],
+    ids=[
+        "gap",
+        "empty",
+        "text",
+        "cut",
+        "twice",
+        "first",
+        "last",
+        "meta",
+        "zero",
+        "word",
+        "nan",
+        "slope",
+    ],
+)
 def test_faults_of_dicom_series(tmp_path, write_dicom, make, expected):
     write_dicom(tmp_path, volume(1), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
     (tmp_path / "study" / "series" / "._1-001.dcm").write_bytes(b"side file of another system")
@@ -358,4 +491,7 @@ def test_a_patient_in_two_lists(lab):
     (root / "train.list").write_text("patient001_frame01\npatient002_frame01\n")
     (root / "test.list").write_text("patient001_frame02\n")
     result = lab.call("data", "check", "acdc", "--from", "in")
-    assert result.returncode == 3 and "same group as case patient001_frame01: test and train" in result.stdout, result.stdout
+    assert (
+        result.returncode == 3
+        and "same group as case patient001_frame01: test and train" in result.stdout
+    ), result.stdout

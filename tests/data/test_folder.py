@@ -21,11 +21,20 @@ RNG = np.random.default_rng(0)
 def metaimage(array, affine):
     grid = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]  # the format counts to left and posterior
     spacing = np.linalg.norm(grid[:, :3], axis=0)
-    values = {"NDims": 3, "TransformMatrix": (grid[:, :3] / spacing).T, "Offset": grid[:, 3], "ElementSpacing": spacing,
-              "DimSize": array.shape}
-    lines = [f"{key} = {' '.join(map(str, np.ravel(value).tolist()))}\n" for key, value in values.items()]
+    values = {
+        "NDims": 3,
+        "TransformMatrix": (grid[:, :3] / spacing).T,
+        "Offset": grid[:, 3],
+        "ElementSpacing": spacing,
+        "DimSize": array.shape,
+    }
+    lines = [
+        f"{key} = {' '.join(map(str, np.ravel(value).tolist()))}\n" for key, value in values.items()
+    ]
     kind = {"int16": "MET_SHORT", "uint8": "MET_UCHAR"}[str(array.dtype)]
-    return "".join([*lines, f"ElementType = {kind}\nElementDataFile = LOCAL\n"]).encode() + array.tobytes(order="F")
+    return "".join(
+        [*lines, f"ElementType = {kind}\nElementDataFile = LOCAL\n"]
+    ).encode() + array.tobytes(order="F")
 
 
 def save(path, array, affine):
@@ -33,8 +42,15 @@ def save(path, array, affine):
     if path.name.endswith(".mha"):
         path.write_bytes(metaimage(array, affine))
     elif path.name.endswith(".nrrd"):
-        nrrd.write(str(path), array, {"space": "right-anterior-superior", "space directions": affine[:3, :3].T,
-                                      "space origin": affine[:3, 3]})
+        nrrd.write(
+            str(path),
+            array,
+            {
+                "space": "right-anterior-superior",
+                "space directions": affine[:3, :3].T,
+                "space origin": affine[:3, 3],
+            },
+        )
     else:
         nibabel.save(nibabel.Nifti1Image(array, affine), path)
 
@@ -59,14 +75,24 @@ class Mine:
         for i in range(unlabelled):
             self.case(f"un_{i}", "imagesUn", label=False)
         self.case("later_1", "imagesTs", label=False)
-        self.json(channel_names={str(i): c for i, c in enumerate(channels)}, labels={"background": 0, "big": 1, "small": 2},
-                  numTraining=cases, file_ending=ending, name="Mine", licence="mine alone")
+        self.json(
+            channel_names={str(i): c for i, c in enumerate(channels)},
+            labels={"background": 0, "big": 1, "small": 2},
+            numTraining=cases,
+            file_ending=ending,
+            name="Mine",
+            licence="mine alone",
+        )
 
     def case(self, name, place="imagesTr", label=True, affine=None, shape=(18, 20, 16)):
         affine = np.diag([1.0, 1, 1.5, 1]) if affine is None else affine
         image, mask = volume(shape)
         for c in range(len(self.channels)):
-            save(self.root / place / f"{name}_{c:04d}{self.ending}", image + np.int16(c) * (image > 0), affine)
+            save(
+                self.root / place / f"{name}_{c:04d}{self.ending}",
+                image + np.int16(c) * (image > 0),
+                affine,
+            )
         if label:
             save(self.root / "labelsTr" / f"{name}{self.ending}", mask, affine)
 
@@ -95,73 +121,143 @@ def mine(tmp_path):
     return Mine(tmp_path / "Dataset007-Mine")
 
 
-@pytest.mark.parametrize("ending, channels", [(".nii.gz", ("MRI",)), (".nrrd", ("T1", "T2")), (".mha", ("T1",))])
+@pytest.mark.parametrize(
+    "ending, channels", [(".nii.gz", ("MRI",)), (".nrrd", ("T1", "T2")), (".mha", ("T1",))]
+)
 def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channels):
     mine = Mine(tmp_path / "Dataset007-Mine", ending, channels)
     store = prepare_store(mine.name, None, lab.folder / "data")
-    assert store.name == "dataset007_mine" and store.classes == ("big", "small") and store.channels == len(channels)
+    assert (
+        store.name == "dataset007_mine"
+        and store.classes == ("big", "small")
+        and store.channels == len(channels)
+    )
     # labelled before unlabelled; numbers in ids sort by value; one labelled case in five is for testing
-    assert len(store.test) == 1 and store.train[-3:] == ("case_1", "case_2", "un_0") and not store.partial
+    assert (
+        len(store.test) == 1
+        and store.train[-3:] == ("case_1", "case_2", "un_0")
+        and not store.partial
+    )
     assert sorted((*store.train[:-3], *store.test)) == ["case_10", "case_21", "case_3", "case_4"]
-    assert "later_1" not in store.cases and not store.cases["un_0"].has_label and store.cases["case_10"].has_label
+    assert (
+        "later_1" not in store.cases
+        and not store.cases["un_0"].has_label
+        and store.cases["case_10"].has_label
+    )
     written = json.loads((mine.root / "splits_ssl.json").read_text())
-    assert written["labelled"] == list(store.train[:-3]) and written["unlabelled"] == ["case_1", "case_2", "un_0"]
+    assert written["labelled"] == list(store.train[:-3]) and written["unlabelled"] == [
+        "case_1",
+        "case_2",
+        "un_0",
+    ]
     image = store.image("case_10")
-    assert image.shape == (len(channels), 16, 20, 16) and store.cases["case_10"].made["crop_offset"][0] == 2  # not 0
-    assert image[0].mean() == pytest.approx(0, abs=1e-5) and image[0].std() == pytest.approx(1, abs=1e-5)
+    assert (
+        image.shape == (len(channels), 16, 20, 16)
+        and store.cases["case_10"].made["crop_offset"][0] == 2
+    )  # not 0
+    assert image[0].mean() == pytest.approx(0, abs=1e-5) and image[0].std() == pytest.approx(
+        1, abs=1e-5
+    )
     run = lab.prepared("mean_teacher", mine.name, steps=1)
-    assert run.experiment.datasets == ("dataset007_mine",) and run.experiment.labeled == {"dataset007_mine": 3}
+    assert run.experiment.datasets == ("dataset007_mine",) and run.experiment.labeled == {
+        "dataset007_mine": 3
+    }
     result = execute(run, lab.machine())
-    assert {m["class"] for m in result["metrics"]} == {"big", "small"} and "hd95_mm" in result["metrics"][0]["columns"]
+    assert {m["class"] for m in result["metrics"]} == {"big", "small"} and "hd95_mm" in result[
+        "metrics"
+    ][0]["columns"]
     if channels == ("MRI",):
         scan = mine.root / "imagesTs" / "later_1_0000.nii.gz"
-        found = lab.call("predict", run.folder.path, scan, "-o", "out", "--dataset", mine.name, "--data-root",
-                         lab.folder / "data")
-        assert found.returncode == 0 and (lab.folder / "out" / "later_1_seg.nii.gz").is_file(), found.stderr
+        found = lab.call(
+            "predict",
+            run.folder.path,
+            scan,
+            "-o",
+            "out",
+            "--dataset",
+            mine.name,
+            "--data-root",
+            lab.folder / "data",
+        )
+        assert found.returncode == 0 and (lab.folder / "out" / "later_1_seg.nii.gz").is_file(), (
+            found.stderr
+        )
 
 
 def test_decathlon_folder_with_channels_in_one_file(tmp_path):
     root = tmp_path / "Task99_Own"
     for i in (1, 2, 3):
         image, label = volume()
-        save(root / "imagesTr" / f"own_{i}.nii.gz", np.stack([image, image + 7], -1), np.diag([-1.0, 1, 2, 1]))
+        save(
+            root / "imagesTr" / f"own_{i}.nii.gz",
+            np.stack([image, image + 7], -1),
+            np.diag([-1.0, 1, 2, 1]),
+        )
         save(root / "labelsTr" / f"own_{i}.nii.gz", label, np.diag([-1.0, 1, 2, 1]))
     (root / "imagesTr" / "._own_1.nii.gz").write_bytes(b"side file")
-    (root / "dataset.json").write_text(json.dumps({
-        "name": "Own", "modality": {"0": "CT", "1": "noNorm"}, "labels": {"0": "background", "1": "a", "2": "b"},
-        "numTraining": 3, "training": [], "test": []}))
+    (root / "dataset.json").write_text(
+        json.dumps(
+            {
+                "name": "Own",
+                "modality": {"0": "CT", "1": "noNorm"},
+                "labels": {"0": "background", "1": "a", "2": "b"},
+                "numTraining": 3,
+                "training": [],
+                "test": [],
+            }
+        )
+    )
     store = prepare_store(f"folder:{root}", None, tmp_path / "data")
     case = store.cases["own_1"]
-    assert store.channels == 2 and case.spacing == pytest.approx((1, 1, 2)) and case.affine[0][0] == pytest.approx(1)
+    assert (
+        store.channels == 2
+        and case.spacing == pytest.approx((1, 1, 2))
+        and case.affine[0][0] == pytest.approx(1)
+    )
     ct, raw = store.image("own_1")
     low, high = case.source["from"]["recipe"]["grey"][0]["window"]
     assert 140 < low < 160 and 225 < high < 240 and ct.min() == 0 and raw.max() > 200
     assert ct.max() == pytest.approx(1)
     labelled = [np.asarray(store.label(c)) for c in store.train]
-    inside = np.concatenate([store.image(c)[1][y > 0] - 7 for c, y in zip(store.train, labelled, strict=True)])
-    np.testing.assert_allclose((low, high), np.percentile(inside, (0.5, 99.5)), atol=1e-3)  # training cases only
+    inside = np.concatenate(
+        [store.image(c)[1][y > 0] - 7 for c, y in zip(store.train, labelled, strict=True)]
+    )
+    np.testing.assert_allclose(
+        (low, high), np.percentile(inside, (0.5, 99.5)), atol=1e-3
+    )  # training cases only
 
 
 def test_spacing_is_the_median_of_the_training_images(tmp_path):
     mine = Mine(tmp_path / "m", cases=4, bare=0, unlabelled=0)
     for name, step in (("case_1", 1.0), ("case_2", 1.0), ("case_3", 2.0), ("case_10", 4.0)):
-        turned = np.array([[0, 0, step, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])  # the file's third axis is R
+        turned = np.array(
+            [[0, 0, step, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]]
+        )  # the file's third axis is R
         mine.case(name, affine=turned)
     mine.lists(labelled=["case_1", "case_3", "case_2"], unlabelled=[], val=[], test=["case_10"])
     store = prepare_store(mine.name, None, tmp_path / "data")
-    assert store.train == ("case_1", "case_3", "case_2") and store.cases["case_10"].spacing == pytest.approx((1, 1, 1))
+    assert store.train == ("case_1", "case_3", "case_2") and store.cases[
+        "case_10"
+    ].spacing == pytest.approx((1, 1, 1))
     assert store.cases["case_10"].made["source_affine"][0] == [0, 0, 4, 0]
     assert any("slices 4 mm apart" in w for w in store.warnings)
 
 
 def test_labels_of_cases_listed_as_unlabelled_are_left_alone(mine, tmp_path):
-    mine.lists(labelled=["case_3"], unlabelled=["case_10", "un_0", "later_1"], val=["case_4"], test=["case_21"])
+    mine.lists(
+        labelled=["case_3"],
+        unlabelled=["case_10", "un_0", "later_1"],
+        val=["case_4"],
+        test=["case_21"],
+    )
     store = prepare_store(mine.name, None, tmp_path / "data")
     assert store.train == ("case_3", "case_10", "un_0", "later_1") and store.test == ("case_21",)
     assert not store.cases["case_10"].has_label and "case_4" not in store.cases
     assert not any("left out" in w and "case_4" in w for w in store.warnings)  # known as validation
     assert any("case_10" in w and "not read" in w for w in store.warnings)
-    assert any("1 cases of the list val" in w and "holds out training cases" in w for w in store.warnings)
+    assert any(
+        "1 cases of the list val" in w and "holds out training cases" in w for w in store.warnings
+    )
 
 
 def test_lists_are_kept_when_all_is_prepared_and_not_by_a_check(mine, tmp_path, lab):
@@ -184,28 +280,46 @@ def test_lists_are_kept_when_all_is_prepared_and_not_by_a_check(mine, tmp_path, 
 
 def test_a_crop_by_the_label_leaves_room_around_it(tmp_path):
     mine = Mine(tmp_path / "Dataset001_Wide", bare=0, unlabelled=0)
-    registry.add_link("wide", registry.Link("folder", str(mine.root), {"crop": "label", "spacing": [1, 1, 1]}))
+    registry.add_link(
+        "wide", registry.Link("folder", str(mine.root), {"crop": "label", "spacing": [1, 1, 1]})
+    )
     store = prepare_store("wide", None, tmp_path / "data")
     assert all(min(info.shape) >= 96 for info in store.cases.values())
 
 
 def test_data_without_a_test_case_are_refused_before_training(mine, lab):
-    for lists, empty in (({"labelled": ["case_3", "case_10"], "unlabelled": ["un_0"]}, "test"),
-                         ({"labelled": [], "test": ["case_3"]}, "labelled")):
+    for lists, empty in (
+        ({"labelled": ["case_3", "case_10"], "unlabelled": ["un_0"]}, "test"),
+        ({"labelled": [], "test": ["case_3"]}, "labelled"),
+    ):
         mine.lists(**lists)
-        for call in (("link", mine.root, "--as", "mine"), ("prepare", mine.name), ("check", mine.name)):
+        for call in (
+            ("link", mine.root, "--as", "mine"),
+            ("prepare", mine.name),
+            ("check", mine.name),
+        ):
             told = lab.call("data", *call)
-            assert told.returncode == 3 and f"no case in the list '{empty}'" in told.stderr, (call, told.stderr)
+            assert told.returncode == 3 and f"no case in the list '{empty}'" in told.stderr, (
+                call,
+                told.stderr,
+            )
 
 
-@pytest.mark.parametrize("lists, found", [
-    ({"labelled": ["case_3", "case_3"], "test": ["case_21"]}, "listed twice"),
-    ({"labelled": ["case_3"], "unlabelled": ["case_21"], "test": ["case_21"]}, "listed twice"),
-    ({"labelled": ["case_7"], "test": ["case_21"]}, "not on disk"),
-    ({"labelled": ["case_03"], "test": ["case_21"]}, "not on disk"),
-    ({"labelled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
-    ({"labelled": ["case_3"], "unlabeled": ["un_0"], "test": ["case_21"]}, "'unlabeled'. Did you mean 'unlabelled'?"),
-    ({"labelled": [3], "test": ["case_21"]}, "list of texts")])
+@pytest.mark.parametrize(
+    "lists, found",
+    [
+        ({"labelled": ["case_3", "case_3"], "test": ["case_21"]}, "listed twice"),
+        ({"labelled": ["case_3"], "unlabelled": ["case_21"], "test": ["case_21"]}, "listed twice"),
+        ({"labelled": ["case_7"], "test": ["case_21"]}, "not on disk"),
+        ({"labelled": ["case_03"], "test": ["case_21"]}, "not on disk"),
+        ({"labelled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
+        (
+            {"labelled": ["case_3"], "unlabeled": ["un_0"], "test": ["case_21"]},
+            "'unlabeled'. Did you mean 'unlabelled'?",
+        ),
+        ({"labelled": [3], "test": ["case_21"]}, "list of texts"),
+    ],
+)
 def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
     mine.lists(**lists)
     with pytest.raises(DataError, match=found) as caught:
@@ -213,18 +327,44 @@ def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
     assert "splits_ssl.json" in str(caught.value)
 
 
-@pytest.mark.parametrize("content, found", [
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": [1, 2]}}, "regions"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "ignore": 2}}, "ignore"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 2}}, "without a gap"),
-    ({"channel_names": {"1": "CT"}, "labels": {"background": 0, "a": 1}}, "without a gap"),
-    ({"labels": {"background": 0, "a": 1}}, "lacks its channels"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".png"}, r"\.png"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "dataset": {}}, "not supported"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": float("inf")}}, "without a gap"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "": 1}}, "a name of its own"),
-    ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "\ud800": 1}}, "surrogates not allowed"),
-    ({"channel_names": {"0": "A", "1": "B"}, "labels": {"background": 0, "a": 1}}, "no case_.*_0001")])
+@pytest.mark.parametrize(
+    "content, found",
+    [
+        ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": [1, 2]}}, "regions"),
+        (
+            {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "ignore": 2}},
+            "ignore",
+        ),
+        ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 2}}, "without a gap"),
+        ({"channel_names": {"1": "CT"}, "labels": {"background": 0, "a": 1}}, "without a gap"),
+        ({"labels": {"background": 0, "a": 1}}, "lacks its channels"),
+        (
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, "a": 1},
+                "file_ending": ".png",
+            },
+            r"\.png",
+        ),
+        (
+            {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "dataset": {}},
+            "not supported",
+        ),
+        (
+            {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": float("inf")}},
+            "without a gap",
+        ),
+        ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "": 1}}, "a name of its own"),
+        (
+            {"channel_names": {"0": "CT"}, "labels": {"background": 0, "\ud800": 1}},
+            "surrogates not allowed",
+        ),
+        (
+            {"channel_names": {"0": "A", "1": "B"}, "labels": {"background": 0, "a": 1}},
+            "no case_.*_0001",
+        ),
+    ],
+)
 def test_a_dataset_json_that_cannot_be_used(mine, tmp_path, content, found):
     mine.json(**content)
     with pytest.raises(DataError, match=found):
@@ -237,20 +377,34 @@ def test_a_dataset_json_without_end_is_refused(mine, tmp_path):
         prepare_store(mine.name, None, tmp_path / "data")
 
 
-@pytest.mark.parametrize("image, label, told, lacking", [
-    ("c{}_0000.nii.gz", "c{}.nii.gz", "6 files in labelsTr", "channel_names"), ("c{}.nii", "c{}.nii", "c1.nii", ".nii")])
-def test_files_that_the_form_does_not_read_are_told_with_what_it_lacks(tmp_path, image, label, told, lacking):
+@pytest.mark.parametrize(
+    "image, label, told, lacking",
+    [
+        ("c{}_0000.nii.gz", "c{}.nii.gz", "6 files in labelsTr", "channel_names"),
+        ("c{}.nii", "c{}.nii", "c1.nii", ".nii"),
+    ],
+)
+def test_files_that_the_form_does_not_read_are_told_with_what_it_lacks(
+    tmp_path, image, label, told, lacking
+):
     root = tmp_path / "in"
     for i in range(6):
         save(root / "imagesTr" / image.format(i), volume()[0], np.eye(4))
         save(root / "labelsTr" / label.format(i), volume()[1], np.eye(4))
-    content = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}, "numTraining": 6}
+    content = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "numTraining": 6,
+    }
     (root / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="too few cases with a label") as caught:
         registry.get("dataset", f"folder:{root}")
     assert told in caught.value.details["found"] and f'"{lacking}"' in caught.value.details["fix"]
-    mended = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}} if "_0000" in image else \
-        {"file_ending": ".nii"}  # as the fix says
+    mended = (
+        {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}}
+        if "_0000" in image
+        else {"file_ending": ".nii"}
+    )  # as the fix says
     (root / "dataset.json").write_text(json.dumps({**content, **mended}))
     assert registry.get("dataset", f"folder:{root}").cls.labeled == 5
 
@@ -262,11 +416,19 @@ def nan(mine):
 
 
 def half(mine):
-    save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1] * np.float32(0.5), np.diag([1.0, 1, 1.5, 1]))
+    save(
+        mine.root / "labelsTr" / "case_3.nii.gz",
+        volume()[1] * np.float32(0.5),
+        np.diag([1.0, 1, 1.5, 1]),
+    )
 
 
 def undeclared(mine):
-    save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1] * np.uint8(3), np.diag([1.0, 1, 1.5, 1]))
+    save(
+        mine.root / "labelsTr" / "case_3.nii.gz",
+        volume()[1] * np.uint8(3),
+        np.diag([1.0, 1, 1.5, 1]),
+    )
 
 
 def other_spacing(mine):
@@ -274,7 +436,9 @@ def other_spacing(mine):
 
 
 def other_shape(mine):
-    save(mine.root / "labelsTr" / "case_3.nii.gz", volume((18, 20, 15))[1], np.diag([1.0, 1, 1.5, 1]))
+    save(
+        mine.root / "labelsTr" / "case_3.nii.gz", volume((18, 20, 15))[1], np.diag([1.0, 1, 1.5, 1])
+    )
 
 
 def cut(mine):
@@ -282,9 +446,17 @@ def cut(mine):
     file.write_bytes(file.read_bytes()[:-500])
 
 
-@pytest.mark.parametrize("breaking, found", [
-    (nan, "NaN or infinite"), (half, "0, 0.5, 1"), (undeclared, "3: 125 voxels, 6: 64 voxels"), (other_spacing, "1.5"),
-    (other_shape, "(18, 20, 15)"), (cut, "damaged or cut short")])
+@pytest.mark.parametrize(
+    "breaking, found",
+    [
+        (nan, "NaN or infinite"),
+        (half, "0, 0.5, 1"),
+        (undeclared, "3: 125 voxels, 6: 64 voxels"),
+        (other_spacing, "1.5"),
+        (other_shape, "(18, 20, 15)"),
+        (cut, "damaged or cut short"),
+    ],
+)
 def test_a_bad_case_is_named(mine, tmp_path, breaking, found):
     breaking(mine)
     with pytest.raises(DataProblems) as caught:
@@ -304,6 +476,7 @@ def test_a_bad_case_of_ct_is_named_although_all_cases_share_a_window(tmp_path):
 
 def test_a_reader_that_fails_while_all_cases_settle_names_the_case(tmp_path, monkeypatch):
     import importlib
+
     mine = Mine(tmp_path / "Dataset009_Ct", channels=("CT",))
     registry.get("dataset", "folder")
     module = importlib.import_module("segbench.datasets.folder")
@@ -313,13 +486,18 @@ def test_a_reader_that_fails_while_all_cases_settle_names_the_case(tmp_path, mon
         if "case_3" in path.name:
             raise ArithmeticError("of some reader")
         return read(path, *key)
+
     monkeypatch.setattr(module, "read_volume", strange)
     with pytest.raises(DataProblems, match="case_3: ArithmeticError: of some reader"):
         prepare_store(mine.name, None, tmp_path / "data")
 
 
 def test_a_shifted_label_and_a_lost_spacing_are_warnings(mine, tmp_path):
-    save(mine.root / "labelsTr" / "case_3.nii.gz", volume()[1], np.diag([1.0, 1, 1.5, 1]) + np.eye(4, k=3) * 4)
+    save(
+        mine.root / "labelsTr" / "case_3.nii.gz",
+        volume()[1],
+        np.diag([1.0, 1, 1.5, 1]) + np.eye(4, k=3) * 4,
+    )
     mine.case("case_4", affine=np.eye(4))
     warnings = prepare_store(mine.name, None, tmp_path / "data").warnings
     assert any("case_3" in w and "by up to 4" in w for w in warnings)
@@ -330,10 +508,12 @@ def test_a_folder_that_cannot_be_written_to_is_used_all_the_same(mine, tmp_path,
     import importlib
 
     from segbench.errors import StorageError
+
     registry.get("dataset", "folder")
 
     def refuse(*_):
         raise StorageError("cannot write: read-only file system")
+
     monkeypatch.setattr(importlib.import_module("segbench.datasets.folder"), "atomic_write", refuse)
     store = prepare_store(mine.name, None, tmp_path / "data")
     assert not (mine.root / "splits_ssl.json").exists() and len(store.test) == 1
@@ -347,7 +527,9 @@ def test_names(mine, tmp_path):
         open_store("dataset007_mine", tmp_path / "data")
     assert load_links(tmp_path / "data") == []
     assert open_store("dataset007-mine", tmp_path / "data").fingerprint == store.fingerprint
-    assert registry.get("dataset", mine.name).name == "dataset007_mine" and "dataset007_mine" in registry.names("dataset")
+    assert registry.get(
+        "dataset", mine.name
+    ).name == "dataset007_mine" and "dataset007_mine" in registry.names("dataset")
     other = Mine(tmp_path / "elsewhere" / "Dataset007-Mine")
     with pytest.raises(UsageError, match="exists already"):
         registry.get("dataset", other.name)
@@ -364,14 +546,26 @@ def test_names(mine, tmp_path):
 
 
 def test_link_prepare_run_on_the_command_line(mine, lab):
-    made = lab.call("data", "link", mine.root, "--as", "mine", "--spacing", "2x2x3", "--crop", "none")
-    assert made.returncode == 0 and "6 train cases, 3 of them labelled, 1 test" in made.stdout, made.stderr
-    assert "mine" in lab.call("list", "datasets").stdout and "mine" in lab.call("data", "list").stdout
+    made = lab.call(
+        "data", "link", mine.root, "--as", "mine", "--spacing", "2x2x3", "--crop", "none"
+    )
+    assert made.returncode == 0 and "6 train cases, 3 of them labelled, 1 test" in made.stdout, (
+        made.stderr
+    )
+    assert (
+        "mine" in lab.call("list", "datasets").stdout and "mine" in lab.call("data", "list").stdout
+    )
     done = lab.call("data", "prepare", "mine")
     assert done.returncode == 0, done.stderr
     store = open_store("mine", lab.folder / "segbench-data")
-    assert store.cases["case_10"].shape == (9, 10, 8) and store.cases["case_10"].spacing == pytest.approx((2, 2, 3))
-    for args in (("data", "check", "mine"), ("data", "info", "mine"), ("describe", "dataset", "mine")):
+    assert store.cases["case_10"].shape == (9, 10, 8) and store.cases[
+        "case_10"
+    ].spacing == pytest.approx((2, 2, 3))
+    for args in (
+        ("data", "check", "mine"),
+        ("data", "info", "mine"),
+        ("describe", "dataset", "mine"),
+    ):
         assert lab.call(*args).returncode == 0
     again = lab.call("data", "link", mine.root.parent, "--as", "mine")
     assert again.returncode == 3 and "dataset.json" in again.stderr
@@ -382,27 +576,37 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     assert endless.returncode == 2 and "finite" in endless.stderr
     assert lab.call("data", "prepare", "folder").returncode == 2
     refused = lab.call("data", "link", mine.root, "--as", "boxed", "--crop", "label")
-    assert refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3  # unlabelled cases
+    assert (
+        refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3
+    )  # unlabelled cases
 
 
 def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine, lab):
     def link(spacing):
         return lab.call("data", "link", mine.root, "--as", "mine", "--spacing", spacing).returncode
+
     assert link("2x2x3") == 0 and lab.call("data", "prepare", "mine").returncode == 0
     data_root = lab.folder / "segbench-data"
     first = open_store("mine", data_root)
     assert first.adapter["inputs"].keys() == {"settings", "lists", "dataset.json"}
     content = json.loads((mine.root / "dataset.json").read_text())
-    for name, change in (("settings", lambda: link("2x2x2")),
-                         ("lists", lambda: mine.lists(labelled=["case_3"], unlabelled=["un_0"], val=[], test=["case_4"])),
-                         ("dataset.json", lambda: mine.json(**{**content, "channel_names": {"0": "T2"}}))):
+    for name, change in (
+        ("settings", lambda: link("2x2x2")),
+        (
+            "lists",
+            lambda: mine.lists(labelled=["case_3"], unlabelled=["un_0"], val=[], test=["case_4"]),
+        ),
+        ("dataset.json", lambda: mine.json(**{**content, "channel_names": {"0": "T2"}})),
+    ):
         change()
         registry._state.entries.pop(("dataset", "mine"), None)  # as in a new process
         told = lab.call("run", "supervised", "--dataset", "mine", "--steps", "1", "--dry-run")
         assert told.returncode == 3 and f"other {name} than now" in told.stderr, told.stderr
         assert "segbench data prepare mine" in told.stderr
         done = lab.call("data", "prepare", "mine")
-        assert done.returncode == 0 and open_store("mine", data_root).fingerprint != first.fingerprint, done.stderr
+        assert (
+            done.returncode == 0 and open_store("mine", data_root).fingerprint != first.fingerprint
+        ), done.stderr
     file = data_root / "mine" / "store.json"
     old = json.loads(file.read_text())
     del old["adapter"]["inputs"]  # as written before anything was compared
@@ -410,7 +614,9 @@ def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine
     assert link("3x3x3") == 0 and open_store("mine", data_root).adapter == old["adapter"]
 
 
-@pytest.mark.parametrize("args", ["prepare folder", "prepare folder --from x", "check folder --from x", "check folder"])
+@pytest.mark.parametrize(
+    "args", ["prepare folder", "prepare folder --from x", "check folder --from x", "check folder"]
+)
 def test_a_family_is_no_data_set(lab, args):
     told = lab.call("data", *args.split())
     assert told.returncode == 2 and "folder:PATH" in told.stderr and "--from DIR" not in told.stderr
@@ -433,10 +639,14 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
     patch = ("-o", "patch=16x16x16", "-o", "inference.stride=16x16x16")
     usual = lab.call("run", "supervised", "--dataset", mine.name, "--dry-run", *patch)
-    assert usual.returncode == 0 and "3 of 6 labelled" in usual.stderr + usual.stdout, usual.stderr  # as with the folder
+    assert usual.returncode == 0 and "3 of 6 labelled" in usual.stderr + usual.stdout, (
+        usual.stderr
+    )  # as with the folder
     told = lab.call("describe", "dataset", store.name)
     assert told.returncode == 3 and "the folder is not there now" in told.stderr
-    plan = lab.call("run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", *patch)
+    plan = lab.call(
+        "run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", *patch
+    )
     assert plan.returncode == 0 and "2 of 6 labelled" in plan.stderr + plan.stdout, plan.stderr
     again = lab.call("data", "prepare", store.name)
     assert again.returncode == 3 and "no such folder" in again.stderr

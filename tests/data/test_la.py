@@ -90,7 +90,9 @@ def test_the_split_is_the_one_of_the_literature():
     text = "\n".join([*SPLIT.train, "", *SPLIT.test])
     digest = hashlib.sha256(text.encode()).hexdigest()
     assert digest == "56b2f8a603fa619abbaed4bfcf675cb77d7e5e6a8650434c2d25b0bce4b7a8ad"
-    assert (len(SPLIT.train), len(SPLIT.test)) == (80, 20) and not set(SPLIT.train) & set(SPLIT.test)
+    assert (len(SPLIT.train), len(SPLIT.test)) == (80, 20) and not set(SPLIT.train) & set(
+        SPLIT.test
+    )
     assert list(SPLIT.train) == sorted(SPLIT.train)
     assert SPLIT.train[7] == "38CWS74285MFGZZXR09Z"
     assert SPLIT.test[:2] == ("UPT6DX9IQY9JAZ7HJKA7", "UTBUJIWZMKP64E3N73YC")
@@ -103,11 +105,19 @@ def test_a_whole_archive_is_read_as_it_is(tmp_path, inner):
         image, label = arrays(seed)
         write_h5(file_of(root, case), image=image, label=label)
     store = prepare(root / FOLDER if inner else root, tmp_path)
-    assert (store.train, store.test, store.partial, store.warnings) == (SPLIT.train, SPLIT.test, False, ())
+    assert (store.train, store.test, store.partial, store.warnings) == (
+        SPLIT.train,
+        SPLIT.test,
+        False,
+        (),
+    )
     image, label = arrays(80)
     np.testing.assert_array_equal(store.image(SPLIT.test[0])[0], image)
     np.testing.assert_array_equal(store.label(SPLIT.test[0]), label)
-    assert store.cases[SPLIT.test[0]].spacing == (0.625,) * 3 and store.cases[SPLIT.test[0]].affine is None
+    assert (
+        store.cases[SPLIT.test[0]].spacing == (0.625,) * 3
+        and store.cases[SPLIT.test[0]].affine is None
+    )
 
 
 def test_a_partial_copy_with_its_own_lists(source, tmp_path):
@@ -135,7 +145,10 @@ def test_a_partial_copy_without_lists_is_refused(source, tmp_path):
 
 def test_an_archive_may_have_a_folder_around_the_data(source, tmp_path):
     shutil.make_archive(str(tmp_path / "LA"), "zip", source.parent, source.name)
-    assert prepare(tmp_path / "LA.zip", tmp_path).fingerprint == prepare(source, tmp_path / "plain").fingerprint
+    assert (
+        prepare(tmp_path / "LA.zip", tmp_path).fingerprint
+        == prepare(source, tmp_path / "plain").fingerprint
+    )
 
 
 def test_a_listed_file_that_is_missing(source, tmp_path):
@@ -180,34 +193,64 @@ def outside(path):
 
 def huge(path):
     with h5py.File(path, "w") as file:
-        file.create_dataset("image", shape=(30000, 30000, 30000), dtype="f4", chunks=(16, 16, 16), compression="gzip")
-        file.create_dataset("label", shape=(30000, 30000, 30000), dtype="u1", chunks=(16, 16, 16), compression="gzip")
+        file.create_dataset(
+            "image",
+            shape=(30000, 30000, 30000),
+            dtype="f4",
+            chunks=(16, 16, 16),
+            compression="gzip",
+        )
+        file.create_dataset(
+            "label",
+            shape=(30000, 30000, 30000),
+            dtype="u1",
+            chunks=(16, 16, 16),
+            compression="gzip",
+        )
 
 
 def flip(path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2:] = bytes(len(content) - len(content) // 2)
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
     path.write_bytes(content)
 
 
 def grey(**changes):
     image, label = arrays(1)
-    content = {"image": image, "label": label, **{key: change(image, label) for key, change in changes.items()}}
+    content = {
+        "image": image,
+        "label": label,
+        **{key: change(image, label) for key, change in changes.items()},
+    }
     return lambda path: write_h5(path, **content)
 
 
-@pytest.mark.parametrize("breaking, found", [
-    (truncate, "truncated file"), (flip, "damaged or cut short"),
-    (lambda p: p.write_text("<!DOCTYPE html><html>Sign in</html>"), "HTML page"),
-    (lambda p: p.write_bytes(b""), "empty file"), (lambda p: p.write_bytes(b"PK\x03\x04"), "PK"),
-    (lambda p: write_h5(p, picture=arrays(1)[0], label=arrays(1)[1]), "keys 'label', 'picture'"),
-    (replace_by_folder, "a folder"), (replace_by_pipe, "a pipe"), (replace_by_loop, "Too many levels"),
-    (outside, "no array 'image'"), (huge, "30000x30000x30000"),
-    (grey(label=lambda x, y: np.where(y > 0, 7, 0).astype(np.uint8)), "7: "),
-    (grey(label=lambda x, y: y[:-1]), "(6, 6, 5), image shape (7, 6, 5)"),
-    (grey(image=lambda x, y: np.where(y > 0, np.nan, x).astype(np.float32)), "NaN"),
-    (grey(image=lambda x, y: x[..., None], label=lambda x, y: y[..., None]), "image shape (1, 7, 6, 5, 1)"),
-])
+@pytest.mark.parametrize(
+    "breaking, found",
+    [
+        (truncate, "truncated file"),
+        (flip, "damaged or cut short"),
+        (lambda p: p.write_text("<!DOCTYPE html><html>Sign in</html>"), "HTML page"),
+        (lambda p: p.write_bytes(b""), "empty file"),
+        (lambda p: p.write_bytes(b"PK\x03\x04"), "PK"),
+        (
+            lambda p: write_h5(p, picture=arrays(1)[0], label=arrays(1)[1]),
+            "keys 'label', 'picture'",
+        ),
+        (replace_by_folder, "a folder"),
+        (replace_by_pipe, "a pipe"),
+        (replace_by_loop, "Too many levels"),
+        (outside, "no array 'image'"),
+        (huge, "30000x30000x30000"),
+        (grey(label=lambda x, y: np.where(y > 0, 7, 0).astype(np.uint8)), "7: "),
+        (grey(label=lambda x, y: y[:-1]), "(6, 6, 5), image shape (7, 6, 5)"),
+        (grey(image=lambda x, y: np.where(y > 0, np.nan, x).astype(np.float32)), "NaN"),
+        (
+            grey(image=lambda x, y: x[..., None], label=lambda x, y: y[..., None]),
+            "image shape (1, 7, 6, 5, 1)",
+        ),
+    ],
+)
 def test_a_broken_h5_file_is_named_with_what_is_wrong(source, tmp_path, breaking, found):
     path = file_of(source, IDS[1])
     breaking(path)
@@ -223,18 +266,26 @@ def test_the_raw_layout_follows_the_recipe_with_fixed_margins(raw, tmp_path):
     scored = (grey - grey.astype(np.float64).mean()) / grey.astype(np.float64).std()
     # x: extent 20, so the patch of 112 lacks 92: 46 + 14 a side, cut at the scan's border. y: extent 120, 14 a side.
     box = np.s_[0:40, 6:150, :]
-    np.testing.assert_allclose(store.image(case)[0], scored[box].astype(np.float32), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        store.image(case)[0], scored[box].astype(np.float32), rtol=0, atol=1e-6
+    )
     assert store.image(case).shape == (1, 40, 144, 6)
     label, _ = nrrd.read(str(raw / case / "laendo.nrrd"))
     np.testing.assert_array_equal(store.label(case), label[box] // 255)
-    assert store.cases[case].source["from"]["margin"] == 14 and store.cases[case].source["from"]["layout"] == "nrrd"
+    assert (
+        store.cases[case].source["from"]["margin"] == 14
+        and store.cases[case].source["from"]["layout"] == "nrrd"
+    )
     assert prepare(raw, tmp_path / "again").fingerprint == store.fingerprint
 
 
 def test_the_margin_on_both_sides_when_there_is_room(raw, tmp_path):
     label = np.zeros((400, 400, 3), np.uint8)
     label[120:251, 100:251, 1] = 255
-    nrrd.write(str(raw / IDS[0] / "lgemri.nrrd"), np.random.default_rng(0).integers(0, 9, label.shape).astype(np.uint8))
+    nrrd.write(
+        str(raw / IDS[0] / "lgemri.nrrd"),
+        np.random.default_rng(0).integers(0, 9, label.shape).astype(np.uint8),
+    )
     nrrd.write(str(raw / IDS[0] / "laendo.nrrd"), label)
     inside = np.argwhere(np.array(prepare(raw, tmp_path).label(IDS[0])))
     shape = prepare(raw, tmp_path).cases[IDS[0]].shape
@@ -247,40 +298,92 @@ def nrrd_value(path):
     nrrd.write(str(path), label)
 
 
-@pytest.mark.parametrize("name, breaking, found", [
-    ("laendo.nrrd", nrrd_value, "7: 1 voxels"),
-    ("laendo.nrrd", lambda p: p.unlink(), "No such file"),
-    ("lgemri.nrrd", lambda p: nrrd.write(str(p), np.full((40, 150, 6), np.nan)), "NaN or infinite"),
-    ("lgemri.nrrd", lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.7, 0.7, 0.7]}), "0.7 x 0.7 x 0.7 mm"),
-    ("lgemri.nrrd", lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.6, np.nan, 0.6]}), "nan"),
-    ("laendo.nrrd", lambda p: nrrd.write(str(p), np.zeros((40, 150, 6), np.uint8)), "empty label"),
-    ("laendo.nrrd", lambda p: nrrd.write(str(p), np.zeros((40, 150, 5), np.uint8)), "label (40, 150, 5)"),
-    ("lgemri.nrrd", lambda p: nrrd.write(str(p), np.ones((40, 150, 6), np.uint8)), "one grey value"),
-    ("lgemri.nrrd", truncate, "damaged"),
-    ("lgemri.nrrd", lambda p: p.write_bytes(b"NRRD0004\nnonsense"), "damaged"),
-    ("lgemri.nrrd", lambda p: p.write_bytes(b"<html>"), "HTML page"),
-    ("lgemri.nrrd", lambda p: p.write_bytes(b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 9000 9000 9000\n"
-                                            b"encoding: raw\n\n"),
-     "9000x9000x9000"),
-    ("lgemri.nrrd", lambda p: p.write_bytes(b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
-                                            b"data file: secret.raw\n\n"), "points to another file"),
-])
+@pytest.mark.parametrize(
+    "name, breaking, found",
+    [
+        ("laendo.nrrd", nrrd_value, "7: 1 voxels"),
+        ("laendo.nrrd", lambda p: p.unlink(), "No such file"),
+        (
+            "lgemri.nrrd",
+            lambda p: nrrd.write(str(p), np.full((40, 150, 6), np.nan)),
+            "NaN or infinite",
+        ),
+        (
+            "lgemri.nrrd",
+            lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.7, 0.7, 0.7]}),
+            "0.7 x 0.7 x 0.7 mm",
+        ),
+        (
+            "lgemri.nrrd",
+            lambda p: nrrd.write(str(p), nrrd.read(str(p))[0], {"spacings": [0.6, np.nan, 0.6]}),
+            "nan",
+        ),
+        (
+            "laendo.nrrd",
+            lambda p: nrrd.write(str(p), np.zeros((40, 150, 6), np.uint8)),
+            "empty label",
+        ),
+        (
+            "laendo.nrrd",
+            lambda p: nrrd.write(str(p), np.zeros((40, 150, 5), np.uint8)),
+            "label (40, 150, 5)",
+        ),
+        (
+            "lgemri.nrrd",
+            lambda p: nrrd.write(str(p), np.ones((40, 150, 6), np.uint8)),
+            "one grey value",
+        ),
+        ("lgemri.nrrd", truncate, "damaged"),
+        ("lgemri.nrrd", lambda p: p.write_bytes(b"NRRD0004\nnonsense"), "damaged"),
+        ("lgemri.nrrd", lambda p: p.write_bytes(b"<html>"), "HTML page"),
+        (
+            "lgemri.nrrd",
+            lambda p: p.write_bytes(
+                b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 9000 9000 9000\nencoding: raw\n\n"
+            ),
+            "9000x9000x9000",
+        ),
+        (
+            "lgemri.nrrd",
+            lambda p: p.write_bytes(
+                b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
+                b"data file: secret.raw\n\n"
+            ),
+            "points to another file",
+        ),
+    ],
+)
 def test_a_broken_raw_file_is_named_with_what_is_wrong(raw, tmp_path, name, breaking, found):
     breaking(raw / IDS[2] / name)
     report = problem(raw, tmp_path)
-    assert report.case == IDS[2] and str(raw / IDS[2]) in report.file and found in report.found and report.expected
+    assert (
+        report.case == IDS[2]
+        and str(raw / IDS[2]) in report.file
+        and found in report.found
+        and report.expected
+    )
 
 
 def test_headers_of_the_raw_files_must_fit(raw, tmp_path):
     def write(name, sign, step=0.625):
         file = raw / IDS[2] / name
-        nrrd.write(str(file), nrrd.read(str(file))[0], {"space": "left-posterior-superior", "space origin": [0, 0, 0],
-                                                        "space directions": np.diag([sign * step, step, step])})
+        nrrd.write(
+            str(file),
+            nrrd.read(str(file))[0],
+            {
+                "space": "left-posterior-superior",
+                "space origin": [0, 0, 0],
+                "space directions": np.diag([sign * step, step, step]),
+            },
+        )
+
     plain = prepare(raw, tmp_path / "plain")
     write("lgemri.nrrd", 1)
     write("laendo.nrrd", 1)
     store = prepare(raw, tmp_path)
-    assert store.fingerprint == plain.fingerprint and not any("1 x 1 x 1" in w for w in store.warnings)
+    assert store.fingerprint == plain.fingerprint and not any(
+        "1 x 1 x 1" in w for w in store.warnings
+    )
     write("laendo.nrrd", -1)
     assert "axes RPS" in problem(raw, tmp_path).found
     write("laendo.nrrd", 1, 1.0)
@@ -304,14 +407,21 @@ def test_a_test_case_copied_into_train_under_another_name_is_found(source, tmp_p
 
 def test_a_scan_in_train_and_test_is_found_though_its_crops_differ(raw, tmp_path):
     for shift, case in ((0, IDS[1]), (5, IDS[3])):
-        nrrd.write(str(raw / case / "lgemri.nrrd"), np.random.default_rng(9).integers(0, 99, (40, 200, 6)).astype(np.uint8))
+        nrrd.write(
+            str(raw / case / "lgemri.nrrd"),
+            np.random.default_rng(9).integers(0, 99, (40, 200, 6)).astype(np.uint8),
+        )
         label = np.zeros((40, 200, 6), np.uint8)
-        label[10:31, 30 + shift:151 + shift, 2:4] = 255
+        label[10:31, 30 + shift : 151 + shift, 2:4] = 255
         nrrd.write(str(raw / case / "laendo.nrrd"), label)
     store = prepare(raw, tmp_path)
     assert store.cases[IDS[1]].voxels != store.cases[IDS[3]].voxels
     (leak,) = check_store(store)
-    assert (leak.case, leak.found, leak.level) == (IDS[3], f"same scan as case {IDS[1]}: test and train", "error")
+    assert (leak.case, leak.found, leak.level) == (
+        IDS[3],
+        f"same scan as case {IDS[1]}: test and train",
+        "error",
+    )
 
 
 def real(real_data, folder, *options):
@@ -320,9 +430,13 @@ def real(real_data, folder, *options):
         return real_data / "la"
     tool = real_data.parent / "tools" / "unpack_la.py"
     if not tool.is_file():
-        pytest.skip(f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}, or the packed ones with tools/unpack_la.py")
+        pytest.skip(
+            f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}, or the packed ones with tools/unpack_la.py"
+        )
     pytest.importorskip("PIL")
-    subprocess.run([sys.executable, tool, folder, "--jobs", "2", *options], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, tool, folder, "--jobs", "2", *options], check=True, capture_output=True
+    )
     return folder
 
 

@@ -82,12 +82,24 @@ def test_the_same_process_repeats_itself():
 
 
 def test_another_process_with_other_threads_gives_the_same_bytes():
-    code = ("import importlib.util, sys; s = importlib.util.spec_from_file_location('t', sys.argv[1]); "
-            "m = importlib.util.module_from_spec(s); s.loader.exec_module(m); "
-            "print(m.digest('phantom_mr_organ', 25), m.digest('phantom_ct_lesion', 7))")
-    environment = {**os.environ, "OMP_NUM_THREADS": "3", "OPENBLAS_NUM_THREADS": "3", "PYTHONHASHSEED": "5"}
-    out = subprocess.run([sys.executable, "-c", code, __file__], env=environment, capture_output=True, text=True,
-                         check=True)
+    code = (
+        "import importlib.util, sys; s = importlib.util.spec_from_file_location('t', sys.argv[1]); "
+        "m = importlib.util.module_from_spec(s); s.loader.exec_module(m); "
+        "print(m.digest('phantom_mr_organ', 25), m.digest('phantom_ct_lesion', 7))"
+    )
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "3",
+        "OPENBLAS_NUM_THREADS": "3",
+        "PYTHONHASHSEED": "5",
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", code, __file__],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert out.stdout.split() == [digest("phantom_mr_organ", 25), digest("phantom_ct_lesion", 7)]
 
 
@@ -104,7 +116,10 @@ def test_nothing_has_changed_unnoticed(cases, name):
 def test_no_intensity_band_finds_a_target(cases):
     """Even the best band of intensities, chosen for each case with its label in hand, stays below Dice 0.6."""
     for name, members in cases.items():
-        assert np.mean([best_band(case.image.ravel(), case.label.ravel() > 0) for case in members]) < 0.6, name
+        assert (
+            np.mean([best_band(case.image.ravel(), case.label.ravel() > 0) for case in members])
+            < 0.6
+        ), name
 
 
 def best_band(image: np.ndarray, label: np.ndarray, bins: int = 40) -> float:
@@ -112,8 +127,11 @@ def best_band(image: np.ndarray, label: np.ndarray, bins: int = 40) -> float:
     where = np.clip(np.searchsorted(edges, image, side="right") - 1, 0, bins - 1)
     inside = np.concatenate([[0], np.bincount(where[label], minlength=bins).cumsum()])
     total = np.concatenate([[0], np.bincount(where, minlength=bins).cumsum()])
-    return max(2 * (inside[j] - inside[i]) / (total[j] - total[i] + inside[-1])
-               for i in range(bins) for j in range(i + 1, bins + 1))
+    return max(
+        2 * (inside[j] - inside[i]) / (total[j] - total[i] + inside[-1])
+        for i in range(bins)
+        for j in range(i + 1, bins + 1)
+    )
 
 
 def test_best_band_finds_what_a_band_can_find():
@@ -145,9 +163,14 @@ def test_look_alikes_share_the_target_s_intensities(name):
     for raw in data.find(None)[:8]:
         tissue, image = data.render(raw.where)
         own = image[np.isin(tissue, data.target)]
-        others = [image[tissue == t] for t in np.unique(tissue)
-                  if t not in (module.AIR, *data.target) and (tissue == t).sum() > 50]
-        twins += sum(abs(float(np.median(o)) - float(np.median(own))) < 2 * float(own.std()) for o in others)
+        others = [
+            image[tissue == t]
+            for t in np.unique(tissue)
+            if t not in (module.AIR, *data.target) and (tissue == t).sum() > 50
+        ]
+        twins += sum(
+            abs(float(np.median(o)) - float(np.median(own))) < 2 * float(own.std()) for o in others
+        )
         assert np.isin(tissue, (module.STOMACH, module.SPLEEN)).any()
     assert twins >= 8  # on average one or more of the same brightness in every case
 

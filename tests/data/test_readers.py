@@ -38,25 +38,39 @@ def test_nifti_scaling_channels_and_a_last_axis_of_one(tmp_path):
     path = nifti(tmp_path / "s.nii.gz", slope=2.0, inter=-3.0)
     np.testing.assert_allclose(read_volume(path).array, nibabel.load(path).get_fdata(), rtol=1e-6)
     assert read_volume(path).array.dtype == np.float32
-    assert read_volume(nifti(tmp_path / "c.nii", np.stack([GREY, GREY], -1))).array.shape == (4, 5, 6, 2)
+    assert read_volume(nifti(tmp_path / "c.nii", np.stack([GREY, GREY], -1))).array.shape == (
+        4,
+        5,
+        6,
+        2,
+    )
     assert read_volume(nifti(tmp_path / "o.nii", GREY[..., None])).array.shape == (4, 5, 6)
 
 
 def test_nrrd_is_turned_from_left_posterior_to_right_anterior(tmp_path):
-    header = {"space": "left-posterior-superior", "space directions": np.diag([0.7, 0.8, 2.5]),
-              "space origin": [1.0, 2.0, 3.0]}
+    header = {
+        "space": "left-posterior-superior",
+        "space directions": np.diag([0.7, 0.8, 2.5]),
+        "space origin": [1.0, 2.0, 3.0],
+    }
     nrrd.write(str(tmp_path / "a.nrrd"), GREY, header)
     volume = read_volume(tmp_path / "a.nrrd")
     np.testing.assert_array_equal(volume.array, GREY)
-    np.testing.assert_allclose(volume.affine, [[-0.7, 0, 0, -1], [0, -0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1]])
+    np.testing.assert_allclose(
+        volume.affine, [[-0.7, 0, 0, -1], [0, -0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1]]
+    )
     nrrd.write(str(tmp_path / "b.nrrd"), GREY, {"spacings": [1.0, 2.0, 3.0]})
     assert read_volume(tmp_path / "b.nrrd").spacing == (1, 2, 3)
     nrrd.write(str(tmp_path / "flat.nrrd"), GREY[0], {"spacings": [1.0, 2.0]})
     assert read_volume(tmp_path / "flat.nrrd").spacing == (1, 2, 1)
     nrrd.write(str(tmp_path / "c.nrrd"), GREY)
     assert read_volume(tmp_path / "c.nrrd").affine is None
-    channels = {"space": "right-anterior-superior", "kinds": ["vector", "domain", "domain", "domain"],
-                "space directions": np.vstack([np.full(3, np.nan), np.eye(3)]), "space origin": [0, 0, 0]}
+    channels = {
+        "space": "right-anterior-superior",
+        "kinds": ["vector", "domain", "domain", "domain"],
+        "space directions": np.vstack([np.full(3, np.nan), np.eye(3)]),
+        "space origin": [0, 0, 0],
+    }
     nrrd.write(str(tmp_path / "d.nrrd"), np.stack([GREY, GREY]), channels)
     assert read_volume(tmp_path / "d.nrrd").array.shape == (4, 5, 6, 2)
 
@@ -70,13 +84,17 @@ def test_h5_has_no_space(tmp_path):
 
 def test_dicom_agrees_with_an_independent_reader(tmp_path, write_dicom):
     SimpleITK = pytest.importorskip("SimpleITK")
-    write_dicom(tmp_path / "s", GREY, (0.7, 0.8, 2.5), (10.0, 20.0, -30.0), slope=2.0, intercept=-1024.0)
+    write_dicom(
+        tmp_path / "s", GREY, (0.7, 0.8, 2.5), (10.0, 20.0, -30.0), slope=2.0, intercept=-1024.0
+    )
     volume = read_volume(tmp_path / "s")
     np.testing.assert_array_equal(volume.array, GREY * 2.0 - 1024)
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "s" / "study" / "series")))
     image = reader.Execute()
-    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), volume.array)
+    np.testing.assert_array_equal(
+        SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0), volume.array
+    )
     for index in ((0, 0, 0), (3, 1, 5)):
         x, y, z = image.TransformIndexToPhysicalPoint(index)
         np.testing.assert_allclose(volume.affine @ [*index, 1], [-x, -y, z, 1], atol=1e-5)
@@ -117,9 +135,17 @@ def no_slice(folder, _):
         file.unlink()
 
 
-@pytest.mark.parametrize("breaking, found", [
-    (drop_a_slice, "4 mm"), (cut_a_slice, "pixels of a DICOM slice"), (second_series, "6 slices of"),
-    (other_size, "another size"), (twice, "one number"), (no_slice, "no DICOM slice")])
+@pytest.mark.parametrize(
+    "breaking, found",
+    [
+        (drop_a_slice, "4 mm"),
+        (cut_a_slice, "pixels of a DICOM slice"),
+        (second_series, "6 slices of"),
+        (other_size, "another size"),
+        (twice, "one number"),
+        (no_slice, "no DICOM slice"),
+    ],
+)
 def test_a_broken_series(tmp_path, write_dicom, breaking, found):
     write_dicom(tmp_path / "s", GREY, (1, 1, 2), (0.0, 0.0, 0.0), uid="1.2.3")
     breaking(tmp_path / "s", write_dicom)
@@ -136,7 +162,7 @@ def forge_size(path):
     """A header that claims 30000 voxels a side."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     for axis in range(3):
-        content[42 + 2 * axis:44 + 2 * axis] = (30000).to_bytes(2, "little")
+        content[42 + 2 * axis : 44 + 2 * axis] = (30000).to_bytes(2, "little")
     path.write_bytes(gzip.compress(bytes(content)))
 
 
@@ -146,13 +172,22 @@ def forge_affine(path):
     path.write_bytes(gzip.compress(bytes(content)))
 
 
-@pytest.mark.parametrize("breaking, found", [
-    (cut, "damaged or cut short"), (forge_size, "30000x30000x30000"),
-    (lambda p: p.write_text("<!DOCTYPE html>"), "HTML page"), (lambda p: p.write_bytes(b"\x1f\x8bnothing"), "damaged"),
-    (forge_affine, "orientation cannot be used"),
-    (lambda p: nifti(p, GREY[0]), "no volume"),
-    (lambda p: nifti(p, np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])), "no volume"),
-    (lambda p: nifti(p, np.zeros((2, 2, 2), np.complex64)), "no volume")])
+@pytest.mark.parametrize(
+    "breaking, found",
+    [
+        (cut, "damaged or cut short"),
+        (forge_size, "30000x30000x30000"),
+        (lambda p: p.write_text("<!DOCTYPE html>"), "HTML page"),
+        (lambda p: p.write_bytes(b"\x1f\x8bnothing"), "damaged"),
+        (forge_affine, "orientation cannot be used"),
+        (lambda p: nifti(p, GREY[0]), "no volume"),
+        (
+            lambda p: nifti(p, np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+            "no volume",
+        ),
+        (lambda p: nifti(p, np.zeros((2, 2, 2), np.complex64)), "no volume"),
+    ],
+)
 def test_a_broken_nifti(tmp_path, breaking, found):
     path = nifti(tmp_path / "a.nii.gz")
     breaking(path)
@@ -161,9 +196,21 @@ def test_a_broken_nifti(tmp_path, breaking, found):
     assert found in str(caught.value) and str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("header, found", [
-    ({"spacings": [1.0, np.nan, 2.0]}, "nan"), ({"spacings": [1.0, 0.0, 2.0]}, "repair spacings"),
-    ({"space": "left-anterior-superior", "space directions": np.eye(3), "space origin": [1.0, 2.0]}, "origin of 2 numbers")])
+@pytest.mark.parametrize(
+    "header, found",
+    [
+        ({"spacings": [1.0, np.nan, 2.0]}, "nan"),
+        ({"spacings": [1.0, 0.0, 2.0]}, "repair spacings"),
+        (
+            {
+                "space": "left-anterior-superior",
+                "space directions": np.eye(3),
+                "space origin": [1.0, 2.0],
+            },
+            "origin of 2 numbers",
+        ),
+    ],
+)
 def test_an_nrrd_header_that_makes_no_grid(tmp_path, header, found):
     nrrd.write(str(tmp_path / "a.nrrd"), GREY, header)
     with pytest.raises(DataError, match=found):
@@ -185,4 +232,9 @@ def test_unknown_endings_and_stems(tmp_path):
     (tmp_path / "a.mhd").write_bytes(b"x")
     with pytest.raises(DataError, match="unknown kind"):
         read_volume(tmp_path / "a.mhd")
-    assert [stem(tmp_path / n) for n in ("a.nii.gz", "a.b.nii", "c.nrrd", "d")] == ["a", "a.b", "c", "d"]
+    assert [stem(tmp_path / n) for n in ("a.nii.gz", "a.b.nii", "c.nrrd", "d")] == [
+        "a",
+        "a.b",
+        "c",
+        "d",
+    ]

@@ -37,8 +37,12 @@ def test_resampling_agrees_with_simpleitk():
     image.SetSpacing(factors)
     for order, kind in ((1, sitk.sitkLinear), (0, sitk.sitkNearestNeighbor)):
         ours = resample(array, factors, order)
-        theirs = sitk.Resample(image, [int(n) for n in ours.shape], sitk.Transform(), kind, (0, 0, 0), (1, 1, 1))
-        inside = tuple(slice(0, int((n - 1) * f)) for n, f in zip(array.shape, factors, strict=True))
+        theirs = sitk.Resample(
+            image, [int(n) for n in ours.shape], sitk.Transform(), kind, (0, 0, 0), (1, 1, 1)
+        )
+        inside = tuple(
+            slice(0, int((n - 1) * f)) for n, f in zip(array.shape, factors, strict=True)
+        )
         got, expected = ours[inside], sitk.GetArrayFromImage(theirs).transpose(2, 1, 0)[inside]
         if order:
             np.testing.assert_allclose(got, expected, atol=1e-5)
@@ -64,8 +68,12 @@ def test_in_plane_scaling_leaves_the_slice_step_in_proportion():
 
 def test_grey_values():
     image = np.array([[-1000.0, -125, 75, 275, 3000]])[None]
-    np.testing.assert_allclose(normalise(image, [Grey((-125, 275), "unit")])[0, 0], [0, 0, 0.5, 1, 1])
-    np.testing.assert_allclose(normalise(image, [Grey(None, "minmax")])[0, 0], [0, 0.21875, 0.26875, 0.31875, 1])
+    np.testing.assert_allclose(
+        normalise(image, [Grey((-125, 275), "unit")])[0, 0], [0, 0, 0.5, 1, 1]
+    )
+    np.testing.assert_allclose(
+        normalise(image, [Grey(None, "minmax")])[0, 0], [0, 0.21875, 0.26875, 0.31875, 1]
+    )
     score = normalise(image, [Grey(None, "zscore")])
     assert score.mean() == pytest.approx(0, abs=1e-6) and score.std() == pytest.approx(1)
     masked = normalise(np.array([[0.0, 0, 1, 3]])[None], [Grey(None, "zscore_nonzero")])
@@ -81,13 +89,18 @@ def label_at(shape, *ranges):
     return label
 
 
-@pytest.mark.parametrize("low, high, n, box", [
-    (100, 200, 400, (75, 225)),  # 25 on both sides
-    (10, 200, 400, (0, 225)), (100, 390, 400, (75, 400)),  # cut by the volume
-    (200, 210, 400, (157, 253)),  # 60 is less than 96: 18 more on both sides
-    (0, 10, 400, (0, 96)), (395, 400, 400, (304, 400)),  # shifted into the volume
-    (3, 10, 40, (0, 96)),  # the volume is shorter: zeros at the far end
-])
+@pytest.mark.parametrize(
+    "low, high, n, box",
+    [
+        (100, 200, 400, (75, 225)),  # 25 on both sides
+        (10, 200, 400, (0, 225)),
+        (100, 390, 400, (75, 400)),  # cut by the volume
+        (200, 210, 400, (157, 253)),  # 60 is less than 96: 18 more on both sides
+        (0, 10, 400, (0, 96)),
+        (395, 400, 400, (304, 400)),  # shifted into the volume
+        (3, 10, 40, (0, 96)),  # the volume is shorter: zeros at the far end
+    ],
+)
 def test_label_box(low, high, n, box):
     recipe = Recipe(crop="label", margin=(25, 25), least=96)
     label = label_at((n, 1, 1), (low, high), (0, 1), (0, 1))
@@ -106,7 +119,9 @@ def test_label_box_in_x_and_y_only():
 def test_crop_moves_the_affine_and_pads_with_zero():
     volume = Volume(np.full((40, 50, 30), 100, np.int16), np.diag([1.0, 1, 1, 1]))
     label = label_at((40, 50, 30), (20, 25), (20, 25), (10, 15))
-    made = apply(Recipe(crop="label", margin=(5, 5), least=32, grey=(Grey((0, 100), "unit"),)), volume, label)
+    made = apply(
+        Recipe(crop="label", margin=(5, 5), least=32, grey=(Grey((0, 100), "unit"),)), volume, label
+    )
     assert made.image.shape == (1, 32, 32, 32) and made.label.shape == (32, 32, 32)
     assert made.facts["crop_offset"] == [7, 7, 0] and made.affine[:3, 3].tolist() == [7, 7, 0]
     assert not made.image[..., 30:].any() and made.image[..., :30].all()
@@ -118,11 +133,22 @@ def test_the_crop_may_come_before_grey_values_that_need_one_voxel_only():
     grey = RNG.integers(-1000, 1000, (30, 30, 30)).astype(np.int16)
     label = label_at(grey.shape, (10, 14), (9, 12), (20, 25))
     volume, window = Volume(grey, np.eye(4)), (-125.0, 275.0)
-    early = apply(Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "unit"),)), volume, label)
-    box = tuple(slice(o, o + n) for o, n in zip(early.facts["crop_offset"], early.image.shape[1:], strict=True))
-    np.testing.assert_array_equal(early.image[0], normalise(grey[None], [Grey(window, "unit")])[0][box])
-    late = apply(Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "zscore"),)), volume, label)
-    np.testing.assert_array_equal(late.image[0], normalise(grey[None], [Grey(window, "zscore")])[0][box])
+    early = apply(
+        Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "unit"),)), volume, label
+    )
+    box = tuple(
+        slice(o, o + n)
+        for o, n in zip(early.facts["crop_offset"], early.image.shape[1:], strict=True)
+    )
+    np.testing.assert_array_equal(
+        early.image[0], normalise(grey[None], [Grey(window, "unit")])[0][box]
+    )
+    late = apply(
+        Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "zscore"),)), volume, label
+    )
+    np.testing.assert_array_equal(
+        late.image[0], normalise(grey[None], [Grey(window, "zscore")])[0][box]
+    )
 
 
 def test_crops_by_the_image():
@@ -131,7 +157,9 @@ def test_crops_by_the_image():
     grey[0, 0, 0] = 50  # a speck
     volume = Volume(grey, np.eye(4))
     assert apply(Recipe(crop="body"), volume).image.shape == (1, 11, 11, 15)
-    assert apply(Recipe(crop="nonzero"), Volume(np.where(grey > 0, grey, 0), np.eye(4))).image.shape == (1, 15, 16, 18)
+    assert apply(
+        Recipe(crop="nonzero"), Volume(np.where(grey > 0, grey, 0), np.eye(4))
+    ).image.shape == (1, 15, 16, 18)
     assert apply(Recipe(crop="body"), Volume(grey - 2000, np.eye(4))).image.shape == (1, 20, 20, 20)
 
 
@@ -144,7 +172,9 @@ def test_a_voxel_that_is_no_number_is_refused_before_it_spoils_the_rest(value, s
         apply(Recipe(grey=(Grey(None, scale),)), Volume(grey, np.eye(4)))
 
 
-@pytest.mark.parametrize("label, found", [(None, "there is none"), (np.zeros((4, 4, 4), np.uint8), "empty")])
+@pytest.mark.parametrize(
+    "label, found", [(None, "there is none"), (np.zeros((4, 4, 4), np.uint8), "empty")]
+)
 def test_a_crop_by_the_label_needs_one(label, found):
     with pytest.raises(DataError, match=found):
         apply(Recipe(crop="label"), Volume(np.zeros((4, 4, 4)), None), label)
@@ -154,14 +184,17 @@ def test_what_a_recipe_loses_of_a_label_is_told_or_refused():
     """Two legs in air: a crop to the larger part must not decide what is scored."""
     grey = np.full((30, 40, 20), -1000, np.int16)
     grey[5:15, 5:15], grey[18:26, 25:33] = 40, 40
-    label = label_at(grey.shape, (8, 12), (8, 12), (0, 20)) | label_at(grey.shape, (20, 24), (28, 30), (0, 20))
+    label = label_at(grey.shape, (8, 12), (8, 12), (0, 20)) | label_at(
+        grey.shape, (20, 24), (28, 30), (0, 20)
+    )
     with pytest.raises(DataError, match="cuts labelled voxels away") as found:
         apply(Recipe(crop="body"), Volume(grey, np.eye(4)), label)
     assert "160 of 480 voxels of class 1" in str(found.value)
     stray = label_at(grey.shape, (8, 12), (8, 12), (0, 20))
     stray[29, 39, 0] = 1
     assert apply(Recipe(crop="body"), Volume(grey, np.eye(4)), stray).doubts == [
-        "1 of 321 voxels of class 1 lie outside the crop 'body'"]
+        "1 of 321 voxels of class 1 lie outside the crop 'body'"
+    ]
     label[29, 39, 19] = 2
     spacing = np.diag([0.5, 0.5, 0.5, 1.0])
     made = apply(Recipe(spacing=(1.0, 1.0, 1.0)), Volume(grey, spacing), label)
@@ -170,7 +203,9 @@ def test_what_a_recipe_loses_of_a_label_is_told_or_refused():
 
 
 def test_air_is_recorded_where_it_is_not_0():
-    grey = np.stack([RNG.integers(-1077, -772, (6, 6, 6)), RNG.integers(5, 9, (6, 6, 6))], -1).astype(np.int16)
+    grey = np.stack(
+        [RNG.integers(-1077, -772, (6, 6, 6)), RNG.integers(5, 9, (6, 6, 6))], -1
+    ).astype(np.int16)
     made = apply(Recipe(grey=(Grey(), Grey(None, "minmax"))), Volume(grey, np.eye(4)))
     assert made.facts["pad"] == [grey[..., 0].min(), 0.0]
     assert "pad" not in apply(Recipe(grey=(Grey(None, "zscore"),)), Volume(grey, np.eye(4))).facts

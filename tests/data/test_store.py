@@ -14,7 +14,14 @@ import pytest
 from segbench.data import store as stores
 from segbench.data.downsample import block_majority, block_mean
 from segbench.data.problem import DataProblems
-from segbench.errors import BusyError, DataError, IntegrityError, PluginError, StorageError, UsageError
+from segbench.errors import (
+    BusyError,
+    DataError,
+    IntegrityError,
+    PluginError,
+    StorageError,
+    UsageError,
+)
 from segbench.files import lock
 
 
@@ -27,13 +34,22 @@ def test_what_is_prepared_is_what_the_source_holds(toy):
     assert (store.classes, store.channels, store.dims) == (("a", "b"), 1, 3)
     with np.load(toy.source / "c3.npz") as raw:
         image, label = store.image("c3"), store.label("c3")
-        assert isinstance(image, np.memmap) and image.dtype == np.float32 and image.flags.c_contiguous
+        assert (
+            isinstance(image, np.memmap) and image.dtype == np.float32 and image.flags.c_contiguous
+        )
         assert not image.flags.writeable
         np.testing.assert_array_equal(image, raw["image"])
         np.testing.assert_array_equal(label, raw["label"])
-        counts = dict(zip(*(x.tolist() for x in np.unique(raw["label"], return_counts=True)), strict=True))
+        counts = dict(
+            zip(*(x.tolist() for x in np.unique(raw["label"], return_counts=True)), strict=True)
+        )
     info = store.cases["c3"]
-    assert (info.shape, info.spacing, info.group, info.has_label) == ((5, 6, 4), (1.0, 1.0, 2.0), "c3", True)
+    assert (info.shape, info.spacing, info.group, info.has_label) == (
+        (5, 6, 4),
+        (1.0, 1.0, 2.0),
+        "c3",
+        True,
+    )
     assert info.labels == counts and info.affine[2] == (0, 0, 2, 0)
     assert info == pickle.loads(pickle.dumps(toy.open())).cases["c3"]
 
@@ -97,7 +113,9 @@ def test_all_bad_cases_are_reported_together_and_the_good_ones_kept(toy):
         toy.prepare()
     found = {p.case: p for p in caught.value.problems}
     assert set(found) == {"c0", "c1", "c2", "c3", "c4", "c5"}
-    assert "7: 2 voxels" in found["c0"].found and "0 to 2 (background, a, b)" in found["c0"].expected
+    assert (
+        "7: 2 voxels" in found["c0"].found and "0 to 2 (background, a, b)" in found["c0"].expected
+    )
     assert "(5, 6, 3)" in found["c1"].found and "120 voxels are NaN" in found["c2"].found
     assert "(2, 5, 6, 4)" in found["c3"].found and "0.5" in found["c4"].found
     assert all(p.file.endswith(f"{p.case}.npz") for p in found.values())
@@ -115,9 +133,11 @@ def test_all_bad_cases_are_reported_together_and_the_good_ones_kept(toy):
 def test_a_killed_call_leaves_no_store_and_the_next_goes_on(toy):
     toy.fill()
     (toy.folder / "kill").write_text("c3")
-    code = ("import sys; from pathlib import Path\n"
-            "from segbench import registry; from segbench.data.store import prepare\n"
-            "registry.add_file(sys.argv[1]); prepare('toy', Path(sys.argv[2]), Path(sys.argv[3]))")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from segbench import registry; from segbench.data.store import prepare\n"
+        "registry.add_file(sys.argv[1]); prepare('toy', Path(sys.argv[2]), Path(sys.argv[3]))"
+    )
     done = subprocess.run([sys.executable, "-c", code, toy.plugin, toy.source, toy.data_root])
     assert done.returncode == -signal.SIGKILL and toy.loads() == ["c0", "c1", "c2", "c3"]
     with pytest.raises(DataError, match="not prepared"):
@@ -160,9 +180,13 @@ def test_only_one_process_prepares(toy):
     toy.fill()
     with lock(toy.data_root / "toy" / "lock"), pytest.raises(BusyError):
         toy.prepare()
-    code = ("import sys, time; from segbench.files import lock\n"
-            "with lock(sys.argv[1]): print('held', flush=True); time.sleep(60)")
-    holder = subprocess.Popen([sys.executable, "-c", code, toy.data_root / "toy" / "lock"], stdout=subprocess.PIPE)
+    code = (
+        "import sys, time; from segbench.files import lock\n"
+        "with lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, toy.data_root / "toy" / "lock"], stdout=subprocess.PIPE
+    )
     try:
         holder.stdout.readline()
         with pytest.raises(BusyError, match=f"process {holder.pid}") as caught:
@@ -198,7 +222,9 @@ def test_a_source_with_its_own_lists_gives_a_partial_store_in_the_published_orde
     store = toy.prepare()
     assert (store.train, store.test, store.partial) == (("c0", "c2"), ("c3",), True)
     assert store.fingerprint != whole.fingerprint
-    assert any("3 of 5" in w for w in store.warnings) and any("unheard-of" in w for w in store.warnings)
+    assert any("3 of 5" in w for w in store.warnings) and any(
+        "unheard-of" in w for w in store.warnings
+    )
     assert toy.open() == store
 
 
@@ -220,11 +246,18 @@ def test_own_lists_may_name_groups_and_are_told_apart_from_the_published_split(t
     assert any("otherwise" in w for w in store.warnings) and store.cases["p2_b"].group == "p2"
 
 
-@pytest.mark.parametrize("lists, what", [
-    ((["c0", "c0"], ["c3"]), "twice"), ((["c0", "c3"], ["c3"]), "in train and test"),
-    ((["c0", "../x"], ["c3"]), "unsafe"), ((["c0", "x[/]"], ["c3"]), "unsafe"),
-    ((["c0", "\x1b[31m"], ["c3"]), "unsafe"),
-    ((["c0", "a" * 101], ["c3"]), "unsafe"), ((["-c0"], ["c3"]), "unsafe")])
+@pytest.mark.parametrize(
+    "lists, what",
+    [
+        ((["c0", "c0"], ["c3"]), "twice"),
+        ((["c0", "c3"], ["c3"]), "in train and test"),
+        ((["c0", "../x"], ["c3"]), "unsafe"),
+        ((["c0", "x[/]"], ["c3"]), "unsafe"),
+        ((["c0", "\x1b[31m"], ["c3"]), "unsafe"),
+        ((["c0", "a" * 101], ["c3"]), "unsafe"),
+        ((["-c0"], ["c3"]), "unsafe"),
+    ],
+)
 def test_bad_lists_are_refused(toy, lists, what):
     toy.fill()
     toy.lists(*lists)
@@ -252,7 +285,12 @@ def test_a_store_of_another_version_or_schema_is_not_opened(toy):
     toy.code()
     path = store.root / "store.json"
     document = json.loads(path.read_text())
-    for change in ({"schema": "segbench.store/99"}, {"train": ["c0"]}, {"cases": 3}, {"unknown": 1}):
+    for change in (
+        {"schema": "segbench.store/99"},
+        {"train": ["c0"]},
+        {"cases": 3},
+        {"unknown": 1},
+    ):
         path.write_text(json.dumps({**document, **change}))
         with pytest.raises(IntegrityError):
             toy.open()
@@ -274,10 +312,12 @@ def test_a_case_without_label_has_none(toy):
 
 def test_a_full_disk_is_a_storage_error_not_a_bad_case(toy, monkeypatch):
     import errno
+
     toy.fill()
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(StorageError, match="disk is full"):
         toy.prepare()
@@ -294,8 +334,12 @@ def test_an_embedded_data_set_is_made_on_first_use_and_again_when_its_code_chang
 
 
 def test_a_group_is_not_a_store(toy):
-    toy.code(**{"HERE = Path(__file__).parent": "HERE = Path(__file__).parent; MEMBERS = ('x', 'y')",
-                'protocol = "phantom"': "members = MEMBERS"})
+    toy.code(
+        **{
+            "HERE = Path(__file__).parent": "HERE = Path(__file__).parent; MEMBERS = ('x', 'y')",
+            'protocol = "phantom"': "members = MEMBERS",
+        }
+    )
     for call in (toy.open, toy.prepare):
         with pytest.raises(UsageError, match="group"):
             call()
@@ -305,22 +349,39 @@ def naive(image, label, factors):
     shape = [-(-n // factor) for n, factor in zip(label.shape, factors, strict=True)]
     small, major = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     for place in np.ndindex(*shape):
-        block = tuple(slice(p * factor, (p + 1) * factor) for p, factor in zip(place, factors, strict=True))
+        block = tuple(
+            slice(p * factor, (p + 1) * factor) for p, factor in zip(place, factors, strict=True)
+        )
         small[place] = image[block].mean(dtype=np.float64)
         counts = np.bincount(label[block].ravel())
         major[place] = max(range(len(counts)), key=lambda v: (counts[v], v))
     return small, major
 
 
-@pytest.mark.parametrize("shape, factors", [((6, 8, 4), (2, 2, 2)), ((5, 7, 3), (2, 2, 2)), ((7, 8, 9), (3, 3, 3)),
-                                            ((5, 6), (2, 2)), ((1, 1, 1), (2, 2, 2)), ((7, 5, 9), (2, 1, 4))])
+@pytest.mark.parametrize(
+    "shape, factors",
+    [
+        ((6, 8, 4), (2, 2, 2)),
+        ((5, 7, 3), (2, 2, 2)),
+        ((7, 8, 9), (3, 3, 3)),
+        ((5, 6), (2, 2)),
+        ((1, 1, 1), (2, 2, 2)),
+        ((7, 5, 9), (2, 1, 4)),
+    ],
+)
 def test_downsampling_equals_the_slow_way(shape, factors):
     rng = np.random.default_rng(0)
-    image, label = rng.standard_normal(shape).astype(np.float32), rng.integers(0, 4, shape).astype(np.uint8)
+    image, label = (
+        rng.standard_normal(shape).astype(np.float32),
+        rng.integers(0, 4, shape).astype(np.uint8),
+    )
     small, major = naive(image, label, factors)
     np.testing.assert_allclose(block_mean(image, factors), small, rtol=0, atol=1e-7)
     np.testing.assert_array_equal(block_majority(label, factors), major)
-    assert block_mean(image, factors).dtype == np.float32 and block_majority(label, factors).dtype == np.uint8
+    assert (
+        block_mean(image, factors).dtype == np.float32
+        and block_majority(label, factors).dtype == np.uint8
+    )
 
 
 def test_a_derived_store_follows_its_parent(toy):
@@ -328,7 +389,11 @@ def test_a_derived_store_follows_its_parent(toy):
     store = toy.prepare()
     half = stores.derived(store, 2)
     assert stores.derived(store, 1) is store
-    assert half.root.name == "toy@2" and half.parent == store.fingerprint != half.fingerprint and half.downsample == 2
+    assert (
+        half.root.name == "toy@2"
+        and half.parent == store.fingerprint != half.fingerprint
+        and half.downsample == 2
+    )
     assert (half.name, half.train, half.test) == ("toy", store.train, store.test)
     info = half.cases["c1"]
     assert info.shape == (3, 3, 2) and info.spacing == (2.0, 2.0, 4.0)
@@ -339,13 +404,23 @@ def test_a_derived_store_follows_its_parent(toy):
     np.testing.assert_array_equal(half.label("c1"), major)
 
     flat = stores.derived(store, (2, 1, 2))
-    assert flat.root.name == "toy@2x1x2" and flat.cases["c1"].shape == (3, 6, 2) and flat.downsample == (2, 1, 2)
+    assert (
+        flat.root.name == "toy@2x1x2"
+        and flat.cases["c1"].shape == (3, 6, 2)
+        and flat.downsample == (2, 1, 2)
+    )
     assert flat.cases["c1"].spacing == (2.0, 1.0, 4.0) and stores.derived(store, (2, 2, 2)) == half
-    np.testing.assert_array_equal(np.array(flat.cases["c1"].affine) @ [0, 0, 0, 1], [0.5, 0, 1.0, 1])
-    np.testing.assert_allclose(flat.image("c1")[0], naive(store.image("c1")[0], store.label("c1"), (2, 1, 2))[0], atol=1e-7)
+    np.testing.assert_array_equal(
+        np.array(flat.cases["c1"].affine) @ [0, 0, 0, 1], [0.5, 0, 1.0, 1]
+    )
+    np.testing.assert_allclose(
+        flat.image("c1")[0], naive(store.image("c1")[0], store.label("c1"), (2, 1, 2))[0], atol=1e-7
+    )
 
     before = (half.root / "store.json").stat().st_mtime_ns
-    assert stores.derived(store, 2) == half and (half.root / "store.json").stat().st_mtime_ns == before
+    assert (
+        stores.derived(store, 2) == half and (half.root / "store.json").stat().st_mtime_ns == before
+    )
     toy.case("c1", 77)
     changed = stores.derived(toy.prepare(), 2)
     assert changed.parent != half.parent and changed.fingerprint != half.fingerprint

@@ -12,46 +12,67 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segbench.data.transforms import Cut, around, center_corner, draw, nearest, pads, random_corner, take, zoom
+from segbench.data.transforms import (
+    Cut,
+    around,
+    center_corner,
+    draw,
+    nearest,
+    pads,
+    random_corner,
+    take,
+    zoom,
+)
 
 LA = (112, 112, 80)
 CUBE = (96, 96, 96)
 
 
-@pytest.mark.parametrize(("shape", "patch", "extra", "expected"), [
-    ((130, 110, 88), LA, 3, (0, 4, 0)),
-    ((114, 100, 60), LA, 3, (2, 9, 13)),
-    ((112, 112, 88), LA, 3, (3, 3, 0)),
-    ((120, 130, 80), LA, 3, (0, 0, 3)),
-    ((115, 116, 80), LA, 3, (1, 1, 3)),
-    ((113, 117, 70), LA, 3, (2, 0, 8)),
-    ((138, 170, 95), CUBE, 3, (0, 0, 3)),
-    ((113, 113, 81), LA, 3, (0, 0, 0)),  # longer than the patch everywhere: no pads
-    ((90, 96, 200), CUBE, 1, (4, 1, 0)),
-    ((99, 101, 103), CUBE, 1, (0, 0, 0)),
-    ((97, 96, 97), CUBE, 1, (0, 1, 0)),
-    ((7, 8), (8, 8), 0, (1, 0)),  # without extra pads the patch must still fit
-    ((7, 20), (8, 8), 1, (1, 0)),
-])
-def test_pads(shape: tuple[int, ...], patch: tuple[int, ...], extra: int, expected: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "patch", "extra", "expected"),
+    [
+        ((130, 110, 88), LA, 3, (0, 4, 0)),
+        ((114, 100, 60), LA, 3, (2, 9, 13)),
+        ((112, 112, 88), LA, 3, (3, 3, 0)),
+        ((120, 130, 80), LA, 3, (0, 0, 3)),
+        ((115, 116, 80), LA, 3, (1, 1, 3)),
+        ((113, 117, 70), LA, 3, (2, 0, 8)),
+        ((138, 170, 95), CUBE, 3, (0, 0, 3)),
+        ((113, 113, 81), LA, 3, (0, 0, 0)),  # longer than the patch everywhere: no pads
+        ((90, 96, 200), CUBE, 1, (4, 1, 0)),
+        ((99, 101, 103), CUBE, 1, (0, 0, 0)),
+        ((97, 96, 97), CUBE, 1, (0, 1, 0)),
+        ((7, 8), (8, 8), 0, (1, 0)),  # without extra pads the patch must still fit
+        ((7, 20), (8, 8), 1, (1, 0)),
+    ],
+)
+def test_pads(
+    shape: tuple[int, ...], patch: tuple[int, ...], extra: int, expected: tuple[int, ...]
+) -> None:
     assert pads(shape, patch, extra) == expected
 
 
-def _offsets(shape: tuple[int, ...], patch: tuple[int, ...], pad: int, last: bool = False) -> list[set[int]]:
+def _offsets(
+    shape: tuple[int, ...], patch: tuple[int, ...], pad: int, last: bool = False
+) -> list[set[int]]:
     generator = np.random.default_rng(0)
     corners = [draw(generator, shape, patch, pad=pad, last_offset=last).corner for _ in range(3000)]
     return [set(axis) for axis in zip(*corners, strict=True)]
 
 
-@pytest.mark.parametrize(("shape", "patch", "pad", "maxima"), [
-    ((130, 110, 88), LA, 3, (17, 5, 7)),
-    ((138, 170, 95), CUBE, 3, (41, 73, 4)),
-    ((90, 96, 200), CUBE, 1, (1, 1, 103)),
-    ((99, 101, 103), CUBE, 1, (2, 4, 6)),
-    ((97, 97, 97), CUBE, 1, (0, 0, 0)),
-])
-def test_last_offset_is_never_drawn(shape: tuple[int, ...], patch: tuple[int, ...], pad: int,
-                                    maxima: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "patch", "pad", "maxima"),
+    [
+        ((130, 110, 88), LA, 3, (17, 5, 7)),
+        ((138, 170, 95), CUBE, 3, (41, 73, 4)),
+        ((90, 96, 200), CUBE, 1, (1, 1, 103)),
+        ((99, 101, 103), CUBE, 1, (2, 4, 6)),
+        ((97, 97, 97), CUBE, 1, (0, 0, 0)),
+    ],
+)
+def test_last_offset_is_never_drawn(
+    shape: tuple[int, ...], patch: tuple[int, ...], pad: int, maxima: tuple[int, ...]
+) -> None:
     assert _offsets(shape, patch, pad) == [set(range(m + 1)) for m in maxima]
     assert _offsets(shape, patch, pad, last=True) == [set(range(m + 2)) for m in maxima]
 
@@ -106,9 +127,24 @@ def test_take_equals_turn_mirror_pad_crop(dims: int, data: st.DataObject) -> Non
     shape = tuple(data.draw(st.integers(1, 12)) for _ in range(dims))
     patch = tuple(data.draw(st.integers(1, 9)) for _ in range(dims))
     volume = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
-    where, augment = data.draw(st.sampled_from(["random", "center"])), data.draw(st.sampled_from(["none", "mirror"]))
-    pad, last, seed = data.draw(st.integers(0, 3)), data.draw(st.booleans()), data.draw(st.integers(0, 99))
-    cut = draw(np.random.default_rng(seed), shape, patch, where=where, pad=pad, last_offset=last, augment=augment)
+    where, augment = (
+        data.draw(st.sampled_from(["random", "center"])),
+        data.draw(st.sampled_from(["none", "mirror"])),
+    )
+    pad, last, seed = (
+        data.draw(st.integers(0, 3)),
+        data.draw(st.booleans()),
+        data.draw(st.integers(0, 99)),
+    )
+    cut = draw(
+        np.random.default_rng(seed),
+        shape,
+        patch,
+        where=where,
+        pad=pad,
+        last_offset=last,
+        augment=augment,
+    )
 
     plain = np.rot90(volume, cut.turns, axes=(1, 2))
     plain = plain if cut.mirror is None else np.flip(plain, cut.mirror + 1)
@@ -134,7 +170,9 @@ def test_around_holds_the_spot_anywhere_in_the_patch(shape: tuple[int, ...]) -> 
         draws = np.random.default_rng(seed)
         cut = draw(draws, shape, patch, augment="mirror", pad=1)
         spot = tuple(int(draws.integers(n)) for n in shape)
-        found = np.argwhere(take(volume, around(draws, cut, spot, shape, patch), patch) == volume[spot])
+        found = np.argwhere(
+            take(volume, around(draws, cut, spot, shape, patch), patch) == volume[spot]
+        )
         assert len(found) == 1
         seen.add(tuple(found[0].tolist()))
     assert len(seen) > 0.8 * np.prod(patch)
@@ -143,7 +181,11 @@ def test_around_holds_the_spot_anywhere_in_the_patch(shape: tuple[int, ...]) -> 
 def test_what_stands_beyond_the_volume() -> None:
     image = np.ones((2, 4, 4, 4), np.float32)
     patch = take(image, Cut((0, 0, 0), (1, 1, 1)), (6, 6, 6), pad=(-1000.0, 0.5))
-    assert patch[0, 0, 0, 0] == -1000 and patch[1, 5, 5, 5] == 0.5 and (patch[:, 1:5, 1:5, 1:5] == 1).all()
+    assert (
+        patch[0, 0, 0, 0] == -1000
+        and patch[1, 5, 5, 5] == 0.5
+        and (patch[:, 1:5, 1:5, 1:5] == 1).all()
+    )
 
 
 def test_image_and_label_stay_together() -> None:
@@ -151,7 +193,9 @@ def test_image_and_label_stay_together() -> None:
     image = label[None].astype(np.float32)
     for seed in range(30):
         cut = draw(np.random.default_rng(seed), label.shape, (8, 10, 10), augment="mirror")
-        np.testing.assert_array_equal(take(image, cut, (8, 10, 10))[0], take(label, cut, (8, 10, 10)))
+        np.testing.assert_array_equal(
+            take(image, cut, (8, 10, 10))[0], take(label, cut, (8, 10, 10))
+        )
 
 
 def test_input_is_left_alone() -> None:

@@ -25,13 +25,15 @@ HEADS = 8452  # learnable numbers of the official network's unused heads
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def build(network=None, size=(32, 32, 32), classes=2, **params) -> nn.Module:
     """BCP; its network is V-Net without dropout unless another one is given."""
     cls, vnet = get("method", "bcp").cls, get("backbone", "vnet").cls
-    model = cls(cls.Params(**params), Setting((Source("la", ("a", "b", "c")[:classes - 1]),), 1, size))
+    model = cls(
+        cls.Params(**params), Setting((Source("la", ("a", "b", "c")[: classes - 1]),), 1, size)
+    )
     model.build(network or (lambda: vnet(vnet.Params(dropout=0.0), 1, 3, (2,))))
     return model
 
@@ -44,7 +46,11 @@ def fill(network: nn.Module) -> nn.Module:
             if p.ndim > 1:
                 wave = torch.sin(0.37 * k + t) / (p.numel() / p.shape[0]) ** 0.5
             else:
-                wave = 1 + 0.1 * torch.sin(k + t) if name.endswith("weight") else 0.1 * torch.cos(0.53 * k + t)
+                wave = (
+                    1 + 0.1 * torch.sin(k + t)
+                    if name.endswith("weight")
+                    else 0.1 * torch.cos(0.53 * k + t)
+                )
             p.copy_(wave.view_as(p))
     return network
 
@@ -66,18 +72,25 @@ def labels(n: int) -> Tensor:
 # P1: masks
 
 
-@pytest.mark.parametrize(("patch", "edges", "last", "seed", "corners"), [
-    ((112, 112, 80), (74, 74, 53), (37, 37, 26), 1337, [(23, 28, 8), (25, 26, 18)]),
-    ((96, 96, 96), (64, 64, 64), (31, 31, 31), 2020, [(0, 8, 3), (22, 3, 27)]),
-])
+@pytest.mark.parametrize(
+    ("patch", "edges", "last", "seed", "corners"),
+    [
+        ((112, 112, 80), (74, 74, 53), (37, 37, 26), 1337, [(23, 28, 8), (25, 26, 18)]),
+        ((96, 96, 96), (64, 64, 64), (31, 31, 31), 2020, [(0, 8, 3), (22, 3, 27)]),
+    ],
+)
 def test_boxes(patch, edges, last, seed, corners):
     assert box_edges(patch, build(lambda: nn.Conv3d(1, 2, 1)).p.box) == edges
     draw = np.random.RandomState(seed)
-    assert [tuple(draw.randint(0, p - e) for p, e in zip(patch, edges, strict=True)) for _ in range(2)] == corners
+    assert [
+        tuple(draw.randint(0, p - e) for p, e in zip(patch, edges, strict=True)) for _ in range(2)
+    ] == corners
     mask = outside_boxes(torch.tensor(corners), edges, patch)
     for each, corner in zip(mask, corners, strict=True):
         assert (~each).nonzero().amin(0).tolist() == list(corner)
-        assert (~each).nonzero().amax(0).tolist() == [c + e - 1 for c, e in zip(corner, edges, strict=True)]
+        assert (~each).nonzero().amax(0).tolist() == [
+            c + e - 1 for c, e in zip(corner, edges, strict=True)
+        ]
     # Ranges of the engine's own draws, on lines instead of volumes.
     for extent, final in zip(patch, last, strict=True):
         drawn = context_mask(3000, (extent, 2), 2 / 3, torch.Generator().manual_seed(0))
@@ -95,13 +108,22 @@ def test_box_of_the_left_atrium():
 
 def test_mixed_loss():
     b, i, j, q = grid(2, 4, 4, 4)
-    z = torch.stack([torch.sin(b + 0.7 * i + 0.4 * j + 0.9 * q),
-                     torch.cos(0.6 * b + 0.5 * i + 0.3 * j + 0.2 * q)], 1)
-    outer, inner = ((b + i + 2 * j + 3 * q) % 5 < 2).long(), ((2 * b + 3 * i + j + q) % 7 < 3).long()
+    z = torch.stack(
+        [
+            torch.sin(b + 0.7 * i + 0.4 * j + 0.9 * q),
+            torch.cos(0.6 * b + 0.5 * i + 0.3 * j + 0.2 * q),
+        ],
+        1,
+    )
+    outer, inner = (
+        ((b + i + 2 * j + 3 * q) % 5 < 2).long(),
+        ((2 * b + 3 * i + j + q) % 7 < 3).long(),
+    )
     assert (outer.sum().item(), inner.sum().item()) == (51, 52)
     mask = outside_boxes(torch.tensor([(1, 0, 2)]), (2, 2, 2), (4, 4, 4))
-    assert [bcp.mixed_loss(z, outer, inner, mask, *w).item() for w in ((1, 0.5), (0.5, 1), (1, 1))] == [
-        near(0.880011), near(0.869167), near(1.166119)]
+    assert [
+        bcp.mixed_loss(z, outer, inner, mask, *w).item() for w in ((1, 0.5), (0.5, 1), (1, 1))
+    ] == [near(0.880011), near(0.869167), near(1.166119)]
     assert bcp.dice_and_entropy(z, outer).item() == near(0.596204)
     assert bcp.dice_and_entropy(z, outer, mask).item() == near((0.494778 + 0.693028) / 2)
     assert bcp.dice_and_entropy(z, inner, ~mask).item() == near((0.477536 + 0.666896) / 2)
@@ -115,7 +137,9 @@ def test_mixed_loss():
 def overlap(z: Tensor, y: Tensor, mask: Tensor | None = None) -> float:
     """The Dice term alone: what is left when the cross entropy is taken away."""
     value = 2 * bcp.dice_and_entropy(z, y, mask).item() - cross_entropy(z, y, mask).item()
-    assert value == near(dice(z.softmax(1), y, background=True, per_item=True, squared=False, weight=mask).item(), 9)
+    assert value == near(
+        dice(z.softmax(1), y, background=True, per_item=True, squared=False, weight=mask).item(), 9
+    )
     return value
 
 
@@ -129,7 +153,9 @@ def test_largest_component(connectivity, size):
     y[0, 5, 5, 5] = y[0, 0, 4, 4] = y[0, 0, 5, 5] = 1
     kept = bcp.largest_components(y, 2, connectivity)
     assert kept.dtype == y.dtype and kept.sum().item() == size
-    assert kept[0, 0, 0, 0] == 1 and kept[1].sum() == 0  # a tie goes to the first in raster order; none stays none
+    assert (
+        kept[0, 0, 0, 0] == 1 and kept[1].sum() == 0
+    )  # a tie goes to the first in raster order; none stays none
     rest, count = y.clone(), 0
     while rest[0].any():
         rest -= bcp.largest_components(rest, 2, connectivity)
@@ -168,8 +194,10 @@ def atrium() -> tuple[nn.Module, Batch]:
 
 def loss(model: nn.Module, batch: Batch, phase: str, monkeypatch) -> dict[str, Tensor]:
     """Terms of a step whose box has the fixture's corner."""
+
     def drawn(count, size, ratio, generator, device):
         return outside_boxes(CORNER, box_edges(size, ratio), size)
+
     assert box_edges((32, 32, 32), model.p.box) == (21, 21, 21)
     monkeypatch.setattr(bcp, "context_mask", drawn)
     return model.loss(batch, Clock(0, 17000, phase))
@@ -190,7 +218,9 @@ def test_pretraining_step(atrium, monkeypatch):
     mask = outside_boxes(CORNER, (21, 21, 21), (32, 32, 32))
     assert torch.equal(seen["x"], mix(mask, batch.x[:2], batch.x[2:]))
     y = mix(mask, batch.y[:2], batch.y[2:])
-    assert cross_entropy(seen["z"], y).item() == near(0.688807) and overlap(seen["z"], y) == near(0.629151)
+    assert cross_entropy(seen["z"], y).item() == near(0.688807) and overlap(seen["z"], y) == near(
+        0.629151
+    )
 
 
 def test_self_training_step(atrium, monkeypatch):
@@ -202,10 +232,14 @@ def test_self_training_step(atrium, monkeypatch):
         kept = whole(y, *args)
         counts.extend(zip(y.sum((1, 2, 3)).tolist(), kept.sum((1, 2, 3)).tolist(), strict=True))
         return kept
+
     monkeypatch.setattr(bcp, "largest_components", counted)
     terms = loss(model, batch, "self_train", monkeypatch)
     assert counts == [(12408, 12393), (12428, 12420), (12286, 12277), (12364, 12353)]
-    assert {k: v.item() for k, v in terms.items()} == {"in_labeled": near(0.977555), "in_unlabeled": near(0.924490)}
+    assert {k: v.item() for k, v in terms.items()} == {
+        "in_labeled": near(0.977555),
+        "in_unlabeled": near(0.924490),
+    }
     total = sum(terms.values())
     assert total.item() == near(1.902046)
     total.backward()
@@ -219,11 +253,16 @@ def test_self_training_step(atrium, monkeypatch):
 def test_network_of_the_pancreas():
     vnet = get("backbone", "vnet").cls
     net = vnet(vnet.Params(**PANCREAS), 1, 3, (2,))
-    assert sum(p.numel() for p in net.parameters()) == 9_443_266 and len(list(net.parameters())) == 60
+    assert (
+        sum(p.numel() for p in net.parameters()) == 9_443_266 and len(list(net.parameters())) == 60
+    )
     with torch.no_grad():
         z = fill(net).eval()(images(2, 0))
     assert (z.mean().item(), z.std().item()) == (near(-0.196091), near(0.048526))
-    assert (z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == (near(-0.195218), near(-0.159045))
+    assert (z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == (
+        near(-0.195218),
+        near(-0.159045),
+    )
 
 
 # P6: pairs and moving average
@@ -250,34 +289,55 @@ def flat(values: range, dims: int = 3) -> Tensor:
 def shown(image: Tensor) -> list[tuple[int, int]]:
     """For each image of a mixture the numbers outside and inside the box (which is never in the last corner)."""
     outside = image.flatten(1)[:, -1]
-    inside = [int(v.unique()[v.unique() != o].tolist()[0]) if (v != o).any() else int(o)
-              for v, o in zip(image, outside, strict=True)]
+    inside = [
+        int(v.unique()[v.unique() != o].tolist()[0]) if (v != o).any() else int(o)
+        for v, o in zip(image, outside, strict=True)
+    ]
     return list(zip(outside.int().tolist(), inside, strict=True))
 
 
-@pytest.mark.parametrize(("labeled", "unlabeled", "teacher", "student"), [
-    (4, 4, [[10, 11], [12, 13]], [[(0, 10), (1, 11)], [(12, 2), (13, 3)]]),
-    (2, 2, [[10], [11]], [[(0, 10)], [(11, 1)]]),
-    (1, 1, [[10], [10]], [[(0, 10)], [(10, 0)]]),
-    (3, 2, [[10, 10], [11, 11]], [[(0, 10), (1, 10)], [(11, 1), (11, 2)]]),
-    (1, 3, [[10, 11], [11, 12]], [[(0, 10), (0, 11)], [(11, 0), (12, 0)]]),
-])
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "teacher", "student"),
+    [
+        (4, 4, [[10, 11], [12, 13]], [[(0, 10), (1, 11)], [(12, 2), (13, 3)]]),
+        (2, 2, [[10], [11]], [[(0, 10)], [(11, 1)]]),
+        (1, 1, [[10], [10]], [[(0, 10)], [(10, 0)]]),
+        (3, 2, [[10, 10], [11, 11]], [[(0, 10), (1, 10)], [(11, 1), (11, 2)]]),
+        (1, 3, [[10, 11], [11, 12]], [[(0, 10), (0, 11)], [(11, 0), (12, 0)]]),
+    ],
+)
 def test_pairs(labeled, unlabeled, teacher, student):
     model = build(Recorder, (6, 6, 6)).train()
-    batch = Batch(flat(range(labeled)), torch.zeros(labeled, 6, 6, 6).long(), flat(range(10, 10 + unlabeled)),
-                  torch.zeros(labeled + unlabeled).long())
+    batch = Batch(
+        flat(range(labeled)),
+        torch.zeros(labeled, 6, 6, 6).long(),
+        flat(range(10, 10 + unlabeled)),
+        torch.zeros(labeled + unlabeled).long(),
+    )
     model.loss(batch, Clock(5, 10, "self_train"))
     assert [x[:, 0, 0, 0, 0].int().tolist() for x, _ in model.teacher.model.seen] == teacher
     assert [shown(x) for x, _ in model.student.seen] == student
     assert all(training for _, training in model.teacher.model.seen)
 
 
-@pytest.mark.parametrize(("labeled", "pairs"), [
-    (8, [(0, 4), (1, 5), (2, 6), (3, 7)]), (4, [(0, 2), (1, 3)]), (3, [(0, 1), (1, 2)]), (1, [(0, 0)])])
+@pytest.mark.parametrize(
+    ("labeled", "pairs"),
+    [
+        (8, [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        (4, [(0, 2), (1, 3)]),
+        (3, [(0, 1), (1, 2)]),
+        (1, [(0, 0)]),
+    ],
+)
 def test_pairs_of_pretraining(labeled, pairs):
     model = build(Recorder, (6, 6, 6))
     nothing = torch.zeros(0, 1, 6, 6, 6)
-    batch = Batch(flat(range(labeled)), torch.zeros(labeled, 6, 6, 6).long(), nothing, torch.zeros(labeled).long())
+    batch = Batch(
+        flat(range(labeled)),
+        torch.zeros(labeled, 6, 6, 6).long(),
+        nothing,
+        torch.zeros(labeled).long(),
+    )
     model.loss(batch, Clock(0, 10, "pretrain"))
     assert [shown(x) for x, _ in model.student.seen] == [pairs] and not model.teacher.model.seen
 
@@ -286,9 +346,14 @@ def test_one_box_for_all_pairs_of_a_step_and_another_one_in_the_next():
     model = build(lambda: Recorder(2), (24, 24))
     x, u = torch.zeros(4, 1, 24, 24), torch.ones(4, 1, 24, 24)
     for step in (3, 3, 4):
-        model.loss(Batch(x, torch.zeros(4, 24, 24).long(), u, torch.zeros(8).long()), Clock(step, 10, "self_train"))
-    boxes = [torch.cat([first, 1 - second]) for (first, _), (second, _) in zip(*[iter(model.student.seen)] * 2,
-                                                                               strict=True)]
+        model.loss(
+            Batch(x, torch.zeros(4, 24, 24).long(), u, torch.zeros(8).long()),
+            Clock(step, 10, "self_train"),
+        )
+    boxes = [
+        torch.cat([first, 1 - second])
+        for (first, _), (second, _) in zip(*[iter(model.student.seen)] * 2, strict=True)
+    ]
     assert all(torch.equal(b[:1].expand_as(b), b) and b[0].sum() == 16 * 16 for b in boxes)
     assert torch.equal(boxes[0], boxes[1]) and not torch.equal(boxes[0], boxes[2])
 
@@ -301,12 +366,17 @@ def test_labels_of_both_parts_come_from_the_right_images():
     nn.init.zeros_(model.student.conv.weight)
     model.student.conv.bias.data = torch.tensor([0.1, 0.5, -0.3])
     x = torch.rand(2, 1, 12, 12)
-    terms = model.loss(Batch(x, torch.ones(2, 12, 12).long(), x, torch.zeros(4).long()), Clock(5, 10, "self_train"))
+    terms = model.loss(
+        Batch(x, torch.ones(2, 12, 12).long(), x, torch.zeros(4).long()), Clock(5, 10, "self_train")
+    )
     p = torch.tensor([0.1, 0.5, -0.3]).softmax(0)
 
     def part(truth):  # constant predictions: no matter how large the part is
-        others = 3 - 1 - 2 * p[truth] / (p[truth] + 1)  # Dice losses of the three classes, two of them 1
+        others = (
+            3 - 1 - 2 * p[truth] / (p[truth] + 1)
+        )  # Dice losses of the three classes, two of them 1
         return ((others + 1) / 3 - p[truth].log()) / 2
+
     expected = part(1) + 0.25 * part(2)
     torch.testing.assert_close(terms["in_labeled"], expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(terms["in_unlabeled"], expected, rtol=1e-4, atol=1e-4)
@@ -332,7 +402,9 @@ def test_phases_and_learning_rates():
     model = build(Recorder)
     plan = stages(model.phases(), 17000, 4, 4)
     assert [(s.steps, s.start, s.span, s.labeled, s.unlabeled) for s in plan] == [
-        (2000, 0, 2000, 8, 0), (15000, 2000, 15000, 4, 4)]
+        (2000, 0, 2000, 8, 0),
+        (15000, 2000, 15000, 4, 4),
+    ]
     protocol = Optim(schedule="step", milestones=tuple(range(2500, 15000, 2500)), reference=15000)
     first, second = (model.optimizer("network", protocol, s.phase) for s in plan)
     assert [first.lr_at(step, 2000) for step in (0, 1999)] == [0.01, 0.01] and second == protocol
@@ -343,8 +415,12 @@ def test_phases_and_learning_rates():
 
 def test_both_networks_start_from_the_pretrained_one():
     model = build(lambda: nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))).train()
-    batch = Batch(torch.rand(4, 1, 6, 6, 6), torch.zeros(4, 6, 6, 6).long(), torch.rand(0, 1, 6, 6, 6),
-                  torch.zeros(4).long())
+    batch = Batch(
+        torch.rand(4, 1, 6, 6, 6),
+        torch.zeros(4, 6, 6, 6).long(),
+        torch.rand(0, 1, 6, 6, 6),
+        torch.zeros(4).long(),
+    )
     model.loss(batch, Clock(0, 10, "pretrain"))
     nn.init.ones_(model.student[0].weight)
     model.start_phase(model.phases()[1])
@@ -357,8 +433,12 @@ def test_both_networks_start_from_the_pretrained_one():
 
 def test_half_precision_keeps_the_losses_in_float32():
     model = build(lambda: Recorder(2, 4), (16, 16), 4).train()
-    batch = Batch(torch.rand(3, 1, 16, 16), torch.randint(0, 4, (3, 16, 16)), torch.rand(2, 1, 16, 16),
-                  torch.zeros(5).long())
+    batch = Batch(
+        torch.rand(3, 1, 16, 16),
+        torch.randint(0, 4, (3, 16, 16)),
+        torch.rand(2, 1, 16, 16),
+        torch.zeros(5).long(),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         terms = [model.loss(batch, Clock(5, 10, phase)) for phase in ("pretrain", "self_train")]
     assert all(v.dtype == torch.float32 and 0 < v < 4 for each in terms for v in each.values())

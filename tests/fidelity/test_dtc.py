@@ -16,13 +16,22 @@ from segbench.distance import signed_distance
 from segbench.registry import get
 
 SHAPE = (14, 15, 16)
-BALL = sum((x - c) ** 2 for x, c in zip(torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"), (6, 7, 8),
-                                        strict=True)) <= 16
-BATCH = Batch(torch.zeros(1, 1, *SHAPE), BALL[None].long(), torch.zeros(1, 1, *SHAPE), torch.zeros(2).long())
+BALL = (
+    sum(
+        (x - c) ** 2
+        for x, c in zip(
+            torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"), (6, 7, 8), strict=True
+        )
+    )
+    <= 16
+)
+BATCH = Batch(
+    torch.zeros(1, 1, *SHAPE), BALL[None].long(), torch.zeros(1, 1, *SHAPE), torch.zeros(2).long()
+)
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
@@ -62,15 +71,25 @@ def test_a_step():
     assert total.item() == near(0.989006)
     total.backward()
     # The distance of the unlabelled item has a gradient: no side of the consistency is detached.
-    assert model.network.distance.grad.flatten(1).norm(dim=1).tolist() == [near(0.299660), near(0.299916)]
-    assert model.network.logits.grad.flatten(1).norm(dim=1).tolist() == [near(0.002857), near(0.000345)]
+    assert model.network.distance.grad.flatten(1).norm(dim=1).tolist() == [
+        near(0.299660),
+        near(0.299916),
+    ]
+    assert model.network.logits.grad.flatten(1).norm(dim=1).tolist() == [
+        near(0.002857),
+        near(0.000345),
+    ]
 
 
 def test_terms_before_their_weights():
     model = build(distance_weight=1.0)
     terms = model.loss(BATCH, Clock(6000, 6000))
-    assert terms["distance"].item() == near(0.211935) and terms["consistency"].item() == near(0.323183)
-    unused = nn.functional.binary_cross_entropy_with_logits(model.network.logits[0, 0], BALL.double())
+    assert terms["distance"].item() == near(0.211935) and terms["consistency"].item() == near(
+        0.323183
+    )
+    unused = nn.functional.binary_cross_entropy_with_logits(
+        model.network.logits[0, 0], BALL.double()
+    )
     assert unused.item() == near(1.158531)
 
 
@@ -79,7 +98,9 @@ def test_conversion():
     mask = as_mask(signed_distance(BALL[None].long(), 2))[0, 0]
     error = (mask - BALL.float()).abs()
     assert error.mean().item() == near(0.019940)
-    assert (error > 1e-6).sum() == 134 and error[error > 1e-6].tolist() == [0.5] * 134  # the inner boundary
+    assert (error > 1e-6).sum() == 134 and error[error > 1e-6].tolist() == [
+        0.5
+    ] * 134  # the inner boundary
 
 
 def test_steepness():
@@ -92,7 +113,13 @@ def test_steepness():
 def test_weight():
     model = build()
     full = model.loss(BATCH, Clock(6000, 6000))["consistency"].item()
-    for step, value in ((0, 0.006738), (1500, 0.060055), (3000, 0.286505), (4500, 0.731616), (5999, 0.996880)):
+    for step, value in (
+        (0, 0.006738),
+        (1500, 0.060055),
+        (3000, 0.286505),
+        (4500, 0.731616),
+        (5999, 0.996880),
+    ):
         assert model.loss(BATCH, Clock(step, 6000))["consistency"].item() / full == near(value)
 
 
@@ -113,8 +140,13 @@ def hash_fill(network: nn.Module) -> None:
         tensor.data = u
 
 
-@pytest.mark.parametrize(("training", "distances", "logits"), [
-    (False, (0.642809, -0.186350), (1.072977, 0.017004)), (True, (0.395407, -0.390100), (0.274602, -0.694187))])
+@pytest.mark.parametrize(
+    ("training", "distances", "logits"),
+    [
+        (False, (0.642809, -0.186350), (1.072977, 0.017004)),
+        (True, (0.395407, -0.390100), (0.274602, -0.694187)),
+    ],
+)
 def test_network(training, distances, logits):
     backbone = get("backbone", "vnet").cls
     network = backbone(backbone.Params(dropout=0.0), 1, 3, (1, 1)).double()

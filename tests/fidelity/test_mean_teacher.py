@@ -14,7 +14,7 @@ from segbench.registry import get
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
@@ -43,7 +43,12 @@ def build(**params) -> nn.Module:
 
 
 Y = (wave((4, 4, 4, 4), 0.91, 0.4, 1) > 0.25).long()
-BATCH = Batch(torch.zeros(2, 1, 4, 4, 4).double(), Y[:2], torch.zeros(2, 1, 4, 4, 4).double(), torch.zeros(4).long())
+BATCH = Batch(
+    torch.zeros(2, 1, 4, 4, 4).double(),
+    Y[:2],
+    torch.zeros(2, 1, 4, 4, 4).double(),
+    torch.zeros(4).long(),
+)
 SSL4MIS = {"dice": "all", "stairs": 200}
 
 
@@ -68,7 +73,10 @@ def test_a_step_of_ssl4mis():
     assert total.item() == near(0.781313)
     total.backward()
     gradient = model.student.logits.grad
-    assert (gradient[:2].norm().item(), gradient[2:].norm().item()) == (near(0.048349), near(0.000499))
+    assert (gradient[:2].norm().item(), gradient[2:].norm().item()) == (
+        near(0.048349),
+        near(0.000499),
+    )
     assert model.teacher.model.logits.grad is None
 
 
@@ -81,14 +89,17 @@ def test_weight():
         assert 0.1 * Clock(step, 30000).ramp(200) == pytest.approx(value, rel=3e-7)
     steps = (0, 149, 150, 1500, 3000, 4500, 5999)
     assert [0.1 * Clock(t, 6000).ramp() for t in steps] == [
-        near(v) for v in (0.000674, 0.000674, 0.000862, 0.006005, 0.028650, 0.073162, 0.099688)]
+        near(v) for v in (0.000674, 0.000674, 0.000862, 0.006005, 0.028650, 0.073162, 0.099688)
+    ]
 
 
 def test_polynomial_learning_rate_without_the_lag_of_the_official_script():
     optim, steps = Optim(lr=0.1, schedule="poly", power=0.9), (0, 1, 2, 15000, 29999)
     rates = [optim.lr_at(t, 30000) for t in steps]
     assert rates == [near(v, 8) for v in (0.1, 0.09999700, 0.09999400, 0.05358867, 0.00000935)]
-    lagging = [optim.lr_at(max(t - 1, 0), 30000) for t in steps]  # what SSL4MIS's mean teacher and URPC use
+    lagging = [
+        optim.lr_at(max(t - 1, 0), 30000) for t in steps
+    ]  # what SSL4MIS's mean teacher and URPC use
     assert lagging == [near(v, 8) for v in (0.1, 0.1, 0.09999700, 0.05359189, 0.00001744)]
 
 
@@ -99,14 +110,25 @@ def test_moving_average():
         model.student.logits = nn.Parameter(torch.tensor([t + 1.0]).double())
         model.after_step(Clock(t, 6000))
         seen[t + 1] = model.teacher.model.logits.item()
-    expected = {1: 1.0, 2: 1.5, 5: 3.0, 99: 50.0, 100: 50.5, 101: 51.005, 200: 119.118601, 300: 207.631994}
+    expected = {
+        1: 1.0,
+        2: 1.5,
+        5: 3.0,
+        99: 50.0,
+        100: 50.5,
+        101: 51.005,
+        200: 119.118601,
+        300: 207.631994,
+    }
     assert {t: seen[t] for t in expected} == {t: near(v) for t, v in expected.items()}
 
 
 def test_decay_rises_from_zero(monkeypatch):
     model, decays = build(), {}
     for t in (0, 1, 9, 26, 99, 500):
-        monkeypatch.setattr(model.teacher, "follow", lambda student, decay, t=t: decays.update({t: decay}))
+        monkeypatch.setattr(
+            model.teacher, "follow", lambda student, decay, t=t: decays.update({t: decay})
+        )
         model.after_step(Clock(t, 6000))
     assert decays == {0: 0, 1: 0.5, 9: near(0.9), 26: near(0.962963), 99: near(0.99), 500: 0.99}
 
@@ -118,7 +140,12 @@ def test_the_teacher_sees_noisy_unlabelled_images_only_and_the_student_clean_one
     seen = {}
     model.student.register_forward_pre_hook(lambda _, args: seen.update(student=args[0]))
     model.teacher.register_forward_pre_hook(lambda _, args: seen.update(teacher=args[0]))
-    batch = Batch(torch.rand(2, 1, 8, 8), torch.randint(0, 4, (2, 8, 8)), torch.rand(3, 1, 8, 8), torch.zeros(5).long())
+    batch = Batch(
+        torch.rand(2, 1, 8, 8),
+        torch.randint(0, 4, (2, 8, 8)),
+        torch.rand(3, 1, 8, 8),
+        torch.zeros(5).long(),
+    )
     terms = model.loss(batch, Clock(10, 100))
     assert torch.equal(seen["student"], torch.cat([batch.x, batch.u]))
     noise = seen["teacher"] - batch.u

@@ -17,13 +17,20 @@ from segbench.registry import get
 from segbench.training.loop import make_optimizer
 
 SHAPE = (14, 15, 16)
-BALL = sum((x - c) ** 2 for x, c in zip(torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"), (6, 7, 8),
-                                        strict=True)) <= 16
+BALL = (
+    sum(
+        (x - c) ** 2
+        for x, c in zip(
+            torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"), (6, 7, 8), strict=True
+        )
+    )
+    <= 16
+)
 VERDICTS = [[0.3, -0.2], [1.1, 0.4], [-0.5, 0.9], [0.2, 0.1]]
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
@@ -105,9 +112,13 @@ def test_what_enters_the_supervised_terms():
     distance, p = model.answer(torch.zeros(3, 1, *SHAPE))
     assert distance.dtype == p.dtype == torch.float32
     assert soft_dice(p[:1], BALL[None, None], keep=(1,)).item() == near(0.832832)
-    unused = nn.functional.binary_cross_entropy_with_logits(model.network.logits[0, 0], BALL.double())
+    unused = nn.functional.binary_cross_entropy_with_logits(
+        model.network.logits[0, 0], BALL.double()
+    )
     assert unused.item() == near(1.158531)
-    assert squared_error(distance[:1], signed_distance(BALL[None].long(), 2)).item() == near(0.211935)
+    assert squared_error(distance[:1], signed_distance(BALL[None].long(), 2)).item() == near(
+        0.211935
+    )
 
 
 def test_cross_entropies_of_the_critic():
@@ -119,22 +130,39 @@ def test_cross_entropies_of_the_critic():
     assert list(terms) == ["critic"] and terms["critic"].item() == near(1.085519)  # not weighted
 
 
-@pytest.mark.parametrize(("weight", "values"), [(0.01, (6.737947e-5, 2.865048e-3, 9.968799e-3)),
-                                                (0.015, (1.010692e-4, 4.297572e-3, 1.495320e-2))])
+@pytest.mark.parametrize(
+    ("weight", "values"),
+    [
+        (0.01, (6.737947e-5, 2.865048e-3, 9.968799e-3)),
+        (0.015, (1.010692e-4, 4.297572e-3, 1.495320e-2)),
+    ],
+)
 def test_weight(weight, values):
     assert get("method", "sassnet").cls.Params().weight == 0.01
     model, at_once = build(weight=weight), build(weight=1.0)
     model.critic = at_once.critic = Verdicts(2)
     full = at_once.loss(batch(), Clock(6000, 6000))["adversarial"].item()
     for step, value in zip((0, 3000, 5999), values, strict=True):
-        assert model.loss(batch(), Clock(step, 6000))["adversarial"].item() / full == pytest.approx(value, rel=3e-7)
+        assert model.loss(batch(), Clock(step, 6000))["adversarial"].item() / full == pytest.approx(
+            value, rel=3e-7
+        )
 
 
 def test_size_of_the_critic():
     model = build()
-    sizes = {name: sum(p.numel() for p in layer.parameters()) for name, layer in model.critic.named_children()}
-    assert sizes == {"conv0": 4_160, "conv1": 4_160, "conv2": 524_416, "conv3": 2_097_408, "conv4": 8_389_120,
-                     "dropout": 0, "classifier": 1_026}
+    sizes = {
+        name: sum(p.numel() for p in layer.parameters())
+        for name, layer in model.critic.named_children()
+    }
+    assert sizes == {
+        "conv0": 4_160,
+        "conv1": 4_160,
+        "conv2": 524_416,
+        "conv3": 2_097_408,
+        "conv4": 8_389_120,
+        "dropout": 0,
+        "classifier": 1_026,
+    }
     assert sum(sizes.values()) == 11_020_290
 
 
@@ -173,8 +201,11 @@ def test_network():
         distance, p = model.eval().answer(x)
         z = p.double().logit()
         torch.testing.assert_close(model.predict(x), torch.cat([1 - p, p], 1))
-    assert [distance.mean().item(), distance.flatten()[0].item(), distance.flatten()[-1].item()] == [
-        near(v) for v in (0.642809, -0.186350, 0.502065)]
+    assert [
+        distance.mean().item(),
+        distance.flatten()[0].item(),
+        distance.flatten()[-1].item(),
+    ] == [near(v) for v in (0.642809, -0.186350, 0.502065)]
     assert distance.std(correction=0).item() == near(0.298463)
     assert [z.mean().item(), z.std(correction=0).item()] == [near(1.072977), near(0.724121)]
     assert [z.flatten()[0].item(), z.flatten()[-1].item()] == [near(0.017004), near(0.276567)]
@@ -213,7 +244,9 @@ def test_supervised_terms_leave_unlabelled_items_alone():
 def test_modes_of_the_two_updates():
     model, modes = build(), []
     model.network.register_forward_pre_hook(lambda m, _: modes.append(("network", m.training)))
-    model.critic.dropout.register_forward_pre_hook(lambda m, _: modes.append(("critic", m.training)))
+    model.critic.dropout.register_forward_pre_hook(
+        lambda m, _: modes.append(("critic", m.training))
+    )
     model.loss(batch(), Clock(0, 6000))
     assert modes == [("network", True), *[("critic", False)] * 3]
     modes.clear()
@@ -231,7 +264,9 @@ def test_the_critic_learns_from_predictions_of_the_updated_network_for_labelled_
     distance, image = seen[0]
     torch.testing.assert_close(distance, model.network.distance.detach().tanh().float())
     assert torch.equal(image, torch.cat([b.x, b.u]))
-    assert model.network.distance.grad is None and all(p.grad is not None for p in model.critic.parameters())
+    assert model.network.distance.grad is None and all(
+        p.grad is not None for p in model.critic.parameters()
+    )
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 5), (48, 33), (8, 16, 8), (18, 32, 16)])
@@ -241,8 +276,9 @@ def test_critics_of_any_patch(size):
     assert critic(distance, image).shape == (2, 2)
     zeros = [(0, max(16 - n, 0)) for n in reversed(size)]
     pad = [n for pair in zeros for n in pair]
-    torch.testing.assert_close(critic(distance, image), critic(*(nn.functional.pad(x, pad)
-                                                                  for x in (distance, image))))
+    torch.testing.assert_close(
+        critic(distance, image), critic(*(nn.functional.pad(x, pad) for x in (distance, image)))
+    )
 
 
 def test_several_classes_are_binary_problems():
@@ -259,5 +295,10 @@ class Fixed(nn.Module):
         assert heads == (3, 3)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        p = torch.tensor([0.8, 0.6, 0.1]).logit().view(1, 3, 1, 1).expand(len(image), 3, *image.shape[2:])
+        p = (
+            torch.tensor([0.8, 0.6, 0.1])
+            .logit()
+            .view(1, 3, 1, 1)
+            .expand(len(image), 3, *image.shape[2:])
+        )
         return torch.zeros_like(p), p

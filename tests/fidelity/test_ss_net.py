@@ -18,7 +18,7 @@ END = Clock(5999, 6000)
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def module():
@@ -82,7 +82,12 @@ def reference() -> nn.Module:
 @pytest.fixture
 def filled(reference) -> nn.Module:
     """In evaluation mode with the prototypes of P3."""
-    for part in (reference.projection, reference.prediction, *reference.selectors, *reference.memory_selectors):
+    for part in (
+        reference.projection,
+        reference.prediction,
+        *reference.selectors,
+        *reference.memory_selectors,
+    ):
         part[1].reset_running_stats()
     reference.zero_grad()
     reference.eval().remember(rows(), ONES, ONES)
@@ -98,9 +103,16 @@ ONES = torch.ones(40, dtype=torch.long)
 
 
 def test_parameters(reference):
-    count = {name: sum(p.numel() for p in part.parameters()) for name, part in reference.named_children()}
-    assert count == {"network": 9_448_866, "projection": 1664, "prediction": 2176, "selectors": 2 * 1153,
-                     "memory_selectors": 2 * 1153}
+    count = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in reference.named_children()
+    }
+    assert count == {
+        "network": 9_448_866,
+        "projection": 1664,
+        "prediction": 2176,
+        "selectors": 2 * 1153,
+        "memory_selectors": 2 * 1153,
+    }
     assert sum(count.values()) == 9_457_318
     # Published state dictionaries have everything but the prototypes.
     assert len(reference.state_dict().keys() - {"bank", "filled"}) == 259
@@ -130,7 +142,10 @@ def test_perturbation():
         assert (1 - p.square().sum(1)).mean().item() == near(0.428023)  # Gini impurity
     r = 10 * module().worst_direction(toy, x, p, first, 10.0)
     with torch.no_grad():
-        assert r.flatten(1).norm(dim=1).tolist() == [near(10, 5), near(10, 5)]  # the stabiliser takes 3e-7 of it
+        assert r.flatten(1).norm(dim=1).tolist() == [
+            near(10, 5),
+            near(10, 5),
+        ]  # the stabiliser takes 3e-7 of it
         assert overlap_loss(toy(x + r), p).item() == near(0.501020)
     assert r[0, 0, 0, 0, :3].tolist() == [near(v) for v in (-0.162196, -0.478316, -0.867168)]
     assert r[1, 0, 3, 2, 1].item() == near(-1.034916)
@@ -160,7 +175,9 @@ def test_heads_and_choice_of_prototypes(filled):
     assert projected.mean().item() == near(0.005808)
     assert projected[0, :3].tolist() == [near(v) for v in (-0.120051, -0.548007, -0.700076)]
     assert (predicted.mean().item(), predicted[7, 5].item()) == (near(0.006273), near(0.106856))
-    assert score[:5].tolist() == [near(v) for v in (0.441042, 0.468986, 0.468396, 0.448688, 0.435420)]
+    assert score[:5].tolist() == [
+        near(v) for v in (0.441042, 0.468986, 0.468396, 0.448688, 0.435420)
+    ]
     kept = [int((projected - row).norm(dim=1).argmin()) for row in filled.bank[1]]
     assert torch.equal(filled.bank[1], projected[kept])
     assert kept[:8] == [4, 0, 5, 3, 22, 23, 28, 27]
@@ -188,7 +205,9 @@ def test_attraction(filled):
         predicted = filled.prediction(filled.projection(rows()))
         score = filled.score(1, predicted)
         assert filled.attraction(rows(), ONES).item() == near(0.203530)
-        assert module().distance(predicted, filled.bank[1], torch.ones(40)).item() / 2 == near(0.203520)
+        assert module().distance(predicted, filled.bank[1], torch.ones(40)).item() / 2 == near(
+            0.203520
+        )
         weights = score / score.mean()
         assert (weights.min().item(), weights.max().item()) == (near(0.996208), near(1.001288))
         thirds = (torch.arange(40) % 3 == 0).long()
@@ -199,7 +218,9 @@ def test_attraction_in_training_mode(filled):
     value = filled.train().attraction(rows(), ONES)
     assert value.item() == near(0.290887)
     value.backward()
-    assert max(p.grad.abs().max().item() for p in filled.selectors[1].parameters()) == near(0.040264)
+    assert max(p.grad.abs().max().item() for p in filled.selectors[1].parameters()) == near(
+        0.040264
+    )
     # Less than 1e-16 where the official code computes weights that are 1; here they are not computed.
     assert all(p.grad is None for n, p in filled.named_parameters() if n.startswith(filled.dormant))
 
@@ -209,7 +230,9 @@ def test_distance_equals_the_matrix_form(filled):
     bank, results = filled.bank[1], []
     for lean in (True, False):
         filled.zero_grad()
-        features = torch.sin(torch.arange(50 * 32.0, dtype=torch.float64)).view(50, 32).requires_grad_()
+        features = (
+            torch.sin(torch.arange(50 * 32.0, dtype=torch.float64)).view(50, 32).requires_grad_()
+        )
         score = filled.score(1, features.detach())
         if lean:
             value = module().distance(features, bank, score)
@@ -229,12 +252,18 @@ def test_distance_equals_the_matrix_form(filled):
 def test_several_classes_attract_separately():
     model = build(classes=4).double().eval()
     labels = torch.arange(40) % 4
-    model.remember(rows()[:, :4], labels, torch.where(labels == 3, 0, labels))  # nothing correct in class 3
+    model.remember(
+        rows()[:, :4], labels, torch.where(labels == 3, 0, labels)
+    )  # nothing correct in class 3
     assert model.filled.tolist() == [0, 10, 10, 0]
     with torch.no_grad():
         predicted = model.prediction(model.projection(rows()[:, :4]))
-        each = [module().distance(predicted[labels == c], model.bank[c, :10], model.score(c, predicted[labels == c]))
-                for c in (1, 2)]
+        each = [
+            module().distance(
+                predicted[labels == c], model.bank[c, :10], model.score(c, predicted[labels == c])
+            )
+            for c in (1, 2)
+        ]
         assert model.attraction(rows()[:, :4], labels).item() == pytest.approx(sum(each).item() / 4)
         assert model.attraction(rows()[:, :4], 3 * ONES).item() == 0  # no prototypes
         few = torch.where(torch.arange(40) == 1, 1, 0)
@@ -247,16 +276,22 @@ def test_several_classes_attract_separately():
 def test_a_full_step(monkeypatch):
     model = published().train()
     x, y, answers, pulls = torch.cat([images(2, 0), images(2, 1.9)]), balls(4), [], []
-    model.network.decoders[0]["out_conv"].register_forward_hook(lambda *args: answers.append(args[2].detach()))
+    model.network.decoders[0]["out_conv"].register_forward_hook(
+        lambda *args: answers.append(args[2].detach())
+    )
     attraction = model.attraction
-    monkeypatch.setattr(model, "attraction", lambda *args: pulls.append(attraction(*args)) or pulls[-1])
+    monkeypatch.setattr(
+        model, "attraction", lambda *args: pulls.append(attraction(*args)) or pulls[-1]
+    )
     monkeypatch.setattr(torch, "rand_like", lambda image: start(len(image), 32) + 0.5)
     terms = model.loss(Batch(x[:2], y[:2], x[2:], torch.zeros(4).long()), END)
     assert list(terms) == ["dice", "separation", "smoothness"]
     assert len(answers) == 4  # main, clean, probed, perturbed
     guess, p = answers[0].argmax(1), answers[1].softmax(1)
     assert ((guess == y) & (guess > 0))[:2].sum() == 844
-    assert guess.double().flatten(1).mean(1).tolist() == [near(v) for v in (0.376465, 0.380768, 0.377411, 0.380310)]
+    assert guess.double().flatten(1).mean(1).tolist() == [
+        near(v) for v in (0.376465, 0.380768, 0.377411, 0.380310)
+    ]
     assert terms["dice"].item() == near(0.920612)
     assert [v.item() for v in pulls] == [near(0.262615), near(0.335615)]
     assert terms["separation"].item() == near(0.1 * (0.262615 + 0.335615))
@@ -269,16 +304,32 @@ def test_a_full_step(monkeypatch):
     for name, buffer in model.named_buffers():
         if "num_batches" in name:
             moves.setdefault(name.split(".")[0], set()).add(int(buffer))
-    assert moves == {"network": {2}, "projection": {2}, "prediction": {2}, "selectors": {0, 3}, "memory_selectors": {0}}
+    assert moves == {
+        "network": {2},
+        "projection": {2},
+        "prediction": {2},
+        "selectors": {0, 3},
+        "memory_selectors": {0},
+    }
 
 
 # P6: schedules
 
 
 def test_learning_rate():
-    optim = Optim(lr=0.01, schedule="step", milestones=tuple(range(2500, 15001, 2500)), reference=15000)
-    for it, rate in ((0, 1e-2), (2499, 1e-2), (2500, 1e-3), (5000, 1e-4), (7500, 1e-5), (10000, 1e-6), (12500, 1e-7),
-                     (15000, 1e-8)):
+    optim = Optim(
+        lr=0.01, schedule="step", milestones=tuple(range(2500, 15001, 2500)), reference=15000
+    )
+    for it, rate in (
+        (0, 1e-2),
+        (2499, 1e-2),
+        (2500, 1e-3),
+        (5000, 1e-4),
+        (7500, 1e-5),
+        (10000, 1e-6),
+        (12500, 1e-7),
+        (15000, 1e-8),
+    ):
         assert optim.lr_at(it, 15000) == pytest.approx(rate)
 
 
@@ -287,9 +338,19 @@ def test_weight_counts_from_one(total, share, monkeypatch):
     model = build(dims=2, ramp_share=share)
     monkeypatch.setattr(model, "smoothness", lambda image: torch.ones(()))
     monkeypatch.setattr(model, "separation", lambda *args: torch.ones(()))
-    for it, value in ((1, 0.006738), (1500, 0.060055), (3000, 0.286505), (4500, 0.731616), (6000, 1), (total, 1)):
+    for it, value in (
+        (1, 0.006738),
+        (1500, 0.060055),
+        (3000, 0.286505),
+        (4500, 0.731616),
+        (6000, 1),
+        (total, 1),
+    ):
         terms = model.loss(some_batch(2), Clock(it - 1, total))
-        assert (terms["smoothness"].item(), terms["separation"].item()) == (near(value), near(0.1 * value))
+        assert (terms["smoothness"].item(), terms["separation"].item()) == (
+            near(value),
+            near(0.1 * value),
+        )
 
 
 # What is not in the numbers
@@ -307,8 +368,15 @@ class Normalised(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None), nn.InstanceNorm2d(
-            3, track_running_stats=True), nn.BatchNorm2d(3, track_running_stats=False), nn.InstanceNorm2d(3)])
+        self.layers = nn.ModuleList(
+            [
+                nn.BatchNorm2d(3),
+                nn.BatchNorm2d(3, momentum=None),
+                nn.InstanceNorm2d(3, track_running_stats=True),
+                nn.BatchNorm2d(3, track_running_stats=False),
+                nn.InstanceNorm2d(3),
+            ]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return sum(layer(x) for layer in self.layers)
@@ -323,10 +391,14 @@ def test_running_statistics_are_held_and_let_go():
         raise KeyError
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert torch.equal(model(x), held)  # normalised by the batch all the same
-    assert all(not torch.equal(model.state_dict()[f"layers.{i}.running_mean"], before[f"layers.{i}.running_mean"])
-               for i in (0, 2))  # a cumulative mean of equal batches stays
+    assert all(
+        not torch.equal(
+            model.state_dict()[f"layers.{i}.running_mean"], before[f"layers.{i}.running_mean"]
+        )
+        for i in (0, 2)
+    )  # a cumulative mean of equal batches stays
     (outer * held).square().sum().backward()  # autograd does not mind
-    reference, = torch.autograd.grad((Normalised().train()(x) ** 2).square().sum(), x)
+    (reference,) = torch.autograd.grad((Normalised().train()(x) ** 2).square().sum(), x)
     torch.testing.assert_close(x.grad, reference)
 
 
@@ -343,7 +415,9 @@ def test_no_gradient_before_the_engine_asks_and_a_new_direction_each_step():
     clean, probed, perturbed = seen[:3]
     r = (perturbed - clean).flatten(1)
     torch.testing.assert_close(r.norm(dim=1), torch.full((4,), 10.0), rtol=1e-4, atol=0)
-    torch.testing.assert_close((probed - clean).flatten(1).norm(dim=1), torch.full((4,), 10.0), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        (probed - clean).flatten(1).norm(dim=1), torch.full((4,), 10.0), rtol=1e-4, atol=0
+    )
     assert torch.equal(seen[4], probed) and not torch.allclose(seen[7], probed, atol=0.1)
 
 
@@ -351,16 +425,25 @@ def test_gradients_of_the_attraction():
     model = build().train()
     model.loss(some_batch(), END)["separation"].backward()
     reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert {n.split(".")[0] for n in reached} == {"network", "projection", "prediction", "selectors"}
-    assert any(n.startswith("network.encoder") for n in reached) and not any("out_conv" in n for n in reached)
+    assert {n.split(".")[0] for n in reached} == {
+        "network",
+        "projection",
+        "prediction",
+        "selectors",
+    }
+    assert any(n.startswith("network.encoder") for n in reached) and not any(
+        "out_conv" in n for n in reached
+    )
 
 
 def test_selectors_do_not_pull_at_features(filled):
     features = rows().requires_grad_()
     predicted = filled.prediction(filled.projection(features))
     score = filled.score(1, predicted).detach()
-    expected, = torch.autograd.grad(module().distance(predicted, filled.bank[1], score) / 2, features)
-    found, = torch.autograd.grad(filled.attraction(features, ONES), features)
+    (expected,) = torch.autograd.grad(
+        module().distance(predicted, filled.bank[1], score) / 2, features
+    )
+    (found,) = torch.autograd.grad(filled.attraction(features, ONES), features)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
 
 
@@ -382,7 +465,9 @@ def test_a_step_in_bfloat16():
         terms = model.loss(some_batch(), END)
     assert all(v.isfinite() and v.dtype == torch.float32 for v in terms.values())
     sum(terms.values()).backward()
-    missing = {n for n, p in model.named_parameters() if p.grad is None and not n.startswith(model.dormant)}
+    missing = {
+        n for n, p in model.named_parameters() if p.grad is None and not n.startswith(model.dormant)
+    }
     assert not missing
 
 

@@ -35,19 +35,28 @@ def test_two_classes_give_the_loss_of_ua_mt():
     model = build(2)
     model.network = Known(z)
     batch = Batch(torch.zeros(2, 1, 4, 4, 4), y, torch.empty(0, 1, 4, 4, 4), torch.zeros(2).long())
-    assert model.loss(batch, Clock(0, 6000))["supervised"].item() == pytest.approx(0.789934, abs=0.51e-6)
+    assert model.loss(batch, Clock(0, 6000))["supervised"].item() == pytest.approx(
+        0.789934, abs=0.51e-6
+    )
 
 
 def test_only_labelled_items_and_one_phase():
     model = build(4, dice="all")
     assert [(p.unlabeled, p.labeled, p.share) for p in model.phases()] == [(0, None, 1.0)]
-    batch = Batch(torch.rand(4, 1, 4, 4, 4).double(), torch.randint(0, 4, (4, 4, 4, 4)), torch.empty(0, 1, 4, 4, 4),
-                  torch.zeros(4).long())
+    batch = Batch(
+        torch.rand(4, 1, 4, 4, 4).double(),
+        torch.randint(0, 4, (4, 4, 4, 4)),
+        torch.empty(0, 1, 4, 4, 4),
+        torch.zeros(4).long(),
+    )
     terms = model.loss(batch, Clock(0, 10))
     z = model.network(batch.x)
     p, loss = z.softmax(1), nn.functional.cross_entropy(z, batch.y)
     for c in range(4):
         g = batch.y == c
-        loss = loss + (1 - (2 * p[:, c][g].sum() + 1e-5) / (p[:, c].square().sum() + g.sum() + 1e-5)) / 4
+        loss = (
+            loss
+            + (1 - (2 * p[:, c][g].sum() + 1e-5) / (p[:, c].square().sum() + g.sum() + 1e-5)) / 4
+        )
     torch.testing.assert_close(terms, {"supervised": loss / 2})
     torch.testing.assert_close(model.predict(batch.x), p)

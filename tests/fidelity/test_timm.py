@@ -29,8 +29,12 @@ def stirred(net: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_vit", "resnet18"])
 def test_maps_of_images_are_timms(name):
     net = build(name, 2, channels=2)
-    theirs = timm.create_model(name, features_only=True, in_chans=2,
-                               **({"dynamic_img_size": True} if "vit" in name else {})).eval()
+    theirs = timm.create_model(
+        name,
+        features_only=True,
+        in_chans=2,
+        **({"dynamic_img_size": True} if "vit" in name else {}),
+    ).eval()
     theirs.load_state_dict(net.encoder.encoder.state_dict())
     x = torch.rand(2, 2, 64, 96)
     with torch.no_grad():
@@ -46,20 +50,31 @@ def test_maps_with_channels_last_are_turned():
     assert maps[1].shape == (1, 96, 16, 8) and net.channels == (4, 96)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "test_efficientnet", "resnet18d", "densenet121"])
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_convnext", "test_efficientnet", "resnet18d", "densenet121"]
+)
 def test_a_volume_that_is_constant_along_its_last_axis_gives_what_a_slice_gives(name):
     """Convolutions of all kinds, both poolings, squeeze and excitation."""
     flat, deep = (stirred(build(name, dims, depth=4)).double() for dims in (2, 3))
     other = dict(flat.encoder.encoder.named_parameters())
     for key, p in deep.encoder.encoder.named_parameters():
         key = key.replace(".flat.", ".")
-        p.data.copy_(other[key].unsqueeze(2).expand_as(p) / p.shape[2] if p.ndim > other[key].ndim else other[key])
+        p.data.copy_(
+            other[key].unsqueeze(2).expand_as(p) / p.shape[2]
+            if p.ndim > other[key].ndim
+            else other[key]
+        )
     for key, b in deep.encoder.encoder.named_buffers():
         b.data.copy_(dict(flat.encoder.encoder.named_buffers())[key])
     x = torch.rand(2, 1, 32, 48, dtype=torch.float64)
     with torch.no_grad():
-        slices, volumes = flat.encode(x)[1:], deep.encode(x.unsqueeze(-1).expand(-1, -1, -1, -1, 16))[1:]
-    assert [v.shape[-1] for v in volumes] == [16 // s[2] for s in deep.strides[1:]] and deep.strides[-1][2] > 1
+        slices, volumes = (
+            flat.encode(x)[1:],
+            deep.encode(x.unsqueeze(-1).expand(-1, -1, -1, -1, 16))[1:],
+        )
+    assert [v.shape[-1] for v in volumes] == [
+        16 // s[2] for s in deep.strides[1:]
+    ] and deep.strides[-1][2] > 1
     for a, b in zip(slices, volumes, strict=True):
         assert a.std() > 1e-3
         assert torch.allclose(a.unsqueeze(-1).expand_as(b), b, rtol=1e-9, atol=1e-9)
@@ -85,8 +100,10 @@ def test_slices_mix_when_inflated_and_not_when_they_pass_one_by_one():
         assert net.strides[-1] == ((4, 4, 4) if mixed else (4, 4, 1))
 
 
-@pytest.mark.parametrize("name, strides", [
-    ("test_vit", (16, 16, 1)), ("test_convnext", (16, 16, 16)), ("tf_efficientnet_b0", (8, 8, 1))])
+@pytest.mark.parametrize(
+    "name, strides",
+    [("test_vit", (16, 16, 1)), ("test_convnext", (16, 16, 16)), ("tf_efficientnet_b0", (8, 8, 1))],
+)
 def test_auto_inflates_what_can_be_inflated(name, strides):
     """A transformer goes by slices, and so does an encoder whose padding depends on the image's size."""
     cls = get("backbone", f"timm:{name}").cls
@@ -107,21 +124,31 @@ def test_patches_of_fourteen():
     assert cls.multiple(cls.Params(), 2) == (14, 14)
 
 
-@pytest.mark.parametrize("name, unit", [("mobilevitv2_050", 64), ("maxvit_nano_rw_256", 256), ("maxvit_tiny_rw_224", 224)])
+@pytest.mark.parametrize(
+    "name, unit",
+    [("mobilevitv2_050", 64), ("maxvit_nano_rw_256", 256), ("maxvit_tiny_rw_224", 224)],
+)
 def test_windows_of_attention_want_larger_multiples(name, unit):
     cls = get("backbone", f"timm:{name}").cls
     assert cls.multiple(cls.Params(depth=3), 2) == (unit, unit)
     assert cls.multiple(cls.Params(depth=3), 3)[:2] == (unit, unit)
 
 
-@pytest.mark.parametrize("name, depth", [("efficientnet_b0", 3), ("mobilenetv3_small_050", 3), ("test_efficientnet", 4)])
+@pytest.mark.parametrize(
+    "name, depth", [("efficientnet_b0", 3), ("mobilenetv3_small_050", 3), ("test_efficientnet", 4)]
+)
 def test_what_lies_behind_the_last_map_is_cut_off(name, depth):
     """And the maps are those of timm's whole encoder."""
     net, whole = build(name, 2, depth=depth).eval(), build(name, 2).eval()
     used = dict(net.encoder.encoder.named_parameters())
     assert len(used) < len(dict(whole.encoder.encoder.named_parameters()))
-    net.encoder.encoder.load_state_dict({n: v for n, v in whole.encoder.encoder.state_dict().items()
-                                         if n in net.encoder.encoder.state_dict()})
+    net.encoder.encoder.load_state_dict(
+        {
+            n: v
+            for n, v in whole.encoder.encoder.state_dict().items()
+            if n in net.encoder.encoder.state_dict()
+        }
+    )
     x = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
         for a, b in zip(net.encoder.maps(x), whole.encoder.maps(x), strict=False):
@@ -138,10 +165,16 @@ def test_what_no_map_depends_on_is_not_trained():
 def test_refusals():
     with pytest.raises(UsageError, match="Did you mean 'resnet34'"):
         get("backbone", "timm:resnt34")
-    for name in ("coat_tiny", "csatv2", "botnet26t_256"):  # of one size; of three channels; whose error says nothing
+    for name in (
+        "coat_tiny",
+        "csatv2",
+        "botnet26t_256",
+    ):  # of one size; of three channels; whose error says nothing
         with pytest.raises(UsageError, match="no feature maps of images of many sizes") as refused:
             build(name, 2)
-        assert refused.value.details["expected"] and not str(refused.value.details["found"]).endswith(":")
+        assert refused.value.details["expected"] and not str(
+            refused.value.details["found"]
+        ).endswith(":")
     with pytest.raises(UsageError, match=r"Did you mean 'resnet18\.tv_in1k'"):
         get("backbone", "timm:resnet18.tv_in1")
     with pytest.raises(UsageError, match="inflated"):
@@ -153,7 +186,9 @@ def test_refusals():
 def test_pretrained_weights_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(PluginError, match=r"pretrained weights of 'timm:test_resnet' cannot be had") as error:
+    with pytest.raises(
+        PluginError, match=r"pretrained weights of 'timm:test_resnet' cannot be had"
+    ) as error:
         build("test_resnet", 2, pretrained=True)
     assert "backbone.pretrained=false" in error.value.details["fix"]
     with pytest.raises(PluginError, match="cannot be had"):
@@ -169,6 +204,10 @@ def test_pretrained_weights_are_timms_inflated(monkeypatch):
         if pretrained:
             nn.init.constant_(next(net.parameters()), 0.5)
         return net
+
     monkeypatch.setattr(timm, "create_model", loaded)
-    flat, deep = (next(build("test_resnet", dims, pretrained=True).encoder.encoder.parameters()) for dims in (2, 3))
+    flat, deep = (
+        next(build("test_resnet", dims, pretrained=True).encoder.encoder.parameters())
+        for dims in (2, 3)
+    )
     assert torch.all(flat == 0.5) and torch.allclose(deep, torch.tensor(0.5 / 3))

@@ -19,7 +19,7 @@ from segbench.training.loop import make_optimizer
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
@@ -63,7 +63,7 @@ def teach(model: nn.Module, *answers: Tensor) -> Table:
 
 
 def pairs(passes: list[Tensor]) -> list[Tensor]:
-    return [torch.cat(passes[i:i + 2]) for i in range(0, len(passes), 2)]
+    return [torch.cat(passes[i : i + 2]) for i in range(0, len(passes), 2)]
 
 
 # P1: losses
@@ -82,15 +82,23 @@ def test_uncertainty_of_eight_predictions():
     table = teach(model, *pairs(PASSES))
     u = model.uncertainty(BATCH.u)
     assert u.shape == (2, 4, 4, 4) and len(table.shown) == 4
-    assert (u.mean().item(), u.min().item(), u.max().item()) == (near(0.357638), near(0.116293), near(0.691860))
+    assert (u.mean().item(), u.min().item(), u.max().item()) == (
+        near(0.357638),
+        near(0.116293),
+        near(0.691860),
+    )
     kept = {t: (u < model.limit(Clock(t, 6000))).sum().item() for t in (0, 1000, 3000)}
     assert kept == {0: 93, 1000: 93, 3000: 100}
 
 
-@pytest.mark.parametrize(("t", "limit", "consistency", "weight", "total"), [
-    (0, 0.521028, 0.260654, 0.000674, 0.790110),
-    (1000, 0.525241, 0.260654, 0.002698, 0.790638),
-    (3000, 0.569508, 0.268324, 0.028650, 0.797622)])
+@pytest.mark.parametrize(
+    ("t", "limit", "consistency", "weight", "total"),
+    [
+        (0, 0.521028, 0.260654, 0.000674, 0.790110),
+        (1000, 0.525241, 0.260654, 0.002698, 0.790638),
+        (3000, 0.569508, 0.268324, 0.028650, 0.797622),
+    ],
+)
 def test_a_step(t, limit, consistency, weight, total):
     clock = Clock(t, 6000)
     terms = []
@@ -111,7 +119,10 @@ def test_gradient():
     teacher = teach(model, TARGET, *pairs(PASSES))
     sum(model.loss(BATCH, Clock(3000, 6000)).values()).backward()
     gradient = model.student.answers[0].grad
-    assert (gradient[:2].norm().item(), gradient[2:].norm().item()) == (near(0.049080), near(0.000591))
+    assert (gradient[:2].norm().item(), gradient[2:].norm().item()) == (
+        near(0.049080),
+        near(0.000591),
+    )
     assert all(p.grad is None for p in teacher.parameters())
 
 
@@ -127,14 +138,22 @@ def test_without_any_certain_voxel_the_consistency_is_nought():
 def test_weight_and_limit():
     steps = (0, 149, 150, 1500, 3000, 4500, 5999)
     assert [0.1 * Clock(t, 6000).ramp() for t in steps] == [
-        near(v) for v in (0.000674, 0.000674, 0.000862, 0.006005, 0.028650, 0.073162, 0.099688)]
+        near(v) for v in (0.000674, 0.000674, 0.000862, 0.006005, 0.028650, 0.073162, 0.099688)
+    ]
     model = build()
     assert model.limit(Clock(6000, 6000)) == pytest.approx(log(2))
     even = entropy(torch.full((1, 2, 1), 0.5))  # the 1e-6 lets it pass in the end
     assert even.item() == near(0.693145)
     assert [bool(even < model.limit(Clock(t, 6000))) for t in (5900, 5990, 5991, 5992, 5999)] == [
-        False, False, True, True, True]
-    assert build(classes=4).limit(Clock(0, 100)) == pytest.approx(2 * model.limit(Clock(0, 100)))  # ln 4 = 2 ln 2
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert build(classes=4).limit(Clock(0, 100)) == pytest.approx(
+        2 * model.limit(Clock(0, 100))
+    )  # ln 4 = 2 ln 2
 
 
 # P3: moving average
@@ -147,7 +166,16 @@ def test_moving_average():
         model.student.answers[0].data = torch.tensor([t + 1.0]).double()
         model.after_step(Clock(t, 6000))
         seen[t + 1] = model.teacher.model.answers[0].item()
-    expected = {1: 1.0, 2: 1.5, 5: 3.0, 99: 50.0, 100: 50.5, 101: 51.005, 200: 119.118601, 300: 207.631994}
+    expected = {
+        1: 1.0,
+        2: 1.5,
+        5: 3.0,
+        99: 50.0,
+        100: 50.5,
+        101: 51.005,
+        200: 119.118601,
+        300: 207.631994,
+    }
     assert {t: seen[t] for t in expected} == {t: near(v) for t, v in expected.items()}
 
 
@@ -173,8 +201,12 @@ def test_the_four_reflections():
         cut = draw(np.random.default_rng(seed), (3, 3), (3, 3), pad=0, augment="mirror")
         rows = tuple(map(tuple, take(image, cut, (3, 3)).tolist()))
         seen[rows] = seen.get(rows, 0) + 1
-    assert set(seen) == {((6, 7, 8), (3, 4, 5), (0, 1, 2)), ((2, 1, 0), (5, 4, 3), (8, 7, 6)),
-                         ((0, 3, 6), (1, 4, 7), (2, 5, 8)), ((8, 5, 2), (7, 4, 1), (6, 3, 0))}
+    assert set(seen) == {
+        ((6, 7, 8), (3, 4, 5), (0, 1, 2)),
+        ((2, 1, 0), (5, 4, 3), (8, 7, 6)),
+        ((0, 3, 6), (1, 4, 7), (2, 5, 8)),
+        ((8, 5, 2), (7, 4, 1), (6, 3, 0)),
+    }
     assert all(65 <= count <= 135 for count in seen.values())  # 100 +- 4 standard deviations
 
 
@@ -195,7 +227,10 @@ def test_crops_and_windows():
     places = windows((183, 140, 88), patch, (18, 18, 4))
     assert len(places) == 5 * 3 * 3
     assert [sorted({place[axis] for place in places}) for axis in range(3)] == [
-        [0, 18, 36, 54, 71], [0, 18, 28], [0, 4, 8]]
+        [0, 18, 36, 54, 71],
+        [0, 18, 28],
+        [0, 4, 8],
+    ]
 
 
 # Beyond: which images, how many predictions, several classes, two dimensions
@@ -203,7 +238,9 @@ def test_crops_and_windows():
 
 @pytest.mark.parametrize("images", ["unlabeled", "all"])
 def test_what_student_and_teacher_see(images):
-    batch = Batch(torch.rand(1, 1, 4, 4, 4), Y[:1], torch.rand(3, 1, 4, 4, 4), torch.zeros(4).long())
+    batch = Batch(
+        torch.rand(1, 1, 4, 4, 4), Y[:1], torch.rand(3, 1, 4, 4, 4), torch.zeros(4).long()
+    )
     expected = batch.u if images == "unlabeled" else torch.cat([batch.x, batch.u])
     n = len(expected)
     model = build(images=images)
@@ -213,7 +250,10 @@ def test_what_student_and_teacher_see(images):
     reached = model.student.answers[0].grad.flatten(1).norm(dim=1) > 0
     assert reached.tolist() == [images == "all", True, True, True]
     assert torch.equal(model.student.shown[0], torch.cat([batch.x, batch.u]))  # clean
-    noises = [teacher.shown[0] - expected, *(x - torch.cat([expected, expected]) for x in teacher.shown[1:])]
+    noises = [
+        teacher.shown[0] - expected,
+        *(x - torch.cat([expected, expected]) for x in teacher.shown[1:]),
+    ]
     assert len(noises) == 5
     for noise in noises:
         assert 0.06 < noise.std() < 0.12 and noise.abs().max() <= 0.2 + 1e-6
@@ -221,18 +261,24 @@ def test_what_student_and_teacher_see(images):
     assert len({tuple(row) for row in fresh.tolist()}) == len(fresh) == 9 * n
 
 
-@pytest.mark.parametrize(("passes", "batches"), [(1, [2]), (2, [4]), (3, [4, 2]), (8, [4, 4, 4, 4])])
+@pytest.mark.parametrize(
+    ("passes", "batches"), [(1, [2]), (2, [4]), (3, [4, 2]), (8, [4, 4, 4, 4])]
+)
 def test_any_number_of_predictions(passes, batches):
     model = build(passes=passes)
     table = teach(model, *pairs(PASSES[:passes]))
     u = model.uncertainty(BATCH.u)
     assert [len(x) for x in table.shown] == batches
     mean = sum(p.softmax(1) for p in PASSES[:passes]) / passes
-    torch.testing.assert_close(u, -(mean * (mean + 1e-6).log()).sum(1).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        u, -(mean * (mean + 1e-6).log()).sum(1).float(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_running_statistics_move_with_the_teacher_s_own_five_passes():
-    batch = Batch(torch.rand(2, 1, 4, 4, 4), Y[:2], torch.rand(2, 1, 4, 4, 4), torch.zeros(4).long())
+    batch = Batch(
+        torch.rand(2, 1, 4, 4, 4), Y[:2], torch.rand(2, 1, 4, 4, 4), torch.zeros(4).long()
+    )
     model = build(lambda: nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))).train()
     model.loss(batch, Clock(0, 10))
     model.after_step(Clock(0, 10))

@@ -26,7 +26,9 @@ def float64() -> Iterator[None]:
 
 def published(key: str, side_outputs: bool) -> str:
     """The published key, whose length decides the filling."""
-    stage, layer, rest = re.fullmatch(r"(?:encoder|decoders\.0|heads)\.(\d)\.(?:convs\.)?(?:(\d)\.)?(\w+)", key).groups()
+    stage, layer, rest = re.fullmatch(
+        r"(?:encoder|decoders\.0|heads)\.(\d)\.(?:convs\.)?(?:(\d)\.)?(\w+)", key
+    ).groups()
     conv = f"conv{1 if layer == '0' else 2}.0.{rest}"
     if key.startswith("encoder"):
         return f"center.{conv}" if stage == "4" else f"conv{int(stage) + 1}.{conv}"
@@ -39,7 +41,9 @@ def published(key: str, side_outputs: bool) -> str:
 
 def hash_fill(net) -> None:
     for key, tensor in net.named_parameters():
-        h = np.arange(tensor.numel(), dtype=np.uint32) + np.uint32(7919 * len(published(key, net.side_outputs)))
+        h = np.arange(tensor.numel(), dtype=np.uint32) + np.uint32(
+            7919 * len(published(key, net.side_outputs))
+        )
         h *= np.uint32(2654435761)
         h ^= h >> np.uint32(15)
         h *= np.uint32(2246822519)
@@ -57,21 +61,29 @@ def filled(side_outputs: bool):
 
 def summary(x) -> tuple[float, ...]:
     flat = x.flatten()
-    return tuple(v.item() for v in (x.mean(), x.abs().mean(), x.std(correction=0), flat[0], flat[-1]))
+    return tuple(
+        v.item() for v in (x.mean(), x.abs().mean(), x.std(correction=0), flat[0], flat[-1])
+    )
 
 
 def test_plain_network():
     net, out = filled(side_outputs=False)
     assert sum(p.numel() for p in net.parameters()) == 5_884_050
-    assert summary(out) == pytest.approx((-0.096406, 0.729986, 0.933625, -0.383306, -0.245016), abs=1e-6)
+    assert summary(out) == pytest.approx(
+        (-0.096406, 0.729986, 0.933625, -0.383306, -0.245016), abs=1e-6
+    )
     assert out.flatten()[out.numel() // 2].item() == pytest.approx(-0.318151, abs=1e-6)
 
 
 def test_urpc_network():
     net, outputs = filled(side_outputs=True)
     assert sum(p.numel() for p in net.parameters()) == 5_884_504
-    expected = ((0.608440, 1.053192, 1.247598, 1.632690, -1.479016), (0.660185, 0.771696, 0.736633, -0.282398, 1.281281),
-                (0.450949, 0.704102, 0.758485, 1.501927, -0.168507), (1.026086, 1.059969, 0.658390, 0.615894, 1.370671))
+    expected = (
+        (0.608440, 1.053192, 1.247598, 1.632690, -1.479016),
+        (0.660185, 0.771696, 0.736633, -0.282398, 1.281281),
+        (0.450949, 0.704102, 0.758485, 1.501927, -0.168507),
+        (1.026086, 1.059969, 0.658390, 0.615894, 1.370671),
+    )
     for out, numbers in zip(outputs, expected, strict=True):
         assert summary(out) == pytest.approx(numbers, abs=1e-6)
 
@@ -89,7 +101,9 @@ def test_dropout_is_of_values_and_with_side_outputs_of_channels():
     assert 0.27 < dropped.double().mean() < 0.33 and not dropped.flatten(2).all(2).any()
     assert net.bottom.p == pytest.approx(0.3)
     net = UNet3D(UNet3D.Params(width=4), 1, 3, (2,), side_outputs=True).train()
-    assert [layer.p for layer in net.dropouts] == pytest.approx([0.1, 0.2, 0.3, 0.5]) and net.bottom.p == 0
+    assert [layer.p for layer in net.dropouts] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.5]
+    ) and net.bottom.p == 0
     kept = net.dropouts[3](torch.ones(8, 32, 4, 4, 4)).flatten(2)
     assert bool(((kept == 0).all(2) | (kept == 2).all(2)).all())
 
@@ -97,19 +111,26 @@ def test_dropout_is_of_values_and_with_side_outputs_of_channels():
 def test_pooling_and_enlargement_are_torchs():
     x = torch.rand(2, 3, 4, 6, 8, requires_grad=True)
     y = x.detach().clone().requires_grad_()
-    for ours, theirs in ((halve(x, (2, 2, 1)), F.max_pool3d(y, (2, 2, 1))), (enlarge(x, (2, 1, 4)), F.interpolate(
-            y, scale_factor=(2, 1, 4), mode="trilinear", align_corners=False))):
+    for ours, theirs in (
+        (halve(x, (2, 2, 1)), F.max_pool3d(y, (2, 2, 1))),
+        (
+            enlarge(x, (2, 1, 4)),
+            F.interpolate(y, scale_factor=(2, 1, 4), mode="trilinear", align_corners=False),
+        ),
+    ):
         assert torch.allclose(ours, theirs, atol=1e-12)
         weight = torch.rand_like(ours)
-        a, = torch.autograd.grad((ours * weight).sum(), x)
-        b, = torch.autograd.grad((theirs * weight).sum(), y)
+        (a,) = torch.autograd.grad((ours * weight).sum(), x)
+        (b,) = torch.autograd.grad((theirs * weight).sum(), y)
         assert torch.allclose(a, b, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["transposed", "trilinear", "nearest"])
 def test_thick_slices(kind):
     net = UNet3D(UNet3D.Params(width=2, depth=4, flat=2), 1, 3, (2,), (kind,))
-    assert net.strides == ((1, 1, 1), (2, 2, 1), (4, 4, 1), (8, 8, 2)) and net.multiple(net.p, 3) == (8, 8, 2)
+    assert net.strides == ((1, 1, 1), (2, 2, 1), (4, 4, 1), (8, 8, 2)) and net.multiple(
+        net.p, 3
+    ) == (8, 8, 2)
     assert net(torch.rand(1, 1, 16, 24, 6)).shape == (1, 2, 16, 24, 6)
     with pytest.raises(UsageError, match="three axes"):
         UNet3D(UNet3D.Params(flat=1), 1, 2, (2,))

@@ -18,7 +18,7 @@ urpc = importlib.import_module(get("method", "urpc").cls.__module__)
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
@@ -26,7 +26,9 @@ def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
     return (size * torch.sin(a * n + b)).view(shape)
 
 
-Z = [wave((4, 2, 4, 4, 4), a, b, 2) for a, b in ((0.37, 0.2), (0.41, 0.9), (0.43, 1.6), (0.47, 2.3))]
+Z = [
+    wave((4, 2, 4, 4, 4), a, b, 2) for a, b in ((0.37, 0.2), (0.41, 0.9), (0.43, 1.6), (0.47, 2.3))
+]
 Y = (wave((4, 4, 4, 4), 0.91, 0.4, 1) > 0.25).long()
 BATCH = Batch(torch.zeros(2, 1, 4, 4, 4), Y[:2], torch.zeros(2, 1, 4, 4, 4), torch.zeros(4).long())
 
@@ -56,14 +58,18 @@ def build(network=None, **params) -> nn.Module:
 
 def test_losses_of_each_scale():
     assert [cross_entropy(z[:2], Y[:2]).item() for z in Z] == [
-        near(v) for v in (1.106053, 0.941489, 1.351008, 1.025577)]
+        near(v) for v in (1.106053, 0.941489, 1.351008, 1.025577)
+    ]
     assert [dice(z[:2].softmax(1), Y[:2], background=True).item() for z in Z] == [
-        near(v) for v in (0.440422, 0.409857, 0.456321, 0.420327)]
+        near(v) for v in (0.440422, 0.409857, 0.456321, 0.420327)
+    ]
     log_p = torch.stack([z[2:].log_softmax(1) for z in Z])
     mean, divergence = urpc.divergences(log_p)
     torch.testing.assert_close(mean, sum(z[2:].softmax(1) for z in Z) / 4)
     assert divergence.shape == (4, 2, 4, 4, 4)
-    assert divergence.flatten(1).mean(1).tolist() == [near(v) for v in (0.312051, 0.323798, 0.286619, 0.192796)]
+    assert divergence.flatten(1).mean(1).tolist() == [
+        near(v) for v in (0.312051, 0.323798, 0.286619, 0.192796)
+    ]
     exchanged = (log_p.exp() * (log_p - mean.log())).sum(2).flatten(1).mean(1)
     assert exchanged.tolist() == [near(v) for v in (0.235517, 0.274550, 0.171102, 0.150041)]
     each = urpc.pyramid_consistency([z[2:] for z in Z])
@@ -96,6 +102,7 @@ def test_gradients_would_differ_with_a_detached_mean(monkeypatch):
     def detached(log_p):
         mean = log_p.exp().mean(0).detach()
         return mean, (mean * (mean.log() - log_p)).sum(2)
+
     monkeypatch.setattr(urpc, "divergences", detached)
     assert gradients() == [near(v, 8) for v in (6.606e-5, 7.676e-5, 5.027e-5, 5.398e-5)]
 
@@ -105,16 +112,24 @@ def test_gradients_would_differ_with_a_detached_mean(monkeypatch):
 
 def test_weight():
     assert build().p.stairs == 400
-    for step, value in ((0, 6.737947e-4), (15000, 6.005467e-3), (29999, 2.829369e-2), (30000, 2.865048e-2),
-                        (59999, 9.999688e-2)):
+    for step, value in (
+        (0, 6.737947e-4),
+        (15000, 6.005467e-3),
+        (29999, 2.829369e-2),
+        (30000, 2.865048e-2),
+        (59999, 9.999688e-2),
+    ):
         assert f"{0.1 * Clock(step, 60000).ramp(400):.6e}" == f"{value:.6e}"
 
 
 def test_polynomial_learning_rate_without_the_lag_of_the_official_script():
     optim, steps = Optim(lr=0.1, schedule="poly", power=0.9), (0, 1, 2, 15000, 29999)
     assert [optim.lr_at(max(t - 1, 0), 30000) for t in steps] == [
-        near(v, 8) for v in (0.1, 0.1, 0.09999700, 0.05359189, 0.00001744)]
-    assert [optim.lr_at(t, 30000) for t in steps[:3]] == [near(v, 8) for v in (0.1, 0.09999700, 0.09999400)]
+        near(v, 8) for v in (0.1, 0.1, 0.09999700, 0.05359189, 0.00001744)
+    ]
+    assert [optim.lr_at(t, 30000) for t in steps[:3]] == [
+        near(v, 8) for v in (0.1, 0.09999700, 0.09999400)
+    ]
 
 
 # P6: equal scales
@@ -136,17 +151,20 @@ def test_equal_scales_agree():
 
 def test_extreme_logits_stay_finite():
     """Where the softmax underflows the official code's logarithm is minus infinity."""
-    scales = [torch.tensor([[200.0, -200.0, 0.0]]).T[None].requires_grad_(),
-              torch.tensor([[-200.0, 200.0, 0.0]]).T[None].requires_grad_(),
-              torch.tensor([[200.0, -200.0, -300.0]]).T[None].requires_grad_()]
+    scales = [
+        torch.tensor([[200.0, -200.0, 0.0]]).T[None].requires_grad_(),
+        torch.tensor([[-200.0, 200.0, 0.0]]).T[None].requires_grad_(),
+        torch.tensor([[200.0, -200.0, -300.0]]).T[None].requires_grad_(),
+    ]
     each = urpc.pyramid_consistency(scales)
     each.sum().backward()
     assert each.isfinite().all() and all(z.grad.isfinite().all() for z in scales)
     # KL of (2/3, 1/3, 0) against (1, e^-400, .): the first two classes only
     mean = torch.tensor([2 / 3, 1 / 3])
     expected = (mean * (mean.log() - torch.tensor([0.0, -400.0]))).sum()
-    assert urpc.divergences(torch.stack([z.log_softmax(1) for z in scales]))[1][0].item() == pytest.approx(
-        expected.item(), rel=1e-5)
+    assert urpc.divergences(torch.stack([z.log_softmax(1) for z in scales]))[1][
+        0
+    ].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_half_precision():
@@ -166,8 +184,12 @@ def test_every_scale_of_the_v_net_learns_and_the_finest_predicts(dims):
     model = cls(cls.Params(), Setting((Source("a", ("b", "c", "d")),), 1, (32,) * dims))
     model.build(lambda side_outputs: network)
     shape = (32,) * dims
-    batch = Batch(torch.rand(1, 1, *shape), torch.randint(0, 4, (1, *shape)), torch.rand(3, 1, *shape),
-                  torch.zeros(4).long())
+    batch = Batch(
+        torch.rand(1, 1, *shape),
+        torch.randint(0, 4, (1, *shape)),
+        torch.rand(3, 1, *shape),
+        torch.zeros(4).long(),
+    )
     scales = network(batch.u)
     assert [tuple(z.shape) for z in scales] == [(3, 4, *shape)] * 4
     model.loss(batch, Clock(50, 100))["consistency"].backward()

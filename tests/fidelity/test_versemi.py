@@ -25,7 +25,7 @@ NORM_WEIGHTS = (56, 60)  # places of the two batch normalisations' scales among 
 
 
 def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10 ** -digits)
+    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def build(tasks: int = 4, **params) -> torch.nn.Module:
@@ -86,8 +86,10 @@ def test_edges_and_volume_of_the_context_mask():
     assert ratios == [near(r) for r in (0.309730, 0.375337, 0.573485, 0.468665)]
     assert [box_edges((96,), r)[0] for r in ratios] == [29, 36, 55, 44]
     released = np.random.RandomState(2333)
-    for expected in ([(0, 28, 19), (29, 15, 21), (23, 26, 6), (13, 6, 22)],
-                     [(8, 27, 22), (22, 29, 24), (13, 15, 11), (7, 1, 16)]):
+    for expected in (
+        [(0, 28, 19), (29, 15, 21), (23, 26, 6), (13, 6, 22)],
+        [(8, 27, 22), (22, 29, 24), (13, 15, 11), (7, 1, 16)],
+    ):
         corners = torch.tensor([[released.randint(0, 96 - 64) for _ in range(3)] for _ in range(4)])
         assert corners.tolist() == [list(corner) for corner in expected]
         mask = outside_boxes(corners, (64, 64, 64), (96, 96, 96))
@@ -102,7 +104,9 @@ def test_corners_cover_the_released_range():
     mask = context_mask(3000, (96, 6), 2 / 3, draw)  # the short axis leaves offsets 0 and 1
     first = [(~mask).any(3 - a).int().argmax(1) for a in (1, 2)]
     assert first[0].unique().tolist() == list(range(32)) and first[1].unique().tolist() == [0, 1]
-    assert torch.equal(mask[:5], context_mask(3000, (96, 6), 2 / 3, torch.Generator().manual_seed(0))[:5])
+    assert torch.equal(
+        mask[:5], context_mask(3000, (96, 6), 2 / 3, torch.Generator().manual_seed(0))[:5]
+    )
 
 
 # P2: dynamic head
@@ -110,7 +114,9 @@ def test_corners_cover_the_released_range():
 
 def test_dynamic_layers():
     k = torch.arange(180, dtype=torch.float64)
-    theta = torch.stack([0.5 * torch.sin(0.3 * (k + 1)), 0.5 * torch.cos(0.2 * (k + 1))]).unsqueeze(1)
+    theta = torch.stack([0.5 * torch.sin(0.3 * (k + 1)), 0.5 * torch.cos(0.2 * (k + 1))]).unsqueeze(
+        1
+    )
     n, c, d, h, w = grid(2, 8, 2, 2, 2)
     f = torch.cos(0.9 * n + 0.5 * c + 0.3 * d + 0.2 * h + 0.1 * w)
     layers = build().head.layers
@@ -128,7 +134,9 @@ def test_dynamic_layers():
 # P3: whole network
 
 
-@pytest.mark.parametrize(("tasks", "size"), [(4, 9_484_144), (1, 9_483_604), (13, 9_484_144 + 9 * 180)])
+@pytest.mark.parametrize(
+    ("tasks", "size"), [(4, 9_484_144), (1, 9_483_604), (13, 9_484_144 + 9 * 180)]
+)
 def test_sizes(tasks, size):
     model = build(tasks)
     assert sum(p.numel() for p in parameters(model)) == size
@@ -162,13 +170,25 @@ def test_network_in_eval_mode(network):
     assert pooled.mean().item() == near(0.463218)
     assert pooled[0, :3].tolist() == [near(0.480977), near(0.491466), near(0.475199)]
     assert (z.mean().item(), z.std(correction=0).item()) == (near(-0.060685), near(0.125144))
-    assert (z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == (near(-0.078380), near(-0.156057))
+    assert (z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == (
+        near(-0.078380),
+        near(-0.156057),
+    )
     assert answers(network, [1, 5], branch=1)[0].mean().item() == near(-0.050009)
-    pairs = [(-0.127441, -0.078380), (-0.141408, -0.064363), (-0.163694, -0.046197), (-0.189104, -0.026883),
-             (-0.214037, -0.009238)]
-    together = network.head(network.view(images(2, 0)), torch.arange(5).expand(2, -1))  # one pass, all prompts
+    pairs = [
+        (-0.127441, -0.078380),
+        (-0.141408, -0.064363),
+        (-0.163694, -0.046197),
+        (-0.189104, -0.026883),
+        (-0.214037, -0.009238),
+    ]
+    together = network.head(
+        network.view(images(2, 0)), torch.arange(5).expand(2, -1)
+    )  # one pass, all prompts
     for t, pair in enumerate(pairs):
-        assert answers(network, [t + 1, t + 1])[0][0, :, 3, 5, 7].tolist() == [near(v) for v in pair]
+        assert answers(network, [t + 1, t + 1])[0][0, :, 3, 5, 7].tolist() == [
+            near(v) for v in pair
+        ]
         assert together[0, t, :, 3, 5, 7].tolist() == [near(v) for v in pair]
 
 
@@ -202,8 +222,12 @@ def test_one_pass_moves_the_running_statistics_like_many():
     for a, b in zip(*moved, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
     model.eval().view(x, 5)
-    assert all(torch.equal(a, b) for a, b in zip(moved[1], [b for n, b in model.head.named_buffers() if "running" in n],
-                                                 strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            moved[1], [b for n, b in model.head.named_buffers() if "running" in n], strict=True
+        )
+    )
     once = small((1,), repeat_updates=False).double().train()
     once.view(x, 3)
     assert once.head.deep_norm.momentum == pytest.approx(0.1)
@@ -223,9 +247,13 @@ def test_losses():
     box = ~outside_boxes(torch.tensor([(0, 0, 0), (1, 2, 1)]), (2, 2, 2), (4, 4, 4))
     assert soft_dice(p, y, weight=box.sum(0)).item() == near(0.414898)  # released
     assert soft_dice(p, y, weight=box).item() == near(0.411980)  # own box
-    pairs = [(box[i] * p[j], box[i] * y[j].double()) for i in range(2) for j in range(2)]  # the broadcast written out
+    pairs = [
+        (box[i] * p[j], box[i] * y[j].double()) for i in range(2) for j in range(2)
+    ]  # the broadcast written out
     top = 2 * sum((a * b).sum() for a, b in pairs) + 1e-5
-    assert (1 - top / (sum((a * a).sum() + (b * b).sum() for a, b in pairs) + 1e-5)).item() == near(0.414898)
+    assert (1 - top / (sum((a * a).sum() + (b * b).sum() for a, b in pairs) + 1e-5)).item() == near(
+        0.414898
+    )
 
 
 def test_consistency():
@@ -271,16 +299,25 @@ def test_stage_one(network, monkeypatch):
     assert y.flatten(1).sum(1).tolist() == [1419] * 4
     asked = []
     ask = type(network).ask
-    monkeypatch.setattr(type(network), "ask", lambda s, v, y, d: asked.append(ask(s, v, y, d)) or asked[-1])
+    monkeypatch.setattr(
+        type(network), "ask", lambda s, v, y, d: asked.append(ask(s, v, y, d)) or asked[-1]
+    )
     terms = step(network, monkeypatch, "pretrain", [(21, MIXED)])
     assert list(terms) == ["supervised", "synthetic", "specific"]
     (logits, target), of_a, of_b = asked
     mixed = mix(outside_boxes(torch.tensor(MIXED), (21,) * 3, (32,) * 3), y[:2], y[2:])
     assert mixed.flatten(1).sum(1).tolist() == [1557, 1763]
-    assert of_a[1].flatten(1).sum(1).tolist() == [1557, 345] and of_b[1].flatten(1).sum(1).tolist() == [1557, 1418]
-    dices = [soft_dice(z.softmax(2)[:, 0, 1], t[:, 0]).item() for z, t in ((logits, target), of_a, of_b)]
+    assert of_a[1].flatten(1).sum(1).tolist() == [1557, 345] and of_b[1].flatten(1).sum(
+        1
+    ).tolist() == [1557, 1418]
+    dices = [
+        soft_dice(z.softmax(2)[:, 0, 1], t[:, 0]).item() for z, t in ((logits, target), of_a, of_b)
+    ]
     assert dices == [near(0.855405), near(0.904624), near(0.848579)]
-    assert [terms[k].item() for k in ("supervised", "synthetic")] == [near(1.575214), near(0.834794)]
+    assert [terms[k].item() for k in ("supervised", "synthetic")] == [
+        near(1.575214),
+        near(0.834794),
+    ]
     assert sum(terms.values()).item() == near(3.286610)
     assert network.head.controller.weight.grad.norm().item() == near(6.619925)
     assert last_up(network).grad.norm().item() == near(0.055203)
@@ -297,25 +334,35 @@ def last_up(model) -> Tensor:
     return weight
 
 
-@pytest.mark.parametrize(("aux", "auxiliary", "total", "gradient"), [
-    ("pairs", 0.559462, 3.000458, 6.477519), ("own", 0.535458, 2.976454, 6.448603)])
+@pytest.mark.parametrize(
+    ("aux", "auxiliary", "total", "gradient"),
+    [("pairs", 0.559462, 3.000458, 6.477519), ("own", 0.535458, 2.976454, 6.448603)],
+)
 def test_stage_two(network, monkeypatch, aux, auxiliary, total, gradient):
     monkeypatch.setattr(network, "p", type(network).Params(aux_mask=aux))
     terms = step(network, monkeypatch, "mine", [(14, MIXED), (14, SEMI)])
     assert list(terms) == ["supervised", "synthetic", "consistency", "auxiliary"]
     values = {k: v.item() for k, v in terms.items()}
-    assert values == {"supervised": near(1.575214), "synthetic": near(0.865604), "consistency": near(1.780635e-4, 10),
-                      "auxiliary": near(auxiliary)}
+    assert values == {
+        "supervised": near(1.575214),
+        "synthetic": near(0.865604),
+        "consistency": near(1.780635e-4, 10),
+        "auxiliary": near(auxiliary),
+    }
     assert sum(values.values()) == near(total)
     assert network.head.controller.weight.grad.norm().item() == near(gradient)
 
 
 def test_running_statistics_settle_on_the_released_mixture():
     """Stationary shares of the batches, in the order they come: as released, and had each pass moved them once."""
+
     def mixture(calls):
-        kept = [0.9 ** k for k in calls]
-        shares = [(1 - kept[i]) * torch.tensor(kept[i + 1:]).prod().item() for i in range(len(calls))]
+        kept = [0.9**k for k in calls]
+        shares = [
+            (1 - kept[i]) * torch.tensor(kept[i + 1 :]).prod().item() for i in range(len(calls))
+        ]
         return [s / sum(shares) for s in shares]
+
     model = small((1,) * 4).double().eval()
     momenta = []
     for calls in (1, 1 + 2 * model.rounds, model.tasks + 1):
@@ -343,18 +390,26 @@ def test_ramp():
 
 def small(classes: tuple[int, ...], dims: int = 3, **params) -> torch.nn.Module:
     cls, backbone = get("method", "versemi").cls, get("backbone", "vnet").cls
-    sources = tuple(Source(f"d{i}", tuple(f"c{j}" for j in range(n))) for i, n in enumerate(classes))
+    sources = tuple(
+        Source(f"d{i}", tuple(f"c{j}" for j in range(n))) for i, n in enumerate(classes)
+    )
     torch.manual_seed(1)
     model = cls(cls.Params(**params), Setting(sources, 1, (32,) * dims))
     model.build(lambda heads=(2,): backbone(backbone.Params(width=4, **VARIANT), 1, dims, heads))
     return model
 
 
-def some_batch(labeled: int, unlabeled: int, sources: list[int], classes: int, dims: int = 3) -> Batch:
+def some_batch(
+    labeled: int, unlabeled: int, sources: list[int], classes: int, dims: int = 3
+) -> Batch:
     torch.manual_seed(2)
     shape = (32,) * dims
-    return Batch(torch.randn(labeled, 1, *shape), torch.randint(0, classes + 1, (labeled, *shape)),
-                 torch.randn(unlabeled, 1, *shape), torch.tensor(sources))
+    return Batch(
+        torch.randn(labeled, 1, *shape),
+        torch.randint(0, classes + 1, (labeled, *shape)),
+        torch.randn(unlabeled, 1, *shape),
+        torch.tensor(sources),
+    )
 
 
 def test_variants_and_phases():
@@ -364,12 +419,17 @@ def test_variants_and_phases():
     assert (released.stages, released.aux_mask) == (1, "pairs")
     assert cls.Params(variant="released", stages=2).stages == 2
     assert [(p.name, p.share, p.unlabeled, p.fresh_optimizer) for p in small((1,)).phases()] == [
-        ("pretrain", 0.55, 0, False), ("mine", pytest.approx(0.45), None, False)]
-    assert [(p.name, p.share) for p in small((1,), variant="released").phases()] == [("pretrain", 1.0)]
+        ("pretrain", 0.55, 0, False),
+        ("mine", pytest.approx(0.45), None, False),
+    ]
+    assert [(p.name, p.share) for p in small((1,), variant="released").phases()] == [
+        ("pretrain", 1.0)
+    ]
 
 
 def test_optimiser():
     from segbench import Optim, Phase
+
     default = Optim()
     adam = small((1,)).optimizer("network", default, Phase())
     assert (adam.name, adam.lr, adam.betas, adam.weight_decay) == ("adam", 1e-3, (0.5, 0.999), 0)
@@ -377,9 +437,18 @@ def test_optimiser():
     assert small((1,), optimizer="protocol").optimizer("network", default, Phase()) is default
 
 
-@pytest.mark.parametrize(("dims", "classes", "labeled", "unlabeled"), [
-    *((2, classes, *items) for classes in [(1,), (3,), (1, 3)] for items in [(1, 1), (3, 2), (2, 3)]),
-    (3, (1,), 1, 1), (3, (1, 3), 3, 2)])
+@pytest.mark.parametrize(
+    ("dims", "classes", "labeled", "unlabeled"),
+    [
+        *(
+            (2, classes, *items)
+            for classes in [(1,), (3,), (1, 3)]
+            for items in [(1, 1), (3, 2), (2, 3)]
+        ),
+        (3, (1,), 1, 1),
+        (3, (1, 3), 3, 2),
+    ],
+)
 def test_any_batch_and_any_data_sets(dims, classes, labeled, unlabeled):
     model = small(classes, dims)
     source = [i % len(classes) for i in range(labeled + unlabeled)]
@@ -408,8 +477,11 @@ def test_supervised_term_averages_over_the_tasks_of_an_image_s_data_set():
         z = model.head(view, torch.full((2, 1), t))[:, 0]
         y = (batch.y == t + 1).long()
         p = z.softmax(1)[:, 1]
-        by_task.append(torch.nn.functional.cross_entropy(z, y)
-                       + 1 - (2 * (p * y).sum() + 1e-5) / ((p * p).sum() + y.sum() + 1e-5))
+        by_task.append(
+            torch.nn.functional.cross_entropy(z, y)
+            + 1
+            - (2 * (p * y).sum() + 1e-5) / ((p * p).sum() + y.sum() + 1e-5)
+        )
     torch.testing.assert_close(got, sum(by_task) / 3, rtol=1e-5, atol=1e-6)
 
 
@@ -427,21 +499,28 @@ def test_specific_targets_on_mixed_images(same, monkeypatch):
     batch = some_batch(2, 0, [0, 0 if same else 1], 2)
     asked = []
     ask = type(model).ask
-    monkeypatch.setattr(type(model), "ask", lambda s, v, y, d: asked.append((y, d)) or ask(s, v, y, d))
+    monkeypatch.setattr(
+        type(model), "ask", lambda s, v, y, d: asked.append((y, d)) or ask(s, v, y, d)
+    )
     clock = Clock(0, 10, "pretrain", 0, 5)
     model.loss(batch, clock)
     inside = ~context_mask(1, (32,) * 3, 2 / 3, clock.generator("mask"))
     a, b = batch.y[:1], batch.y[1:]
     (of_a, d_a), (of_b, d_b) = asked[1:]
     assert torch.equal(of_a, torch.where(inside, b if same else 0 * b, a)) and d_a.tolist() == [0]
-    assert torch.equal(of_b, torch.where(inside, b, a if same else 0 * a)) and d_b.tolist() == [0 if same else 1]
+    assert torch.equal(of_b, torch.where(inside, b, a if same else 0 * a)) and d_b.tolist() == [
+        0 if same else 1
+    ]
 
 
 def test_processes_of_one_training_draw_their_own_boxes():
     model, batch = small((1,)), some_batch(2, 2, [0] * 4, 1)
     terms = [model.loss(batch, Clock(0, 100, "mine", 0, 50, rank=rank)) for rank in (0, 0, 1)]
     assert terms[0] == terms[1] and terms[0]["supervised"] == terms[2]["supervised"]
-    assert terms[0]["synthetic"] != terms[2]["synthetic"] and terms[0]["auxiliary"] != terms[2]["auxiliary"]
+    assert (
+        terms[0]["synthetic"] != terms[2]["synthetic"]
+        and terms[0]["auxiliary"] != terms[2]["auxiliary"]
+    )
 
 
 def test_detached_aggregate_and_ramp():
@@ -451,7 +530,9 @@ def test_detached_aggregate_and_ramp():
     for detach in (False, True):
         model = small((1,), detach_aggregate=detach)
         model.loss(batch, clock)["consistency"].backward()
-        grads[detach] = model.head.controller.weight.grad[:, -2:].norm(dim=0)  # prompt columns: real, synthetic
+        grads[detach] = model.head.controller.weight.grad[:, -2:].norm(
+            dim=0
+        )  # prompt columns: real, synthetic
     assert grads[False].min() > 0 and grads[True][0] == 0 and grads[True][1] > 0
     plain, ramped = (small((1,), ramp=r).loss(batch, clock) for r in (False, True))
     for name in ("consistency", "auxiliary"):
@@ -476,8 +557,13 @@ def test_one_prediction_equals_the_softmax():
 
 def test_stage_two_ratio_range():
     from importlib import import_module
+
     ratio = import_module(get("method", "versemi").cls.__module__).ratio
     draw = torch.Generator().manual_seed(0)
     values = torch.tensor([ratio(draw) for _ in range(2000)])
-    assert 0.3 <= values.min() < 0.303 and 0.597 < values.max() < 0.6 and values.mean() == pytest.approx(0.45, abs=0.01)
+    assert (
+        0.3 <= values.min() < 0.303
+        and 0.597 < values.max() < 0.6
+        and values.mean() == pytest.approx(0.45, abs=0.01)
+    )
     assert abs(values.std() - 0.3 / 12**0.5) < 0.005

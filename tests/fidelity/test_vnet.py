@@ -18,7 +18,12 @@ from torch import Tensor
 from segbench.errors import UsageError
 
 vnet = importlib.import_module("segbench.backbones.vnet")
-VNet, upsample, load_published, published_names = vnet.VNet, vnet.upsample, vnet.load_published, vnet.published_names
+VNet, upsample, load_published, published_names = (
+    vnet.VNet,
+    vnet.upsample,
+    vnet.load_published,
+    vnet.published_names,
+)
 MC_NET = ("transposed", "trilinear", "nearest")
 
 
@@ -29,8 +34,14 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def build(heads: tuple[int, ...] = (2,), decoders: tuple[str, ...] = ("transposed",), dims: int = 3, channels: int = 1,
-          side_outputs: bool = False, **params: object):
+def build(
+    heads: tuple[int, ...] = (2,),
+    decoders: tuple[str, ...] = ("transposed",),
+    dims: int = 3,
+    channels: int = 1,
+    side_outputs: bool = False,
+    **params: object,
+):
     torch.manual_seed(0)
     params = {"dropout": 0.0, **params}
     return VNet(VNet.Params(**params), channels, dims, heads, decoders, side_outputs)
@@ -85,17 +96,26 @@ def near(*values: float):
 
 def summary(x: Tensor) -> tuple[float, ...]:
     """Mean, population standard deviation, first and last element."""
-    return x.mean().item(), x.std(correction=0).item(), x.flatten()[0].item(), x.flatten()[-1].item()
+    return (
+        x.mean().item(),
+        x.std(correction=0).item(),
+        x.flatten()[0].item(),
+        x.flatten()[-1].item(),
+    )
 
 
 # Sizes
 
-@pytest.mark.parametrize("heads, decoders, expected", [
-    ((2,), ("transposed",), (9_448_866, 118)),
-    ((1, 1), ("transposed",), (9_448_866, 120)),
-    ((2,), MC_NET[:2], (12_347_716, 172)),
-    ((2,), MC_NET, (15_246_566, 226)),
-])
+
+@pytest.mark.parametrize(
+    "heads, decoders, expected",
+    [
+        ((2,), ("transposed",), (9_448_866, 118)),
+        ((1, 1), ("transposed",), (9_448_866, 120)),
+        ((2,), MC_NET[:2], (12_347_716, 172)),
+        ((2,), MC_NET, (15_246_566, 226)),
+    ],
+)
 def test_parameter_counts(heads, decoders, expected):
     assert count(build(heads, decoders)) == expected
 
@@ -112,16 +132,39 @@ def test_instance_variants():
     # VerSemi's trunk: 9 484 144 less the global feature's norm, the controller and the pre-head.
     versemi = build((), norm="instance", last_block=False, first_skip=False)
     assert count(versemi) == (9_484_144 - 512 - 47_160 - 168, 64 - 8)
-    order = [name.split(".")[-4] for name, _ in versemi.named_parameters() if name.endswith("conv.0.weight")]
-    assert order == ["block_" + x for x in (
-        "one", "one_dw", "two", "two_dw", "three", "three_dw", "four", "four_dw", "five", "five_up", "six", "six_up",
-        "seven", "seven_up", "eight", "eight_up")]
+    order = [
+        name.split(".")[-4]
+        for name, _ in versemi.named_parameters()
+        if name.endswith("conv.0.weight")
+    ]
+    assert order == [
+        "block_" + x
+        for x in (
+            "one",
+            "one_dw",
+            "two",
+            "two_dw",
+            "three",
+            "three_dw",
+            "four",
+            "four_dw",
+            "five",
+            "five_up",
+            "six",
+            "six_up",
+            "seven",
+            "seven_up",
+            "eight",
+            "eight_up",
+        )
+    ]
     assert all(name.split(".")[-2] in "036" for name, _ in versemi.named_parameters())
     assert versemi(torch.zeros(1, 1, 32, 16, 16)) == ()
     assert count(build(norm="instance")) == (9_443_266, 60)  # BCP's pancreas network
 
 
 # Outputs of fixed weights
+
 
 def test_hash_rule():
     net = build()
@@ -138,8 +181,12 @@ def test_plain_network_in_eval_mode():
     assert out.shape == (2, 2, 32, 32, 16)
     flat = out.flatten()
     assert (*summary(out)[:2], out.abs().mean().item()) == near(1.192066, 0.982901, 1.212377)
-    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == near(-0.188554, 0.084268, 1.144536)
-    assert tuple(e.mean().item() for e in pyramid) == near(0.431553, 0.380861, 0.292805, 0.146053, 0.050350)
+    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == near(
+        -0.188554, 0.084268, 1.144536
+    )
+    assert tuple(e.mean().item() for e in pyramid) == near(
+        0.431553, 0.380861, 0.292805, 0.146053, 0.050350
+    )
 
 
 def test_plain_network_in_train_mode():
@@ -149,7 +196,9 @@ def test_plain_network_in_train_mode():
         out = net(wave())
     flat = out.flatten()
     assert (*summary(out)[:2], out.abs().mean().item()) == near(0.607699, 0.726363, 0.759377)
-    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == near(-0.411918, 0.020458, -0.281526)
+    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == near(
+        -0.411918, 0.020458, -0.281526
+    )
     norm = net.encoder["block_one"].conv[1]
     assert norm.running_mean[:3].tolist() == pytest.approx([-0.0076, 0.0064, 0.0094], abs=5e-5)
     assert norm.running_var[:3].tolist() == pytest.approx([1.2088, 1.0363, 0.9230], abs=5e-5)
@@ -174,7 +223,9 @@ def test_dropout_before_the_head_drops_whole_channels():
     for blocks in net.decoders:
         blocks["out_conv"].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
         blocks["block_nine"].register_forward_hook(lambda _, __, output: undropped.append(output))
-        blocks["block_five_up"].register_forward_hook(lambda _, inputs, __: bottlenecks.append(inputs[0]))
+        blocks["block_five_up"].register_forward_hook(
+            lambda _, inputs, __: bottlenecks.append(inputs[0])
+        )
     draws, x = [], torch.rand(2, 1, 16, 16, 16)
     with torch.no_grad():
         for _ in range(60):
@@ -183,15 +234,23 @@ def test_dropout_before_the_head_drops_whole_channels():
         kept = after.flatten(2).abs().amax(2) > 0
         assert torch.equal(after, 2 * before * kept[:, :, None, None, None])
         draws.append(kept)
-    assert torch.stack(draws).double().mean() == pytest.approx(0.5, abs=0.08)  # 960 draws, five standard deviations
-    assert any(not torch.equal(a, b) for a, b in zip(draws[::2], draws[1::2], strict=True))  # a draw of each decoder
-    assert all(torch.equal(a, b) for a, b in zip(bottlenecks[::2], bottlenecks[1::2], strict=True))  # and one for both
+    assert torch.stack(draws).double().mean() == pytest.approx(
+        0.5, abs=0.08
+    )  # 960 draws, five standard deviations
+    assert any(
+        not torch.equal(a, b) for a, b in zip(draws[::2], draws[1::2], strict=True)
+    )  # a draw of each decoder
+    assert all(
+        torch.equal(a, b) for a, b in zip(bottlenecks[::2], bottlenecks[1::2], strict=True)
+    )  # and one for both
 
 
 def test_dropout_of_the_bottleneck():
     net = build(dropout=0.5, width=4).train()
     inputs: list[Tensor] = []
-    net.decoders[0]["block_five_up"].register_forward_hook(lambda _, args, __: inputs.append(args[0]))
+    net.decoders[0]["block_five_up"].register_forward_hook(
+        lambda _, args, __: inputs.append(args[0])
+    )
     x = torch.rand(2, 1, 32, 32, 16)
     with torch.no_grad():
         pyramid = net.encode(x)
@@ -208,10 +267,15 @@ def test_mc_net():
     wave_fill(net)
     with torch.no_grad():
         outputs = net(ripple())
-    expected = ((0.016474, 0.009869, 0.027760, 0.016282), (-0.029560, 0.037466, -0.044690, -0.020507),
-                (0.165867, 0.018246, 0.158537, 0.172956))
+    expected = (
+        (0.016474, 0.009869, 0.027760, 0.016282),
+        (-0.029560, 0.037466, -0.044690, -0.020507),
+        (0.165867, 0.018246, 0.158537, 0.172956),
+    )
     for z, values in zip(outputs, expected, strict=True):
-        assert (*summary(z)[:2], z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == near(*values)
+        assert (*summary(z)[:2], z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == near(
+            *values
+        )
 
     state = {name: net.state_dict()[key] for key, name in published_names(net).items()}
     first = {k: v for k, v in state.items() if not k.startswith(("decoder2", "decoder3"))}
@@ -238,7 +302,9 @@ def test_versemi_encoder():
     with torch.no_grad():
         pyramid = net.encode(ripple())
         features = net.decode(pyramid)[0]
-    assert tuple(e.mean().item() for e in pyramid) == near(0.437004, 0.357745, 0.391639, 0.381954, 0.447741)
+    assert tuple(e.mean().item() for e in pyramid) == near(
+        0.437004, 0.357745, 0.391639, 0.381954, 0.447741
+    )
     assert features.shape == (2, 16, 32, 32, 32)
 
 
@@ -280,34 +346,61 @@ def test_enlargement_first_used_without_gradients_can_train_later():
 
 # One prediction a scale
 
+
 def test_side_outputs():
     net = build((2,), side_outputs=True, width=4, dropout=0.5).train()
     assert [m.p for m in net.dropouts] == pytest.approx([0.1, 0.2, 0.3, 0.5])
     x, seen = torch.rand(2, 1, 32, 32, 16), {}
     for name in ("block_six", "block_seven_up", "out_conv4"):
-        net.decoders[0][name].register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args[0], out)}))
+        net.decoders[0][name].register_forward_hook(
+            lambda _, args, out, name=name: seen.update({name: (args[0], out)})
+        )
     outputs = net(x)
     assert [tuple(z.shape) for z in outputs] == [(2, 2, 32, 32, 16)] * 4
     # The dropped map feeds both its head and the next stage.
     kept = (seen["out_conv4"][0].flatten(2).abs().amax(2) > 0)[:, :, None, None, None]
     assert torch.equal(seen["out_conv4"][0], 2 * seen["block_six"][1] * kept)
     assert 0 < kept.sum() < kept.numel()
-    coarse = F.interpolate(seen["out_conv4"][1], scale_factor=8, mode="trilinear", align_corners=False)
+    coarse = F.interpolate(
+        seen["out_conv4"][1], scale_factor=8, mode="trilinear", align_corners=False
+    )
     assert torch.allclose(outputs[3], coarse, atol=1e-12)
-    assert [net.decoders[0][f"out_conv{s}"].in_channels for s in ("", "2", "3", "4")] == [4, 8, 16, 32]
+    assert [net.decoders[0][f"out_conv{s}"].in_channels for s in ("", "2", "3", "4")] == [
+        4,
+        8,
+        16,
+        32,
+    ]
 
     net.eval()
     maps = net.decode(net.encode(x))
-    assert all(torch.equal(net.head(m, i), z) for i, (m, z) in enumerate(zip(maps, net(x), strict=True)))
+    assert all(
+        torch.equal(net.head(m, i), z) for i, (m, z) in enumerate(zip(maps, net(x), strict=True))
+    )
     with pytest.raises(UsageError, match="one head and one decoder"):
         build((1, 2), side_outputs=True)
 
 
 # Variants
 
-@pytest.mark.parametrize("params", [
-    {}, {"norm": "instance"}, {"norm": "group"}, {"norm": "none"}, {"residual": True}, {"last_block": False},
-    {"first_skip": False}, {"width": 3}, {"norm": "group", "width": 6}, {"depth": 2}, {"depth": 4}], ids=str)
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"norm": "instance"},
+        {"norm": "group"},
+        {"norm": "none"},
+        {"residual": True},
+        {"last_block": False},
+        {"first_skip": False},
+        {"width": 3},
+        {"norm": "group", "width": 6},
+        {"depth": 2},
+        {"depth": 4},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dims", [2, 3])
 def test_variants(params, dims):
     params = {"width": 2, **params}

@@ -31,7 +31,7 @@ class Scans(Dataset):
         label[: self.side[0] // 2] = 2
         label[image[0] > 0.7] = 1
         affine = np.diag([*self.spacing, 1.0])
-        return Case(raw.id, image, label, self.spacing[:self.dims], affine)
+        return Case(raw.id, image, label, self.spacing[: self.dims], affine)
 
 
 @dataset("scans_recipe")
@@ -39,8 +39,12 @@ class ScansRecipe(Scans):
     """The same with its preparation on record."""
 
     def find(self, source):
-        recipe = Recipe(spacing=self.spacing, grey=(Grey((0.0, 1000.0), "unit"),), crop="label", margin=(1, 1))
-        return [RawCase(raw.id, {"recipe": recipe, "number": raw.where}) for raw in super().find(source)]
+        recipe = Recipe(
+            spacing=self.spacing, grey=(Grey((0.0, 1000.0), "unit"),), crop="label", margin=(1, 1)
+        )
+        return [
+            RawCase(raw.id, {"recipe": recipe, "number": raw.where}) for raw in super().find(source)
+        ]
 
     def normalize(self, image):
         raise AssertionError("the recipe says how")

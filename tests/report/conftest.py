@@ -21,16 +21,36 @@ class Browser:
             kept = os.dup(read_theirs), os.dup(write_theirs)
             os.dup2(kept[0], 3)
             os.dup2(kept[1], 4)
+
         self.process = subprocess.Popen(
-            [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-             "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank"],
-            close_fds=False, preexec_fn=wire, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                program,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--remote-debugging-pipe",
+                f"--user-data-dir={folder}",
+                "about:blank",
+            ],
+            close_fds=False,
+            preexec_fn=wire,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(read_theirs)
         os.close(write_theirs)
         self._in, self._out, self._rest, self._number = read_ours, write_ours, b"", 0
         self.problems, self.requests, self._loaded, self._session = [], [], False, None
-        target = next(t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        target = next(
+            t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"
+        )["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -75,9 +95,18 @@ class Browser:
 
     def open(self, file, width=1280, height=900, dark=False, media=""):
         """Show a file as a window of that width would."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", media=media,
-                  features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            media=media,
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self._loaded = False
         self.call("Page.navigate", url=file.resolve().as_uri())
         deadline = time.monotonic() + 60
@@ -86,15 +115,26 @@ class Browser:
 
     def run(self, script):
         """The value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def picture(self, file, clip=None):
         """A PNG of the whole page, or of a part (x, y, width, height)."""
-        area = clip or (0, 0, self.run("innerWidth"), self.run("document.documentElement.scrollHeight"))
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True,
-                         clip=dict(zip(("x", "y", "width", "height", "scale"), (*area, 1), strict=True)))
+        area = clip or (
+            0,
+            0,
+            self.run("innerWidth"),
+            self.run("document.documentElement.scrollHeight"),
+        )
+        shot = self.call(
+            "Page.captureScreenshot",
+            format="png",
+            captureBeyondViewport=True,
+            clip=dict(zip(("x", "y", "width", "height", "scale"), (*area, 1), strict=True)),
+        )
         file.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self):
@@ -106,7 +146,11 @@ class Browser:
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    program = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if program is None:
         pytest.skip("no chromium: apt-get install chromium")
     page = Browser(program, tmp_path_factory.mktemp("browser"))

@@ -25,8 +25,14 @@ from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
 from segbench.training.run import execute, prepare
 
-HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "$\\frac{1}$",
-           "a\nb\x1b[31m", "{{ 7 * 7 }}"]
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "$\\frac{1}$",
+    "a\nb\x1b[31m",
+    "{{ 7 * 7 }}",
+]
 
 
 @pytest.fixture
@@ -35,7 +41,12 @@ def finished(lab, tmp_path_factory):
     place = tmp_path_factory.getbasetemp() / "runs-of-the-report"
     if not place.exists():
         first = type(lab)(place)
-        for method, seed in (("supervised", 0), ("supervised", 1), ("supervised", 2), ("mean_teacher", 0)):
+        for method, seed in (
+            ("supervised", 0),
+            ("supervised", 1),
+            ("supervised", 2),
+            ("mean_teacher", 0),
+        ):
             execute(first.prepared(method, seed=seed, steps=2), first.machine())
     shutil.copytree(place, lab.folder, dirs_exist_ok=True)
     return lab
@@ -43,6 +54,7 @@ def finished(lab, tmp_path_factory):
 
 def restore(lab):
     from segbench.cli.run import restore
+
     return lambda run: restore(run, lab.machine())
 
 
@@ -53,6 +65,7 @@ def runs(lab):
 def rewrite(run, change):
     """Change the case table and the result of a run as somebody who knows the digest would."""
     import hashlib
+
     with (run.path / "cases.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     result = json.loads((run.path / "result.json").read_text())
@@ -104,20 +117,29 @@ def test_page_is_whole_and_asks_nobody(finished):
             assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), attributes
     assert all(a.get("alt") for t, a in page.tags if t == "img")
     assert all(a.get("aria-label") or a.get("aria-hidden") for t, a in page.tags if t == "svg")
-    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy.startswith("default-src 'none'") and "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    policy = next(
+        a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy.replace(
+        "style-src 'unsafe-inline'", ""
+    )
     assert content.warnings == [] and len(content.sections) == 1
 
 
 def test_numbers_are_those_of_the_runs(finished):
     text, content = report(runs(finished), "A title", None)
-    section, = content.sections
+    (section,) = content.sections
     assert [e.name for e in section.entries] == ["supervised", "mean_teacher"]
     for entry in section.entries:
         dice = [100 * m.result["metrics"][0]["columns"]["dice"]["mean"] for m in entry.members]
         assert f"{np.mean(dice):.1f}</td>" in text
         for case in section.board.case_ids:
-            own = [100 * line["dice"] for m in entry.members for line in m.cases if line["case"] == case]
+            own = [
+                100 * line["dice"]
+                for m in entry.members
+                for line in m.cases
+                if line["case"] == case
+            ]
             assert f"{np.mean(own):.1f}</td>" in text
     assert "1 seed: not ranked" in text and "data:image/png" not in text
 
@@ -146,8 +168,10 @@ def test_planes_go_through_the_target_and_differences_are_tinted():
     assert [(p.axis, p.index) for p in planes] == [(2, 4), (1, 4), (0, 2)]
     assert planes[0].of(truth).shape == (8, 6) and (planes[0].width, planes[0].height) == (6.0, 8.0)
     rgba = overlay.tint(truth[2], label[2])
-    assert (rgba[3, 4, :3] != rgba[6, 4, :3]).any() and rgba[3, 4, 3] == rgba[6, 4, 3] > 0 == rgba[4, 5, 3]
-    flat, = overlay.cut(truth[2], label[2], (1.0, 2.0))
+    assert (rgba[3, 4, :3] != rgba[6, 4, :3]).any() and rgba[3, 4, 3] == rgba[6, 4, 3] > 0 == rgba[
+        4, 5, 3
+    ]
+    (flat,) = overlay.cut(truth[2], label[2], (1.0, 2.0))
     assert flat.axis is None and flat.of(truth[2]).shape == (10, 8)
 
 
@@ -155,41 +179,67 @@ def test_planes_go_through_the_target_and_differences_are_tinted():
 def test_a_volume_of_one_slice_has_a_picture(shape):
     label = np.zeros(shape, np.uint8)
     label[tuple(slice(0, -(-n // 2)) for n in shape)] = 1
-    store = SimpleNamespace(image=lambda case: np.random.default_rng(0).random((1, *shape)), label=lambda case: label,
-                            cases={"a": SimpleNamespace(spacing=None)})
+    store = SimpleNamespace(
+        image=lambda case: np.random.default_rng(0).random((1, *shape)),
+        label=lambda case: label,
+        cases={"a": SimpleNamespace(spacing=None)},
+    )
     assert overlay.picture(store, "a", label[::-1]).startswith("data:image/png")
 
 
 def test_a_report_never_fails_for_want_of_pictures(finished):
     def broken(run):
         raise ZeroDivisionError("a plug-in's")
-    assert "no pictures: ZeroDivisionError: a plug-in" in html.unescape(report(runs(finished), "A title", broken)[0])
+
+    assert "no pictures: ZeroDivisionError: a plug-in" in html.unescape(
+        report(runs(finished), "A title", broken)[0]
+    )
 
 
 def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
     own = next(r for r in runs(finished) if "/supervised/" in str(r.path))
     shutil.copytree(own.path, own.path.with_name(f"imported-{own.path.name}"))
-    RunDir(own.path.with_name(f"imported-{own.path.name}")).write_json("import.json", {"verified": False})
-    found = {e.name: [m.run.reported for m in e.members] for e in gather(runs(finished)).sections[0].entries}
+    RunDir(own.path.with_name(f"imported-{own.path.name}")).write_json(
+        "import.json", {"verified": False}
+    )
+    found = {
+        e.name: [m.run.reported for m in e.members]
+        for e in gather(runs(finished)).sections[0].entries
+    }
     assert found["supervised"] == [False] * 3 and found["supervised (reported)"] == [True]
-    assert "5 runs" in finished.call("report", "--root", finished.folder / "out", "--no-images").stdout
+    assert (
+        "5 runs" in finished.call("report", "--root", finished.folder / "out", "--no-images").stdout
+    )
 
 
 def test_doubtful_published_rows_and_their_distances_are_told(finished, monkeypatch):
     from segbench.results.leaderboard import published
+
     monkeypatch.setattr("segbench.results.leaderboard._standard", lambda *_: True)
-    monkeypatch.setattr("segbench.report.page.published", lambda dataset, labeled: published("la", 8))
+    monkeypatch.setattr(
+        "segbench.report.page.published", lambda dataset, labeled: published("la", 8)
+    )
     text, _ = report(runs(finished), "A title", None)
-    assert '<td class="name">CVRL !</td>' in text and "! CVRL (fbanet_readme): Jaccard 78.53" in text
-    assert text.count(" !</td>") == text.count(">! ") == 4 and "HD95 pooled over both directions" in text
+    assert (
+        '<td class="name">CVRL !</td>' in text and "! CVRL (fbanet_readme): Jaccard 78.53" in text
+    )
+    assert (
+        text.count(" !</td>") == text.count(">! ") == 4
+        and "HD95 pooled over both directions" in text
+    )
 
 
 def test_cost_is_that_of_one_kind_of_device():
     def cost(*manifests):
         return cost_of([SimpleNamespace(manifest=m) for m in manifests])
+
     gpu = {"gpu_seconds": 3600.0, "cpu_seconds": 9000.0, "seconds_per_step": 0.1}
     cpu = {"gpu_seconds": 0.0, "cpu_seconds": 7200.0, "seconds_per_step": 9.0}
-    mixed, alone, strange = cost(gpu, cpu, gpu), cost(cpu), cost({"cpu_seconds": None, "train_seconds": 3600})
+    mixed, alone, strange = (
+        cost(gpu, cpu, gpu),
+        cost(cpu),
+        cost({"cpu_seconds": None, "train_seconds": 3600}),
+    )
     assert (mixed.kind, mixed.hours, mixed.seconds_per_step) == ("GPU", 1.0, pytest.approx(0.1))
     assert (alone.kind, alone.hours) == ("CPU", 2.0)
     assert np.isnan(strange.hours), "what the clock showed is no time of a processor"
@@ -210,7 +260,12 @@ def test_minutes_of_processors_and_of_gpus_are_two_plots(finished):
     first, second = (e.name for e in section.entries)
     one = Cost(1, 1, 2.0, "GPU", 1, 1, 1, 1)
     plots = _scatter(section, {first: one, second: replace(one, kind="CPU")})
-    assert plots.count("<svg") == 2 and "GPU minutes" in plots and "CPU minutes" in plots and "GPU/" not in plots
+    assert (
+        plots.count("<svg") == 2
+        and "GPU minutes" in plots
+        and "CPU minutes" in plots
+        and "GPU/" not in plots
+    )
     assert _scatter(section, {first: one, second: one}).count("<svg") == 1
 
 
@@ -227,13 +282,19 @@ def test_tables_of_one_title_keep_their_own_pictures(lab):
         execute(lab.prepared("supervised", steps=steps), lab.machine())
     text, content = report(runs(lab), "A title", restore(lab))
     first, second = content.sections
-    assert first.board.title == second.board.title and len(set(re.findall(r'src="(data:[^"]+)"', text))) == 4
+    assert (
+        first.board.title == second.board.title
+        and len(set(re.findall(r'src="(data:[^"]+)"', text))) == 4
+    )
     assert "modified: steps = 1<" in text and "modified: steps = 2<" in text
 
 
 def test_commands_make_the_same_runs_again(finished, monkeypatch):
-    changed = {"method": "mean_teacher", "overrides": ["decay=0.5", "patch=8x8x8", "inference.stride=8,8,8"],
-               "labeled": 3}
+    changed = {
+        "method": "mean_teacher",
+        "overrides": ["decay=0.5", "patch=8x8x8", "inference.stride=8,8,8"],
+        "labeled": 3,
+    }
     execute(finished.prepared(**changed, steps=2), finished.machine())
     monkeypatch.setattr("segbench.config.experiment.read_protocol", _by_file)
     for section in gather(runs(finished)).sections:
@@ -245,43 +306,68 @@ def test_commands_make_the_same_runs_again(finished, monkeypatch):
             values = [v for k, v in zip(words[3::2], words[4::2], strict=True) if k == "-o"]
             ids = set()
             for seed in options["--seeds"].split(","):
-                experiment, = resolve(words[2], dataset=options["--dataset"], labeled=options["--labeled"], seed=int(seed),
-                                      backbone=options["--backbone"], protocol=options["--protocol"],
-                                      overrides=values).experiments
+                (experiment,) = resolve(
+                    words[2],
+                    dataset=options["--dataset"],
+                    labeled=options["--labeled"],
+                    seed=int(seed),
+                    backbone=options["--backbone"],
+                    protocol=options["--protocol"],
+                    overrides=values,
+                ).experiments
                 ids.add(prepare(experiment, finished.machine()).run_id[:8])
             assert ids == set(entry.row.runs)
 
 
 def _by_file(name):
     from segbench.config.protocol import read_protocol
-    return read_protocol(Path(__file__).parents[1] / "plugins" / name if name == "tiny.yaml" else name)
+
+    return read_protocol(
+        Path(__file__).parents[1] / "plugins" / name if name == "tiny.yaml" else name
+    )
 
 
 def test_hostile_names_are_text(finished):
     name = " ".join(HOSTILE)
+
     def change(rows, result):
         rows[0]["case"] = rows[0]["class"] = rows[1]["class"] = result["metrics"][0]["class"] = name
         result["method"] = result["science"]["method"] = name[:190]
+
     run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
     rewrite(run, change)
     (run.path / "log.jsonl").write_text(json.dumps({"step": 0, name: 0.5}) + "\n[1]\n{torn")
-    (run.path / "manifest.json").write_text(json.dumps({"warnings": [name], "device": name, "seconds_per_step": name,
-                                                        "phases": name}))
+    (run.path / "manifest.json").write_text(
+        json.dumps({"warnings": [name], "device": name, "seconds_per_step": name, "phases": name})
+    )
     text, content = report(runs(finished), name, None)
     page = Page(text)
-    assert [t for t, _ in page.tags].count("script") == 1 and not [t for t, a in page.tags if t == "img" or "onload" in a]
+    assert [t for t, _ in page.tags].count("script") == 1 and not [
+        t for t, a in page.tags if t == "img" or "onload" in a
+    ]
     assert "\x1b" not in text and "49" not in re.findall(r"(?s)<h1>.*?</h1>", text)[0]
-    assert content.warnings == [] and name[:190] in {e.name for s in content.sections for e in s.entries}
+    assert content.warnings == [] and name[:190] in {
+        e.name for s in content.sections for e in s.entries
+    }
 
 
-@pytest.mark.parametrize("forge", [
-    lambda rows, result: result.pop("metrics"), lambda rows, result: result.update(seed="zero"),
-    lambda rows, result: result.update(metrics=[{"dataset": 1}]), lambda rows, result: rows[0].update(dice="1e9"),
-    lambda rows, result: rows[0].update(dice="much"), lambda rows, result: result.update(science=[]),
-    lambda rows, result: result["science"].pop("params"), lambda rows, result: result.pop("weights_sha256"),
-    lambda rows, result: result["metrics"][0]["columns"].pop("dice"), lambda rows, result: result.update(datasets=["x"]),
-    lambda rows, result: result["metrics"][0]["columns"]["dice"].update(mean=0.99),
-    lambda rows, result: result.update(schema="segbench.run/0")])
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda rows, result: result.pop("metrics"),
+        lambda rows, result: result.update(seed="zero"),
+        lambda rows, result: result.update(metrics=[{"dataset": 1}]),
+        lambda rows, result: rows[0].update(dice="1e9"),
+        lambda rows, result: rows[0].update(dice="much"),
+        lambda rows, result: result.update(science=[]),
+        lambda rows, result: result["science"].pop("params"),
+        lambda rows, result: result.pop("weights_sha256"),
+        lambda rows, result: result["metrics"][0]["columns"].pop("dice"),
+        lambda rows, result: result.update(datasets=["x"]),
+        lambda rows, result: result["metrics"][0]["columns"]["dice"].update(mean=0.99),
+        lambda rows, result: result.update(schema="segbench.run/0"),
+    ],
+)
 def test_forged_results_are_left_out_and_named(finished, forge):
     run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
     rewrite(run, forge)
@@ -297,7 +383,11 @@ def test_failed_runs_are_counted(finished):
     (runs(finished)[0].path / "result.json").write_text("{}")
     text, content = report(runs(finished), "A title", None)
     assert len(content.warnings) == 1 and content.warnings[0].replace("'", "&#39;") in text
-    assert len(content.failures) == 1 and "1 failed run:" in text and "&lt;b&gt;no&lt;/b&gt; (training)" in text
+    assert (
+        len(content.failures) == 1
+        and "1 failed run:" in text
+        and "&lt;b&gt;no&lt;/b&gt; (training)" in text
+    )
 
 
 def test_nothing_to_show():
@@ -324,7 +414,8 @@ def test_a_suite_names_what_it_lacks_and_needs_no_data(finished):
     plugins = Path(__file__).resolve().parents[1] / "plugins"
     (finished.folder / "mine.yaml").write_text(
         f"schema: 1\nname: mine\nprotocol: {plugins / 'tiny.yaml'}\nmatrix:\n  method: [supervised, mean_teacher]\n"
-        "  dataset: [tiny]\n  labeled: [2]\n  seed: [0, 1]\n")
+        "  dataset: [tiny]\n  labeled: [2]\n  seed: [0, 1]\n"
+    )
     for seed in (0, 1):
         execute(finished.prepared("supervised", seed=seed), finished.machine())
 
@@ -333,8 +424,10 @@ def test_a_suite_names_what_it_lacks_and_needs_no_data(finished):
         done = finished.call("report", *where, "mine.yaml", "--no-images", "--json")
         document = json.loads(done.stdout)
         assert document["runs"] == 2 and document["unfinished"] == [
-            f"mean_teacher on tiny, 2 labelled, seed {s}: to do, not in this report" for s in (0, 1)], done.stderr
+            f"mean_teacher on tiny, 2 labelled, seed {s}: to do, not in this report" for s in (0, 1)
+        ], done.stderr
         assert document["unfinished"][0] in Path(document["file"]).read_text()
+
     told()
     shutil.rmtree(finished.folder / "data")
     told()
@@ -343,10 +436,13 @@ def test_a_suite_names_what_it_lacks_and_needs_no_data(finished):
 def test_curves_for_tensorboard(finished):
     pytest.importorskip("tensorboard", reason="the extra tb is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     target = finished.folder / "tb"
     run = next(r for r in runs(finished) if "/mean_teacher/" in str(r.path))
     with (run.path / "log.jsonl").open("a") as file:
-        file.write('{"step": 9, "seconds": "x", "supervised": 0.5}\n{"step": 10, "supervised": 1e999}\n')
+        file.write(
+            '{"step": 9, "seconds": "x", "supervised": 0.5}\n{"step": 10, "supervised": 1e999}\n'
+        )
     for _ in range(2):  # a second export replaces the first
         done = finished.call("report", "--root", finished.folder / "out", "--tensorboard", target)
         assert done.returncode == 0, done.stderr
@@ -354,23 +450,41 @@ def test_curves_for_tensorboard(finished):
     events.Reload()
     log = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()][:-1]
     assert [(e.step, e.value) for e in events.Scalars("loss/supervised")] == [
-        (line["step"], pytest.approx(line["supervised"])) for line in log]
+        (line["step"], pytest.approx(line["supervised"])) for line in log
+    ]
     assert set(events.Tags()["scalars"]) == {"lr", "loss/supervised", "loss/consistency"}
 
 
 def test_figures_carry_no_address_and_take_the_page_s_colours(finished):
     section = gather(runs(finished)).sections[0]
-    for svg in (figures.strip(section, "ball"), figures.curves(section.entries[0]),
-                figures.scatter([("a", 1.0, 50.0), ("b", 100.0, 60.0), ("c", float("nan"), 1.0)], "minutes")):
+    for svg in (
+        figures.strip(section, "ball"),
+        figures.curves(section.entries[0]),
+        figures.scatter(
+            [("a", 1.0, 50.0), ("b", 100.0, 60.0), ("c", float("nan"), 1.0)], "minutes"
+        ),
+    ):
         assert svg.startswith("<svg") and svg.rstrip().endswith("</svg>")
-        assert "http" not in svg and "#0102" not in svg and "#000000" not in svg and "var(--s1)" in svg
+        assert (
+            "http" not in svg and "#0102" not in svg and "#000000" not in svg and "var(--s1)" in svg
+        )
 
 
 def test_names_move_only_where_they_would_meet():
     from segbench.report.figures import _apart
-    shifts = {name: (shift, right) for name, _, _, shift, right in _apart(
-        [("cheap", 1.0, 80.0), ("dear", 100.0, 80.0), ("near", 1.1, 80.1), ("low", 1.0, 50.0)], np.log)}
-    assert shifts["cheap"] == (0, False) and shifts["dear"] == (0, True) and shifts["low"] == (0, False)
+
+    shifts = {
+        name: (shift, right)
+        for name, _, _, shift, right in _apart(
+            [("cheap", 1.0, 80.0), ("dear", 100.0, 80.0), ("near", 1.1, 80.1), ("low", 1.0, 50.0)],
+            np.log,
+        )
+    }
+    assert (
+        shifts["cheap"] == (0, False)
+        and shifts["dear"] == (0, True)
+        and shifts["low"] == (0, False)
+    )
     assert 9 < shifts["near"][0] <= 11 and not shifts["near"][1]
 
 
@@ -378,12 +492,18 @@ def test_names_move_only_where_they_would_meet():
 
 
 def column(browser, table, number):
-    return browser.run(f"[...document.querySelectorAll('{table} tbody tr')].map(r => r.cells[{number}].textContent.trim())")
+    return browser.run(
+        f"[...document.querySelectorAll('{table} tbody tr')].map(r => r.cells[{number}].textContent.trim())"
+    )
 
 
 def press(browser, table, number):
-    browser.run(f"document.querySelectorAll('{table} thead th')[{number}].querySelector('button').click()")
-    return browser.run(f"document.querySelectorAll('{table} thead th')[{number}].getAttribute('aria-sort')")
+    browser.run(
+        f"document.querySelectorAll('{table} thead th')[{number}].querySelector('button').click()"
+    )
+    return browser.run(
+        f"document.querySelectorAll('{table} thead th')[{number}].getAttribute('aria-sort')"
+    )
 
 
 def test_in_a_browser_sorting_works_and_nothing_is_fetched(finished, browser):
@@ -393,7 +513,9 @@ def test_in_a_browser_sorting_works_and_nothing_is_fetched(finished, browser):
         browser.problems.clear()
         browser.requests.clear()
         browser.open(file, width, dark=dark)
-        assert browser.run("document.documentElement.scrollWidth") <= width, "the page itself never scrolls sideways"
+        assert browser.run("document.documentElement.scrollWidth") <= width, (
+            "the page itself never scrolls sideways"
+        )
         assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
         shade = browser.run("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", shade))) < 200) == dark
@@ -407,7 +529,9 @@ def test_in_a_browser_sorting_works_and_nothing_is_fetched(finished, browser):
         assert press(browser, ".leaderboard", 3) == "descending"
         assert column(browser, ".leaderboard", 3)[-1] == "–", "what is not known stays last"
         assert browser.problems == []
-        assert [r for r in browser.requests if not r.startswith("data:")] == [file.resolve().as_uri()]
+        assert [r for r in browser.requests if not r.startswith("data:")] == [
+            file.resolve().as_uri()
+        ]
 
 
 def test_in_a_browser_hostile_names_do_nothing(finished, browser):
@@ -415,6 +539,7 @@ def test_in_a_browser_hostile_names_do_nothing(finished, browser):
         rows[0]["case"], rows[1]["case"] = HOSTILE[:2]
         rows[0]["class"] = rows[1]["class"] = result["metrics"][0]["class"] = HOSTILE[2]
         result["method"] = result["science"]["method"] = "".join(HOSTILE[:2])
+
     for run in runs(finished):
         rewrite(run, change)
     file = finished.folder / "page.html"
@@ -422,7 +547,9 @@ def test_in_a_browser_hostile_names_do_nothing(finished, browser):
     browser.problems.clear()
     browser.requests.clear()
     browser.open(file)
-    assert browser.run("document.title") == HOSTILE[0] and column(browser, ".cases", 0) == HOSTILE[:2]
+    assert (
+        browser.run("document.title") == HOSTILE[0] and column(browser, ".cases", 0) == HOSTILE[:2]
+    )
     assert browser.problems == [] and len(browser.requests) == 1
 
 
@@ -442,16 +569,35 @@ def test_a_strange_file_in_the_place_of_a_run(tmp_path):
     assert len(content.warnings) == 1 and content.sections == []
 
 
-@pytest.mark.parametrize("counts, train, says", [
-    ({"la": 8, "acdc": 8}, {"la": 80, "acdc": 70}, "8"), ({"la": 16, "acdc": 14}, {"la": 80, "acdc": 70}, "20%"),
-    ({"la": 4, "acdc": 3}, {"la": 80, "acdc": 70}, "5%"), ({"la": 8, "acdc": 3}, {"la": 80, "acdc": 70}, "")])
+@pytest.mark.parametrize(
+    "counts, train, says",
+    [
+        ({"la": 8, "acdc": 8}, {"la": 80, "acdc": 70}, "8"),
+        ({"la": 16, "acdc": 14}, {"la": 80, "acdc": 70}, "20%"),
+        ({"la": 4, "acdc": 3}, {"la": 80, "acdc": 70}, "5%"),
+        ({"la": 8, "acdc": 3}, {"la": 80, "acdc": 70}, ""),
+    ],
+)
 def test_the_command_names_a_share_where_the_counts_differ(counts, train, says):
     assert _labeled(counts, train) == says
 
 
 def test_names_do_not_break_the_comments_of_a_command():
-    experiment = {"method": "m", "datasets": ["a\nb", "c"], "labeled": {"a\nb": 8, "c": 3}, "backbone": "v", "modified": [],
-                  "protocol": {"name": "p"}, "without": ["x\nrm y"]}
+    experiment = {
+        "method": "m",
+        "datasets": ["a\nb", "c"],
+        "labeled": {"a\nb": 8, "c": 3},
+        "backbone": "v",
+        "modified": [],
+        "protocol": {"name": "p"},
+        "without": ["x\nrm y"],
+    }
     run = SimpleNamespace(config=lambda: {"experiment": experiment, "plugins": []})
-    line = command([SimpleNamespace(run=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}})])
+    line = command(
+        [
+            SimpleNamespace(
+                run=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}}
+            )
+        ]
+    )
     assert line.count("  # ") == 2 and "\n" not in line.split("  # ", 1)[1]

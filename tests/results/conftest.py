@@ -22,9 +22,20 @@ def row(case, dice, dataset="tiny"):
     status = "ok" if common else "empty_prediction"
     distance = (1 - dice) * 20 + 1 if common else None
     surface = {f"{m}_{u}": distance for u in ("vox", "mm") for m in ("hd95", "asd", "assd")}
-    return {"dataset": dataset, "case": case, "class": "ball", "status": status, "dice": common / VOXELS,
-            "jaccard": common / (2 * VOXELS - common), **surface, "pred_voxels": VOXELS if common else 0,
-            "ref_voxels": VOXELS, "shape": [20, 20, 20], "spacing": [1.0, 1.0, 1.0], "prediction": "0" * 32}
+    return {
+        "dataset": dataset,
+        "case": case,
+        "class": "ball",
+        "status": status,
+        "dice": common / VOXELS,
+        "jaccard": common / (2 * VOXELS - common),
+        **surface,
+        "pred_voxels": VOXELS if common else 0,
+        "ref_voxels": VOXELS,
+        "shape": [20, 20, 20],
+        "spacing": [1.0, 1.0, 1.0],
+        "prediction": "0" * 32,
+    }
 
 
 class Study:
@@ -35,28 +46,68 @@ class Study:
     def __init__(self, root, plugins):
         self.root, self.plugins = root, plugins
 
-    def add(self, method, seed, dice=(), cases=None, labeled=2, fingerprint="f" * 64, change=None, overrides=(), rows=None,
-            draw=0, science_change=()):
+    def add(
+        self,
+        method,
+        seed,
+        dice=(),
+        cases=None,
+        labeled=2,
+        fingerprint="f" * 64,
+        change=None,
+        overrides=(),
+        rows=None,
+        draw=0,
+        science_change=(),
+    ):
         """Write a finished run with these Dice values, one a case; ``change`` edits its result before it is written."""
-        experiment, = resolve(method, dataset="tiny", protocol=self.plugins / "tiny.yaml", seed=seed, labeled=labeled,
-                              overrides=list(overrides)).experiments
+        (experiment,) = resolve(
+            method,
+            dataset="tiny",
+            protocol=self.plugins / "tiny.yaml",
+            seed=seed,
+            labeled=labeled,
+            overrides=list(overrides),
+        ).experiments
         splits = {"tiny": "5" * 64}
-        content = science(experiment, {"tiny": fingerprint}, splits, {"method": "m", "backbone": "b"})
+        content = science(
+            experiment, {"tiny": fingerprint}, splits, {"method": "m", "backbone": "b"}
+        )
         content |= ({"draw": draw} if draw else {}) | dict(science_change)
         identity = run_id(content)
         run = run_folder(self.root, experiment, {"tiny": 6}, identity)
         run.write_config(identity, experiment, content, [])
-        rows = rows or [row(c, d) for c, d in zip(cases or [f"case{i}" for i in range(len(dice))], dice, strict=True)]
+        rows = rows or [
+            row(c, d)
+            for c, d in zip(cases or [f"case{i}" for i in range(len(dice))], dice, strict=True)
+        ]
         table = cases_csv(rows)
         result = {
-            "schema": SCHEMA, "status": "done", "run_id": identity, "method": method, "backbone": experiment.backbone,
-            "datasets": ["tiny"], "labeled": {"tiny": labeled}, "train": {"tiny": 6}, "partial": [], "seed": seed,
-            "precision": "fp32", "selection": "last", "test_evaluations": 1,
+            "schema": SCHEMA,
+            "status": "done",
+            "run_id": identity,
+            "method": method,
+            "backbone": experiment.backbone,
+            "datasets": ["tiny"],
+            "labeled": {"tiny": labeled},
+            "train": {"tiny": 6},
+            "partial": [],
+            "seed": seed,
+            "precision": "fp32",
+            "selection": "last",
+            "test_evaluations": 1,
             "protocol": {"name": "tiny", "version": 1, "modified": list(experiment.modified)},
-            "protocol_sha256": hashlib.sha256(json_bytes(content["protocol"])).hexdigest(), "changed_params": {},
-            "without": [], "fingerprints": {"tiny": fingerprint}, "splits": splits, "science": content,
-            "metrics": summarise(rows, "worst_distance"), "steps": 6, "weights_sha256": "",
-            "cases_sha256": hashlib.sha256(table).hexdigest()}
+            "protocol_sha256": hashlib.sha256(json_bytes(content["protocol"])).hexdigest(),
+            "changed_params": {},
+            "without": [],
+            "fingerprints": {"tiny": fingerprint},
+            "splits": splits,
+            "science": content,
+            "metrics": summarise(rows, "worst_distance"),
+            "steps": 6,
+            "weights_sha256": "",
+            "cases_sha256": hashlib.sha256(table).hexdigest(),
+        }
         result = json.loads(json_bytes(result))
         if change:
             change(result)

@@ -55,7 +55,9 @@ def test_without_predictions_or_data_a_run_is_reported_and_not_ranked(study, sto
     for seed in range(3):
         run = scored(study, store, seed)
         bundle.export(run, lab.folder / f"{seed}.zip", with_predictions=False)
-        _, origin = bundle.take_in(lab.folder / f"{seed}.zip", lab.folder / "theirs", lab.folder / "data")
+        _, origin = bundle.take_in(
+            lab.folder / f"{seed}.zip", lab.folder / "theirs", lab.folder / "data"
+        )
         assert origin["verified"] is False and "no predictions" in origin["why"]
     (board,), _ = boards(all_runs(lab.folder / "theirs"))
     (row,) = board.rows
@@ -66,10 +68,18 @@ def test_the_whole_bundle_takes_the_place_of_one_without_predictions(study, stor
     run = scored(study, store)
     bundle.export(run, lab.folder / "bare.zip", with_predictions=False)
     bundle.export(run, lab.folder / "whole.zip")
-    taken, origin = bundle.take_in(lab.folder / "bare.zip", lab.folder / "theirs", lab.folder / "data")
+    taken, origin = bundle.take_in(
+        lab.folder / "bare.zip", lab.folder / "theirs", lab.folder / "data"
+    )
     assert taken.reported
-    taken, origin = bundle.take_in(lab.folder / "whole.zip", lab.folder / "theirs", lab.folder / "data")
-    assert origin["verified"] and not taken.reported and len(list(all_runs(lab.folder / "theirs"))) == 1
+    taken, origin = bundle.take_in(
+        lab.folder / "whole.zip", lab.folder / "theirs", lab.folder / "data"
+    )
+    assert (
+        origin["verified"]
+        and not taken.reported
+        and len(list(all_runs(lab.folder / "theirs"))) == 1
+    )
     assert [p.name for p in (lab.folder / "theirs/runs").iterdir()] == ["tiny"]
     for name in ("bare", "whole"):
         with pytest.raises(UsageError, match="imported before"):
@@ -77,7 +87,9 @@ def test_the_whole_bundle_takes_the_place_of_one_without_predictions(study, stor
     found = lab.call("runs", "import", lab.folder / "whole.zip", "--root", study.root)
     assert found.returncode == 0, found.stderr
     told = lab.call("runs", "show", run.run_id, "--root", study.root)
-    assert told.returncode == 2 and str(run.path) in told.stderr and "imported-" in told.stderr, "two folders, by name"
+    assert told.returncode == 2 and str(run.path) in told.stderr and "imported-" in told.stderr, (
+        "two folders, by name"
+    )
 
 
 def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, monkeypatch):
@@ -85,12 +97,17 @@ def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, m
 
     def absent(name, data_root):
         raise DataError(f"data set '{name}' is not prepared")
+
     with monkeypatch.context() as patch:
         patch.setattr("segbench.data.store.open_store", absent)
-        run, origin = bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
+        run, origin = bundle.take_in(
+            lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data"
+        )
     assert run.reported and origin["why"] == "data set 'tiny' is not prepared"
     verified = lab.call("--root", "theirs", "--data-root", "data", "runs", "verify", run.run_id)
-    assert verified.returncode == 0 and "they give the metrics" in verified.stdout and not run.reported
+    assert (
+        verified.returncode == 0 and "they give the metrics" in verified.stdout and not run.reported
+    )
 
 
 def test_a_verified_run_stays_so_when_its_predictions_were_pruned(study, store, lab):
@@ -112,6 +129,7 @@ def test_paths_and_plugins_of_this_machine_stay_here(study, store, lab):
     run = scored(study, store)
     config = run.config()
     from segbench.config import dump_yaml
+
     (run.path / "config.yaml").write_text(dump_yaml({**config, "plugins": ["/secret/place.py"]}))
     run.write_json("manifest.json", {"train_seconds": 1.0, "argv": ["--root", "/secret/place"]})
     bundle.export(run, lab.folder / "a.zip")
@@ -122,12 +140,15 @@ def test_paths_and_plugins_of_this_machine_stay_here(study, store, lab):
 def rewritten(path, **changes):
     """The bundle with members replaced (bytes), left out (None) or added, and an index that fits."""
     import hashlib
+
     with zipfile.ZipFile(path) as archive:
         contents = {n: archive.read(n) for n in archive.namelist()}
     contents = {n: c for n, c in (contents | changes).items() if c is not None}
     if "bundle.json" not in changes:
         index = json.loads(contents["bundle.json"])
-        index["files"] = {n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if n != "bundle.json"}
+        index["files"] = {
+            n: hashlib.sha256(c).hexdigest() for n, c in contents.items() if n != "bundle.json"
+        }
         contents["bundle.json"] = json.dumps(index).encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items():
@@ -152,23 +173,56 @@ def archive_of(**members):
 def scrambled(archive):
     """The same with a first member that does not inflate."""
     start = 30 + int.from_bytes(archive[26:28], "little") + int.from_bytes(archive[28:30], "little")
-    return archive[:start] + b"\xff" * 8 + archive[start + 8:]
+    return archive[:start] + b"\xff" * 8 + archive[start + 8 :]
 
 
-@pytest.mark.parametrize("changes", [
-    {"../evil.py": b"x"}, {"/etc/evil": b"x"}, {"evil.py": b"x"}, {"ckpt/last.json": b"x"}, {"result.json": None},
-    {"result.json": b"{}"}, {"result.json": b"["}, {"config.yaml": b"a: &x [*x]"}, {"config.yaml": b"!!python/object:x {}"},
-    {"config.yaml": b"{}"}, {"bundle.json": b"{}"}, {"bundle.json": b'{"schema": "segbench.bundle/9", "files": {}}'},
-    {"bundle.json": None}, {"predictions.zip": b"no zip"}, {"predictions.zip": archive_of()},
-    {"predictions.zip": archive_of(**{"tiny/case6.npy": npy(np.zeros((4, 4, 4), np.uint8), (30000, 30000, 30000))})},
-    {"predictions.zip": archive_of(**{"tiny/case6.npy": npy(np.zeros((20, 20, 20), np.float64))})},
-    {"predictions.zip": archive_of(**{"tiny/case6.npy": npy(np.zeros((20, 20, 19), np.uint8), (20, 20, 20))})},
-    {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x93NUMPY\x01\x00"})},
-    {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x80\x04N."})},
-    *({"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x93NUMPY\x01\x00" + len(h).to_bytes(2, "little") + h})}
-      for h in (b"{'descr': (", b"  x\n y", b"(" * 3000)),
-    {"predictions.zip": scrambled(archive_of(**{"tiny/case6.npy": bytes(range(256)) * 40}))},
-], ids=range(24))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"../evil.py": b"x"},
+        {"/etc/evil": b"x"},
+        {"evil.py": b"x"},
+        {"ckpt/last.json": b"x"},
+        {"result.json": None},
+        {"result.json": b"{}"},
+        {"result.json": b"["},
+        {"config.yaml": b"a: &x [*x]"},
+        {"config.yaml": b"!!python/object:x {}"},
+        {"config.yaml": b"{}"},
+        {"bundle.json": b"{}"},
+        {"bundle.json": b'{"schema": "segbench.bundle/9", "files": {}}'},
+        {"bundle.json": None},
+        {"predictions.zip": b"no zip"},
+        {"predictions.zip": archive_of()},
+        {
+            "predictions.zip": archive_of(
+                **{"tiny/case6.npy": npy(np.zeros((4, 4, 4), np.uint8), (30000, 30000, 30000))}
+            )
+        },
+        {
+            "predictions.zip": archive_of(
+                **{"tiny/case6.npy": npy(np.zeros((20, 20, 20), np.float64))}
+            )
+        },
+        {
+            "predictions.zip": archive_of(
+                **{"tiny/case6.npy": npy(np.zeros((20, 20, 19), np.uint8), (20, 20, 20))}
+            )
+        },
+        {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x93NUMPY\x01\x00"})},
+        {"predictions.zip": archive_of(**{"tiny/case6.npy": b"\x80\x04N."})},
+        *(
+            {
+                "predictions.zip": archive_of(
+                    **{"tiny/case6.npy": b"\x93NUMPY\x01\x00" + len(h).to_bytes(2, "little") + h}
+                )
+            }
+            for h in (b"{'descr': (", b"  x\n y", b"(" * 3000)
+        ),
+        {"predictions.zip": scrambled(archive_of(**{"tiny/case6.npy": bytes(range(256)) * 40}))},
+    ],
+    ids=range(24),
+)
 def test_a_forged_bundle_leaves_nothing_behind(study, store, lab, changes):
     path = lab.folder / "a.zip"
     bundle.export(scored(study, store), path)
@@ -210,16 +264,20 @@ def test_a_file_larger_than_its_limit_is_not_read_whole(study, store, lab, monke
 def test_names_from_a_bundle_never_become_paths(study, store, lab, name):
     from segbench.config import dump_yaml
     from segbench.config.identity import run_id
+
     run = scored(study, store)
 
     def change(result):
         result["method"] = result["science"]["method"] = name or " "
         result["run_id"] = run_id(result["science"])
+
     result = json.loads((run.path / "result.json").read_text())
     change(result)
     run.write_json("result.json", result)
     config = run.config()
-    (run.path / "config.yaml").write_text(dump_yaml({**config, "run_id": result["run_id"], "science": result["science"]}))
+    (run.path / "config.yaml").write_text(
+        dump_yaml({**config, "run_id": result["run_id"], "science": result["science"]})
+    )
     bundle.export(run, lab.folder / "a.zip")
     with pytest.raises(IntegrityError, match="names that cannot be"):
         bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")

@@ -6,15 +6,30 @@ from segbench import registry
 from segbench.results.cite import _entry, _plugin
 
 
-@pytest.mark.parametrize("name", ["bcp", "cps", "dtc", "mc_net", "mean_teacher", "sassnet", "ss_net", "ua_mt", "urpc",
-                                  "versemi"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bcp",
+        "cps",
+        "dtc",
+        "mc_net",
+        "mean_teacher",
+        "sassnet",
+        "ss_net",
+        "ua_mt",
+        "urpc",
+        "versemi",
+    ],
+)
 def test_methods_have_whole_entries(name):
     text = _plugin("method", name)
     assert text.startswith("@article{") and text.count("{") == text.count("}")
     for field in ("title", "author", "journal", "year", "eprint"):
         assert f"  {field} = {{" in text
     paper = registry.get("method", name).paper
-    assert paper.split(" ")[0] in text.split("author = {")[1], "the first author is that of the decorator"
+    assert paper.split(" ")[0] in text.split("author = {")[1], (
+        "the first author is that of the decorator"
+    )
     assert paper.split("20")[1][:2] in text
 
 
@@ -24,6 +39,13 @@ def test_unknown_plugins_are_a_comment():
 
 def test_fields_are_escaped():
     text = _entry("misc", "k}{\n", {"title": r"50 % & \input{x} }", "note": "<b>\n"})
-    assert text.splitlines() == ["@misc{k,", r"  title = {50 \% \& \textbackslash{}input(x) )},",
-                                 r"  note = {<b>\textbackslash{}n},", "}"]
-    assert _entry("misc", "k", {"title": "{VerSemi} a}{b"}).splitlines()[1] == "  title = {(VerSemi) a)(b},"
+    assert text.splitlines() == [
+        "@misc{k,",
+        r"  title = {50 \% \& \textbackslash{}input(x) )},",
+        r"  note = {<b>\textbackslash{}n},",
+        "}",
+    ]
+    assert (
+        _entry("misc", "k", {"title": "{VerSemi} a}{b"}).splitlines()[1]
+        == "  title = {(VerSemi) a)(b},"
+    )

@@ -34,6 +34,7 @@ def rows_of(method, store, protocol, folder):
 
 def test_scores_are_those_of_the_metrics(lab):
     from segbench.metrics import evaluate_pair
+
     protocol = lab.prepared("supervised").experiment.protocol
     store = open_store("tiny", lab.folder / "data")
     rows = rows_of(Oracle(), store, protocol, lab.folder)
@@ -41,15 +42,20 @@ def test_scores_are_those_of_the_metrics(lab):
     for row in rows:
         image, label = np.asarray(store.image(row["case"]))[0], np.asarray(store.label(row["case"]))
         expected = evaluate_pair(image > 0.5, label, spacing=(1, 1, 1))
-        assert row["dice"] == pytest.approx(expected.dice) and row["hd95_mm"] == pytest.approx(expected.hd95)
+        assert row["dice"] == pytest.approx(expected.dice) and row["hd95_mm"] == pytest.approx(
+            expected.hd95
+        )
         assert row["hd95_vox"] == row["hd95_mm"], "spacing is 1 mm"
 
 
 @pytest.mark.parametrize("crop", ["random", "zoom"])
 def test_a_network_for_slices_is_scored_on_volumes(lab, crop):
     """Slices of 20x20 are cut into windows of 16, or resized to 16: either way the volume comes back whole."""
-    run = lab.prepared("supervised", protocol=Path(__file__).parents[1] / "plugins" / "tiny_flat.yaml",
-                       overrides=[f"crop.labeled={crop}", f"crop.unlabeled={crop}"])
+    run = lab.prepared(
+        "supervised",
+        protocol=Path(__file__).parents[1] / "plugins" / "tiny_flat.yaml",
+        overrides=[f"crop.labeled={crop}", f"crop.unlabeled={crop}"],
+    )
     store = open_store("tiny", lab.folder / "data")
     image = np.asarray(store.image("case6"))[0]
     seen = zoom(zoom(image, (16, 16, 20)), image.shape) if crop == "zoom" else image
@@ -57,7 +63,10 @@ def test_a_network_for_slices_is_scored_on_volumes(lab, crop):
     np.testing.assert_array_equal(np.asarray(p.argmax(0)), seen > 0.5)
     result = execute(run, lab.machine())
     with open(run.folder.path / "cases.csv") as file:
-        assert [(r["case"], r["shape"]) for r in csv.DictReader(file)] == [("case6", "20x20x20"), ("case7", "20x20x20")]
+        assert [(r["case"], r["shape"]) for r in csv.DictReader(file)] == [
+            ("case6", "20x20x20"),
+            ("case7", "20x20x20"),
+        ]
     assert result["metrics"][0]["counts"]["n"] == 2
 
 
@@ -70,7 +79,9 @@ def test_empty_prediction_scores_the_worst(lab):
 
 
 def test_downsampled_protocol_is_scored_on_the_full_grid(lab):
-    run = lab.prepared("supervised", overrides=["downsample=2", "patch=8x8x8", "inference.stride=4x4x4"])
+    run = lab.prepared(
+        "supervised", overrides=["downsample=2", "patch=8x8x8", "inference.stride=4x4x4"]
+    )
     store = open_store("tiny", lab.folder / "data")
     p = predict_case(Oracle(), store, "case6", 0, run.experiment.protocol, "cpu")
     assert p.shape == (2, 20, 20, 20)
@@ -91,6 +102,7 @@ def test_images_with_fewer_channels_are_filled_up(lab):
 
 def test_one_unknown_spacing_leaves_out_the_millimetres(lab):
     from dataclasses import replace
+
     protocol = lab.prepared("supervised").experiment.protocol
     store = open_store("tiny", lab.folder / "data")
     cases = {**store.cases, "case7": replace(store.cases["case7"], spacing=None)}
@@ -103,8 +115,14 @@ def test_largest_component_is_kept_per_class(lab):
     protocol = lab.prepared("supervised", overrides=["largest_component=true"]).experiment.protocol
     store = open_store("tiny", lab.folder / "data")
     kept = rows_of(Oracle(), store, protocol, lab.folder)
-    plain = evaluate(Oracle(), [store], protocol.model_copy(update={"largest_component": False}),
-                     lab.folder / "other", "stamp", "cpu")
+    plain = evaluate(
+        Oracle(),
+        [store],
+        protocol.model_copy(update={"largest_component": False}),
+        lab.folder / "other",
+        "stamp",
+        "cpu",
+    )
     assert all(k["pred_voxels"] < p["pred_voxels"] for k, p in zip(kept, plain, strict=True))
 
 
@@ -118,14 +136,19 @@ def test_rows_of_other_weights_are_not_taken_over(lab):
 
 
 def test_case_table_is_plain_text():
-    text = cases_csv([{"case": "a,b", "dice": None, "shape": [3, 4]}, {"case": "c", "dice": 0.5, "extra": 1}]).decode()
+    text = cases_csv(
+        [{"case": "a,b", "dice": None, "shape": [3, 4]}, {"case": "c", "dice": 0.5, "extra": 1}]
+    ).decode()
     assert text.splitlines() == ["case,dice,shape,extra", '"a,b",,3x4,', "c,0.5,,1"]
 
 
 def test_training_never_reads_unlabelled_labels_or_the_test_split(lab, tmp_path, monkeypatch):
     """Garbage in labels of unlabelled cases and in test images leaves the trained weights as they were."""
-    monkeypatch.setattr("segbench.training.run.require_intact", lambda *_: None)  # it would refuse them
+    monkeypatch.setattr(
+        "segbench.training.run.require_intact", lambda *_: None
+    )  # it would refuse them
     from segbench.training import checkpoint
+
     clean = lab.prepared("mean_teacher")
     execute(clean, lab.machine())
     other = type(lab)(tmp_path / "other")
@@ -138,5 +161,7 @@ def test_training_never_reads_unlabelled_labels_or_the_test_split(lab, tmp_path,
             array = np.load(file)
             np.save(file, np.zeros_like(array))
     execute(spoiled, other.machine())
-    weights = [checkpoint.digest(checkpoint.load(r.folder.path / "ckpt")[1]) for r in (clean, spoiled)]
+    weights = [
+        checkpoint.digest(checkpoint.load(r.folder.path / "ckpt")[1]) for r in (clean, spoiled)
+    ]
     assert weights[0] == weights[1]

@@ -36,14 +36,28 @@ def folders(tmp_path):
 
 def test_metrics_are_those_of_the_arrays_with_the_files_spacing(folders):
     rows, warnings = evaluate_folders(*folders)
-    assert warnings == [] and [(r["case"], r["class"]) for r in rows] == [("c0", "1"), ("c0", "2"), ("c1", "1"), ("c1", "2")]
+    assert warnings == [] and [(r["case"], r["class"]) for r in rows] == [
+        ("c0", "1"),
+        ("c0", "2"),
+        ("c1", "1"),
+        ("c1", "2"),
+    ]
     for row in rows:
         i = int(row["case"][1])
-        mm, = evaluate_labels(label(i), label(10 + i), [int(row["class"])], spacing=(0.5, 1.0, 3.0))
-        vox, = evaluate_labels(label(i), label(10 + i), [int(row["class"])])
-        assert (row["dice"], row["hd95_mm"], row["asd_mm"], row["hd95_vox"]) == (mm.dice, mm.hd95, mm.asd, vox.hd95)
+        (mm,) = evaluate_labels(
+            label(i), label(10 + i), [int(row["class"])], spacing=(0.5, 1.0, 3.0)
+        )
+        (vox,) = evaluate_labels(label(i), label(10 + i), [int(row["class"])])
+        assert (row["dice"], row["hd95_mm"], row["asd_mm"], row["hd95_vox"]) == (
+            mm.dice,
+            mm.hd95,
+            mm.asd,
+            vox.hd95,
+        )
     named, _ = evaluate_folders(*folders, names={2: "second"})
-    assert [(r["class"], r["dice"]) for r in named] == [("second", r["dice"]) for r in rows if r["class"] == "2"]
+    assert [(r["class"], r["dice"]) for r in named] == [
+        ("second", r["dice"]) for r in rows if r["class"] == "2"
+    ]
 
 
 def test_h5_references_and_float_labels(folders):
@@ -52,9 +66,13 @@ def test_h5_references_and_float_labels(folders):
     with h5py.File(ref / "c1_gt.h5", "w") as file:
         file["label"] = label(11).astype(np.float32) + 1e-5
     rows, warnings = evaluate_folders(pred, ref)
-    assert warnings == ["c1: the reference tells no spacing; the prediction's is taken, 0.5 x 1 x 3 mm"]
-    expected, = evaluate_labels(label(1), label(11), [1], spacing=(0.5, 1.0, 3.0))
-    assert rows[2]["dice"] == expected.dice and rows[2]["hd95_mm"] == expected.hd95  # the spacing is the prediction's
+    assert warnings == [
+        "c1: the reference tells no spacing; the prediction's is taken, 0.5 x 1 x 3 mm"
+    ]
+    (expected,) = evaluate_labels(label(1), label(11), [1], spacing=(0.5, 1.0, 3.0))
+    assert (
+        rows[2]["dice"] == expected.dice and rows[2]["hd95_mm"] == expected.hd95
+    )  # the spacing is the prediction's
     save(pred / "c1_seg.nii.gz", label(1), np.eye(4))
     rows, warnings = evaluate_folders(pred, ref)  # as predict writes it for a scan of no spacing
     assert warnings == [] and not any("hd95_mm" in r for r in rows)
@@ -75,7 +93,12 @@ def test_everything_wrong_is_listed(folders):
         evaluate_folders(pred, ref)
     text = [p.found for p in caught.value.problems]
     assert caught.value.code == 3 and [p.case for p in caught.value.problems] == ["c0", "c1", "c2"]
-    assert "shape" in text[0] and "9x8x6" in text[0] and "LAS" in text[1] and "no labels: 0.5" in text[2]
+    assert (
+        "shape" in text[0]
+        and "9x8x6" in text[0]
+        and "LAS" in text[1]
+        and "no labels: 0.5" in text[2]
+    )
 
 
 def test_no_reference_is_left_out_silently(folders):
@@ -102,7 +125,9 @@ def test_files_that_are_not_read_are_told(folders, lab):
     assert len(warnings) == 2 and "summary.json" in warnings[0] and "not read" in warnings[1]
     assert warnings[1].endswith(": c2.nii.bz2, dicom")
     assert "c2.nii.bz2" in lab.call("evaluate", "--pred", pred, "--ref", ref).stderr
-    save(ref / "c4_probs.nii.gz", label(4))  # probabilities lie among predictions; here it is a case
+    save(
+        ref / "c4_probs.nii.gz", label(4)
+    )  # probabilities lie among predictions; here it is a case
     with pytest.raises(DataProblems, match="c4_probs"):
         pairs(pred, ref)
 
@@ -113,20 +138,42 @@ def test_other_origins_are_pointed_out_and_empty_predictions_counted(folders):
     moved[0, 3] = 4
     save(pred / "c0_seg.nii.gz", np.zeros((9, 8, 7), np.uint8), moved)
     rows, warnings = evaluate_folders(pred, ref)
-    assert "4 mm apart" in warnings[0] and [r["status"] for r in rows[:2]] == ["empty_prediction"] * 2
+    assert (
+        "4 mm apart" in warnings[0] and [r["status"] for r in rows[:2]] == ["empty_prediction"] * 2
+    )
 
 
 def test_the_command(lab, folders):
     pred, ref = folders
-    shown = lab.call("evaluate", "--pred", pred, "--ref", ref, "--labels", "1=left [red]x[/],2=right", "--csv", "out.csv")
+    shown = lab.call(
+        "evaluate",
+        "--pred",
+        pred,
+        "--ref",
+        ref,
+        "--labels",
+        "1=left [red]x[/],2=right",
+        "--csv",
+        "out.csv",
+    )
     assert shown.returncode == 0, shown.stderr
-    assert "left [red]x[/]" in shown.stdout and "HD95 mm" in shown.stdout and "2 cases" in shown.stdout
+    assert (
+        "left [red]x[/]" in shown.stdout and "HD95 mm" in shown.stdout and "2 cases" in shown.stdout
+    )
     with open(lab.folder / "out.csv", newline="") as file:
         assert [r["class"] for r in csv.DictReader(file)] == ["left [red]x[/]", "right"] * 2
     document = json.loads(lab.call("evaluate", "--pred", pred, "--ref", ref, "--json").stdout)
     assert document["schema"] == "segbench.evaluate/1" and len(document["cases"]) == 4
     assert {m["class"] for m in document["metrics"]} == {"1", "2"}
-    for args in ((), ("--pred", pred), ("3f9c2a7b", "--pred", pred, "--ref", ref), ("x", "--csv", "f"),
-                 *(("--pred", pred, "--ref", ref, "--labels", bad) for bad in ("1", "0=a", "1=a,1=b", "1=a,2=a", "x=a"))):
+    for args in (
+        (),
+        ("--pred", pred),
+        ("3f9c2a7b", "--pred", pred, "--ref", ref),
+        ("x", "--csv", "f"),
+        *(
+            ("--pred", pred, "--ref", ref, "--labels", bad)
+            for bad in ("1", "0=a", "1=a,1=b", "1=a,2=a", "x=a")
+        ),
+    ):
         assert lab.call("evaluate", *args).returncode == 2, args
     assert lab.call("evaluate", "--pred", "nowhere", "--ref", ref).returncode == 3

@@ -30,22 +30,38 @@ def tables(lab):
 def test_three_seeds_are_ranked_one_is_not(finished):
     (board,), warnings = tables(finished)
     rows = {r.method: r for r in board.rows}
-    assert warnings == [] and (board.dataset, board.labeled, board.train, board.cases) == ("tiny", 2, 6, 2)
+    assert warnings == [] and (board.dataset, board.labeled, board.train, board.cases) == (
+        "tiny",
+        2,
+        6,
+        2,
+    )
     assert rows["supervised"].seeds == 3 and rows["supervised"].rank == 1
     assert rows["mean_teacher"].rank is None and "1 seed" in rows["mean_teacher"].note
-    assert board.rows[0].method == "supervised", "a row that is not ranked never stands above one that is"
+    assert board.rows[0].method == "supervised", (
+        "a row that is not ranked never stands above one that is"
+    )
 
 
 def test_mean_over_seeds_is_the_mean_of_the_runs(finished):
-    results = [r.result() for r in all_runs(finished.folder / "out") if "/supervised/" in str(r.path)]
+    results = [
+        r.result() for r in all_runs(finished.folder / "out") if "/supervised/" in str(r.path)
+    ]
     dice = [100 * r["metrics"][0]["columns"]["dice"]["mean"] for r in results]
     row = next(r for r in tables(finished)[0][0].rows if r.method == "supervised")
     assert row.dice == pytest.approx(sum(dice) / 3)
     assert row.dice_sd == pytest.approx((sum((d - row.dice) ** 2 for d in dice) / 2) ** 0.5)
 
 
-@pytest.mark.parametrize("change", [{"labeled": 3}, {"overrides": ["patch=8x8x8", "inference.stride=8,8,8"]},
-                                    {"precision": "bf16"}, {"dataset": "tiny_classes"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labeled": 3},
+        {"overrides": ["patch=8x8x8", "inference.stride=8,8,8"]},
+        {"precision": "bf16"},
+        {"dataset": "tiny_classes"},
+    ],
+)
 def test_what_differs_never_shares_a_table(finished, change):
     execute(finished.prepared("supervised", steps=2, **change), finished.machine())
     assert len(tables(finished)[0]) == 2
@@ -53,12 +69,19 @@ def test_what_differs_never_shares_a_table(finished, change):
 
 def test_changed_parameters_are_another_row(finished):
     execute(finished.prepared("mean_teacher", steps=2, overrides=["decay=0.5"]), finished.machine())
-    assert {r.method for r in tables(finished)[0][0].rows} == {"supervised", "mean_teacher", "mean_teacher[decay=0.5]"}
+    assert {r.method for r in tables(finished)[0][0].rows} == {
+        "supervised",
+        "mean_teacher",
+        "mean_teacher[decay=0.5]",
+    }
 
 
 def test_other_networks_are_other_rows(finished):
     for width in (2, 6):
-        execute(finished.prepared("supervised", steps=2, overrides=[f"backbone.width={width}"]), finished.machine())
+        execute(
+            finished.prepared("supervised", steps=2, overrides=[f"backbone.width={width}"]),
+            finished.machine(),
+        )
     labels = {r.method for b in tables(finished)[0] for r in b.rows}
     assert {"supervised[backbone.width=2]", "supervised[backbone.width=6]"} <= labels
 
@@ -84,7 +107,10 @@ def test_failed_and_half_done_runs(finished):
     run.folder.write_config(run.run_id, run.experiment, run.science, [])
     assert tables(finished)[0][0].failures == []
     run.folder.fail(RuntimeError("no"), "training")
-    assert len(tables(finished)[0][0].failures) == 1 and "versemi" in tables(finished)[0][0].failures[0]
+    assert (
+        len(tables(finished)[0][0].failures) == 1
+        and "versemi" in tables(finished)[0][0].failures[0]
+    )
 
 
 def test_tampered_case_table_is_left_out_with_a_warning(finished):
@@ -140,4 +166,6 @@ def test_published_numbers_have_source_and_selection():
     bcp = [r for r in rows if r["method"] == "BCP"]
     assert any(r["dice"] == 89.62 and r["selection"] == "best_on_test" for r in bcp)
     assert all(r["source"] and r["selection"] for r in rows) and published("tiny", 2) == []
-    assert {r["protocol"] for r in published("pancreas_ct", 12)} == {"coranet"}  # other files, other test cases
+    assert {r["protocol"] for r in published("pancreas_ct", 12)} == {
+        "coranet"
+    }  # other files, other test cases

@@ -30,7 +30,11 @@ def test_methods_alike_share_a_rank_and_a_worse_one_does_not(study):
     study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
     (board,), warnings = tables(study)
     rows = {r.method: r for r in board.rows}
-    assert not warnings and {rows[m].rank for m in ("mean_teacher", "ua_mt")} == {1} and rows["supervised"].rank == 3
+    assert (
+        not warnings
+        and {rows[m].rank for m in ("mean_teacher", "ua_mt")} == {1}
+        and rows["supervised"].rank == 3
+    )
     assert rows["ua_mt"].tied and not rows["supervised"].tied
     assert (rows["supervised"].rank_low, rows["supervised"].rank_high) == (3, 3)
     low, high = rows["supervised"].intervals["dice"]
@@ -41,7 +45,11 @@ def test_methods_alike_share_a_rank_and_a_worse_one_does_not(study):
 def test_sorting_by_a_distance_turns_the_order(study):
     study.methods(supervised=0.80, mean_teacher=0.90)
     by_dice, by_distance = tables(study)[0][0], tables(study, sort="hd95")[0][0]
-    assert [r.method for r in by_dice.rows] == [r.method for r in by_distance.rows] == ["mean_teacher", "supervised"]
+    assert (
+        [r.method for r in by_dice.rows]
+        == [r.method for r in by_distance.rows]
+        == ["mean_teacher", "supervised"]
+    )
     assert by_distance.rows[0].hd95 < by_distance.rows[1].hd95 and by_distance.pairs[0].mean < 0
     assert "HD95 95% CI" in [c.title for c in export.columns(by_distance)]
 
@@ -53,7 +61,9 @@ def test_differences_to_a_baseline(study):
     rows = {r.method: r for r in board.rows}
     assert rows["mean_teacher"].difference["mean"] == pytest.approx(10, abs=0.5)
     assert rows["mean_teacher"].difference["p"] < 0.05 and rows["supervised"].difference is None
-    assert export.as_json([board], None)["boards"][0]["rows"][-1]["difference"]["p"] is None, "one seed is not tested"
+    assert export.as_json([board], None)["boards"][0]["rows"][-1]["difference"]["p"] is None, (
+        "one seed is not tested"
+    )
     assert tables(study, against="nothing")[1] == [f"{board.title}: no row is 'nothing'"]
 
 
@@ -65,7 +75,11 @@ def test_failed_runs_are_counted_in_their_row_and_their_table(study):
         (failed.path / "result.json").unlink()
         failed.fail(RuntimeError("no"), "training")
     (board,), warnings = tables(study)
-    assert board.rows[0].failed == 1 and len(board.failures) == 1 and "1 failed" in "\n".join(export.footer(board))
+    assert (
+        board.rows[0].failed == 1
+        and len(board.failures) == 1
+        and "1 failed" in "\n".join(export.footer(board))
+    )
     assert len(warnings) == 1 and "failed, and no run of its table" in warnings[0]
     assert "failed" in [c.title for c in export.columns(board, wide=True)]
 
@@ -77,7 +91,12 @@ def test_tables_apart_say_why(study):
         study.add("supervised", seed, [0.8] * 12, labeled=3)
     found, _ = tables(study)
     reasons = [b.apart for b in found]
-    assert len(found) == 3 and reasons[0] == "" and "prepared data" in reasons[1] and "labelled cases" in reasons[2]
+    assert (
+        len(found) == 3
+        and reasons[0] == ""
+        and "prepared data" in reasons[1]
+        and "labelled cases" in reasons[2]
+    )
     assert reasons[1] in export.footer(found[1])
 
 
@@ -87,12 +106,18 @@ def test_a_run_without_all_cases_is_not_ranked(study):
         study.add("mean_teacher", seed, [0.99] * 11)
     (board,), _ = tables(study)
     row = next(r for r in board.rows if r.method == "mean_teacher")
-    assert row.rank is None and row.note == "1 test case missing: not ranked" and board.rows[0].rank == 1
+    assert (
+        row.rank is None
+        and row.note == "1 test case missing: not ranked"
+        and board.rows[0].rank == 1
+    )
 
 
 def test_checkpoint_picked_on_the_test_cases_is_not_ranked(study):
     for seed in range(3):
-        study.add("supervised", seed, [0.8] * 12, change=lambda r: r.update(selection="best_on_test"))
+        study.add(
+            "supervised", seed, [0.8] * 12, change=lambda r: r.update(selection="best_on_test")
+        )
     (board,), _ = tables(study)
     assert board.rows[0].rank is None and "picked on the test cases" in board.rows[0].note
 
@@ -103,16 +128,19 @@ def test_missed_targets_count_as_the_worst(study):
         study.add("mean_teacher", seed, [0.0, *[0.9] * 11])
     (board,), _ = tables(study)
     row = next(r for r in board.rows if r.method == "mean_teacher")
-    assert row.missed == 3 and row.hd95 == pytest.approx((11 * 3 + 20 * 3 ** 0.5) / 12)
+    assert row.missed == 3 and row.hd95 == pytest.approx((11 * 3 + 20 * 3**0.5) / 12)
     index = [r.method for r in board.rows].index("mean_teacher")
-    assert board.scores["hd95"][index].values.max() == pytest.approx(20 * 3 ** 0.5)
+    assert board.scores["hd95"][index].values.max() == pytest.approx(20 * 3**0.5)
 
 
 def test_a_copied_folder_counts_once(study):
     study.methods(supervised=0.80)
     run = next(all_runs(study.root))
     shutil.copytree(run.path, run.path.with_name("copy-12345678"))
-    assert tables(study)[0][0].rows[0].seeds == 3 and len(tables(study)[0][0].scores["dice"][0].values) == 3
+    assert (
+        tables(study)[0][0].rows[0].seeds == 3
+        and len(tables(study)[0][0].scores["dice"][0].values) == 3
+    )
 
 
 LONG = {"consistency": 0.1, "pretrain_share": 0.11764, "connectivity": 26, "decay": 0.5}
@@ -120,32 +148,63 @@ LONG = {"consistency": 0.1, "pretrain_share": 0.11764, "connectivity": 26, "deca
 
 def test_long_names_go_below_before_columns_go(study, monkeypatch):
     study.methods(supervised=0.80, mean_teacher=0.90)
-    study.add("mean_teacher", 0, [0.9] * 12, overrides=["decay=0.5"], change=lambda r: r.update(changed_params=LONG))
+    study.add(
+        "mean_teacher",
+        0,
+        [0.9] * 12,
+        overrides=["decay=0.5"],
+        change=lambda r: r.update(changed_params=LONG),
+    )
     monkeypatch.setenv("COLUMNS", "80")
     text = show(tables(study)[0][0])
-    assert max(map(len, text.splitlines())) <= 80 and "mean_teacher (1) " in text and "seeds" in text.splitlines()[1]
-    assert "mean_teacher[connectivity=26,consistency=0.1,decay=0.5,pretrain_share=0.11764]" in text.replace("\n  ", "")
+    assert (
+        max(map(len, text.splitlines())) <= 80
+        and "mean_teacher (1) " in text
+        and "seeds" in text.splitlines()[1]
+    )
+    assert (
+        "mean_teacher[connectivity=26,consistency=0.1,decay=0.5,pretrain_share=0.11764]"
+        in text.replace("\n  ", "")
+    )
 
 
-@pytest.mark.parametrize("sort, title", [("hd95", "HD95 mm"), ("asd", "ASD mm"), ("jaccard", "Jaccard %")])
+@pytest.mark.parametrize(
+    "sort, title", [("hd95", "HD95 mm"), ("asd", "ASD mm"), ("jaccard", "Jaccard %")]
+)
 def test_what_ranks_and_what_was_asked_for_stays_at_80_columns(study, monkeypatch, sort, title):
     study.methods(mean_teacher=0.8, ua_mt=0.9, bcp=0.9)
-    study.add("dtc", 0, [0.85] * 12, overrides=["weight=0.5"], change=lambda r: r.update(changed_params=LONG))
+    study.add(
+        "dtc",
+        0,
+        [0.85] * 12,
+        overrides=["weight=0.5"],
+        change=lambda r: r.update(changed_params=LONG),
+    )
     (board,), _ = tables(study, sort=sort, against="dtc")
     board.dataset, board.labeled, board.standard = "la", 8, True
     monkeypatch.setenv("COLUMNS", "80")
     text = show(board, published=published)
     heads, told = text.splitlines()[1], " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80 and title in heads and "published" in heads
-    assert ("missed:" in told, "CI over" in told, "* p <" in told) == ("missed" in heads, "95% CI" in heads, "to " in heads)
+    assert ("missed:" in told, "CI over" in told, "* p <" in told) == (
+        "missed" in heads,
+        "95% CI" in heads,
+        "to " in heads,
+    )
 
 
 def test_csv_holds_the_differences(study):
     study.methods(supervised=0.80, mean_teacher=0.90)
     found, _ = tables(study, against="supervised")
     first, second = csv.DictReader(io.StringIO(export.as_csv(found)))
-    assert first["against"] == "supervised" and float(first["difference"]) == pytest.approx(10, abs=0.5)
-    assert float(first["difference_low"]) < float(first["difference"]) < float(first["difference_high"])
+    assert first["against"] == "supervised" and float(first["difference"]) == pytest.approx(
+        10, abs=0.5
+    )
+    assert (
+        float(first["difference_low"])
+        < float(first["difference"])
+        < float(first["difference_high"])
+    )
     assert float(first["difference_p"]) < 0.05 and second["against"] == second["difference"] == ""
 
 
@@ -153,16 +212,26 @@ def test_published_counts_sources_not_rows(study):
     study.methods(bcp=0.90)
     (board,), _ = tables(study)
     board.dataset, board.standard = "la", True
-    rows = [{"ours": "bcp", "doubt": None, "dice": d, "source": s} for d, s in ((88, "one"), (89, "one"), (90, "two"))]
-    column = next(c for c in export.columns(board, published=lambda *_: rows) if c.title == "published")
+    rows = [
+        {"ours": "bcp", "doubt": None, "dice": d, "source": s}
+        for d, s in ((88, "one"), (89, "one"), (90, "two"))
+    ]
+    column = next(
+        c for c in export.columns(board, published=lambda *_: rows) if c.title == "published"
+    )
     assert column.cell(board.rows[0]) == "88.0–90.0 (2)"
 
 
 @pytest.mark.parametrize("columns", [200, 80, 60, 40])
 def test_the_table_is_whole_at_any_width(study, columns, monkeypatch):
     study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
-    study.add("mean_teacher", 0, [0.9] * 12, overrides=["decay=0.5"],
-              change=lambda r: r.update(changed_params={"decay": 0.5}))
+    study.add(
+        "mean_teacher",
+        0,
+        [0.9] * 12,
+        overrides=["decay=0.5"],
+        change=lambda r: r.update(changed_params={"decay": 0.5}),
+    )
     (board,), _ = tables(study, against="supervised")
     monkeypatch.setenv("COLUMNS", str(columns))
     text = show(board)
@@ -186,8 +255,12 @@ def test_the_literature_has_a_column_of_its_own(study):
     study.methods(supervised=0.80, bcp=0.90)
     (board,), _ = tables(study)
     board.dataset, board.labeled, board.standard = "la", 8, True
-    cells = {r.method: c.cell(r) for c in export.columns(board, published=published) for r in board.rows
-             if c.title == "published"}
+    cells = {
+        r.method: c.cell(r)
+        for c in export.columns(board, published=published)
+        for r in board.rows
+        if c.title == "published"
+    }
     assert cells["bcp"] == "89.5–89.6 (2)" and cells["supervised"].startswith("78.6–82.7")
     board.standard = False
     assert "published" not in [c.title for c in export.columns(board, published=published)]
@@ -195,8 +268,12 @@ def test_the_literature_has_a_column_of_its_own(study):
 
 def test_doubtful_published_rows_are_marked():
     doubted = [r for r in published("la", 8) if r["doubt"]]
-    assert {r["method"] for r in doubted} == {"CVRL", "MC-Net+", "MC-Net", "AD-MT"} and all(r["url"] for r in doubted)
-    assert resolve(next(r["ours"] for r in published("la", 8) if r["ours"]), dataset="phantom").experiments
+    assert {r["method"] for r in doubted} == {"CVRL", "MC-Net+", "MC-Net", "AD-MT"} and all(
+        r["url"] for r in doubted
+    )
+    assert resolve(
+        next(r["ours"] for r in published("la", 8) if r["ours"]), dataset="phantom"
+    ).experiments
 
 
 def test_published_table_keeps_the_checkpoint_rule_at_80_columns(monkeypatch):
@@ -206,7 +283,9 @@ def test_published_table_keeps_the_checkpoint_rule_at_80_columns(monkeypatch):
     row = next(line for line in lines if line.startswith("BCP"))
     assert "89.62" in row and row.endswith("best on test"), row
     rules = {line.split("  ")[0]: line.split("  ")[-1] for line in lines}
-    assert rules["CrossMatch"] == "last iteration" and rules["DMD"] == "not stated", "one source, two rules"
+    assert rules["CrossMatch"] == "last iteration" and rules["DMD"] == "not stated", (
+        "one source, two rules"
+    )
     assert any(line.startswith("! CVRL (fbanet_readme): Jaccard 78.53") for line in lines)
 
 
@@ -221,16 +300,28 @@ def test_labelled_draws_have_tables_of_their_own_and_one_together(study):
     for draw, shift in enumerate((0.0, -0.05, 0.03)):
         for seed in range(3):
             for method, dice in (("supervised", 0.80), ("mean_teacher", 0.82)):
-                study.add(method, seed, [dice + shift + 0.001 * seed + 0.002 * i for i in range(12)], draw=draw)
+                study.add(
+                    method,
+                    seed,
+                    [dice + shift + 0.001 * seed + 0.002 * i for i in range(12)],
+                    draw=draw,
+                )
     study.add("ua_mt", 0, [0.9] * 12)
     found, warnings = tables(study)
     assert not warnings and [b.draws for b in found] == [(0,), (0, 1, 2), (1,), (2,)]
     together = found[1]
     assert {r.method: r.seeds for r in together.rows} == {"supervised": 9, "mean_teacher": 9}
-    assert "(draws 0, 1, 2)" in together.title and "draw" not in found[0].title and "(draw 2)" in found[3].title
+    assert (
+        "(draws 0, 1, 2)" in together.title
+        and "draw" not in found[0].title
+        and "(draw 2)" in found[3].title
+    )
     assert together.scores["dice"][0].units.shape == (3, 12) and not together.standard
     assert together.pairs[0].distinguishable, "what a draw does to both methods cancels"
-    assert "labelled draws" in found[2].apart and export.as_json(found, None)["boards"][1]["draw"] is None
+    assert (
+        "labelled draws" in found[2].apart
+        and export.as_json(found, None)["boards"][1]["draw"] is None
+    )
     assert "0+1+2" in export.as_csv(found)
 
 
@@ -246,9 +337,16 @@ def test_a_test_that_contradicts_the_order_parts_nobody():
 
 
 def test_published_numbers_of_other_test_cases_or_another_network_do_not_stand_beside():
-    assert published("acdc", 7) and not [r for r in published("acdc", 7) if r["source"] == "unimatch_readme"]
-    key, protocol = Key("la", 8, (0,), "vnet", "", "", "", "", "fp32"), {"name": "la", "modified": []}
-    assert leaderboard._standard(key, protocol) and not leaderboard._standard(key._replace(backbone="unet3d"), protocol)
+    assert published("acdc", 7) and not [
+        r for r in published("acdc", 7) if r["source"] == "unimatch_readme"
+    ]
+    key, protocol = (
+        Key("la", 8, (0,), "vnet", "", "", "", "", "fp32"),
+        {"name": "la", "modified": []},
+    )
+    assert leaderboard._standard(key, protocol) and not leaderboard._standard(
+        key._replace(backbone="unet3d"), protocol
+    )
     assert not leaderboard._standard(key, {**protocol, "modified": ["steps"]})
 
 
@@ -261,9 +359,14 @@ def test_latex_tells_what_was_missed_and_why_a_row_has_no_rank(study, sort):
     row = next(line for line in lines if line.startswith("--"))
     assert " missed &" in lines[3] and "& 1 & 1 & 1 seed: not ranked" in row and "textbf" not in row
     best = next(line for line in lines if "textbf" in line).split(" & ")
-    assert best[1] == r"mean\_teacher" and sum("textbf" in cell for line in lines for cell in line.split(" & ")) == 1
+    assert (
+        best[1] == r"mean\_teacher"
+        and sum("textbf" in cell for line in lines for cell in line.split(" & ")) == 1
+    )
     heads = lines[3].split(" & ")
-    assert heads[next(i for i, cell in enumerate(best) if "textbf" in cell)].lower().startswith(sort)
+    assert (
+        heads[next(i for i, cell in enumerate(best) if "textbf" in cell)].lower().startswith(sort)
+    )
 
 
 def test_compare_takes_a_group_of_data_sets(study, lab, monkeypatch):
@@ -276,7 +379,11 @@ def test_compare_takes_a_group_of_data_sets(study, lab, monkeypatch):
 def test_compare_refuses_what_is_the_same(study, lab):
     study.methods(supervised=0.80, mean_teacher=0.90)
     one, other = [f.result["run_id"] for f in tables(study)[0][0].runs[1]][:2]
-    assert lab.call("compare", one, other).returncode == lab.call("compare", one, "mean_teacher").returncode == 0
+    assert (
+        lab.call("compare", one, other).returncode
+        == lab.call("compare", one, "mean_teacher").returncode
+        == 0
+    )
     for names in ((one, one[:8]), (one, "supervised"), ("mean_teacher", other, "supervised")):
         assert "part of the other" in lab.call("compare", *names).stderr, names
     told = lab.call("compare", one[:8] + "f" * 8, "mean_teacher")
@@ -286,26 +393,49 @@ def test_compare_refuses_what_is_the_same(study, lab):
 def test_compare_over_draws_counts_draws(study, lab):
     for draw in range(3):
         for seed in range(2):
-            study.add("supervised", seed, [0.8 + 0.001 * seed + 0.01 * draw + 0.002 * i for i in range(12)], draw=draw)
-            study.add("dtc", seed, [0.82 + 0.003 * seed + 0.012 * draw + 0.002 * (i % 5) for i in range(12)], draw=draw)
-    pooled = lab.call("compare", "supervised", "dtc").stdout.split("draws 0, 1, 2")[1].split("labelled")[0]
+            study.add(
+                "supervised",
+                seed,
+                [0.8 + 0.001 * seed + 0.01 * draw + 0.002 * i for i in range(12)],
+                draw=draw,
+            )
+            study.add(
+                "dtc",
+                seed,
+                [0.82 + 0.003 * seed + 0.012 * draw + 0.002 * (i % 5) for i in range(12)],
+                draw=draw,
+            )
+    pooled = (
+        lab.call("compare", "supervised", "dtc")
+        .stdout.split("draws 0, 1, 2")[1]
+        .split("labelled")[0]
+    )
     assert "6 and 6 runs" in pooled and "draws a method" in pooled and "seeds" not in pooled
 
 
 def reported(study, method, dice):
     for seed, value in enumerate(dice):
-        study.add(method, seed, [value] * 12).write_json("import.json", {"verified": False, "why": "no predictions"})
+        study.add(method, seed, [value] * 12).write_json(
+            "import.json", {"verified": False, "why": "no predictions"}
+        )
 
 
 def test_what_is_only_reported_changes_no_test_of_others(study, lab):
     study.methods(supervised=0.80, mean_teacher=0.815)
-    before, = tables(study, against="supervised")[0]
+    (before,) = tables(study, against="supervised")[0]
     told = lab.call("compare", "mean_teacher", "supervised").stdout
     reported(study, "dtc", (0.05, 0.5, 0.95))
-    after, = tables(study, against="supervised")[0]
-    assert before.rows[0].difference == after.rows[0].difference and after.rows[0].difference["p"] < 0.05
-    assert told == lab.call("compare", "mean_teacher", "supervised").stdout and "; a true" in " ".join(told.split())
-    assert [r.difference["p"] for r in after.rows if r.method.startswith("dtc")] == [pytest.approx(np.nan, nan_ok=True)]
+    (after,) = tables(study, against="supervised")[0]
+    assert (
+        before.rows[0].difference == after.rows[0].difference
+        and after.rows[0].difference["p"] < 0.05
+    )
+    assert told == lab.call(
+        "compare", "mean_teacher", "supervised"
+    ).stdout and "; a true" in " ".join(told.split())
+    assert [r.difference["p"] for r in after.rows if r.method.startswith("dtc")] == [
+        pytest.approx(np.nan, nan_ok=True)
+    ]
 
 
 def test_rows_that_are_not_ranked_neither_get_a_star_nor_take_one(study):
@@ -329,7 +459,10 @@ def test_an_interval_is_never_one_of_other_cases_than_its_mean(study, lab):
     (board,), _ = tables(study, against="supervised")
     row = next(r for r in board.rows if r.method == "mean_teacher")
     assert not row.intervals and "over the cases that both have" in "\n".join(export.footer(board))
-    assert "11 cases paired, 3 and 3 seeds, 1 case not" in lab.call("compare", "supervised", "mean_teacher").stdout
+    assert (
+        "11 cases paired, 3 and 3 seeds, 1 case not"
+        in lab.call("compare", "supervised", "mean_teacher").stdout
+    )
 
 
 def test_rank_and_interval_belong_to_the_mean_over_classes(study, lab):
@@ -338,17 +471,27 @@ def test_rank_and_interval_belong_to_the_mean_over_classes(study, lab):
         for seed in range(3):
             rows = []
             for i in range(10):
-                rows += [study.row(f"case{i}", common + 0.001 * (i % 4) + 0.001 * seed),
-                         {**study.row(f"case{i}", rare + 0.002 * i), "class": "cube"}]
+                rows += [
+                    study.row(f"case{i}", common + 0.001 * (i % 4) + 0.001 * seed),
+                    {**study.row(f"case{i}", rare + 0.002 * i), "class": "cube"},
+                ]
                 if i > 3:
-                    rows[-1] |= {"status": "both_empty", "dice": None, "jaccard": None, "pred_voxels": 0, "ref_voxels": 0,
-                                 **{k: None for k in rows[-1] if k.endswith(("_mm", "_vox"))}}
+                    rows[-1] |= {
+                        "status": "both_empty",
+                        "dice": None,
+                        "jaccard": None,
+                        "pred_voxels": 0,
+                        "ref_voxels": 0,
+                        **{k: None for k in rows[-1] if k.endswith(("_mm", "_vox"))},
+                    }
             study.add(method, seed, rows=rows)
     (board,), _ = tables(study)
     assert [(r.method, r.rank) for r in board.rows] == [("cps", 1), ("bcp", 2)]
     assert all(r.intervals["dice"][0] < r.dice < r.intervals["dice"][1] for r in board.rows)
     assert board.pairs[0].mean == pytest.approx(board.rows[0].dice - board.rows[1].dice)
-    assert "the mean over the classes' means" in " ".join(lab.call("compare", "cps", "bcp").stdout.split())
+    assert "the mean over the classes' means" in " ".join(
+        lab.call("compare", "cps", "bcp").stdout.split()
+    )
 
 
 def test_the_mean_over_draws_is_one_of_draws_and_each_needs_three_seeds(study):
@@ -360,9 +503,14 @@ def test_the_mean_over_draws_is_one_of_draws_and_each_needs_three_seeds(study):
         study.add("dtc", seed, [0.7] * 12, draw=1)
     board = next(b for b in tables(study)[0] if b.draws == (0, 1))
     first, second = board.rows
-    assert first.dice == pytest.approx(70.55), "five runs of one draw weigh as much as three of the other"
+    assert first.dice == pytest.approx(70.55), (
+        "five runs of one draw weigh as much as three of the other"
+    )
     assert _cases(board)[0][1][0] == pytest.approx(70)
-    assert second.note == "1 seed of draw 0: not ranked" and "over seeds and draws" in export.footer(board)[0]
+    assert (
+        second.note == "1 seed of draw 0: not ranked"
+        and "over seeds and draws" in export.footer(board)[0]
+    )
 
 
 def test_one_tolerance_for_ties(study, lab):
@@ -370,43 +518,70 @@ def test_one_tolerance_for_ties(study, lab):
         study.add("supervised", seed, [0.8] * 12)
         study.add("mean_teacher", seed, [0.801 if seed == 0 else 0.8] * 12)  # 0.03 % on average
     (board,), _ = tables(study)
-    document, = json.loads(lab.call("compare", "mean_teacher", "supervised", "--json").stdout)["tables"]
+    (document,) = json.loads(lab.call("compare", "mean_teacher", "supervised", "--json").stdout)[
+        "tables"
+    ]
     assert board.pairs[0].ties == document["pairs"][0]["ties"] == 12
     assert _matrix(board)[0][1][1].ties == 12
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"sources": {"method": "m", "backbone": "other"}}, "backbone's code"), ({"engine": 2}, "engine")])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"sources": {"method": "m", "backbone": "other"}}, "backbone's code"),
+        ({"engine": 2}, "engine"),
+    ],
+)
 def test_other_networks_never_share_a_table(study, change, says):
     study.methods(supervised=0.80)
     for seed in range(3):
         study.add("mean_teacher", seed, [0.8] * 12, science_change=change)
     found, _ = tables(study)
-    assert len(found) == 2 and found[1].apart == f"not one ranking with the table above: other {says}"
+    assert (
+        len(found) == 2 and found[1].apart == f"not one ranking with the table above: other {says}"
+    )
 
 
 def test_networks_that_were_changed_by_hand_have_tables_of_their_own(study):
     for wide in (2, 6):
-        study.add("supervised", 0, [0.8] * 12, overrides=[f"backbone.width={wide}"],
-                  change=lambda r, w=wide: r.update(changed_params={"backbone.width": w}))
+        study.add(
+            "supervised",
+            0,
+            [0.8] * 12,
+            overrides=[f"backbone.width={wide}"],
+            change=lambda r, w=wide: r.update(changed_params={"backbone.width": w}),
+        )
     study.add("versemi", 0, [0.8] * 12)  # what a method prescribes is its own affair
     study.add("supervised", 0, [0.8] * 12)
     found, _ = tables(study)
-    assert sorted(b.network for b in found) == ["", "width 2", "width 6"] and sorted(len(b.rows) for b in found) == [1, 1, 2]
+    assert sorted(b.network for b in found) == ["", "width 2", "width 6"] and sorted(
+        len(b.rows) for b in found
+    ) == [1, 1, 2]
     assert any("vnet (width 6)" in b.title and "backbone's parameters" in b.apart for b in found)
 
 
 def test_a_verdict_does_not_contradict_itself():
     """Distinguishable by a hair: a true difference of that size is found in fewer than 80 of 100 studies."""
-    gains, noise = np.array([2.0, -1, 3, 1, -0.8, 2.5, 0.2, 3.1, -0.3, 1.6]), np.array([0.05, 0, -0.05])[:, None]
+    gains, noise = (
+        np.array([2.0, -1, 3, 1, -0.8, 2.5, 0.2, 3.1, -0.3, 1.6]),
+        np.array([0.05, 0, -0.05])[:, None],
+    )
     d = stats.compare(Scores("a", 70 + gains - noise), Scores("b", 70 + 0 * gains + noise))
-    assert d.distinguishable and d.seeds_needed is None and _verdict(d, 3, "seeds") == "distinguishable at 5 %"
+    assert (
+        d.distinguishable
+        and d.seeds_needed is None
+        and _verdict(d, 3, "seeds") == "distinguishable at 5 %"
+    )
 
 
 def test_names_that_are_not_there_are_answered(study, lab):
     study.methods(cases=1, supervised=0.80, mean_teacher=0.90)
     told = lab.call("leaderboard", "--dataset", "la")
-    assert told.returncode == 0 and "no finished runs of la" in told.stderr and "there are some of tiny" in told.stderr
+    assert (
+        told.returncode == 0
+        and "no finished runs of la" in told.stderr
+        and "there are some of tiny" in told.stderr
+    )
     told = lab.call("leaderboard", "--against", "supervise")
     assert told.returncode == 2 and "Did you mean 'supervised'?" in told.stderr
     single = lab.call("compare", "supervised", "mean_teacher").stdout

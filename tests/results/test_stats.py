@@ -12,30 +12,49 @@ from scipy import stats as scipy_stats
 from segbench.results.stats import Scores, _moments, compare, estimate, holm, letters, ranking
 
 # Student (1908), hours of sleep gained by ten patients under two drugs.
-SLEEP = [[0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0], [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]]
+SLEEP = [
+    [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0],
+    [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4],
+]
 
 
 def scores(name, runs, cases=20, mean=0.0, run=0.5, rest=1.0, seed=0):
     rng = np.random.default_rng([seed, len(name), *name.encode()])
     common = np.random.default_rng(99).normal(0, 5, cases)
-    return Scores(name, mean + common + rng.normal(0, 1, cases) + rng.normal(0, run, (runs, 1))
-                  + rng.normal(0, rest, (runs, cases)))
+    return Scores(
+        name,
+        mean
+        + common
+        + rng.normal(0, 1, cases)
+        + rng.normal(0, run, (runs, 1))
+        + rng.normal(0, rest, (runs, cases)),
+    )
 
 
 def test_printed_paired_example():
     """t = -4.0621, 9 degrees of freedom, p = 0.002833, interval -2.4599 to -0.7001 (R's help page on t.test)."""
     a, b = (Scores(n, np.array([v])) for n, v in zip("ab", SLEEP, strict=True))
     d = compare(a, b)
-    assert d.mean / d.se == pytest.approx(-4.0621, abs=1e-4) and d.df == 9 and d.p == pytest.approx(0.002833, abs=1e-6)
-    assert (d.low, d.high) == pytest.approx((-2.4599, -0.7001), abs=0.2), "a bootstrap keeps the skew of the data"
+    assert (
+        d.mean / d.se == pytest.approx(-4.0621, abs=1e-4)
+        and d.df == 9
+        and d.p == pytest.approx(0.002833, abs=1e-6)
+    )
+    assert (d.low, d.high) == pytest.approx((-2.4599, -0.7001), abs=0.2), (
+        "a bootstrap keeps the skew of the data"
+    )
     assert (d.wins, d.ties, d.losses) == (0, 1, 9)
 
 
 def test_printed_two_sample_example():
     """The same numbers as runs without differences between cases: t = -1.8608, 17.776 degrees of freedom, p = 0.07939."""
-    a, b = (Scores(n, np.repeat(np.array(v)[:, None], 5, 1)) for n, v in zip("ab", SLEEP, strict=True))
+    a, b = (
+        Scores(n, np.repeat(np.array(v)[:, None], 5, 1)) for n, v in zip("ab", SLEEP, strict=True)
+    )
     d = compare(a, b)
-    assert d.mean / d.se == pytest.approx(-1.8608, abs=1e-4) and d.df == pytest.approx(17.776, abs=1e-3)
+    assert d.mean / d.se == pytest.approx(-1.8608, abs=1e-4) and d.df == pytest.approx(
+        17.776, abs=1e-3
+    )
     assert d.p == pytest.approx(0.07939, abs=1e-5)
 
 
@@ -63,7 +82,10 @@ def test_variance_is_that_of_simulated_means():
     rng = np.random.default_rng(1)
     means, variances = [], []
     for _ in range(3000):
-        groups = [rng.normal(0, 1, 20) + rng.normal(0, 0.6, (3, 1)) + rng.normal(0, 2, (3, 20)) for _ in range(2)]
+        groups = [
+            rng.normal(0, 1, 20) + rng.normal(0, 0.6, (3, 1)) + rng.normal(0, 2, (3, 20))
+            for _ in range(2)
+        ]
         mean, se, _ = _moments(groups, [1, -1])
         means.append(mean)
         variances.append(se**2)
@@ -88,7 +110,9 @@ def test_promises_are_kept_in_simulated_studies(simulate, name):
     assert shares.mean > 0.88 and shares.difference > 0.88
     assert shares.single < 0.12 and shares.family < 0.12 and shares.ranks < 0.12
     if name == "runs scatter":
-        assert shares.paired_t > 0.25, "tests over cases alone take the seeds at hand for the method"
+        assert shares.paired_t > 0.25, (
+            "tests over cases alone take the seeds at hand for the method"
+        )
 
 
 def test_a_true_difference_is_found():
@@ -97,7 +121,10 @@ def test_a_true_difference_is_found():
 
 
 def test_seeds_needed_shrink_with_the_difference():
-    needed = [compare(scores("a", 3, mean=m, run=2.0), scores("b", 3, run=2.0)).seeds_needed for m in (20.0, 5.0, 3.0)]
+    needed = [
+        compare(scores("a", 3, mean=m, run=2.0), scores("b", 3, run=2.0)).seeds_needed
+        for m in (20.0, 5.0, 3.0)
+    ]
     assert None not in needed and needed == sorted(needed) and needed[0] < needed[2]
     assert compare(scores("a", 1), scores("b", 3)).seeds_needed is None
 
@@ -142,7 +169,9 @@ def test_letters_are_shared_exactly_by_pairs_that_are_not_apart():
     rng = np.random.default_rng(0)
     for _ in range(50):
         names = [f"m{i}" for i in range(6)]
-        apart = {frozenset((a, b)) for i, a in enumerate(names) for b in names[:i] if rng.random() < 0.4}
+        apart = {
+            frozenset((a, b)) for i, a in enumerate(names) for b in names[:i] if rng.random() < 0.4
+        }
         found = letters(names, apart)
         for i, a in enumerate(names):
             for b in names[:i]:
@@ -153,7 +182,12 @@ def test_undefined_cases_are_left_out_and_counted():
     a, b = scores("a", 3), scores("b", 3)
     a.values[1, 4] = np.nan
     d = compare(a, b)
-    assert d.left_out == 1 and d.wins + d.ties + d.losses == 19 and np.isnan(d.by_case[4]) and np.isfinite(d.p)
+    assert (
+        d.left_out == 1
+        and d.wins + d.ties + d.losses == 19
+        and np.isnan(d.by_case[4])
+        and np.isfinite(d.p)
+    )
     assert np.isfinite(estimate(a).low)
 
 
@@ -184,16 +218,23 @@ def by_class(name, classes):
 def test_statistics_are_of_the_mean_over_class_means():
     """Class 1 is in five of ten cases; the second method predicts it in one more: a Dice of 0 there."""
     rng = np.random.default_rng(0)
-    a, b = (np.stack([90 + rng.normal(0, 1, (3, 10)), m + rng.normal(0, 1, (3, 10))], 2) for m in (60, 66))
+    a, b = (
+        np.stack([90 + rng.normal(0, 1, (3, 10)), m + rng.normal(0, 1, (3, 10))], 2)
+        for m in (60, 66)
+    )
     a[:, 5:, 1] = b[:, 6:, 1] = np.nan
     b[:, 5, 1] = 0
     shown = [np.mean([np.nanmean(m[..., k]) for k in (0, 1)]) for m in (a, b)]
     first, second = by_class("a", a), by_class("b", b)
     for scores_, mean in zip((first, second), shown, strict=True):
         found = estimate(scores_)
-        assert found.mean == pytest.approx(mean) and found.low < mean < found.high and scores_.patchy
+        assert (
+            found.mean == pytest.approx(mean) and found.low < mean < found.high and scores_.patchy
+        )
     assert compare(first, second).mean == pytest.approx(shown[0] - shown[1])
-    assert estimate(first).high - estimate(first).low < 4, "cases without a class say nothing against it"
+    assert estimate(first).high - estimate(first).low < 4, (
+        "cases without a class say nothing against it"
+    )
 
 
 def test_a_class_in_one_case_proves_little():

@@ -8,15 +8,24 @@ import torch
 from segbench.errors import IntegrityError, StorageError, TrainingError
 from segbench.training import checkpoint
 
-STATE = {"a": torch.arange(6.0).reshape(2, 3), "b": {3: {"step": torch.tensor(2.0), "flag": True}, "t": (1, 2.5, None)},
-         "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "empty": torch.zeros(0, 3), "list": [1, "x"]}
+STATE = {
+    "a": torch.arange(6.0).reshape(2, 3),
+    "b": {3: {"step": torch.tensor(2.0), "flag": True}, "t": (1, 2.5, None)},
+    "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "empty": torch.zeros(0, 3),
+    "list": [1, "x"],
+}
 
 
 def test_round_trip(tmp_path):
     checkpoint.save(tmp_path, 7, STATE, {"run": "x"})
     step, state, header, warnings = checkpoint.load(tmp_path)
     assert (step, header, warnings) == (7, {"run": "x"}, [])
-    assert state["b"]["t"] == (1, 2.5, None) and list(state["b"]) == [3, "t"] and state["list"] == [1, "x"]
+    assert (
+        state["b"]["t"] == (1, 2.5, None)
+        and list(state["b"]) == [3, "t"]
+        and state["list"] == [1, "x"]
+    )
     assert torch.equal(state["half"], STATE["half"]) and state["empty"].shape == (0, 3)
     assert checkpoint.digest(state) == checkpoint.digest(STATE)
 
@@ -92,10 +101,12 @@ def test_not_finite_is_never_stored(tmp_path):
 def test_full_disk_keeps_the_old_one(tmp_path, monkeypatch):
     import errno
     import os
+
     checkpoint.save(tmp_path, 1, {"x": torch.ones(3)}, {})
 
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr("segbench.files.os.fsync", full)
     with pytest.raises(StorageError, match="full"):
         checkpoint.save(tmp_path, 2, {"x": torch.ones(3)}, {})

@@ -20,11 +20,14 @@ def volumes(lab, method):
     return lab.prepared(method).folder.manifest()["phases"]
 
 
-@pytest.mark.parametrize("method, expected", [
-    ("supervised", [("train", 6, 4)]),  # four labelled patches
-    ("mean_teacher", [("train", 6, 6)]),  # four by the student, two by the teacher
-    ("cps", [("train", 6, 8)]),  # four by each of two networks
-])
+@pytest.mark.parametrize(
+    "method, expected",
+    [
+        ("supervised", [("train", 6, 4)]),  # four labelled patches
+        ("mean_teacher", [("train", 6, 6)]),  # four by the student, two by the teacher
+        ("cps", [("train", 6, 8)]),  # four by each of two networks
+    ],
+)
 def test_volumes_of_a_step(lab, method, expected):
     assert [(p["name"], p["steps"], p["volumes"]) for p in volumes(lab, method)] == expected
 
@@ -37,8 +40,14 @@ def test_each_phase_is_counted(lab):
 
 def test_counting_leaves_the_classes_as_they_were(lab):
     def methods():
-        return {(c, n): vars(c).get(n) for c in [Backbone, *Backbone.__subclasses__()] for n in ("forward", "encode")}
+        return {
+            (c, n): vars(c).get(n)
+            for c in [Backbone, *Backbone.__subclasses__()]
+            for n in ("forward", "encode")
+        }
+
     from segbench import registry
+
     registry.get("backbone", "vnet")
     before = methods()
     execute(lab.prepared("mean_teacher"), lab.machine())
@@ -47,6 +56,7 @@ def test_counting_leaves_the_classes_as_they_were(lab):
 
 def test_counting_ends_when_a_step_fails(lab):
     from segbench.training.run import build
+
     run = lab.prepared("supervised")
     method, cost = build(run.experiment, run.stores), Cost(CPU)
     kind = type(next(m for m in method.modules() if isinstance(m, Backbone)))
@@ -63,19 +73,35 @@ def test_a_stop_loses_nothing(lab):
     def stop(progress):
         if progress.step == 4:
             raise Interrupted("stop", 130)
+
     from segbench.training.run import Reporter
+
     with pytest.raises(Interrupted):
         execute(run, lab.machine(), Reporter(train=stop))
     _, _, header, _ = checkpoint.load(run.folder.path / "ckpt")
     assert header["cost"]["volumes"] == {"train": 6} and header["cost"]["cpu_seconds"] > 0
     folder = run.folder.path / "ckpt"
     step, state, _, _ = checkpoint.load(folder)
-    checkpoint.save(folder, step, state, {**header, "cost": {**header["cost"], "cpu_seconds": 1000.0,
-                                                             "energy_joules": 5.0, "peak_memory_bytes": 1 << 50}})
+    checkpoint.save(
+        folder,
+        step,
+        state,
+        {
+            **header,
+            "cost": {
+                **header["cost"],
+                "cpu_seconds": 1000.0,
+                "energy_joules": 5.0,
+                "peak_memory_bytes": 1 << 50,
+            },
+        },
+    )
     execute(run, lab.machine())
     manifest = run.folder.manifest()
     assert 1000 < manifest["cpu_seconds"] < 1100 and manifest["peak_memory_bytes"] == 1 << 50
-    assert manifest["energy_joules"] is None, "this attempt was not measured: a part is not the whole"
+    assert manifest["energy_joules"] is None, (
+        "this attempt was not measured: a part is not the whole"
+    )
 
 
 def test_energy_adds_up_over_attempts(monkeypatch):
@@ -103,12 +129,21 @@ def test_energy_is_read_from_nvml_in_joules_by_uuid(monkeypatch):
         if handle != "handle of GPU-1234":
             raise NVMLError
         return 2500  # mJ
-    nvml = SimpleNamespace(NVMLError=NVMLError, nvmlInit=lambda: None, nvmlDeviceGetTotalEnergyConsumption=total,
-                           nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}")
+
+    nvml = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetTotalEnergyConsumption=total,
+        nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}",
+    )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     gpu = torch.device("cuda", 0)
     for uuid, joules in (("1234", 2.5), ("5678", None)):
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, uuid=uuid: SimpleNamespace(uuid=uuid))
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_properties",
+            lambda device, uuid=uuid: SimpleNamespace(uuid=uuid),
+        )
         assert _energy(gpu) == joules
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
     assert _energy(gpu) is None and _energy(CPU) is None

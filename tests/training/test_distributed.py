@@ -21,15 +21,45 @@ PLAIN = ("-o", "backbone.norm=instance", "-o", "backbone.dropout=0")
 
 
 def torchrun(folder, *args, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-               "-m", "segbench.cli.main", "--plugin", str(PLUGINS / "tiny.py"), *map(str, args)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        "-m",
+        "segbench.cli.main",
+        "--plugin",
+        str(PLUGINS / "tiny.py"),
+        *map(str, args),
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False,
-                          stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def run_args(method, *more):
-    return ("run", method, "--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml", "--device", "cpu", "--json", *more)
+    return (
+        "run",
+        method,
+        "--dataset",
+        "tiny",
+        "--protocol",
+        PLUGINS / "tiny.yaml",
+        "--device",
+        "cpu",
+        "--json",
+        *more,
+    )
 
 
 def weights(lab, document):
@@ -81,8 +111,13 @@ def test_every_method_trains_in_two_processes(lab, method):
     other = lab.folder / "other"
     other.mkdir()
     again = json.loads(torchrun(other, *run_args(method)).stdout)
-    first, second = (json.loads((f / straight["dir"] / "result.json").read_text()) for f in (lab.folder, other))
-    assert again["run_id"] == straight["run_id"] and first["weights_sha256"] == second["weights_sha256"]
+    first, second = (
+        json.loads((f / straight["dir"] / "result.json").read_text()) for f in (lab.folder, other)
+    )
+    assert (
+        again["run_id"] == straight["run_id"]
+        and first["weights_sha256"] == second["weights_sha256"]
+    )
 
 
 def test_shares():

@@ -17,16 +17,26 @@ def test_shares_add_up_to_all_steps():
         plan = stages([Phase("a", 0.1), Phase("b", 0.9)], total, 2, 2)
         assert [s.start for s in plan] == [0, plan[0].steps] and sum(s.steps for s in plan) == total
         assert min(s.steps for s in plan) >= 1
-    assert stage_of(plan, plan[1].start).phase.name == "b" and stage_of(plan, plan[1].start - 1).phase.name == "a"
+    assert (
+        stage_of(plan, plan[1].start).phase.name == "b"
+        and stage_of(plan, plan[1].start - 1).phase.name == "a"
+    )
 
 
 def test_places_of_unlabelled_items_go_to_labelled_ones():
-    a, b, c = stages([Phase("a", 0.2, unlabeled=0), Phase("b", 0.3), Phase("c", 0.5, labeled=4, unlabeled=4)], 10, 2, 3)
+    a, b, c = stages(
+        [Phase("a", 0.2, unlabeled=0), Phase("b", 0.3), Phase("c", 0.5, labeled=4, unlabeled=4)],
+        10,
+        2,
+        3,
+    )
     assert [(s.labeled, s.unlabeled) for s in (a, b, c)] == [(5, 0), (2, 3), (4, 4)]
 
 
 def test_schedule_runs_over_the_phases_that_share_an_optimiser():
-    plan = stages([Phase("a", 0.2), Phase("b", 0.3), Phase("c", 0.5, fresh_optimizer=True)], 100, 2, 2)
+    plan = stages(
+        [Phase("a", 0.2), Phase("b", 0.3), Phase("c", 0.5, fresh_optimizer=True)], 100, 2, 2
+    )
     assert [(s.origin, s.span) for s in plan] == [(0, 50), (0, 50), (50, 50)]
 
 
@@ -36,7 +46,9 @@ def test_unlabelled_items_that_are_not_there():
     assert stages([Phase("a", unlabeled=0)], 10, 2, 0)[0].labeled == 2
 
 
-@pytest.mark.parametrize("phases, total", [([Phase("a", 0.5)], 10), ([Phase("a", 0.5), Phase("b", 0.5)], 1)])
+@pytest.mark.parametrize(
+    "phases, total", [([Phase("a", 0.5)], 10), ([Phase("a", 0.5), Phase("b", 0.5)], 1)]
+)
 def test_impossible_phases(phases, total):
     with pytest.raises(UsageError):
         stages(phases, total, 2, 2)
@@ -45,8 +57,12 @@ def test_impossible_phases(phases, total):
 def test_step_schedule_is_the_literatures_at_6000_steps():
     optim = Optim(lr=0.01, schedule="step", milestones=(2500, 5000), reference=6000)
     rates = {t: optim.lr_at(t, 6000) for t in (0, 2499, 2500, 4999, 5000, 5999)}
-    assert rates == pytest.approx({0: 1e-2, 2499: 1e-2, 2500: 1e-3, 4999: 1e-3, 5000: 1e-4, 5999: 1e-4})
-    assert optim.lr_at(499, 1200) == pytest.approx(1e-2) and optim.lr_at(500, 1200) == pytest.approx(1e-3)
+    assert rates == pytest.approx(
+        {0: 1e-2, 2499: 1e-2, 2500: 1e-3, 4999: 1e-3, 5000: 1e-4, 5999: 1e-4}
+    )
+    assert optim.lr_at(499, 1200) == pytest.approx(1e-2) and optim.lr_at(
+        500, 1200
+    ) == pytest.approx(1e-3)
 
 
 def test_poly_schedule():
@@ -54,7 +70,15 @@ def test_poly_schedule():
 
 
 def test_ramp_is_the_literatures_staircase():
-    expected = {0: 0.000674, 149: 0.000674, 150: 0.000862, 1500: 0.006005, 3000: 0.028650, 4500: 0.073162, 5999: 0.099688}
+    expected = {
+        0: 0.000674,
+        149: 0.000674,
+        150: 0.000862,
+        1500: 0.006005,
+        3000: 0.028650,
+        4500: 0.073162,
+        5999: 0.099688,
+    }
     assert {t: round(0.1 * Clock(t, 6000).ramp(), 6) for t in expected} == expected  # UA-MT, P2
     assert sigmoid_ramp(40, 40) == 1.0 and sigmoid_ramp(5, 0) == 1.0
 
@@ -63,7 +87,14 @@ def test_generator_depends_on_seed_stream_and_step_only():
     def draw(stream="mask", own=False, **kw):
         clock = Clock(**{"step": 3, "total": 9, "seed": 1, **kw})
         return torch.rand(3, generator=clock.generator(stream, own)).tolist()
-    assert draw() == draw(total=99, phase="x", epoch=4) == draw(rank=1) == draw(own=True) != draw(own=True, rank=1)
+
+    assert (
+        draw()
+        == draw(total=99, phase="x", epoch=4)
+        == draw(rank=1)
+        == draw(own=True)
+        != draw(own=True, rank=1)
+    )
     assert draw() != draw(step=4) and draw() != draw(seed=2) and draw() != draw("box")
 
 
@@ -114,6 +145,7 @@ class Diverging(Method):
 def test_not_finite_loss_stops_before_the_weights_are_touched(diverging):
     from segbench.training import checkpoint
     from segbench.training.loop import Cadence
+
     run = diverging.prepared("diverging")
     with pytest.raises(TrainingError, match="not finite") as error:
         execute(run, diverging.machine(save_every=Cadence(steps=1, seconds=None)))
@@ -122,8 +154,14 @@ def test_not_finite_loss_stops_before_the_weights_are_touched(diverging):
     assert (run.folder.path / "failed.json").exists() and run.folder.result() is None
 
 
-@pytest.mark.parametrize("method, precision", [*((m, "bf16") for m in registry.names("method")), ("mean_teacher", "fp16"),
-                                               ("versemi", "fp16")])
+@pytest.mark.parametrize(
+    "method, precision",
+    [
+        *((m, "bf16") for m in registry.names("method")),
+        ("mean_teacher", "fp16"),
+        ("versemi", "fp16"),
+    ],
+)
 def test_reduced_precision_trains(lab, method, precision):
     """All losses of all phases stay finite, or the run would end with an error."""
     run = lab.prepared(method, precision=precision)
@@ -143,8 +181,10 @@ def test_trains_on_a_gpu(lab, method, dataset, precision):
 
 
 def test_batch_statistics_of_one_voxel_tell_what_helps(lab):
-    run = lab.prepared("supervised", overrides=["patch=4x4x4", "inference.stride=4x4x4", "batch.labeled=1",
-                                                "batch.unlabeled=0"])
+    run = lab.prepared(
+        "supervised",
+        overrides=["patch=4x4x4", "inference.stride=4x4x4", "batch.labeled=1", "batch.unlabeled=0"],
+    )
     with pytest.raises(TrainingError, match="more than 1 value per channel") as error:
         execute(run, lab.machine())
     assert "two voxels at the bottleneck" in error.value.details["fix"]
@@ -152,8 +192,11 @@ def test_batch_statistics_of_one_voxel_tell_what_helps(lab):
 
 def test_seed_decides_initial_weights(lab):
     from segbench.training import checkpoint
+
     first, same, other = (lab.prepared("supervised", seed=s) for s in (0, 0, 1))
-    digests = [checkpoint.digest(build(r.experiment, r.stores).state_dict()) for r in (first, same, other)]
+    digests = [
+        checkpoint.digest(build(r.experiment, r.stores).state_dict()) for r in (first, same, other)
+    ]
     assert digests[0] == digests[1] != digests[2] and first.run_id == same.run_id != other.run_id
 
 
@@ -193,6 +236,7 @@ def test_what_a_phase_sets_free_is_trained_and_stays_so_after_a_stop(lab, tmp_pa
     def stop(progress):
         if progress.step == 5:  # in the second phase
             raise Interrupted("stop", 130)
+
     every = Cadence(steps=1, seconds=None)
     with pytest.raises(Interrupted):
         execute(run, lab.machine(save_every=every), Reporter(train=stop), restart=True)
@@ -213,8 +257,12 @@ def test_a_changed_optimiser_that_nobody_uses_is_refused(lab):
 
 
 def test_a_missing_file_of_a_plug_in_is_no_full_disk(lab, tmp_path):
-    (tmp_path / "reading.py").write_text(THAWING.replace("thawing", "reading").replace(
-        "def loss(self, batch, t):", "def loss(self, batch, t):\n        open('/nowhere/at/all')"))
+    (tmp_path / "reading.py").write_text(
+        THAWING.replace("thawing", "reading").replace(
+            "def loss(self, batch, t):",
+            "def loss(self, batch, t):\n        open('/nowhere/at/all')",
+        )
+    )
     registry.add_file(tmp_path / "reading.py")
     with pytest.raises(TrainingError, match="FileNotFoundError"):
         execute(lab.prepared("reading"), lab.machine())

@@ -29,9 +29,11 @@ def forked(function):
 
 def killed_after(run, machine, step):
     """Train until ``step`` steps are done and die at once, before anything can be saved or closed."""
+
     def train(progress):
         if progress.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
+
     return forked(lambda: execute(run, machine, Reporter(train=train)))
 
 
@@ -44,13 +46,23 @@ def test_killed_at_every_step(lab, method, tmp_path):
     straight = lab.prepared(method)
     execute(straight, lab.machine())
     other = type(lab)(tmp_path / "other")
-    for step in (1, 2, 3, 4, 5, 6):  # one run, killed again and again; a checkpoint every second step
+    for step in (
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ):  # one run, killed again and again; a checkpoint every second step
         machine = other.machine(save_every=Cadence(steps=2 if step % 2 else 1, seconds=None))
         assert killed_after(other.prepared(method), machine, step) == -signal.SIGKILL
     again = other.prepared(method)
     execute(again, other.machine())
     assert files(again) == files(straight)
-    steps = [json.loads(line)["step"] for line in (again.folder.path / "log.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (again.folder.path / "log.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(6))
 
 
@@ -76,8 +88,13 @@ def test_killed_while_writing(lab, tmp_path, point, count):
 
     def die_there():
         from segbench import files as module
-        name = {"before fsync": "fsync", "before rename": "replace", "after rename": "replace",
-                "before folder sync": "open"}[point]
+
+        name = {
+            "before fsync": "fsync",
+            "before rename": "replace",
+            "after rename": "replace",
+            "before folder sync": "open",
+        }[point]
         real, seen = getattr(module.os, name), [0]
 
         def dying(*args, **kwargs):
@@ -87,8 +104,10 @@ def test_killed_while_writing(lab, tmp_path, point, count):
             if seen[0] >= count:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result if point == "after rename" else real(*args, **kwargs)
+
         setattr(module.os, name, dying)
         execute(run, other.machine())
+
     assert forked(die_there) == -signal.SIGKILL
     execute(other.prepared("supervised"), other.machine())
     assert files(run) == files(straight)
@@ -99,7 +118,10 @@ def test_killed_during_evaluation_keeps_finished_cases(lab):
 
     def evaluate(done, total, case):
         os.kill(os.getpid(), signal.SIGKILL)
-    assert forked(lambda: execute(run, lab.machine(), Reporter(evaluate=evaluate))) == -signal.SIGKILL
+
+    assert (
+        forked(lambda: execute(run, lab.machine(), Reporter(evaluate=evaluate))) == -signal.SIGKILL
+    )
     partial = run.folder.path / "evaluation.jsonl"
     assert len(partial.read_text().splitlines()) == 1
     with partial.open("a") as file:
@@ -111,12 +133,14 @@ def test_killed_during_evaluation_keeps_finished_cases(lab):
 
 def test_stop_signal_saves_and_resumes(lab, tmp_path):
     from segbench.errors import Interrupted
+
     other = type(lab)(tmp_path / "other")
     run = lab.prepared("supervised")
 
     def train(progress):
         if progress.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
+
     with pytest.raises(Interrupted) as stop:
         execute(run, lab.machine(save_every=Cadence(seconds=None)), Reporter(train=train))
     assert stop.value.code == 143
@@ -138,6 +162,7 @@ def test_nohup_stays_in_force():
             assert stop.code is None
             os.kill(os.getpid(), signal.SIGTERM)
             assert stop.code == 143
+
     assert forked(ignoring) == 0
 
 
@@ -186,9 +211,15 @@ def test_changed_data_are_told_case_by_case(lab, tmp_path):
     stored = json.loads((run.folder.path / "data.json").read_bytes())["tiny"]
     first, second, *_ = stored
     del stored[first]
-    (run.folder.path / "data.json").write_text(json.dumps({"tiny": {**stored, second: "0" * 16, "lost": "1" * 16}}))
+    (run.folder.path / "data.json").write_text(
+        json.dumps({"tiny": {**stored, second: "0" * 16, "lost": "1" * 16}})
+    )
     config = run.folder.path / "config.yaml"
     config.write_text(config.read_text().replace(run.run_id, "0" * len(run.run_id)))
     with pytest.raises(DataError, match="its data have changed") as found:
         restore(run.folder, lab.machine())
-    assert {p.case: p.found for p in found.value.problems} == {first: "new", second: "changed", "lost": "gone"}
+    assert {p.case: p.found for p in found.value.problems} == {
+        first: "new",
+        second: "changed",
+        "lost": "gone",
+    }

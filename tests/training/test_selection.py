@@ -45,10 +45,18 @@ def test_held_out_are_the_last_of_the_training_list_never_test_cases(lab):
 def test_patients_are_not_divided_and_cases_without_label_not_asked(lab):
     store = open_store("tiny", lab.folder / "data")
     cases = {**store.cases, "case5": replace(store.cases["case5"], has_label=False)}
-    for case, patient in (("case4", "a"), ("case3", "b"), ("case0", "b"), ("case2", "c"), ("case1", "c")):
+    for case, patient in (
+        ("case4", "a"),
+        ("case3", "b"),
+        ("case0", "b"),
+        ("case2", "c"),
+        ("case1", "c"),
+    ):
         cases[case] = replace(cases[case], group=patient)
     store = replace(store, cases=cases)
-    assert held_out(store, 1) == ("case1", "case2", "case4"), "b has a labelled case, c is taken whole"
+    assert held_out(store, 1) == ("case1", "case2", "case4"), (
+        "b has a labelled case, c is taken whole"
+    )
     assert without_held_out(store, 1).train == ("case0", "case3", "case5")
 
 
@@ -73,7 +81,11 @@ def test_the_leak_meter_says_what_each_checkpoint_scores(lab):
     test = [row["test"] for row in record["checkpoints"]]
     own = 100 * result["metrics"][0]["columns"]["dice"]["mean"]
     assert test[-1] == record["last"] == pytest.approx(own)
-    assert record["test_best"] == max(test) and record["gap"] == pytest.approx(max(test) - own) and record["gap"] >= 0
+    assert (
+        record["test_best"] == max(test)
+        and record["gap"] == pytest.approx(max(test) - own)
+        and record["gap"] >= 0
+    )
     best = max(record["checkpoints"], key=lambda row: (row["validation"], row["step"]))
     assert record["validation_best"] == best["test"] and record["test_evaluations"] == 7
     assert record["validation_cases"] == {"tiny": ["case4", "case5"]}
@@ -110,28 +122,44 @@ def test_validation_chooses_the_best_on_held_out_cases(lab):
     result = execute(run, lab.machine())
     told = result["validation"]
     best = max(told["checkpoints"], key=lambda row: (row["dice"], row["step"]))
-    assert result["selection"] == "validation" and told["chosen"] == best["step"] and result["test_evaluations"] == 1
+    assert (
+        result["selection"] == "validation"
+        and told["chosen"] == best["step"]
+        and result["test_evaluations"] == 1
+    )
     assert told["cases"] == {"tiny": ["case4", "case5"]}
     assert result["weights_sha256"] == weights(run)[best["step"]]
-    assert run.run_id != lab.prepared("supervised").run_id and "selection" in result["protocol"]["modified"]
+    assert (
+        run.run_id != lab.prepared("supervised").run_id
+        and "selection" in result["protocol"]["modified"]
+    )
     _, digest, _ = reevaluate(run, result, lab.machine(), quiet)
     assert digest == result["cases_sha256"]
     record = measure(run, result, "cpu", quiet)
-    assert record["validation_best"] == pytest.approx(100 * result["metrics"][0]["columns"]["dice"]["mean"])
+    assert record["validation_best"] == pytest.approx(
+        100 * result["metrics"][0]["columns"]["dice"]["mean"]
+    )
 
 
 def test_training_and_choice_see_nothing_they_must_not(lab, tmp_path, monkeypatch):
     """Held-out cases spoilt: the same training. Test cases spoilt: the same training and the same choice."""
-    monkeypatch.setattr("segbench.training.run.require_intact", lambda *_: None)  # it would refuse them
+    monkeypatch.setattr(
+        "segbench.training.run.require_intact", lambda *_: None
+    )  # it would refuse them
     clean, other = lab.prepared("supervised", overrides=VALIDATION), type(lab)(tmp_path / "other")
     spoilt = other.prepared("supervised", overrides=VALIDATION)
     first = execute(clean, lab.machine())
     root = spoilt.stores[0].root / "cases"
     for case in ("case6", "case7"):
         for name in ("image", "label"):
-            np.save(root / case / f"{name}.npy", np.zeros_like(np.load(root / case / f"{name}.npy")))
+            np.save(
+                root / case / f"{name}.npy", np.zeros_like(np.load(root / case / f"{name}.npy"))
+            )
     second = execute(spoilt, other.machine())
-    assert second["validation"] == first["validation"] and second["weights_sha256"] == first["weights_sha256"]
+    assert (
+        second["validation"] == first["validation"]
+        and second["weights_sha256"] == first["weights_sha256"]
+    )
     third = type(lab)(tmp_path / "third")
     again = third.prepared("supervised", overrides=VALIDATION)
     for case in ("case4", "case5"):
@@ -153,7 +181,9 @@ def test_a_stop_in_the_middle_gives_the_same(lab, tmp_path):
         def evaluate(done, total, case):
             if next(calls) == when:
                 raise Interrupted("stop", 130)
+
         return Reporter(evaluate=evaluate)
+
     for when in (3, 12, 13):  # while choosing, and on the first and the last test case
         with pytest.raises(Interrupted):
             execute(run, other.machine(), stop(when))
@@ -163,7 +193,17 @@ def test_a_stop_in_the_middle_gives_the_same(lab, tmp_path):
 def test_commands(lab):
     where = ("--root", lab.folder / "out", "--data-root", lab.folder / "data")
     protocol = Path(__file__).parents[1] / "plugins/tiny.yaml"
-    words = ("run", "supervised", "--dataset", "tiny", "--protocol", protocol, "--steps", "2", *where)
+    words = (
+        "run",
+        "supervised",
+        "--dataset",
+        "tiny",
+        "--protocol",
+        protocol,
+        "--steps",
+        "2",
+        *where,
+    )
     done = lab.call(*words, "--json")
     run_id = json.loads(done.stdout)["run_id"]
     assert lab.call("leak", run_id, *where).returncode == 8
@@ -176,7 +216,9 @@ def test_commands(lab):
     assert document["test_evaluations"] == 3 and document["gap"] >= 0
     page = lab.folder / "page.html"
     assert lab.call("report", *where, "--no-images", "-o", page).returncode == 0
-    assert "Leak meter" in page.read_text() and f"{document['test_best']:.2f}</td>" in page.read_text()
+    assert (
+        "Leak meter" in page.read_text() and f"{document['test_best']:.2f}</td>" in page.read_text()
+    )
     lab.call(*words, "--restart")
     assert not (lab.folder / document["dir"] / "leak.json").exists()
 
@@ -193,6 +235,7 @@ def test_checkpoints_that_came_too_late_are_not_begun(lab):
     def stop(progress):
         if progress.step == 3:
             raise Interrupted("stop", 130)
+
     with pytest.raises(Interrupted):
         execute(run, lab.machine(save_every=Cadence(steps=1, seconds=None)), Reporter(train=stop))
     execute(run, lab.machine(leak_meter=True))
