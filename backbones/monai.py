@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segbench import Backbone, BackboneParams, Field, backbone
 from segbench.errors import unknown
-from segbench.nets import KINDS, Encoder, EncoderDecoder, Linear, halve
+from segbench.nn.blocks import KINDS, Encoder, EncoderDecoder, Linear, halve
 
 
 class Halve(nn.Module):

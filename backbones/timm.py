@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from segbench import Backbone, BackboneParams, Field, backbone
 from segbench.errors import PluginError, UsageError, did_you_mean
-from segbench.nets import Encoder, EncoderDecoder, Layers
+from segbench.nn.blocks import Encoder, EncoderDecoder, Layers
 
 # What some models need to be told before they take images of any size.
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
@@ -75,9 +75,9 @@ class Inflated(nn.Conv3d):
         super().__init__(
             flat.in_channels,
             flat.out_channels,
-            kernel,
-            stride,
-            padding,  # type: ignore[arg-type]
+            kernel,  # type: ignore[arg-type]
+            stride,  # type: ignore[arg-type]
+            padding,
             groups=flat.groups,
             bias=flat.bias is not None,
             device=flat.weight.device,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segbench import BackboneParams, Field, backbone
 from segbench.errors import UsageError
-from segbench.nets import Encoder, EncoderDecoder, Layers, halve
+from segbench.nn.blocks import Encoder, EncoderDecoder, Layers, halve
 
 
 class Contracting(nn.ModuleList):

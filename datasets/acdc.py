@@ -26,9 +26,9 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.places import below, once
-from segbench.data.readers import check_pair, read_h5, read_nifti
-from segbench.data.recipe import Grey, Recipe, apply, normalise
+from segbench.data.formats.read import check_pair, read_h5, read_nifti
+from segbench.data.preparation.places import below, once
+from segbench.data.preparation.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
 from segbench.text import some
 

@@ -25,8 +25,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.forms import Form, case_images, help_with_form, oddities, read_form, read_json
-from segbench.data.readers import (
+from segbench.data.formats.read import (
     Volume,
     check_pair,
     nifti_header,
@@ -35,9 +34,17 @@ from segbench.data.readers import (
     spacing_of,
     whole_labels,
 )
-from segbench.data.recipe import Grey, Recipe, apply
+from segbench.data.preparation.layouts import (
+    Form,
+    case_images,
+    help_with_form,
+    oddities,
+    read_form,
+    read_json,
+)
+from segbench.data.preparation.recipe import Grey, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError, did_you_mean
-from segbench.files import atomic_write, json_bytes
+from segbench.storage import atomic_write, json_bytes
 
 LISTS = ("labelled", "unlabelled", "val", "test")
 SETTINGS = ("spacing", "window", "crop")

@@ -23,8 +23,8 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import Volume, check_pair, read_h5, read_volume, require_finite
-from segbench.data.recipe import scan_digest
+from segbench.data.formats.read import Volume, check_pair, read_h5, read_volume, require_finite
+from segbench.data.preparation.recipe import scan_digest
 from segbench.errors import DataError
 
 FOLDER = "2018LA_Seg_Training Set"

@@ -19,8 +19,8 @@ import numpy as np
 import yaml
 
 from segbench import Archive, Case, Dataset, RawCase, Split, dataset
-from segbench.data.readers import check_pair, read_nifti, whole_labels
-from segbench.data.recipe import Grey, Recipe, apply
+from segbench.data.formats.read import check_pair, read_nifti, whole_labels
+from segbench.data.preparation.recipe import Grey, Recipe, apply
 from segbench.errors import DataError
 
 MIRROR = (

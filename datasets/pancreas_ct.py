@@ -21,9 +21,9 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.places import below, once
-from segbench.data.readers import read_dicom, read_h5, read_nifti
-from segbench.data.recipe import Grey, Recipe, apply, normalise
+from segbench.data.formats.read import read_dicom, read_h5, read_nifti
+from segbench.data.preparation.places import below, once
+from segbench.data.preparation.recipe import Grey, Recipe, apply, normalise
 from segbench.errors import DataError
 
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002

@@ -47,9 +47,9 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
-from segbench.losses import cross_entropy, dice
 from segbench.metrics import largest_component
-from segbench.ops import Ema, context_mask, mix
+from segbench.nn.losses import cross_entropy, dice
+from segbench.nn.ops import Ema, context_mask, mix
 
 
 @method("bcp", paper="Bai et al., CVPR 2023")

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.losses import cross_entropy, dice_ce
+from segbench.nn.losses import cross_entropy, dice_ce
 
 
 @method("cps", paper="Chen et al., CVPR 2021")

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.distance import signed_distance
-from segbench.losses import soft_dice, squared_error
-from segbench.ops import one_hot
+from segbench.nn.distance import signed_distance
+from segbench.nn.losses import soft_dice, squared_error
+from segbench.nn.ops import one_hot
 
 STEEPNESS = 1500
 

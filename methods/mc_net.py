@@ -33,7 +33,7 @@ from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.contracts.method import sigmoid_ramp
-from segbench.losses import dice, squared_error
+from segbench.nn.losses import dice, squared_error
 
 DECODERS = ("transposed", "trilinear", "nearest")
 

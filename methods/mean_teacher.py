@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.losses import dice_ce, squared_error
-from segbench.ops import Ema, clipped_noise
+from segbench.nn.losses import dice_ce, squared_error
+from segbench.nn.ops import Ema, clipped_noise
 
 
 @method("mean_teacher", paper="Tarvainen & Valpola, NeurIPS 2017")

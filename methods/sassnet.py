@@ -37,9 +37,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
-from segbench.distance import signed_distance
-from segbench.losses import cross_entropy, soft_dice, squared_error
-from segbench.ops import one_hot
+from segbench.nn.distance import signed_distance
+from segbench.nn.losses import cross_entropy, soft_dice, squared_error
+from segbench.nn.ops import one_hot
 
 
 class Critic(nn.Module):

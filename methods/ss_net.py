@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.contracts.method import sigmoid_ramp
-from segbench.losses import dice, soft_dice
+from segbench.nn.losses import dice, soft_dice
 
 WIDTH = 32  # of projected features
 

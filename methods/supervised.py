@@ -17,7 +17,7 @@ from typing import Literal
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Phase, method
-from segbench.losses import dice_ce
+from segbench.nn.losses import dice_ce
 
 
 @method("supervised", paper="baseline of Yu et al., MICCAI 2019")

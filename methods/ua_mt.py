@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.losses import dice_ce, masked_mean
-from segbench.ops import Ema, clipped_noise, entropy
+from segbench.nn.losses import dice_ce, masked_mean
+from segbench.nn.ops import Ema, clipped_noise, entropy
 
 
 @method("ua_mt", paper="Yu et al., MICCAI 2019")

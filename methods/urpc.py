@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.losses import dice_ce
+from segbench.nn.losses import dice_ce
 
 
 @method("urpc", paper="Luo et al., MICCAI 2021")

@@ -43,8 +43,8 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
-from segbench.losses import cross_entropy, soft_dice
-from segbench.ops import context_mask, mix
+from segbench.nn.losses import cross_entropy, soft_dice
+from segbench.nn.ops import context_mask, mix
 
 HIDDEN = 8  # channels of the prompted layers
 # What the controller writes: W1, W2, W_organ, W_tumour, b1, b2, b_organ, b_tumour.

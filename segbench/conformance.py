@@ -22,7 +22,7 @@ from torch import Tensor
 
 from segbench import registry
 from segbench.contracts.method import Batch, Method, Optim, Setting, Source
-from segbench.data.batches import TrainingData
+from segbench.data.sampling.batches import TrainingData
 from segbench.errors import TrainingError
 from segbench.training.checkpoint import digest, pack
 from segbench.training.loop import Cadence, Progress, Trainer, make_optimizer, step_seed

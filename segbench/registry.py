@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from segbench.errors import DataError, PluginError, SegbenchError, UsageError, unknown
 
 KINDS = ("method", "dataset", "backbone")
-VOCABULARY = ("segbench.losses", "segbench.ops", "segbench.distance", "segbench.nets")
+VOCABULARY = ("segbench.nn.losses", "segbench.nn.ops", "segbench.nn.distance", "segbench.nn.blocks")
 ZOOS = ("monai", "timm")  # libraries whose networks change from version to version
 T = TypeVar("T", bound=type)
 
@@ -375,7 +375,7 @@ def source_digest(cls: type) -> str:
 
     The losses, operations and network parts that plug-ins are written in count as theirs; the rest of the engine has a
     number of its own
-    (``segbench.config.identity.ENGINE``).
+    (``segbench.identity.run_id.ENGINE``).
 
     Comments, docstrings and layout do not count, nor does the Python version; anything that could change a number does, the
     version of a library whose networks are used among it.

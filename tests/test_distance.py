@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from segbench.distance import signed_distance, squared_distance
+from segbench.nn.distance import signed_distance, squared_distance
 
 
 def near(*values: float):

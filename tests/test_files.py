@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
-from segbench import files
+from segbench import storage as files
 from segbench.errors import BusyError, StorageError
 
 HOLD = """import sys, time
-from segbench.files import lock
+from segbench.storage import lock
 with lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep({})
@@ -90,7 +90,7 @@ def test_one_process_cannot_take_a_lock_twice_and_keeps_it_after_trying(tmp_path
     with files.lock(tmp_path / "lock"):
         with pytest.raises(BusyError), files.lock(tmp_path / "lock"):
             pass
-        code = "import sys; from segbench.files import lock\nwith lock(sys.argv[1]): pass"
+        code = "import sys; from segbench.storage import lock\nwith lock(sys.argv[1]): pass"
         other = subprocess.run(
             [sys.executable, "-c", code, tmp_path / "lock"], capture_output=True, text=True
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.errors import TrainingError, UsageError
-from segbench.inference import labels_from, predict_probabilities, windows
+from segbench.evaluation.sliding_window import labels_from, predict_probabilities, windows
 
 
 def _axes(

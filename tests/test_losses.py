@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from segbench.losses import cross_entropy, dice, dice_ce, masked_mean, soft_dice, squared_error
+from segbench.nn.losses import cross_entropy, dice, dice_ce, masked_mean, soft_dice, squared_error
 
 CASES = [(k, shape) for k in (2, 4) for shape in ((5, 7), (3, 4, 5))]
 

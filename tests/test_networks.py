@@ -9,7 +9,7 @@ from segbench import registry
 from segbench.conformance import Drill, Trial
 from segbench.contracts.method import Setting, Source
 from segbench.errors import PluginError
-from segbench.networks import cost, dry_run, receptive_field, recompute
+from segbench.nn.inspect import cost, dry_run, receptive_field, recompute
 from segbench.training.checkpoint import digest
 from segbench.training.run import network_factory
 

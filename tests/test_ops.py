@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from segbench.ops import (
+from segbench.nn.ops import (
     Ema,
     box_edges,
     clipped_noise,

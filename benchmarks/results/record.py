@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from segbench.config.schema import flatten
-from segbench.files import atomic_write, json_bytes
 from segbench.results import export
 from segbench.results.leaderboard import boards
 from segbench.results.rundir import RunDir, all_runs
+from segbench.storage import atomic_write, json_bytes
 
 CASE = (
     "dataset",

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from segbench.files import atomic_write, json_bytes
+from segbench.storage import atomic_write, json_bytes
 
 PACKAGES = ("numpy", "scipy", "medpy", "blosc2", "h5py", "torch")
 

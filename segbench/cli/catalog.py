@@ -196,7 +196,7 @@ def _is_family(entry: Entry) -> bool:
 def _costs(entry: Entry, protocol: str) -> dict[str, Any]:
     """Of a network for one channel and two classes at the protocol's patch, where that fits."""
     from segbench.config import load_protocol
-    from segbench.networks import cost, dry_run, receptive_field
+    from segbench.nn.inspect import cost, dry_run, receptive_field
 
     chosen, cls = load_protocol(protocol), entry.cls
     p = cls.Params(**(chosen.backbone.params if chosen.backbone.name == entry.name else {}))

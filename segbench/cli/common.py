@@ -140,7 +140,7 @@ def global_options(hidden: bool) -> list[click.Option]:
 
 def _keep_limit(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value and not ctx.resilient_parsing:
-        from segbench.data.limits import limited, limits
+        from segbench.data.formats.limits import limited, limits
 
         ctx.with_resource(limited(replace(limits(), **{str(param.name): value})))
 
@@ -196,7 +196,7 @@ class Group(click.Group):
 
 def counts(settings: Settings) -> dict[str, Any]:
     """What ``resolve`` asks of prepared data sets."""
-    from segbench.data.store import open_store
+    from segbench.data.store.store import open_store
 
     store = cache(lambda name: open_store(name, settings.data_root))
     return {

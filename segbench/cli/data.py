@@ -12,8 +12,8 @@ from segbench.cli.common import Group, Settings, mismatch_option, safe, size_opt
 from segbench.cli.reporter import counted
 
 if TYPE_CHECKING:
-    from segbench.data.problem import Problem
-    from segbench.data.store import Store
+    from segbench.data.store.problem import Problem
+    from segbench.data.store.store import Store
     from segbench.registry import Entry
 
 MARKS = {"error": "✗", "warning": "!", "ok": "✓"}
@@ -47,10 +47,10 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     segbench data prepare msd_spleen --download --jobs 4
     segbench data prepare folder:/data/Dataset007_Mine
     """
-    from segbench.data import store as stores
-    from segbench.data.checks import check_facts
-    from segbench.data.prepare import expected_files
-    from segbench.data.problem import DataProblems
+    from segbench.data.preparation.pipeline import expected_files
+    from segbench.data.store.checks import check_facts
+    from segbench.data.store.problem import DataProblems
+    from segbench.data.store import store as stores
     from segbench.errors import UsageError
 
     entries = _members(name)
@@ -85,7 +85,7 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
                 listed=False,
                 fix="mend the source and prepare it again",
             )
-    _document("segbench.data.prepare/1", documents)
+    _document("segbench.data.preparation.pipeline/1", documents)
 
 
 def _no_family(entry: Entry) -> None:
@@ -101,8 +101,8 @@ def _no_family(entry: Entry) -> None:
 
 def _downloaded(entries: list[Entry], source: Path | None) -> Path:
     """The only archive of a data set, fetched into the folder ``downloads`` of the data root."""
-    from segbench.data.download import fetch
-    from segbench.data.prepare import expected_files
+    from segbench.data.preparation.download import fetch
+    from segbench.data.preparation.pipeline import expected_files
     from segbench.errors import UsageError
 
     cls, name = entries[0].cls, entries[0].name
@@ -153,9 +153,9 @@ def check(name: str, cases: tuple[str, ...], source: Path | None) -> None:
     if source is not None or _unprepared(name):
         _check_source(name, source, cases)
         return
-    from segbench.data.checks import check_store
-    from segbench.data.problem import DataProblems
-    from segbench.data.store import open_store
+    from segbench.data.store.checks import check_store
+    from segbench.data.store.problem import DataProblems
+    from segbench.data.store.store import open_store
     from segbench.errors import unknown
 
     errors, documents = [], []
@@ -190,8 +190,8 @@ def _unprepared(name: str) -> bool:
 
 
 def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> None:
-    from segbench.data.problem import DataProblems
-    from segbench.data.source import check_source
+    from segbench.data.preparation.survey import check_source
+    from segbench.data.store.problem import DataProblems
     from segbench.errors import UsageError
 
     entry, *more = _members(name)
@@ -232,7 +232,7 @@ def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> Non
 @click.argument("name")
 def info(name: str) -> None:
     """What a data set is, and what is known of the prepared copy."""
-    from segbench.data.store import open_store
+    from segbench.data.store.store import open_store
     from segbench.errors import DataError, SegbenchError
 
     documents = []
@@ -378,7 +378,7 @@ def list_() -> None:
 
 
 def _state(name: str, cls: type) -> str:
-    from segbench.data.store import open_store
+    from segbench.data.store.store import open_store
     from segbench.errors import SegbenchError
 
     if cls.family:  # type: ignore[attr-defined]
@@ -479,7 +479,7 @@ def _text(value: Any) -> str:
 
 
 def _show(store: Store, problems: list[Problem], checked: int) -> None:
-    from segbench.data.checks import check_split
+    from segbench.data.store.checks import check_split
 
     _result(
         f"{store.name}: {_plural(checked, 'case')} checked, {_plural(len(problems), 'problem')}"

@@ -126,7 +126,7 @@ def _threads() -> list[dict[str, str]]:
 
 
 def _disk(settings: Settings) -> dict[str, str]:
-    from segbench.files import existing
+    from segbench.storage import existing
 
     place = existing(settings.root.resolve())
     free = shutil.disk_usage(place).free / 2**30

@@ -85,9 +85,9 @@ def _folders(
     settings: Settings, pred: Path, ref: Path, names: dict[int, str] | None, out: Path | None
 ) -> None:
     from segbench.cli.reporter import reporter
-    from segbench.evaluation import cases_csv, summarise
-    from segbench.files import atomic_write
-    from segbench.folders import evaluate_folders
+    from segbench.evaluation.label_folders import evaluate_folders
+    from segbench.evaluation.test_set import cases_csv, summarise
+    from segbench.storage import atomic_write
 
     show = reporter(settings)
     try:
@@ -152,7 +152,7 @@ def _run(settings: Settings, wanted: str, device: str | None) -> None:
     from segbench.cli.reporter import reporter
     from segbench.cli.run import document, lines, machine_of, restore
     from segbench.results.rundir import find_run
-    from segbench.training.finished import reevaluate
+    from segbench.training.reload import reevaluate
 
     folder = find_run(settings.root, wanted)
     stored = folder.result()

@@ -44,7 +44,7 @@ def new_method(settings: Settings, name: str, folder: str) -> None:
     segbench run mine --plugin mine.py --dataset phantom
     """
     from segbench import registry
-    from segbench.files import atomic_write, make_folder
+    from segbench.storage import atomic_write, make_folder
 
     title = "".join(part.capitalize() for part in name.split("_"))
     if (

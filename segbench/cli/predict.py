@@ -12,8 +12,8 @@ from segbench.errors import DataError, UsageError
 from segbench.text import some
 
 if TYPE_CHECKING:
-    from segbench.data.problem import Problem
-    from segbench.predict import Prediction, Predictor, Scan
+    from segbench.data.store.problem import Problem
+    from segbench.evaluation.new_scans import Prediction, Predictor, Scan
 
 BAD_SCAN = (
     ValueError,
@@ -66,9 +66,9 @@ def predict(
     segbench predict 3f9c2a7b scan.nii.gz -o out/
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
     """
-    from segbench.data.problem import DataProblems
-    from segbench.files import make_folder
-    from segbench.predict import find_scans, left_out
+    from segbench.data.store.problem import DataProblems
+    from segbench.evaluation.new_scans import find_scans, left_out
+    from segbench.storage import make_folder
 
     predictor = _predictor(settings, wanted, dataset, device)
     scans = find_scans(inputs, predictor.store.channels)
@@ -97,7 +97,7 @@ def predict(
             fix=f"mend them; the other {len(done)} are done" if done else "mend them",
         )
     settings.document = {
-        "schema": "segbench.predict/1",
+        "schema": "segbench.evaluation.new_scans/1",
         "status": "done",
         "run_id": wanted,
         "notice": DISCLAIMER,
@@ -107,7 +107,7 @@ def predict(
 
 
 def _problem(scan: Scan, error: Exception) -> Problem:
-    from segbench.data.problem import Problem
+    from segbench.data.store.problem import Problem
 
     if not isinstance(error, DataError):
         return Problem(
@@ -133,9 +133,9 @@ def _predictor(
     from segbench import registry
     from segbench.cli.run import machine_of, restore
     from segbench.errors import unknown
-    from segbench.predict import Predictor
+    from segbench.evaluation.new_scans import Predictor
     from segbench.results.rundir import find_run
-    from segbench.training.finished import trained
+    from segbench.training.reload import trained
 
     folder = find_run(settings.root, wanted)
     stored = folder.result()
@@ -188,7 +188,7 @@ def _write(
     """Write one scan's results, say so, and describe them."""
     import numpy as np
 
-    from segbench.predict import write_nifti
+    from segbench.evaluation.new_scans import write_nifti
 
     scan, files = prediction.scan, _results(prediction.scan, out, probs)
     arrays = (prediction.label, np.moveaxis(prediction.probabilities, 0, -1))

@@ -15,7 +15,7 @@ from segbench.errors import DataError, PluginError, SegbenchError, UsageError
 if TYPE_CHECKING:
     from segbench.config import Experiment
     from segbench.config.yaml import Document
-    from segbench.report.gather import Content
+    from segbench.report.content import Content
     from segbench.results.rundir import RunDir
     from segbench.suites.suite import Suite
     from segbench.training.run import Machine
@@ -109,8 +109,8 @@ def write(
 ) -> Content:
     """Write the page about some runs to a file; returns what it shows."""
     from segbench.cli.run import restore
-    from segbench.files import atomic_write, make_folder
     from segbench.report.write import report as render
+    from segbench.storage import atomic_write, make_folder
 
     page, content = render(
         runs,
@@ -161,7 +161,7 @@ def _runs(
 
 def _members(settings: Settings, suite: Path, machine: Machine) -> tuple[list[RunDir], list[str]]:
     """The runs of a suite, and a line on each that is not finished. Where the data are absent, runs say what they were."""
-    from segbench.config.identity import science
+    from segbench.identity.run_id import science
     from segbench.results.rundir import all_runs
     from segbench.suites.suite import load_suite
     from segbench.training.run import prepare
@@ -193,7 +193,7 @@ def _members(settings: Settings, suite: Path, machine: Machine) -> tuple[list[Ru
 
 def _experiments(settings: Settings, suite: Suite, document: Document) -> Iterator[Experiment]:
     """Those of all combinations; of absent data the published number of training cases is taken."""
-    from segbench.data.store import open_store
+    from segbench.data.store.store import open_store
     from segbench.suites.suite import choices, expand
 
     for choice in choices(suite):
@@ -212,7 +212,7 @@ def _experiments(settings: Settings, suite: Suite, document: Document) -> Iterat
 
 def _settings(science: dict[str, Any]) -> bytes:
     """What was asked for: without what data and code were."""
-    from segbench.files import json_bytes
+    from segbench.storage import json_bytes
 
     data = [(d["name"], d["labeled"]) for d in science["datasets"]]
     return json_bytes({**science, "datasets": data, "sources": None})

@@ -451,8 +451,8 @@ def restore(folder: Any, machine: Machine) -> Prepared:
 
 def _changed(run: Prepared, stored: dict[str, Any], folder: Any) -> SegbenchError:
     """Why a stored run cannot go on: its data, case by case, or whatever else decides its numbers."""
-    from segbench.data.checks import changed_cases
-    from segbench.data.problem import DataProblems
+    from segbench.data.store.checks import changed_cases
+    from segbench.data.store.problem import DataProblems
     from segbench.results.rundir import read_object
 
     before = read_object(folder.path / "data.json")

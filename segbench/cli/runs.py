@@ -291,9 +291,9 @@ def export_run(
     \b
     segbench runs export 3f9c2a7b -o versemi.zip
     """
-    from segbench.files import make_folder
     from segbench.results import bundle
     from segbench.results.rundir import find_run
+    from segbench.storage import make_folder
 
     run = find_run(settings.root, wanted)
     run.cases()
@@ -321,9 +321,9 @@ def _predict(settings: Settings, run: RunDir, device: str | None) -> None:
     """Store the predictions of a run, made anew from its weights."""
     from segbench.cli.reporter import reporter
     from segbench.cli.run import machine_of, restore
-    from segbench.files import atomic_write
     from segbench.results import bundle, predictions
-    from segbench.training.finished import reevaluate
+    from segbench.storage import atomic_write
+    from segbench.training.reload import reevaluate
 
     machine, show = machine_of(settings, None, device, None), reporter(settings)
     stored = run.result()
@@ -394,9 +394,9 @@ def prune(
     segbench runs prune --failed
     segbench runs prune --weights --yes
     """
-    from segbench.files import lock
     from segbench.results.bundle import PREDICTIONS
     from segbench.results.rundir import all_runs, find_run
+    from segbench.storage import lock
 
     states = {"done": weights, "failed": failed, "half-done": half_done}
     if not any(states.values()):

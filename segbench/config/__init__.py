@@ -1,10 +1,10 @@
 """Configuration: strict YAML, protocols, resolved experiments, machine settings. Imports no torch."""
 
 from segbench.config.experiment import Experiment, Resolved, resolve
-from segbench.config.identity import ENGINE, run_id, science
 from segbench.config.machine import Machine, machine_settings
 from segbench.config.protocol import Protocol, load_protocol, protocol_names
 from segbench.config.yaml import dump_yaml, load_yaml, parse_scalar
+from segbench.identity.run_id import ENGINE, run_id, science
 
 __all__ = [
     "ENGINE",

@@ -15,7 +15,7 @@ import numpy as np
 from segbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from segbench.data.readers import Volume
+    from segbench.data.formats.read import Volume
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Dataset:
 
     def scan(self, file: Path) -> Volume:
         """A new scan for ``segbench predict``, axes as the cases have them; a folder is a DICOM series."""
-        from segbench.data.readers import Volume, is_h5, read_volume
+        from segbench.data.formats.read import Volume, is_h5, read_volume
 
         volume = read_volume(file)
         return (

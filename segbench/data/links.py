@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segbench import registry
 from segbench.errors import IntegrityError, SegbenchError, UsageError
-from segbench.files import atomic_write, json_bytes, storage_error
+from segbench.storage import atomic_write, json_bytes, storage_error
 
 SCHEMA = "segbench.link/1"
 

@@ -10,7 +10,7 @@ from typing import Any
 from segbench.config import protocol_names
 from segbench.config.experiment import labeled_count
 from segbench.config.schema import flatten
-from segbench.report.gather import Member
+from segbench.report.content import Member
 from segbench.text import safe
 
 

@@ -8,7 +8,7 @@ from math import isfinite, nan
 from statistics import fmean
 from typing import Any
 
-from segbench.report.gather import Member
+from segbench.report.content import Member
 from segbench.results.rundir import is_number
 
 

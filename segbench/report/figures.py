@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from segbench.report.gather import Entry, Section
+from segbench.report.content import Entry, Section
 from segbench.text import safe
 
 # Series of the page's palette: colours that are nowhere else, replaced by the page's variables, which know the dark mode.

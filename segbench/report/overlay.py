@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from segbench.data.store import Store
-from segbench.evaluation import predict_labels
-from segbench.report.gather import Member
-from segbench.training.finished import trained
+from segbench.data.store.store import Store
+from segbench.evaluation.test_set import predict_labels
+from segbench.report.content import Member
+from segbench.training.reload import trained
 from segbench.training.run import Prepared
 
 TRUTH, PREDICTION = "#56B4E9", "#E69F00"

@@ -24,8 +24,8 @@ from segbench.config import dump_yaml
 from segbench.config.schema import flatten
 from segbench.report import figures
 from segbench.report.commands import command
+from segbench.report.content import Content, Section
 from segbench.report.cost import Cost, cost_of
-from segbench.report.gather import Content, Section
 from segbench.results.export import footer, number
 from segbench.results.leaderboard import TIES, Board, published
 from segbench.results.stats import Difference, compare, turned

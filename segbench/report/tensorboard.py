@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from segbench.errors import PluginError
-from segbench.report.gather import read_log
+from segbench.report.content import read_log
 from segbench.results.rundir import RunDir, is_number
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from segbench.errors import SegbenchError
-from segbench.report.gather import Content, Member, gather
+from segbench.report.content import Content, Member, gather
 from segbench.report.overlay import Picture, pictures
 from segbench.report.page import render
 from segbench.results.cite import bibtex

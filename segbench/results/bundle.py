@@ -17,9 +17,9 @@ from typing import Any
 from segbench import __version__
 from segbench.config import dump_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
-from segbench.files import atomic_write, json_bytes, sync_folder, temp_path
 from segbench.results import predictions
 from segbench.results.rundir import RunDir
+from segbench.storage import atomic_write, json_bytes, sync_folder, temp_path
 
 SCHEMA = "segbench.bundle/1"
 PREDICTIONS = "predictions.zip"
@@ -214,9 +214,9 @@ def checked(run: RunDir, data_root: Path) -> dict[str, Any]:
 
 
 def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str:
-    from segbench.data.store import open_store
-    from segbench.evaluation import score
-    from segbench.files import array_digest
+    from segbench.data.store.store import open_store
+    from segbench.evaluation.test_set import score
+    from segbench.storage import array_digest
 
     try:
         store = open_store(name, data_root)

@@ -18,9 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from segbench.config.identity import run_id
 from segbench.errors import IntegrityError
-from segbench.files import json_bytes
+from segbench.identity.run_id import run_id
 from segbench.metrics.aggregate import (
     DISTANCE,
     STATUSES,
@@ -29,6 +28,7 @@ from segbench.metrics.aggregate import (
     diagonal,
     is_metric,
 )
+from segbench.storage import json_bytes
 
 MAX_BYTES = 100_000_000
 MAX_DEPTH = 25  # a configuration has at most 20

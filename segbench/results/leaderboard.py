@@ -23,7 +23,7 @@ from segbench.config import load_protocol, load_yaml
 from segbench.errors import SegbenchError
 from segbench.results import stats
 from segbench.results.cases import by_case
-from segbench.results.groups import WORDS, Finished, Key, Rows, draw_of, pooled, sorted_out
+from segbench.results.comparable import WORDS, Finished, Key, Rows, draw_of, pooled, sorted_out
 from segbench.results.rundir import RunDir, is_number
 from segbench.results.stats import Difference, Scores
 

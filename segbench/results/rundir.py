@@ -24,8 +24,8 @@ from typing import Any, TypeGuard
 
 from segbench.config import Experiment, dump_yaml, load_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
-from segbench.files import atomic_write, json_bytes
 from segbench.results.cases import check_metrics, checked, read_cases
+from segbench.storage import atomic_write, json_bytes
 
 SCHEMA = "segbench.run/1"
 SHOWN = 10  # folders that an error names

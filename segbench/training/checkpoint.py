@@ -21,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from segbench.errors import IntegrityError, TrainingError
-from segbench.files import atomic_write
+from segbench.storage import atomic_write
 
 SCHEMA = "segbench.checkpoint/1"
 NAME = re.compile(r"ck-(\d{8})-([0-9a-f]{16})\.st")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from segbench.errors import IntegrityError
-from segbench.files import lock
+from segbench.storage import lock
 from segbench.training.run import Prepared, build, device_of
 from segbench.training.selection import Report, mean_dice, snapshots, validation_stores
 

@@ -31,7 +31,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Data(Protocol):
-    """What the loop asks of the training data (segbench.data.batches.TrainingData)."""
+    """What the loop asks of the training data (segbench.data.sampling.batches.TrainingData)."""
 
     def epoch(self, phase_step: int, labeled: int) -> int: ...
 

@@ -12,9 +12,9 @@ import torch
 
 from segbench import __version__, registry
 from segbench.config import Experiment
-from segbench.evaluation import cases_csv, evaluate, summarise
-from segbench.files import atomic_write, json_bytes
+from segbench.evaluation.test_set import cases_csv, evaluate, summarise
 from segbench.results.rundir import SCHEMA
+from segbench.storage import atomic_write, json_bytes
 from segbench.training import checkpoint
 from segbench.training.loop import Trainer
 from segbench.training.selection import Report

@@ -15,21 +15,21 @@ from segbench import registry
 from segbench.config import Experiment, run_id, science
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Optim, Setting, Source
-from segbench.data.batches import TrainingData
-from segbench.data.checks import (
+from segbench.data.sampling.batches import TrainingData
+from segbench.data.sampling.loader import loader
+from segbench.data.sampling.splits import drawn
+from segbench.data.store.checks import (
     brief,
     check_facts,
     require_apart,
     require_learnable,
     require_no_leak,
 )
-from segbench.data.draws import drawn
-from segbench.data.loader import loader
-from segbench.data.store import Store, case_digests, derived, open_store, require_intact
+from segbench.data.store.store import Store, case_digests, derived, open_store, require_intact
 from segbench.errors import DataError, PluginError, SegbenchError, TrainingError, UsageError
-from segbench.files import is_storage, lock, storage_error, sweep
-from segbench.networks import dry_run, recompute
+from segbench.nn.inspect import dry_run, recompute
 from segbench.results.rundir import RunDir, run_folder
+from segbench.storage import is_storage, lock, storage_error, sweep
 from segbench.training import distributed
 from segbench.training.distributed import World
 from segbench.training.loop import Cadence, Progress, Trainer

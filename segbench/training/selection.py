@@ -15,10 +15,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from segbench.contracts.method import Method
-from segbench.data.draws import drawn
-from segbench.data.store import Store
+from segbench.data.sampling.splits import drawn
+from segbench.data.store.store import Store
 from segbench.errors import IntegrityError, UsageError
-from segbench.evaluation import evaluate, summarise
+from segbench.evaluation.test_set import evaluate, summarise
 from segbench.training import checkpoint
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def test_resume_refuses_when_the_code_changed(lab):
 
 METHOD = '''
 from segbench import Method, method
-from segbench.losses import dice_ce
+from segbench.nn.losses import dice_ce
 
 @method("mine")
 class Mine(Method):

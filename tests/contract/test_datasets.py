@@ -5,7 +5,7 @@ import pytest
 
 from segbench import registry
 from segbench.config import load_protocol, protocol_names
-from segbench.data.cases import valid_id
+from segbench.data.store.case_files import valid_id
 
 DATASETS = registry.names("dataset")
 SINGLE = [

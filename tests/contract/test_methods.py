@@ -52,8 +52,8 @@ def test_joint_methods_answer_for_each_data_set(name):
 BAD = """
 import torch
 from segbench import Field, Method, MethodParams, method
-from segbench.losses import dice_ce
-from segbench.ops import Ema
+from segbench.nn.losses import dice_ce
+from segbench.nn.ops import Ema
 
 @method("{name}")
 class Bad(Method):

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.data.checks import check_store
-from segbench.data.problem import DataProblems
-from segbench.data.store import open_store
-from segbench.data.store import prepare as prepare_store
+from segbench.data.store.checks import check_store
+from segbench.data.store.problem import DataProblems
+from segbench.data.store.store import open_store
+from segbench.data.store.store import prepare as prepare_store
 from segbench.errors import DataError
 from segbench.training.run import execute
 
@@ -258,7 +258,7 @@ def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
     """Axes (slices, rows, columns) come back, so that they can be compared with the files' own labels."""
     import torch
 
-    from segbench.predict import Predictor, Scan
+    from segbench.evaluation.new_scans import Predictor, Scan
 
     source = tmp_path / "ssl4mis"
     write_lists(source, "acdc", 2)
@@ -470,7 +470,9 @@ def test_what_was_taken_apart_waits_for_the_next_attempt(spleen_tar, lab, monkey
     monkeypatch.setattr(adapter, "load", fail_once)
     with pytest.raises(DataProblems, match="the disk hiccuped"):
         prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
-    monkeypatch.setattr("segbench.data.prepare.extract", None)  # not needed a second time
+    monkeypatch.setattr(
+        "segbench.data.preparation.pipeline.extract", None
+    )  # not needed a second time
     store = prepare_store("msd_spleen", spleen_tar, lab.folder / "data")
     assert calls == [*some("msd_spleen"), calls[1]] and len(store.cases) == 3  # good cases are kept
     assert not list((lab.folder / "data" / "msd_spleen").glob("source*"))

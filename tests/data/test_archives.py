@@ -9,8 +9,8 @@ import zipfile
 
 import pytest
 
-from segbench.data import archives
-from segbench.data.archives import extract, is_archive
+from segbench.data.preparation import archives
+from segbench.data.preparation.archives import extract, is_archive
 from segbench.errors import DataError
 
 FILES = {"top/a.txt": b"alpha" * 1000, "top/sub/b.bin": bytes(range(256)) * 40, "c.txt": b""}

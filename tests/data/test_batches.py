@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from segbench.contracts.method import Batch
-from segbench.data.batches import TrainingData, rng
-from segbench.data.loader import loader
+from segbench.data.sampling.batches import TrainingData, rng
+from segbench.data.sampling.loader import loader
 from segbench.errors import DataError, TrainingError, UsageError
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segbench.data.checks import (
+from segbench.data.store.checks import (
     brief,
     check_facts,
     check_split,
@@ -13,8 +13,8 @@ from segbench.data.checks import (
     require_learnable,
     require_no_leak,
 )
-from segbench.data.problem import DataProblems
-from segbench.data.store import derived
+from segbench.data.store.problem import DataProblems
+from segbench.data.store.store import derived
 
 
 def errors(problems):
@@ -145,7 +145,7 @@ def test_every_damaged_file_is_listed(toy):
 def test_voxels_are_judged_even_if_the_digests_fit(toy):
     toy.fill()
     store = toy.prepare()
-    from segbench.files import file_digest
+    from segbench.storage import file_digest
 
     info, folder = store.cases["c0"], store.root / "cases" / "c0"
     np.save(folder / "image.npy", np.full((1, 5, 6, 4), np.inf, np.float32))

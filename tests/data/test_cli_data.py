@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from segbench.cli.common import Settings
 from segbench.cli.data import data
-from segbench.data.problem import DataProblems
+from segbench.data.store.problem import DataProblems
 from segbench.errors import DataError, UsageError
 
 

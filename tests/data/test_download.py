@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from segbench import Archive, registry
-from segbench.data.download import fetch
+from segbench.data.preparation.download import fetch
 from segbench.errors import DataError, IntegrityError, PluginError
 
 CONTENT = bytes(range(256)) * 4000

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from segbench.data.draws import drawn
-from segbench.data.store import derived
+from segbench.data.sampling.splits import drawn
+from segbench.data.store.store import derived
 
 PROTOCOL = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 
@@ -43,7 +43,7 @@ def test_patients_stay_together_and_unlabelled_cases_come_last(toy):
 
 
 def test_a_run_trains_on_its_draw_and_has_a_table_of_its_own(lab):
-    from segbench.data.batches import TrainingData
+    from segbench.data.sampling.batches import TrainingData
 
     runs = [lab.prepared("supervised", labeled=2, draw=k) for k in (0, 1)]
     assert runs[0].run_id != runs[1].run_id and "-d1-s0-" in runs[1].folder.path.name

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.data.readers import read_dicom
+from segbench.data.formats.read import read_dicom
 from segbench.errors import DataError
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])

@@ -9,9 +9,9 @@ import pytest
 
 from segbench import registry
 from segbench.data.links import load_links
-from segbench.data.problem import DataProblems
-from segbench.data.store import open_store
-from segbench.data.store import prepare as prepare_store
+from segbench.data.store.problem import DataProblems
+from segbench.data.store.store import open_store
+from segbench.data.store.store import prepare as prepare_store
 from segbench.errors import DataError, SegbenchError, UsageError
 from segbench.training.run import execute
 

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-from segbench.data.readers import read_volume
+from segbench.data.formats.read import read_volume
 from segbench.errors import DataError
 
 GREY = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype("<i2")

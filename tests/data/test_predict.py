@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from segbench import registry
-from segbench.data.grid import carry, codes_of, reorient
-from segbench.data.readers import Volume
-from segbench.data.recipe import Recipe, apply
+from segbench.data.formats.read import Volume
+from segbench.data.geometry import carry, codes_of, reorient
+from segbench.data.preparation.recipe import Recipe, apply
 from segbench.errors import DataError, UsageError
-from segbench.predict import Predictor, Scan, find_scans, left_out
+from segbench.evaluation.new_scans import Predictor, Scan, find_scans, left_out
 
 PROTOCOL = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 ORIENTATIONS = [
@@ -225,7 +225,7 @@ def test_nrrd_dicom_and_h5_scans(scans, tmp_path, write_dicom):
 
 
 def test_geometry_is_copied_to_the_bit_and_nothing_else(scans, tmp_path):
-    from segbench.predict import write_nifti
+    from segbench.evaluation.new_scans import write_nifti
 
     grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
     turn = nibabel.affines.from_matvec(
@@ -448,7 +448,7 @@ def test_the_command(scans, tmp_path, monkeypatch):
     broken = scans.call(*call, "--overwrite")
     assert broken.returncode == 3 and "bad" in broken.stderr and broken.stdout.count("->") == 2
     assert "not a medical device" in broken.stderr
-    from segbench.predict import Predictor
+    from segbench.evaluation.new_scans import Predictor
 
     with (
         monkeypatch.context() as patched

@@ -8,7 +8,7 @@ import nrrd
 import numpy as np
 import pytest
 
-from segbench.data.readers import nifti_header, read_dicom, read_volume, spacing_of, stem
+from segbench.data.formats.read import nifti_header, read_dicom, read_volume, spacing_of, stem
 from segbench.errors import DataError
 
 AFFINE = np.array([[0.0, -0.8, 0, 5], [0.7, 0, 0.1, -6], [0, 0, 2.5, 7], [0, 0, 0, 1]])

@@ -6,8 +6,16 @@ import nibabel
 import numpy as np
 import pytest
 
-from segbench.data.readers import Volume
-from segbench.data.recipe import Grey, Recipe, apply, crop_box, normalise, resample, to_ras
+from segbench.data.formats.read import Volume
+from segbench.data.preparation.recipe import (
+    Grey,
+    Recipe,
+    apply,
+    crop_box,
+    normalise,
+    resample,
+    to_ras,
+)
 from segbench.errors import DataError
 
 RNG = np.random.default_rng(0)

@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segbench.data import store as stores
-from segbench.data.downsample import block_majority, block_mean
-from segbench.data.problem import DataProblems
+from segbench.data.store.downsample import block_majority, block_mean
+from segbench.data.store.problem import DataProblems
+from segbench.data.store.store import store as stores
 from segbench.errors import (
     BusyError,
     DataError,
@@ -22,7 +22,7 @@ from segbench.errors import (
     StorageError,
     UsageError,
 )
-from segbench.files import lock
+from segbench.storage import lock
 
 
 def test_what_is_prepared_is_what_the_source_holds(toy):
@@ -135,7 +135,7 @@ def test_a_killed_call_leaves_no_store_and_the_next_goes_on(toy):
     (toy.folder / "kill").write_text("c3")
     code = (
         "import sys; from pathlib import Path\n"
-        "from segbench import registry; from segbench.data.store import prepare\n"
+        "from segbench import registry; from segbench.data.store.store import prepare\n"
         "registry.add_file(sys.argv[1]); prepare('toy', Path(sys.argv[2]), Path(sys.argv[3]))"
     )
     done = subprocess.run([sys.executable, "-c", code, toy.plugin, toy.source, toy.data_root])
@@ -181,7 +181,7 @@ def test_only_one_process_prepares(toy):
     with lock(toy.data_root / "toy" / "lock"), pytest.raises(BusyError):
         toy.prepare()
     code = (
-        "import sys, time; from segbench.files import lock\n"
+        "import sys, time; from segbench.storage import lock\n"
         "with lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(

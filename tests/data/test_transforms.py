@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from segbench.data.transforms import (
+from segbench.data.sampling.crops import (
     Cut,
     around,
     center_corner,

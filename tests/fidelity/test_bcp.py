@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
-from segbench.losses import cross_entropy, dice
-from segbench.ops import Ema, box_edges, context_mask, mix, outside_boxes
+from segbench.nn.losses import cross_entropy, dice
+from segbench.nn.ops import Ema, box_edges, context_mask, mix, outside_boxes
 from segbench.registry import get
 from segbench.training.plan import stages
 

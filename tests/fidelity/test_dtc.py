@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source
-from segbench.distance import signed_distance
+from segbench.nn.distance import signed_distance
 from segbench.registry import get
 
 SHAPE = (14, 15, 16)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
-from segbench.data.transforms import pads
-from segbench.inference import windows
-from segbench.losses import squared_error
+from segbench.data.sampling.crops import pads
+from segbench.evaluation.sliding_window import windows
+from segbench.nn.losses import squared_error
 from segbench.registry import get
 
 SHAPE = (3, 3, 3)

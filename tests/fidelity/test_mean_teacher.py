@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
-from segbench.losses import cross_entropy, dice, dice_ce, squared_error
+from segbench.nn.losses import cross_entropy, dice, dice_ce, squared_error
 from segbench.registry import get
 
 

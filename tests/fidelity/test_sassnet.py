@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim, Phase
 from segbench.contracts.method import Setting, Source
-from segbench.distance import signed_distance
-from segbench.losses import soft_dice, squared_error
+from segbench.nn.distance import signed_distance
+from segbench.nn.losses import soft_dice, squared_error
 from segbench.registry import get
 from segbench.training.loop import make_optimizer
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
-from segbench.data.transforms import draw, pads, random_corner, take
-from segbench.inference import windows
-from segbench.losses import cross_entropy, dice, dice_ce, squared_error
+from segbench.data.sampling.crops import draw, pads, random_corner, take
+from segbench.evaluation.sliding_window import windows
 from segbench.metrics.pair import evaluate_pair
-from segbench.ops import Ema, entropy
+from segbench.nn.losses import cross_entropy, dice, dice_ce, squared_error
+from segbench.nn.ops import Ema, entropy
 from segbench.registry import get
 from segbench.training.loop import make_optimizer
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from segbench.errors import UsageError
-from segbench.nets import enlarge, halve
+from segbench.nn.blocks import enlarge, halve
 from segbench.registry import get
 
 UNet3D = get("backbone", "unet3d").cls

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
-from segbench.losses import cross_entropy, dice
+from segbench.nn.losses import cross_entropy, dice
 from segbench.registry import get
 
 urpc = importlib.import_module(get("method", "urpc").cls.__module__)

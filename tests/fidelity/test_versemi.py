@@ -14,8 +14,8 @@ from torch import Tensor
 
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source, sigmoid_ramp
-from segbench.losses import cross_entropy, soft_dice
-from segbench.ops import box_edges, context_mask, mix, outside_boxes
+from segbench.nn.losses import cross_entropy, soft_dice
+from segbench.nn.ops import box_edges, context_mask, mix, outside_boxes
 from segbench.registry import get
 
 VARIANT = {"norm": "instance", "last_block": False, "first_skip": False, "dropout": 0.0}

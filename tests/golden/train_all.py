@@ -8,6 +8,7 @@ it also works on older and newer commits:
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -55,7 +56,8 @@ def train(method: str, arguments: list[str], folder: Path) -> dict[str, Any]:
 
     command = ["run", method, *arguments, "--plugin", str(PLUGINS / "tiny.py"), "--device", "cpu"]
     places = ["--root", str(folder / "out"), "--data-root", str(folder / "data"), "--quiet"]
-    code = run([*command, *places])
+    with contextlib.redirect_stdout(sys.stderr):
+        code = run([*command, *places])
     if code != 0:
         raise SystemExit(f"{method} {arguments}: exit code {code}")
     newest = max(folder.glob("out/**/result.json"), key=lambda file: file.stat().st_mtime_ns)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.recipe import Grey, Recipe
+from segbench.data.preparation.recipe import Grey, Recipe
 
 
 @dataset("scans")

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from segbench.config import resolve, run_id
-from segbench.files import json_bytes
 from segbench.report import figures, overlay
 from segbench.report.commands import _labeled, command
+from segbench.report.content import gather
 from segbench.report.cost import Cost, cost_of
-from segbench.report.gather import gather
 from segbench.report.page import _scatter
 from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
+from segbench.storage import json_bytes
 from segbench.training.run import execute, prepare
 
 HOSTILE = [

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from segbench.config import resolve
-from segbench.config.identity import run_id, science
-from segbench.evaluation import cases_csv, summarise
-from segbench.files import atomic_write, json_bytes
+from segbench.evaluation.test_set import cases_csv, summarise
+from segbench.identity.run_id import run_id, science
 from segbench.results.rundir import SCHEMA, RunDir, run_folder
+from segbench.storage import atomic_write, json_bytes
 
 VOXELS = 1000
 

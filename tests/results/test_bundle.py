@@ -7,13 +7,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from segbench.data.store import open_store
+from segbench.data.store.store import open_store
 from segbench.errors import DataError, IntegrityError, UsageError
-from segbench.evaluation import score
-from segbench.files import array_digest
+from segbench.evaluation.test_set import score
 from segbench.results import bundle, predictions
 from segbench.results.leaderboard import boards
 from segbench.results.rundir import all_runs, find_run
+from segbench.storage import array_digest
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, m
         raise DataError(f"data set '{name}' is not prepared")
 
     with monkeypatch.context() as patch:
-        patch.setattr("segbench.data.store.open_store", absent)
+        patch.setattr("segbench.data.store.store.open_store", absent)
         run, origin = bundle.take_in(
             lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data"
         )
@@ -263,7 +263,7 @@ def test_a_file_larger_than_its_limit_is_not_read_whole(study, store, lab, monke
 @pytest.mark.parametrize("name", ["../../evil", "a/b", "-evil", "", "a" * 101])
 def test_names_from_a_bundle_never_become_paths(study, store, lab, name):
     from segbench.config import dump_yaml
-    from segbench.config.identity import run_id
+    from segbench.identity.run_id import run_id
 
     run = scored(study, store)
 

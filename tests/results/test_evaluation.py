@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from segbench.contracts.method import Method, Setting, Source
-from segbench.data.store import derived, open_store
-from segbench.data.transforms import zoom
-from segbench.evaluation import cases_csv, evaluate, predict_case, summarise
+from segbench.data.sampling.crops import zoom
+from segbench.data.store.store import derived, open_store
+from segbench.evaluation.test_set import cases_csv, evaluate, predict_case, summarise
 from segbench.training.run import execute
 
 

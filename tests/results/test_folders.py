@@ -8,9 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from segbench.data.problem import DataProblems
+from segbench.data.store.problem import DataProblems
 from segbench.errors import DataError
-from segbench.folders import evaluate_folders, pairs
+from segbench.evaluation.label_folders import evaluate_folders, pairs
 from segbench.metrics import evaluate_labels
 
 AFFINE = np.diag([0.5, 1.0, 3.0, 1.0])

@@ -7,12 +7,12 @@ import re
 import pytest
 
 from segbench.config import dump_yaml
-from segbench.config.identity import run_id
 from segbench.errors import IntegrityError
-from segbench.files import json_bytes
+from segbench.identity.run_id import run_id
 from segbench.results import export
 from segbench.results.leaderboard import boards
 from segbench.results.rundir import all_runs
+from segbench.storage import json_bytes
 
 HOSTILE = [
     "<script>alert(1)</script>",

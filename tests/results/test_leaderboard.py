@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from segbench.config.identity import run_id
 from segbench.errors import IntegrityError, UsageError
+from segbench.identity.run_id import run_id
 from segbench.results import export
 from segbench.results.leaderboard import boards, published
 from segbench.results.rundir import all_runs, find_run

@@ -107,7 +107,7 @@ def test_full_disk_keeps_the_old_one(tmp_path, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("segbench.files.os.fsync", full)
+    monkeypatch.setattr("segbench.storage.os.fsync", full)
     with pytest.raises(StorageError, match="full"):
         checkpoint.save(tmp_path, 2, {"x": torch.ones(3)}, {})
     monkeypatch.undo()

@@ -68,7 +68,7 @@ def weights(lab, document):
 
 VOXELWISE = """
 from segbench import Method, method
-from segbench.losses import cross_entropy
+from segbench.nn.losses import cross_entropy
 
 @method("voxelwise")
 class Voxelwise(Method):

@@ -87,7 +87,7 @@ def test_killed_while_writing(lab, tmp_path, point, count):
     run = other.prepared("supervised")
 
     def die_there():
-        from segbench import files as module
+        from segbench import storage as module
 
         name = {
             "before fsync": "fsync",

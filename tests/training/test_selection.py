@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segbench.data.store import open_store
+from segbench.data.store.store import open_store
 from segbench.errors import IntegrityError, Interrupted, UsageError
 from segbench.training import checkpoint
-from segbench.training.finished import reevaluate
 from segbench.training.leak import measure
 from segbench.training.loop import Cadence
+from segbench.training.reload import reevaluate
 from segbench.training.run import Reporter, build, execute, prepare
 from segbench.training.selection import held_out, snapshot_steps, snapshots, without_held_out
 

@@ -13,7 +13,7 @@ from typing import Any
 from segbench import __version__
 from segbench.contracts.dataset import Archive
 from segbench.errors import DataError, IntegrityError, PluginError
-from segbench.files import existing, lock, replace, storage_error
+from segbench.storage import existing, lock, replace, storage_error
 
 BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from segbench.contracts.method import Batch
-from segbench.data.batches import TrainingData
+from segbench.data.sampling.batches import TrainingData
 from segbench.errors import DataError, SegbenchError, TrainingError
 
 Step = tuple[int, int, int, int]  # phase, step of the phase, labelled items, unlabelled items

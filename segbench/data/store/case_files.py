@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from segbench.contracts.dataset import Case, Dataset
-from segbench.data.problem import Problem
-from segbench.files import (
+from segbench.data.store.problem import Problem
+from segbench.storage import (
     array_digest,
     file_digest,
     json_bytes,

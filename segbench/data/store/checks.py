@@ -9,9 +9,9 @@ from itertools import permutations
 import numpy as np
 
 from segbench import registry
-from segbench.data.cases import CaseInfo
-from segbench.data.problem import DataProblems, Problem
-from segbench.data.store import Store, case_digests, verify
+from segbench.data.store.case_files import CaseInfo
+from segbench.data.store.problem import DataProblems, Problem
+from segbench.data.store.store import Store, case_digests, verify
 
 __all__ = [
     "Problem",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from segbench.data.grid import codes_of
-from segbench.data.problem import DataProblems, Problem
-from segbench.data.readers import ENDINGS, Volume, read_volume, spacing_of, stem
+from segbench.data.formats.read import ENDINGS, Volume, read_volume, spacing_of, stem
+from segbench.data.geometry import codes_of
+from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.metrics import evaluate_labels
 from segbench.text import some

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from segbench.data.limits import limits, require_size
+from segbench.data.formats.limits import limits, require_size
 from segbench.errors import DataError, PluginError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".h5", ".hdf5")
@@ -350,7 +350,7 @@ def read_mha(path: Path) -> Volume:
     Raises:
         DataError: truncated, too large, no volume of numbers, or no usable orientation.
     """
-    from segbench.data.metaimage import read_metaimage
+    from segbench.data.formats.metaimage import read_metaimage
 
     require_file(path, (b"ObjectType", b"NDims", b"Comment"), "MetaImage")
     try:
@@ -464,7 +464,7 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
     Raises:
         DataError: no slice, several series, a slice missing or twice, or compressed in a way nobody here can read.
     """
-    from segbench.data.dicom import read_series
+    from segbench.data.formats.dicom import read_series
 
     try:
         array, affine = read_series(folder, order)

@@ -22,8 +22,10 @@ from typing import Any
 
 from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
-from segbench.data.archives import ENDINGS, extract, is_archive
-from segbench.data.cases import (
+from segbench.data.formats.limits import Limits, limits, set_limits
+from segbench.data.preparation.archives import ENDINGS, extract, is_archive
+from segbench.data.preparation.places import find_cases, find_lists
+from segbench.data.store.case_files import (
     CaseInfo,
     check_case,
     facts,
@@ -33,10 +35,8 @@ from segbench.data.cases import (
     valid_id,
     write_case,
 )
-from segbench.data.limits import Limits, limits, set_limits
-from segbench.data.places import find_cases, find_lists
-from segbench.data.problem import DataProblems, Problem
-from segbench.data.store import (
+from segbench.data.store.problem import DataProblems, Problem
+from segbench.data.store.store import (
     Progress,
     Store,
     adapter_facts,
@@ -45,7 +45,7 @@ from segbench.data.store import (
     write_store,
 )
 from segbench.errors import DataError, PluginError, SegbenchError, StorageError
-from segbench.files import sweep
+from segbench.storage import sweep
 from segbench.text import some
 
 Result = tuple[str, CaseInfo | None, list[Problem]]
@@ -235,7 +235,7 @@ def expected_files(dataset: Dataset | type[Dataset]) -> str:
 
 def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]:
     """The cases with what they share; where a broken file stands in its way, all broken files are told."""
-    from segbench.data.source import check_cases
+    from segbench.data.preparation.survey import check_cases
 
     try:
         return dataset.settle(list(todo.raw.values()), todo.split)

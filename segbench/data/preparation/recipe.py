@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from segbench.data.limits import require_size
-from segbench.data.readers import Volume, require_finite, spacing_of
+from segbench.data.formats.limits import require_size
+from segbench.data.formats.read import Volume, require_finite, spacing_of
 from segbench.errors import DataError
-from segbench.files import array_digest
+from segbench.storage import array_digest
 
 Box = tuple[slice, ...]
 Scale = Literal["unit", "minmax", "zscore", "zscore_nonzero", "none"]

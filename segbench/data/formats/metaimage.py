@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segbench.data.limits import require_size
+from segbench.data.formats.limits import require_size
 from segbench.errors import DataError
 
 HEAD = 1 << 16  # bytes within which the header must end

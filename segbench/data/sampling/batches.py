@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from segbench.contracts.method import Batch
-from segbench.data import transforms
+from segbench.data.sampling import crops as transforms
 from segbench.errors import DataError, UsageError
 
 SPOTS = 10_000  # foreground voxels of a case to draw from, evenly taken
@@ -24,7 +24,7 @@ UNREADABLE = (OSError, ValueError, EOFError)  # what a missing, truncated or for
 
 
 class StoreLike(Protocol):
-    """What is asked of a prepared data set (segbench.data.store.Store)."""
+    """What is asked of a prepared data set (segbench.data.store.store.Store)."""
 
     @property
     def channels(self) -> int: ...

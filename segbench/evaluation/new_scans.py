@@ -20,15 +20,15 @@ import torch
 from segbench import registry
 from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
-from segbench.data.downsample import block_mean
-from segbench.data.grid import carry, codes_of, reorient
-from segbench.data.readers import ENDINGS, Volume, check_pair, is_h5, require_finite, stem
-from segbench.data.recipe import Grey, Recipe, apply
-from segbench.data.store import Store
+from segbench.data.formats.read import ENDINGS, Volume, check_pair, is_h5, require_finite, stem
+from segbench.data.geometry import carry, codes_of, reorient
+from segbench.data.preparation.recipe import Grey, Recipe, apply
+from segbench.data.store.downsample import block_mean
+from segbench.data.store.store import Store
 from segbench.errors import DataError, UsageError
-from segbench.evaluation import finished, predict_image
-from segbench.files import atomic_write
-from segbench.inference import labels_from
+from segbench.evaluation.sliding_window import labels_from
+from segbench.evaluation.test_set import finished, predict_image
+from segbench.storage import atomic_write
 from segbench.text import some
 
 SLICE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
@@ -100,8 +100,8 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
 
 def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
     """A warning for each folder on the files in it that belong to no scan; hidden ones are left alone."""
-    from segbench.data.dicom import dicom_files
-    from segbench.data.places import below
+    from segbench.data.formats.dicom import dicom_files
+    from segbench.data.preparation.places import below
 
     read = {
         f
@@ -131,7 +131,7 @@ def _volumes(folder: Path) -> list[Path]:
 
 
 def _has_dicom(folder: Path, deep: bool = False) -> bool:
-    from segbench.data.dicom import dicom_files
+    from segbench.data.formats.dicom import dicom_files
 
     files = dicom_files(folder)
     return bool(files) and (deep or any(f.parent == folder for f in files))

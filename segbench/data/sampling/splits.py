@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from segbench.data.store import Store
+from segbench.data.store.store import Store
 
 
 def drawn(store: Store, draw: int) -> Store:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from segbench.errors import IntegrityError, SegbenchError
-from segbench.files import json_bytes
 from segbench.results.rundir import RunDir
+from segbench.storage import json_bytes
 
 
 class Finished(NamedTuple):

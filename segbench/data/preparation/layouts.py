@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segbench.data.readers import ENDINGS
+from segbench.data.formats.read import ENDINGS
 from segbench.errors import DataError
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segbench.ops import one_hot
+from segbench.nn.ops import one_hot
 
 __all__ = ["signed_distance", "squared_distance"]
 

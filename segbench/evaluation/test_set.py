@@ -20,11 +20,11 @@ from torch import Tensor
 
 from segbench.config import Protocol
 from segbench.contracts.method import Method
-from segbench.data.store import Store, derived
-from segbench.data.transforms import nearest
-from segbench.files import array_digest
-from segbench.inference import labels_from, predict_probabilities
+from segbench.data.sampling.crops import nearest
+from segbench.data.store.store import Store, derived
+from segbench.evaluation.sliding_window import labels_from, predict_probabilities
 from segbench.metrics import aggregate, evaluate_labels, largest_component
+from segbench.storage import array_digest
 
 METRICS = ("dice", "jaccard", "hd95", "asd", "assd")
 

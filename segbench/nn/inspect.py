@@ -96,9 +96,9 @@ def _recomputed(cls: type) -> type:
             return cls.forward(self, *args)  # type: ignore[attr-defined]
         modes = {m: m.training for m in self.modules()}
         return checkpoint(
-            partial(cls.forward, self),
+            partial(cls.forward, self),  # type: ignore[attr-defined]
             *args,
-            use_reentrant=False,  # type: ignore[attr-defined]
+            use_reentrant=False,
             context_fn=lambda: (nullcontext(), _again(modes)),
         )
 

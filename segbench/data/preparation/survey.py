@@ -11,13 +11,13 @@ import numpy as np
 
 from segbench import registry
 from segbench.contracts.dataset import Dataset, RawCase, Split
-from segbench.data.archives import is_archive
-from segbench.data.cases import CaseInfo, check_case, describe, place, valid_id
-from segbench.data.checks import check_facts
-from segbench.data.places import find_cases
-from segbench.data.prepare import own_lists
-from segbench.data.problem import Problem
-from segbench.data.store import Store
+from segbench.data.preparation.archives import is_archive
+from segbench.data.preparation.pipeline import own_lists
+from segbench.data.preparation.places import find_cases
+from segbench.data.store.case_files import CaseInfo, check_case, describe, place, valid_id
+from segbench.data.store.checks import check_facts
+from segbench.data.store.problem import Problem
+from segbench.data.store.store import Store
 from segbench.errors import DataError, SegbenchError, StorageError
 
 Progress = Callable[[int, int, str], None]

@@ -13,7 +13,7 @@ import torch
 
 from segbench.contracts.method import Method
 from segbench.errors import IntegrityError
-from segbench.evaluation import cases_csv, evaluate, summarise
+from segbench.evaluation.test_set import cases_csv, evaluate, summarise
 from segbench.training import checkpoint
 from segbench.training.run import Machine, Prepared, build, device_of
 from segbench.training.selection import Report

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from segbench.data.limits import require_size
-from segbench.data.readers import require_affine
+from segbench.data.formats.limits import require_size
+from segbench.data.formats.read import require_affine
 from segbench.errors import DataError
 
 PREAMBLE = 132  # bytes: 128 of anything, then DICM
@@ -36,7 +36,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def read_series(folder: Path, order: str) -> tuple[np.ndarray, np.ndarray]:
-    """See ``segbench.data.readers.read_dicom``: array (columns, rows, slices) float32, affine (4, 4) to RAS."""
+    """See ``segbench.data.formats.read.read_dicom``: array (columns, rows, slices) float32, affine (4, 4) to RAS."""
     slices = _headers(folder)
     normal = _normal(slices[0])
     if order == "instance":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from segbench.errors import DataError
-from segbench.files import replace, storage_error, temp_path
+from segbench.storage import replace, storage_error, temp_path
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 MAX_BYTES = 500 * 10**9

@@ -24,12 +24,12 @@ import numpy as np
 
 from segbench import registry
 from segbench.contracts.dataset import Case, Dataset
-from segbench.data.cases import CaseInfo, read_case, remove, write_case
-from segbench.data.downsample import block_majority, block_mean
 from segbench.data.links import write_link
-from segbench.data.problem import DataProblems, Problem
+from segbench.data.store.case_files import CaseInfo, read_case, remove, write_case
+from segbench.data.store.downsample import block_majority, block_mean
+from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, IntegrityError, SegbenchError, UsageError
-from segbench.files import atomic_write, file_digest, json_bytes, lock, sweep
+from segbench.storage import atomic_write, file_digest, json_bytes, lock, sweep
 
 SCHEMA = "segbench.store/1"
 WAIT = 900.0  # seconds to wait while another process makes an embedded or a derived store
@@ -120,7 +120,7 @@ def prepare(
         BusyError: another process is preparing this data set.
         StorageError: disk full or not writable.
     """
-    from segbench.data.prepare import prepare_all
+    from segbench.data.preparation.pipeline import prepare_all
 
     entry = registry.get("dataset", name)
     if entry.cls.members:
@@ -203,7 +203,7 @@ def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
 
 
 def _embedded(entry: registry.Entry, root: Path, wanted: dict[str, Any]) -> Store:
-    from segbench.data.prepare import prepare_all
+    from segbench.data.preparation.pipeline import prepare_all
 
     def ready() -> Store | None:
         try:

@@ -1,0 +1,1 @@
+"""Training batches: splits, crops and the two streams."""

@@ -1,0 +1,1 @@
+"""The prepared store: cases as plain arrays, with their checks."""

@@ -1,0 +1,1 @@
+"""Prediction and scoring: test sets, new scans and folders of label files."""

@@ -1,0 +1,1 @@
+"""What decides a run's numbers, and its digest."""

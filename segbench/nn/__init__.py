@@ -1,0 +1,1 @@
+"""Network parts, losses and tensor operations that methods and backbones are written in."""
