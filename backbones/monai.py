@@ -149,7 +149,7 @@ DROPOUT: Any = Field(
 
 
 class SegRes(Monai):
-    """SegResNet: residual blocks with group normalisation, added skips, linear enlargement."""
+    """SegResNet: residual blocks with group normalization, added skips, linear enlargement."""
 
     class Params(BackboneParams):
         width: int = Field(
@@ -193,7 +193,7 @@ class SegRes(Monai):
 
 
 class Basic(Monai):
-    """Basic U-Net: instance normalisation, leaky ReLU, concatenated skips, transposed convolutions."""
+    """Basic U-Net: instance normalization, leaky ReLU, concatenated skips, transposed convolutions."""
 
     class Params(BackboneParams):
         width: int = Field(
@@ -224,7 +224,7 @@ class Basic(Monai):
 
 
 class Swin(Monai):
-    """Swin UNETR: a shifted-window transformer, residual blocks with instance normalisation, concatenated skips."""
+    """Swin UNETR: a shifted-window transformer, residual blocks with instance normalization, concatenated skips."""
 
     class Params(BackboneParams):
         width: int = Field(

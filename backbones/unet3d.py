@@ -2,9 +2,9 @@
 
 Çiçek, Abdulkadir, Lienkamp, Brox, Ronneberger: 3D U-Net, MICCAI 2016, arXiv:1606.06650, in the form of SSL4MIS
 (github.com/HiLab-git/SSL4MIS, MIT; consulted through a written specification, nothing copied): widths 16 to 256, two
-convolutions of edge 3 a stage, instance normalisation that learns nothing, max pooling, linear enlargement without
+convolutions of edge 3 a stage, instance normalization that learns nothing, max pooling, linear enlargement without
 convolution, concatenation, dropout of single values. With side outputs it is URPC's network (Luo et al., MICCAI 2021).
-Extra decoders enlarge by transposed convolutions or nearest neighbours. All convolutions begin Kaiming-normal.
+Extra decoders enlarge by transposed convolutions or nearest neighbors. All convolutions begin Kaiming-normal.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Contracting(nn.ModuleList):
 
 @backbone("unet3d", paper="Çiçek et al., MICCAI 2016; as in SSL4MIS and URPC")
 class UNet3D(EncoderDecoder):
-    """Plain U-Net: concatenated skips, instance normalisation, linear enlargement."""
+    """Plain U-Net: concatenated skips, instance normalization, linear enlargement."""
 
     class Params(BackboneParams):
         width: int = Field(

@@ -1,7 +1,7 @@
 """V-Net as the left-atrium literature uses it, in two or three dimensions.
 
 Milletari, Navab, Ahmadi: V-Net, 3DV 2016, arXiv:1606.04797; since UA-MT (Yu et al., MICCAI 2019) with convolutions of
-edge 3, batch normalisation, ReLU, added skips and no residual stages. Several decoders as in MC-Net+ (Wu et al., MedIA
+edge 3, batch normalization, ReLU, added skips and no residual stages. Several decoders as in MC-Net+ (Wu et al., MedIA
 2022), one prediction a scale as in URPC (Luo et al., MICCAI 2021). VerSemi (TMI 2025) has norm=instance, dropout=0,
 last_block=false, first_skip=false.
 """
@@ -92,7 +92,7 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes the building blocks for one number of axes and one kind of normalisation."""
+    """Makes the building blocks for one number of axes and one kind of normalization."""
 
     dims: int
     norm: str

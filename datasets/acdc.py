@@ -1,4 +1,4 @@
-"""ACDC: short-axis cine MRI of the heart, 100 patients with two labelled frames each, three classes.
+"""ACDC: short-axis cine MRI of the heart, 100 patients with two labeled frames each, three classes.
 
 Three layouts are read:
 
@@ -7,11 +7,11 @@ Three layouts are read:
 * the h5 slices that circulate, ``patientXXX_frameYY_slice_N.h5``, stacked by number for frames without a volume.
 
 Every case is one frame, axes (x, y, slices): ``frame01`` is end diastole, ``frame02`` end systole whatever their numbers
-in the cine. Grey values are scaled to [0, 1] by the volume's smallest and largest, as in the circulating files; nothing is
-resampled or cropped. A labelled count counts patients: 7 means 14 volumes.
+in the cine. Gray values are scaled to [0, 1] by the volume's smallest and largest, as in the circulating files; nothing is
+resampled or cropped. A labeled count counts patients: 7 means 14 volumes.
 
 The h5 files carry no spacing, so their distances are in voxels of a very anisotropic grid, as in the literature; from
-the challenge's files they come in millimetres as well.
+the challenge's files they come in millimeters as well.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import yaml
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.formats.read import check_pair, read_h5, read_nifti
 from segbench.data.preparation.places import below, once
-from segbench.data.preparation.recipe import Grey, Recipe, apply, normalise
+from segbench.data.preparation.recipe import Gray, Recipe, apply, normalize
 from segbench.errors import DataError
 from segbench.text import some
 
-RECIPE = Recipe(orientation="file", grey=(Grey(scale="minmax"),))
+RECIPE = Recipe(orientation="file", gray=(Gray(scale="minmax"),))
 FRAMES = {"ED": "frame01", "ES": "frame02"}
 VOLUME = re.compile(r"(patient\d{3}_frame\d\d)\.h5")
 SLICE = re.compile(r"(patient\d{3}_frame\d\d)_slice_(\d+)\.h5")
@@ -50,7 +50,7 @@ class ACDC(Dataset):
     title = "ACDC (Automated Cardiac Diagnosis Challenge)"
     modality = "cine MRI"
     classes = ("right ventricle", "myocardium", "left ventricle")
-    licence = (
+    license = (
         "CC BY-NC-SA 4.0 according to copies of the data set: non-commercial, cite, share alike."
     )
     citation = (
@@ -107,7 +107,7 @@ class ACDC(Dataset):
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """As the circulating files."""
-        return normalise(image, RECIPE.grey)
+        return normalize(image, RECIPE.gray)
 
     def load(self, raw: RawCase) -> Case:
         """One frame as (1, x, y, slices) in [0, 1]."""
@@ -116,8 +116,8 @@ class ACDC(Dataset):
             what, details = where["fault"]
             raise DataError(what, **details)
         if where["layout"] == "h5":
-            grey, mask = _stacked(where["files"])
-            return Case(raw.id, grey[None], mask)
+            gray, mask = _stacked(where["files"])
+            return Case(raw.id, gray[None], mask)
         image, label = read_nifti(where["image"]), read_nifti(where["label"])
         warnings = check_pair(image, label, where["label"])
         made = apply(RECIPE, image, label.array)

@@ -1,15 +1,15 @@
 """The user's own volumes in one of the two usual folder forms: Medical Segmentation Decathlon or nnU-Net v2.
 
 ``folder:/data/Dataset007_Mine``, or linked once by ``segbench data link``. ``dataset.json`` names channels and labels;
-cases lie in ``imagesTr`` with ``labelsTr``, unlabelled ones among them (no label file) or in ``imagesUn``. ``imagesTs``
-is never trained on unless ``splits_ssl.json`` lists a case of it as unlabelled.
+cases lie in ``imagesTr`` with ``labelsTr``, unlabeled ones among them (no label file) or in ``imagesUn``. ``imagesTs``
+is never trained on unless ``splits_ssl.json`` lists a case of it as unlabeled.
 
-``splits_ssl.json`` holds the lists ``labelled``, ``unlabelled``, ``val`` (of no use yet) and ``test``. Where it is missing,
+``splits_ssl.json`` holds the lists ``labeled``, ``unlabeled``, ``val`` (of no use yet) and ``test``. Where it is missing,
 one case with a label in five is set aside for testing with a fixed seed, and the file is written, so that later cases
 change nothing.
 
 Preparation, where no setting says otherwise: nearest RAS axes; the median spacing of the training images, image linear,
-label nearest; CT: the 0.5 and 99.5 percentile of the labelled cases' foreground to [0, 1], cropped to the body; other
+label nearest; CT: the 0.5 and 99.5 percentile of the labeled cases' foreground to [0, 1], cropped to the body; other
 channels: z-score over the voxels that are not 0, cropped to what is not 0. No label decides about a crop unless asked to.
 """
 
@@ -42,20 +42,20 @@ from segbench.data.preparation.layouts import (
     read_form,
     read_json,
 )
-from segbench.data.preparation.recipe import Grey, Recipe, apply
+from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError, did_you_mean
 from segbench.storage import atomic_write, json_bytes
 
-LISTS = ("labelled", "unlabelled", "val", "test")
+LISTS = ("labeled", "unlabeled", "val", "test")
 SETTINGS = ("spacing", "window", "crop")
 CROPS = ("none", "nonzero", "body", "label")
 SCALES = {
-    "nonorm": Grey(),
-    "zscore": Grey(None, "zscore"),
-    "rescale_to_0_1": Grey(None, "minmax"),
-    "rgb_to_0_1": Grey((0.0, 255.0), "unit"),
+    "nonorm": Gray(),
+    "zscore": Gray(None, "zscore"),
+    "rescale_to_0_1": Gray(None, "minmax"),
+    "rgb_to_0_1": Gray((0.0, 255.0), "unit"),
 }
-TEST_SHARE, SEED = 5, 0  # one labelled case in five, drawn with this seed
+TEST_SHARE, SEED = 5, 0  # one labeled case in five, drawn with this seed
 
 
 @dataset("folder")
@@ -65,9 +65,9 @@ class Folder(Dataset):
     family = True
     title = "Your own data: a Decathlon or nnU-Net v2 folder, as folder:/PATH"
     modality = "any"
-    licence = "yours"
+    license = "yours"
     files = (
-        "dataset.json, imagesTr/ and labelsTr/ (missing label: unlabelled), imagesUn/ and splits_ssl.json if you like",
+        "dataset.json, imagesTr/ and labelsTr/ (missing label: unlabeled), imagesUn/ and splits_ssl.json if you like",
     )
     protocol = "default"
     form: ClassVar[Form]
@@ -78,7 +78,7 @@ class Folder(Dataset):
         """The data set of one folder; reads ``dataset.json`` and lists files. A folder that is not there now (a disk that is
         not mounted) still gives a data set: what was prepared from it can be used.
 
-        ``settings``: ``spacing`` (three mm), ``window`` (two grey values, for CT channels), ``crop`` (none, nonzero, body,
+        ``settings``: ``spacing`` (three mm), ``window`` (two gray values, for CT channels), ``crop`` (none, nonzero, body,
         label).
         """
         settings = _checked(settings)
@@ -99,12 +99,12 @@ class Folder(Dataset):
             "classes": form.classes,
             "channels": len(form.channels),
             "modality": ", ".join(form.channels),
-            "licence": form.licence,
+            "license": form.license,
             "citation": form.citation,
         }
         made: Any = type(cls.__name__, (cls,), facts)
         if root.exists():
-            made.labeled = len(made().lists()["labelled"])
+            made.labeled = len(made().lists()["labeled"])
         return made
 
     def lists(self) -> dict[str, list[str]]:
@@ -142,7 +142,7 @@ class Folder(Dataset):
                 where=file,
                 expected=f"lists of case ids: {', '.join(LISTS)}",
             )
-        if empty := [name for name in ("labelled", "test") if not lists[name]]:
+        if empty := [name for name in ("labeled", "test") if not lists[name]]:
             raise DataError(
                 f"no case in the list '{empty[0]}'",
                 where=file,
@@ -155,7 +155,7 @@ class Folder(Dataset):
             "not on disk": [i for i in ids if i not in cases],
             "listed with a label they have not": [
                 i
-                for name in ("labelled", "val", "test")
+                for name in ("labeled", "val", "test")
                 for i in lists[name]
                 if i in cases and "label" not in cases[i]
             ],
@@ -192,7 +192,7 @@ class Folder(Dataset):
         return {case: found[case] for case in sorted(found, key=_by_number)}
 
     def split(self) -> Split:
-        """Training cases in the order labelled, unlabelled."""
+        """Training cases in the order labeled, unlabeled."""
         assert self.source is not None
         lists, cases = self.lists(), self.cases()
         notes = oddities(self.source, self.form, cases)
@@ -201,19 +201,19 @@ class Folder(Dataset):
                 f"{len(lists['val'])} cases of the list val are set aside, for no use yet: a run with "
                 "selection=validation holds out training cases"
             )
-        if unread := [i for i in lists["unlabelled"] if "label" in cases[i]]:
+        if unread := [i for i in lists["unlabeled"] if "label" in cases[i]]:
             notes.append(
-                f"label files of {len(unread)} cases listed as unlabelled are not read: {', '.join(unread[:5])}"
+                f"label files of {len(unread)} cases listed as unlabeled are not read: {', '.join(unread[:5])}"
             )
         if "ct" in (name.lower() for name in self.form.channels) and not self.settings.get(
             "window"
         ):
             notes.append(
-                f"the grey window comes from the labels of {len(lists['labelled'])} cases, also where a run counts "
-                "fewer as labelled: give --window to choose it without them"
+                f"the gray window comes from the labels of {len(lists['labeled'])} cases, also where a run counts "
+                "fewer as labeled: give --window to choose it without them"
             )
         return Split(
-            (*lists["labelled"], *lists["unlabelled"]),
+            (*lists["labeled"], *lists["unlabeled"]),
             tuple(lists["test"]),
             "splits_ssl.json",
             tuple(lists["val"]),
@@ -233,11 +233,9 @@ class Folder(Dataset):
                 expected=str(self.source),
                 fix="leave --from out, or link the new folder: segbench data link PATH --as NAME",
             )
-        unlabelled = set(self.lists()["unlabelled"])
+        unlabeled = set(self.lists()["unlabeled"])
         return [
-            RawCase(
-                case, {k: v for k, v in files.items() if k != "label" or case not in unlabelled}
-            )
+            RawCase(case, {k: v for k, v in files.items() if k != "label" or case not in unlabeled})
             for case, files in self.cases().items()
         ]
 
@@ -254,13 +252,13 @@ class Folder(Dataset):
                 "a crop by the label needs one in every case",
                 where=self.source,
                 found=", ".join(bare[:10]),
-                expected="no unlabelled case",
+                expected="no unlabeled case",
                 fix="crop by the image: nonzero, body or none",
             )
         window = self.settings.get("window")
-        labelled = [r for r in training if r.id in set(lists["labelled"])]
-        grey = tuple(
-            _grey(name, window or (percentiles(labelled, channel) if is_ct else None))
+        labeled = [r for r in training if r.id in set(lists["labeled"])]
+        gray = tuple(
+            _gray(name, window or (percentiles(labeled, channel) if is_ct else None))
             for channel, (name, is_ct) in enumerate(zip(self.form.channels, ct, strict=True))
         )
         margin, least = (
@@ -268,7 +266,7 @@ class Folder(Dataset):
         )  # as published ones: the box alone would tell all
         recipe = Recipe(
             spacing=self.settings.get("spacing") or median_spacing(training),
-            grey=grey,
+            gray=gray,
             crop=crop,
             margin=margin,
             least=least,
@@ -289,7 +287,7 @@ class Folder(Dataset):
         keep_lists(self.source / "splits_ssl.json", self.lists())
 
     def load(self, raw: RawCase) -> Case:
-        """One case by the recipe, without a label where it counts as unlabelled."""
+        """One case by the recipe, without a label where it counts as unlabeled."""
         where: dict[str, Any] = raw.where
         (image, warnings), label = _stacked(where["images"]), None
         warnings += _doubts(image)
@@ -329,7 +327,7 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
             "a setting makes no sense",
             found=str(settings),
             fix="--spacing 1x1x1 --window -125:275",
-            expected="three positive mm; a window of two finite grey values that rises",
+            expected="three positive mm; a window of two finite gray values that rises",
         )
     return known
 
@@ -340,24 +338,24 @@ def drawn(cases: dict[str, dict[str, Any]], root: Path, form: Form) -> dict[str,
     Raises:
         DataError: fewer than two cases have a label.
     """
-    labelled = [case for case, files in cases.items() if "label" in files]
-    if len(labelled) < 2:
+    labeled = [case for case, files in cases.items() if "label" in files]
+    if len(labeled) < 2:
         raise DataError(
             "too few cases with a label",
             where=root,
             fix=help_with_form(root, form),
-            found="\n".join([str(len(labelled)), *oddities(root, form, cases)]),
+            found="\n".join([str(len(labeled)), *oddities(root, form, cases)]),
             expected="at least one to train with and one to test with",
         )
-    order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labelled))
-    test = {labelled[i] for i in order[: max(1, len(labelled) // TEST_SHARE)]}
+    order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labeled))
+    test = {labeled[i] for i in order[: max(1, len(labeled) // TEST_SHARE)]}
     return {
-        "labelled": [c for c in labelled if c not in test],
-        "unlabelled": [
+        "labeled": [c for c in labeled if c not in test],
+        "unlabeled": [
             c for c, files in cases.items() if "label" not in files and files["place"] != "imagesTs"
         ],
         "val": [],
-        "test": [c for c in labelled if c in test],
+        "test": [c for c in labeled if c in test],
     }
 
 
@@ -378,16 +376,16 @@ def _by_number(case: str) -> list[tuple[int, int | str]]:
     return [*parts, (2, case)]
 
 
-def _grey(name: str, window: Iterable[float] | None) -> Grey:
-    """nnU-Net's rule: the channel's name picks the normalisation."""
+def _gray(name: str, window: Iterable[float] | None) -> Gray:
+    """nnU-Net's rule: the channel's name picks the normalization."""
     if name.lower() == "ct":
         low, high = window if window is not None else (None, None)
         return (
-            Grey((float(low), float(high)), "unit")
+            Gray((float(low), float(high)), "unit")
             if low is not None and high is not None
-            else Grey(None, "minmax")
+            else Gray(None, "minmax")
         )
-    return SCALES.get(name.lower(), Grey(None, "zscore_nonzero"))
+    return SCALES.get(name.lower(), Gray(None, "zscore_nonzero"))
 
 
 def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
@@ -465,5 +463,5 @@ def _doubts(image: Volume) -> list[str]:
             f"slices {max(spacing):.3g} mm apart, {min(spacing):.3g} mm in plane: cubic patches are a poor choice"
         )
     if image.array.min() == image.array.max():
-        notes.append("an image of one grey value")
+        notes.append("an image of one gray value")
     return notes

@@ -1,4 +1,4 @@
-"""Left Atrium 2018: 100 gadolinium-enhanced MR volumes with the left atrial cavity labelled.
+"""Left Atrium 2018: 100 gadolinium-enhanced MR volumes with the left atrial cavity labeled.
 
 Two layouts are read:
 
@@ -45,8 +45,8 @@ class LeftAtrium(Dataset):
     title = "Left Atrium 2018 (Atrial Segmentation Challenge)"
     modality = "gadolinium-enhanced MRI"
     classes = ("left atrium",)
-    licence = (
-        "No licence is named on the challenge's pages; access is through the challenge site. "
+    license = (
+        "No license is named on the challenge's pages; access is through the challenge site. "
         "Settle your right to use the files before you pass them on."
     )
     citation = (
@@ -140,16 +140,16 @@ def _doubts(scan: Volume, file: Path) -> list[str]:
 
 
 def _prepare(
-    grey: np.ndarray, mask: np.ndarray, image_file: Path, label_file: Path
+    gray: np.ndarray, mask: np.ndarray, image_file: Path, label_file: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The recipe of the literature with fixed margins: (X, Y, Z) grey values -> (x, y, Z) float32 and uint8."""
-    require_finite(grey, image_file)
-    if grey.ndim != 3:
+    """The recipe of the literature with fixed margins: (X, Y, Z) gray values -> (x, y, Z) float32 and uint8."""
+    require_finite(gray, image_file)
+    if gray.ndim != 3:
         raise DataError(
-            "no volume of grey values",
+            "no volume of gray values",
             where=image_file,
             expected="three axes",
-            found=f"shape {grey.shape}",
+            found=f"shape {gray.shape}",
         )
     values, counts = np.unique(mask, return_counts=True)
     if not np.isin(values, (0, 255)).all():
@@ -158,14 +158,14 @@ def _prepare(
         )
         raise DataError("unknown label values", where=label_file, found=bad, expected="0 and 255")
     label = (mask == 255).astype(np.uint8)
-    spread = grey.std(dtype=np.float64)
+    spread = gray.std(dtype=np.float64)
     if not label.any() or not spread > 0:
         raise DataError(
-            "empty label" if spread > 0 else "an image of one grey value",
+            "empty label" if spread > 0 else "an image of one gray value",
             where=image_file.parent,
             expected="an atrium to crop around",
         )
-    image = ((grey - grey.mean(dtype=np.float64)) / spread).astype(np.float32)
+    image = ((gray - gray.mean(dtype=np.float64)) / spread).astype(np.float32)
     box = tuple(
         _side(label.any(axis=other), patch)
         for other, patch in zip(((1, 2), (0, 2)), PATCH, strict=True)

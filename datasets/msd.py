@@ -1,12 +1,12 @@
-"""Spleen and lung of the Medical Segmentation Decathlon, in the split of VerSemi (labelled cases only).
+"""Spleen and lung of the Medical Segmentation Decathlon, in the split of VerSemi (labeled cases only).
 
 The official folders or tars are read. The code that made VerSemi's files has not been released; the recipes here are
 ours: nearest RAS axes, 1 mm, a window to [0, 1], and a crop.
 
 * ``msd_spleen``: window -125..275 HU as for the pancreas, box of the label with 25 voxels around it, 96 at least.
-* ``msd_lung``: the same box, window -1024..325 HU: the abdominal window would hide a tumour's border towards air. The
-  tumour is always near the middle, far easier than finding it. Numbers belong to this variant.
-* ``msd_lung_thorax``: box of the body; no label is used. Harder, fair, and possible for unlabelled scans.
+* ``msd_lung``: the same box, window -1024..325 HU: the abdominal window would hide a tumor's border towards air. The
+  tumor is always near the middle, far easier than finding it. Numbers belong to this variant.
+* ``msd_lung_thorax``: box of the body; no label is used. Harder, fair, and possible for unlabeled scans.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import yaml
 
 from segbench import Archive, Case, Dataset, RawCase, Split, dataset
 from segbench.data.formats.read import check_pair, read_nifti, whole_labels
-from segbench.data.preparation.recipe import Grey, Recipe, apply
+from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError
 
 MIRROR = (
     "https://msd-for-monai.s3-us-west-2.amazonaws.com"  # used by MONAI, which gives the digests
 )
-SOFT = Grey(window=(-125.0, 275.0), scale="unit")
-WIDE = Grey(window=(-1024.0, 325.0), scale="unit")
-BOX = Recipe(spacing=(1.0, 1.0, 1.0), grey=(SOFT,), crop="label", margin=(25, 25), least=96)
+SOFT = Gray(window=(-125.0, 275.0), scale="unit")
+WIDE = Gray(window=(-1024.0, 325.0), scale="unit")
+BOX = Recipe(spacing=(1.0, 1.0, 1.0), gray=(SOFT,), crop="label", margin=(25, 25), least=96)
 
 
 @cache
@@ -42,7 +42,7 @@ class Decathlon(Dataset):
     """One task: ``imagesTr`` and ``labelsTr`` with equal file names; 1 is the target, everything else background."""
 
     modality = "CT"
-    licence = "CC BY-SA 4.0"
+    license = "CC BY-SA 4.0"
     citation = (
         "Antonelli et al., The Medical Segmentation Decathlon, Nature Communications 13:4128, 2022; "
         "Simpson et al., arXiv 1902.09063"
@@ -60,7 +60,7 @@ class Decathlon(Dataset):
         )
 
     def find(self, source: Path | None) -> list[RawCase]:
-        """The labelled cases of the task's folder, or of one folder above it."""
+        """The labeled cases of the task's folder, or of one folder above it."""
         assert source is not None
         base = source if (source / "labelsTr").is_dir() else source / self.task
         if not (base / "labelsTr").is_dir():
@@ -134,8 +134,8 @@ class Spleen(Decathlon):
 
 @dataset("msd_lung", paper="Antonelli et al., Nature Communications 2022")
 class Lung(Decathlon):
-    title = "Medical Segmentation Decathlon, Task 06: lung tumour, box around the tumour"
-    classes = ("lung tumour",)
+    title = "Medical Segmentation Decathlon, Task 06: lung tumor, box around the tumor"
+    classes = ("lung tumor",)
     task = "Task06_Lung"
     files = (
         f"'{task}/imagesTr/lung_NNN.nii.gz' and 'labelsTr' of the same names, 63 cases",
@@ -150,11 +150,11 @@ class Lung(Decathlon):
     protocol = "msd"
     labeled = 5
     lists = "msd_lung"
-    recipe = Recipe(spacing=(1.0, 1.0, 1.0), grey=(WIDE,), crop="label", margin=(25, 25), least=96)
+    recipe = Recipe(spacing=(1.0, 1.0, 1.0), gray=(WIDE,), crop="label", margin=(25, 25), least=96)
 
 
 @dataset("msd_lung_thorax", paper="Antonelli et al., Nature Communications 2022")
 class LungThorax(Lung):
-    title = "Medical Segmentation Decathlon, Task 06: lung tumour, whole thorax"
-    recipe = Recipe(spacing=(1.0, 1.0, 1.0), grey=(WIDE,), crop="body")
+    title = "Medical Segmentation Decathlon, Task 06: lung tumor, whole thorax"
+    recipe = Recipe(spacing=(1.0, 1.0, 1.0), gray=(WIDE,), crop="body")
     protocol = "msd_thorax"

@@ -23,7 +23,7 @@ import yaml
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.formats.read import read_dicom, read_h5, read_nifti
 from segbench.data.preparation.places import below, once
-from segbench.data.preparation.recipe import Grey, Recipe, apply, normalise
+from segbench.data.preparation.recipe import Gray, Recipe, apply, normalize
 from segbench.errors import DataError
 
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002
@@ -51,7 +51,7 @@ class Pancreas(Dataset):
 
     modality = "contrast CT, portal-venous phase"
     classes = ("pancreas",)
-    licence = "CC BY 3.0"
+    license = "CC BY 3.0"
     citation = (
         "Roth et al., Data from Pancreas-CT, The Cancer Imaging Archive, 2016, 10.7937/K9/TCIA.2016.tNB1kqBU; "
         "Roth et al., DeepOrgan, MICCAI 2015; Clark et al., J Digit Imaging 26(6), 2013"
@@ -120,7 +120,7 @@ class Pancreas(Dataset):
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """As the recipe; the h5 files hold such values."""
-        return normalise(image, self.recipe.grey)
+        return normalize(image, self.recipe.gray)
 
     def load(self, raw: RawCase) -> Case:
         """One case; the circulating files are taken as they are, but for the labels' type."""
@@ -168,7 +168,7 @@ def _any_slice(folder: Path) -> bool:
 
 
 def _doubts(inside: np.ndarray) -> list[str]:
-    """Grey values inside the label that are possible but not usual."""
+    """Gray values inside the label that are possible but not usual."""
     mean, spread = float(inside.mean()), float(inside.std())
     if USUAL[0] <= mean <= USUAL[1] and spread <= SPREAD:
         return []
@@ -202,7 +202,7 @@ class ProtocolA(Pancreas):
         orientation="file",
         spacing=(1.0, 1.0, 1.0),
         in_plane=True,
-        grey=(Grey(WINDOW, "unit"),),
+        gray=(Gray(WINDOW, "unit"),),
         crop="label",
         margin=(25, 26),
         least=96,
@@ -225,7 +225,7 @@ class ProtocolB(Pancreas):
         orientation="file",
         spacing=(1.0, 1.0, 1.0),
         order=3,
-        grey=(Grey(WINDOW, "zscore"),),
+        gray=(Gray(WINDOW, "zscore"),),
         crop="label_xy",
         margin=(25, 24),
         least=96,

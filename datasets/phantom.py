@@ -5,7 +5,7 @@ an elliptic body with a wall of fat and muscle, a spine with a canal, an aorta, 
 
 * the *organ* (liver-like): a big right lobe and a left lobe of very variable length, bent by a smooth random field,
   with vessels, sometimes cysts, and one to three *lesions*;
-* its neighbours: stomach, spleen, two kidneys, muscle and, in lean bodies, bowel all around: they touch it, their mean
+* its neighbors: stomach, spleen, two kidneys, muscle and, in lean bodies, bowel all around: they touch it, their mean
   intensities overlap with its own, and only texture, shape and place tell them apart;
 * look-alikes of the lesions: spots of the same intensity in spleen and stomach, vessels and round cysts in the organ.
 
@@ -13,7 +13,7 @@ Two looks (``ct``: a Hounsfield-like scale, clipped, with blurred noise and stre
 drawn per case, a bias field and Rician noise) times two targets (``organ``, ``lesion``) give the four data sets. What
 one annotates is visible but not annotated in its sibling, as in the joint setting of VerSemi.
 
-Why it is hard: no band of intensities holds a target, and a few labelled cases do not span the sizes, bends, contrasts
+Why it is hard: no band of intensities holds a target, and a few labeled cases do not span the sizes, bends, contrasts
 and biases of the rest. The phantoms show that the tool works; they prove nothing about patients.
 
 Every case is a function of (data set, index) alone: PCG64 keyed by blake2b, single-threaded arithmetic, no BLAS.
@@ -61,17 +61,17 @@ class Look:
     """Means of the tissues and how they vary from case to case, in the look's own unit."""
 
     organ: tuple[float, float]  # range of the organ's mean
-    neighbour: float  # largest difference of a neighbour's mean from the organ's
+    neighbor: float  # largest difference of a neighbor's mean from the organ's
     lesion: tuple[float, float]  # range of the size of the lesion's difference from the organ
     sign: int  # 1 where lesions are brighter than the organ, -1 where they are darker
     texture: float  # standard deviation of the tissues' own texture
     noise: tuple[float, float]  # range of the noise's standard deviation
 
 
-CT = Look(organ=(60, 130), neighbour=30, lesion=(55, 90), sign=-1, texture=8, noise=(6, 14))
+CT = Look(organ=(60, 130), neighbor=30, lesion=(55, 90), sign=-1, texture=8, noise=(6, 14))
 MR = Look(
     organ=(0.40, 0.55),
-    neighbour=0.16,
+    neighbor=0.16,
     lesion=(0.16, 0.30),
     sign=1,
     texture=0.05,
@@ -103,9 +103,9 @@ def _grain(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np
     return field / field.std()
 
 
-def _ellipsoid(q: np.ndarray, centre, radii, angles=(0.0, 0.0, 0.0)) -> np.ndarray:
+def _ellipsoid(q: np.ndarray, center, radii, angles=(0.0, 0.0, 0.0)) -> np.ndarray:
     """Radius relative to the surface (below 1 inside) of an ellipsoid turned by ``angles`` about the three axes."""
-    d = [q[i] - np.float32(centre[i]) for i in range(3)]
+    d = [q[i] - np.float32(center[i]) for i in range(3)]
     for axis, angle in enumerate(angles):
         if angle:
             a, b = (axis + 1) % 3, (axis + 2) % 3
@@ -143,8 +143,8 @@ def _anatomy(rng: np.random.Generator) -> np.ndarray:
     )  # lean bodies have hardly any fat between the organs
     tissue[inner] = np.where(gut, BOWEL, FAT)[inner]
 
-    def put(what: int, centre, radii, turn=0.3, jitter=0.06):
-        where = np.asarray(centre) + rng.normal(0, jitter, 3)
+    def put(what: int, center, radii, turn=0.3, jitter=0.06):
+        where = np.asarray(center) + rng.normal(0, jitter, 3)
         size = np.asarray(radii) * rng.uniform(0.8, 1.2, 3)
         inside = _ellipsoid(q, where, size, rng.uniform(-turn, turn, 3)) < 1
         tissue[inside & inner] = what
@@ -192,10 +192,10 @@ def _spots(rng: np.random.Generator, tissue: np.ndarray, flat: np.ndarray) -> No
     )  # makes the borders of lesions and look-alikes irregular
 
     def spot(what: int, host: int, radius: float, ragged: bool):
-        centre = _point(rng, tissue == host, 2)
-        if centre is None:
+        center = _point(rng, tissue == host, 2)
+        if center is None:
             return
-        x, y, z = centre
+        x, y, z = center
         at = flat[:, x, y, z]
         size = radius * 2 / np.asarray(tissue.shape)
         distance = _ellipsoid(flat, at, size * rng.uniform(0.75, 1.3, 3), rng.uniform(-1.5, 1.5, 3))
@@ -219,7 +219,7 @@ def _means(rng: np.random.Generator, look: Look) -> np.ndarray:
     mean = np.zeros(15)
     organ = mean[ORGAN] = rng.uniform(*look.organ)
     for tissue in (MUSCLE, STOMACH, SPLEEN, KIDNEY, BOWEL):
-        mean[tissue] = organ + rng.uniform(-look.neighbour, look.neighbour)
+        mean[tissue] = organ + rng.uniform(-look.neighbor, look.neighbor)
     lesion = look.sign * rng.uniform(*look.lesion)
     mean[LESION] = mean[SPOT] = organ + lesion
     mean[VESSEL] = organ + abs(lesion) * rng.uniform(-0.4, 1.0)
@@ -277,7 +277,7 @@ class Phantom(Dataset):
     """One look and one target of the phantom; see the module's text."""
 
     modality = "synthetic CT"
-    licence = "generated by this program; no rights reserved"
+    license = "generated by this program; no rights reserved"
     citation = "segbench phantom"
     files = ("nothing: the volumes are made by code",)
     protocol = "phantom"
@@ -306,7 +306,7 @@ class Phantom(Dataset):
         return Case(raw.id, image[None].astype(np.float32), label, SPACING)
 
     def render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tissue map (*S) uint8 and image (*S) float32, not normalised, of one case."""
+        """Tissue map (*S) uint8 and image (*S) float32, not normalized, of one case."""
         for attempt in range(100):
             rng = _rng("segbench phantom", self.version, self.name, index, attempt)
             tissue = _anatomy(rng)
@@ -349,7 +349,7 @@ class MRLesion(Phantom):
 class Group(Dataset):
     title = "Phantoms: CT-like and MR-like, organ and lesion"
     modality = "synthetic CT and MR"
-    licence = Phantom.licence
+    license = Phantom.license
     citation, files, protocol, labeled = (
         Phantom.citation,
         Phantom.files,

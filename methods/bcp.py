@@ -1,16 +1,16 @@
-"""BCP: boxes copied between labelled and unlabelled images, both ways; each part is learnt from its own label.
+"""BCP: boxes copied between labeled and unlabeled images, both ways; each part is learned from its own label.
 
 Bai, Chen, Li, Shen, Wang: Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023,
 arXiv:2305.00673. Official code: github.com/DeepMed-Lab-ECNU/BCP, consulted through a written specification; nothing
 copied. It holds three pipelines; the one of the left atrium (LA) is the default here, the others are told by name.
 
 Paper                      Official code                       Here
-pretraining on labels      2000, then 15 000 steps             the same shares of the run; the places of unlabelled
-                                                               items go to labelled ones (LA: 4 of 8 stand empty)
+pretraining on labels      2000, then 15 000 steps             the same shares of the run; the places of unlabeled
+                                                               items go to labeled ones (LA: 4 of 8 stand empty)
 both networks start from   best on the test list               the last
 pretrained weights
--                          LA: constant rate, then a fresh     the same, with the protocol's optimiser and, in the
-                           optimiser, a tenth every 2500       second phase, its schedule
+-                          LA: constant rate, then a fresh     the same, with the protocol's optimizer and, in the
+                           optimizer, a tenth every 2500       second phase, its schedule
                            steps; pancreas, 2-D: its state is
                            kept; pancreas: Adam 1e-3
 -                          batch 4 + 4 (2-D: 12 + 12): halves  any batch; a pair is the n-th item of each half, the
@@ -20,12 +20,12 @@ pretrained weights
                            u_b; pancreas: x_b into u_a, u_b
                            into x_a
 -                          pancreas: nothing is shuffled, so   shuffled batches, random crops where the protocol has
-                           partners stay the same; unlabelled  them
+                           partners stay the same; unlabeled  them
                            crops are central
 one box a step             corner from NumPy's generator       from the step's own generator, the same range
 -                          teacher in train mode, dropout      the same; buffers neither averaged nor copied, except
                            and batch statistics                where the phase begins (2-D: buffers averaged too)
-largest component          26 neighbours; pancreas 18          connectivity=26; of each class of each image; ties go
+largest component          26 neighbors; pancreas 18          connectivity=26; of each class of each image; ties go
                                                                to the first in raster order; none stays none
 -                          two classes: foreground >= 0.5      the same; more classes: argmax, as in 2-D
 -                          Dice of all classes, linear         the same (2-D: squared denominators, and until October
@@ -54,20 +54,20 @@ from segbench.nn.ops import Ema, context_mask, mix
 
 @method("bcp", paper="Bai et al., CVPR 2023")
 class BCP(Method):
-    """A student learns mixtures of labelled images, then of labelled images and images its moving average labels."""
+    """A student learns mixtures of labeled images, then of labeled images and images its moving average labels."""
 
     class Params(MethodParams):
         pretrain_share: float = Field(
-            2 / 17, gt=0, lt=1, description="of the steps for labelled pretraining"
+            2 / 17, gt=0, lt=1, description="of the steps for labeled pretraining"
         )
         box: float = Field(2 / 3, gt=0, lt=1, description="edge of the box relative to the patch's")
         weight: float = Field(
-            0.5, ge=0, description="of voxels with a pseudo label; labelled ones have 1"
+            0.5, ge=0, description="of voxels with a pseudo label; labeled ones have 1"
         )
         decay: float = Field(0.99, ge=0, lt=1, description="of the moving average")
         connectivity: Literal[6, 18, 26] = Field(
             26,
-            description="neighbours of a voxel in its component (LA 26, pancreas 18); 2-D: 6 means 4, others 8",
+            description="neighbors of a voxel in its component (LA 26, pancreas 18); 2-D: 6 means 4, others 8",
         )
 
     def build(self, network: Callable[..., Backbone]) -> None:
@@ -98,7 +98,7 @@ class BCP(Method):
         return self.pretrain(batch, mask) if t.phase == "pretrain" else self.self_train(batch, mask)
 
     def pretrain(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
-        """Labelled images with boxes of labelled images."""
+        """Labeled images with boxes of labeled images."""
         pairs = (len(batch.x) + 1) // 2
         (x_a, x_b), (y_a, y_b) = halves(batch.x, pairs), halves(batch.y, pairs)
         return {
@@ -106,7 +106,7 @@ class BCP(Method):
         }
 
     def self_train(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
-        """Labelled images with boxes of unlabelled ones, unlabelled images with boxes of labelled ones."""
+        """Labeled images with boxes of unlabeled ones, unlabeled images with boxes of labeled ones."""
         pairs = (max(len(batch.x), len(batch.u)) + 1) // 2
         (x_a, x_b), (y_a, y_b), (u_a, u_b) = (halves(v, pairs) for v in (batch.x, batch.y, batch.u))
         guess_a, guess_b = self.guess(u_a), self.guess(u_b)  # (P, *S)
@@ -144,13 +144,13 @@ def harden(logits: Tensor) -> Tensor:
 
 def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tensor:
     """``labels`` (N, *S) without all but the largest connected component of each class of each item."""
-    neighbours = (
+    neighbors = (
         26 if labels.ndim == 3 and connectivity == 18 else connectivity
     )  # in a plane both mean 8
     kept = torch.zeros_like(labels)
     for item, out in zip(labels, kept, strict=True):
         for value in range(1, classes):
-            component = torch.from_numpy(largest_component(item == value, neighbours))
+            component = torch.from_numpy(largest_component(item == value, neighbors))
             out.masked_fill_(component.to(labels.device), value)
     return kept
 

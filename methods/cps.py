@@ -6,17 +6,17 @@ through a written specification; nothing copied.
 
 Paper                      Official code                       Here
 natural images             3-D, two classes                    2-D and 3-D, two or more classes
-cross term on all images   on unlabelled images                on unlabelled images
+cross term on all images   on unlabeled images                on unlabeled images
 constant weight, 1.5 or 6  0.1 after a ramp                    0.1 after a ramp
 CutMix as an option        none                                none
-two initialisations        Kaiming and Xavier normal for       the same, whatever the backbone's own (pretrained
+two initializations        Kaiming and Xavier normal for       the same, whatever the backbone's own (pretrained
                            convolutions, not transposed ones   weights too, which are lost); other layers keep theirs
 -                          2-D: neither is called              as in 3-D
 not specified              Dice of all classes                 the same
 -                          ramp of 200 stairs of 150 steps     stairs=40, those 150 steps at 6000, or stairs=200, as
                                                                in the code at 30 000 steps; both end with the run
--                          two optimisers, lr 0.1, polynomial  the protocol's, over both networks: no update mixes
-                                                               parameters, so one optimiser equals two
+-                          two optimizers, lr 0.1, polynomial  the protocol's, over both networks: no update mixes
+                                                               parameters, so one optimizer equals two
 -                          both networks tested, each at its   the first network, its last weights
                            best validation
 -                          3-D U-Net                           the protocol's backbone
@@ -35,7 +35,7 @@ from segbench.nn.losses import cross_entropy, dice_ce
 
 @method("cps", paper="Chen et al., CVPR 2021")
 class CPS(Method):
-    """On unlabelled images each network's likeliest classes are the other's labels."""
+    """On unlabeled images each network's likeliest classes are the other's labels."""
 
     class Params(MethodParams):
         weight: float = Field(0.1, ge=0, description="of the cross terms after their ramp")
@@ -64,7 +64,7 @@ class CPS(Method):
 
 
 def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
-    """Fill the weights of all convolutions, but not of transposed ones, and reset batch normalisation.
+    """Fill the weights of all convolutions, but not of transposed ones, and reset batch normalization.
 
     Biases of convolutions stay as they are.
     """

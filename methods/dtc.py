@@ -7,11 +7,11 @@ copied.
 Paper                      Official code                       Here
 two classes                one channel a head, sigmoid         a channel of each head for each foreground class, K - 1
                                                                binary problems; terms are averages over the classes
-distance of the mask       of the labelled crop, on the host   the same map, exact, on the labels' device
+distance of the mask       of the labeled crop, on the host   the same map, exact, on the labels' device
 -                          a crop without the class: 0         absent=0; absent=1 calls all of it outside, which the
                            everywhere, so a mask of 1/2        steep sigmoid then reads as an empty mask
 -                          a crop full of it: NaN              -1 everywhere
-steep sigmoid, k = 1500    sigmoid(-1500 s), labelled items    the same, in float32 also under lower precision
+steep sigmoid, k = 1500    sigmoid(-1500 s), labeled items    the same, in float32 also under lower precision
                            included, no side detached
 -                          cross entropy logged, not used      left out
 -                          ramp of 40 stairs of 150 steps      40 stairs over the run

@@ -9,14 +9,14 @@ two or three decoders       --model mcnet3d_v1, mcnet3d_v2     decoders=2, decod
 two classes                 p^(1/T) / (p^(1/T) + (1-p)^(1/T))  p_c^(1/T) / sum_k p_k^(1/T), the same for two classes;
                                                                as softmax(z / T), which cannot underflow
 pseudo labels               differentiable: no side detached   the same
-consistency                 on labelled images too; a sum      the same: two decoders have 2 pairs, three have 6
+consistency                 on labeled images too; a sum      the same: two decoders have 2 pairs, three have 6
                             over ordered pairs
 -                           Dice only, summed over decoders    the same, averaged over the foreground classes
                             and halved
 -                           cross entropy logged, not used     left out
 -                           ramp of 40 stairs of 150 steps,    40 stairs over the run, from 1 too: the code's first
                             counted from 1; 15 000 steps       6000 steps; ramp_share=0.4 gives its 15 000
--                           constant learning rate             the protocol's optimiser (-o optim.schedule=constant)
+-                           constant learning rate             the protocol's optimizer (-o optim.schedule=constant)
 -                           foreground > 0.5 of decoder 1      its class probabilities, the same for two classes
 -                           2-D: Dice without factor 2, other  as in 3-D; decoder 1 has transposed convolutions
                             weights, decoder 1 bilinear
@@ -44,7 +44,7 @@ class MCNet(Method):
 
     class Params(MethodParams):
         decoders: int = Field(
-            3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbour one"
+            3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbor one"
         )
         weight: float = Field(1.0, ge=0, description="of the mutual consistency after its ramp")
         supervised_weight: float = Field(

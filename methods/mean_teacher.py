@@ -1,4 +1,4 @@
-"""Mean teacher: on unlabelled images a student agrees with the moving average of itself.
+"""Mean teacher: on unlabeled images a student agrees with the moving average of itself.
 
 Tarvainen, Valpola: Mean teachers are better role models, NeurIPS 2017, arXiv:1703.01780. Official code of the
 segmentation recipe: SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT) and, for the left atrium, UA-MT without its mask
@@ -6,13 +6,13 @@ segmentation recipe: SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT) and, for the le
 
 Paper                      Official code                       Here
 2-D classification         3-D segmentation, two classes       2-D and 3-D, two or more classes
-consistency on all items   on unlabelled items                 on unlabelled items
+consistency on all items   on unlabeled items                 on unlabeled items
 teacher evaluated          student evaluated                   student evaluated
 -                          Dice of the foreground (LA) or of   dice=foreground, the default, or dice=all
                            all classes (SSL4MIS)
 -                          ramp of 40 stairs of 150 steps      stairs=40, the default, or stairs=200; both end with
                            (LA), of 200 (SSL4MIS)              the run, as in the code at 6000 and 30 000 steps
--                          SSL4MIS: lr(t) = lr (1 - (t - 1)    the protocol's optimiser; its polynomial has no lag
+-                          SSL4MIS: lr(t) = lr (1 - (t - 1)    the protocol's optimizer; its polynomial has no lag
                            / T)^0.9, a lag of one step
 -                          SSL4MIS in 2-D: no consistency in   the ramp alone, from the first step on
                            the first 1000 steps
@@ -38,7 +38,7 @@ from segbench.nn.ops import Ema, clipped_noise
 
 @method("mean_teacher", paper="Tarvainen & Valpola, NeurIPS 2017")
 class MeanTeacher(Method):
-    """A student follows its own moving average on unlabelled images."""
+    """A student follows its own moving average on unlabeled images."""
 
     class Params(MethodParams):
         weight: float = Field(0.1, ge=0, description="of the consistency term after its ramp")

@@ -1,4 +1,4 @@
-"""SASSNet: a critic judges whether a predicted signed distance map comes from a labelled image.
+"""SASSNet: a critic judges whether a predicted signed distance map comes from a labeled image.
 
 Li, Zhang, He: Shape-aware Semi-supervised 3D Semantic Segmentation for Medical Images, MICCAI 2020,
 arXiv:2007.10732. Official code: github.com/kleinzcy/SASSnet, consulted through a written specification; nothing copied.
@@ -6,17 +6,17 @@ arXiv:2007.10732. Official code: github.com/kleinzcy/SASSnet, consulted through 
 Paper                       Official code                      Here
 two classes                 one channel a head, sigmoid        a channel of each head for each foreground class, K - 1
                                                                binary problems averaged; the critic reads all maps
-distance of the mask        of the labelled crop, on the host  the same map, exact, on the labels' device
+distance of the mask        of the labeled crop, on the host  the same map, exact, on the labels' device
 -                           a crop without the class: 0        absent=0, or up to absent=1, all outside
                             everywhere; full of it: NaN        -1 everywhere
 critic sees the image       pools 7x7x5, so one patch size     averages over all positions: the same there; patches
                                                                below 16 are padded with zeros for it, 2-D too
-labelled or unlabelled      targets 1, 1, 0, 0                 any numbers of labelled and unlabelled items
+labeled or unlabeled      targets 1, 1, 0, 0                 any numbers of labeled and unlabeled items
 -                           critic trained on maps of the      the same
                             updated network in eval mode
 -                           network trained with the critic    the same; that pass leaves no gradient in the critic, as
                             in eval mode                       the code's next zero_grad throws it away
--                           critic: Adam 1e-4, (0.9, 0.99)     the same; the network has the protocol's optimiser
+-                           critic: Adam 1e-4, (0.9, 0.99)     the same; the network has the protocol's optimizer
 -                           weight 0.01; README: 0.015 for 8   weight=0.01 whatever the number of labels
                             labels
 -                           cross entropy logged, not used     left out
@@ -43,7 +43,7 @@ from segbench.nn.ops import one_hot
 
 
 class Critic(nn.Module):
-    """Was the image of this distance map labelled? Logits (N, 2): no, yes. No normalisation anywhere."""
+    """Was the image of this distance map labeled? Logits (N, 2): no, yes. No normalization anywhere."""
 
     SMALLEST = 16  # edge of a patch of which four halvings leave one place
 
@@ -74,7 +74,7 @@ class Critic(nn.Module):
 
 @method("sassnet", paper="Li et al., MICCAI 2020")
 class SASSNet(Method):
-    """Distance maps of unlabelled images shall pass for maps of labelled ones.
+    """Distance maps of unlabeled images shall pass for maps of labeled ones.
 
     The engine calls train() before each player's update: what an update sets to eval mode stays so only until its end.
     """
@@ -138,7 +138,7 @@ class SASSNet(Method):
 
 
 def judged(verdict: Tensor, labeled: int) -> Tensor:
-    """Cross entropy of the critic's logits (N, 2) when the first ``labeled`` items are, or shall seem, labelled."""
+    """Cross entropy of the critic's logits (N, 2) when the first ``labeled`` items are, or shall seem, labeled."""
     return cross_entropy(
         verdict, (torch.arange(len(verdict), device=verdict.device) < labeled).long()
     )

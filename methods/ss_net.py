@@ -14,18 +14,18 @@ weighted prototypes         weights identically 1              left out, so dist
 -                           selectors of unused kinds have     no gradient (``dormant``), no weight decay either
                             zero gradient
 adversarial perturbation    of norm 10 in 3-D (2-D: 6),        magnitude=10, whatever the patch and dimension; over all
-                            labelled images included           channels of an item
+                            labeled images included           channels of an item
 -                           Dice of both channels of two       the same over K channels; at no perturbation it is the
                             soft maps                          mean Gini impurity, so it lowers entropy as well
 -                           running statistics move in the     the same
                             main pass and the clean one only
--                           float32 throughout                 heads and normalisations also under lower precision; the
+-                           float32 throughout                 heads and normalizations also under lower precision; the
                                                                power step's gradient is scaled past float16's limit
 two classes                 Dice of the foreground             averaged over the foreground classes
 -                           cross entropy logged, not used     left out
 -                           ramp of 40 stairs of 150 steps,    40 stairs over the run, from 1 too: the code's first
                             counted from 1; 15 000 steps       6000 steps; ramp_share=0.4 gives its 15 000
--                           lr / 10 every 2500 steps           the protocol's optimiser (la: the same)
+-                           lr / 10 every 2500 steps           the protocol's optimizer (la: the same)
 -                           2-D: weight 0.1, ramp of 200       as in 3-D: weight 1 and 40 stairs
                             stairs; both Dice losses with
                             squared denominators
@@ -118,7 +118,7 @@ class SSNet(Method):
     # -- class separation ----------------------------------------------------------------------------------------------
 
     def separation(self, features: Tensor, guess: Tensor, y: Tensor) -> Tensor:
-        """Of labelled voxels by their labels ``y`` (L, *S), then of unlabelled ones by ``guess`` (L + U, *S)."""
+        """Of labeled voxels by their labels ``y`` (L, *S), then of unlabeled ones by ``guess`` (L + U, *S)."""
         rows, count = features.movedim(1, -1), len(y)  # (L + U, *S, F)
         self.remember(rows[:count], guess[:count], y)
         return self.attraction(rows[:count].flatten(0, -2), y.flatten()) + self.attraction(
@@ -200,7 +200,7 @@ def overlap_loss(logits: Tensor, q: Tensor) -> Tensor:
 
 @contextmanager
 def statistics_held(network: nn.Module) -> Iterator[None]:
-    """Whatever passes do inside, running statistics are afterwards what they were; batches normalise as ever."""
+    """Whatever passes do inside, running statistics are afterwards what they were; batches normalize as ever."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield

@@ -1,10 +1,10 @@
-"""Supervised baseline: the labelled cases and nothing else, the yardstick of every semi-supervised paper.
+"""Supervised baseline: the labeled cases and nothing else, the yardstick of every semi-supervised paper.
 
 Official code: the baseline script of UA-MT, github.com/yulequan/UA-MT (unlicensed), consulted through a written
 specification; nothing copied.
 
 Papers           Official code                             Here
-not specified    all places of the batch are labelled      the same
+not specified    all places of the batch are labeled      the same
 not specified    (CE + Dice) / 2, Dice of the foreground   the same, averaged over the foreground classes
 not specified    two classes                               two or more; dice=all as SSL4MIS has it
 """
@@ -22,7 +22,7 @@ from segbench.nn.losses import dice_ce
 
 @method("supervised", paper="baseline of Yu et al., MICCAI 2019")
 class Supervised(Method):
-    """One network, labelled images only."""
+    """One network, labeled images only."""
 
     class Params(MethodParams):
         dice: Literal["foreground", "all"] = Field(

@@ -6,7 +6,7 @@ specification; nothing copied.
 
 Paper                      Official code                       Here
 consistency on all items   two scripts, the recommended one    images=unlabeled, the default, or images=all
-                           on unlabelled items
+                           on unlabeled items
 8 stochastic predictions   four passes of the teacher, every   the same two predictions a pass, as the pass shares its
                            item twice in each                  batch statistics; the last of an odd number is alone
 limit from 3/4 U_max       (3/4 + ramp/4) ln 2                 (3/4 + ramp/4) ln K

@@ -1,4 +1,4 @@
-"""URPC: one network predicts at several scales, which agree on unlabelled images, less where they diverge.
+"""URPC: one network predicts at several scales, which agree on unlabeled images, less where they diverge.
 
 Luo, Liao, Chen, Song, Chen, Zhang, Chen, Wang, Zhang: Efficient Semi-supervised Gross Target Volume of Nasopharyngeal
 Carcinoma Segmentation via Uncertainty Rectified Pyramid Consistency, MICCAI 2021, arXiv:2012.07042; extended in Medical
@@ -10,7 +10,7 @@ Paper                      Official code                       Here
                            0.5 on each decoder stage           of its decoder's scales; the V-Net has that dropout too
 KL in inconsistent         KL(mean | scale)                    KL(mean | scale)
 notation
-weights normalised over    over each scale, then averaged      over each scale, then averaged
+weights normalized over    over each scale, then averaged      over each scale, then averaged
 all scales
 -                          squares averaged over the classes,  the same
                            KL summed over them
@@ -23,7 +23,7 @@ all scales
                            2-D: 200, and lr 0.01               too
 not specified              Dice of all classes                 the same
 -                          3 classes written down              K of the data set
--                          lr 0.1, polynomial with a lag of    the protocol's optimiser
+-                          lr 0.1, polynomial with a lag of    the protocol's optimizer
                            one step
 full resolution evaluated  the same                            the same
 """

@@ -1,4 +1,4 @@
-"""VerSemi: one network for several partly labelled data sets, asked by prompt where each target is.
+"""VerSemi: one network for several partly labeled data sets, asked by prompt where each target is.
 
 Zeng, Xie, Lu, Lu, Wu, Xia: Segment Together: A Versatile Paradigm for Semi-Supervised Medical Image
 Segmentation, IEEE TMI 2025, doi 10.1109/TMI.2025.3556310, arXiv:2311.11686. Official code:
@@ -13,18 +13,18 @@ dynamic task prompts     one run of the network a prompt:   one run for all prom
 synthetic CutMix task    Dice of the united foregrounds;    the same at any patch; corners from the step's generator,
                          edge 96, NumPy's generator         of several processes each its own, with own ratios; an odd
                                                             batch uses its middle item in two pairs
-unlabelled data          stage 1 only: the call of stage 2  stage 1, then 2, 55 % : 45 % of the steps (27 000 : 22 000
+unlabeled data          stage 1 only: the call of stage 2  stage 1, then 2, 55 % : 45 % of the steps (27 000 : 22 000
                          is disabled; 1000 epochs each      at 20 % labels); variant=released: stage 1
 aggregate = synthetic    nothing detached                   the same; detach_aggregate=true as an ablation
 auxiliary constraint     each box mask falls on all items   an item's own box; aux_mask=pairs as in the code
 (reading inferred)       (broadcast)
 not mentioned            ramp computed, never used          off; ramp=true applies it in stage 2
-not mentioned            tumour branch never used           never computed; its weights stay in the controller, so that
+not mentioned            tumor branch never used           never computed; its weights stay in the controller, so that
                                                             sizes and initial values agree
 not mentioned            moving average, never used         left out
 not mentioned            Adam 1e-3, betas (0.5, 0.999)      the same; optimizer=protocol takes the protocol's
 not mentioned            batches of 8 + 8, patch 96^3,      the protocol's batch, patch and crops
-                         unlabelled crops central
+                         unlabeled crops central
 not mentioned            Dice casts its target to float32   the target has the prediction's type
 not mentioned            best test Dice of the pancreas     the last weights
 not mentioned            V-Net, instance norm, no dropout,  backbone_defaults; any backbone that offers features
@@ -47,7 +47,7 @@ from segbench.nn.losses import cross_entropy, soft_dice
 from segbench.nn.ops import context_mask, mix
 
 HIDDEN = 8  # channels of the prompted layers
-# What the controller writes: W1, W2, W_organ, W_tumour, b1, b2, b_organ, b_tumour.
+# What the controller writes: W1, W2, W_organ, W_tumor, b1, b2, b_organ, b_tumor.
 SIZES = (HIDDEN * HIDDEN, HIDDEN * HIDDEN, 2 * HIDDEN, 2 * HIDDEN, HIDDEN, HIDDEN, 2, 2)
 RELEASED = {"stages": 1, "aux_mask": "pairs"}
 
@@ -93,10 +93,10 @@ class PromptedHead(nn.Module):
 
     @staticmethod
     def layers(features: Tensor, theta: Tensor, branch: int = 0) -> Tensor:
-        """Logits (N, P, 2, *S) of ``features`` (N, 8, *S) with weights ``theta`` (N, P, 180); branch 1: tumour."""
+        """Logits (N, P, 2, *S) of ``features`` (N, 8, *S) with weights ``theta`` (N, P, 180); branch 1: tumor."""
         n, p = theta.shape[:2]
-        w1, w2, w_organ, w_tumour, b1, b2, b_organ, b_tumour = theta.split(SIZES, 2)
-        w3, b3 = ((w_organ, b_organ), (w_tumour, b_tumour))[branch]
+        w1, w2, w_organ, w_tumor, b1, b2, b_organ, b_tumor = theta.split(SIZES, 2)
+        w3, b3 = ((w_organ, b_organ), (w_tumor, b_tumor))[branch]
 
         def layer(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
             return torch.baddbmm(bias.reshape(len(x), -1, 1), weight.reshape(len(x), -1, HIDDEN), x)
@@ -119,7 +119,7 @@ class VerSemi(Method):
         )
         stages: Literal[1, 2] = Field(
             2,
-            description="2: labelled pretraining, then mining of unlabelled images; 1: the first only",
+            description="2: labeled pretraining, then mining of unlabeled images; 1: the first only",
         )
         pretrain_share: float = Field(
             0.55, gt=0, lt=1, description="of the steps for stage 1 when there are two"
@@ -175,7 +175,7 @@ class VerSemi(Method):
         return (
             Phase("pretrain", share, unlabeled=0),
             Phase("mine", 1 - share),
-        )  # the optimiser's state is kept
+        )  # the optimizer's state is kept
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
         adam = Optim(name="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0)
@@ -192,7 +192,7 @@ class VerSemi(Method):
             logits.flatten(0, 1), target.long().flatten(0, 1)
         )
 
-        # The synthetic task: a box of one labelled image pasted into another, and every foreground counts.
+        # The synthetic task: a box of one labeled image pasted into another, and every foreground counts.
         half = (count + 1) // 2
         a, b = slice(0, half), slice(count - half, count)
         mask = boxes(
@@ -211,7 +211,7 @@ class VerSemi(Method):
         return terms | {"specific": (task_dice(*of_a) + task_dice(*of_b)) / 2}
 
     def mine(self, batch: Batch, t: Clock, draw: torch.Generator) -> dict[str, Tensor]:
-        """Terms of unlabelled images, each with a box of a labelled one pasted in; partners are taken in turn."""
+        """Terms of unlabeled images, each with a box of a labeled one pasted in; partners are taken in turn."""
         partner = torch.arange(len(batch.u), device=batch.u.device) % len(batch.x)
         mask = boxes(batch.u, ratio(draw), draw)  # (U, *S)
         mixed = self.view(mix(mask, batch.u, batch.x[partner]), self.tasks + 1)

@@ -34,7 +34,7 @@ STEPS = 8
 
 @dataclass(frozen=True)
 class Update:
-    """One player's update, before its optimiser steps."""
+    """One player's update, before its optimizer steps."""
 
     stage: Stage
     player: str
@@ -68,7 +68,7 @@ class Trial:
 
     @property
     def patch(self) -> tuple[int, ...]:
-        """At least 16 voxels, and two at the bottleneck, which instance normalisation wants."""
+        """At least 16 voxels, and two at the bottleneck, which instance normalization wants."""
         cls = registry.get("backbone", self.backbone).cls
         unit = cls.multiple(cls.Params(**self.params), self.dims)
         return tuple(-(-max(16, 2 * m if axis == 0 else m) // m) * m for axis, m in enumerate(unit))
@@ -86,7 +86,7 @@ class Trial:
         return method.train()
 
     def batch(self, labeled: int, unlabeled: int, seed: int = 0) -> Batch:
-        """Noise with blocks as labels, each class three deviations brighter; labelled items hold every class."""
+        """Noise with blocks as labels, each class three deviations brighter; labeled items hold every class."""
         draw, patch = torch.Generator().manual_seed(seed), self.patch
         y = torch.zeros(labeled, *patch, dtype=torch.int64)
         for value in range(1, self.classes):
@@ -181,7 +181,7 @@ def finite_terms(trial: Trial) -> None:
 
 
 def batch_splits(trial: Trial) -> None:
-    """Any number of labelled and unlabelled items works."""
+    """Any number of labeled and unlabeled items works."""
     for labeled, unlabeled in ((1, 1), (1, 3), (3, 2)):
         for update in Drill(trial, labeled=labeled, unlabeled=unlabeled).steps():
             assert all(torch.isfinite(v) for v in update.terms.values()), (
@@ -219,7 +219,7 @@ def gradients(trial: Trial) -> None:
     trained = {n for n, p in method.named_parameters() if p.requires_grad}
     pulled = sorted(trained & drill.moved)
     assert not pulled, (
-        f"`after_step` moves {pulled[0]} ({len(pulled)} in all), which the optimiser trains too: "
+        f"`after_step` moves {pulled[0]} ({len(pulled)} in all), which the optimizer trains too: "
         "freeze a teacher with requires_grad_(False)"
     )
     lost = [n for n in sorted(trained - reached) if not n.startswith(method.dormant or ("-",))]
@@ -259,7 +259,7 @@ def resume(trial: Trial) -> None:
 
 
 class _Sealed:
-    """Four cases of noise around a ball, two of them labelled; nobody may ask for the labels of the others."""
+    """Four cases of noise around a ball, two of them labeled; nobody may ask for the labels of the others."""
 
     labeled = 2
 
@@ -275,7 +275,7 @@ class _Sealed:
 
     def label(self, case: str, /) -> np.ndarray:
         assert self.train.index(case) < self.labeled, (
-            f"the label of {case}, which is unlabelled, was read"
+            f"the label of {case}, which is unlabeled, was read"
         )
         return self.trial.batch(1, 0, self.train.index(case)).y[0].numpy().astype(np.uint8)
 

@@ -129,9 +129,9 @@ def add_file(file: str | Path) -> None:
             expected='a class decorated with @segbench.method("NAME") or @dataset or @backbone',
         )
     _state.files.append(path)
-    catalogue.cache_clear()
+    catalog.cache_clear()
     try:
-        catalogue()
+        catalog()
     except UsageError:
         _state.files.remove(path)
         raise
@@ -215,7 +215,7 @@ def _places(kind: str) -> Iterator[Found]:
 
 
 @cache
-def catalogue() -> dict[tuple[str, str], Found]:
+def catalog() -> dict[tuple[str, str], Found]:
     """All plug-ins by (kind, name), nothing imported.
 
     Raises:
@@ -250,7 +250,7 @@ def _twice(kind: str, name: str, file: Path, other: Path) -> UsageError:
 def names(kind: str) -> list[str]:
     """Registered names of a kind, sorted."""
     return sorted(
-        {name for k, name in catalogue() if k == kind}
+        {name for k, name in catalog() if k == kind}
         | set(_state.links if kind == "dataset" else ())
     )
 
@@ -262,7 +262,7 @@ def add_link(name: str, link: Link) -> None:
         UsageError: the name is taken, by a plug-in or by another link.
     """
     old = _state.links.get(name)
-    taken = catalogue().get(("dataset", name))
+    taken = catalog().get(("dataset", name))
     if taken is not None or (
         old is not None and (old.family, old.text) != (link.family, link.text)
     ):
@@ -280,8 +280,8 @@ def place(kind: str, name: str) -> Found:
     """Where a name of ``names`` comes from."""
     link = _state.links.get(name) if kind == "dataset" else None
     if link is None:
-        return catalogue()[kind, name]
-    return replace(catalogue()[kind, link.family], name=name, origin=f"link to {link.text}")
+        return catalog()[kind, name]
+    return replace(catalog()[kind, link.family], name=name, origin=f"link to {link.text}")
 
 
 def links() -> dict[str, Link]:
@@ -329,7 +329,7 @@ def get(kind: str, name: str) -> Entry:
     if kind == "dataset" and wanted in _state.links:
         return _state.entries.get((kind, wanted)) or _linked(wanted)
     variant = wanted.partition(":")[2]
-    place = catalogue().get((kind, wanted)) or catalogue().get((kind, wanted.partition(":")[0]))
+    place = catalog().get((kind, wanted)) or catalog().get((kind, wanted.partition(":")[0]))
     if place is None:
         raise unknown(kind, name, names(kind), fix=f"segbench list {kind}s")
     if (kind, place.name) not in _state.entries:
@@ -417,7 +417,7 @@ def _is_plugin(module: str) -> bool:
         return module in VOCABULARY or module.startswith(
             tuple(f"segbench.{kind}s." for kind in KINDS)
         )
-    return top in {place.module.partition(".")[0] for place in catalogue().values()}
+    return top in {place.module.partition(".")[0] for place in catalog().values()}
 
 
 def _plain(node: object) -> object:

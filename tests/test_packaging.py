@@ -35,7 +35,7 @@ if __name__ == "__main__":
         "segbench": segbench.__file__,
         "modules": [cls.__module__ for cls in classes],
         "answers": answers,
-        "files": sorted({str(place.file) for place in registry.catalogue().values()}),
+        "files": sorted({str(place.file) for place in registry.catalog().values()}),
         "yaml": [(importlib.resources.files("segbench.benchmarks") / "protocols" / "probe.yaml").read_text(),
                  (importlib.resources.files("segbench.datasets") / "probe.yaml").read_text()],
         "foreign": getattr(datasets, "foreign", False),

@@ -23,7 +23,7 @@ def attempt(function, *args):
         return error.to_dict()
 
 def where(kind, name):
-    place = registry.catalogue()[kind, name]
+    place = registry.catalog()[kind, name]
     return [place.origin, str(place.file), place.module]
 
 def out(value):
@@ -64,7 +64,7 @@ def write(file: Path, text: str) -> Path:
 
 def test_every_file_of_the_built_in_folders_is_listed():
     (listed,) = ask(
-        "out([[k, n, str(f.file), f.origin] for (k, n), f in registry.catalogue().items()])"
+        "out([[k, n, str(f.file), f.origin] for (k, n), f in registry.catalog().items()])"
     )
     files = {(kind, str(file)) for kind in KINDS for file in (ROOT / f"{kind}s").glob("[!_]*.py")}
     assert files
@@ -72,9 +72,9 @@ def test_every_file_of_the_built_in_folders_is_listed():
     assert {origin for *_, origin in listed} == {"built-in"}
 
 
-def test_the_catalogue_needs_neither_torch_nor_pydantic():
+def test_the_catalog_needs_neither_torch_nor_pydantic():
     (loaded,) = ask(
-        "import segbench; registry.catalogue(); registry.names('method');"
+        "import segbench; registry.catalog(); registry.names('method');"
         "out(sorted({m.partition('.')[0] for m in sys.modules}))"
     )
     assert not {"torch", "pydantic", "numpy", "yaml", "monai", "timm"} & set(loaded)
@@ -83,7 +83,7 @@ def test_the_catalogue_needs_neither_torch_nor_pydantic():
 def test_no_plugin_is_imported_until_it_is_chosen(tmp_path):
     write(tmp_path / "methods/loud.py", "raise RuntimeError('imported')\n" + plugin("loud"))
     (before,) = ask(
-        "registry.catalogue(); out([m for m in sys.modules if m.startswith('segbench.methods.')])",
+        "registry.catalog(); out([m for m in sys.modules if m.startswith('segbench.methods.')])",
         user=(tmp_path,),
     )
     assert before == []
@@ -115,18 +115,18 @@ def test_user_plugins_stand_beside_the_built_in_ones(tmp_path):
 def test_a_user_folder_with_an_init_file_is_refused(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("mine"))
     init = write(tmp_path / "methods/__init__.py", "")
-    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path,))
+    (error,) = ask("out(attempt(registry.catalog))", user=(tmp_path,))
     assert error["code"] == 2 and error["where"] == str(init) and "hide" in error["what"]
 
 
 def test_a_segbench_path_that_does_not_exist_is_refused(tmp_path):
-    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path / "typo",))
+    (error,) = ask("out(attempt(registry.catalog))", user=(tmp_path / "typo",))
     assert error["code"] == 2 and error["where"] == str(tmp_path / "typo")
 
 
 def test_equal_stems_in_two_roots_are_refused(tmp_path):
     files = [write(tmp_path / lab / "methods/mine.py", plugin(f"mine_{lab}")) for lab in ("a", "b")]
-    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path / "a", tmp_path / "b"))
+    (error,) = ask("out(attempt(registry.catalog))", user=(tmp_path / "a", tmp_path / "b"))
     assert error["code"] == 2 and [error["found"], error["where"]] == [str(f) for f in files]
     assert "mine.py" in error["what"]
 
@@ -134,7 +134,7 @@ def test_equal_stems_in_two_roots_are_refused(tmp_path):
 def test_a_duplicate_name_names_both_files(tmp_path):
     family = write(tmp_path / "methods/mine.py", plugin("mine_too"))
     single = write(tmp_path / "methods/mine_too.py", plugin("mine_too"))
-    (error,) = ask("out(attempt(registry.catalogue))", user=(tmp_path,))
+    (error,) = ask("out(attempt(registry.catalog))", user=(tmp_path,))
     assert error["code"] == 2 and "'mine_too' is registered twice" in error["what"]
     assert {error["where"], error["found"]} == {str(family), str(single)}
 
@@ -300,7 +300,7 @@ def test_an_entry_point_cannot_replace_a_built_in_plugin(tmp_path):
     name = ask("out(registry.names('method')[0])")[0]
     file = write(tmp_path / f"{name}.py", plugin(name))
     entry_point(tmp_path, name)
-    (error,) = ask("out(attempt(registry.catalogue))", path=(tmp_path,))
+    (error,) = ask("out(attempt(registry.catalog))", path=(tmp_path,))
     assert error["code"] == 2 and {error["where"], error["found"]} == {
         str(file),
         str(ROOT / "methods" / file.name),
@@ -311,7 +311,7 @@ def test_a_plugin_file(tmp_path):
     file = write(tmp_path / "mine.py", plugin("mine"))
     place, answer = ask(
         """
-registry.catalogue()
+registry.catalog()
 registry.add_file("mine.py")
 registry.add_file("mine.py")
 out(where("method", "mine"))

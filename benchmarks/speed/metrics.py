@@ -74,10 +74,10 @@ def smooth_noise(shape: tuple[int, ...], sigma: float, seed: int) -> NDArray[np.
     return noise / noise.std()
 
 
-def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius: float) -> Mask:
+def ball(shape: tuple[int, ...], center: tuple[int, ...], radius: float) -> Mask:
     """Return a ball of that radius in voxels."""
     grids = np.ogrid[tuple(slice(0, size) for size in shape)]
-    squares = [(grid - at) ** 2 for grid, at in zip(grids, centre, strict=True)]
+    squares = [(grid - at) ** 2 for grid, at in zip(grids, center, strict=True)]
     return np.asarray(sum(squares) <= radius**2)
 
 
@@ -141,10 +141,10 @@ def organ_row() -> Pair:
     maps = [np.zeros(shape, dtype=np.uint8) for _ in range(2)]
     classes = tuple(range(1, 14))
     for value in classes:
-        centre = rng.uniform(0.2, 0.8, 3) * shape
+        center = rng.uniform(0.2, 0.8, 3) * shape
         axes = rng.uniform(8, 30, 3)
         for labels in maps:
-            moved = centre + rng.uniform(-1.5, 1.5, 3)
+            moved = center + rng.uniform(-1.5, 1.5, 3)
             scaled = [(g - c) / a for g, c, a in zip(grids, moved, axes, strict=True)]
             labels[sum(part**2 for part in scaled) <= 1] = value
     pred, ref = maps
@@ -167,11 +167,11 @@ def _four(result: PairResult) -> tuple[float, ...]:
 def large_rows() -> Iterator[Pair]:
     """Yield the 512x512x300 pairs; the literature's side takes half a minute and more a round."""
     shape = (512, 512, 300)
-    tumour, found = (ball(shape, (200 + shift, 260, 150), 9) for shift in (0, 1))
-    yield _pair("512x512x300, small tumour", 1500, found, tumour)
-    for centre in ((60, 420, 40), (420, 100, 260), (330, 330, 60)):
-        found = found | ball(shape, centre, 4)
-    yield _pair("512x512x300, tumour + far blobs", 500, found, tumour)
+    tumor, found = (ball(shape, (200 + shift, 260, 150), 9) for shift in (0, 1))
+    yield _pair("512x512x300, small tumor", 1500, found, tumor)
+    for center in ((60, 420, 40), (420, 100, 260), (330, 330, 60)):
+        found = found | ball(shape, center, 4)
+    yield _pair("512x512x300, tumor + far blobs", 500, found, tumor)
     liver, found = (ball(shape, (200 + shift, 260, 150), 75) for shift in (0, 2))
     yield _pair("512x512x300, liver-sized", 250, found, liver)
 

@@ -38,7 +38,7 @@ class Design:
     first_run: float | None = None  # of the first method, where its runs scatter otherwise
     rest: float = 1.0
     skewed: bool = False  # a few cases fail badly, as they do
-    draws: int = 1  # labelled draws; the runs are then that many draws x ``runs`` seeds
+    draws: int = 1  # labeled draws; the runs are then that many draws x ``runs`` seeds
     draw: float = 0.0
 
     def study(self, rng: np.random.Generator) -> list[Scores]:

@@ -192,9 +192,7 @@ def describe(outcome: Outcome) -> str:
     from segbench.suites.local import last_words
 
     e, folder = outcome.run.experiment, outcome.run.folder
-    what = (
-        f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labelled, seed {e.seed}"
-    )
+    what = f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labeled, seed {e.seed}"
     if outcome.code == 0 and (result := folder.result()):
         dice = [m["columns"]["dice"]["mean"] for m in result["metrics"]]
         shown = " ".join("–" if d is None else f"{100 * d:.1f}" for d in dice)

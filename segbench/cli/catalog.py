@@ -302,7 +302,7 @@ def _describe_dataset(settings: Settings, entry: Entry) -> None:
             "classes",
             "channels",
             "dims",
-            "licence",
+            "license",
             "citation",
             "homepage",
             "protocol",

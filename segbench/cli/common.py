@@ -218,7 +218,7 @@ def message(error: SegbenchError) -> str:
 
 
 def console(stderr: bool = False) -> Console:
-    """A rich console that never wraps or colours where nobody looks, and never fails on a poor terminal."""
+    """A rich console that never wraps or colors where nobody looks, and never fails on a poor terminal."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

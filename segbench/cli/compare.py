@@ -22,7 +22,7 @@ METRICS = ("dice", "hd95")
 @click.command(cls=Command)
 @click.argument("names", metavar="A B...", nargs=-1)
 @click.option("--dataset", metavar="NAME", help="Only on this data set.")
-@click.option("--labeled", metavar="N", type=int, help="Only with this number of labelled cases.")
+@click.option("--labeled", metavar="N", type=int, help="Only with this number of labeled cases.")
 @click.option("--cases", "all_cases", is_flag=True, help="Show every case.")
 @click.pass_obj
 def compare(
@@ -67,7 +67,7 @@ def compare(
     shared = [b for b in found if all(_index(b, n) for n in names)]
     if not shared:
         raise UsageError(
-            "the results of these are in no common table: other data, labelled cases, backbone or protocol",
+            "the results of these are in no common table: other data, labeled cases, backbone or protocol",
             found=", ".join(names),
             fix="segbench leaderboard",
         )

@@ -97,7 +97,7 @@ def show(
 
 
 def _show_own_optimizers(settings: Settings, experiment: Experiment) -> None:
-    """Where a method is defined with another optimiser than the protocol's, say with which."""
+    """Where a method is defined with another optimizer than the protocol's, say with which."""
     from segbench.data.store.store import open_store
     from segbench.training.run import optimizers
 
@@ -106,4 +106,4 @@ def _show_own_optimizers(settings: Settings, experiment: Experiment) -> None:
     for who, spec in optimizers(experiment, stores, usual).items():
         if spec != usual:
             parts = ", ".join(f"{k} {v}" for k, v in spec.model_dump(exclude_defaults=True).items())
-            click.echo(f"{experiment.method} has its own optimiser for {who}: {parts}")
+            click.echo(f"{experiment.method} has its own optimizer for {who}: {parts}")

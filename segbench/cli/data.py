@@ -48,9 +48,9 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     segbench data prepare folder:/data/Dataset007_Mine
     """
     from segbench.data.preparation.pipeline import expected_files
+    from segbench.data.store import store as stores
     from segbench.data.store.checks import check_facts
     from segbench.data.store.problem import DataProblems
-    from segbench.data.store import store as stores
     from segbench.errors import UsageError
 
     entries = _members(name)
@@ -120,7 +120,7 @@ def _downloaded(entries: list[Entry], source: Path | None) -> Path:
         )
     (archive,) = cls.archives
     _talk(f"{archive.name} from {archive.url}")
-    _talk(f"licence: {cls.licence}; cite: {cls.citation}")
+    _talk(f"license: {cls.license}; cite: {cls.citation}")
     with counted(_settings(), f"download {archive.name}") as progress:
         return fetch(
             archive,
@@ -243,7 +243,7 @@ def info(name: str) -> None:
             "title": cls.title,
             "modality": cls.modality,
             "classes": list(cls.classes),
-            "licence": cls.licence,
+            "license": cls.license,
             "citation": cls.citation,
             "homepage": cls.homepage,
             "protocol": cls.protocol,
@@ -274,7 +274,7 @@ def info(name: str) -> None:
 @click.option(
     "--window",
     metavar="LOW:HIGH",
-    help="Grey values of CT channels that become 0 and 1 [percentiles].",
+    help="Gray values of CT channels that become 0 and 1 [percentiles].",
 )
 @click.option(
     "--crop",
@@ -320,7 +320,7 @@ def link(path: Path, name: str, spacing: str | None, window: str | None, crop: s
     cls = registry.get("dataset", name).cls
     split = cls().split()
     _result(
-        f"{_mark('ok')} {name}: {len(split.train)} train cases, {cls.labeled} of them labelled, {len(split.test)} test; "
+        f"{_mark('ok')} {name}: {len(split.train)} train cases, {cls.labeled} of them labeled, {len(split.test)} test; "
         f"next: segbench data prepare {name}"
     )
     _document(

@@ -86,7 +86,7 @@ def _folders(
 ) -> None:
     from segbench.cli.reporter import reporter
     from segbench.evaluation.label_folders import evaluate_folders
-    from segbench.evaluation.test_set import cases_csv, summarise
+    from segbench.evaluation.test_set import cases_csv, summarize
     from segbench.storage import atomic_write
 
     show = reporter(settings)
@@ -97,7 +97,7 @@ def _folders(
     for warning in warnings:
         show.warn(warning)
     policy = "worst_distance"
-    summary = summarise(rows, policy)
+    summary = summarize(rows, policy)
     if out is not None:
         atomic_write(out, cases_csv(rows))
     if not settings.json:

@@ -59,7 +59,7 @@ def new_method(settings: Settings, name: str, folder: str) -> None:
     if name in registry.names("method"):
         raise UsageError(
             f"there is a method '{name}' already",
-            where=registry.catalogue()["method", name].file,
+            where=registry.catalog()["method", name].file,
             fix="choose another name",
         )
     files = {
@@ -133,7 +133,7 @@ def _in_file(file: Path) -> list[str]:
     registry.add_file(file)
     names = [
         found.name
-        for (kind, _), found in registry.catalogue().items()
+        for (kind, _), found in registry.catalog().items()
         if kind == "method" and found.file.resolve() == file.resolve()
     ]
     if not names:

@@ -54,7 +54,7 @@ def leaderboard(
 ) -> None:
     """Rank finished runs.
 
-    Only runs of the same data, split, labelled count, backbone and protocol share a table; three seeds are needed to be
+    Only runs of the same data, split, labeled count, backbone and protocol share a table; three seeds are needed to be
     ranked, and methods that cannot be told apart share a rank.
 
     \b
@@ -206,7 +206,7 @@ def show_published(dataset: str, labeled: int) -> str:
 
     rows = published(dataset, labeled)
     if not rows:
-        return f"\nno published numbers for {safe(dataset)} with {labeled} labelled cases"
+        return f"\nno published numbers for {safe(dataset)} with {labeled} labeled cases"
     columns = [
         ("published", "<"),
         ("Dice %", ">"),

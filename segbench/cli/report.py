@@ -185,7 +185,7 @@ def _members(settings: Settings, suite: Path, machine: Machine) -> tuple[list[Ru
         if "done" not in states:
             draw = f", draw {e.draw}" if e.draw else ""
             lacking.append(
-                f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labelled{draw}, seed {e.seed}: "
+                f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labeled{draw}, seed {e.seed}: "
                 f"{(states or ['to do'])[0]}, not in this report"
             )
     return list(found.values()), lacking

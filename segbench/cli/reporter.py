@@ -136,7 +136,7 @@ def header(run: Prepared) -> str:
     e = run.experiment
     draw = f", draw {e.draw}" if e.draw else ""
     data = ", ".join(
-        f"{s.name} ({e.labeled[s.name]} of {len(s.patients)} labelled{draw}, {len(s.test)} test"
+        f"{s.name} ({e.labeled[s.name]} of {len(s.patients)} labeled{draw}, {len(s.test)} test"
         f"{', PARTIAL COPY' if s.partial else ''})"
         for s in run.stores
     )

@@ -56,7 +56,7 @@ def science_options(command: Any) -> Any:
                 help="Data sets.",
             ),
             click.option(
-                "--labeled", metavar="N|P%", help="Labelled training cases [the data set's]."
+                "--labeled", metavar="N|P%", help="Labeled training cases [the data set's]."
             ),
             click.option(
                 "--draw",
@@ -64,7 +64,7 @@ def science_options(command: Any) -> Any:
                 type=click.IntRange(0, 9999),
                 default=0,
                 show_default=True,
-                help="Which cases are labelled: 0 the list's first, as published; others at random.",
+                help="Which cases are labeled: 0 the list's first, as published; others at random.",
             ),
             click.option("--backbone", metavar="NAME", help="Network [the protocol's]."),
             click.option("--protocol", metavar="NAME|FILE", help="Protocol [the data set's]."),

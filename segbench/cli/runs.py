@@ -82,7 +82,7 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
         ("run", "<"),
         ("data set", "<"),
         ("method", "<"),
-        ("labelled", ">"),
+        ("labeled", ">"),
         ("seed", ">"),
         ("state", "<"),
         ("Dice %", ">"),
@@ -104,7 +104,7 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
                 ]
                 for f in found
             ],
-            drop=("numbers", "labelled", "seed", "data set"),
+            drop=("numbers", "labeled", "seed", "data set"),
         )
     )
 
@@ -159,7 +159,7 @@ def _told(
         "folder": run.path,
         "state": facts["state"],
         "numbers": facts["origin"],
-        "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labelled, "
+        "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labeled, "
         f"seed {experiment['seed']}",
         "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
         f"{experiment['precision']}",

@@ -34,13 +34,13 @@ class Experiment(Strict):
     backbone_params: dict[str, Any] = Field(description="defaults filled in")
     datasets: tuple[str, ...] = Field(min_length=1, description="several in joint training")
     labeled: dict[str, int] = Field(
-        description="labelled patients of each data set: the first of its training list"
+        description="labeled patients of each data set: the first of its training list"
     )
     draw: int = Field(
         0,
         ge=0,
         le=9999,
-        description="which labelled patients: 0 the list's first, others at random",
+        description="which labeled patients: 0 the list's first, others at random",
     )
     protocol: Protocol = Field(
         description="effective; its backbone and labeled are overruled by the fields here"
@@ -341,7 +341,7 @@ def _labeled(
     labels: Callable[[str], int] | None,
     sources: dict[str, str],
 ) -> int:
-    """Number of labelled cases: the one asked for, else the data set's, else the protocol's first."""
+    """Number of labeled cases: the one asked for, else the data set's, else the protocol's first."""
     spec: str | int
     if asked is not None:
         spec, origin = asked, "--labeled"
@@ -353,7 +353,7 @@ def _labeled(
         spec, origin = protocol.labeled[0], f"protocol {protocol.name}"
     else:
         raise UsageError(
-            f"data set '{d.name}' has no usual number of labelled cases", fix="--labeled 8 or 10%"
+            f"data set '{d.name}' has no usual number of labeled cases", fix="--labeled 8 or 10%"
         )
     sources[f"labeled.{d.name}"] = origin
     size = _train_size(d, sizes)

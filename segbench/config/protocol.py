@@ -29,21 +29,21 @@ Edge = tuple[int, ...]
 Factor = Annotated[int, Field(ge=1, le=8)]
 Position = Literal[
     "random", "center", "zoom"
-]  # zoom: the whole image, resized by the nearest neighbour
+]  # zoom: the whole image, resized by the nearest neighbor
 
 
 class BatchSize(Strict):
     """Items of one batch."""
 
-    labeled: int = Field(default=2, ge=1, le=1024, description="labelled patches a batch")
-    unlabeled: int = Field(default=2, ge=0, le=1024, description="unlabelled patches a batch")
+    labeled: int = Field(default=2, ge=1, le=1024, description="labeled patches a batch")
+    unlabeled: int = Field(default=2, ge=0, le=1024, description="unlabeled patches a batch")
 
 
 class Crop(Strict):
     """How training patches are cut; reflects differences between published loaders."""
 
-    labeled: Position = Field(default="random", description="place of labelled patches")
-    unlabeled: Position = Field(default="random", description="place of unlabelled patches")
+    labeled: Position = Field(default="random", description="place of labeled patches")
+    unlabeled: Position = Field(default="random", description="place of unlabeled patches")
     pad: int = Field(
         default=3, ge=0, le=64, description="voxels added on each side when a volume must be padded"
     )
@@ -54,7 +54,7 @@ class Crop(Strict):
         default=0,
         ge=0,
         le=1,
-        description="share of labelled patches drawn around a foreground voxel",
+        description="share of labeled patches drawn around a foreground voxel",
     )
 
     @model_serializer(mode="wrap")
@@ -91,7 +91,7 @@ class Protocol(Strict):
     version: int = Field(1, ge=1, description="raised whenever a value changes")
     title: str = Field("", description="one line for tables")
     steps: int = Field(
-        ge=1, le=10_000_000, description="optimiser steps for each data set of a training"
+        ge=1, le=10_000_000, description="optimizer steps for each data set of a training"
     )
     patch: Edge = Field(
         description="voxels per axis of a training patch and of an inference window"
@@ -115,7 +115,7 @@ class Protocol(Strict):
     )
     inference: Inference
     backbone: BackboneChoice = Field(default_factory=BackboneChoice)
-    labeled: tuple[int, ...] = Field((), description="usual numbers of labelled cases")
+    labeled: tuple[int, ...] = Field((), description="usual numbers of labeled cases")
     selection: Literal["last", "validation"] = Field(
         "last", description="checkpoint evaluated; see training/selection.py"
     )

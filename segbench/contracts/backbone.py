@@ -114,7 +114,7 @@ class Backbone(nn.Module):
             sorted({max(m, n // m * m), -(-n // m) * m}, key=lambda e, n=n: abs(e - n))[0]  # type: ignore[misc]
             for n, m in zip(patch, unit, strict=True)
         ]
-        if near == list(unit):  # one voxel at the bottleneck, which few networks can normalise
+        if near == list(unit):  # one voxel at the bottleneck, which few networks can normalize
             near = [2 * m for m in unit]
         fix = f"-o patch={'x'.join(map(str, near))}"
         for depth in range(getattr(params, "depth", 2) - 1, 1, -1):

@@ -24,7 +24,7 @@ class Case:
 
     id: str
     image: np.ndarray  # (C, *S) float32
-    label: np.ndarray | None  # (*S) uint8, None if nobody labelled it
+    label: np.ndarray | None  # (*S) uint8, None if nobody labeled it
     spacing: tuple[float, ...] | None = None
     affine: np.ndarray | None = None  # (4, 4) voxel to world, None where nobody knows it
     group: str | None = None  # patient; None means the case is its own group
@@ -44,7 +44,7 @@ class RawCase:
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids in order: the cases of the first N patients of ``train`` are the labelled ones (draw 0)."""
+    """Case ids in order: the cases of the first N patients of ``train`` are the labeled ones (draw 0)."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -72,13 +72,13 @@ class Dataset:
     classes: ClassVar[tuple[str, ...]] = ()  # foreground classes; label value i + 1 is classes[i]
     channels: ClassVar[int] = 1
     dims: ClassVar[int] = 3
-    licence: ClassVar[str] = ""
+    license: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     homepage: ClassVar[str] = ""
     files: ClassVar[tuple[str, ...]] = ()  # what a complete source holds, in words, one line each
     archives: ClassVar[tuple[Archive, ...]] = ()  # the same as it is given out
     protocol: ClassVar[str] = "default"  # the protocol used when none is named
-    labeled: ClassVar[int] = 0  # default number of labelled cases
+    labeled: ClassVar[int] = 0  # default number of labeled cases
     embedded: ClassVar[bool] = False  # made by code: needs no source and is prepared on first use
     members: ClassVar[tuple[str, ...]] = ()  # a group: stands for several data sets
     family: ClassVar[bool] = (
@@ -113,7 +113,7 @@ class Dataset:
         )
 
     def group(self, case: str) -> str:
-        """The patient of a case. Labelled counts count patients, and no patient is ever split."""
+        """The patient of a case. Labeled counts count patients, and no patient is ever split."""
         return case
 
     def split(self) -> Split:
@@ -155,7 +155,7 @@ class Dataset:
         )
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
-        """Grey values (C, *S) of a new scan as ``load`` gives them; asked only where no recipe is stored with the cases."""
+        """Gray values (C, *S) of a new scan as ``load`` gives them; asked only where no recipe is stored with the cases."""
         return image
 
     def load(self, raw: RawCase) -> Case:

@@ -1,8 +1,8 @@
 """The contract of a method: parameters, networks, named loss terms, prediction. Nothing else is a method's business.
 
-The engine owns device, precision, loop, optimiser step, logging, checkpoint and evaluation.
+The engine owns device, precision, loop, optimizer step, logging, checkpoint and evaluation.
 
-Shapes: L labelled and U unlabelled items, C channels, K classes with background as class 0, ``*S`` two or three spatial
+Shapes: L labeled and U unlabeled items, C channels, K classes with background as class 0, ``*S`` two or three spatial
 axes.
 """
 
@@ -40,8 +40,8 @@ __all__ = [
 class Phase:
     """One stage of training.
 
-    ``labeled`` / ``unlabeled``: items a batch; None takes the protocol's numbers, and where no unlabelled items are
-    wanted (0) their places go to labelled ones, so that a step costs the same. ``fresh_optimizer``: start the optimiser
+    ``labeled`` / ``unlabeled``: items a batch; None takes the protocol's numbers, and where no unlabeled items are
+    wanted (0) their places go to labeled ones, so that a step costs the same. ``fresh_optimizer``: start the optimizer
     and its schedule anew.
     """
 
@@ -72,7 +72,7 @@ class Clock:
     phase: str = "train"
     phase_step: int = 0
     phase_total: int = 1
-    epoch: int = 0  # passes over the labelled cases in this phase
+    epoch: int = 0  # passes over the labeled cases in this phase
     seed: int = 0
     rank: int = 0  # of this process, where several share a training
 
@@ -105,9 +105,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Batch:
-    """One two-stream batch. Unlabelled images come without labels: there is nothing a method could peek at.
+    """One two-stream batch. Unlabeled images come without labels: there is nothing a method could peek at.
 
-    ``task`` gives each item's data set as an index into ``Setting.sources``, labelled items first. (A volume with
+    ``task`` gives each item's data set as an index into ``Setting.sources``, labeled items first. (A volume with
     several annotated classes serves several tasks at once, so the item names its data set and the tasks follow.)
     """
 
@@ -153,7 +153,7 @@ class Method(nn.Module):
     joint: ClassVar[bool] = False  # one training over several data sets
     players: ClassVar[tuple[str, ...]] = (
         "network",
-    )  # each with its own optimiser; see ``loss_<player>``
+    )  # each with its own optimizer; see ``loss_<player>``
     needs: ClassVar[frozenset[str]] = frozenset()  # of the backbone, see Backbone.provides
     backbone_defaults: ClassVar[
         dict[str, dict[str, Any]]
@@ -182,19 +182,19 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, t: Clock) -> None:
-        """Called after all players' optimiser steps: moving averages and the like."""
+        """Called after all players' optimizer steps: moving averages and the like."""
 
     def phases(self) -> tuple[Phase, ...]:
         """The stages of training; shares add up to 1."""
         return (Phase(),)
 
     def start_phase(self, phase: Phase) -> None:
-        """Called once when a phase begins, before its optimisers are made (BCP: both networks from the first phase's)."""
+        """Called once when a phase begins, before its optimizers are made (BCP: both networks from the first phase's)."""
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
-        """The optimiser of a player; the protocol's unless the method is defined with another.
+        """The optimizer of a player; the protocol's unless the method is defined with another.
 
-        Asked again only where a phase wants a fresh one. The schedule runs over all phases that share an optimiser.
+        Asked again only where a phase wants a fresh one. The schedule runs over all phases that share an optimizer.
         """
         return default
 

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule as data; no torch here, so that protocols can be read without it."""
+"""Optimizer and learning-rate schedule as data; no torch here, so that protocols can be read without it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["Optim"]
 
 
 class Optim(BaseModel):
-    """An optimiser and its learning-rate schedule, as data; the engine builds it.
+    """An optimizer and its learning-rate schedule, as data; the engine builds it.
 
     ``milestones`` are steps of ``reference`` (the protocol's length), scaled when a run is longer or shorter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="kind of optimiser")
+    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="kind of optimizer")
     lr: float = Field(default=0.01, gt=0, description="learning rate at the start")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam only")

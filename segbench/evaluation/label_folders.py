@@ -19,7 +19,7 @@ from segbench.text import some
 SUFFIX = re.compile(r"_(seg|gt|label|mask|pred)$")
 PROBABILITIES = "_probs"  # of segbench predict: no label map
 WHOLE = 1e-3  # how far a label value may be from a whole number
-MOST = 255  # a label map has no more classes; grey values have
+MOST = 255  # a label map has no more classes; gray values have
 
 
 def pairs(pred: Path, ref: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:

@@ -1,7 +1,7 @@
 """A trained run on scans it has never seen: through the preprocessing it was trained with, and back to the scan's own grid.
 
 The preprocessing is the recipe stored with the training cases. Data that came without one is described by what its prepared
-cases share: orientation, spacing, and ``Dataset.normalize`` for the grey values. A crop around the label, as in most
+cases share: orientation, spacing, and ``Dataset.normalize`` for the gray values. A crop around the label, as in most
 published numbers, is left out: it needs the label. An HDF5 file of data that is spread so is taken as prepared.
 """
 
@@ -22,7 +22,7 @@ from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.formats.read import ENDINGS, Volume, check_pair, is_h5, require_finite, stem
 from segbench.data.geometry import carry, codes_of, reorient
-from segbench.data.preparation.recipe import Grey, Recipe, apply
+from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
 from segbench.errors import DataError, UsageError
@@ -32,7 +32,7 @@ from segbench.storage import atomic_write
 from segbench.text import some
 
 SLICE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
-FAR = 3.0  # times the training's: a scan that differs by more in the width or place of its grey values is suspicious
+FAR = 3.0  # times the training's: a scan that differs by more in the width or place of its gray values is suspicious
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class Predictor:
         if volume.affine is None:
             warnings.append(
                 "the file tells no space: its axes are taken as they are"
-                + ("" if self.stored else ", and its grey values as prepared")
+                + ("" if self.stored else ", and its gray values as prepared")
             )
             return steps, warnings
         codes = codes_of(volume.affine)
@@ -263,7 +263,7 @@ class Predictor:
         return steps, warnings
 
     def _unlike(self, image: np.ndarray) -> list[str]:
-        """A warning where the grey values are far from those of the training cases."""
+        """A warning where the gray values are far from those of the training cases."""
         cases = [self.store.cases[case].intensity for case in self.store.train]
         widths = [c["max"] - c["min"] for c in cases]
         low, high = min(c["min"] for c in cases), max(c["max"] for c in cases)
@@ -276,7 +276,7 @@ class Predictor:
         ):
             return []
         return [
-            f"grey values from {image.min():.4g} to {image.max():.4g} (mean {mean:.4g}) differ strongly from training "
+            f"gray values from {image.min():.4g} to {image.max():.4g} (mean {mean:.4g}) differ strongly from training "
             f"({low:.4g} to {high:.4g}, mean {np.mean(means):.4g}): check modality and units"
         ]
 
@@ -321,11 +321,11 @@ def _recipe(store: Store) -> tuple[Recipe, bool]:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()
         }
-        grey = tuple(
-            Grey(None if g["window"] is None else tuple(g["window"]), g["scale"])
-            for g in plain.pop("grey")
+        gray = tuple(
+            Gray(None if g["window"] is None else tuple(g["window"]), g["scale"])
+            for g in plain.pop("gray")
         )
-        return Recipe(**plain, grey=grey), True
+        return Recipe(**plain, gray=gray), True
     spacings = (
         np.array([i.spacing for i in infos]) if all(i.spacing for i in infos) else np.empty((0, 3))
     )

@@ -167,7 +167,7 @@ def predict_image(
 
 
 def _resized(volume: Tensor, shape: Sequence[int]) -> Tensor:
-    """(C, *S) to (C, *shape) by the nearest neighbour, as the training loader does it."""
+    """(C, *S) to (C, *shape) by the nearest neighbor, as the training loader does it."""
     for axis, size in enumerate(shape, 1):
         if volume.shape[axis] != size:
             volume = volume.index_select(
@@ -224,7 +224,7 @@ def score(label: np.ndarray, digest: str, store: Store, case: str) -> list[dict[
     ]
 
 
-def summarise(rows: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
+def summarize(rows: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
     """One row a data set and class: mean, standard deviation and the counts of empty masks, under a named policy."""
     summary = []
     for key in dict.fromkeys((r["dataset"], r["class"]) for r in rows):

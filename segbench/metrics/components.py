@@ -10,7 +10,7 @@ from scipy.ndimage import generate_binary_structure, label
 
 from .masks import cut, mask_on_host
 
-# Number of neighbours -> squared distance up to which voxels are neighbours, per number of axes.
+# Number of neighbors -> squared distance up to which voxels are neighbors, per number of axes.
 _RANKS = {2: {4: 1, 8: 2, 6: 1, 26: 2}, 3: {6: 1, 18: 2, 26: 3}}
 
 

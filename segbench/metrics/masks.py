@@ -124,7 +124,7 @@ def overlap(a: Cut, b: Cut) -> int:
 def surface(part: Cut, voxels: int) -> NDArray[np.int64]:
     """Return the volume coordinates (axis, voxel) of the surface, in raster order.
 
-    Surface: foreground with a face neighbour outside the mask; outside the image is outside.
+    Surface: foreground with a face neighbor outside the mask; outside the image is outside.
     The layer of background lets one shift of the flat array serve as a step along an axis.
     """
     flat = part.padded.reshape(-1)
@@ -137,12 +137,12 @@ def surface(part: Cut, voxels: int) -> NDArray[np.int64]:
         found = foreground[~inside]
     else:
         reach = steps[0]  # the longest step; the voxels skipped at both ends are background
-        centre = slice(reach, flat.size - reach)
+        center = slice(reach, flat.size - reach)
         edge = flat[: flat.size - 2 * reach] & flat[2 * reach :]
         for step in steps[1:]:
             edge &= flat[reach - step : flat.size - reach - step]
             edge &= flat[reach + step : flat.size - reach + step]
-        np.greater(flat[centre], edge, out=edge)
+        np.greater(flat[center], edge, out=edge)
         found = np.flatnonzero(edge) + reach
     return _coordinates(found, steps) + (np.array(part.start) - 1)[:, None]
 

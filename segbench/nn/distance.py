@@ -51,7 +51,7 @@ def _along_last_axis(mask: Tensor) -> Tensor:
 def signed_distance(
     labels: Tensor, classes: int, absent: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Normalised signed distance maps (N, K-1, *S) of the foreground classes of ``labels`` (N, *S), each for itself.
+    """Normalized signed distance maps (N, K-1, *S) of the foreground classes of ``labels`` (N, *S), each for itself.
 
     Xue et al., AAAI 2020, as in SASSNet and DTC: outside, the distance to the nearest voxel of the class over its
     largest value; inside, minus the distance to the nearest other voxel over its largest value; 0 at the inner
@@ -63,11 +63,11 @@ def signed_distance(
     outside, inside = squared_distance(mask), squared_distance(~mask)
     each = (-1, *[1] * (mask.ndim - 1))
 
-    def normalised(squared: Tensor) -> Tensor:
+    def normalized(squared: Tensor) -> Tensor:
         distance = squared.to(dtype).sqrt()
         return distance / distance.flatten(1).amax(1).view(each)
 
-    signed = (normalised(outside) - normalised(inside)).masked_fill(inside == 1, 0)
+    signed = (normalized(outside) - normalized(inside)).masked_fill(inside == 1, 0)
     some, every = mask.flatten(1).any(1).view(each), mask.flatten(1).all(1).view(each)
     signed = signed.masked_fill(~some, absent).masked_fill(every, -1)
     return signed.unflatten(0, (len(labels), classes - 1))

@@ -45,7 +45,7 @@ def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
         with torch.no_grad():
             pyramid = ghost.encode(image)
             maps = ghost.decode(pyramid)
-    except ValueError as error:  # torch refuses to normalise a single voxel
+    except ValueError as error:  # torch refuses to normalize a single voxel
         raise UsageError(
             f"the patch is too small for backbone '{net.name}'",
             found=f"{'x'.join(map(str, patch))}: {error}",
@@ -161,7 +161,7 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
     or more than 512 voxels (2048 of an image).
 
     Counted by gradients at random positive weights, with thresholds taken out and maxima made means, so that every
-    dependence has one. Global statistics (normalisation, squeeze and excitation) do not count.
+    dependence has one. Global statistics (normalization, squeeze and excitation) do not count.
     """
     if any(hasattr(m, "num_heads") for m in net.modules()):
         return None

@@ -47,7 +47,7 @@ def command(members: Sequence[Member]) -> str:
         words += ["--plugin", Path(file).name]
     line = shlex.join(map(str, words))
     if not labeled:
-        line += f"  # labelled: {safe(', '.join(f'{n} of {d}' for d, n in e['labeled'].items()))}"
+        line += f"  # labeled: {safe(', '.join(f'{n} of {d}' for d, n in e['labeled'].items()))}"
     if e["without"]:
         line += f"  # without {safe(', '.join(e['without']))}: segbench ablate {shlex.quote(e['method'])}"
     return line

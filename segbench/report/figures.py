@@ -1,4 +1,4 @@
-"""Figures of a report, as SVG to stand inside the page: their text and axes take the page's colours, light or dark."""
+"""Figures of a report, as SVG to stand inside the page: their text and axes take the page's colors, light or dark."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from segbench.report.content import Entry, Section
 from segbench.text import safe
 
-# Series of the page's palette: colours that are nowhere else, replaced by the page's variables, which know the dark mode.
+# Series of the page's palette: colors that are nowhere else, replaced by the page's variables, which know the dark mode.
 SERIES = tuple(f"#01020{i}" for i in range(1, 7))
 MUTED = "#010207"
 SETTINGS: Any = {
@@ -65,8 +65,8 @@ def _inline(text: str, label: str) -> str:
     own = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()  # ids of one page must differ
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px sans-serif", text)
-    for number, colour in enumerate((*SERIES, MUTED), 1):
-        text = text.replace(colour, f"var(--s{number})")
+    for number, color in enumerate((*SERIES, MUTED), 1):
+        text = text.replace(color, f"var(--s{number})")
     text = text.replace("#000000", "currentColor").replace("xlink:href", "href")
     quoted = (
         safe(label)
@@ -193,14 +193,14 @@ def curves(entry: Entry) -> str:
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for colour, term in zip(SERIES, terms, strict=False):
+        for color, term in zip(SERIES, terms, strict=False):
             series = [
                 _smooth([(line["step"], line[term]) for line in log if _number(line.get(term))])
                 for log in logs
             ]
             for one in series if len(series) > 1 else ():
-                axes.plot(*_columns(one), color=colour, linewidth=0.6, alpha=0.5)
-            axes.plot(*_columns(_mean(series)), color=colour, linewidth=1.6, label=short(term, 20))
+                axes.plot(*_columns(one), color=color, linewidth=0.6, alpha=0.5)
+            axes.plot(*_columns(_mean(series)), color=color, linewidth=1.6, label=short(term, 20))
         axes.set_title(short(entry.name, 40))
         axes.set_xlabel("step")
         axes.grid(color=MUTED, alpha=0.35, linewidth=0.5)

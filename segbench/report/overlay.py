@@ -1,6 +1,6 @@
 """Pictures of predictions: three planes of a case with the outlines of truth and prediction and their differences tinted.
 
-Blue and orange of Okabe and Ito's palette, which every kind of colour vision tells apart; the lines differ in dashing too.
+Blue and orange of Okabe and Ito's palette, which every kind of color vision tells apart; the lines differ in dashing too.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def picture(store: Store, case: str, label: np.ndarray) -> str:
             axes.imshow(
                 tint(plane.of(truth), plane.of(label)), aspect="auto", interpolation="nearest"
             )
-            for mask, colour, dashes in (
+            for mask, color, dashes in (
                 (truth, TRUTH, "solid"),
                 (label, PREDICTION, (0, (3, 1.5))),
             ):
@@ -105,7 +105,7 @@ def picture(store: Store, case: str, label: np.ndarray) -> str:
                     inside = plane.of(mask) == value
                     if inside.any() and not inside.all() and min(inside.shape) > 1:
                         axes.contour(
-                            inside, [0.5], colors=colour, linewidths=1.1, linestyles=[dashes]
+                            inside, [0.5], colors=color, linewidths=1.1, linestyles=[dashes]
                         )
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=DPI)
@@ -113,7 +113,7 @@ def picture(store: Store, case: str, label: np.ndarray) -> str:
 
 
 def _smaller(png: bytes) -> bytes:
-    """The same picture with a palette of 128 colours: a third of the bytes."""
+    """The same picture with a palette of 128 colors: a third of the bytes."""
     from PIL import Image
 
     out = io.BytesIO()
@@ -151,7 +151,7 @@ def cut(truth: np.ndarray, label: np.ndarray, spacing: tuple[float, ...]) -> Ite
 
 
 def tint(truth: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """RGBA of the differences: what was missed in the truth's colour, what was added in the prediction's."""
+    """RGBA of the differences: what was missed in the truth's color, what was added in the prediction's."""
     rgba = np.zeros((*truth.shape, 4))
     rgba[(truth > 0) & (truth != label)] = (*to_rgb(TRUTH), 0.4)
     rgba[(label > 0) & (truth != label)] = (*to_rgb(PREDICTION), 0.4)

@@ -39,8 +39,8 @@ class Key(NamedTuple):
 Rows = dict[tuple[str, str], list[Finished]]  # by label and variant
 Groups = dict[Key, Rows]
 WORDS = {
-    "labeled": "labelled cases",
-    "draws": "labelled draws",
+    "labeled": "labeled cases",
+    "draws": "labeled draws",
     "backbone": "backbone",
     "protocol": "protocol",
     "content": "protocol's content",
@@ -85,7 +85,7 @@ def sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key, 
 
 
 def pooled(groups: Groups) -> Iterator[tuple[Key, Rows]]:
-    """Tables over all labelled draws of the same data, with the rows that have runs in each of them."""
+    """Tables over all labeled draws of the same data, with the rows that have runs in each of them."""
     families: dict[Key, dict[int, Rows]] = {}
     for key, rows in groups.items():
         families.setdefault(key._replace(draws=()), {})[key.draws[0]] = rows
@@ -183,5 +183,5 @@ def _label(result: dict[str, Any], run: RunDir) -> str:
 
 
 def draw_of(finished: Finished) -> int:
-    """Which labelled draw a run had."""
+    """Which labeled draw a run had."""
     return int(finished.result["science"].get("draw", 0))

@@ -1,6 +1,6 @@
 """Leaderboards: finished runs put together so that only comparable ones share a table.
 
-A table holds runs of one data set (fingerprint and split), labelled count, backbone and protocol (content, not just name).
+A table holds runs of one data set (fingerprint and split), labeled count, backbone and protocol (content, not just name).
 Per run the mean over cases is taken per class, then over classes; over seeds mean and standard deviation of those. Who is
 better than whom is decided in ``stats``.
 """
@@ -49,7 +49,7 @@ class Row:
     hd95: float
     asd: float
     missed: int  # predictions without the target, over all seeds
-    seeds: int  # of several labelled draws: of all together
+    seeds: int  # of several labeled draws: of all together
     hours: float  # of training, mean over seeds
     rank: int | None = None  # of the first of those it is not distinguishable from
     note: str = ""  # why it is not ranked
@@ -88,7 +88,7 @@ class Board:
     rows: list[Row]
     failures: list[str] = field(default_factory=list)
     sort: str = "dice"
-    draws: tuple[int, ...] = (0,)  # which labelled cases; several: a table over all of them
+    draws: tuple[int, ...] = (0,)  # which labeled cases; several: a table over all of them
     apart: str = ""  # why this is not one table with the one before
     case_ids: list[str] = field(default_factory=list)
     scores: dict[str, list[Scores]] = field(
@@ -107,7 +107,7 @@ class Board:
         which = f" (draw{'s' if len(self.draws) > 1 else ''} {', '.join(map(str, self.draws))})"
         network = f" ({self.network})" if self.network else ""
         return (
-            f"{self.dataset} · {self.labeled} of {self.train} labelled{which if self.draws != (0,) else ''} · "
+            f"{self.dataset} · {self.labeled} of {self.train} labeled{which if self.draws != (0,) else ''} · "
             f"{self.backbone}{network} · protocol {self.protocol} · test ({self.cases} cases){part}"
         )
 
@@ -406,12 +406,12 @@ def _compare_with(board: Board, name: str) -> list[str]:
 
 
 def published(dataset: str, labeled: int) -> list[dict[str, Any]]:
-    """The literature's numbers for a data set and labelled count under comparable protocols, with source and rule."""
+    """The literature's numbers for a data set and labeled count under comparable protocols, with source and rule."""
     content = load_yaml(
         Path(str(resources.files("segbench.benchmarks") / "published" / "results.yaml"))
     )
     doubts = {
-        (d["source"], d["dataset"], d["labelled"], d["method"]): d["why"]
+        (d["source"], d["dataset"], d["labeled"], d["method"]): d["why"]
         for d in content.get("suspicious", [])
     }
     comparable = content["comparable"].get(
@@ -421,7 +421,7 @@ def published(dataset: str, labeled: int) -> list[dict[str, Any]]:
     for row in content["results"]:
         source = content["sources"][row["source"]]
         protocol = row.get("protocol", source.get(f"{dataset}_protocol"))
-        if (row["dataset"], row["labelled"]) == (dataset, labeled) and protocol in comparable:
+        if (row["dataset"], row["labeled"]) == (dataset, labeled) and protocol in comparable:
             rows.append(
                 {
                     "method": row["method"],

@@ -216,7 +216,7 @@ def _other_schema(found: object, file: Path) -> IntegrityError:
 def run_folder(
     root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str
 ) -> RunDir:
-    """``<root>/runs/<data sets>/<method>/<labelled>of<train>[-d<draw>]-s<seed>-<id8>``: readable first, identity last."""
+    """``<root>/runs/<data sets>/<method>/<labeled>of<train>[-d<draw>]-s<seed>-<id8>``: readable first, identity last."""
     counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
     data, draw = "+".join(experiment.datasets), f"-d{experiment.draw}" if experiment.draw else ""
     return RunDir(

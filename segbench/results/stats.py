@@ -1,13 +1,13 @@
 """Is one method better than another, and how sure is that? Cases and training runs both are samples.
 
-A score depends on the test case and on the run (seed, labelled draw). Every method is scored on the same cases, so methods
+A score depends on the test case and on the run (seed, labeled draw). Every method is scored on the same cases, so methods
 are compared case by case; runs of two methods are independent. The variance of a mean over U runs and N cases is that
 between cases, plus that between runs, minus the residual which both contain (the two-way layout of multi-reader studies:
 Obuchowski & Rockette 1995), with Satterthwaite's degrees of freedom. One run each: this is the paired t test over cases. No
 differences between cases: it is Welch's test over runs. Three runs may agree by chance, and with many methods some do: in a
 family of methods no one's runs are taken to scatter less than those of all together.
 
-Intervals are percentiles of a hierarchical bootstrap (cases and runs; where there are labelled draws, these with all their
+Intervals are percentiles of a hierarchical bootstrap (cases and runs; where there are labeled draws, these with all their
 seeds: Davison & Hinkley 1997, 3.8), scaled to that variance and to Student's t: three runs resampled spread too little.
 Ranks follow the tests (Mogstad et al. 2024): a bootstrap of ranks is wrong near ties. Same numbers in, same numbers out:
 the generator is seeded from the content. Coverage and false positives: ``benchmarks/statistics/simulate.py``.
@@ -40,7 +40,7 @@ class Scores:
 
     name: str
     values: Array  # (runs, cases), nan where not defined
-    draws: tuple[int, ...] = ()  # labelled draw of each run; empty: all the same
+    draws: tuple[int, ...] = ()  # labeled draw of each run; empty: all the same
     classes: Array | None = (
         None  # (runs, cases, classes), of which the values are the means; nan where not defined
     )
@@ -65,7 +65,7 @@ class Scores:
 
     @property
     def units(self) -> Array:
-        """Independent repetitions (U, cases): the means of the labelled draws where there are several, else the runs."""
+        """Independent repetitions (U, cases): the means of the labeled draws where there are several, else the runs."""
         return self._units(np.atleast_2d(np.asarray(self.values, dtype=float)))
 
     def counted(self, cases: Flags) -> Array:
@@ -183,7 +183,7 @@ def compare(
     groups, signs = [a.counted(cases), b.counted(cases)], [1, -1]
     if len(set(a.draws)) > 1 and set(a.draws) == set(
         b.draws
-    ):  # the same labelled cases: paired by draw, too
+    ):  # the same labeled cases: paired by draw, too
         groups, signs = [groups[0] - groups[1]], [1]
     pool = _pool(family) if len(groups) == 2 else NO_POOL
     mean, se, df = _moments(groups, signs, pool)

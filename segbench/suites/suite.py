@@ -27,7 +27,7 @@ class Matrix(Strict):
         ("default",), min_length=1, description="counts, '10%', or 'default'"
     )
     draw: tuple[int, ...] = Field(
-        (0,), min_length=1, description="which cases are labelled: 0 the list's first"
+        (0,), min_length=1, description="which cases are labeled: 0 the list's first"
     )
     backbone: tuple[str, ...] = Field(
         ("default",), min_length=1, description="registered names, or 'default'"

@@ -19,7 +19,7 @@ def measure(run: Prepared, stored: dict[str, Any], device: str, report: Report) 
     """Test Dice in percent of the last, the validation-best and the test-best checkpoint, written to ``leak.json``.
 
     ``gap`` is test-best minus the checkpoint of the run's own rule. Where the rule is ``last``, the validation cases were
-    in the training as unlabelled images: their labels were not.
+    in the training as unlabeled images: their labels were not.
 
     Raises:
         IntegrityError: the checkpoints are not there, damaged, or not those of the result.

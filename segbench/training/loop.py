@@ -70,7 +70,7 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 
 def make_optimizer(spec: Optim, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser a spec describes."""
+    """The optimizer a spec describes."""
     if spec.name == "sgd":
         return torch.optim.SGD(
             parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
@@ -202,7 +202,7 @@ class Trainer:
     ) -> None:
         """Train to the end, from the newest checkpoint if there is one.
 
-        ``batches`` gives the batches of a plan of (phase, step, labelled, unlabelled).
+        ``batches`` gives the batches of a plan of (phase, step, labeled, unlabeled).
 
         Raises:
             Interrupted: a signal asked to stop; the state is saved.

@@ -13,7 +13,7 @@ from segbench.errors import UsageError
 class Stage:
     """A phase with its place in the run: steps ``start`` to ``start + steps`` and its batch composition.
 
-    ``origin`` and ``span``: first step and length of the stretch of phases that share one optimiser; the learning-rate
+    ``origin`` and ``span``: first step and length of the stretch of phases that share one optimizer; the learning-rate
     schedule runs over it.
     """
 
@@ -30,7 +30,7 @@ class Stage:
 def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) -> list[Stage]:
     """Share ``total`` steps out over the phases; every phase gets at least one step.
 
-    Places of unlabelled items that a phase does not want go to labelled ones: a step of every phase costs the same.
+    Places of unlabeled items that a phase does not want go to labeled ones: a step of every phase costs the same.
 
     Raises:
         UsageError: fewer steps than phases, or shares that do not add up to 1.
@@ -51,13 +51,13 @@ def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) ->
         end = min(max(end, start + 1), total - (len(phases) - 1 - i))
         if phase.unlabeled is None and unlabeled == 0:
             raise UsageError(
-                f"phase '{phase.name}' needs unlabelled items, but the batch has none",
+                f"phase '{phase.name}' needs unlabeled items, but the batch has none",
                 expected="batch.unlabeled >= 1",
                 fix="-o batch.unlabeled=2, or the method supervised",
             )
         if phase.labeled is not None and phase.labeled < 1:
             raise UsageError(
-                f"phase '{phase.name}' wants {phase.labeled} labelled items",
+                f"phase '{phase.name}' wants {phase.labeled} labeled items",
                 expected="at least 1",
                 fix="leave out what the phase does not need in the loss",
             )

@@ -13,7 +13,7 @@ import torch
 
 from segbench.contracts.method import Method
 from segbench.errors import IntegrityError
-from segbench.evaluation.test_set import cases_csv, evaluate, summarise
+from segbench.evaluation.test_set import cases_csv, evaluate, summarize
 from segbench.training import checkpoint
 from segbench.training.run import Machine, Prepared, build, device_of
 from segbench.training.selection import Report
@@ -47,7 +47,7 @@ def reevaluate(
             keep,
         )
     digest = hashlib.sha256(cases_csv(rows)).hexdigest()
-    return summarise(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
+    return summarize(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
 
 
 def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method, dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 
 from segbench import __version__, registry
 from segbench.config import Experiment
-from segbench.evaluation.test_set import cases_csv, evaluate, summarise
+from segbench.evaluation.test_set import cases_csv, evaluate, summarize
 from segbench.results.rundir import SCHEMA
 from segbench.storage import atomic_write, json_bytes
 from segbench.training import checkpoint
@@ -69,7 +69,7 @@ def write_result(
         "fingerprints": {s.name: s.fingerprint for s in run.stores},
         "splits": run.splits,
         "science": run.science,
-        "metrics": summarise(rows, protocol.policy),
+        "metrics": summarize(rows, protocol.policy),
         "steps": trainer.step,
         **chosen,
         "weights_sha256": weights,

@@ -104,7 +104,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
 
     Raises:
         DataError: data missing, or a case on both sides of the split.
-        UsageError: more labelled cases asked for than there are.
+        UsageError: more labeled cases asked for than there are.
     """
     experiment = _for_processes(experiment)
     stores = [open_store(name, machine.data_root) for name in experiment.datasets]
@@ -129,7 +129,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         require_learnable(view, len(view.labeled(experiment.labeled[store.name])))
         if not 0 < experiment.labeled[store.name] <= len(store.patients):
             raise UsageError(
-                f"{experiment.labeled[store.name]} labelled cases of {store.name}",
+                f"{experiment.labeled[store.name]} labeled cases of {store.name}",
                 expected=f"1 to {len(store.patients)} (its training cases)",
                 fix="--labeled N",
             )
@@ -151,7 +151,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
 
 
 def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> dict[str, Optim]:
-    """What each player trains with, by "player, phase", where the protocol has this optimiser."""
+    """What each player trains with, by "player, phase", where the protocol has this optimizer."""
     method = _bare(experiment, stores)
     return {
         f"{player}, {phase.name}": method.optimizer(player, protocol, phase)
@@ -161,7 +161,7 @@ def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> 
 
 
 def _require_used(experiment: Experiment, stores: list[Store]) -> None:
-    """Refuse changes of an optimiser that nobody uses: the run would count as another one and be the same."""
+    """Refuse changes of an optimizer that nobody uses: the run would count as another one and be the same."""
     changed = [key for key in experiment.modified if key.startswith("optim.")]
     mine = experiment.protocol.optim
     other = Optim(
@@ -173,7 +173,7 @@ def _require_used(experiment: Experiment, stores: list[Store]) -> None:
     if changed and optimizers(experiment, stores, mine) == optimizers(experiment, stores, other):
         own = "optimizer" in experiment.params
         raise UsageError(
-            f"{experiment.method} brings its own optimiser: {', '.join(changed)} would change nothing",
+            f"{experiment.method} brings its own optimizer: {', '.join(changed)} would change nothing",
             fix="add -o optimizer=protocol" if own else f"leave out -o {changed[0]}",
         )
 
@@ -196,7 +196,7 @@ def _require_processes(run: Prepared) -> None:
 
 
 def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Method:
-    """The method with its networks, on the CPU, initialised from the experiment's seed.
+    """The method with its networks, on the CPU, initialized from the experiment's seed.
 
     One that is not to be ``fresh`` gets its weights from a file: a backbone fetches no pretrained ones for it.
     """

@@ -18,7 +18,7 @@ from segbench.contracts.method import Method
 from segbench.data.sampling.splits import drawn
 from segbench.data.store.store import Store
 from segbench.errors import IntegrityError, UsageError
-from segbench.evaluation.test_set import evaluate, summarise
+from segbench.evaluation.test_set import evaluate, summarize
 from segbench.training import checkpoint
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def snapshot_steps(total: int) -> frozenset[int]:
 
 
 def held_out(store: Store, labeled: int) -> tuple[str, ...]:
-    """The training cases to validate on: the last ones of the list that have a label and are not among the labelled ones.
+    """The training cases to validate on: the last ones of the list that have a label and are not among the labeled ones.
 
-    Patients are not divided: a patient with a labelled case is not taken, and of one that is taken all cases are.
+    Patients are not divided: a patient with a labeled case is not taken, and of one that is taken all cases are.
 
     Raises:
         UsageError: there are fewer than two.
@@ -56,8 +56,8 @@ def held_out(store: Store, labeled: int) -> tuple[str, ...]:
         raise UsageError(
             f"too few training cases of '{store.name}' are left to validate on",
             found=len(chosen),
-            expected="at least 2 with a label beside the labelled ones",
-            fix="fewer labelled cases (--labeled)",
+            expected="at least 2 with a label beside the labeled ones",
+            fix="fewer labeled cases (--labeled)",
         )
     return tuple(case for case in store.train if case in chosen)
 
@@ -134,7 +134,7 @@ def mean_dice(
         run.experiment.precision,
         report,
     )
-    means = [s["columns"]["dice"]["mean"] for s in summarise(rows, run.experiment.protocol.policy)]
+    means = [s["columns"]["dice"]["mean"] for s in summarize(rows, run.experiment.protocol.policy)]
     return fmean([m for m in means if m is not None] or [0.0])
 
 

@@ -74,7 +74,7 @@ def test_list_show_tail_and_prune(lab, trained):
     assert lab.call("runs", "ls", "--state", "failed").stdout == ""
     shown = lab.call("runs", "show", trained[0]).stdout
     assert (
-        "supervised on tiny, 2 labelled, seed 0" in shown
+        "supervised on tiny, 2 labeled, seed 0" in shown
         and "Dice" in shown
         and "modified: steps" in shown
     )

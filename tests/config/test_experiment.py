@@ -1,4 +1,4 @@
-"""Resolution with made-up plug-ins: precedence, overrides, data sets, labelled counts, and the identity of a run."""
+"""Resolution with made-up plug-ins: precedence, overrides, data sets, labeled counts, and the identity of a run."""
 
 import itertools
 import json
@@ -107,7 +107,7 @@ def protocol(tmp_path_factory):
     for key in [key for key in registry._state.entries if key[1].startswith("fake_")]:
         del registry._state.entries[key]
     sys.modules.pop("segbench_plugin_fake", None)
-    registry.catalogue.cache_clear()
+    registry.catalog.cache_clear()
 
 
 def solo(*overrides: str, dataset="fake_a", **more) -> Experiment:
@@ -228,7 +228,7 @@ def test_a_method_key_follows_precedence(low, high):
     )  # a method's own parameters are no part of the protocol
 
 
-def test_labelled_counts_follow_precedence(protocol):
+def test_labeled_counts_follow_precedence(protocol):
     assert solo(dataset="fake_b").labeled == {"fake_b": 7}  # the protocol's
     assert solo(dataset="fake_a").labeled == {"fake_a": 3}  # the data set's
     assert solo(dataset="fake_a", labeled=4).labeled == {"fake_a": 4}
@@ -238,7 +238,7 @@ def test_labelled_counts_follow_precedence(protocol):
     )
 
 
-def test_no_number_of_labelled_cases_at_all(tmp_path):
+def test_no_number_of_labeled_cases_at_all(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(PROTOCOL.replace("labeled: [7]", ""))
     with pytest.raises(UsageError, match="no usual number"):
@@ -394,20 +394,20 @@ def test_the_ends_of_the_seed_s_range():
         ("29%", 100, 29),
     ],
 )
-def test_labelled_percent_is_rounded_down(asked, size, count):
+def test_labeled_percent_is_rounded_down(asked, size, count):
     assert solo(labeled=asked, train_sizes={"fake_a": size}).labeled == {"fake_a": count}
     assert solo(labeled=asked, train_sizes=lambda name: size).labeled == {"fake_a": count}
 
 
 @pytest.mark.parametrize("asked", ["0", 0, -1, "x", "0%", "101%", "1.5", "%", "1e1", True, "-5%"])
-def test_wrong_labelled_counts(asked):
+def test_wrong_labeled_counts(asked):
     with pytest.raises(
         UsageError, match=r"labeled: expected a number ≥ 1 or a percentage .* \(--labeled\)"
     ):
         solo(labeled=asked)
 
 
-def test_more_labelled_than_training_cases():
+def test_more_labeled_than_training_cases():
     with pytest.raises(
         UsageError, match=r"labeled: 26 asked for, but 'fake_a' has 25 training cases \(--labeled\)"
     ):

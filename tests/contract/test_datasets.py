@@ -26,7 +26,7 @@ def test_facts(name):
         assert cls.classes and len(set(cls.classes)) == len(cls.classes)
         assert (
             cls.modality
-            and cls.licence
+            and cls.license
             and cls.dims in (2, 3)
             and cls.channels >= 1
             and cls.labeled >= 1

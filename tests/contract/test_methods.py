@@ -122,7 +122,7 @@ def plugin(tmp_path):
     for file in [f for f in registry._state.files if f.stem.startswith("bad_")]:
         registry._state.files.remove(file)
         registry._state.entries.pop(("method", file.stem), None)
-    registry.catalogue.cache_clear()
+    registry.catalog.cache_clear()
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 @dataset("toy")
 class Toy(Dataset):
     title, classes, files, embedded, version = "Toy", ("a", "b"), ("<case>.npz",), EMBEDDED, 1
-    licence, citation, homepage = "none", "nobody", "https://example.org"
+    license, citation, homepage = "none", "nobody", "https://example.org"
     protocol = "phantom"
 
     def split(self):
@@ -105,10 +105,10 @@ def toy(tmp_path, monkeypatch) -> Toy:
         registry._state.entries
     )  # shared: a built-in file that is imported meanwhile is not imported again
     monkeypatch.setattr(registry, "_state", registry._State(entries))
-    registry.catalogue.cache_clear()
+    registry.catalog.cache_clear()
     yield Toy(tmp_path)
     entries.pop(("dataset", "toy"), None)
-    registry.catalogue.cache_clear()
+    registry.catalog.cache_clear()
     sys.modules.pop("segbench_plugin_toy", None)
 
 

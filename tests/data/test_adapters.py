@@ -161,7 +161,7 @@ def test_acdc_raw(acdc_raw, lab):
     )
     image = store.image(store.train[1])
     assert image.min() == 0 and image.max() == 1 and info.made["source_shape"] == [20, 24, 6]
-    assert info.source["from"]["recipe"]["grey"] == [{"window": None, "scale": "minmax"}]
+    assert info.source["from"]["recipe"]["gray"] == [{"window": None, "scale": "minmax"}]
     assert [p.level for p in check_store(store)] == []
     result = train_a_step(lab, "acdc", labeled=1)
     assert result["train"] == {"acdc": 2} and {m["class"] for m in result["metrics"]} == set(
@@ -213,7 +213,7 @@ def test_acdc_with_a_voxel_that_is_no_number_or_an_info_that_is_a_folder(acdc_ra
     image, label = next(acdc_raw.rglob("*_frame01.nii.gz")), frame()[0].astype(np.float32)
     label[3, 4, 5] = np.nan
     save(image, label, np.diag([1.5, 1.5, 10, 1]))
-    with pytest.raises(DataProblems, match=r"_frame01: NaN or infinite grey values: 1 voxels"):
+    with pytest.raises(DataProblems, match=r"_frame01: NaN or infinite gray values: 1 voxels"):
         prepare_store("acdc", acdc_raw, tmp_path / "data")
     (image.parent / "Info.cfg").unlink()
     (image.parent / "Info.cfg").mkdir()
@@ -398,7 +398,7 @@ MIRRORED = np.array([[-0.8, 0, 0, 50], [0, 0.8, 0, -20], [0, 0, 2.5, 10], [0, 0,
 
 @pytest.fixture
 def spleen_tar(tmp_path):
-    """A partial copy as the official tar, side files of macOS and unlabelled cases included."""
+    """A partial copy as the official tar, side files of macOS and unlabeled cases included."""
     task = tmp_path / "made" / "Task09_Spleen"
     for case in some("msd_spleen"):
         image, label = blob()
@@ -453,7 +453,7 @@ def test_decathlon_tar(spleen_tar, lab):
     inside = image[label > 0] * 400 - 125
     assert 60 < np.median(inside) < 90
     assert label.sum() == pytest.approx(5 * 4 * 4 * 0.8 * 0.8 * 2.5, rel=0.3)
-    assert info.source["from"]["recipe"]["grey"] == [{"window": [-125, 275], "scale": "unit"}]
+    assert info.source["from"]["recipe"]["gray"] == [{"window": [-125, 275], "scale": "unit"}]
     train_a_step(lab, "msd_spleen")
 
 
@@ -670,7 +670,7 @@ def test_pancreas_circulating_files(tmp_path, name, pattern):
 
 
 @pytest.mark.parametrize("low", [3, 0])  # 40 to 44 HU; a corner in the air
-def test_pancreas_of_unusual_grey_values_is_told(pancreas_raw, tmp_path, low):
+def test_pancreas_of_unusual_gray_values_is_told(pancreas_raw, tmp_path, low):
     label = blob((30, 28, 40))[1] * np.uint8(low == 0)
     label[low : low + 2, low : low + 2, 4:5] = 1
     save(pancreas_raw / "TCIA_pancreas_labels" / "label0001.nii.gz", label, np.eye(4))

@@ -39,7 +39,7 @@ class Canary:
         self.root, self.name, self.channels, self.classes = root / name, name, channels, ("organ",)
         self.train = tuple(f"{name}-case{i}" for i in range(train))
         self.test = tuple(f"{name}-hidden{i}" for i in range(3))
-        self.labelled = self.train[:labeled]
+        self.labeled = self.train[:labeled]
         self.root.mkdir(parents=True)
         for i, case in enumerate((*self.train, *self.test)):
             np.save(
@@ -56,7 +56,7 @@ class Canary:
         return ()
 
     def label(self, case: str) -> np.ndarray:
-        assert case in self.labelled, "a label that training must not see was asked for"
+        assert case in self.labeled, "a label that training must not see was asked for"
         return np.load(self.root / f"{case}.label.npy", mmap_mode="r")
 
 
@@ -122,7 +122,7 @@ def test_two_dimensions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 1])
-def test_a_share_of_labelled_patches_holds_foreground(tmp_path: Path, share: float) -> None:
+def test_a_share_of_labeled_patches_holds_foreground(tmp_path: Path, share: float) -> None:
     store = Canary(tmp_path, shape=(40, 40, 40), labeled=4)
     for case in store.train:
         label = np.zeros((40, 40, 40), np.uint8)
@@ -176,7 +176,7 @@ def test_zoomed_slices_fill_the_patch(tmp_path: Path) -> None:
         )
 
 
-def test_epoch_is_one_pass_over_labelled_cases(data: TrainingData) -> None:
+def test_epoch_is_one_pass_over_labeled_cases(data: TrainingData) -> None:
     passes = [
         [case for i in range(2) for case in ids(data.batch(0, 2 * e + i, 2, 2).x)] for e in range(8)
     ]
@@ -190,7 +190,7 @@ def test_remainder_is_dropped(data: TrainingData) -> None:
         0,
         1,
         2,
-    ]  # 4 labelled cases: one group of 3 an epoch
+    ]  # 4 labeled cases: one group of 3 an epoch
     assert all(len(set(ids(data.batch(0, s, 3, 1).x))) == 3 for s in range(10))
 
 
@@ -200,8 +200,8 @@ def test_steps_per_epoch_of_la(tmp_path: Path, n: int, steps: int) -> None:
     assert TrainingData({"toy": store}, {"toy": n}, protocol(), 0).steps_per_epoch(2) == steps
 
 
-def test_unlabelled_chain_restarts_with_the_epoch(data: TrainingData) -> None:
-    """Three unlabelled cases, two a step, two steps an epoch: an epoch shows one permutation and a bit of the next."""
+def test_unlabeled_chain_restarts_with_the_epoch(data: TrainingData) -> None:
+    """Three unlabeled cases, two a step, two steps an epoch: an epoch shows one permutation and a bit of the next."""
     firsts = set()
     for epoch in range(12):
         shown = [case for i in range(2) for case in ids(data.batch(0, 2 * epoch + i, 2, 2).u)]
@@ -210,26 +210,26 @@ def test_unlabelled_chain_restarts_with_the_epoch(data: TrainingData) -> None:
     assert len(firsts) > 2
 
 
-def test_more_places_than_labelled_cases(data: TrainingData) -> None:
+def test_more_places_than_labeled_cases(data: TrainingData) -> None:
     data.check(2, 2)
     assert data.warnings == [] and not data.repeats_labeled
     batches = list(loader(data, [(0, s, 6, 1) for s in range(5)], 0))
     for batch in batches:
         assert sorted(ids(batch.x)[:4]) == [0, 1, 2, 3] and len(set(ids(batch.x)[4:])) == 2
     assert data.repeats_labeled and data.warnings == [
-        "4 labelled cases for 6 places in a batch: cases repeat"
+        "4 labeled cases for 6 places in a batch: cases repeat"
     ]
     assert data.epoch(3, 6) == 3
 
 
-def test_nothing_unlabelled_left(tmp_path: Path) -> None:
+def test_nothing_unlabeled_left(tmp_path: Path) -> None:
     store = Canary(tmp_path, labeled=7)
     data = TrainingData({"toy": store}, {"toy": 7}, protocol(), 0)
     list(loader(data, [(0, 0, 4, 0)], 0))
-    assert data.warnings == []  # a method without an unlabelled stream has nothing to be warned of
+    assert data.warnings == []  # a method without an unlabeled stream has nothing to be warned of
     batch = next(loader(data, [(0, 0, 2, 2)], 0))
     assert set(ids(batch.u)) <= set(range(7))
-    assert len(data.warnings) == 1 and "every training case is labelled" in data.warnings[0]
+    assert len(data.warnings) == 1 and "every training case is labeled" in data.warnings[0]
 
 
 def test_volume_smaller_than_the_patch(data: TrainingData, store: Canary) -> None:
@@ -238,7 +238,7 @@ def test_volume_smaller_than_the_patch(data: TrainingData, store: Canary) -> Non
     assert batch.x.shape == (2, 1, 16, 16, 16) and batch.x.min() == 0 and batch.x.max() > 0
 
 
-def test_center_crop_of_unlabelled(tmp_path: Path) -> None:
+def test_center_crop_of_unlabeled(tmp_path: Path) -> None:
     store = Canary(tmp_path)
     coordinates = np.arange(12 * 11 * 9, dtype=np.float32).reshape(1, 12, 11, 9)
     for case in store.train:
@@ -268,7 +268,7 @@ def _joint(tmp_path: Path, sampling: str) -> TrainingData:
 
 def test_proportional(tmp_path: Path) -> None:
     data = _joint(tmp_path, "proportional")
-    batches = [data.batch(0, s, 4, 2) for s in range(4)]  # one epoch over 16 labelled cases
+    batches = [data.batch(0, s, 4, 2) for s in range(4)]  # one epoch over 16 labeled cases
     tasks = torch.cat([b.task[:4] for b in batches])
     assert Counter(tasks.tolist()) == {0: 12, 1: 4}
     for b in batches:
@@ -385,12 +385,12 @@ def test_test_split_and_other_labels_are_out_of_reach(store: Canary, data: Train
     texts = [o for o in everything if isinstance(o, str)]
     assert not [t for t in texts if "hidden" in t]
     labels = {Path(t).name for t in texts if t.endswith(".label.npy")}
-    assert labels == {f"{case}.label.npy" for case in store.labelled}
+    assert labels == {f"{case}.label.npy" for case in store.labeled}
     assert b"hidden" not in pickle.dumps(data) and b"case6.label" not in pickle.dumps(data)
 
 
 def test_canary_is_alive(store: Canary) -> None:
-    """With one more case declared labelled, or a test id in the training list, the canary does raise."""
+    """With one more case declared labeled, or a test id in the training list, the canary does raise."""
     with pytest.raises(AssertionError, match="must not see"):
         TrainingData({"toy": store}, {"toy": 5}, protocol(), 0)
 
@@ -409,7 +409,7 @@ def test_garbage_in_hidden_files_changes_nothing(store: Canary, data: TrainingDa
 
 
 @pytest.mark.parametrize("labeled", [{"toy": 0}, {"toy": 8}, {}])
-def test_impossible_number_of_labelled_cases(store: Canary, labeled: dict[str, int]) -> None:
+def test_impossible_number_of_labeled_cases(store: Canary, labeled: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="toy cannot have"):
         TrainingData({"toy": store}, labeled, protocol(), 0)
 
@@ -432,8 +432,8 @@ def test_broken_at_start(store: Canary) -> None:
         TrainingData({"toy": store}, {"toy": 4}, protocol(), 0)
 
 
-def test_batch_needs_labelled_items(data: TrainingData) -> None:
-    with pytest.raises(UsageError, match="labelled items"):
+def test_batch_needs_labeled_items(data: TrainingData) -> None:
+    with pytest.raises(UsageError, match="labeled items"):
         data.batch(0, 0, 0, 2)
 
 

@@ -99,7 +99,7 @@ def test_labels_are_judged(toy):
     ]
     warnings = [(p.case, p.found) for p in problems if p.level == "warning"]
     assert ("c1", "empty label") in warnings and warnings.count(("c0", "shape 5x6x4")) == 1
-    with pytest.raises(DataProblems, match=r"class 2 \(b\) is absent from the 2 labelled"):
+    with pytest.raises(DataProblems, match=r"class 2 \(b\) is absent from the 2 labeled"):
         require_learnable(store, 2)
 
 
@@ -112,7 +112,7 @@ def test_the_same_warning_of_many_cases_is_one_line(toy):
     assert brief(problems[:3]) == [str(p) for p in problems[:3]] and brief([]) == []
 
 
-def test_a_labelled_case_needs_a_label(toy):
+def test_a_labeled_case_needs_a_label(toy):
     toy.fill()
     toy.case("c1", 1, label=None)
     store = toy.prepare()

@@ -151,7 +151,7 @@ def test_info_shows_facts_and_measurements(toy, call):
         sum(v["voxels"] for v in facts["voxels"].values()) == 5 * 120
         and facts["voxels"]["b"]["cases"] == 5
     )
-    assert (facts["licence"], facts["citation"]) == ("none", "nobody")
+    assert (facts["license"], facts["citation"]) == ("none", "nobody")
     result, _ = call("info", "toy")
     assert facts["fingerprint"] in result.stdout and "5 x 6 x 4" in result.stdout
 

@@ -1,4 +1,4 @@
-"""Draws of the labelled cases: which they are, and that runs and tables keep them apart."""
+"""Draws of the labeled cases: which they are, and that runs and tables keep them apart."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_draw_is_a_shuffle_that_depends_on_its_number_and_the_ids_alone(toy):
     assert drawn(toy.prepare(), 1).train == tuple(i for i in orders[1] if i != "c3")
 
 
-def test_patients_stay_together_and_unlabelled_cases_come_last(toy):
+def test_patients_stay_together_and_unlabeled_cases_come_last(toy):
     names = [f"p{i}_{frame}" for i in range(6) for frame in "ab"]
     for i, name in enumerate([*names, "q_a"]):
         toy.case(name, i, **({"label": None} if name.startswith("p0") else {}))
@@ -70,7 +70,7 @@ def test_a_run_trains_on_its_draw_and_has_a_table_of_its_own(lab):
         assert done.returncode == 0, done.stderr
     boards = json.loads(lab.call("leaderboard", "--format", "json").stdout)["boards"]
     assert [b["draws"] for b in boards] == [[0], [0, 1], [1]]  # one table each, and one over both
-    assert "labelled (draw 1)" in lab.call("leaderboard").stdout
+    assert "labeled (draw 1)" in lab.call("leaderboard").stdout
     weights = {
         json.loads(f.read_text())["weights_sha256"]
         for f in lab.folder.glob("segbench-out/runs/*/*/*/result.json")

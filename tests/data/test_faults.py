@@ -60,8 +60,8 @@ def mine(root):
 
 def lists(root, **changes):
     split = {
-        "labelled": ["c1", "c2", "c3", "c4"],
-        "unlabelled": [],
+        "labeled": ["c1", "c2", "c3", "c4"],
+        "unlabeled": [],
         "val": [],
         "test": ["c5", "c6"],
         **changes,
@@ -93,7 +93,7 @@ def replaced(root, file, make):
     make(root / file)
 
 
-def colours(root):
+def colors(root):
     rgb = np.zeros((10, 9, 8), np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))
     save(root / IMAGE, rgb)
 
@@ -107,7 +107,7 @@ def nan(root):
 def other_name(root, name):
     for old, new in ((IMAGE, f"imagesTr/{name}_0000.nii.gz"), (LABEL, f"labelsTr/{name}.nii.gz")):
         os.replace(root / old, root / new)
-    lists(root, labelled=[name, "c2", "c3", "c4"])
+    lists(root, labeled=[name, "c2", "c3", "c4"])
 
 
 def copied(root, old, new):
@@ -148,8 +148,8 @@ FAULTS = {  # what is done to the folder, what must be said
     ),
     "NaN": (nan, "NaN or infinite"),
     "four axes": (lambda r: save(r / IMAGE, np.stack([volume(1)] * 2, -1)), "c1: image shape"),
-    "two axes": (lambda r: save(r / IMAGE, volume(1)[0]), "no volume of grey values"),
-    "colours": (colours, "no volume of grey values"),
+    "two axes": (lambda r: save(r / IMAGE, volume(1)[0]), "no volume of gray values"),
+    "colors": (colors, "no volume of gray values"),
     "a huge header": (lambda r: header(r, size=(42, np.array([30000] * 3, "<i2"))), "too large"),
     "no axes": (
         lambda r: header(r, sform=(280, np.zeros(12, "<f4"))),
@@ -209,7 +209,7 @@ DOUBTS = {  # told, but the data can be used
         "differ in origin",
     ),
     "an empty label": (lambda r: save(r / LABEL, 0 * label(1)), "c1: empty label"),
-    "one grey value": (lambda r: save(r / IMAGE, 0 * volume(1) + 7), "one grey value"),
+    "one gray value": (lambda r: save(r / IMAGE, 0 * volume(1) + 7), "one gray value"),
     "an image of no case": (
         misnamed,
         "1 files in imagesTr belong to no case and are not read: c7_0000.NII.GZ",
@@ -223,7 +223,7 @@ DOUBTS = {  # told, but the data can be used
         "announces numTraining 7; imagesTr holds 6 cases",
     ),
     "a list that nothing uses": (
-        lambda r: lists(r, labelled=["c1", "c2"], val=["c3", "c4"]),
+        lambda r: lists(r, labeled=["c1", "c2"], val=["c3", "c4"]),
         "2 cases of the list val",
     ),
     "one volume twice in train": (lambda r: copied(r, "c1", "c2"), "c2: same voxels as case c1"),

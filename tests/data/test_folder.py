@@ -1,4 +1,4 @@
-"""The user's own folders: both forms, unlabelled cases, settings, names, and everything that can be wrong with them."""
+"""The user's own folders: both forms, unlabeled cases, settings, names, and everything that can be wrong with them."""
 
 import json
 
@@ -67,12 +67,12 @@ def volume(shape=(18, 20, 16)):
 class Mine:
     """A folder in nnU-Net v2 form that a test may break."""
 
-    def __init__(self, root, ending=".nii.gz", channels=("MRI",), cases=6, bare=2, unlabelled=1):
+    def __init__(self, root, ending=".nii.gz", channels=("MRI",), cases=6, bare=2, unlabeled=1):
         self.root, self.ending, self.channels = root, ending, channels
         names = [f"case_{i}" for i in (1, 2, 10, 3, 21, 4, 100, 5)[:cases]]
         for i, name in enumerate(names):
             self.case(name, "imagesTr", label=i >= bare)
-        for i in range(unlabelled):
+        for i in range(unlabeled):
             self.case(f"un_{i}", "imagesUn", label=False)
         self.case("later_1", "imagesTs", label=False)
         self.json(
@@ -81,7 +81,7 @@ class Mine:
             numTraining=cases,
             file_ending=ending,
             name="Mine",
-            licence="mine alone",
+            license="mine alone",
         )
 
     def case(self, name, place="imagesTr", label=True, affine=None, shape=(18, 20, 16)):
@@ -132,7 +132,7 @@ def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channel
         and store.classes == ("big", "small")
         and store.channels == len(channels)
     )
-    # labelled before unlabelled; numbers in ids sort by value; one labelled case in five is for testing
+    # labeled before unlabeled; numbers in ids sort by value; one labeled case in five is for testing
     assert (
         len(store.test) == 1
         and store.train[-3:] == ("case_1", "case_2", "un_0")
@@ -145,7 +145,7 @@ def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channel
         and store.cases["case_10"].has_label
     )
     written = json.loads((mine.root / "splits_ssl.json").read_text())
-    assert written["labelled"] == list(store.train[:-3]) and written["unlabelled"] == [
+    assert written["labeled"] == list(store.train[:-3]) and written["unlabeled"] == [
         "case_1",
         "case_2",
         "un_0",
@@ -215,12 +215,12 @@ def test_decathlon_folder_with_channels_in_one_file(tmp_path):
         and case.affine[0][0] == pytest.approx(1)
     )
     ct, raw = store.image("own_1")
-    low, high = case.source["from"]["recipe"]["grey"][0]["window"]
+    low, high = case.source["from"]["recipe"]["gray"][0]["window"]
     assert 140 < low < 160 and 225 < high < 240 and ct.min() == 0 and raw.max() > 200
     assert ct.max() == pytest.approx(1)
-    labelled = [np.asarray(store.label(c)) for c in store.train]
+    labeled = [np.asarray(store.label(c)) for c in store.train]
     inside = np.concatenate(
-        [store.image(c)[1][y > 0] - 7 for c, y in zip(store.train, labelled, strict=True)]
+        [store.image(c)[1][y > 0] - 7 for c, y in zip(store.train, labeled, strict=True)]
     )
     np.testing.assert_allclose(
         (low, high), np.percentile(inside, (0.5, 99.5)), atol=1e-3
@@ -228,13 +228,13 @@ def test_decathlon_folder_with_channels_in_one_file(tmp_path):
 
 
 def test_spacing_is_the_median_of_the_training_images(tmp_path):
-    mine = Mine(tmp_path / "m", cases=4, bare=0, unlabelled=0)
+    mine = Mine(tmp_path / "m", cases=4, bare=0, unlabeled=0)
     for name, step in (("case_1", 1.0), ("case_2", 1.0), ("case_3", 2.0), ("case_10", 4.0)):
         turned = np.array(
             [[0, 0, step, 0], [0, 1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]]
         )  # the file's third axis is R
         mine.case(name, affine=turned)
-    mine.lists(labelled=["case_1", "case_3", "case_2"], unlabelled=[], val=[], test=["case_10"])
+    mine.lists(labeled=["case_1", "case_3", "case_2"], unlabeled=[], val=[], test=["case_10"])
     store = prepare_store(mine.name, None, tmp_path / "data")
     assert store.train == ("case_1", "case_3", "case_2") and store.cases[
         "case_10"
@@ -243,10 +243,10 @@ def test_spacing_is_the_median_of_the_training_images(tmp_path):
     assert any("slices 4 mm apart" in w for w in store.warnings)
 
 
-def test_labels_of_cases_listed_as_unlabelled_are_left_alone(mine, tmp_path):
+def test_labels_of_cases_listed_as_unlabeled_are_left_alone(mine, tmp_path):
     mine.lists(
-        labelled=["case_3"],
-        unlabelled=["case_10", "un_0", "later_1"],
+        labeled=["case_3"],
+        unlabeled=["case_10", "un_0", "later_1"],
         val=["case_4"],
         test=["case_21"],
     )
@@ -279,7 +279,7 @@ def test_lists_are_kept_when_all_is_prepared_and_not_by_a_check(mine, tmp_path, 
 
 
 def test_a_crop_by_the_label_leaves_room_around_it(tmp_path):
-    mine = Mine(tmp_path / "Dataset001_Wide", bare=0, unlabelled=0)
+    mine = Mine(tmp_path / "Dataset001_Wide", bare=0, unlabeled=0)
     registry.add_link(
         "wide", registry.Link("folder", str(mine.root), {"crop": "label", "spacing": [1, 1, 1]})
     )
@@ -289,8 +289,8 @@ def test_a_crop_by_the_label_leaves_room_around_it(tmp_path):
 
 def test_data_without_a_test_case_are_refused_before_training(mine, lab):
     for lists, empty in (
-        ({"labelled": ["case_3", "case_10"], "unlabelled": ["un_0"]}, "test"),
-        ({"labelled": [], "test": ["case_3"]}, "labelled"),
+        ({"labeled": ["case_3", "case_10"], "unlabeled": ["un_0"]}, "test"),
+        ({"labeled": [], "test": ["case_3"]}, "labeled"),
     ):
         mine.lists(**lists)
         for call in (
@@ -308,16 +308,16 @@ def test_data_without_a_test_case_are_refused_before_training(mine, lab):
 @pytest.mark.parametrize(
     "lists, found",
     [
-        ({"labelled": ["case_3", "case_3"], "test": ["case_21"]}, "listed twice"),
-        ({"labelled": ["case_3"], "unlabelled": ["case_21"], "test": ["case_21"]}, "listed twice"),
-        ({"labelled": ["case_7"], "test": ["case_21"]}, "not on disk"),
-        ({"labelled": ["case_03"], "test": ["case_21"]}, "not on disk"),
-        ({"labelled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
+        ({"labeled": ["case_3", "case_3"], "test": ["case_21"]}, "listed twice"),
+        ({"labeled": ["case_3"], "unlabeled": ["case_21"], "test": ["case_21"]}, "listed twice"),
+        ({"labeled": ["case_7"], "test": ["case_21"]}, "not on disk"),
+        ({"labeled": ["case_03"], "test": ["case_21"]}, "not on disk"),
+        ({"labeled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
         (
-            {"labelled": ["case_3"], "unlabeled": ["un_0"], "test": ["case_21"]},
-            "'unlabeled'. Did you mean 'unlabelled'?",
+            {"labeled": ["case_3"], "unlabeled": ["un_0"], "test": ["case_21"]},
+            "'unlabeled'. Did you mean 'unlabeled'?",
         ),
-        ({"labelled": [3], "test": ["case_21"]}, "list of texts"),
+        ({"labeled": [3], "test": ["case_21"]}, "list of texts"),
     ],
 )
 def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
@@ -549,7 +549,7 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     made = lab.call(
         "data", "link", mine.root, "--as", "mine", "--spacing", "2x2x3", "--crop", "none"
     )
-    assert made.returncode == 0 and "6 train cases, 3 of them labelled, 1 test" in made.stdout, (
+    assert made.returncode == 0 and "6 train cases, 3 of them labeled, 1 test" in made.stdout, (
         made.stderr
     )
     assert (
@@ -578,7 +578,7 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     refused = lab.call("data", "link", mine.root, "--as", "boxed", "--crop", "label")
     assert (
         refused.returncode == 0 and lab.call("data", "prepare", "boxed").returncode == 3
-    )  # unlabelled cases
+    )  # unlabeled cases
 
 
 def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine, lab):
@@ -594,7 +594,7 @@ def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine
         ("settings", lambda: link("2x2x2")),
         (
             "lists",
-            lambda: mine.lists(labelled=["case_3"], unlabelled=["un_0"], val=[], test=["case_4"]),
+            lambda: mine.lists(labeled=["case_3"], unlabeled=["un_0"], val=[], test=["case_4"]),
         ),
         ("dataset.json", lambda: mine.json(**{**content, "channel_names": {"0": "T2"}})),
     ):
@@ -639,7 +639,7 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
     patch = ("-o", "patch=16x16x16", "-o", "inference.stride=16x16x16")
     usual = lab.call("run", "supervised", "--dataset", mine.name, "--dry-run", *patch)
-    assert usual.returncode == 0 and "3 of 6 labelled" in usual.stderr + usual.stdout, (
+    assert usual.returncode == 0 and "3 of 6 labeled" in usual.stderr + usual.stdout, (
         usual.stderr
     )  # as with the folder
     told = lab.call("describe", "dataset", store.name)
@@ -647,7 +647,7 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     plan = lab.call(
         "run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", *patch
     )
-    assert plan.returncode == 0 and "2 of 6 labelled" in plan.stderr + plan.stdout, plan.stderr
+    assert plan.returncode == 0 and "2 of 6 labeled" in plan.stderr + plan.stdout, plan.stderr
     again = lab.call("data", "prepare", store.name)
     assert again.returncode == 3 and "no such folder" in again.stderr
     assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint

@@ -215,7 +215,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-def grey(**changes):
+def gray(**changes):
     image, label = arrays(1)
     content = {
         "image": image,
@@ -242,11 +242,11 @@ def grey(**changes):
         (replace_by_loop, "Too many levels"),
         (outside, "no array 'image'"),
         (huge, "30000x30000x30000"),
-        (grey(label=lambda x, y: np.where(y > 0, 7, 0).astype(np.uint8)), "7: "),
-        (grey(label=lambda x, y: y[:-1]), "(6, 6, 5), image shape (7, 6, 5)"),
-        (grey(image=lambda x, y: np.where(y > 0, np.nan, x).astype(np.float32)), "NaN"),
+        (gray(label=lambda x, y: np.where(y > 0, 7, 0).astype(np.uint8)), "7: "),
+        (gray(label=lambda x, y: y[:-1]), "(6, 6, 5), image shape (7, 6, 5)"),
+        (gray(image=lambda x, y: np.where(y > 0, np.nan, x).astype(np.float32)), "NaN"),
         (
-            grey(image=lambda x, y: x[..., None], label=lambda x, y: y[..., None]),
+            gray(image=lambda x, y: x[..., None], label=lambda x, y: y[..., None]),
             "image shape (1, 7, 6, 5, 1)",
         ),
     ],
@@ -262,8 +262,8 @@ def test_a_broken_h5_file_is_named_with_what_is_wrong(source, tmp_path, breaking
 def test_the_raw_layout_follows_the_recipe_with_fixed_margins(raw, tmp_path):
     store = prepare(raw, tmp_path)
     case = IDS[0]
-    grey, _ = nrrd.read(str(raw / case / "lgemri.nrrd"))
-    scored = (grey - grey.astype(np.float64).mean()) / grey.astype(np.float64).std()
+    gray, _ = nrrd.read(str(raw / case / "lgemri.nrrd"))
+    scored = (gray - gray.astype(np.float64).mean()) / gray.astype(np.float64).std()
     # x: extent 20, so the patch of 112 lacks 92: 46 + 14 a side, cut at the scan's border. y: extent 120, 14 a side.
     box = np.s_[0:40, 6:150, :]
     np.testing.assert_allclose(
@@ -331,7 +331,7 @@ def nrrd_value(path):
         (
             "lgemri.nrrd",
             lambda p: nrrd.write(str(p), np.ones((40, 150, 6), np.uint8)),
-            "one grey value",
+            "one gray value",
         ),
         ("lgemri.nrrd", truncate, "damaged"),
         ("lgemri.nrrd", lambda p: p.write_bytes(b"NRRD0004\nnonsense"), "damaged"),

@@ -8,13 +8,13 @@ import pytest
 from segbench.data.formats.read import read_volume
 from segbench.errors import DataError
 
-GREY = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype("<i2")
+GRAY = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype("<i2")
 HEAD = (
     "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = {packed}\n"
     "TransformMatrix = 0 1 0 0 0 1 1 0 0\nOffset = 5 6 7\nElementSpacing = 1 2 3\nDimSize = {size}\n"
     "ElementType = {kind}\nElementDataFile = {where}\n"
 )
-VOXELS = GREY.tobytes(order="F")
+VOXELS = GRAY.tobytes(order="F")
 
 
 def written(
@@ -31,7 +31,7 @@ def test_voxels_and_grid(tmp_path, packed):
     volume = read_volume(
         written(tmp_path / "a.mha", zlib.compress(VOXELS) if packed else VOXELS, packed)
     )
-    np.testing.assert_array_equal(volume.array, GREY)
+    np.testing.assert_array_equal(volume.array, GRAY)
     # The first axis runs to posterior by 1 mm a voxel, the second to superior by 2, the third to left by 3.
     np.testing.assert_array_equal(
         volume.affine, [[0, 0, -3, -5], [-1, 0, 0, -6], [0, 2, 0, 7], [0, 0, 0, 1]]
@@ -41,7 +41,7 @@ def test_voxels_and_grid(tmp_path, packed):
 @pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"])
 def test_as_itk_reads_it(tmp_path, kind):
     itk = pytest.importorskip("SimpleITK", reason="SimpleITK comes with the test tools only")
-    array = (GREY % 120).astype(kind)
+    array = (GRAY % 120).astype(kind)
     image = itk.GetImageFromArray(array)
     image.SetSpacing((0.5, 0.75, 2.5))
     image.SetOrigin((-10.5, 20.25, 3.0))
@@ -82,10 +82,10 @@ PACKED = zlib.compress(VOXELS)
         ({"voxels": flipped(PACKED), "packed": True}, "damaged or cut short"),
         ({"voxels": zlib.compress(bytes(10**8)), "packed": True}, "damaged or cut short"),
         ({"size": "30000 30000 30000"}, "too large"),
-        ({"size": "5 6"}, "no volume of grey values"),
-        ({"size": "5 6 0"}, "no volume of grey values"),
+        ({"size": "5 6"}, "no volume of gray values"),
+        ({"size": "5 6 0"}, "no volume of gray values"),
         ({"size": "5 6 x"}, "damaged or cut short"),
-        ({"kind": "MET_STRING"}, "no volume of grey values"),
+        ({"kind": "MET_STRING"}, "no volume of gray values"),
         ({"where": "/etc/passwd"}, "points to another file"),
         ({"where": "slice%03d.raw 1 9 1"}, "points to another file"),
         (

@@ -49,7 +49,7 @@ def test_the_split_covers_the_cases_once(name):
     split, ids = make(name).split(), [raw.id for raw in make(name).find(None)]
     assert (len(split.train), len(split.test)) == (20, 10)
     assert sorted(split.train + split.test) == sorted(set(ids))
-    assert split.train == tuple(ids[:20])  # the prefix is the labelled set
+    assert split.train == tuple(ids[:20])  # the prefix is the labeled set
     assert 0 < make(name).labeled < 20
 
 

@@ -93,16 +93,16 @@ def test_resampling_is_exact_for_a_plane_and_keeps_places():
 
 
 def test_what_a_crop_left_out_is_background():
-    grey = np.zeros((9, 8, 7), np.float32)
-    grey[2:6, 3:5, 1:7] = 1
-    made = apply(Recipe(crop="nonzero"), Volume(grey[::-1], np.diag([-1.0, 1.0, 2.0, 1.0])))
+    gray = np.zeros((9, 8, 7), np.float32)
+    gray[2:6, 3:5, 1:7] = 1
+    made = apply(Recipe(crop="nonzero"), Volume(gray[::-1], np.diag([-1.0, 1.0, 2.0, 1.0])))
     assert made.image.shape == (1, 4, 2, 6)
     probabilities = np.stack([0 * made.image[0], made.image[0]])
     back = carry(
-        probabilities, made.affine, np.diag([-1.0, 1.0, 2.0, 1.0]), grey.shape, cropped=True
+        probabilities, made.affine, np.diag([-1.0, 1.0, 2.0, 1.0]), gray.shape, cropped=True
     )
-    np.testing.assert_array_equal(back[1], grey[::-1])
-    np.testing.assert_array_equal(back[0], 1 - grey[::-1])
+    np.testing.assert_array_equal(back[1], gray[::-1])
+    np.testing.assert_array_equal(back[0], 1 - gray[::-1])
 
 
 class Oracle(torch.nn.Module):
@@ -136,23 +136,23 @@ def scan_of(folder, array, affine, name="a.nii.gz"):
     return Scan("a", (folder / name,))
 
 
-def truth(grey):
-    expected = np.zeros(grey.shape, np.uint8)
+def truth(gray):
+    expected = np.zeros(gray.shape, np.uint8)
     expected[:6] = 2
-    expected[grey > 700] = 1
+    expected[gray > 700] = 1
     return expected
 
 
 @pytest.mark.parametrize("dataset", ["scans", "scans_recipe"])
 def test_every_orientation_comes_back_exactly(scans, tmp_path, dataset):
-    """48 storages of one anisotropic scan: the truth in each, worked out from the grey values and the world alone."""
-    grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
+    """48 storages of one anisotropic scan: the truth in each, worked out from the gray values and the world alone."""
+    gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
     predict = predictor(scans, dataset=dataset)
     for axes, signs in ORIENTATIONS:
-        stored, place = turned(grey, AFFINE, axes, signs)
+        stored, place = turned(gray, AFFINE, axes, signs)
         found = predict(scan_of(tmp_path, stored, place))
         np.testing.assert_array_equal(
-            found.label, turned(truth(grey), AFFINE, axes, signs)[0], err_msg=f"{axes} {signs}"
+            found.label, turned(truth(gray), AFFINE, axes, signs)[0], err_msg=f"{axes} {signs}"
         )
         assert found.label.dtype == np.uint8 and found.probabilities.shape == (3, *stored.shape)
         assert ["box around the label" in w for w in found.warnings] == [True] * (
@@ -170,10 +170,10 @@ def test_the_network_sees_what_it_was_trained_on(scans, tmp_path):
     predict = Predictor(
         build(run.experiment, run.stores).eval(), run.experiment, run.stores[0], 0, "cpu"
     )
-    grey = np.random.default_rng(2).integers(0, 1001, (12, 10, 8)).astype(np.int16)
-    first = predict(scan_of(tmp_path, grey, AFFINE)).probabilities
+    gray = np.random.default_rng(2).integers(0, 1001, (12, 10, 8)).astype(np.int16)
+    first = predict(scan_of(tmp_path, gray, AFFINE)).probabilities
     for axes, signs in (((2, 0, 1), (1, -1, 1)), ((1, 2, 0), (-1, -1, -1))):
-        stored, place = turned(grey, AFFINE, axes, signs)
+        stored, place = turned(gray, AFFINE, axes, signs)
         found = predict(scan_of(tmp_path, stored, place)).probabilities
         for k in range(3):
             np.testing.assert_array_equal(found[k], turned(first[k], AFFINE, axes, signs)[0])
@@ -199,11 +199,11 @@ def test_another_spacing_is_resampled_and_back(scans, tmp_path, shape):
 
 
 def test_nrrd_dicom_and_h5_scans(scans, tmp_path, write_dicom):
-    grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
-    expected, predict = truth(grey), predictor(scans)
+    gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
+    expected, predict = truth(gray), predictor(scans)
     nrrd.write(
         str(tmp_path / "n.nrrd"),
-        grey,
+        gray,
         {
             "space": "right-anterior-superior",
             "space origin": AFFINE[:3, 3],
@@ -212,12 +212,12 @@ def test_nrrd_dicom_and_h5_scans(scans, tmp_path, write_dicom):
     )
     np.testing.assert_array_equal(predict(Scan("n", (tmp_path / "n.nrrd",))).label, expected)
     with h5py.File(tmp_path / "h.h5", "w") as file:
-        file["image"] = (grey / 1000).astype(
+        file["image"] = (gray / 1000).astype(
             np.float32
         )  # taken as prepared: no turning, no scaling
     np.testing.assert_array_equal(predict(Scan("h", (tmp_path / "h.h5",))).label, expected)
     write_dicom(
-        tmp_path / "series", grey[::-1, ::-1], (1.0, 1.5, 3.0), (0.0, 0.0, 0.0)
+        tmp_path / "series", gray[::-1, ::-1], (1.0, 1.5, 3.0), (0.0, 0.0, 0.0)
     )  # its axes point left, back
     np.testing.assert_array_equal(
         predict(Scan("d", (tmp_path / "series",))).label, expected[::-1, ::-1]
@@ -227,12 +227,12 @@ def test_nrrd_dicom_and_h5_scans(scans, tmp_path, write_dicom):
 def test_geometry_is_copied_to_the_bit_and_nothing_else(scans, tmp_path):
     from segbench.evaluation.new_scans import write_nifti
 
-    grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
+    gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
     turn = nibabel.affines.from_matvec(
         nibabel.eulerangles.euler2mat(0.1, 0.2, 0.3) * [1.0, 1.5, 3.0], (1.1, 2.2, 3.3)
     )
     for kind, q, s in itertools.product((nibabel.Nifti1Image, nibabel.Nifti2Image), (0, 1), (0, 2)):
-        image = kind(grey, turn)
+        image = kind(gray, turn)
         image.set_qform(turn, q)
         image.set_sform(turn, s)
         image.header["descrip"] = b"Jane Doe 1970"
@@ -264,17 +264,17 @@ def test_a_network_for_slices_gives_a_volume(scans, tmp_path):
         "supervised", dataset="scans", protocol=PROTOCOL.with_name("tiny_flat.yaml")
     )
     predict = Predictor(Flat(), run.experiment, run.stores[0], 0, "cpu")
-    grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
+    gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
     for axes, signs in (((0, 1, 2), (1, 1, 1)), ((2, 0, 1), (-1, 1, -1))):
-        stored, place = turned(grey, AFFINE, axes, signs)
+        stored, place = turned(gray, AFFINE, axes, signs)
         np.testing.assert_array_equal(
             predict(scan_of(tmp_path, stored, place)).label,
-            turned(truth(grey), AFFINE, axes, signs)[0],
+            turned(truth(gray), AFFINE, axes, signs)[0],
         )
 
 
 def test_reduced_volumes_come_back_in_full(scans, tmp_path):
-    """Each axis by its own factor: blocks of one grey value, so that nothing is lost on the way."""
+    """Each axis by its own factor: blocks of one gray value, so that nothing is lost on the way."""
 
     class Bright(Oracle):
         def predict(self, image, task=0):
@@ -288,25 +288,25 @@ def test_reduced_volumes_come_back_in_full(scans, tmp_path):
     predict = Predictor(Bright(), run.experiment, run.stores[0], 0, "cpu")
     blocks = np.zeros((6, 10, 2))
     blocks[2:4, 3:8] = 1000
-    grey = blocks.repeat(2, 0).repeat(4, 2).astype(np.int16)  # 12 x 10 x 8
-    found = predict(scan_of(tmp_path, grey, AFFINE))
-    np.testing.assert_array_equal(found.label, grey > 0)
+    gray = blocks.repeat(2, 0).repeat(4, 2).astype(np.int16)  # 12 x 10 x 8
+    found = predict(scan_of(tmp_path, gray, AFFINE))
+    np.testing.assert_array_equal(found.label, gray > 0)
 
 
-def test_grey_values_of_another_kind_are_pointed_out(scans, tmp_path):
-    grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.float32)
+def test_gray_values_of_another_kind_are_pointed_out(scans, tmp_path):
+    gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.float32)
     predict = predictor(scans)
-    assert predict(scan_of(tmp_path, grey, AFFINE)).warnings == []
-    for strange in (grey / 1000, grey * 10, grey - 5000, np.full_like(grey, 500)):
+    assert predict(scan_of(tmp_path, gray, AFFINE)).warnings == []
+    for strange in (gray / 1000, gray * 10, gray - 5000, np.full_like(gray, 500)):
         (warning,) = predict(scan_of(tmp_path, strange, AFFINE)).warnings
         assert "differ strongly from training (" in warning and "check modality" in warning
 
 
 def test_unusable_scans_are_refused(scans, tmp_path):
-    predict, grey = predictor(scans), np.zeros((12, 10, 8), np.float32)
-    grey[0, 0, 0] = np.nan
+    predict, gray = predictor(scans), np.zeros((12, 10, 8), np.float32)
+    gray[0, 0, 0] = np.nan
     with pytest.raises(DataError, match="NaN"):
-        predict(scan_of(tmp_path, grey, AFFINE))
+        predict(scan_of(tmp_path, gray, AFFINE))
     with pytest.raises(DataError, match="not what the run was trained on"):
         predict(scan_of(tmp_path, np.zeros((12, 10, 8, 2), np.float32), AFFINE))
 
@@ -319,24 +319,24 @@ def test_channels_in_one_file_or_in_several(scans, tmp_path):
         def predict(self, image, task=0):
             return super().predict(image[:, 1:], task)
 
-    grey = np.random.default_rng(1).integers(0, 1001, (2, 12, 10, 8)).astype(np.int16)
+    gray = np.random.default_rng(1).integers(0, 1001, (2, 12, 10, 8)).astype(np.int16)
     affine, predict = np.diag([2.0, 2.0, 2.0, 1.0]), predictor(scans, Second(), "scans_two")
-    expected = truth(grey[1])
-    found = predict(scan_of(tmp_path, np.moveaxis(grey, 0, -1), affine))
+    expected = truth(gray[1])
+    found = predict(scan_of(tmp_path, np.moveaxis(gray, 0, -1), affine))
     np.testing.assert_array_equal(found.label, expected)
     folder = tmp_path / "in"
     folder.mkdir()
     for c in (0, 1):
-        scan_of(folder, grey[c], affine, f"case_000{c}.nii.gz")
+        scan_of(folder, gray[c], affine, f"case_000{c}.nii.gz")
     (scan,) = find_scans([folder], 2)
     assert scan.name == "case"
     np.testing.assert_array_equal(predict(scan).label, expected)
-    scan_of(folder, grey[1][::-1], affine @ np.diag([-1.0, 1.0, 1.0, 1.0]), "case_0001.nii.gz")
+    scan_of(folder, gray[1][::-1], affine @ np.diag([-1.0, 1.0, 1.0, 1.0]), "case_0001.nii.gz")
     with pytest.raises(DataError, match="image and channel do not fit"):
         predict(scan)
     away = affine.copy()
     away[:3, 3] += 40
-    scan_of(folder, grey[1], away, "case_0001.nii.gz")
+    scan_of(folder, gray[1], away, "case_0001.nii.gz")
     assert any("image and channel differ in origin" in text for text in predict(scan).warnings)
 
 
@@ -420,10 +420,10 @@ def test_the_command(scans, tmp_path, monkeypatch):
             "run", "supervised", "--dataset", "scans", "--protocol", PROTOCOL, "--json"
         ).stdout
     )
-    grey = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
+    gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
     (scans.folder / "in").mkdir()
-    scan_of(scans.folder / "in", grey, AFFINE, "one.nii.gz")
-    scan_of(scans.folder / "in", grey[::-1], AFFINE, "two.nii")
+    scan_of(scans.folder / "in", gray, AFFINE, "one.nii.gz")
+    scan_of(scans.folder / "in", gray[::-1], AFFINE, "two.nii")
     call = ("predict", run["run_id"], "in", "-o", "out")
     (scans.folder / "in" / "notes.txt").write_text("x")
     first = scans.call(*call, "--probs", "--json")
@@ -436,10 +436,10 @@ def test_the_command(scans, tmp_path, monkeypatch):
     label, probs = (
         nibabel.load(scans.folder / "out" / f"one_{kind}.nii.gz") for kind in ("seg", "probs")
     )
-    assert label.shape == grey.shape and probs.shape == (*grey.shape, 3)
+    assert label.shape == gray.shape and probs.shape == (*gray.shape, 3)
     np.testing.assert_allclose(np.asarray(probs.dataobj).sum(-1), 1, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(probs.dataobj).argmax(-1), np.asarray(label.dataobj))
-    assert sum(document["scans"][0]["voxels"].values()) == grey.size
+    assert sum(document["scans"][0]["voxels"].values()) == gray.size
     again = scans.call(*call)
     assert again.returncode == 2 and "--overwrite" in again.stderr
     (scans.folder / "in" / "bad.nii.gz").write_bytes(
@@ -471,8 +471,8 @@ def test_the_command(scans, tmp_path, monkeypatch):
     own = scans.call("predict", run["run_id"], "out/one_seg.nii.gz", "-o", "x")
     assert own.returncode == 0 and "differ strongly" in own.stderr
     (scans.folder / "y").mkdir()
-    scan_of(scans.folder / "y", grey, AFFINE, "v_seg.nii.gz")
-    scan_of(scans.folder / "y", grey, AFFINE, "v.nii.gz")
+    scan_of(scans.folder / "y", gray, AFFINE, "v_seg.nii.gz")
+    scan_of(scans.folder / "y", gray, AFFINE, "v.nii.gz")
     over = scans.call(
         "predict", run["run_id"], "y/v.nii.gz", "y/v_seg.nii.gz", "-o", "y", "--overwrite"
     )

@@ -12,10 +12,10 @@ from segbench.data.formats.read import nifti_header, read_dicom, read_volume, sp
 from segbench.errors import DataError
 
 AFFINE = np.array([[0.0, -0.8, 0, 5], [0.7, 0, 0.1, -6], [0, 0, 2.5, 7], [0, 0, 0, 1]])
-GREY = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+GRAY = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 
 
-def nifti(path, array=GREY, affine=AFFINE, **scale):
+def nifti(path, array=GRAY, affine=AFFINE, **scale):
     image = nibabel.Nifti1Image(array, affine)
     if scale:
         image.header.set_slope_inter(**scale)
@@ -27,24 +27,24 @@ def nifti(path, array=GREY, affine=AFFINE, **scale):
 def test_nifti_keeps_type_axes_and_affine(tmp_path, name):
     volume = read_volume(nifti(tmp_path / name))
     assert volume.array.dtype == np.int16
-    np.testing.assert_array_equal(volume.array, GREY)
+    np.testing.assert_array_equal(volume.array, GRAY)
     np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-6)
     assert volume.spacing == pytest.approx((0.7, 0.8, np.hypot(0.1, 2.5)), abs=1e-6)
     shape, affine = nifti_header(tmp_path / name)
-    assert shape == GREY.shape and spacing_of(affine) == volume.spacing
+    assert shape == GRAY.shape and spacing_of(affine) == volume.spacing
 
 
 def test_nifti_scaling_channels_and_a_last_axis_of_one(tmp_path):
     path = nifti(tmp_path / "s.nii.gz", slope=2.0, inter=-3.0)
     np.testing.assert_allclose(read_volume(path).array, nibabel.load(path).get_fdata(), rtol=1e-6)
     assert read_volume(path).array.dtype == np.float32
-    assert read_volume(nifti(tmp_path / "c.nii", np.stack([GREY, GREY], -1))).array.shape == (
+    assert read_volume(nifti(tmp_path / "c.nii", np.stack([GRAY, GRAY], -1))).array.shape == (
         4,
         5,
         6,
         2,
     )
-    assert read_volume(nifti(tmp_path / "o.nii", GREY[..., None])).array.shape == (4, 5, 6)
+    assert read_volume(nifti(tmp_path / "o.nii", GRAY[..., None])).array.shape == (4, 5, 6)
 
 
 def test_nrrd_is_turned_from_left_posterior_to_right_anterior(tmp_path):
@@ -53,17 +53,17 @@ def test_nrrd_is_turned_from_left_posterior_to_right_anterior(tmp_path):
         "space directions": np.diag([0.7, 0.8, 2.5]),
         "space origin": [1.0, 2.0, 3.0],
     }
-    nrrd.write(str(tmp_path / "a.nrrd"), GREY, header)
+    nrrd.write(str(tmp_path / "a.nrrd"), GRAY, header)
     volume = read_volume(tmp_path / "a.nrrd")
-    np.testing.assert_array_equal(volume.array, GREY)
+    np.testing.assert_array_equal(volume.array, GRAY)
     np.testing.assert_allclose(
         volume.affine, [[-0.7, 0, 0, -1], [0, -0.8, 0, -2], [0, 0, 2.5, 3], [0, 0, 0, 1]]
     )
-    nrrd.write(str(tmp_path / "b.nrrd"), GREY, {"spacings": [1.0, 2.0, 3.0]})
+    nrrd.write(str(tmp_path / "b.nrrd"), GRAY, {"spacings": [1.0, 2.0, 3.0]})
     assert read_volume(tmp_path / "b.nrrd").spacing == (1, 2, 3)
-    nrrd.write(str(tmp_path / "flat.nrrd"), GREY[0], {"spacings": [1.0, 2.0]})
+    nrrd.write(str(tmp_path / "flat.nrrd"), GRAY[0], {"spacings": [1.0, 2.0]})
     assert read_volume(tmp_path / "flat.nrrd").spacing == (1, 2, 1)
-    nrrd.write(str(tmp_path / "c.nrrd"), GREY)
+    nrrd.write(str(tmp_path / "c.nrrd"), GRAY)
     assert read_volume(tmp_path / "c.nrrd").affine is None
     channels = {
         "space": "right-anterior-superior",
@@ -71,24 +71,24 @@ def test_nrrd_is_turned_from_left_posterior_to_right_anterior(tmp_path):
         "space directions": np.vstack([np.full(3, np.nan), np.eye(3)]),
         "space origin": [0, 0, 0],
     }
-    nrrd.write(str(tmp_path / "d.nrrd"), np.stack([GREY, GREY]), channels)
+    nrrd.write(str(tmp_path / "d.nrrd"), np.stack([GRAY, GRAY]), channels)
     assert read_volume(tmp_path / "d.nrrd").array.shape == (4, 5, 6, 2)
 
 
 def test_h5_has_no_space(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file["image"] = GREY
+        file["image"] = GRAY
     volume = read_volume(tmp_path / "a.h5")
-    assert volume.affine is None and volume.spacing is None and volume.array.shape == GREY.shape
+    assert volume.affine is None and volume.spacing is None and volume.array.shape == GRAY.shape
 
 
 def test_dicom_agrees_with_an_independent_reader(tmp_path, write_dicom):
     SimpleITK = pytest.importorskip("SimpleITK")
     write_dicom(
-        tmp_path / "s", GREY, (0.7, 0.8, 2.5), (10.0, 20.0, -30.0), slope=2.0, intercept=-1024.0
+        tmp_path / "s", GRAY, (0.7, 0.8, 2.5), (10.0, 20.0, -30.0), slope=2.0, intercept=-1024.0
     )
     volume = read_volume(tmp_path / "s")
-    np.testing.assert_array_equal(volume.array, GREY * 2.0 - 1024)
+    np.testing.assert_array_equal(volume.array, GRAY * 2.0 - 1024)
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "s" / "study" / "series")))
     image = reader.Execute()
@@ -101,10 +101,10 @@ def test_dicom_agrees_with_an_independent_reader(tmp_path, write_dicom):
 
 
 def test_dicom_order_by_instance_can_run_against_the_position(tmp_path, write_dicom):
-    write_dicom(tmp_path / "s", GREY, (1, 1, -2.0), (0.0, 0.0, 50.0))
+    write_dicom(tmp_path / "s", GRAY, (1, 1, -2.0), (0.0, 0.0, 50.0))
     by_number, by_place = read_dicom(tmp_path, "instance"), read_dicom(tmp_path)
-    np.testing.assert_array_equal(by_number.array, GREY)
-    np.testing.assert_array_equal(by_place.array, GREY[:, :, ::-1])
+    np.testing.assert_array_equal(by_number.array, GRAY)
+    np.testing.assert_array_equal(by_place.array, GRAY[:, :, ::-1])
     np.testing.assert_allclose(by_number.affine @ [0, 0, 5, 1], by_place.affine @ [0, 0, 0, 1])
 
 
@@ -118,11 +118,11 @@ def cut_a_slice(folder, _):
 
 
 def second_series(folder, write_dicom):
-    write_dicom(folder / "other", GREY, (1, 1, 1), (0.0, 0.0, 0.0))
+    write_dicom(folder / "other", GRAY, (1, 1, 1), (0.0, 0.0, 0.0))
 
 
 def other_size(folder, write_dicom):
-    write_dicom(folder, GREY[:3], (1, 1, 2), (0.0, 0.0, 12.0), first=7, uid="1.2.3")
+    write_dicom(folder, GRAY[:3], (1, 1, 2), (0.0, 0.0, 12.0), first=7, uid="1.2.3")
 
 
 def twice(folder, _):
@@ -147,7 +147,7 @@ def no_slice(folder, _):
     ],
 )
 def test_a_broken_series(tmp_path, write_dicom, breaking, found):
-    write_dicom(tmp_path / "s", GREY, (1, 1, 2), (0.0, 0.0, 0.0), uid="1.2.3")
+    write_dicom(tmp_path / "s", GRAY, (1, 1, 2), (0.0, 0.0, 0.0), uid="1.2.3")
     breaking(tmp_path / "s", write_dicom)
     with pytest.raises(DataError) as caught:
         read_volume(tmp_path / "s")
@@ -180,7 +180,7 @@ def forge_affine(path):
         (lambda p: p.write_text("<!DOCTYPE html>"), "HTML page"),
         (lambda p: p.write_bytes(b"\x1f\x8bnothing"), "damaged"),
         (forge_affine, "orientation cannot be used"),
-        (lambda p: nifti(p, GREY[0]), "no volume"),
+        (lambda p: nifti(p, GRAY[0]), "no volume"),
         (
             lambda p: nifti(p, np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
             "no volume",
@@ -212,7 +212,7 @@ def test_a_broken_nifti(tmp_path, breaking, found):
     ],
 )
 def test_an_nrrd_header_that_makes_no_grid(tmp_path, header, found):
-    nrrd.write(str(tmp_path / "a.nrrd"), GREY, header)
+    nrrd.write(str(tmp_path / "a.nrrd"), GRAY, header)
     with pytest.raises(DataError, match=found):
         read_volume(tmp_path / "a.nrrd")
 
@@ -220,8 +220,8 @@ def test_an_nrrd_header_that_makes_no_grid(tmp_path, header, found):
 @pytest.mark.parametrize("encoding", ["gzip", "bzip2"])
 def test_an_nrrd_file_that_unpacks_to_more_than_its_header_says(tmp_path, encoding):
     path = tmp_path / "a.nrrd"
-    nrrd.write(str(path), GREY, {"encoding": encoding})
-    np.testing.assert_array_equal(read_volume(path).array, GREY)
+    nrrd.write(str(path), GRAY, {"encoding": encoding})
+    np.testing.assert_array_equal(read_volume(path).array, GRAY)
     nrrd.write(str(path), np.zeros(2**22, np.uint8), {"encoding": encoding})
     path.write_bytes(path.read_bytes().replace(b"sizes: 4194304", b"sizes: 4000"))
     with pytest.raises(DataError, match="more data than the header's 32,000 bytes"):

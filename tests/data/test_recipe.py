@@ -1,4 +1,4 @@
-"""Recipes: orientation, resampling, grey values and crops, against independent oracles and by hand."""
+"""Recipes: orientation, resampling, gray values and crops, against independent oracles and by hand."""
 
 import itertools
 
@@ -8,11 +8,11 @@ import pytest
 
 from segbench.data.formats.read import Volume
 from segbench.data.preparation.recipe import (
-    Grey,
+    Gray,
     Recipe,
     apply,
     crop_box,
-    normalise,
+    normalize,
     resample,
     to_ras,
 )
@@ -24,15 +24,15 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("flips", list(itertools.product((1, -1), repeat=3)))
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
 def test_every_orientation_gives_the_same_volume_in_the_same_place(axes, flips):
-    grey = RNG.standard_normal((3, 4, 5)).astype(np.float32)
+    gray = RNG.standard_normal((3, 4, 5)).astype(np.float32)
     affine = np.array([[1.1, 0.1, 0, 3], [-0.1, 2, 0, 4], [0, 0, 3, 5], [0, 0, 0, 1]])
-    stored = grey.transpose(axes)[tuple(slice(None, None, f) for f in flips)]
+    stored = gray.transpose(axes)[tuple(slice(None, None, f) for f in flips)]
     move = np.zeros((4, 4))
     move[3, 3] = 1
     for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
-        move[old, new], move[old, 3] = flip, 0 if flip > 0 else grey.shape[old] - 1
+        move[old, new], move[old, 3] = flip, 0 if flip > 0 else gray.shape[old] - 1
     array, back = to_ras(stored, affine @ move)
-    np.testing.assert_array_equal(array, grey)
+    np.testing.assert_array_equal(array, gray)
     np.testing.assert_allclose(back, affine, atol=1e-12)
     assert nibabel.aff2axcodes(back) == ("R", "A", "S")
 
@@ -74,20 +74,20 @@ def test_in_plane_scaling_leaves_the_slice_step_in_proportion():
         apply(Recipe(spacing=(1.0, 1.0, 1.0)), Volume(volume.array, None))
 
 
-def test_grey_values():
+def test_gray_values():
     image = np.array([[-1000.0, -125, 75, 275, 3000]])[None]
     np.testing.assert_allclose(
-        normalise(image, [Grey((-125, 275), "unit")])[0, 0], [0, 0, 0.5, 1, 1]
+        normalize(image, [Gray((-125, 275), "unit")])[0, 0], [0, 0, 0.5, 1, 1]
     )
     np.testing.assert_allclose(
-        normalise(image, [Grey(None, "minmax")])[0, 0], [0, 0.21875, 0.26875, 0.31875, 1]
+        normalize(image, [Gray(None, "minmax")])[0, 0], [0, 0.21875, 0.26875, 0.31875, 1]
     )
-    score = normalise(image, [Grey(None, "zscore")])
+    score = normalize(image, [Gray(None, "zscore")])
     assert score.mean() == pytest.approx(0, abs=1e-6) and score.std() == pytest.approx(1)
-    masked = normalise(np.array([[0.0, 0, 1, 3]])[None], [Grey(None, "zscore_nonzero")])
+    masked = normalize(np.array([[0.0, 0, 1, 3]])[None], [Gray(None, "zscore_nonzero")])
     np.testing.assert_allclose(masked[0, 0], [0, 0, -1, 1])
-    assert not normalise(np.full((1, 2, 2), 7.0), [Grey(None, "zscore")]).any()
-    two = normalise(np.stack([image[0], image[0]]), [Grey((-125, 275), "unit"), Grey()])
+    assert not normalize(np.full((1, 2, 2), 7.0), [Gray(None, "zscore")]).any()
+    two = normalize(np.stack([image[0], image[0]]), [Gray((-125, 275), "unit"), Gray()])
     assert two[0].max() == 1 and two[1].max() == 3000 and two.dtype == np.float32
 
 
@@ -128,7 +128,7 @@ def test_crop_moves_the_affine_and_pads_with_zero():
     volume = Volume(np.full((40, 50, 30), 100, np.int16), np.diag([1.0, 1, 1, 1]))
     label = label_at((40, 50, 30), (20, 25), (20, 25), (10, 15))
     made = apply(
-        Recipe(crop="label", margin=(5, 5), least=32, grey=(Grey((0, 100), "unit"),)), volume, label
+        Recipe(crop="label", margin=(5, 5), least=32, gray=(Gray((0, 100), "unit"),)), volume, label
     )
     assert made.image.shape == (1, 32, 32, 32) and made.label.shape == (32, 32, 32)
     assert made.facts["crop_offset"] == [7, 7, 0] and made.affine[:3, 3].tolist() == [7, 7, 0]
@@ -137,47 +137,47 @@ def test_crop_moves_the_affine_and_pads_with_zero():
     assert made.facts["source_shape"] == [40, 50, 30]
 
 
-def test_the_crop_may_come_before_grey_values_that_need_one_voxel_only():
-    grey = RNG.integers(-1000, 1000, (30, 30, 30)).astype(np.int16)
-    label = label_at(grey.shape, (10, 14), (9, 12), (20, 25))
-    volume, window = Volume(grey, np.eye(4)), (-125.0, 275.0)
+def test_the_crop_may_come_before_gray_values_that_need_one_voxel_only():
+    gray = RNG.integers(-1000, 1000, (30, 30, 30)).astype(np.int16)
+    label = label_at(gray.shape, (10, 14), (9, 12), (20, 25))
+    volume, window = Volume(gray, np.eye(4)), (-125.0, 275.0)
     early = apply(
-        Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "unit"),)), volume, label
+        Recipe(crop="label", margin=(3, 3), least=8, gray=(Gray(window, "unit"),)), volume, label
     )
     box = tuple(
         slice(o, o + n)
         for o, n in zip(early.facts["crop_offset"], early.image.shape[1:], strict=True)
     )
     np.testing.assert_array_equal(
-        early.image[0], normalise(grey[None], [Grey(window, "unit")])[0][box]
+        early.image[0], normalize(gray[None], [Gray(window, "unit")])[0][box]
     )
     late = apply(
-        Recipe(crop="label", margin=(3, 3), least=8, grey=(Grey(window, "zscore"),)), volume, label
+        Recipe(crop="label", margin=(3, 3), least=8, gray=(Gray(window, "zscore"),)), volume, label
     )
     np.testing.assert_array_equal(
-        late.image[0], normalise(grey[None], [Grey(window, "zscore")])[0][box]
+        late.image[0], normalize(gray[None], [Gray(window, "zscore")])[0][box]
     )
 
 
 def test_crops_by_the_image():
-    grey = np.full((20, 20, 20), -1000, np.int16)
-    grey[4:15, 5:16, 3:18] = 50
-    grey[0, 0, 0] = 50  # a speck
-    volume = Volume(grey, np.eye(4))
+    gray = np.full((20, 20, 20), -1000, np.int16)
+    gray[4:15, 5:16, 3:18] = 50
+    gray[0, 0, 0] = 50  # a speck
+    volume = Volume(gray, np.eye(4))
     assert apply(Recipe(crop="body"), volume).image.shape == (1, 11, 11, 15)
     assert apply(
-        Recipe(crop="nonzero"), Volume(np.where(grey > 0, grey, 0), np.eye(4))
+        Recipe(crop="nonzero"), Volume(np.where(gray > 0, gray, 0), np.eye(4))
     ).image.shape == (1, 15, 16, 18)
-    assert apply(Recipe(crop="body"), Volume(grey - 2000, np.eye(4))).image.shape == (1, 20, 20, 20)
+    assert apply(Recipe(crop="body"), Volume(gray - 2000, np.eye(4))).image.shape == (1, 20, 20, 20)
 
 
 @pytest.mark.parametrize("scale", ["none", "unit", "minmax", "zscore", "zscore_nonzero"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
 def test_a_voxel_that_is_no_number_is_refused_before_it_spoils_the_rest(value, scale):
-    grey = np.ones((4, 5, 6))
-    grey[1, 2, 3] = value
+    gray = np.ones((4, 5, 6))
+    gray[1, 2, 3] = value
     with pytest.raises(DataError, match=r"1 voxels, the first at \(1, 2, 3\)"):
-        apply(Recipe(grey=(Grey(None, scale),)), Volume(grey, np.eye(4)))
+        apply(Recipe(gray=(Gray(None, scale),)), Volume(gray, np.eye(4)))
 
 
 @pytest.mark.parametrize(
@@ -190,30 +190,30 @@ def test_a_crop_by_the_label_needs_one(label, found):
 
 def test_what_a_recipe_loses_of_a_label_is_told_or_refused():
     """Two legs in air: a crop to the larger part must not decide what is scored."""
-    grey = np.full((30, 40, 20), -1000, np.int16)
-    grey[5:15, 5:15], grey[18:26, 25:33] = 40, 40
-    label = label_at(grey.shape, (8, 12), (8, 12), (0, 20)) | label_at(
-        grey.shape, (20, 24), (28, 30), (0, 20)
+    gray = np.full((30, 40, 20), -1000, np.int16)
+    gray[5:15, 5:15], gray[18:26, 25:33] = 40, 40
+    label = label_at(gray.shape, (8, 12), (8, 12), (0, 20)) | label_at(
+        gray.shape, (20, 24), (28, 30), (0, 20)
     )
-    with pytest.raises(DataError, match="cuts labelled voxels away") as found:
-        apply(Recipe(crop="body"), Volume(grey, np.eye(4)), label)
+    with pytest.raises(DataError, match="cuts labeled voxels away") as found:
+        apply(Recipe(crop="body"), Volume(gray, np.eye(4)), label)
     assert "160 of 480 voxels of class 1" in str(found.value)
-    stray = label_at(grey.shape, (8, 12), (8, 12), (0, 20))
+    stray = label_at(gray.shape, (8, 12), (8, 12), (0, 20))
     stray[29, 39, 0] = 1
-    assert apply(Recipe(crop="body"), Volume(grey, np.eye(4)), stray).doubts == [
+    assert apply(Recipe(crop="body"), Volume(gray, np.eye(4)), stray).doubts == [
         "1 of 321 voxels of class 1 lie outside the crop 'body'"
     ]
     label[29, 39, 19] = 2
     spacing = np.diag([0.5, 0.5, 0.5, 1.0])
-    made = apply(Recipe(spacing=(1.0, 1.0, 1.0)), Volume(grey, spacing), label)
+    made = apply(Recipe(spacing=(1.0, 1.0, 1.0)), Volume(gray, spacing), label)
     assert made.doubts == ["class 2: 1 voxels in the file, none after resampling"]
-    assert not apply(Recipe(), Volume(grey, spacing), label).doubts
+    assert not apply(Recipe(), Volume(gray, spacing), label).doubts
 
 
 def test_air_is_recorded_where_it_is_not_0():
-    grey = np.stack(
+    gray = np.stack(
         [RNG.integers(-1077, -772, (6, 6, 6)), RNG.integers(5, 9, (6, 6, 6))], -1
     ).astype(np.int16)
-    made = apply(Recipe(grey=(Grey(), Grey(None, "minmax"))), Volume(grey, np.eye(4)))
-    assert made.facts["pad"] == [grey[..., 0].min(), 0.0]
-    assert "pad" not in apply(Recipe(grey=(Grey(None, "zscore"),)), Volume(grey, np.eye(4))).facts
+    made = apply(Recipe(gray=(Gray(), Gray(None, "minmax"))), Volume(gray, np.eye(4)))
+    assert made.facts["pad"] == [gray[..., 0].min(), 0.0]
+    assert "pad" not in apply(Recipe(gray=(Gray(None, "zscore"),)), Volume(gray, np.eye(4))).facts

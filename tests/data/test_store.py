@@ -72,7 +72,7 @@ def test_the_fingerprint_knows_no_place_and_no_time_but_every_voxel_and_the_spli
     toy.source.rename(moved)
     again = stores.prepare("toy", moved, tmp_path / "elsewhere")
     assert again.fingerprint == first.fingerprint
-    toy.split(["c1", "c0", "c2"], ["c3", "c4"])  # another labelled prefix
+    toy.split(["c1", "c0", "c2"], ["c3", "c4"])  # another labeled prefix
     assert stores.prepare("toy", moved, tmp_path / "elsewhere").fingerprint != first.fingerprint
 
 

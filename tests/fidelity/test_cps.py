@@ -125,7 +125,7 @@ def test_polynomial_learning_rate():
     ]
 
 
-def test_one_optimiser_over_both_networks_equals_two():
+def test_one_optimizer_over_both_networks_equals_two():
     model = build()
     assert model.players == ("network",)
     assert {id(p) for p in model.trainable("network")} == {
@@ -150,7 +150,7 @@ def test_one_optimiser_over_both_networks_equals_two():
     )
 
 
-# P5: initialisation
+# P5: initialization
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_step():
     total = sum(terms.values())
     assert total.item() == near(0.989006)
     total.backward()
-    # The distance of the unlabelled item has a gradient: no side of the consistency is detached.
+    # The distance of the unlabeled item has a gradient: no side of the consistency is detached.
     assert model.network.distance.grad.flatten(1).norm(dim=1).tolist() == [
         near(0.299660),
         near(0.299916),
@@ -163,7 +163,7 @@ def test_network(training, distances, logits):
 # What is not in the numbers
 
 
-def test_supervised_terms_leave_unlabelled_items_alone():
+def test_supervised_terms_leave_unlabeled_items_alone():
     model = build()
     terms = model.loss(BATCH, Clock(3000, 6000))
     (terms["dice"] + terms["distance"]).backward()

@@ -282,7 +282,7 @@ def test_prediction_is_the_first_decoder_s_alone(dims):
         assert torch.equal(model.predict(image), expected)
 
 
-def test_consistency_of_labelled_images_and_dice_of_labelled_ones_only():
+def test_consistency_of_labeled_images_and_dice_of_labeled_ones_only():
     model = build()
     model.loss(batch(1), END)["consistency"].backward()
     assert all(z.grad[0].any() and z.grad[1].any() for z in model.network.logits)

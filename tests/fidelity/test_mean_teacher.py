@@ -133,7 +133,7 @@ def test_decay_rises_from_zero(monkeypatch):
     assert decays == {0: 0, 1: 0.5, 9: near(0.9), 26: near(0.962963), 99: near(0.99), 500: 0.99}
 
 
-def test_the_teacher_sees_noisy_unlabelled_images_only_and_the_student_clean_ones():
+def test_the_teacher_sees_noisy_unlabeled_images_only_and_the_student_clean_ones():
     cls = get("method", "mean_teacher").cls
     model = cls(cls.Params(), Setting((Source("a", ("b", "c", "d")),), 1, (8, 8)))
     model.build(lambda: nn.Conv2d(1, 4, 1))

@@ -214,7 +214,7 @@ def test_network():
 # The game
 
 
-def test_the_adversarial_term_reaches_distances_of_unlabelled_items_only():
+def test_the_adversarial_term_reaches_distances_of_unlabeled_items_only():
     model = build()
     model.loss(batch(), Clock(3000, 6000))["adversarial"].backward()
     gradient = model.network.distance.grad
@@ -233,7 +233,7 @@ def test_gradient_through_the_critic_is_that_of_the_critic_itself():
     torch.testing.assert_close(detour, model.network.distance.grad)
 
 
-def test_supervised_terms_leave_unlabelled_items_alone():
+def test_supervised_terms_leave_unlabeled_items_alone():
     model = build()
     terms = model.loss(batch(), Clock(3000, 6000))
     (terms["dice"] + terms["distance"]).backward()
@@ -255,7 +255,7 @@ def test_modes_of_the_two_updates():
     assert modes == [("network", False), *[("critic", True)] * 3]
 
 
-def test_the_critic_learns_from_predictions_of_the_updated_network_for_labelled_items_too():
+def test_the_critic_learns_from_predictions_of_the_updated_network_for_labeled_items_too():
     model, seen = build(), []
     model.critic.register_forward_pre_hook(lambda _, args: seen.append(args))
     model.network.distance.data += 0.5

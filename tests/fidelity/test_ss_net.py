@@ -363,7 +363,7 @@ def some_batch(dims: int = 3, classes: int = 2) -> Batch:
     return Batch(x[:2], y, x[2:], torch.zeros(4).long())
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """Several kinds of running statistics."""
 
     def __init__(self) -> None:
@@ -383,14 +383,14 @@ class Normalised(nn.Module):
 
 
 def test_running_statistics_are_held_and_let_go():
-    model, x = Normalised().train(), torch.randn(4, 3, 5, 5, requires_grad=True)
+    model, x = Normalized().train(), torch.randn(4, 3, 5, 5, requires_grad=True)
     outer = model(x)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(KeyError), module().statistics_held(model):
         held = model(x)
         raise KeyError
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert torch.equal(model(x), held)  # normalised by the batch all the same
+    assert torch.equal(model(x), held)  # normalized by the batch all the same
     assert all(
         not torch.equal(
             model.state_dict()[f"layers.{i}.running_mean"], before[f"layers.{i}.running_mean"]
@@ -398,7 +398,7 @@ def test_running_statistics_are_held_and_let_go():
         for i in (0, 2)
     )  # a cumulative mean of equal batches stays
     (outer * held).square().sum().backward()  # autograd does not mind
-    (reference,) = torch.autograd.grad((Normalised().train()(x) ** 2).square().sum(), x)
+    (reference,) = torch.autograd.grad((Normalized().train()(x) ** 2).square().sum(), x)
     torch.testing.assert_close(x.grad, reference)
 
 

@@ -40,7 +40,7 @@ def test_two_classes_give_the_loss_of_ua_mt():
     )
 
 
-def test_only_labelled_items_and_one_phase():
+def test_only_labeled_items_and_one_phase():
     model = build(4, dice="all")
     assert [(p.unlabeled, p.labeled, p.share) for p in model.phases()] == [(0, None, 1.0)]
     batch = Batch(

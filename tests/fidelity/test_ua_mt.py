@@ -179,7 +179,7 @@ def test_moving_average():
     assert {t: seen[t] for t in expected} == {t: near(v) for t, v in expected.items()}
 
 
-# P4: optimiser
+# P4: optimizer
 
 
 def test_stochastic_gradient_descent():

@@ -21,7 +21,7 @@ from segbench.registry import get
 VARIANT = {"norm": "instance", "last_block": False, "first_skip": False, "dropout": 0.0}
 
 
-NORM_WEIGHTS = (56, 60)  # places of the two batch normalisations' scales among the 64 tensors
+NORM_WEIGHTS = (56, 60)  # places of the two batch normalizations' scales among the 64 tensors
 
 
 def near(value: float, digits: int = 6):
@@ -120,15 +120,15 @@ def test_dynamic_layers():
     n, c, d, h, w = grid(2, 8, 2, 2, 2)
     f = torch.cos(0.9 * n + 0.5 * c + 0.3 * d + 0.2 * h + 0.1 * w)
     layers = build().head.layers
-    organ, tumour = layers(f, theta)[:, 0], layers(f, theta, branch=1)[:, 0]
+    organ, tumor = layers(f, theta)[:, 0], layers(f, theta, branch=1)[:, 0]
     assert organ.shape == (2, 2, 2, 2, 2)
     assert organ[0, :, 0, 0, 0].tolist() == [near(2.212331), near(-1.831389)]
     assert organ[0, :, 1, 1, 1].tolist() == [near(2.282845), near(-1.888354)]
     assert organ[1, :, 0, 0, 0].tolist() == [near(-0.179841), near(-1.831353)]
     assert organ[1, :, 1, 1, 1].tolist() == [near(-0.184373), near(-2.314128)]
-    assert tumour[0, :, 0, 0, 0].tolist() == [near(0.500554), near(0.604396)]
-    assert tumour[1, :, 0, 0, 0].tolist() == [near(-0.221960), near(1.518878)]
-    assert organ.sum().item() == near(-15.457439) and tumour.sum().item() == near(21.939872)
+    assert tumor[0, :, 0, 0, 0].tolist() == [near(0.500554), near(0.604396)]
+    assert tumor[1, :, 0, 0, 0].tolist() == [near(-0.221960), near(1.518878)]
+    assert organ.sum().item() == near(-15.457439) and tumor.sum().item() == near(21.939872)
 
 
 # P3: whole network
@@ -427,7 +427,7 @@ def test_variants_and_phases():
     ]
 
 
-def test_optimiser():
+def test_optimizer():
     from segbench import Optim, Phase
 
     default = Optim()

@@ -1,17 +1,17 @@
-"""Two small data sets with a recorded orientation and spacing, and grey values of a scanner. For tests only."""
+"""Two small data sets with a recorded orientation and spacing, and gray values of a scanner. For tests only."""
 
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.preparation.recipe import Grey, Recipe
+from segbench.data.preparation.recipe import Gray, Recipe
 
 
 @dataset("scans")
 class Scans(Dataset):
-    """Anisotropic voxels, right-anterior-superior; grey values from 0 to 1000 become 0 to 1."""
+    """Anisotropic voxels, right-anterior-superior; gray values from 0 to 1000 become 0 to 1."""
 
     title, classes, embedded, labeled = "Scans", ("bright", "right"), True, 2
-    licence = modality = "none"
+    license = modality = "none"
     spacing = (1.0, 1.5, 3.0)
     side = (12, 10, 8)
 
@@ -40,7 +40,7 @@ class ScansRecipe(Scans):
 
     def find(self, source):
         recipe = Recipe(
-            spacing=self.spacing, grey=(Grey((0.0, 1000.0), "unit"),), crop="label", margin=(1, 1)
+            spacing=self.spacing, gray=(Gray((0.0, 1000.0), "unit"),), crop="label", margin=(1, 1)
         )
         return [
             RawCase(raw.id, {"recipe": recipe, "number": raw.where}) for raw in super().find(source)

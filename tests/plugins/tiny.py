@@ -9,7 +9,7 @@ class Balls(Dataset):
     title = "Balls in noise"
     modality = "none"
     classes = ("ball",)
-    licence = "none needed"
+    license = "none needed"
     labeled = 2
     embedded = True
     side = 20

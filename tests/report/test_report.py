@@ -424,7 +424,7 @@ def test_a_suite_names_what_it_lacks_and_needs_no_data(finished):
         done = finished.call("report", *where, "mine.yaml", "--no-images", "--json")
         document = json.loads(done.stdout)
         assert document["runs"] == 2 and document["unfinished"] == [
-            f"mean_teacher on tiny, 2 labelled, seed {s}: to do, not in this report" for s in (0, 1)
+            f"mean_teacher on tiny, 2 labeled, seed {s}: to do, not in this report" for s in (0, 1)
         ], done.stderr
         assert document["unfinished"][0] in Path(document["file"]).read_text()
 
@@ -455,7 +455,7 @@ def test_curves_for_tensorboard(finished):
     assert set(events.Tags()["scalars"]) == {"lr", "loss/supervised", "loss/consistency"}
 
 
-def test_figures_carry_no_address_and_take_the_page_s_colours(finished):
+def test_figures_carry_no_address_and_take_the_page_s_colors(finished):
     section = gather(runs(finished)).sections[0]
     for svg in (
         figures.strip(section, "ball"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segbench.config import resolve
-from segbench.evaluation.test_set import cases_csv, summarise
+from segbench.evaluation.test_set import cases_csv, summarize
 from segbench.identity.run_id import run_id, science
 from segbench.results.rundir import SCHEMA, RunDir, run_folder
 from segbench.storage import atomic_write, json_bytes
@@ -103,7 +103,7 @@ class Study:
             "fingerprints": {"tiny": fingerprint},
             "splits": splits,
             "science": content,
-            "metrics": summarise(rows, "worst_distance"),
+            "metrics": summarize(rows, "worst_distance"),
             "steps": 6,
             "weights_sha256": "",
             "cases_sha256": hashlib.sha256(table).hexdigest(),

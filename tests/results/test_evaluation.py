@@ -10,7 +10,7 @@ import torch
 from segbench.contracts.method import Method, Setting, Source
 from segbench.data.sampling.crops import zoom
 from segbench.data.store.store import derived, open_store
-from segbench.evaluation.test_set import cases_csv, evaluate, predict_case, summarise
+from segbench.evaluation.test_set import cases_csv, evaluate, predict_case, summarize
 from segbench.training.run import execute
 
 
@@ -73,7 +73,7 @@ def test_a_network_for_slices_is_scored_on_volumes(lab, crop):
 def test_empty_prediction_scores_the_worst(lab):
     protocol = lab.prepared("supervised").experiment.protocol
     rows = rows_of(Oracle(level=99), open_store("tiny", lab.folder / "data"), protocol, lab.folder)
-    mean = summarise(rows, "worst_distance")[0]
+    mean = summarize(rows, "worst_distance")[0]
     assert mean["counts"]["empty_prediction"] == 2 and mean["columns"]["dice"]["mean"] == 0
     assert mean["columns"]["hd95_vox"]["mean"] == pytest.approx(np.sqrt(3 * 20**2))
 
@@ -100,7 +100,7 @@ def test_images_with_fewer_channels_are_filled_up(lab):
     assert predict_case(method, store, "case6", 0, protocol, "cpu").shape == (2, 20, 20, 20)
 
 
-def test_one_unknown_spacing_leaves_out_the_millimetres(lab):
+def test_one_unknown_spacing_leaves_out_the_millimeters(lab):
     from dataclasses import replace
 
     protocol = lab.prepared("supervised").experiment.protocol
@@ -108,7 +108,7 @@ def test_one_unknown_spacing_leaves_out_the_millimetres(lab):
     cases = {**store.cases, "case7": replace(store.cases["case7"], spacing=None)}
     rows = rows_of(Oracle(), replace(store, cases=cases), protocol, lab.folder)
     assert len(rows) == 2 and not any("hd95_mm" in row for row in rows)
-    assert summarise(rows, "worst_distance")[0]["counts"]["n"] == 2
+    assert summarize(rows, "worst_distance")[0]["counts"]["n"] == 2
 
 
 def test_largest_component_is_kept_per_class(lab):
@@ -142,8 +142,8 @@ def test_case_table_is_plain_text():
     assert text.splitlines() == ["case,dice,shape,extra", '"a,b",,3x4,', "c,0.5,,1"]
 
 
-def test_training_never_reads_unlabelled_labels_or_the_test_split(lab, tmp_path, monkeypatch):
-    """Garbage in labels of unlabelled cases and in test images leaves the trained weights as they were."""
+def test_training_never_reads_unlabeled_labels_or_the_test_split(lab, tmp_path, monkeypatch):
+    """Garbage in labels of unlabeled cases and in test images leaves the trained weights as they were."""
     monkeypatch.setattr(
         "segbench.training.run.require_intact", lambda *_: None
     )  # it would refuse them

@@ -95,7 +95,7 @@ def test_tables_apart_say_why(study):
         len(found) == 3
         and reasons[0] == ""
         and "prepared data" in reasons[1]
-        and "labelled cases" in reasons[2]
+        and "labeled cases" in reasons[2]
     )
     assert reasons[1] in export.footer(found[1])
 
@@ -295,8 +295,8 @@ def test_latex_sets_the_best_and_its_ties_in_bold(study):
     assert text.count(r"\textbf") == 2 and r"\midrule" in text and r"ua\_mt" in text
 
 
-def test_labelled_draws_have_tables_of_their_own_and_one_together(study):
-    """A method that lacks a draw is not in the table over all of them: it had other labelled cases."""
+def test_labeled_draws_have_tables_of_their_own_and_one_together(study):
+    """A method that lacks a draw is not in the table over all of them: it had other labeled cases."""
     for draw, shift in enumerate((0.0, -0.05, 0.03)):
         for seed in range(3):
             for method, dice in (("supervised", 0.80), ("mean_teacher", 0.82)):
@@ -319,7 +319,7 @@ def test_labelled_draws_have_tables_of_their_own_and_one_together(study):
     assert together.scores["dice"][0].units.shape == (3, 12) and not together.standard
     assert together.pairs[0].distinguishable, "what a draw does to both methods cancels"
     assert (
-        "labelled draws" in found[2].apart
+        "labeled draws" in found[2].apart
         and export.as_json(found, None)["boards"][1]["draw"] is None
     )
     assert "0+1+2" in export.as_csv(found)
@@ -408,7 +408,7 @@ def test_compare_over_draws_counts_draws(study, lab):
     pooled = (
         lab.call("compare", "supervised", "dtc")
         .stdout.split("draws 0, 1, 2")[1]
-        .split("labelled")[0]
+        .split("labeled")[0]
     )
     assert "6 and 6 runs" in pooled and "draws a method" in pooled and "seeds" not in pooled
 

@@ -23,7 +23,7 @@ def volumes(lab, method):
 @pytest.mark.parametrize(
     "method, expected",
     [
-        ("supervised", [("train", 6, 4)]),  # four labelled patches
+        ("supervised", [("train", 6, 4)]),  # four labeled patches
         ("mean_teacher", [("train", 6, 6)]),  # four by the student, two by the teacher
         ("cps", [("train", 6, 8)]),  # four by each of two networks
     ],

@@ -16,7 +16,7 @@ from segbench.training.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "tests/plugins"
-# Instance normalisation and no dropout: what a process's share decides is then nothing but the mean over the batch.
+# Instance normalization and no dropout: what a process's share decides is then nothing but the mean over the batch.
 PLAIN = ("-o", "backbone.norm=instance", "-o", "backbone.dropout=0")
 
 

@@ -68,7 +68,7 @@ def test_volumes_of_every_kind_meet_in_one_batch(together, sampling):
             assert batch.y[item].max() <= len(store.classes) if item < 2 else True
         shares += batch.task.tolist()
     first = shares.count(0) / len(shares)
-    # Pools: 2 of 4 labelled cases, 4 of 6 unlabelled ones are tiny's: (1/2 + 2/3) / 2; balanced: 1/2.
+    # Pools: 2 of 4 labeled cases, 4 of 6 unlabeled ones are tiny's: (1/2 + 2/3) / 2; balanced: 1/2.
     assert abs(first - (7 / 12 if sampling == "proportional" else 1 / 2)) < 0.09
 
 

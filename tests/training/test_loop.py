@@ -23,7 +23,7 @@ def test_shares_add_up_to_all_steps():
     )
 
 
-def test_places_of_unlabelled_items_go_to_labelled_ones():
+def test_places_of_unlabeled_items_go_to_labeled_ones():
     a, b, c = stages(
         [Phase("a", 0.2, unlabeled=0), Phase("b", 0.3), Phase("c", 0.5, labeled=4, unlabeled=4)],
         10,
@@ -33,15 +33,15 @@ def test_places_of_unlabelled_items_go_to_labelled_ones():
     assert [(s.labeled, s.unlabeled) for s in (a, b, c)] == [(5, 0), (2, 3), (4, 4)]
 
 
-def test_schedule_runs_over_the_phases_that_share_an_optimiser():
+def test_schedule_runs_over_the_phases_that_share_an_optimizer():
     plan = stages(
         [Phase("a", 0.2), Phase("b", 0.3), Phase("c", 0.5, fresh_optimizer=True)], 100, 2, 2
     )
     assert [(s.origin, s.span) for s in plan] == [(0, 50), (0, 50), (50, 50)]
 
 
-def test_unlabelled_items_that_are_not_there():
-    with pytest.raises(UsageError, match="unlabelled"):
+def test_unlabeled_items_that_are_not_there():
+    with pytest.raises(UsageError, match="unlabeled"):
         stages([Phase("a", 0.5, unlabeled=0), Phase("b", 0.5)], 10, 2, 0)
     assert stages([Phase("a", unlabeled=0)], 10, 2, 0)[0].labeled == 2
 
@@ -139,7 +139,7 @@ class Diverging(Method):
     yield lab
     registry._state.files.remove(file.resolve())
     registry._state.entries.pop(("method", "diverging"), None)
-    registry.catalogue.cache_clear()
+    registry.catalog.cache_clear()
 
 
 def test_not_finite_loss_stops_before_the_weights_are_touched(diverging):
@@ -243,13 +243,13 @@ def test_what_a_phase_sets_free_is_trained_and_stays_so_after_a_stop(lab, tmp_pa
     assert execute(run, lab.machine())["weights_sha256"] == straight
 
 
-def test_a_phase_without_labelled_items_is_refused():
-    with pytest.raises(UsageError, match="0 labelled items"):
+def test_a_phase_without_labeled_items_is_refused():
+    with pytest.raises(UsageError, match="0 labeled items"):
         stages([Phase("a", 1.0, labeled=0)], 10, 2, 2)
 
 
-def test_a_changed_optimiser_that_nobody_uses_is_refused(lab):
-    with pytest.raises(UsageError, match="brings its own optimiser") as error:
+def test_a_changed_optimizer_that_nobody_uses_is_refused(lab):
+    with pytest.raises(UsageError, match="brings its own optimizer") as error:
         lab.prepared("versemi", overrides=["optim.lr=0.5"])
     assert "optimizer=protocol" in str(error.value)
     lab.prepared("versemi", overrides=["optim.lr=0.5", "optimizer=protocol"])

@@ -55,7 +55,7 @@ def test_patients_are_not_divided_and_cases_without_label_not_asked(lab):
         cases[case] = replace(cases[case], group=patient)
     store = replace(store, cases=cases)
     assert held_out(store, 1) == ("case1", "case2", "case4"), (
-        "b has a labelled case, c is taken whole"
+        "b has a labeled case, c is taken whole"
     )
     assert without_held_out(store, 1).train == ("case0", "case3", "case5")
 

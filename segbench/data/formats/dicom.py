@@ -21,7 +21,7 @@ SIZES = {
     "PixelSpacing": 2,
 }  # numbers in each field that a slice needs
 UNEVEN = (
-    0.1  # of the slice step: a larger difference between neighbours means that a slice is missing
+    0.1  # of the slice step: a larger difference between neighbors means that a slice is missing
 )
 
 
@@ -130,7 +130,7 @@ def _kind(header: Any) -> str:
 
 
 def _require(header: Any, first: Any) -> None:
-    """A slice that can be stacked: complete, single, grey, and of the first slice's geometry."""
+    """A slice that can be stacked: complete, single, gray, and of the first slice's geometry."""
     wrong = [name for name, size in SIZES.items() if not _numbers(header, name, size)]
     if wrong:
         raise DataError(
@@ -142,9 +142,9 @@ def _require(header: Any, first: Any) -> None:
         )
     if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
         raise DataError(
-            "multi-frame and colour DICOM cannot be read",
+            "multi-frame and color DICOM cannot be read",
             where=header.filename,
-            expected="one grey slice a file",
+            expected="one gray slice a file",
             fix="convert it to NIfTI first",
         )
     same = all(

@@ -19,7 +19,7 @@ class Limits:
 
     voxels: int = 10**9  # the most that a volume may have: a header may claim anything
     other_spacing: bool = (
-        False  # take a label by index whose header tells other millimetres than the image's
+        False  # take a label by index whose header tells other millimeters than the image's
     )
 
 

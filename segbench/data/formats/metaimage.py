@@ -50,7 +50,7 @@ def read_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
         )
         if len(shape) != 3 or min(shape) < 1 or channels < 1 or kind not in TYPES:
             raise DataError(
-                "no volume of grey values",
+                "no volume of gray values",
                 where=path,
                 found=f"shape {shape}, {channels} channels, type {kind}",
                 expected="three axes and a type that is a number",

@@ -39,11 +39,11 @@ class Volume:
     )  # (*S), or (*S, C) where the file has channels; axes in the file's order, fastest first
     affine: (
         np.ndarray | None
-    )  # (4, 4) voxel to millimetres, right-anterior-superior; None where the file does not say
+    )  # (4, 4) voxel to millimeters, right-anterior-superior; None where the file does not say
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """Millimetres between voxels along the three axes, None where the file does not say."""
+        """Millimeters between voxels along the three axes, None where the file does not say."""
         return None if self.affine is None else spacing_of(self.affine)
 
 
@@ -179,7 +179,7 @@ def require_file(path: Path, magic: bytes | tuple[bytes, ...], kind: str) -> Non
 
 
 def require_finite(array: np.ndarray, path: Path | None = None) -> None:
-    """Refuse NaN and infinite grey values, as float32 too: one alone turns a whole normalised volume into nothing.
+    """Refuse NaN and infinite gray values, as float32 too: one alone turns a whole normalized volume into nothing.
 
     Raises:
         DataError: tells how many there are, and where the first one lies.
@@ -193,7 +193,7 @@ def require_finite(array: np.ndarray, path: Path | None = None) -> None:
     if not good.all():
         first = tuple(int(i) for i in np.unravel_index((~good).argmax(), good.shape))
         raise DataError(
-            "NaN or infinite grey values",
+            "NaN or infinite gray values",
             where=path,
             found=f"{(~good).sum():,} voxels, the first at {first}",
             expected="finite ones",
@@ -264,7 +264,7 @@ def read_nifti(path: Path) -> Volume:
     A 4-D file keeps its last axis (channels or time) unless that has length 1.
 
     Raises:
-        DataError: truncated, too large, two- or five-dimensional, colours or complex numbers, no usable affine.
+        DataError: truncated, too large, two- or five-dimensional, colors or complex numbers, no usable affine.
     """
     image: Any = _open_nifti(path)
     try:
@@ -319,7 +319,7 @@ def _open_nifti(path: Path) -> Any:
     affine = np.asarray(image.affine, float)
     if len(shape) not in (3, 4) or kind not in "fiu" or 0 in shape:
         raise DataError(
-            "no volume of grey values",
+            "no volume of gray values",
             where=path,
             expected="three axes, or four with channels last",
             found=f"shape {shape}, type {image.get_data_dtype()}",
@@ -414,7 +414,7 @@ def _require_unpacked(path: Path, start: int, header: dict[str, Any], size: int)
 
 
 def nrrd_affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
-    """Voxel to right-anterior-superior millimetres of an NRRD header; None if it tells no directions and no spacings.
+    """Voxel to right-anterior-superior millimeters of an NRRD header; None if it tells no directions and no spacings.
 
     Raises:
         DataError: a space other than left/right, posterior/anterior, superior.

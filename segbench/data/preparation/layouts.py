@@ -21,7 +21,7 @@ class Form:
     channels: tuple[str, ...]
     suffix: bool  # nnU-Net: one file a channel, ``<case>_0000``
     ending: str
-    licence: str
+    license: str
     citation: str
     announced: object = None  # numTraining
 
@@ -181,7 +181,7 @@ def help_with_form(root: Path, form: Form) -> str | None:
 
 
 def oddities(root: Path, form: Form, cases: dict[str, dict[str, Any]]) -> list[str]:
-    """Files that no case uses and a number of cases other than announced: mostly a misspelt name."""
+    """Files that no case uses and a number of cases other than announced: mostly a misspelled name."""
     used = {path for files in cases.values() for path in (*files["images"], files.get("label"))}
     notes = []
     for place in ("imagesTr", "labelsTr", "imagesUn"):

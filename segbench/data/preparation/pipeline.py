@@ -114,7 +114,7 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
 
 
 def _check_patients(split: Split, raw: dict[str, RawCase]) -> None:
-    """A number of labelled cases counts patients, so the cases of one must stand together."""
+    """A number of labeled cases counts patients, so the cases of one must stand together."""
     runs = [group for group, _ in groupby(raw[i].group or i for i in split.train)]
     apart = [group for group, n in Counter(runs).items() if n > 1]
     if apart:
@@ -230,7 +230,7 @@ def expected_files(dataset: Dataset | type[Dataset]) -> str:
     for archive in dataset.archives:
         lines.append(", ".join(filter(None, (archive.name, archive.size, archive.digest))))
     lines += [f"from {dataset.homepage}"] if dataset.homepage else []
-    return "\n".join(lines + ([f"licence: {dataset.licence}"] if dataset.licence else []))
+    return "\n".join(lines + ([f"license: {dataset.license}"] if dataset.license else []))
 
 
 def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]:

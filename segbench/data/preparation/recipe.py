@@ -1,4 +1,4 @@
-"""From a raw volume to a case by explicit settings: orientation, spacing, grey values, crop.
+"""From a raw volume to a case by explicit settings: orientation, spacing, gray values, crop.
 
 A data set states its ``Recipe``; the settings are stored with every prepared case, and with them what they came to
 for that case (source grid, crop offset), so that a prediction can be put back on the grid of the file.
@@ -25,8 +25,8 @@ AIR = -500.0  # HU: below it lies what surrounds a body
 
 
 @dataclass(frozen=True)
-class Grey:
-    """What happens to the grey values of a channel.
+class Gray:
+    """What happens to the gray values of a channel.
 
     ``window``: clip to these two values first. ``scale``: ``unit`` maps the window to [0, 1]; ``minmax`` the smallest
     and largest value of the volume; ``zscore`` over all voxels; ``zscore_nonzero`` over voxels other than 0, which stay 0.
@@ -43,7 +43,7 @@ class Grey:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a raw volume becomes a case. Steps in this order: orientation, resampling, grey values, crop.
+    """How a raw volume becomes a case. Steps in this order: orientation, resampling, gray values, crop.
 
     ``crop``: ``none``; ``nonzero``, the box of what is not 0 in any channel; ``body``, the box of the largest component
     above -500 HU; ``label``, the box of the label and ``margin`` voxels below and above, widened to ``least`` voxels a
@@ -59,12 +59,12 @@ class Recipe:
     in_plane: bool = (
         False  # scale all axes by the factor that brings the first one to ``spacing`` (CoraNet)
     )
-    order: int = 1  # of the image's spline; labels are always nearest neighbour
-    grey: tuple[Grey, ...] = (Grey(),)  # one for all channels, or one for each
+    order: int = 1  # of the image's spline; labels are always nearest neighbor
+    gray: tuple[Gray, ...] = (Gray(),)  # one for all channels, or one for each
     crop: Crop = "none"
     margin: tuple[int, int] = (0, 0)
     least: int = 0
-    scale_last: bool = False  # normalise after the crop instead of before
+    scale_last: bool = False  # normalize after the crop instead of before
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
 
     Raises:
         DataError: a voxel is no finite number; the recipe needs a spacing or label that is not there, or the label is empty;
-            the crop by the image cuts labelled voxels away.
+            the crop by the image cuts labeled voxels away.
     """
     require_finite(volume.array)
     before = _counted(label)
@@ -115,15 +115,15 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Ma
     box = crop_box(recipe, image, label)
     doubts = _lost(recipe, before, label, box)
     facts["crop_offset"] = [int(side.start) for side in box]
-    if recipe.scale_last or all(rule.by_voxel for rule in recipe.grey):
-        image = normalise(_inside(image, box), recipe.grey)
+    if recipe.scale_last or all(rule.by_voxel for rule in recipe.gray):
+        image = normalize(_inside(image, box), recipe.gray)
     else:
-        image = _inside(normalise(image, recipe.grey), box)
+        image = _inside(normalize(image, recipe.gray), box)
     image, label = _filled(image, box), None if label is None else _filled(_inside(label, box), box)
-    rules = recipe.grey * (len(image) if len(recipe.grey) == 1 else 1)
-    if Grey() in rules:  # nothing maps air to 0
+    rules = recipe.gray * (len(image) if len(recipe.gray) == 1 else 1)
+    if Gray() in rules:  # nothing maps air to 0
         facts["pad"] = [
-            float(part.min()) if rule == Grey() else 0.0
+            float(part.min()) if rule == Gray() else 0.0
             for part, rule in zip(image, rules, strict=True)
         ]
     if affine is not None:
@@ -139,7 +139,7 @@ def _counted(label: np.ndarray | None) -> dict[int, int]:
 
 
 def _lost(recipe: Recipe, before: dict[int, int], label: np.ndarray | None, box: Box) -> list[str]:
-    """Classes that resampling made vanish, and labelled voxels outside a crop that does not look at the label.
+    """Classes that resampling made vanish, and labeled voxels outside a crop that does not look at the label.
 
     Raises:
         DataError: the crop cuts away more than a hundredth of a class: what is scored would not be what is there.
@@ -156,7 +156,7 @@ def _lost(recipe: Recipe, before: dict[int, int], label: np.ndarray | None, box:
         text = f"{lost:,} of {n:,} voxels of class {k} lie outside the crop '{recipe.crop}'"
         if lost > n * STRAY:
             raise DataError(
-                "the crop cuts labelled voxels away",
+                "the crop cuts labeled voxels away",
                 found=text,
                 expected="all of them inside",
                 fix="another crop of your own data: segbench data link PATH --as NAME --crop none (or nonzero)",
@@ -181,7 +181,7 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndarray:
-    """Scale a volume (*S) by a factor per axis; the first voxel's centre stays, the size is cut to whole voxels.
+    """Scale a volume (*S) by a factor per axis; the first voxel's center stays, the size is cut to whole voxels.
 
     Raises:
         DataError: more voxels than ``limits`` allow.
@@ -227,14 +227,14 @@ def _resampled(
     return image, label, affine @ np.diag([*(1 / factors), 1.0])
 
 
-def normalise(image: np.ndarray, grey: Sequence[Grey]) -> np.ndarray:
-    """Grey values of (C, *S) by one rule for all channels or one for each; float32. A constant channel becomes 0."""
-    rules = list(grey) * (len(image) if len(grey) == 1 else 1)
-    channels = [_normalised(channel, rule) for channel, rule in zip(image, rules, strict=True)]
+def normalize(image: np.ndarray, gray: Sequence[Gray]) -> np.ndarray:
+    """Gray values of (C, *S) by one rule for all channels or one for each; float32. A constant channel becomes 0."""
+    rules = list(gray) * (len(image) if len(gray) == 1 else 1)
+    channels = [_normalized(channel, rule) for channel, rule in zip(image, rules, strict=True)]
     return np.stack(channels) if len(channels) > 1 else channels[0][None]
 
 
-def _normalised(channel: np.ndarray, rule: Grey) -> np.ndarray:
+def _normalized(channel: np.ndarray, rule: Gray) -> np.ndarray:
     values = channel.astype(np.float32)
     if rule.window is not None:
         np.clip(values, *rule.window, out=values)
@@ -282,7 +282,7 @@ def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box
             "the crop goes by the label, and there is none"
             if label is None
             else "the crop goes by the label, and it is empty",
-            expected="a labelled target to crop around",
+            expected="a labeled target to crop around",
             fix="leave the case out, or crop by the image: nonzero, body or none",
         )
     extents = _extent(np.asarray(label != 0))

@@ -155,7 +155,7 @@ def _read(
             Problem(
                 raw.id,
                 file,
-                "an image of one grey value",
+                "an image of one gray value",
                 "differences to learn from",
                 level="warning",
             )

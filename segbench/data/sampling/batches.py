@@ -1,7 +1,7 @@
 """Two-stream batches, each a pure function of (seed, phase, step): no sampler state, no worker can change a draw.
 
-``TrainingData`` is the only view of the data that training has: images of the training cases, labels of the labelled
-ones. Test cases and labels of unlabelled cases cannot be reached through it.
+``TrainingData`` is the only view of the data that training has: images of the training cases, labels of the labeled
+ones. Test cases and labels of unlabeled cases cannot be reached through it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _reference(array: np.ndarray, preload: bool) -> np.ndarray | _File:
 
 @dataclass(frozen=True)
 class _Case:
-    """One training case; ``label`` is there for labelled cases only."""
+    """One training case; ``label`` is there for labeled cases only."""
 
     id: str
     dataset: str
@@ -135,12 +135,12 @@ def _all(places: range) -> range:
 
 
 class TrainingData:
-    """The training cases of one or several data sets: the first N of each training list labelled, the rest not.
+    """The training cases of one or several data sets: the first N of each training list labeled, the rest not.
 
-    Epochs are those of the literature's two-stream sampler: one pass over a fresh permutation of the labelled cases in
-    groups of L, a remainder dropped. Unlabelled groups come from a chain of permutations that starts anew with every
-    labelled epoch. Where labelled cases are fewer than L, a group goes on into further permutations
-    (``repeats_labeled``); where no unlabelled case is left, the unlabelled stream shows the labelled cases' images.
+    Epochs are those of the literature's two-stream sampler: one pass over a fresh permutation of the labeled cases in
+    groups of L, a remainder dropped. Unlabeled groups come from a chain of permutations that starts anew with every
+    labeled epoch. Where labeled cases are fewer than L, a group goes on into further permutations
+    (``repeats_labeled``); where no unlabeled case is left, the unlabeled stream shows the labeled cases' images.
     What happened so is in ``warnings``.
 
     Several data sets: ``sampling="proportional"`` pools their lists; ``"balanced"`` draws the data set of every place
@@ -152,7 +152,7 @@ class TrainingData:
     cases into memory once (workers that are forked share them). ``share`` picks one process's places of a batch.
 
     Raises:
-        UsageError: a number of labelled cases that the training list does not allow, a patch of the wrong dimension.
+        UsageError: a number of labeled cases that the training list does not allow, a patch of the wrong dimension.
         DataError: a case that cannot be read.
     """
 
@@ -187,13 +187,13 @@ class TrainingData:
         self._borrows = self._unlabeled is self._labeled
 
     def epoch(self, step: int, labeled: int) -> int:
-        """Passes over the labelled cases that are complete before ``step`` of a phase."""
+        """Passes over the labeled cases that are complete before ``step`` of a phase."""
         return step // self.steps_per_epoch(labeled)
 
     def steps_per_epoch(self, labeled: int) -> int:
-        """Steps of one pass over the labelled cases, at least 1."""
+        """Steps of one pass over the labeled cases, at least 1."""
         if labeled < 1:
-            raise UsageError("a batch needs labelled items", found=labeled, expected="at least 1")
+            raise UsageError("a batch needs labeled items", found=labeled, expected="at least 1")
         return max(len(self._labeled) // labeled, 1)
 
     def batch(self, phase: int, step: int, labeled: int, unlabeled: int) -> Batch:
@@ -250,16 +250,16 @@ class TrainingData:
         if labeled > len(self._labeled):
             self.repeats_labeled = True
             notes.append(
-                f"{len(self._labeled)} labelled cases for {labeled} places in a batch: cases repeat"
+                f"{len(self._labeled)} labeled cases for {labeled} places in a batch: cases repeat"
             )
         if unlabeled and self._borrows:
             notes.append(
-                "every training case is labelled: the unlabelled stream shows the labelled cases' images"
+                "every training case is labeled: the unlabeled stream shows the labeled cases' images"
             )
         self.warnings += [note for note in notes if note not in self.warnings]
 
     def _choose(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[_Case]:
-        """The cases of a batch, labelled first."""
+        """The cases of a batch, labeled first."""
         steps = self.steps_per_epoch(labeled)
         epoch, group = divmod(step, steps)
         return [
@@ -301,7 +301,7 @@ def _chain(n: int, places: range, key: tuple[object, ...]) -> list[int]:
 def _checked(name: str, train: Sequence[str], labeled: int | None) -> Sequence[str]:
     if labeled is None or not 1 <= labeled <= len(train):
         raise UsageError(
-            f"{name} cannot have {labeled} labelled cases",
+            f"{name} cannot have {labeled} labeled cases",
             expected=f"1 to {len(train)}",
             fix=f"--labeled {min(max(labeled or 1, 1), len(train))}",
         )

@@ -4,7 +4,7 @@ Source: the data loaders of UA-MT (Yu et al., MICCAI 2019) and its descendants; 
 (Shi et al., TMI 2021) and VerSemi. A ``Cut`` says where a patch comes from, ``take`` fetches it; image and label share
 one. Turns and mirrors are views and pads are written around the patch, so no volume, mapped or not, is ever copied.
 ``zoom`` and ``turn`` are the two-dimensional loaders of SSL4MIS (Luo et al.): a whole slice, resized to the patch by the
-nearest neighbour.
+nearest neighbor.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def nearest(n: int, p: int) -> np.ndarray:
 
 
 def zoom(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """The last axes of an array resized by the nearest neighbour, (..., *S) to (..., *shape)."""
+    """The last axes of an array resized by the nearest neighbor, (..., *S) to (..., *shape)."""
     for axis, p in enumerate(shape, array.ndim - len(shape)):
         array = np.take(array, nearest(array.shape[axis], p), axis)
     return array
@@ -180,7 +180,7 @@ def take(
 
 
 def _rotated(view: np.ndarray, angle: int, first: int) -> np.ndarray:
-    """A copy turned in the plane of the first two spatial axes: nearest neighbour, same size, corners 0."""
+    """A copy turned in the plane of the first two spatial axes: nearest neighbor, same size, corners 0."""
     from scipy import ndimage
 
     return ndimage.rotate(view, angle, axes=(first + 1, first), reshape=False, order=0)

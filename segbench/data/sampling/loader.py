@@ -19,7 +19,7 @@ from segbench.contracts.method import Batch
 from segbench.data.sampling.batches import TrainingData
 from segbench.errors import DataError, SegbenchError, TrainingError
 
-Step = tuple[int, int, int, int]  # phase, step of the phase, labelled items, unlabelled items
+Step = tuple[int, int, int, int]  # phase, step of the phase, labeled items, unlabeled items
 
 
 class _Steps(Dataset[Any]):
@@ -170,7 +170,7 @@ def loader(
     prefetch: int = 2,
     timeout: float = 300.0,
 ) -> Generator[Batch, None, None]:
-    """The batches of a plan of (phase, step, labelled, unlabelled), in order and the same for any number of workers.
+    """The batches of a plan of (phase, step, labeled, unlabeled), in order and the same for any number of workers.
 
     ``workers``: processes; 0 works ahead in a thread instead, which is enough for plain crops (numpy copies without the
     interpreter lock) and spares the way through shared memory. ``prefetch``: batches ahead, per worker. ``context``:

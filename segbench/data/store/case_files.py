@@ -138,7 +138,7 @@ def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
     elif image.dtype.kind not in "fiu":
         wrong(f"image type {image.dtype}", "numbers")
     elif not (finite := np.isfinite(image.astype(np.float32, copy=False))).all():
-        wrong(f"{(~finite).sum()} voxels are NaN or infinite", "finite grey values")
+        wrong(f"{(~finite).sum()} voxels are NaN or infinite", "finite gray values")
     if label is not None:
         if label.shape != image.shape[1:]:
             wrong(f"label shape {label.shape}, image shape {image.shape[1:]}", "equal shapes")

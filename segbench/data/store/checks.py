@@ -197,7 +197,7 @@ def _check_voxels(store: Store, case: str) -> list[Problem]:
     if not np.isfinite(image).all():
         problems.append(
             Problem(
-                case, str(folder / "image.npy"), "NaN or infinite voxels", "finite grey values", fix
+                case, str(folder / "image.npy"), "NaN or infinite voxels", "finite gray values", fix
             )
         )
     if store.cases[case].has_label:
@@ -277,21 +277,21 @@ def _collection(store: Store) -> str:
 
 
 def require_learnable(store: Store, labeled: int) -> None:
-    """Refuse a labelled set (the first ``labeled`` of train) that lacks a label or a whole class.
+    """Refuse a labeled set (the first ``labeled`` of train) that lacks a label or a whole class.
 
     Raises:
         DataError: names the cases and classes.
     """
     chosen = store.train[:labeled]
     problems = [
-        Problem(i, found="has no label", expected="a label: it is one of the labelled cases")
+        Problem(i, found="has no label", expected="a label: it is one of the labeled cases")
         for i in chosen
         if not store.cases[i].has_label
     ]
-    problems += _absent(store, chosen, f"the {len(chosen)} labelled cases")
+    problems += _absent(store, chosen, f"the {len(chosen)} labeled cases")
     if problems:
         raise DataProblems(
-            f"data set '{store.name}': the labelled cases are not enough to learn from",
+            f"data set '{store.name}': the labeled cases are not enough to learn from",
             problems,
             where=store.root,
             fix="label more cases (--labeled)",

@@ -57,7 +57,7 @@ class Store:
 
     @property
     def patients(self) -> tuple[str, ...]:
-        """Groups of the training list in its order; a labelled count counts these. Mostly there is a case to each."""
+        """Groups of the training list in its order; a labeled count counts these. Mostly there is a case to each."""
         return tuple(dict.fromkeys(self.cases[case].group for case in self.train))
 
     @property
@@ -82,7 +82,7 @@ class Store:
         """Label of a case, (*S) uint8, read-only and not in memory.
 
         Raises:
-            DataError: nobody labelled the case.
+            DataError: nobody labeled the case.
         """
         return self._open(case, "label.npy")
 
@@ -432,7 +432,7 @@ def _smaller(store: Store, info: CaseInfo, factors: tuple[int, ...]) -> Case:
     affine = None
     if (
         info.affine is not None
-    ):  # a block's centre lies (factor - 1) / 2 voxels from the centre of its first voxel
+    ):  # a block's center lies (factor - 1) / 2 voxels from the center of its first voxel
         step = np.diag([*map(float, factors), *[1.0] * (4 - store.dims)])
         step[: store.dims, 3] = (np.array(factors) - 1) / 2
         affine = np.array(info.affine) @ step
