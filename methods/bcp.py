@@ -126,7 +126,7 @@ class BCP(Method):
         if t.phase != "pretrain":
             self.teacher.follow(self.student, self.p.decay)
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.student(image).softmax(1)
 
 

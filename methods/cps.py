@@ -59,7 +59,7 @@ class CPS(Method):
             "cross_2": weight * pseudo_supervision(unlabeled_2, unlabeled_1),
         }
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.first(image).softmax(1)
 
 

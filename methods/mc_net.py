@@ -75,7 +75,7 @@ class MCNet(Method):
             "consistency": self.p.weight * sigmoid_ramp(stair, 40) * mutual_consistency(p, sharp),
         }
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         features = self.network.decode(self.network.encode(image), 0)[0]
         return self.network.head(features, 0).softmax(1)
 

@@ -75,5 +75,5 @@ class MeanTeacher(Method):
     def after_step(self, t: Clock) -> None:
         self.teacher.follow(self.student, min(self.p.decay, 1 - 1 / (t.step + 1)))
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.student(image).softmax(1)

@@ -132,7 +132,7 @@ class SASSNet(Method):
         distance, logits = self.network(image)
         return distance.float().tanh(), logits.float().sigmoid()
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         p = self.answer(image)[1]
         return torch.cat([1 - p.amax(1, keepdim=True), p], 1)
 

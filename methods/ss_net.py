@@ -112,7 +112,7 @@ class SSNet(Method):
             "smoothness": weight * self.smoothness(image),
         }
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)
 
     # -- class separation ----------------------------------------------------------------------------------------------

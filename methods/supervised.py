@@ -41,5 +41,5 @@ class Supervised(Method):
             "supervised": dice_ce(self.network(batch.x), batch.y, background=self.p.dice == "all")
         }
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)

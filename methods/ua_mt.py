@@ -90,5 +90,5 @@ class UAMT(Method):
     def after_step(self, t: Clock) -> None:
         self.teacher.follow(self.student, min(self.p.decay, 1 - 1 / (t.step + 1)))
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.student(image).softmax(1)

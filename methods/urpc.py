@@ -68,7 +68,7 @@ class URPC(Method):
             * pyramid_consistency(unlabeled).mean(),
         }
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image)[0].softmax(1)
 
 

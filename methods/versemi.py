@@ -184,7 +184,7 @@ class VerSemi(Method):
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         draw, pretrain = t.generator("mask", own=True), t.phase == "pretrain"
         count = len(batch.x)
-        y, source = batch.y, batch.task[:count]
+        y, source = batch.y, batch.source[:count]
         logits, target = self.ask(
             self.view(batch.x, self.rounds), y, source
         )  # (L, R, 2, *S), (L, R, *S)
@@ -227,9 +227,9 @@ class VerSemi(Method):
             "auxiliary": weight * soft_dice(synthetic, batch.y[partner] > 0, weight=box),
         }
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
-        prompts = self.prompts[task, : self.counts[task]].expand(len(image), -1)
-        p = self.head(self.view(image), prompts).softmax(2)[:, :, 1]  # (B, classes of task, *S)
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
+        prompts = self.prompts[source, : self.counts[source]].expand(len(image), -1)
+        p = self.head(self.view(image), prompts).softmax(2)[:, :, 1]  # (B, its classes, *S)
         return torch.cat([1 - p.amax(1, keepdim=True), p], 1)
 
     def view(self, image: Tensor, calls: int = 1) -> View:

@@ -158,8 +158,8 @@ def _predictor(
     if name not in names:
         raise unknown("data set of the run", name, names)
     method, _ = trained(run, stored, machine.device)
-    task = names.index(name)
-    return Predictor(method, run.experiment, run.stores[task], task, machine.device)
+    source = names.index(name)
+    return Predictor(method, run.experiment, run.stores[source], source, machine.device)
 
 
 def _refuse_to_overwrite(scans: list[Scan], out: Path, probs: bool, overwrite: bool) -> None:

@@ -107,21 +107,21 @@ class Source:
 class Batch:
     """One two-stream batch. Unlabeled images come without labels: there is nothing a method could peek at.
 
-    ``task`` gives each item's data set as an index into ``Setting.sources``, labeled items first. (A volume with
+    ``source`` gives each item's data set as an index into ``Setting.sources``, labeled items first. (A volume with
     several annotated classes serves several tasks at once, so the item names its data set and the tasks follow.)
     """
 
     x: Tensor  # (L, C, *S) float
     y: Tensor  # (L, *S) int64
     u: Tensor  # (U, C, *S) float
-    task: Tensor  # (L + U,) int64
+    source: Tensor  # (L + U,) int64
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
-        x, y, u, task = (
-            v.to(device, non_blocking=non_blocking) for v in (self.x, self.y, self.u, self.task)
+        x, y, u, source = (
+            v.to(device, non_blocking=non_blocking) for v in (self.x, self.y, self.u, self.source)
         )
-        return Batch(x, y, u, task)
+        return Batch(x, y, u, source)
 
 
 @dataclass(frozen=True)
@@ -177,8 +177,8 @@ class Method(nn.Module):
         """Named, already weighted terms of the first player. The engine sums, logs, checks and ablates them."""
         raise NotImplementedError
 
-    def predict(self, image: Tensor, task: int = 0) -> Tensor:
-        """Class probabilities (B, K, *S) of a batch of windows (B, C, *S) of data set ``task``."""
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
+        """Class probabilities (B, K, *S) of a batch of windows (B, C, *S) of data set ``source``."""
         raise NotImplementedError
 
     def after_step(self, t: Clock) -> None:

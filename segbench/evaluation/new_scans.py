@@ -164,9 +164,14 @@ class Predictor:
     """Predicts scans with one finished run, for one of its data sets."""
 
     def __init__(
-        self, method: Method, experiment: Any, store: Store, task: int, device: str
+        self, method: Method, experiment: Any, store: Store, source: int, device: str
     ) -> None:
-        self.method, self.protocol, self.store, self.task = method, experiment.protocol, store, task
+        self.method, self.protocol, self.store, self.source = (
+            method,
+            experiment.protocol,
+            store,
+            source,
+        )
         self.precision, self.device = experiment.precision, device
         self.dataset: Dataset = registry.get("dataset", store.name).cls()
         self.codes = _orientation(store)
@@ -290,7 +295,7 @@ class Predictor:
                 self.method,
                 small,
                 image.shape[1:],
-                self.task,
+                self.source,
                 self.protocol,
                 self.store.name,
                 self.device,

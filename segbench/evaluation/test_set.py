@@ -52,11 +52,11 @@ def evaluate(
     rows: list[dict[str, Any]] = []
     method.eval()
     with partial.open("a", encoding="utf-8") as file:
-        for task, store in enumerate(stores):
+        for source, store in enumerate(stores):
             for case in store.test:
                 if (store.name, case) not in done:
                     label, digest = predict_labels(
-                        method, store, case, task, protocol, device, precision
+                        method, store, case, source, protocol, device, precision
                     )
                     keep(store.name, case, label)
                     done[store.name, case] = score(label, digest, store, case)
@@ -89,7 +89,7 @@ def predict_case(
     method: Method,
     store: Store,
     case: str,
-    task: int,
+    source: int,
     protocol: Protocol,
     device: str,
     precision: str = "fp32",
@@ -100,7 +100,7 @@ def predict_case(
         method,
         np.array(view.image(case)),
         store.cases[case].shape,
-        task,
+        source,
         protocol,
         store.name,
         device,
@@ -113,7 +113,7 @@ def predict_image(
     method: Method,
     small: np.ndarray,
     full: Sequence[int],
-    task: int,
+    source: int,
     protocol: Protocol,
     dataset: str,
     device: str,
@@ -145,9 +145,9 @@ def predict_image(
         kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         with torch.autocast(torch.device(device).type, kind, enabled=kind is not None):
             return (
-                method.predict(windows[..., 0], task)[..., None]
+                method.predict(windows[..., 0], source)[..., None]
                 if slices
-                else method.predict(windows, task)
+                else method.predict(windows, source)
             )
 
     probabilities = predict_probabilities(
@@ -180,13 +180,14 @@ def predict_labels(
     method: Method,
     store: Store,
     case: str,
-    task: int,
+    source: int,
     protocol: Protocol,
     device: str,
     precision: str,
 ) -> tuple[np.ndarray, str]:
     label = finished(
-        labels_from(predict_case(method, store, case, task, protocol, device, precision)), protocol
+        labels_from(predict_case(method, store, case, source, protocol, device, precision)),
+        protocol,
     )
     return label, array_digest(label)
 

@@ -64,10 +64,10 @@ def pictures(member: Member, run: Prepared, dataset: str, device: str) -> Iterat
         IntegrityError: the weights are missing or not those of the result.
     """
     method, _ = trained(run, member.result, device)
-    task, store = next((i, s) for i, s in enumerate(run.stores) if s.name == dataset)
+    source, store = next((i, s) for i, s in enumerate(run.stores) if s.name == dataset)
     for which, case, dice in choose(member, dataset):
         label, digest = predict_labels(
-            method, store, case, task, run.experiment.protocol, device, run.experiment.precision
+            method, store, case, source, run.experiment.protocol, device, run.experiment.precision
         )
         scored = {
             line.get("prediction")

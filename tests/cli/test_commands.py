@@ -115,7 +115,7 @@ class Mine(Method):
         self.network = network()
     def loss(self, batch, t):
         return {{"supervised": {weight} * dice_ce(self.network(batch.x), batch.y)}}
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         return self.network(image).softmax(1)
 '''
 

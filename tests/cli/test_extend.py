@@ -58,7 +58,7 @@ class Bad(Method):
         self.network = network()
     def loss(self, batch, t):
         return {"nothing": self.network(batch.x).mean()}
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         return self.network(image)
 ''')
     result = lab.cli("test", "bad.py", "--json")
@@ -125,7 +125,7 @@ class Half(Method):
         self.network = network()
     def loss(self, batch, t):
         return {"learned": self.network(batch.x).square().mean(), "fixed": torch.zeros(())}
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         return self.network(image).softmax(1)
 """)
     result = lab.call("--plugin", str(lab.folder / "half.py"), "ablate", "half", *ON_TINY, "--json")

@@ -43,7 +43,7 @@ def test_joint_methods_answer_for_each_data_set(name):
     method = Trial(name, classes=3, sources=3).make().eval()
     image = torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
-        answers = [method.predict(image, task) for task in range(3)]
+        answers = [method.predict(image, source) for source in range(3)]
     assert all(a.shape == (1, 3, 16, 16, 16) for a in answers) and not torch.equal(
         answers[0], answers[1]
     )
@@ -69,7 +69,7 @@ class Bad(Method):
         return {{"supervised": loss}}
     def after_step(self, t):
         self.teacher.follow(self.network, 0.9)
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         p = self.network(image).softmax(1)
         {predict}
         return p

@@ -275,7 +275,7 @@ def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
         class setting:
             channels = 1
 
-        def predict(self, image, task=0):
+        def predict(self, image, source=0):
             seen.append(image.abs().sum((0, 1)).nonzero())
             return torch.cat(
                 [image[:, :1] <= 0.5, image[:, :1] > 0.5, *[image[:, :1] < 0] * 2], 1

@@ -24,7 +24,7 @@ from segbench.errors import DataError, TrainingError, UsageError
 
 
 class Canary:
-    """A store on disk that refuses what training must not touch. Image values tell the case: 1000 task + number + 1."""
+    """A store on disk that refuses what training must not touch. Image values tell the case: 1000 source + number + 1."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Canary:
         name: str = "toy",
         train: int = 7,
         labeled: int = 4,
-        task: int = 0,
+        source: int = 0,
         channels: int = 1,
         shape: tuple[int, ...] = (12, 11, 9),
     ) -> None:
@@ -44,7 +44,7 @@ class Canary:
         for i, case in enumerate((*self.train, *self.test)):
             np.save(
                 self.root / f"{case}.image.npy",
-                np.full((channels, *shape), 1000 * task + i + 1, np.float32),
+                np.full((channels, *shape), 1000 * source + i + 1, np.float32),
             )
             np.save(self.root / f"{case}.label.npy", np.full(shape, i, np.uint8))
 
@@ -74,7 +74,7 @@ def ids(images: torch.Tensor) -> list[int]:
 
 
 def digest(batch: Batch) -> list[bytes]:
-    return [t.numpy().tobytes() for t in (batch.x, batch.y, batch.u, batch.task)]
+    return [t.numpy().tobytes() for t in (batch.x, batch.y, batch.u, batch.source)]
 
 
 @pytest.fixture
@@ -92,13 +92,13 @@ def data(store: Canary) -> TrainingData:
 
 def test_shapes_and_types(data: TrainingData) -> None:
     batch = data.batch(0, 0, 3, 2)
-    assert [tuple(t.shape) for t in (batch.x, batch.y, batch.u, batch.task)] == [
+    assert [tuple(t.shape) for t in (batch.x, batch.y, batch.u, batch.source)] == [
         (3, 1, 8, 6, 4),
         (3, 8, 6, 4),
         (2, 1, 8, 6, 4),
         (5,),
     ]
-    assert [t.dtype for t in (batch.x, batch.y, batch.u, batch.task)] == [
+    assert [t.dtype for t in (batch.x, batch.y, batch.u, batch.source)] == [
         torch.float32,
         torch.int64,
         torch.float32,
@@ -260,8 +260,8 @@ def test_center_crop_of_unlabeled(tmp_path: Path) -> None:
 
 def _joint(tmp_path: Path, sampling: str) -> TrainingData:
     stores = {
-        "a": Canary(tmp_path, "a", train=20, labeled=12, task=0),
-        "b": Canary(tmp_path, "b", train=6, labeled=4, task=1, channels=2),
+        "a": Canary(tmp_path, "a", train=20, labeled=12, source=0),
+        "b": Canary(tmp_path, "b", train=6, labeled=4, source=1, channels=2),
     }
     return TrainingData(stores, {"a": 12, "b": 4}, protocol(sampling=sampling), 0)
 
@@ -269,13 +269,13 @@ def _joint(tmp_path: Path, sampling: str) -> TrainingData:
 def test_proportional(tmp_path: Path) -> None:
     data = _joint(tmp_path, "proportional")
     batches = [data.batch(0, s, 4, 2) for s in range(4)]  # one epoch over 16 labeled cases
-    tasks = torch.cat([b.task[:4] for b in batches])
-    assert Counter(tasks.tolist()) == {0: 12, 1: 4}
+    sources = torch.cat([b.source[:4] for b in batches])
+    assert Counter(sources.tolist()) == {0: 12, 1: 4}
     for b in batches:
-        assert [i // 1000 for i in ids(torch.cat([b.x, b.u]))] == b.task.tolist()
+        assert [i // 1000 for i in ids(torch.cat([b.x, b.u]))] == b.source.tolist()
         assert b.x.shape[1] == 2
-        assert all((item[1] == 0).all() for item, t in zip(b.x, b.task, strict=False) if t == 0)
-        assert all((item[1] > 0).any() for item, t in zip(b.x, b.task, strict=False) if t == 1)
+        assert all((item[1] == 0).all() for item, t in zip(b.x, b.source, strict=False) if t == 0)
+        assert all((item[1] > 0).any() for item, t in zip(b.x, b.source, strict=False) if t == 1)
 
 
 def test_balanced(tmp_path: Path) -> None:
@@ -283,16 +283,16 @@ def test_balanced(tmp_path: Path) -> None:
     seen: dict[int, list[int]] = {0: [], 1: []}
     for step in range(100):
         batch = data.batch(0, step, 4, 2)
-        for case, task in zip(ids(batch.x), batch.task.tolist(), strict=False):
-            seen[task].append(case % 1000)
-            assert case // 1000 == task
+        for case, source in zip(ids(batch.x), batch.source.tolist(), strict=False):
+            seen[source].append(case % 1000)
+            assert case // 1000 == source
     assert abs(len(seen[1]) - 200) < 50  # five standard deviations of 400 even draws
     assert set(seen[0]) == set(range(12)) and set(seen[1]) == set(range(4))
     epoch = [
         (case, t)
         for s in range(4)
         for case, t in zip(
-            ids(data.batch(0, s, 4, 2).x), data.batch(0, s, 4, 2).task.tolist(), strict=False
+            ids(data.batch(0, s, 4, 2).x), data.batch(0, s, 4, 2).source.tolist(), strict=False
         )
     ]
     own = [case for case, t in epoch if t == 0]

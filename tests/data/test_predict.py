@@ -111,7 +111,7 @@ class Oracle(torch.nn.Module):
     class setting:
         channels = 1
 
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         bright = image[:, :1] > 0.7
         right = torch.zeros_like(bright)
         right[:, :, :8] = True  # 16 wide with 2 zeros in front: 6 of 12
@@ -256,9 +256,9 @@ def test_a_network_for_slices_gives_a_volume(scans, tmp_path):
     """The slices are those of the training's last axis, whatever the file's order."""
 
     class Flat(Oracle):
-        def predict(self, image, task=0):
+        def predict(self, image, source=0):
             assert image.shape[1:] == (1, 16, 16)
-            return super().predict(image[..., None], task)[..., 0]
+            return super().predict(image[..., None], source)[..., 0]
 
     run = scans.prepared(
         "supervised", dataset="scans", protocol=PROTOCOL.with_name("tiny_flat.yaml")
@@ -277,7 +277,7 @@ def test_reduced_volumes_come_back_in_full(scans, tmp_path):
     """Each axis by its own factor: blocks of one gray value, so that nothing is lost on the way."""
 
     class Bright(Oracle):
-        def predict(self, image, task=0):
+        def predict(self, image, source=0):
             assert image.shape[2:] == (16, 16, 16)
             bright = (image[:, :1] > 0.7).float()
             return torch.cat([1 - bright, bright], 1)
@@ -316,8 +316,8 @@ def test_channels_in_one_file_or_in_several(scans, tmp_path):
         class setting:
             channels = 2
 
-        def predict(self, image, task=0):
-            return super().predict(image[:, 1:], task)
+        def predict(self, image, source=0):
+            return super().predict(image[:, 1:], source)
 
     gray = np.random.default_rng(1).integers(0, 1001, (2, 12, 10, 8)).astype(np.int16)
     affine, predict = np.diag([2.0, 2.0, 2.0, 1.0]), predictor(scans, Second(), "scans_two")

@@ -184,7 +184,7 @@ def test_the_steep_sigmoid_stays_in_float32_under_lower_precision():
 
 
 def test_a_crop_without_the_class():
-    empty = Batch(BATCH.x, torch.zeros_like(BATCH.y), BATCH.u, BATCH.task)
+    empty = Batch(BATCH.x, torch.zeros_like(BATCH.y), BATCH.u, BATCH.source)
     model = build(distance_weight=1.0)
     s = model.answer(BATCH.x)[0][:1]
     for absent in (0.0, 1.0):

@@ -460,8 +460,8 @@ def test_any_batch_and_any_data_sets(dims, classes, labeled, unlabeled):
         sum(terms.values()).backward()
         assert all(p.grad is not None for p in model.parameters())
     with torch.no_grad():
-        for task, n in enumerate(classes):
-            p = model.eval().predict(batch.u, task)
+        for source, n in enumerate(classes):
+            p = model.eval().predict(batch.u, source)
             assert p.shape == (unlabeled, 1 + n, *(32,) * dims)
             torch.testing.assert_close(p[:, 0], 1 - p[:, 1:].amax(1))
 

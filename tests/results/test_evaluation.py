@@ -23,7 +23,7 @@ class Oracle(Method):
         super().__init__(Method.Params(), Setting((Source("tiny", ("ball",)),), 1, (16, 16, 16)))
         self.level = level
 
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         p = torch.sigmoid(20 * (image[:, :1] - self.level))
         return torch.cat([1 - p, p], 1)
 

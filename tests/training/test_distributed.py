@@ -76,7 +76,7 @@ class Voxelwise(Method):
         self.network = network()
     def loss(self, batch, t):
         return {"labeled": cross_entropy(self.network(batch.x), batch.y)}
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         return self.network(image).softmax(1)
 """
 

@@ -56,17 +56,17 @@ def test_volumes_of_every_kind_meet_in_one_batch(together, sampling):
             16,
         )
         names = data.cases(0, step, 2, 2)
-        for item, (name, task) in enumerate(zip(names, batch.task.tolist(), strict=True)):
-            store = (tiny, two)[task]
+        for item, (name, source) in enumerate(zip(names, batch.source.tolist(), strict=True)):
+            store = (tiny, two)[source]
             image = (batch.x, batch.u)[item // 2][item % 2].numpy()
             view, case = views[store.name], name.partition("/")[2]
             assert name.startswith(f"{store.name}/") and case in store.train
             # Every voxel of a short axis is there, around it zeros; channels that a data set lacks are zero.
-            assert image[0].any() and bool(image[1].any()) == (task == 1)
+            assert image[0].any() and bool(image[1].any()) == (source == 1)
             values = np.unique(view.image(case)[0])
             assert np.isin(image[0][image[0] != 0], values).all()
             assert batch.y[item].max() <= len(store.classes) if item < 2 else True
-        shares += batch.task.tolist()
+        shares += batch.source.tolist()
     first = shares.count(0) / len(shares)
     # Pools: 2 of 4 labeled cases, 4 of 6 unlabeled ones are tiny's: (1/2 + 2/3) / 2; balanced: 1/2.
     assert abs(first - (7 / 12 if sampling == "proportional" else 1 / 2)) < 0.09

@@ -132,7 +132,7 @@ class Diverging(Method):
     def loss(self, batch, t):
         value = self.network(batch.x).square().mean()
         return {"fine": value, "odd": value * (float("nan") if t.step == 3 else 1)}
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         return self.network(image).softmax(1)
 ''')
     registry.add_file(file)
@@ -218,7 +218,7 @@ class Thawing(Method):
         return default.model_copy(update={"lr": default.lr / 2 if phase.name == "free" else default.lr})
     def loss(self, batch, t):
         return {"labeled": (self.network(batch.x).softmax(1)[:, 1] - batch.y).square().mean()}
-    def predict(self, image, task=0):
+    def predict(self, image, source=0):
         return self.network(image).softmax(1)
 '''
 

@@ -72,7 +72,7 @@ class _Case:
 
     id: str
     dataset: str
-    task: int  # index of the data set
+    source: int  # index of the data set
     shape: tuple[int, ...]
     image: np.ndarray | _File
     label: np.ndarray | _File | None
@@ -93,7 +93,7 @@ class _Case:
 
 
 def _load(
-    store: StoreLike, dataset: str, task: int, case: str, labeled: bool, dims: int, preload: bool
+    store: StoreLike, dataset: str, source: int, case: str, labeled: bool, dims: int, preload: bool
 ) -> list[_Case]:
     """A case, or its slices along the last axis where the patch has one axis less than the volume."""
     try:
@@ -119,7 +119,7 @@ def _load(
     whole = _Case(
         case,
         dataset,
-        task,
+        source,
         tuple(image.shape[1 : dims + 1]),
         _reference(image, preload),
         None if label is None else _reference(label, preload),
@@ -178,9 +178,11 @@ class TrainingData:
         self._rule = {"pad": crop.pad, "last_offset": crop.last_offset, "augment": protocol.augment}
         cases = [
             part
-            for task, (name, store) in enumerate(stores.items())
+            for source, (name, store) in enumerate(stores.items())
             for i, case in enumerate(_checked(name, store.train, labeled.get(name)))
-            for part in _load(store, name, task, case, i < labeled[name], len(self.patch), preload)
+            for part in _load(
+                store, name, source, case, i < labeled[name], len(self.patch), preload
+            )
         ]
         self._labeled = [c for c in cases if c.label is not None]
         self._unlabeled = [c for c in cases if c.label is None] or self._labeled
@@ -220,8 +222,8 @@ class TrainingData:
             if i < labeled:
                 transforms.take(case.read("label"), cut, self.patch, out=labels[i])
         x = torch.from_numpy(images)
-        task = torch.tensor([case.task for case in chosen], dtype=torch.int64)
-        return Batch(x[:labeled], torch.from_numpy(labels), x[labeled:], task)
+        source = torch.tensor([case.source for case in chosen], dtype=torch.int64)
+        return Batch(x[:labeled], torch.from_numpy(labels), x[labeled:], source)
 
     def _around(
         self, draws: np.random.Generator, cut: transforms.Cut, case: _Case
@@ -282,11 +284,11 @@ class TrainingData:
         """The cases at ``places`` of an epoch's chain of permutations, of which the epoch uses ``total``."""
         if not self.balanced:
             return [pool[i] for i in _chain(len(pool), places, key)]
-        tasks = sorted({case.task for case in pool})
-        drawn = [tasks[i] for i in rng(*key, "task").integers(len(tasks), size=total)]
+        sources = sorted({case.source for case in pool})
+        drawn = [sources[i] for i in rng(*key, "task").integers(len(sources), size=total)]
         chosen = []
         for place in places:
-            own = [case for case in pool if case.task == drawn[place]]
+            own = [case for case in pool if case.source == drawn[place]]
             nth = drawn[:place].count(drawn[place])
             chosen += [own[i] for i in _chain(len(own), range(nth, nth + 1), (*key, drawn[place]))]
         return chosen
