@@ -26,7 +26,9 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.formats.read import check_pair, read_h5, read_nifti
+from segbench.data.formats.hdf5 import read_h5
+from segbench.data.formats.nifti import read_nifti
+from segbench.data.formats.volume import check_pair
 from segbench.data.preparation.places import below, once
 from segbench.data.preparation.recipe import Gray, Recipe, apply, normalize
 from segbench.errors import DataError

@@ -25,15 +25,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.formats.read import (
+from segbench.data.formats.nifti import nifti_header
+from segbench.data.formats.read import read_volume
+from segbench.data.formats.volume import (
     Volume,
     check_pair,
-    nifti_header,
-    read_volume,
     require_finite,
     spacing_of,
     whole_labels,
 )
+from segbench.data.geometry import file_axes
 from segbench.data.preparation.layouts import (
     Form,
     case_images,
@@ -398,8 +399,6 @@ def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
 
 
 def _ras_spacing(path: Path) -> list[float] | None:
-    from nibabel.orientations import io_orientation
-
     affine = (
         nifti_header(path)[1]
         if path.name.endswith((".nii", ".nii.gz"))
@@ -407,8 +406,8 @@ def _ras_spacing(path: Path) -> list[float] | None:
     )
     if affine is None:
         return None
-    spacing, axes = spacing_of(affine), io_orientation(affine)[:, 0]
-    return [spacing[int(np.flatnonzero(axes == axis)[0])] for axis in range(3)]
+    spacing = spacing_of(affine)
+    return [spacing[axis] for axis in file_axes(affine)]
 
 
 def percentiles(

@@ -23,7 +23,9 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.formats.read import Volume, check_pair, read_h5, read_volume, require_finite
+from segbench.data.formats.hdf5 import read_h5
+from segbench.data.formats.read import read_volume
+from segbench.data.formats.volume import Volume, check_pair, require_finite
 from segbench.data.preparation.recipe import scan_digest
 from segbench.errors import DataError
 

@@ -19,7 +19,8 @@ import numpy as np
 import yaml
 
 from segbench import Archive, Case, Dataset, RawCase, Split, dataset
-from segbench.data.formats.read import check_pair, read_nifti, whole_labels
+from segbench.data.formats.nifti import read_nifti
+from segbench.data.formats.volume import check_pair, whole_labels
 from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError
 

@@ -21,7 +21,9 @@ import numpy as np
 import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
-from segbench.data.formats.read import read_dicom, read_h5, read_nifti
+from segbench.data.formats.dicom import read_dicom
+from segbench.data.formats.hdf5 import read_h5
+from segbench.data.formats.nifti import read_nifti
 from segbench.data.preparation.places import below, once
 from segbench.data.preparation.recipe import Gray, Recipe, apply, normalize
 from segbench.errors import DataError

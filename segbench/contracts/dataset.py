@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from segbench.errors import UsageError
-
-if TYPE_CHECKING:
-    from segbench.data.formats.read import Volume
 
 
 @dataclass
@@ -143,16 +140,15 @@ class Dataset:
     def prepared(self) -> None:
         """Called once after all cases have been prepared."""
 
-    def scan(self, file: Path) -> Volume:
-        """A new scan for ``segbench predict``, axes as the cases have them; a folder is a DICOM series."""
-        from segbench.data.formats.read import Volume, is_h5, read_volume
+    def scan(self, file: Path) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """Read a new scan for ``segbench predict`` in a way of the data set's own; ``file`` may be a folder.
 
-        volume = read_volume(file)
-        return (
-            Volume(volume.array.transpose(self.h5_axes), None)
-            if is_h5(file) and volume.array.ndim == 3
-            else volume
-        )
+        Returns:
+            Array (*S) or (*S, C) with its axes in the order of the prepared cases, and its affine (4, 4) to
+            right-anterior-superior mm or None if unknown. None, the default, leaves reading to the engine: by the
+            file's ending, a folder as a DICOM series, and the axes of an HDF5 file in the order of ``h5_axes``.
+        """
+        return None
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """Gray values (C, *S) of a new scan as ``load`` gives them; asked only where no recipe is stored with the cases."""

@@ -1,74 +1,125 @@
-"""Grids of volumes: turned to another orientation, and values carried back from a turned, resampled or cropped one.
+"""Orientation of volumes, and the mapping from the voxels of one grid to those of another.
 
-An affine maps voxel indices to a space both grids share, so that all of it and its inverse are one matrix.
+An affine (4, 4) maps voxel indices to millimeters, with axes that point right, anterior and superior. Grids of one
+scan that differ by reorientation, resampling or cropping share that space, so one matrix product leads from the
+voxels of one grid to the voxels of another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-CLOSE = 1e-2  # voxels: what may be left of rounding in two headers
+ROUNDING = 1e-2  # voxels: two headers of one grid may differ by this much
 
 
-def codes_of(affine: np.ndarray) -> str:
-    """The nearest direction of each axis, such as ``RAS``."""
-    import nibabel
-
-    return "".join(nibabel.orientations.aff2axcodes(np.asarray(affine, float)))
-
-
-def reorient(image: np.ndarray, affine: np.ndarray, codes: str) -> tuple[np.ndarray, np.ndarray]:
-    """(C, X, Y, Z) with its axes swapped and flipped to come nearest to ``codes``, and its new affine; no voxel changes."""
+def _orientations() -> Any:
+    """Return nibabel's module of orientations, which is imported late because it is slow and has no types."""
     from nibabel import orientations
 
+    return orientations
+
+
+def orientation_codes(affine: np.ndarray) -> str:
+    """Return the nearest anatomical direction of each axis, such as ``RAS``."""
+    return "".join(_orientations().aff2axcodes(np.asarray(affine, float)))
+
+
+def reorient(array: np.ndarray, affine: np.ndarray, codes: str) -> tuple[np.ndarray, np.ndarray]:
+    """Transpose and flip the spatial axes so that they come nearest to ``codes``; nothing is interpolated.
+
+    Args:
+        array: (X, Y, Z) or (X, Y, Z, C).
+        affine: (4, 4) of the array's grid.
+        codes: three directions such as ``RAS``.
+
+    Returns:
+        The turned array and its affine.
+    """
+    orientations = _orientations()
     turn = orientations.ornt_transform(
         orientations.io_orientation(affine), orientations.axcodes2ornt(codes)
     )
-    turned = np.moveaxis(orientations.apply_orientation(np.moveaxis(image, 0, -1), turn), -1, 0)
-    return turned, affine @ orientations.inv_ornt_aff(turn, image.shape[1:])
+    turned: np.ndarray = orientations.apply_orientation(array, turn)
+    turned_affine: np.ndarray = affine @ orientations.inv_ornt_aff(turn, array.shape[:3])
+    return turned, turned_affine
 
 
-def carry(
+def file_axes(affine: np.ndarray) -> list[int]:
+    """Return which axis of the array runs nearest to right-left, to anterior-posterior and to superior-inferior."""
+    directions = _orientations().io_orientation(affine)[:, 0]
+    return [int(np.flatnonzero(directions == direction)[0]) for direction in range(3)]
+
+
+def translation(offset: Sequence[float]) -> np.ndarray:
+    """Return the matrix (4, 4) that moves by ``offset`` voxels: ``affine @ translation(start)`` is a crop's affine."""
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset
+    return matrix
+
+
+def sample_on_grid(
     values: np.ndarray,
     affine: np.ndarray,
     target: np.ndarray,
     shape: Sequence[int],
     cropped: bool = False,
 ) -> np.ndarray:
-    """Values (K, X, Y, Z) of the grid ``affine`` at the voxels of the grid ``target``: (K, *shape) float32.
+    """Sample class values of one grid at the voxels of another one.
 
-    Each axis of one grid must run along an axis of the other, as after turning, resampling and cropping. Where voxels fall
-    on voxels they are copied, else values are linear between them. What lies beyond the first grid takes the nearest value
-    or, if that grid was ``cropped``, is class 0 for sure.
+    Each axis of one grid must run along an axis of the other, as it does after reorienting, resampling and cropping.
+    Values are copied where voxels coincide and are interpolated linearly elsewhere. Voxels outside the first grid take
+    the nearest value or, if that grid was cropped from a scan, are background with probability 1.
+
+    Args:
+        values: (K, X, Y, Z) probabilities of the classes on the first grid, background first.
+        affine: (4, 4) of the first grid.
+        target: (4, 4) of the second grid.
+        shape: voxels of the second grid along its axes.
+        cropped: whether the first grid covers only a part of the scan.
+
+    Returns:
+        (K, *shape) float32.
     """
-    step = np.linalg.inv(affine) @ target  # voxel of the target -> voxel of the source
-    axes = np.abs(step[:3, :3]).argmax(1)  # of the target, by axis of the source
-    scale = step[range(3), axes]
-    out, inside = np.moveaxis(values, 0, -1), []
-    for axis, (a, factor, start) in enumerate(zip(axes, scale, step[:3, 3], strict=True)):
-        places = start + factor * np.arange(shape[a])
-        places = np.where(np.abs(places - np.rint(places)) < CLOSE, np.rint(places), places)
-        inside.append((places >= -0.5) & (places <= values.shape[1 + axis] - 0.5))
-        out = _along(out, np.clip(places, 0, values.shape[1 + axis] - 1), axis)
+    target_to_source = np.linalg.inv(affine) @ target
+    # Each axis of the first grid runs along one axis of the second, in steps of `scale` voxels.
+    target_axes = np.abs(target_to_source[:3, :3]).argmax(1)
+    sampled = np.moveaxis(values, 0, -1)
+    inside = []
+    for axis, target_axis in enumerate(target_axes):
+        size = values.shape[1 + axis]
+        scale = target_to_source[axis, target_axis]
+        start = target_to_source[axis, 3]
+        positions = _rounded(start + scale * np.arange(shape[target_axis]))
+        inside.append((positions >= -0.5) & (positions <= size - 0.5))
+        sampled = _interpolated(sampled, np.clip(positions, 0, size - 1), axis)
     if cropped:
-        out[~(inside[0][:, None, None] & inside[1][:, None] & inside[2])] = [
-            1.0,
-            *[0.0] * (len(values) - 1),
-        ]
-    return np.ascontiguousarray(out.transpose(3, *np.argsort(axes)), dtype=np.float32)
+        covered = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+        background = np.zeros(len(values))
+        background[0] = 1.0
+        sampled[~covered] = background
+    source_axes = np.argsort(target_axes)
+    return np.ascontiguousarray(sampled.transpose(3, *source_axes), dtype=np.float32)
 
 
-def _along(values: np.ndarray, places: np.ndarray, axis: int) -> np.ndarray:
-    """Values at places along one axis, linear between voxels."""
-    low = np.floor(places).astype(int)
-    part = (
-        (places - low)
-        .astype(np.float32)
-        .reshape([-1 if a == axis else 1 for a in range(values.ndim)])
-    )
-    first = values.take(low, axis)
-    if not part.any():
-        return first
-    return first + part * (values.take(np.minimum(low + 1, values.shape[axis] - 1), axis) - first)
+def _rounded(positions: np.ndarray) -> np.ndarray:
+    """Replace positions that miss a voxel's center only by rounding in the headers with that center."""
+    centers = np.rint(positions)
+    return np.where(np.abs(positions - centers) < ROUNDING, centers, positions)
+
+
+def _interpolated(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Return values at fractional positions along one axis, linear between voxels."""
+    lower = np.floor(positions).astype(int)
+    upper = np.minimum(lower + 1, values.shape[axis] - 1)
+    fractions = (positions - lower).astype(np.float32)
+    at_lower: np.ndarray = values.take(lower, axis)
+    if not fractions.any():
+        return at_lower
+    along_axis = [1] * values.ndim
+    along_axis[axis] = -1
+    weights = fractions.reshape(along_axis)
+    interpolated: np.ndarray = at_lower + weights * (values.take(upper, axis) - at_lower)
+    return interpolated

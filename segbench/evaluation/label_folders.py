@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from segbench.data.formats.read import ENDINGS, Volume, read_volume, spacing_of, stem
-from segbench.data.geometry import codes_of
+from segbench.data.formats.read import ENDINGS, read_volume, stem
+from segbench.data.formats.volume import Volume, spacing_of
+from segbench.data.geometry import orientation_codes
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.metrics import evaluate_labels
@@ -226,8 +227,8 @@ def _same_grid(case: str, file: Path, pred: Volume, ref: Volume) -> list[str]:
         raise DataError(
             "prediction and reference differ in orientation or spacing",
             where=file,
-            found=f"{codes_of(pred.affine)} {_mm(pred)}",
-            expected=f"{codes_of(ref.affine)} {_mm(ref)}",
+            found=f"{orientation_codes(pred.affine)} {_mm(pred)}",
+            expected=f"{orientation_codes(ref.affine)} {_mm(ref)}",
         )
     away = float(np.abs(pred.affine[:3, 3] - ref.affine[:3, 3]).max())
     return (

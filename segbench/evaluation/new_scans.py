@@ -20,8 +20,10 @@ import torch
 from segbench import registry
 from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
-from segbench.data.formats.read import ENDINGS, Volume, check_pair, is_h5, require_finite, stem
-from segbench.data.geometry import carry, codes_of, reorient
+from segbench.data.formats.hdf5 import is_h5
+from segbench.data.formats.read import ENDINGS, read_volume, stem
+from segbench.data.formats.volume import Volume, check_pair, require_finite
+from segbench.data.geometry import orientation_codes, reorient, sample_on_grid, translation
 from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
@@ -195,8 +197,7 @@ class Predictor:
         warnings += doubts
         turned = volume
         if volume.affine is not None and self.codes is not None:
-            array, grid = reorient(np.moveaxis(volume.array, -1, 0), volume.affine, self.codes)
-            turned = Volume(np.moveaxis(array, 0, -1), grid)
+            turned = Volume(*reorient(volume.array, volume.affine, self.codes))
         prepared = volume.affine is None and not self.stored
         made = apply(Recipe(orientation="file") if prepared else self.recipe, turned)
         image = (
@@ -206,17 +207,29 @@ class Predictor:
         )
         warnings += self._unlike(image)
         probabilities = self._probabilities(image, made.facts.get("pad", ()) if self.stored else ())
-        grid = _shifted(made.facts["crop_offset"]) if made.affine is None else made.affine
-        probabilities = carry(probabilities, grid, affine, shape, self.recipe.crop != "none")
+        grid = translation(made.facts["crop_offset"]) if made.affine is None else made.affine
+        probabilities = sample_on_grid(
+            probabilities, grid, affine, shape, self.recipe.crop != "none"
+        )
         label = finished(labels_from(torch.from_numpy(probabilities)), self.protocol)
         if is_h5(scan.files[0]):  # back to the axes of the file
             axes = np.argsort(self.dataset.h5_axes)
             label, probabilities = label.transpose(axes), probabilities.transpose(0, *1 + axes)
         return Prediction(scan, label, probabilities, affine, steps, warnings)
 
+    def _volume(self, file: Path) -> Volume:
+        """Return one file of a scan, read by the data set's own hook or, without one, by the file's ending."""
+        own = self.dataset.scan(file)
+        if own is not None:
+            return Volume(*own)
+        volume = read_volume(file)
+        if is_h5(file) and volume.array.ndim == 3:
+            return Volume(volume.array.transpose(self.dataset.h5_axes), None)
+        return volume
+
     def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
         """The scan as (X, Y, Z, C) float32, and warnings."""
-        volumes = [self.dataset.scan(file) for file in scan.files]
+        volumes = [self._volume(file) for file in scan.files]
         doubts = [
             text
             for file, volume in zip(scan.files[1:], volumes[1:], strict=True)
@@ -256,7 +269,7 @@ class Predictor:
                 + ("" if self.stored else ", and its gray values as prepared")
             )
             return steps, warnings
-        codes = codes_of(volume.affine)
+        codes = orientation_codes(volume.affine)
         if self.codes is None and self.recipe.orientation != "ras":
             warnings.append(
                 "the training data's orientation is not recorded: the axes are taken as in the file"
@@ -311,7 +324,7 @@ class Predictor:
 def _orientation(store: Store) -> str | None:
     """The orientation all training cases have; None if it is unknown or differs."""
     affines = [store.cases[case].affine for case in store.train]
-    codes = {None if affine is None else codes_of(np.array(affine)) for affine in affines}
+    codes = {None if affine is None else orientation_codes(np.array(affine)) for affine in affines}
     return codes.pop() if len(codes) == 1 else None
 
 
@@ -339,12 +352,6 @@ def _recipe(store: Store) -> tuple[Recipe, bool]:
         return Recipe(orientation="file"), False
     a, b, c = map(float, spacings[0])
     return Recipe(orientation="file", spacing=(a, b, c)), False
-
-
-def _shifted(offset: Sequence[int]) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, 3] = offset
-    return matrix
 
 
 def _mm(spacing: Sequence[float]) -> str:

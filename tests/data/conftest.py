@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.data.store.store import store as stores
+from segbench.data.store import store as stores
 
 PLUGIN = """
 import json, os, signal

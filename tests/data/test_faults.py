@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.data.formats.read import read_dicom
+from segbench.data.formats.dicom import read_dicom
 from segbench.errors import DataError
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -273,7 +273,7 @@ def test_another_spacing_can_be_allowed_and_is_recorded(lab):
     assert refused.returncode == 3 and "--allow-affine-mismatch" in refused.stderr, refused.stderr
     allowed = lab.call("data", "prepare", f"folder:{root}", "--jobs", 2, "--allow-affine-mismatch")
     assert allowed.returncode == 0, allowed.stderr
-    assert "c1: the label's header tells spacing [1.0, 1.0, 2.5]" in allowed.stderr
+    assert "c1: the label's header gives spacing [1.0, 1.0, 2.5]" in allowed.stderr
     (file,) = (lab.folder / "segbench-data").glob("*/store.json")
     store = json.loads(file.read_bytes())
     assert store["adapter"]["allowed"] == "affine mismatch" and any(
@@ -447,7 +447,10 @@ def test_a_slope_that_says_nothing_is_one(tmp_path, write_dicom):
         (lambda f: f[0].write_bytes(b""), "an empty file"),
         (lambda f: f[-1].write_text("hello"), "no DICOM header"),
         (lambda f: f[2].write_bytes(f[2].read_bytes()[:700]), "1-003.dcm"),
-        (lambda f: f[2].write_bytes(f[1].read_bytes()), "two slices of the series have one number"),
+        (
+            lambda f: f[2].write_bytes(f[1].read_bytes()),
+            "two slices of the series have the same number",
+        ),
         (lambda f: cut_before(f[0], b"\x28\x00\x10\x00US"), "CT Image Storage, but no Rows"),
         (lambda f: cut_before(f[-1], b"\x28\x00\x10\x00US"), "1-008.dcm"),
         (lambda f: cut_before(f[0], b"UI"), "ends before"),

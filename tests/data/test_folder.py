@@ -314,8 +314,8 @@ def test_data_without_a_test_case_are_refused_before_training(mine, lab):
         ({"labeled": ["case_03"], "test": ["case_21"]}, "not on disk"),
         ({"labeled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
         (
-            {"labeled": ["case_3"], "unlabeled": ["un_0"], "test": ["case_21"]},
-            "'unlabeled'. Did you mean 'unlabeled'?",
+            {"labeled": ["case_3"], "unlabled": ["un_0"], "test": ["case_21"]},
+            "'unlabled'. Did you mean 'unlabeled'?",
         ),
         ({"labeled": [3], "test": ["case_21"]}, "list of texts"),
     ],

@@ -14,7 +14,7 @@ import pytest
 from segbench import registry
 from segbench.data.store.checks import check_store
 from segbench.data.store.problem import DataProblems
-from segbench.data.store.store import store as stores
+from segbench.data.store import store as stores
 from segbench.errors import DataError
 
 FOLDER = "2018LA_Seg_Training Set"

@@ -90,7 +90,7 @@ PACKED = zlib.compress(VOXELS)
         ({"where": "slice%03d.raw 1 9 1"}, "points to another file"),
         (
             {"head": HEAD.replace("BinaryData = True", "BinaryData = False")},
-            "a form that is not read",
+            "a form that cannot be read",
         ),
         (
             {"head": HEAD.replace("0 1 0 0 0 1 1 0 0", "1 0 0 1 0 0 0 0 1")},

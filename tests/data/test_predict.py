@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from segbench import registry
-from segbench.data.formats.read import Volume
-from segbench.data.geometry import carry, codes_of, reorient
+from segbench.data.formats.volume import Volume
+from segbench.data.geometry import orientation_codes, reorient, sample_on_grid
 from segbench.data.preparation.recipe import Recipe, apply
 from segbench.errors import DataError, UsageError
 from segbench.evaluation.new_scans import Predictor, Scan, find_scans, left_out
@@ -49,10 +49,10 @@ def test_all_orientations_there_and_back(axes, signs):
     for voxel in ((0, 0, 0), (1, 2, 3)):  # the helper itself: the same value at the same place
         inside = np.rint(np.linalg.inv(affine) @ place @ [*voxel, 1])[:3].astype(int)
         assert other[voxel] == array[tuple(inside)]
-    image, grid = reorient(other[None], place, "RAS")
-    assert codes_of(grid) == "RAS" and np.array_equal(image[0], array)
+    image, grid = reorient(other, place, "RAS")
+    assert orientation_codes(grid) == "RAS" and np.array_equal(image, array)
     np.testing.assert_allclose(grid, affine, atol=1e-9)
-    np.testing.assert_array_equal(carry(image, grid, place, other.shape)[0], other)
+    np.testing.assert_array_equal(sample_on_grid(image[None], grid, place, other.shape)[0], other)
 
 
 def test_an_oblique_scan_keeps_its_tilt():
@@ -66,10 +66,10 @@ def test_an_oblique_scan_keeps_its_tilt():
         ]
     )
     array = np.arange(2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
-    image, grid = reorient(array[None], affine, "RAS")
-    assert np.array_equal(image[0], array[::-1, :, ::-1])
+    image, grid = reorient(array, affine, "RAS")
+    assert np.array_equal(image, array[::-1, :, ::-1])
     np.testing.assert_allclose(grid @ [0, 0, 0, 1], affine @ [1, 0, 3, 1])
-    np.testing.assert_array_equal(carry(image, grid, affine, array.shape)[0], array)
+    np.testing.assert_array_equal(sample_on_grid(image[None], grid, affine, array.shape)[0], array)
 
 
 def test_resampling_is_exact_for_a_plane_and_keeps_places():
@@ -87,7 +87,7 @@ def test_resampling_is_exact_for_a_plane_and_keeps_places():
     np.testing.assert_allclose(
         made.image[inner], plane((20, 20, 30), made.affine)[inner[1:]], atol=1e-4
     )
-    back = carry(made.image, made.affine, affine, (40, 20, 10))
+    back = sample_on_grid(made.image, made.affine, affine, (40, 20, 10))
     inner = (slice(0, -2), slice(None), slice(0, -1))
     np.testing.assert_allclose(back[0][inner], image[inner], atol=1e-4)
 
@@ -98,7 +98,7 @@ def test_what_a_crop_left_out_is_background():
     made = apply(Recipe(crop="nonzero"), Volume(gray[::-1], np.diag([-1.0, 1.0, 2.0, 1.0])))
     assert made.image.shape == (1, 4, 2, 6)
     probabilities = np.stack([0 * made.image[0], made.image[0]])
-    back = carry(
+    back = sample_on_grid(
         probabilities, made.affine, np.diag([-1.0, 1.0, 2.0, 1.0]), gray.shape, cropped=True
     )
     np.testing.assert_array_equal(back[1], gray[::-1])
@@ -332,7 +332,7 @@ def test_channels_in_one_file_or_in_several(scans, tmp_path):
     assert scan.name == "case"
     np.testing.assert_array_equal(predict(scan).label, expected)
     scan_of(folder, gray[1][::-1], affine @ np.diag([-1.0, 1.0, 1.0, 1.0]), "case_0001.nii.gz")
-    with pytest.raises(DataError, match="image and channel do not fit"):
+    with pytest.raises(DataError, match="image and channel do not match"):
         predict(scan)
     away = affine.copy()
     away[:3, 3] += 40

@@ -8,7 +8,10 @@ import nrrd
 import numpy as np
 import pytest
 
-from segbench.data.formats.read import nifti_header, read_dicom, read_volume, spacing_of, stem
+from segbench.data.formats.dicom import read_dicom
+from segbench.data.formats.nifti import nifti_header
+from segbench.data.formats.read import read_volume, stem
+from segbench.data.formats.volume import spacing_of
 from segbench.errors import DataError
 
 AFFINE = np.array([[0.0, -0.8, 0, 5], [0.7, 0, 0.1, -6], [0, 0, 2.5, 7], [0, 0, 0, 1]])
@@ -142,7 +145,7 @@ def no_slice(folder, _):
         (cut_a_slice, "pixels of a DICOM slice"),
         (second_series, "6 slices of"),
         (other_size, "another size"),
-        (twice, "one number"),
+        (twice, "the same number"),
         (no_slice, "no DICOM slice"),
     ],
 )

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from segbench.data.formats.read import Volume
+from segbench.data.formats.volume import Volume
 from segbench.data.preparation.recipe import (
     Gray,
     Recipe,

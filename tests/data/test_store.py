@@ -13,7 +13,7 @@ import pytest
 
 from segbench.data.store.downsample import block_majority, block_mean
 from segbench.data.store.problem import DataProblems
-from segbench.data.store.store import store as stores
+from segbench.data.store import store as stores
 from segbench.errors import (
     BusyError,
     DataError,

@@ -1,5 +1,6 @@
-"""What is refused when files are read, unless the user says that it is meant: kept for the process, not for one call,
-because data set plug-ins read files in their own ways.
+"""Limits on what may be read.
+
+They hold for the whole process, because data-set plug-ins read files in their own code.
 """
 
 from __future__ import annotations
@@ -15,33 +16,32 @@ from segbench.errors import DataError
 
 @dataclass(frozen=True)
 class Limits:
-    """The defaults refuse what is most likely a fault."""
+    """What is refused; the defaults refuse what is most likely a mistake."""
 
-    voxels: int = 10**9  # the most that a volume may have: a header may claim anything
-    other_spacing: bool = (
-        False  # take a label by index whose header tells other millimeters than the image's
-    )
+    voxels: int = 10**9  # most voxels of a volume: a damaged header may claim any number
+    # Accept a label whose header gives another spacing than its image, and match the two by voxel index.
+    other_spacing: bool = False
 
 
-_now = Limits()
+_current = Limits()
 
 
 def limits() -> Limits:
-    """What holds in this process."""
-    return _now
+    """Return the limits of this process."""
+    return _current
 
 
-def set_limits(to: Limits) -> None:
-    """Other limits from now on."""
-    global _now
-    _now = to
+def set_limits(new: Limits) -> None:
+    """Replace the limits of this process."""
+    global _current
+    _current = new
 
 
 @contextmanager
-def limited(to: Limits) -> Iterator[None]:
-    """Other limits for a while."""
+def limited(new: Limits) -> Iterator[None]:
+    """Replace the limits inside a ``with`` block."""
     before = limits()
-    set_limits(to)
+    set_limits(new)
     try:
         yield
     finally:
@@ -51,12 +51,17 @@ def limited(to: Limits) -> Iterator[None]:
 def require_size(
     path: Path | None, shape: Sequence[int], what: str = "the volume is too large"
 ) -> None:
-    """Refuse more voxels than ``limits`` allow, before anything is allocated.
+    """Refuse a volume of more voxels than the limits allow, before memory is allocated.
+
+    Args:
+        path: the file, for messages.
+        shape: axes of the volume, channels included.
+        what: first line of the error.
 
     Raises:
         DataError: too many voxels.
     """
-    voxels = math.prod(int(n) for n in shape)
+    voxels = math.prod(int(size) for size in shape)
     if voxels > limits().voxels:
         raise DataError(
             what,

@@ -1,6 +1,6 @@
-"""MetaImage files with header and voxels in one (``.mha``), as ITK, Slicer and grand-challenge write them.
+"""MetaImage files with header and voxels in one (``.mha``), as ITK, 3D Slicer and grand-challenge.org write them.
 
-Read here and not by SimpleITK, which gives wrong voxels for a damaged compressed file and only prints a line.
+They are not read with SimpleITK, which returns wrong voxels for a damaged compressed file and only prints a warning.
 """
 
 from __future__ import annotations
@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
 from segbench.data.formats.limits import require_size
+from segbench.data.formats.opening import reading, require_file
+from segbench.data.formats.volume import Volume, require_affine
 from segbench.errors import DataError
 
-HEAD = 1 << 16  # bytes within which the header must end
-LAST = "ElementDataFile"  # the header's last key
+LONGEST_HEADER = 1 << 16  # bytes
+LAST_KEY = "ElementDataFile"  # the voxels begin after its line
 TYPES = {
     "MET_CHAR": "i1",
     "MET_UCHAR": "u1",
@@ -31,98 +33,136 @@ TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-TO_RAS = np.diag([-1.0, -1.0, 1.0])  # the format's space is left-posterior-superior
+# Older names of a key come after the one in use.
+DIRECTION_KEYS = ("TransformMatrix", "Rotation", "Orientation")
+SPACING_KEYS = ("ElementSpacing", "ElementSize")
+ORIGIN_KEYS = ("Offset", "Position", "Origin")
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # the format's axes point left, posterior and superior
+
+Header = dict[str, str]
 
 
-def read_metaimage(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels, axes in the file's order, channels last if there are several; and the affine (4, 4) to RAS mm.
+def read_metaimage(path: Path) -> Volume:
+    """Read a MetaImage file; several channels become the last axis.
 
     Raises:
-        DataError: not three axes, too large, voxels elsewhere or as text, or a type that is no number.
-        ValueError, KeyError, OSError or zlib.error: damaged or cut short.
+        DataError: the file is damaged, cut short or too large, does not hold three axes of numbers,
+            keeps its voxels in another file or as text, or its orientation cannot be used.
     """
-    with open(path, "rb") as file:
-        header = _header(file.read(HEAD), path)
-        shape = tuple(int(n) for n in header["DimSize"].split())
-        channels, kind = (
-            int(header.get("ElementNumberOfChannels", 1)),
-            header["ElementType"].upper(),
-        )
-        if len(shape) != 3 or min(shape) < 1 or channels < 1 or kind not in TYPES:
-            raise DataError(
-                "no volume of gray values",
-                where=path,
-                found=f"shape {shape}, {channels} channels, type {kind}",
-                expected="three axes and a type that is a number",
-            )
-        require_size(path, (*shape, channels))
-        big = _yes(header, "BinaryDataByteOrderMSB") or _yes(header, "ElementByteOrderMSB")
-        dtype = np.dtype(TYPES[kind]).newbyteorder(">" if big else "<")
-        size = math.prod(shape) * channels * dtype.itemsize
-        file.seek(header["start"])
-        voxels = _unpacked(file, size) if _yes(header, "CompressedData") else file.read(size + 1)
-    if len(voxels) != size:
-        raise ValueError(f"{len(voxels):,} bytes of voxels where the header needs {size:,}")
-    array = np.frombuffer(voxels, dtype).reshape(*shape[::-1], channels).transpose(2, 1, 0, 3)
-    return array.astype(dtype.newbyteorder("=")) if channels > 1 else array[..., 0].astype(
-        dtype.newbyteorder("=")
-    ), _affine(header)
+    require_file(path, (b"ObjectType", b"NDims", b"Comment"), "MetaImage")
+    with reading(path):
+        with open(path, "rb") as file:
+            header, start = _header(file.read(LONGEST_HEADER))
+            _require_binary_inside(header, path)
+            file.seek(start)
+            array = _voxels(file, header, path)
+        affine = _affine(header)
+    require_affine(affine, path, "TransformMatrix and ElementSpacing")
+    return Volume(array, affine)
 
 
-def _header(content: bytes, path: Path) -> dict[str, Any]:
-    """Keys and values, and under ``start`` where the voxels begin."""
-    header: dict[str, Any] = {}
+def _header(content: bytes) -> tuple[Header, int]:
+    """Return keys and values, and the byte at which the voxels begin.
+
+    Raises:
+        ValueError: a line is not ``key = value``, or the last key does not come.
+    """
+    header: Header = {}
     start = 0
-    while LAST not in header:
+    while LAST_KEY not in header:
         end = content.index(b"\n", start)
-        key, equals, value = content[start:end].decode("ascii").partition("=")
+        line = content[start:end].decode("ascii")
+        key, equals, value = line.partition("=")
         if not equals:
             raise ValueError(f"a line without '=': {key[:40]!r}")
-        header[key.strip()], start = value.strip(), end + 1
-    if header[LAST].upper() != "LOCAL":
+        header[key.strip()] = value.strip()
+        start = end + 1
+    return header, start
+
+
+def _require_binary_inside(header: Header, path: Path) -> None:
+    if header[LAST_KEY].upper() != "LOCAL":
         raise DataError(
             "the header points to another file",
             where=path,
             expected="header and voxels in one file (.mha)",
         )
-    if header.get("BinaryData", "True").lower() != "true" or int(header.get("HeaderSize", 0)) > 0:
+    is_binary = _is_true(header, "BinaryData", default="True")
+    if not is_binary or int(header.get("HeaderSize", 0)) > 0:
         raise DataError(
-            "voxels in a form that is not read",
+            "voxels in a form that cannot be read",
             where=path,
-            expected="binary voxels right behind the header",
+            expected="binary voxels directly after the header",
             fix="write it again with ITK or 3D Slicer",
         )
-    return {**header, "start": start}
 
 
-def _yes(header: dict[str, Any], key: str) -> bool:
-    return str(header.get(key, "False")).lower() == "true"
+def _is_true(header: Header, key: str, default: str = "False") -> bool:
+    return header.get(key, default).lower() == "true"
 
 
-def _unpacked(file: Any, size: int) -> bytes:
-    """Never more than one byte beyond ``size``, whatever was packed; the checksum at the end is looked at."""
+def _voxels(file: IO[bytes], header: Header, path: Path) -> np.ndarray:
+    """Return voxels (X, Y, Z) or (X, Y, Z, C), read from the file's current position.
+
+    Raises:
+        DataError: not three axes of numbers, or too many.
+        ValueError, KeyError or zlib.error: damaged or cut short.
+    """
+    shape = tuple(int(size) for size in header["DimSize"].split())
+    channels = int(header.get("ElementNumberOfChannels", 1))
+    kind = header["ElementType"].upper()
+    if len(shape) != 3 or min(shape) < 1 or channels < 1 or kind not in TYPES:
+        raise DataError(
+            "no volume of gray values",
+            where=path,
+            found=f"shape {shape}, {channels} channels, type {kind}",
+            expected="three axes and a type that is a number",
+        )
+    require_size(path, (*shape, channels))
+    dtype = np.dtype(TYPES[kind]).newbyteorder(">" if _is_big_endian(header) else "<")
+    size = math.prod(shape) * channels * dtype.itemsize
+    is_compressed = _is_true(header, "CompressedData")
+    voxels = _decompressed(file, size) if is_compressed else file.read(size + 1)
+    if len(voxels) != size:
+        raise ValueError(f"{len(voxels):,} bytes of voxels where the header needs {size:,}")
+    array = np.frombuffer(voxels, dtype).reshape(*shape[::-1], channels).transpose(2, 1, 0, 3)
+    if channels == 1:
+        array = array[..., 0]
+    return array.astype(dtype.newbyteorder("="))
+
+
+def _is_big_endian(header: Header) -> bool:
+    return _is_true(header, "BinaryDataByteOrderMSB") or _is_true(header, "ElementByteOrderMSB")
+
+
+def _decompressed(file: IO[bytes], size: int) -> bytes:
+    """Return at most one byte more than ``size``, however much was packed.
+
+    Raises:
+        ValueError or zlib.error: cut short, or the checksum at the end is wrong.
+    """
     stream = zlib.decompressobj()
     voxels = stream.decompress(file.read(), size + 1)
     if len(voxels) == size:
+        # The checksum is read with the byte that must not come.
         voxels += stream.decompress(stream.unconsumed_tail, 1)
         if not stream.eof:
             raise ValueError("the packed voxels are cut short")
     return voxels
 
 
-def _affine(header: dict[str, Any]) -> np.ndarray:
-    """Rows of TransformMatrix are the directions of the axes."""
-
-    def numbers(keys: tuple[str, ...], default: str) -> np.ndarray:
-        return np.array(
-            [float(n) for n in next((header[k] for k in keys if k in header), default).split()]
-        )
-
-    axes = numbers(("TransformMatrix", "Rotation", "Orientation"), "1 0 0 0 1 0 0 0 1").reshape(
-        3, 3
-    )
-    spacing = numbers(("ElementSpacing", "ElementSize"), "1 1 1").reshape(3)
+def _affine(header: Header) -> np.ndarray:
+    """Return the affine (4, 4) to right-anterior-superior mm; rows of TransformMatrix are directions of the axes."""
+    directions = _numbers(header, DIRECTION_KEYS, "1 0 0 0 1 0 0 0 1").reshape(3, 3)
+    spacing = _numbers(header, SPACING_KEYS, "1 1 1").reshape(3)
+    origin = _numbers(header, ORIGIN_KEYS, "0 0 0").reshape(3)
     affine = np.eye(4)
-    affine[:3, :3] = TO_RAS @ (axes.T * spacing)
-    affine[:3, 3] = TO_RAS @ numbers(("Offset", "Position", "Origin"), "0 0 0").reshape(3)
+    affine[:3, :3] = LPS_TO_RAS @ (directions.T * spacing)
+    affine[:3, 3] = LPS_TO_RAS @ origin
     return affine
+
+
+def _numbers(header: Header, keys: tuple[str, ...], default: str) -> np.ndarray:
+    """Return the numbers of the first key that the header has."""
+    text = next((header[key] for key in keys if key in header), default)
+    return np.array([float(number) for number in text.split()])

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from segbench.data.formats.limits import require_size
-from segbench.data.formats.read import Volume, require_finite, spacing_of
+from segbench.data.formats.volume import Volume, require_finite, spacing_of
 from segbench.errors import DataError
 from segbench.storage import array_digest
 

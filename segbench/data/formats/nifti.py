@@ -1,0 +1,93 @@
+"""NIfTI-1 and NIfTI-2 files, plain (``.nii``) or compressed (``.nii.gz``)."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segbench.data.formats.limits import require_size
+from segbench.data.formats.opening import reading, require_file, require_length
+from segbench.data.formats.volume import Volume, require_affine
+from segbench.errors import DataError
+
+GZIP = b"\x1f\x8b"
+# A header begins with its own size: 348 bytes in NIfTI-1, 540 in NIfTI-2, in either byte order.
+NIFTI = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
+
+
+def nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return shape and affine (4, 4) of a NIfTI file without reading voxels.
+
+    Raises:
+        DataError: see ``read_nifti``.
+    """
+    image = _open(path)
+    shape = tuple(int(size) for size in image.shape)
+    return shape, np.asarray(image.affine, float)
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read a NIfTI file.
+
+    If the header scales the values, the scaled values are float32; otherwise the stored type is kept, but float64
+    becomes float32. A fourth axis (channels or time) stays the last one, unless its length is 1.
+
+    Raises:
+        DataError: the file is cut short or too large, has two or five dimensions, colors or complex numbers,
+            or its affine cannot be used.
+    """
+    image = _open(path)
+    with reading(path):
+        array = _voxels(image)
+        if _is_gzip(path):
+            _require_checksum(path, image)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.dtype.kind == "f" and array.itemsize > 4:
+        array = array.astype(np.float32)
+    return Volume(array, np.asarray(image.affine, float))
+
+
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
+def _open(path: Path) -> Any:
+    """Return nibabel's image of a file, after its header has been checked and before voxels are read."""
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    require_file(path, GZIP if _is_gzip(path) else NIFTI, "NIfTI")
+    with reading(path, ImageFileError, HeaderDataError):
+        image: Any = nibabel.load(path)
+    shape = image.shape
+    require_size(path, shape)
+    is_number = image.get_data_dtype().kind in "fiu"
+    if len(shape) not in (3, 4) or not is_number or 0 in shape:
+        raise DataError(
+            "no volume of gray values",
+            where=path,
+            expected="three axes, or four with channels last",
+            found=f"shape {shape}, type {image.get_data_dtype()}",
+        )
+    require_affine(np.asarray(image.affine, float), path)
+    return image
+
+
+def _voxels(image: Any) -> np.ndarray:
+    scaling = (image.dataobj.slope, image.dataobj.inter)
+    if scaling != (1, 0):
+        return np.asarray(image.dataobj, np.float32)
+    return np.asarray(image.dataobj.get_unscaled())
+
+
+def _require_checksum(path: Path, image: Any) -> None:
+    """Read a gzip file to its end, where the checksum is: nibabel stops before it and would miss a flipped bit."""
+    size = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    with gzip.open(path) as file:
+        require_length(file, size)
