@@ -15,6 +15,7 @@ PRELUDE = """
 import json, sys
 from segbench import registry
 from segbench.errors import SegbenchError
+from segbench.identity.sources import source_digest
 
 def attempt(function, *args):
     try:
@@ -360,9 +361,7 @@ def test_a_plugin_file_that_is_found_anyway_keeps_its_module(tmp_path):
 
 
 def digest(folder: Path, name: str = "child") -> str:
-    (value,) = ask(
-        f"out(registry.source_digest(registry.get('method', {name!r}).cls))", user=(folder,)
-    )
+    (value,) = ask(f"out(source_digest('method', {name!r}))", user=(folder,))
     return value
 
 
@@ -425,35 +424,12 @@ def test_the_source_digest_follows_what_can_change_a_number(tmp_path, file, old,
 def test_the_source_digest_covers_a_whole_foreign_package(tmp_path):
     write(tmp_path / "lab/__init__.py", "")
     write(tmp_path / "lab/helper.py", "answer = 42\n")
-    write(tmp_path / "lab/mine.py", "from .helper import answer\n" + plugin("mine"))
+    write(
+        tmp_path / "lab/mine.py",
+        "from .helper import answer\n" + plugin("mine", body="    value = answer"),
+    )
     entry_point(tmp_path, "lab.mine")
-    code = "out(registry.source_digest(registry.get('method', 'mine').cls))"
+    code = "out(source_digest('method', 'mine'))"
     before = ask(code, path=(tmp_path,))
     write(tmp_path / "lab/helper.py", "answer = 43\n")
     assert ask(code, path=(tmp_path,)) != before
-
-
-def test_another_version_of_a_library_of_networks_is_another_backbone(monkeypatch):
-    from segbench import registry
-
-    inflated, own = (registry.get("backbone", name).cls for name in ("timm:resnet18", "vnet"))
-    before = [registry.source_digest(c) for c in (inflated, own)]
-    monkeypatch.setattr(registry.importlib.metadata, "version", lambda name: "99")
-    after = [registry.source_digest(c) for c in (inflated, own)]
-    assert before[0] != after[0] and before[1] == after[1]
-
-
-def test_source_digest_covers_the_vocabulary(monkeypatch):
-    """A changed loss is a changed method."""
-    from segbench import registry
-
-    cls = registry.get("method", "supervised").cls
-    before = registry.source_digest(cls)
-    real = Path.read_bytes
-
-    def edited(path):
-        data = real(path)
-        return data + b"\nEXTRA = 1\n" if path.name == "losses.py" else data
-
-    monkeypatch.setattr(Path, "read_bytes", edited)
-    assert registry.source_digest(cls) != before

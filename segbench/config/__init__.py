@@ -4,10 +4,8 @@ from segbench.config.experiment import Experiment, Resolved, resolve
 from segbench.config.machine import Machine, machine_settings
 from segbench.config.protocol import Protocol, load_protocol, protocol_names
 from segbench.config.yaml import dump_yaml, load_yaml, parse_scalar
-from segbench.identity.run_id import ENGINE, run_id, science
 
 __all__ = [
-    "ENGINE",
     "Experiment",
     "Machine",
     "Protocol",
@@ -19,6 +17,4 @@ __all__ = [
     "parse_scalar",
     "protocol_names",
     "resolve",
-    "run_id",
-    "science",
 ]

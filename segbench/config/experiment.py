@@ -15,10 +15,9 @@ from pydantic import Field
 
 from segbench import registry
 from segbench.config.overrides import NOT_SETTABLE, Keys, Value, parse_overrides
-from segbench.config.protocol import Protocol, protocols_for, read_protocol
+from segbench.config.protocol import SPEED_KEYS, Protocol, protocols_for, read_protocol
 from segbench.config.schema import Strict, flatten, nest, validate
 from segbench.errors import UsageError
-from segbench.identity.run_id import SPEED_KEYS
 
 __all__ = ["Experiment", "Resolved", "resolve"]
 

@@ -25,6 +25,8 @@ __all__ = [
     "protocol_names",
 ]
 
+SPEED_KEYS = frozenset({"inference.batch"})  # keys that decide speed and memory only
+
 Edge = tuple[int, ...]
 Factor = Annotated[int, Field(ge=1, le=8)]
 Position = Literal[

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from segbench import registry
-from segbench.config import Experiment, run_id, science
+from segbench.config import Experiment
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Optim, Setting, Source
 from segbench.data.sampling.batches import TrainingData
@@ -27,6 +27,8 @@ from segbench.data.store.checks import (
 )
 from segbench.data.store.store import Store, case_digests, derived, open_store, require_intact
 from segbench.errors import DataError, PluginError, SegbenchError, TrainingError, UsageError
+from segbench.identity.run_id import run_id, science
+from segbench.identity.sources import source_digest
 from segbench.nn.inspect import dry_run, recompute
 from segbench.results.rundir import RunDir, run_folder
 from segbench.storage import is_storage, lock, storage_error, sweep
@@ -139,7 +141,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     _require_used(experiment, stores)
     splits = {s.name: hashlib.sha256(repr((s.train, s.test)).encode()).hexdigest() for s in stores}
     sources = {
-        kind: registry.source_digest(registry.get(kind, name).cls)
+        kind: source_digest(kind, name)
         for kind, name in (("method", experiment.method), ("backbone", experiment.backbone))
     }
     content = science(experiment, {s.name: s.fingerprint for s in stores}, splits, sources)

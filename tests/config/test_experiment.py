@@ -8,8 +8,9 @@ import pytest
 
 import segbench
 from segbench import registry
-from segbench.config import Experiment, resolve, run_id, science
+from segbench.config import Experiment, resolve
 from segbench.errors import PluginError, UsageError
+from segbench.identity.run_id import run_id, science
 
 PLUGINS = """
 from typing import Literal

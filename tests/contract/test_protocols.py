@@ -6,7 +6,7 @@ import pytest
 
 from segbench import registry
 from segbench.config import load_protocol, protocol_names
-from segbench.identity.run_id import SPEED_KEYS
+from segbench.config.protocol import SPEED_KEYS
 from segbench.storage import json_bytes
 
 # A changed protocol is another protocol: raise its version and enter the new digest. Old results keep their version.

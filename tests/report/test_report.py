@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from segbench.config import resolve, run_id
+from segbench.config import resolve
+from segbench.identity.run_id import run_id
 from segbench.report import figures, overlay
 from segbench.report.commands import _labeled, command
 from segbench.report.content import gather

@@ -29,6 +29,7 @@ from segbench.data.store.case_files import CaseInfo, read_case, remove, write_ca
 from segbench.data.store.downsample import block_majority, block_mean
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, IntegrityError, SegbenchError, UsageError
+from segbench.identity.sources import source_digest
 from segbench.storage import atomic_write, file_digest, json_bytes, lock, sweep
 
 SCHEMA = "segbench.store/1"
@@ -224,7 +225,7 @@ def adapter_facts(entry: registry.Entry) -> dict[str, Any]:
     return {
         "dataset": entry.name,
         "version": entry.cls.version,
-        "code": registry.source_digest(entry.cls),
+        "code": source_digest("dataset", entry.name),
     }
 
 

@@ -1,0 +1,79 @@
+"""Which modules of the engine decide numbers, and which cannot change one.
+
+Every module of ``segbench`` is in exactly one of the three lists; a test fails when a new module is in none. A name that
+ends in ``.*`` stands for a package and everything in it.
+"""
+
+from __future__ import annotations
+
+# Code that plug-ins are written in. What a plug-in uses of it, directly or through others, is part of the digest of the
+# plug-in's source. Readers and preparation decide the voxels, whose digests are part of the identity as well.
+PLUGIN_VOCABULARY = (
+    "segbench.contracts.*",
+    "segbench.data",
+    "segbench.data.formats.*",
+    "segbench.data.geometry",
+    "segbench.data.preparation.*",
+    "segbench.metrics.*",
+    "segbench.nn.*",
+)
+
+# Code that runs the same way for every plug-in. ENGINE stands for it in the identity of a run.
+ENGINE_MODULES = (
+    "segbench.data.sampling.*",
+    "segbench.data.store.downsample",
+    "segbench.evaluation.sliding_window",
+    "segbench.evaluation.test_set",
+    "segbench.training.build",
+    "segbench.training.distributed",
+    "segbench.training.loop",
+    "segbench.training.plan",
+    "segbench.training.selection",
+    "segbench.training.step",
+)
+
+# Code that reads settings, finds files, keeps state, writes results or shows them. Settings are part of every identity.
+CANNOT_CHANGE_NUMBERS = (
+    "segbench",
+    "segbench.cli.*",
+    "segbench.config.*",
+    "segbench.conformance",
+    "segbench.data.links",
+    "segbench.data.open",
+    "segbench.data.store",
+    "segbench.data.store.case_files",
+    "segbench.data.store.checks",
+    "segbench.data.store.problem",
+    "segbench.data.store.store",
+    "segbench.errors",
+    "segbench.evaluation",
+    "segbench.evaluation.label_folders",
+    "segbench.evaluation.new_scans",
+    "segbench.identity.*",
+    "segbench.registry",
+    "segbench.report.*",
+    "segbench.results.*",
+    "segbench.storage",
+    "segbench.suites.*",
+    "segbench.text",
+    "segbench.training",
+    "segbench.training.checkpoint",
+    "segbench.training.cost",
+    "segbench.training.leak",
+    "segbench.training.reload",
+    "segbench.training.result",
+    "segbench.training.run",
+    "segbench.training.setup",
+    "segbench.training.signals",
+)
+
+
+def matches(module: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether a dotted module name is in a list of patterns."""
+    for pattern in patterns:
+        package = pattern.removesuffix(".*")
+        if module == package:
+            return True
+        if pattern.endswith(".*") and module.startswith(f"{package}."):
+            return True
+    return False

@@ -1,0 +1,248 @@
+"""The digest of a plug-in's source code: everything in it and below it that can change a number.
+
+It covers the plug-in's file, the contracts it is written against, and every function, class and constant of the engine
+or of its own package that these use, directly or through others. It follows names and not files, so a helper that moves
+to another module changes nothing. ``normalize.py`` says what of the code counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from segbench import registry
+from segbench.identity.modules import ENGINE_MODULES, PLUGIN_VOCABULARY, matches
+from segbench.identity.normalize import Normalizer
+
+NETWORK_LIBRARIES = ("monai", "timm")  # their networks change from version to version
+CONTRACTS = "segbench.contracts."
+
+
+@dataclass
+class Module:
+    """A parsed source file: its top-level statements by the names they bind, and what it imports."""
+
+    name: str
+    statements: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    nameless: list[ast.stmt] = field(default_factory=list)
+    imports: dict[str, str] = field(default_factory=dict)  # local name -> dotted name
+    star_imports: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A top-level name of a module."""
+
+    module: str
+    name: str
+
+
+class Closure:
+    """Collects the definitions that plug-in files use."""
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        """``files``: modules that are not found by their name, such as those of ``--plugin``."""
+        self.files = files
+        self.texts: set[str] = set()
+        self.libraries: set[str] = set()
+        self._seen: set[Definition] = set()
+        self._todo: list[Definition] = []
+        self._whole: set[str] = set()
+
+    def add_module(self, name: str) -> None:
+        """Add a whole module with all that it uses."""
+        if name in self._whole:
+            return
+        self._whole.add(name)
+        module = self.module(name)
+        if module is None:
+            return
+        for statement in module.nameless:
+            self._add_statement(module, statement)
+        for bound in module.statements:
+            self._todo.append(Definition(name, bound))
+        for other in module.star_imports:
+            if self.follows(other):
+                self.add_module(other)
+        self._finish()
+
+    def digest(self) -> str:
+        """Return the sha256 over everything that was added."""
+        parts = sorted(self.texts) + sorted(self.libraries)
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def follows(self, module: str) -> bool:
+        """Return whether code of a module counts: number-deciding parts of the engine, and plug-in packages."""
+        top = module.partition(".")[0]
+        if top == "segbench":
+            plugin_folders = tuple(f"segbench.{kind}s." for kind in registry.KINDS)
+            decides = matches(module, PLUGIN_VOCABULARY) or matches(module, ENGINE_MODULES)
+            return decides or module.startswith(plugin_folders)
+        return module in self.files or top in registry.plugin_packages()
+
+    def module(self, name: str) -> Module | None:
+        """Return a parsed module, or None where there is no source file."""
+        file = self.files.get(name) or registry.find_module(name)
+        if file is None or file.suffix != ".py":
+            return None
+        return parse(name, file.name == "__init__.py", file.read_bytes())
+
+    def _finish(self) -> None:
+        while self._todo:
+            definition = self._todo.pop()
+            if definition in self._seen:
+                continue
+            self._seen.add(definition)
+            module = self.module(definition.module)
+            if module is None:
+                continue
+            for statement in module.statements[definition.name]:
+                self._add_statement(module, statement)
+            if definition.module.startswith(CONTRACTS):
+                # Methods get objects of the contract as arguments, which no name in their code leads to.
+                self.add_module(definition.module)
+
+    def _add_statement(self, module: Module, statement: ast.stmt) -> None:
+        used: set[str] = set()
+
+        def resolve(name: str) -> str:
+            found = self.find(module, name)
+            if isinstance(found, Definition):
+                self._todo.append(found)
+                used.add(f"{found.name} is {self._shallow(found)}")
+                return found.name
+            return found
+
+        text = repr(Normalizer(resolve)(statement))
+        self.texts.add(f"{text} with {sorted(used)}")
+
+    def _shallow(self, definition: Definition) -> str:
+        """Return a digest of a definition's own text, which tells two definitions of one name apart."""
+        module = self.module(definition.module)
+        statements = module.statements[definition.name] if module else []
+        plain = Normalizer(lambda name: name.rpartition(".")[2])
+        text = repr([plain(statement) for statement in statements])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def find(self, module: Module, name: str) -> Definition | str:
+        """Return the definition that a name in a module stands for; for anything else a name without its import.
+
+        A name that leads inside a definition, such as ``Class.attribute``, comes back as it is.
+        """
+        first, _, rest = name.partition(".")
+        if first in module.statements:
+            return name if rest else Definition(module.name, first)
+        if first in module.imports:
+            target = module.imports[first]
+            return self._find_dotted(f"{target}.{rest}" if rest else target) or name
+        return name
+
+    def _find_dotted(self, dotted: str) -> Definition | str | None:
+        library = dotted.partition(".")[0]
+        if library in NETWORK_LIBRARIES:
+            self.libraries.add(f"{library} {importlib.metadata.version(library)}")
+        module, inside = self._split(dotted)
+        if module is None:
+            return dotted
+        if not inside:
+            self.add_later(module.name)
+            return dotted
+        name, *rest = inside
+        if name in module.imports and name not in module.statements:
+            return self._find_dotted(".".join([module.imports[name], *rest]))
+        if rest:
+            return None
+        if name in module.statements and self.follows(module.name):
+            return Definition(module.name, name)
+        return name
+
+    def _split(self, dotted: str) -> tuple[Module | None, list[str]]:
+        """Return the module a dotted name begins with, and the parts after it."""
+        parts = dotted.split(".")
+        for length in range(len(parts), 0, -1):
+            name = ".".join(parts[:length])
+            if parts[0] != "segbench" and not self.follows(name):
+                continue
+            module = self.module(name)
+            if module is not None:
+                return module, parts[length:]
+        return None, parts
+
+    def add_later(self, module: str) -> None:
+        """Add a whole module that is used as an object."""
+        if self.follows(module):
+            parsed = self.module(module)
+            for bound in parsed.statements if parsed else ():
+                self._todo.append(Definition(module, bound))
+
+
+@lru_cache(maxsize=512)
+def parse(name: str, is_package: bool, source: bytes) -> Module:
+    """Parse a source file into its top-level statements."""
+    module = Module(name)
+    package = name if is_package else name.rpartition(".")[0]
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        _add_import(module, node, package)
+    for statement in tree.body:
+        if isinstance(statement, ast.Import | ast.ImportFrom) or _is_for_type_checkers(statement):
+            continue
+        names = list(_names_bound_by(statement))
+        for bound in names:
+            module.statements.setdefault(bound, []).append(statement)
+        if (not names and not isinstance(statement, ast.Expr)) or (
+            isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant)
+        ):
+            module.nameless.append(statement)
+    module.statements.pop("__all__", None)
+    return module
+
+
+def _is_for_type_checkers(statement: ast.stmt) -> bool:
+    test = getattr(statement, "test", None)
+    return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
+
+
+def _add_import(module: Module, node: ast.AST, package: str) -> None:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            top = alias.name.partition(".")[0]
+            module.imports[alias.asname or top] = alias.name if alias.asname else top
+    elif isinstance(node, ast.ImportFrom):
+        origin = "." * node.level + (node.module or "")
+        base = importlib.util.resolve_name(origin, package) if node.level else origin
+        for alias in node.names:
+            if alias.name == "*":
+                module.star_imports.append(base)
+            else:
+                module.imports[alias.asname or alias.name] = f"{base}.{alias.name}"
+
+
+def _names_bound_by(statement: ast.stmt) -> Iterable[str]:
+    """Yield the names that a top-level statement binds; statements inside ``if``, ``try`` and ``with`` count."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield statement.name
+        return
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+
+
+def source_digest(kind: str, name: str) -> str:
+    """Return the digest of a registered plug-in's source code. Nothing of it is imported.
+
+    Raises:
+        UsageError: there is no such plug-in.
+    """
+    place = registry.place(kind, name)
+    closure = Closure({place.module: place.file})
+    closure.add_module(place.module)
+    return closure.digest()

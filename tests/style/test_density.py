@@ -1,0 +1,36 @@
+"""The code stays as easy to read as that of good code bases of the field."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def measure():
+    spec = importlib.util.spec_from_file_location("measure", ROOT / "tests/style/measure.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["measure"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_code_is_not_dense(measure):
+    files = [file for folder in measure.FOLDERS for file in (ROOT / folder).rglob("*.py")]
+    total = measure.measure_all(files)
+    assert total.lines > 10_000
+    assert total.nodes_per_line <= 9.5
+    assert total.nested_per_10k <= 3
+    assert total.walrus == 0
+
+
+def test_counts_of_a_small_file(measure, tmp_path):
+    file = tmp_path / "small.py"
+    file.write_text('"""Text."""\n\n# comment\nx = [[a for a in b] for b in (c := y)]\n')
+    density = measure.measure(file)
+    assert (density.lines, density.nested, density.walrus) == (1, 1, 1)
