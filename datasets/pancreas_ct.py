@@ -1,62 +1,66 @@
-"""NIH Pancreas-CT in the two forms that circulate; their numbers must not be mixed.
+"""NIH Pancreas-CT in the two forms that papers use; their numbers must not be mixed.
 
-* ``pancreas_ct``, protocol A (CoraNet, BCP, VerSemi): all axes scaled by the in-plane factor to 1 mm in plane, window
-  -125..275 HU to [0, 1], box of the label with 25 voxels around it, 96 at least. 62 train, 18 test.
-* ``pancreas_ct_mcnet``, protocol B (MC-Net, MC-Net+): 1 mm cubes by cubic splines, the same window, box of the label in x
-  and y only, then mean 0 and deviation 1 of the crop. The published list counts one scan three times (0002, 0025, 0070),
-  in train and in test; 0025 and 0070, withdrawn from the archive since, are left out here: 61 train, 19 test.
+* ``pancreas_ct``, protocol A (CoraNet, BCP, VerSemi): all axes scaled by the in-plane factor to 1
+  mm in plane, window -125..275 HU to [0, 1], box of the label with 25 voxels around it, at least 96
+  a side. 62 train, 18 test.
+* ``pancreas_ct_mcnet``, protocol B (MC-Net, MC-Net+): 1 mm cubes by cubic splines, the same window,
+  box of the label in x and y only, then mean 0 and standard deviation 1 of the crop. The published
+  list counts one scan three times (0002, 0025, 0070), in train and in test; 0025 and 0070, which
+  the archive has withdrawn, are left out here: 61 train, 19 test.
 
-Read are the archive's DICOM series with its NIfTI labels, or the h5 files that circulate. The series and the labels
-agree by index and not by header: slices are stacked by their instance number, and the label's own affine is ignored.
+The archive's DICOM series with its NIfTI labels can be read, or the h5 files that authors share.
+The series and the labels agree by voxel index and not by header: slices are stacked by their
+instance number, and the label's own affine is ignored.
 """
 
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import yaml
 
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.formats.dicom import read_dicom
 from segbench.data.formats.hdf5 import read_h5
 from segbench.data.formats.nifti import read_nifti
+from segbench.data.preparation.adapters import (
+    files_by_case,
+    finished_case,
+    no_case_found,
+    read_lists,
+    require_one_layout,
+)
 from segbench.data.preparation.places import below, once
 from segbench.data.preparation.recipe import Gray, Recipe, apply, normalize
 from segbench.errors import DataError
 
+LISTS = Path(__file__).with_name("pancreas_ct_split.yaml")
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002
 WINDOW = (-125.0, 275.0)  # HU
-INSIDE = (
-    0.0,
-    200.0,
-)  # HU: where the mean of an enhanced pancreas must lie; fat and air come in where a label is mirrored
-USUAL, SPREAD = (
-    (50.0, 130.0),
-    80.0,
-)  # HU: where it mostly lies, and a deviation that only a mixture of tissues has
-FOLDER, LABEL = re.compile(r"PANCREAS_(\d{4})"), re.compile(r"label(\d{4})\.nii(\.gz)?")
-
-
-@cache
-def _lists() -> dict[str, Any]:
-    return yaml.safe_load(
-        Path(__file__).with_name("pancreas_ct_split.yaml").read_text(encoding="utf-8")
-    )
+# HU: range of the mean inside an enhanced pancreas. A mirrored label includes fat and air and
+# leaves it.
+POSSIBLE_MEAN = (0.0, 200.0)
+# HU: range in which it usually lies, and a standard deviation that only a mixture of tissues
+# exceeds.
+USUAL_MEAN = (50.0, 130.0)
+USUAL_DEVIATION = 80.0
+FOLDER = re.compile(r"PANCREAS_(\d{4})")
+LABEL = re.compile(r"label(\d{4})\.nii(?:\.gz)?")
 
 
 class Pancreas(Dataset):
-    """Ids are the archive's four digits."""
+    """What both protocols share. Case ids are the archive's four digits."""
 
     modality = "contrast CT, portal-venous phase"
     classes = ("pancreas",)
     license = "CC BY 3.0"
     citation = (
-        "Roth et al., Data from Pancreas-CT, The Cancer Imaging Archive, 2016, 10.7937/K9/TCIA.2016.tNB1kqBU; "
-        "Roth et al., DeepOrgan, MICCAI 2015; Clark et al., J Digit Imaging 26(6), 2013"
+        "Roth et al., Data from Pancreas-CT, The Cancer Imaging Archive, 2016, "
+        "10.7937/K9/TCIA.2016.tNB1kqBU; Roth et al., DeepOrgan, MICCAI 2015; "
+        "Clark et al., J Digit Imaging 26(6), 2013"
     )
     homepage = "https://www.cancerimagingarchive.net/collection/pancreas-ct/"
     protocol = "pancreas_ct"
@@ -64,140 +68,152 @@ class Pancreas(Dataset):
     boxed = True
     labeled = 6
     recipe: ClassVar[Recipe]
-    h5: ClassVar[re.Pattern[str]]  # names of the circulating files
+    h5: ClassVar[re.Pattern[str]]  # names of the shared files
     h5_spacing: ClassVar[tuple[float, ...] | None] = None
 
     def find(self, source: Path | None) -> list[RawCase]:
-        """Cases of the archive or the circulating files, wherever below ``source`` they lie."""
+        """Return the cases of the archive or of the shared files, anywhere below ``source``."""
         assert source is not None
-        files = once((m[1], p) for p in below(source, "*.h5") if (m := self.h5.fullmatch(p.name)))
-        h5 = {case: {"layout": "h5", "file": file} for case, file in files.items()}
+        h5 = {
+            case: {"layout": "h5", "file": file}
+            for case, file in files_by_case(below(source, "*.h5"), self.h5).items()
+        }
         raw = self._raw(source)
-        if h5 and raw:
-            raise DataError(
-                "two layouts in one folder: prepared h5 files and the archive's files",
-                where=source,
-                found=f"{len(h5)} h5 files, {len(raw)} series",
-                expected="one of the two",
-                fix="keep them in two folders",
-            )
-        found = {case: where for case, where in (h5 or raw).items() if case not in WITHDRAWN}
-        if not found:
-            raise DataError(
-                "no case of the pancreas data found",
-                where=source,
-                expected=" ".join(self.files),
-                fix=f"segbench data prepare {self.name} --from DIR, which holds images and labels",
-            )
-        return [RawCase(case, where) for case, where in sorted(found.items())]
+        require_one_layout(
+            source, {"prepared h5 files": len(h5), "the archive's DICOM series": len(raw)}
+        )
+        found = h5 or raw
+        cases = [
+            RawCase(case, where) for case, where in sorted(found.items()) if case not in WITHDRAWN
+        ]
+        if not cases:
+            raise no_case_found(self, source, "pancreas", hint=", which holds images and labels")
+        return cases
 
     def _raw(self, source: Path) -> dict[str, dict[str, Any]]:
-        """Series by case, each with its label; a label without a series (0025, 0070) is no case."""
-        labels = once(
-            (m[1], p) for p in below(source, "label*.nii*") if (m := LABEL.fullmatch(p.name))
-        )
-        folders = {
-            p: m[1]
-            for p in below(source, "PANCREAS_*")
-            if p.is_dir() and (m := FOLDER.fullmatch(p.name))
-        }
-        cases = once(
-            (case, p)
-            for p, case in folders.items()
-            if folders.get(p.parent) != case and _any_slice(p)
-        )
-        without = sorted(set(cases) - set(labels) - set(WITHDRAWN))
+        """Return the series with their labels by case.
+
+        A label without a series (0025, 0070) is not a case.
+        """
+        labels = files_by_case(below(source, "label*.nii*"), LABEL)
+        series = _series_folders(below(source, "PANCREAS_*"))
+        without = sorted(set(series) - set(labels) - set(WITHDRAWN))
         if without:
             raise DataError(
                 f"{len(without)} series have no label file",
                 where=source,
                 found=", ".join(without[:5]),
-                expected="labelNNNN.nii.gz for each PANCREAS_NNNN; the labels are a download of their own",
+                expected="labelNNNN.nii.gz for each PANCREAS_NNNN; labels are a separate download",
             )
         return {
             case: {"layout": "dicom", "recipe": self.recipe, "image": folder, "label": labels[case]}
-            for case, folder in cases.items()
+            for case, folder in series.items()
             if case not in WITHDRAWN
         }
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
-        """As the recipe; the h5 files hold such values."""
+        """Scale gray values as the recipe does; the h5 files hold such values."""
         return normalize(image, self.recipe.gray)
 
     def load(self, raw: RawCase) -> Case:
-        """One case; the circulating files are taken as they are, but for the labels' type."""
+        """Return one case; shared files are used as they are, except for the labels' type."""
         where: dict[str, Any] = raw.where
         if where["layout"] == "h5":
             arrays = read_h5(where["file"], ("image", "label"))
-            return Case(
-                raw.id,
-                arrays["image"][None],
-                _binary(arrays["label"], where["file"]),
-                self.h5_spacing,
-            )
-        image, label = read_dicom(where["image"], order="instance"), read_nifti(where["label"])
-        if image.array.shape != label.array.shape:
+            label = _binary(arrays["label"], where["file"])
+            return Case(raw.id, arrays["image"][None], label, self.h5_spacing)
+        image = read_dicom(where["image"], order="instance")
+        mask = read_nifti(where["label"])
+        if image.array.shape != mask.array.shape:
             raise DataError(
-                "series and label do not fit",
+                "series and label do not match",
                 where=where["label"],
                 expected=f"shape {image.array.shape}",
-                found=f"shape {label.array.shape}",
+                found=f"shape {mask.array.shape}",
             )
-        mask = _binary(label.array, where["label"])
-        mean = float(image.array[mask > 0].mean()) if mask.any() else 0.0
-        if not INSIDE[0] <= mean <= INSIDE[1]:
-            raise DataError(
-                "the label does not lie on soft tissue",
-                where=where["label"],
-                found=f"mean {mean:.0f} HU inside",
-                expected=f"{INSIDE[0]:.0f} to {INSIDE[1]:.0f} HU",
-                fix="take both from the archive: converted files are often mirrored",
-            )
-        made = apply(self.recipe, image, mask)
-        warnings = _doubts(image.array[mask > 0])
-        return Case(
-            raw.id,
-            made.image,
-            made.label,
-            made.spacing,
-            made.affine,
-            made={**made.facts, "warnings": warnings + made.doubts},
+        label = _binary(mask.array, where["label"])
+        inside = image.array[label > 0]
+        _require_soft_tissue(inside, where["label"])
+        made = apply(self.recipe, image, label)
+        return finished_case(raw.id, made, _unusual_tissue(inside))
+
+
+def _series_folders(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return the outermost folder of each case that has slices below it."""
+    folders = {}
+    for path in paths:
+        match = FOLDER.fullmatch(path.name)
+        if match and path.is_dir():
+            folders[path] = match[1]
+    outermost = [
+        (case, folder)
+        for folder, case in folders.items()
+        if folders.get(folder.parent) != case and _has_slices(folder)
+    ]
+    return once(outermost)
+
+
+def _has_slices(folder: Path) -> bool:
+    return any(not file.name.startswith(".") for file in folder.rglob("*.dcm"))
+
+
+def _require_soft_tissue(inside: np.ndarray, file: Path) -> None:
+    """Refuse a label whose voxels cannot be pancreas: converted files are often mirrored.
+
+    Args:
+        inside: HU of the voxels inside the label.
+        file: file of the label, for messages.
+    """
+    mean = float(inside.mean()) if inside.size else 0.0
+    low, high = POSSIBLE_MEAN
+    if not low <= mean <= high:
+        raise DataError(
+            "the label does not lie on soft tissue",
+            where=file,
+            found=f"mean {mean:.0f} HU inside",
+            expected=f"{low:.0f} to {high:.0f} HU",
+            fix="use both from the archive: converted files are often mirrored",
         )
 
 
-def _any_slice(folder: Path) -> bool:
-    return any(file.name[0] != "." for file in folder.rglob("*.dcm"))
-
-
-def _doubts(inside: np.ndarray) -> list[str]:
-    """Gray values inside the label that are possible but not usual."""
-    mean, spread = float(inside.mean()), float(inside.std())
-    if USUAL[0] <= mean <= USUAL[1] and spread <= SPREAD:
+def _unusual_tissue(inside: np.ndarray) -> list[str]:
+    """Warn about gray values inside the label that are possible but unusual."""
+    mean = float(inside.mean())
+    deviation = float(inside.std())
+    low, high = USUAL_MEAN
+    if low <= mean <= high and deviation <= USUAL_DEVIATION:
         return []
     return [
-        f"{mean:.0f} HU inside the label, deviation {spread:.0f}; usual are {USUAL[0]:.0f} to {USUAL[1]:.0f} and at "
-        f"most {SPREAD:.0f}: look whether label and series fit"
+        f"{mean:.0f} HU inside the label, standard deviation {deviation:.0f}; usual are "
+        f"{low:.0f} to {high:.0f} and at most {USUAL_DEVIATION:.0f}: check whether label and "
+        "series match"
     ]
 
 
 def _binary(label: np.ndarray, file: Path) -> np.ndarray:
-    """0 and 1, stored as any type."""
+    """Return a label of 0 and 1, stored as any type, as uint8."""
     whole = np.rint(label)
     if np.abs(label - whole).max(initial=0) > 1e-3 or not np.isin(whole, (0, 1)).all():
         raise DataError(
             "unknown label values",
             where=file,
-            found=", ".join(f"{v:g}" for v in np.unique(label)[:8]),
+            found=", ".join(f"{value:g}" for value in np.unique(label)[:8]),
             expected="0 and 1",
         )
-    return whole.astype(np.uint8)
+    binary: np.ndarray = whole.astype(np.uint8)
+    return binary
 
 
-RAW = "'PANCREAS_NNNN' folders with one DICOM series each and 'labelNNNN.nii.gz' files, 80 cases, about 10 GB"
+RAW = (
+    "'PANCREAS_NNNN' folders with one DICOM series each and 'labelNNNN.nii.gz' files, 80 cases, "
+    "about 10 GB"
+)
 
 
 @dataset("pancreas_ct", paper="Roth et al., MICCAI 2015")
 class ProtocolA(Pancreas):
+    """Protocol A: values in [0, 1], box around the pancreas in all axes."""
+
     title = "NIH Pancreas-CT, protocol A (CoraNet, BCP, VerSemi)"
     files = (RAW, "or 'NNNN.h5' or 'dataNNNN.h5' for 80 cases (CoraNet, VerSemi)")
     recipe = Recipe(
@@ -212,14 +228,17 @@ class ProtocolA(Pancreas):
     h5 = re.compile(r"(?:data)?(\d{4})\.h5")
 
     def split(self) -> Split:
-        """CoraNet's and VerSemi's, entry by entry."""
+        """Return the split of CoraNet and VerSemi, which agree in every entry."""
+        lists = read_lists(LISTS)
         return Split(
-            tuple(_lists()["train"]), tuple(_lists()["test"]), "CoraNet, Shi et al., IEEE TMI 2021"
+            tuple(lists["train"]), tuple(lists["test"]), "CoraNet, Shi et al., IEEE TMI 2021"
         )
 
 
 @dataset("pancreas_ct_mcnet", paper="Roth et al., MICCAI 2015")
 class ProtocolB(Pancreas):
+    """Protocol B: z-scored values, box around the pancreas in x and y."""
+
     title = "NIH Pancreas-CT, protocol B (MC-Net) without the scan that counts three times"
     files = (RAW, "or 'imageNNNN_norm.h5' files (MC-Net)")
     protocol = "pancreas_ct_mcnet"
@@ -237,15 +256,14 @@ class ProtocolB(Pancreas):
     h5_spacing = (1.0, 1.0, 1.0)
 
     def split(self) -> Split:
-        """MC-Net's without 0025 and 0070."""
-        train, test = (
-            tuple(i for i in _lists()["mcnet"][k] if i not in WITHDRAWN) for k in ("train", "test")
-        )
+        """Return MC-Net's split without 0025 and 0070."""
+        lists = read_lists(LISTS)["mcnet"]
         return Split(
-            train,
-            test,
-            "MC-Net, Wu et al., MICCAI 2021, without 0025 and 0070",
+            train=tuple(case for case in lists["train"] if case not in WITHDRAWN),
+            test=tuple(case for case in lists["test"] if case not in WITHDRAWN),
+            source="MC-Net, Wu et al., MICCAI 2021, without 0025 and 0070",
             notes=(
-                "0025 and 0070 are the scan of case 0002 once more and left out: 61 train and 19 test cases, not 62 and 20",
+                "0025 and 0070 repeat the scan of case 0002 and are left out: "
+                "61 train and 19 test cases, not 62 and 20",
             ),
         )

@@ -1,8 +1,8 @@
 """Orientation of volumes, and the mapping from the voxels of one grid to those of another.
 
-An affine (4, 4) maps voxel indices to millimeters, with axes that point right, anterior and superior. Grids of one
-scan that differ by reorientation, resampling or cropping share that space, so one matrix product leads from the
-voxels of one grid to the voxels of another.
+An affine (4, 4) maps voxel indices to millimeters, with axes that point right, anterior and
+superior. Grids of one scan that differ by reorientation, resampling or cropping share that space,
+so one matrix product leads from the voxels of one grid to the voxels of another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROUNDING = 1e-2  # voxels: two headers of one grid may differ by this much
 
 
 def _orientations() -> Any:
-    """Return nibabel's module of orientations, which is imported late because it is slow and has no types."""
+    """Return nibabel's module of orientations, imported late because the import is slow."""
     from nibabel import orientations
 
     return orientations
@@ -28,7 +28,7 @@ def orientation_codes(affine: np.ndarray) -> str:
 
 
 def reorient(array: np.ndarray, affine: np.ndarray, codes: str) -> tuple[np.ndarray, np.ndarray]:
-    """Transpose and flip the spatial axes so that they come nearest to ``codes``; nothing is interpolated.
+    """Transpose and flip the spatial axes to come nearest to ``codes``; nothing is interpolated.
 
     Args:
         array: (X, Y, Z) or (X, Y, Z, C).
@@ -48,13 +48,19 @@ def reorient(array: np.ndarray, affine: np.ndarray, codes: str) -> tuple[np.ndar
 
 
 def file_axes(affine: np.ndarray) -> list[int]:
-    """Return which axis of the array runs nearest to right-left, to anterior-posterior and to superior-inferior."""
+    """Return the axes of the array in the order of the anatomical axes.
+
+    The first one runs nearest to right-left, then anterior-posterior, then superior-inferior.
+    """
     directions = _orientations().io_orientation(affine)[:, 0]
     return [int(np.flatnonzero(directions == direction)[0]) for direction in range(3)]
 
 
 def translation(offset: Sequence[float]) -> np.ndarray:
-    """Return the matrix (4, 4) that moves by ``offset`` voxels: ``affine @ translation(start)`` is a crop's affine."""
+    """Return the matrix (4, 4) that moves by ``offset`` voxels.
+
+    ``affine @ translation(start)`` is the affine of a crop that begins at ``start``.
+    """
     matrix = np.eye(4)
     matrix[:3, 3] = offset
     return matrix
@@ -69,9 +75,10 @@ def sample_on_grid(
 ) -> np.ndarray:
     """Sample class values of one grid at the voxels of another one.
 
-    Each axis of one grid must run along an axis of the other, as it does after reorienting, resampling and cropping.
-    Values are copied where voxels coincide and are interpolated linearly elsewhere. Voxels outside the first grid take
-    the nearest value or, if that grid was cropped from a scan, are background with probability 1.
+    Each axis of one grid must run along an axis of the other, as it does after reorienting,
+    resampling and cropping. Values are copied where voxels coincide and are interpolated linearly
+    elsewhere. Voxels outside the first grid take the nearest value or, if that grid was cropped
+    from a scan, are background with probability 1.
 
     Args:
         values: (K, X, Y, Z) probabilities of the classes on the first grid, background first.
@@ -105,7 +112,7 @@ def sample_on_grid(
 
 
 def _rounded(positions: np.ndarray) -> np.ndarray:
-    """Replace positions that miss a voxel's center only by rounding in the headers with that center."""
+    """Move positions onto a voxel's center where only rounding in the headers separates them."""
     centers = np.rint(positions)
     return np.where(np.abs(positions - centers) < ROUNDING, centers, positions)
 

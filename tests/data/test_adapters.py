@@ -521,7 +521,7 @@ def test_lung_in_both_variants(tmp_path, lab):
     assert (
         set(box.cases[case].labels) == {0, 1} == set(body.cases[case].labels)
     )  # 2 and up are background
-    assert any(w.startswith(f"{case}: label values taken as background: 2: ") for w in box.warnings)
+    assert any(w.startswith(f"{case}: label values used as background: 2: ") for w in box.warnings)
     assert box.cases[case].labels[1] == body.cases[case].labels[1] == 5 * 4 * 4
     assert body.image(case).min() == pytest.approx((40 + 1024) / 1349) and body.cases[case].made[
         "crop_offset"

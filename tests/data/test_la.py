@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from segbench import registry
+from segbench.data.store import store as stores
 from segbench.data.store.checks import check_store
 from segbench.data.store.problem import DataProblems
-from segbench.data.store import store as stores
 from segbench.errors import DataError
 
 FOLDER = "2018LA_Seg_Training Set"

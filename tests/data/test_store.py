@@ -11,9 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from segbench.data.store import store as stores
 from segbench.data.store.downsample import block_majority, block_mean
 from segbench.data.store.problem import DataProblems
-from segbench.data.store import store as stores
 from segbench.errors import (
     BusyError,
     DataError,

@@ -45,13 +45,15 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
 
     Args:
         folder: holds the slices.
-        order: how slices are sorted: by ``position`` along their normal, or by ``instance``, their number in the series.
+        order: how slices are sorted: by ``position`` along their normal, or by ``instance``, their
+            number in the series.
 
     Returns:
         Array (columns, rows, slices) float32 in rescaled units (HU for CT), with its affine.
 
     Raises:
-        DataError: no slice, several series, a missing or doubled slice, or a compression that cannot be read.
+        DataError: no slice, several series, a missing or doubled slice, or a compression that
+            cannot be read.
         PluginError: pydicom is not installed.
     """
     slices = _slices(folder)
@@ -104,7 +106,10 @@ def _shape(slices: list[Any]) -> tuple[int, int, int]:
 
 
 def _require_dicom_content(folder: Path, files: Iterable[Path]) -> None:
-    """Refuse files that are DICOM by name only: skipping one could hide that the first or last slice is missing."""
+    """Refuse files that are DICOM by name only.
+
+    Skipping one could hide that the first or the last slice is missing.
+    """
     known = set(files)
     for path in sorted(folder.rglob("*.dcm")):
         if path in known or path.name.startswith("."):

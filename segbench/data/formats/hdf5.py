@@ -47,7 +47,10 @@ def read_h5(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _is_own_array(file: Any, key: str) -> bool:
-    """Return whether the file itself holds the values: a link could make the reader open any file of the machine."""
+    """Return whether the file itself holds the values.
+
+    A link or an external array could make the reader open any file of the machine.
+    """
     import h5py
 
     if not isinstance(file.get(key, getlink=True), h5py.HardLink):

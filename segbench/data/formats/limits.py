@@ -19,7 +19,8 @@ class Limits:
     """What is refused; the defaults refuse what is most likely a mistake."""
 
     voxels: int = 10**9  # most voxels of a volume: a damaged header may claim any number
-    # Accept a label whose header gives another spacing than its image, and match the two by voxel index.
+    # Accept a label whose header gives another spacing than its image, and match the two by voxel
+    # index.
     other_spacing: bool = False
 
 

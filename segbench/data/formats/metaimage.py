@@ -1,6 +1,7 @@
-"""MetaImage files with header and voxels in one (``.mha``), as ITK, 3D Slicer and grand-challenge.org write them.
+"""MetaImage files with header and voxels in one (``.mha``).
 
-They are not read with SimpleITK, which returns wrong voxels for a damaged compressed file and only prints a warning.
+ITK, 3D Slicer and grand-challenge.org write them. They are not read with SimpleITK, which returns
+wrong voxels for a damaged compressed file and only prints a warning.
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ def _decompressed(file: IO[bytes], size: int) -> bytes:
 
 
 def _affine(header: Header) -> np.ndarray:
-    """Return the affine (4, 4) to right-anterior-superior mm; rows of TransformMatrix are directions of the axes."""
+    """Return the affine (4, 4) to right-anterior-superior mm.
+
+    Rows of TransformMatrix are the directions of the axes.
+    """
     directions = _numbers(header, DIRECTION_KEYS, "1 0 0 0 1 0 0 0 1").reshape(3, 3)
     spacing = _numbers(header, SPACING_KEYS, "1 1 1").reshape(3)
     origin = _numbers(header, ORIGIN_KEYS, "0 0 0").reshape(3)

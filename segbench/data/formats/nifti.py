@@ -33,12 +33,13 @@ def nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
 def read_nifti(path: Path) -> Volume:
     """Read a NIfTI file.
 
-    If the header scales the values, the scaled values are float32; otherwise the stored type is kept, but float64
-    becomes float32. A fourth axis (channels or time) stays the last one, unless its length is 1.
+    If the header scales the values, the scaled values are float32; otherwise the stored type is
+    kept, but float64 becomes float32. A fourth axis (channels or time) stays the last one, unless
+    its length is 1.
 
     Raises:
-        DataError: the file is cut short or too large, has two or five dimensions, colors or complex numbers,
-            or its affine cannot be used.
+        DataError: the file is cut short or too large, has two or five dimensions, colors or complex
+            numbers, or its affine cannot be used.
     """
     image = _open(path)
     with reading(path):
@@ -57,7 +58,7 @@ def _is_gzip(path: Path) -> bool:
 
 
 def _open(path: Path) -> Any:
-    """Return nibabel's image of a file, after its header has been checked and before voxels are read."""
+    """Return nibabel's image of a file with a checked header, before any voxel is read."""
     import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
@@ -87,7 +88,10 @@ def _voxels(image: Any) -> np.ndarray:
 
 
 def _require_checksum(path: Path, image: Any) -> None:
-    """Read a gzip file to its end, where the checksum is: nibabel stops before it and would miss a flipped bit."""
+    """Read a gzip file to its end, where the checksum is.
+
+    nibabel stops before it and would miss a flipped bit.
+    """
     size = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     with gzip.open(path) as file:
         require_length(file, size)

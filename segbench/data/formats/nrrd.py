@@ -33,7 +33,8 @@ def read_nrrd(path: Path) -> Volume:
     """Read an NRRD file; a first axis without a direction holds channels and becomes the last axis.
 
     Raises:
-        DataError: the file is cut short or too large, its voxels are in another file, or its space cannot be used.
+        DataError: the file is cut short or too large, its voxels are in another file, or its space
+            cannot be used.
     """
     array, header = _load(path)
     affine = _affine(header, path)
@@ -67,7 +68,7 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def _require_unpacked_size(path: Path, start: int, header: dict[str, Any], size: int) -> None:
-    """Decompress the voxels without keeping them, because a file of a few bytes may unpack to any size.
+    """Decompress the voxels without keeping them: a file of a few bytes may unpack to any size.
 
     Other damage is ignored here: pynrrd finds it.
 
@@ -100,7 +101,8 @@ def _affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
     None if the header has neither directions nor spacings.
 
     Raises:
-        DataError: a space other than left/right, posterior/anterior, superior, or numbers that make no grid.
+        DataError: a space other than left/right, posterior/anterior, superior, or numbers that make
+            no grid.
     """
     if header.get("space directions") is not None:
         return _affine_of_directions(header, path)

@@ -1,4 +1,4 @@
-"""Opening files that other programs wrote: the right kind of file, undamaged, no larger than its header says."""
+"""Opening files that other programs wrote: right kind, undamaged, no larger than announced."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from segbench.errors import DataError
 BLOCK = 1 << 20  # bytes that are decompressed at a time
 HEAD = 64  # bytes that show what kind of file it is
 LONGEST_MESSAGE = 200  # characters of a decoder's own message
+DECODING_ERRORS = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    OverflowError,
+    zlib.error,
+)
 WEB_PAGE = "an HTML page"
 
 
@@ -28,7 +37,8 @@ def require_file(path: Path, magic: bytes | tuple[bytes, ...], kind: str) -> Non
         kind: name of the format, for messages.
 
     Raises:
-        DataError: the file is missing, a folder, a pipe, a loop of links, empty, an HTML page or of another kind.
+        DataError: the file is missing, a folder, a pipe, a loop of links, empty, an HTML page or of
+            another kind.
     """
     expected = f"{kind} file"
     try:
@@ -69,20 +79,13 @@ def reading(path: Path, *others: type[Exception]) -> Iterator[None]:
         others: errors of this decoder beside those that all decoders raise.
 
     Raises:
-        DataError: the file is damaged or cut short; gives the decoder's message and the file's size.
+        DataError: the file is damaged or cut short; gives the decoder's message and the file's
+            size.
     """
+    damage: tuple[type[Exception], ...] = (*DECODING_ERRORS, *others)
     try:
         yield
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        OverflowError,
-        zlib.error,
-        *others,
-    ) as error:
+    except damage as error:
         message = " ".join(str(error).split())[:LONGEST_MESSAGE]
         raise DataError(
             "the file is damaged or cut short",
@@ -101,7 +104,8 @@ def require_length(stream: gzip.GzipFile | bz2.BZ2File, size: int) -> None:
         size: bytes that the header announces.
 
     Raises:
-        ValueError: more data than announced (with a tolerance of one block): a small file can unpack to any size.
+        ValueError: more data than announced (with a tolerance of one block): a small file can
+            unpack to any size.
     """
     length = 0
     while block := stream.read(BLOCK):

@@ -1,7 +1,7 @@
 """Reading any volume file: NIfTI, NRRD, MetaImage, HDF5, or a folder with one DICOM series.
 
-Every format checks its header before it allocates memory, never opens a file that another file names, and reports
-damage as a ``DataError`` that says what to do.
+Every format checks its header before it allocates memory, never opens a file that another file
+names, and reports damage as a ``DataError`` that says what to do.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ def check_pair(image: Volume, label: Volume, file: Path, what: str = "label") ->
         Warnings about differences that are allowed, empty if there are none.
 
     Raises:
-        DataError: the shape, the orientation or the spacing differs (a different spacing is a warning
-            if ``limits`` allow it).
+        DataError: the shape, the orientation or the spacing differs (a different spacing is a
+            warning if ``limits`` allow it).
     """
     if image.array.shape[:3] != label.array.shape:
         raise DataError(
@@ -72,7 +72,10 @@ def check_pair(image: Volume, label: Volume, file: Path, what: str = "label") ->
         spacing_of(image.affine), spacing_of(label.affine), atol=SAME_SPACING
     )
     if not same_orientation or not (same_spacing or limits().other_spacing):
-        fix = "repair the header; if only the header is wrong and the voxels match: --allow-affine-mismatch"
+        fix = (
+            "repair the header; if only the header is wrong and the voxels match: "
+            "--allow-affine-mismatch"
+        )
         raise DataError(
             f"image and {what} do not match",
             where=file,
@@ -88,7 +91,8 @@ def check_pair(image: Volume, label: Volume, file: Path, what: str = "label") ->
     difference = float(np.abs(image.affine - label.affine).max())
     if difference > SAME_PLACE:
         return [
-            f"image and {what} differ in origin or direction by up to {difference:.3g}; matched by voxel index"
+            f"image and {what} differ in origin or direction by up to {difference:.3g}; "
+            "matched by voxel index"
         ]
     return []
 
@@ -166,4 +170,5 @@ def whole_labels(label: np.ndarray, path: Path, expected: str) -> np.ndarray:
             found=", ".join(f"{value:g}" for value in np.unique(label)[:8]),
             fix="map the labels to whole numbers, or repair the file",
         )
-    return whole.astype(np.uint8)
+    values: np.ndarray = whole.astype(np.uint8)
+    return values
