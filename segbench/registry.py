@@ -411,6 +411,11 @@ def _linked_dataset(name: str) -> Entry:
     return _state.entries.setdefault(("dataset", name), entry)
 
 
+def reset() -> None:
+    """Forget all plug-in files that were added, all links, and their classes, as in a new process."""
+    _restore([], {})
+
+
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
     """Forget at the end of the block what was added in it: plug-in files, links and their classes."""
@@ -419,11 +424,15 @@ def isolated() -> Iterator[None]:
     try:
         yield
     finally:
-        for file in set(_state.files) - set(files):
-            _forget_entries(file)
-        for name, link in _state.links.items():
-            if old_links.get(name) != link:
-                _state.entries.pop(("dataset", name), None)
-        _state.files[:] = files
-        _state.links.clear()
-        _state.links.update(old_links)
+        _restore(files, old_links)
+
+
+def _restore(files: list[Path], old_links: dict[str, Link]) -> None:
+    for file in set(_state.files) - set(files):
+        _forget_entries(file)
+        sys.modules.pop(f"segbench_plugin_{file.stem}", None)
+    for name, link in _state.links.items():
+        if old_links.get(name) != link:
+            _state.entries.pop(("dataset", name), None)
+    _state.files = list(files)
+    _state.links = dict(old_links)

@@ -18,6 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = Path(__file__).resolve().parent / "plugins"
 
 
+@pytest.fixture(autouse=True)
+def isolated_registry():
+    """Forget after each test the plug-in files and links that it added."""
+    from segbench import registry
+
+    with registry.isolated():
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real volumes (``la/``, ``acdc/``); tests that need it are skipped where there is none."""

@@ -118,11 +118,7 @@ def plugin(tmp_path):
         registry.add_file(file)
         return f"bad_{name}"
 
-    yield add
-    for file in [f for f in registry._state.files if f.stem.startswith("bad_")]:
-        registry._state.files.remove(file)
-        registry._state.entries.pop(("method", file.stem), None)
-    registry.catalog.cache_clear()
+    return add
 
 
 @pytest.mark.parametrize("fault", FAULTS)

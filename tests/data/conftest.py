@@ -1,7 +1,6 @@
 """A small data set whose files, lists and accidents a test controls."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +57,7 @@ class Toy:
         for old, new in changes.items():
             text = text.replace(old, new)
         self.plugin.write_text(text)
-        registry._state.entries.pop(("dataset", "toy"), None)
-        sys.modules.pop("segbench_plugin_toy", None)
-        registry._state.files.clear()
+        registry.reset()
         registry.add_file(self.plugin)
 
     def case(self, name: str, seed: int, **arrays: np.ndarray | None) -> None:
@@ -100,16 +97,8 @@ class Toy:
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch) -> Toy:
-    entries = (
-        registry._state.entries
-    )  # shared: a built-in file that is imported meanwhile is not imported again
-    monkeypatch.setattr(registry, "_state", registry._State(entries))
-    registry.catalog.cache_clear()
-    yield Toy(tmp_path)
-    entries.pop(("dataset", "toy"), None)
-    registry.catalog.cache_clear()
-    sys.modules.pop("segbench_plugin_toy", None)
+def toy(tmp_path) -> Toy:
+    return Toy(tmp_path)
 
 
 def _write_dicom(

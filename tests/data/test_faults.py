@@ -18,15 +18,6 @@ AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 IMAGE, LABEL = "imagesTr/c1_0000.nii.gz", "labelsTr/c1.nii.gz"
 
 
-@pytest.fixture(autouse=True)
-def fresh():
-    """No folder is remembered by its name in another test."""
-    yield
-    for name in registry.links():
-        registry._state.entries.pop(("dataset", name), None)
-        del registry._state.links[name]
-
-
 def volume(seed, shape=(10, 9, 8)):
     return np.random.default_rng(seed).integers(-100, 400, shape).astype(np.int16)
 

@@ -108,14 +108,6 @@ class Mine:
         return f"folder:{self.root}"
 
 
-@pytest.fixture(autouse=True)
-def no_links_stay():
-    yield
-    for name in registry.links():
-        registry._state.entries.pop(("dataset", name), None)
-    registry._state.links.clear()
-
-
 @pytest.fixture
 def mine(tmp_path):
     return Mine(tmp_path / "Dataset007-Mine")
@@ -522,7 +514,7 @@ def test_a_folder_that_cannot_be_written_to_is_used_all_the_same(mine, tmp_path,
 def test_names(mine, tmp_path):
     """A folder is known by its own name once prepared, in other processes too; two folders cannot share one."""
     store = prepare_store(mine.name, None, tmp_path / "data")
-    registry._state.links.clear()  # as in a new process
+    registry.reset()  # as in a new process
     with pytest.raises(UsageError, match="unknown dataset"):
         open_store("dataset007_mine", tmp_path / "data")
     assert load_links(tmp_path / "data") == []
@@ -533,7 +525,7 @@ def test_names(mine, tmp_path):
     other = Mine(tmp_path / "elsewhere" / "Dataset007-Mine")
     with pytest.raises(UsageError, match="exists already"):
         registry.get("dataset", other.name)
-    registry._state.links.clear()  # even where nobody has loaded the links
+    registry.reset()  # even where nobody has loaded the links
     with pytest.raises(UsageError, match="exists already"):
         prepare_store(other.name, None, tmp_path / "data")
     with pytest.raises(UsageError, match="has no variants"):
@@ -599,7 +591,7 @@ def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine
         ("dataset.json", lambda: mine.json(**{**content, "channel_names": {"0": "T2"}})),
     ):
         change()
-        registry._state.entries.pop(("dataset", "mine"), None)  # as in a new process
+        registry.reset()  # as in a new process
         told = lab.call("run", "supervised", "--dataset", "mine", "--steps", "1", "--dry-run")
         assert told.returncode == 3 and f"other {name} than now" in told.stderr, told.stderr
         assert "segbench data prepare mine" in told.stderr
@@ -633,8 +625,7 @@ def test_a_damaged_link_does_not_stop_other_commands(lab):
 def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     store = prepare_store(mine.name, None, lab.folder / "segbench-data")
     mine.root.rename(mine.root.with_name("unmounted"))
-    registry._state.links.clear()
-    registry._state.entries.pop(("dataset", store.name))
+    registry.reset()
     assert load_links(lab.folder / "segbench-data") == []
     assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
     patch = ("-o", "patch=16x16x16", "-o", "inference.stride=16x16x16")
