@@ -24,10 +24,12 @@ from segbench import registry
 from segbench.contracts.method import Batch, Method, Optim, Setting, Source
 from segbench.data.sampling.batches import TrainingData
 from segbench.errors import TrainingError
+from segbench.training.build import network_factory
 from segbench.training.checkpoint import digest, pack
-from segbench.training.loop import Cadence, Progress, Trainer, make_optimizer, step_seed
+from segbench.training.loop import Trainer, make_optimizer, step_seed
 from segbench.training.plan import Stage, clock, stages
-from segbench.training.run import network_factory
+from segbench.training.reporter import StepReport
+from segbench.training.setup import Cadence
 
 STEPS = 8
 
@@ -297,8 +299,8 @@ def training_on_disk(trial: Trial) -> None:
     data = TrainingData({"set": _Sealed(trial)}, {"set": _Sealed.labeled}, rule, seed=0)
 
     def train(folder: Path, stop: int | None = None) -> str:
-        def report(progress: Progress) -> None:
-            if progress.step == stop:
+        def stop_dead(report: StepReport) -> None:
+            if report.step == stop:
                 raise _StoppedError  # nothing but the folder is left
 
         method = trial.make()
@@ -310,7 +312,7 @@ def training_on_disk(trial: Trial) -> None:
                 lambda steps: (data.batch(*s) for s in steps),
                 folder / "log.jsonl",
                 Cadence(2, None),
-                report,
+                stop_dead,
             )
         except TrainingError as error:
             raise AssertionError(error.what) from error

@@ -43,15 +43,24 @@ class Lab:
     folder: Path
 
     def machine(self, **settings):
-        from segbench.training.loop import Cadence
-        from segbench.training.run import Machine
+        from segbench.training.setup import Cadence, Machine
 
         settings.setdefault("save_every", Cadence(steps=2, seconds=None))
         return Machine(self.folder / "out", self.folder / "data", "cpu", **settings)
 
+    def reporter(self, **hooks):
+        """Return a reporter that calls the given functions: ``lab.reporter(train=stop)``."""
+        from segbench.training.reporter import Reporter
+
+        reporter = Reporter()
+        for name, function in hooks.items():
+            assert hasattr(reporter, name)
+            setattr(reporter, name, function)
+        return reporter
+
     def prepared(self, method, dataset="tiny", machine=None, **choices):
         from segbench.config import resolve
-        from segbench.training.run import prepare
+        from segbench.training.setup import prepare
 
         choices.setdefault(
             "protocol", PLUGINS / ("tiny_flat.yaml" if dataset == "tiny_flat" else "tiny.yaml")

@@ -10,8 +10,8 @@ from segbench.conformance import Drill, Trial
 from segbench.contracts.method import Setting, Source
 from segbench.errors import PluginError
 from segbench.nn.inspect import cost, dry_run, receptive_field, recompute
+from segbench.training.build import network_factory
 from segbench.training.checkpoint import digest
-from segbench.training.run import network_factory
 
 
 def build(name: str, dims: int = 2, **params):

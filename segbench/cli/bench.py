@@ -15,7 +15,7 @@ from segbench.errors import DataError, PluginError, SegbenchError, SuiteError
 
 if TYPE_CHECKING:
     from segbench.suites.local import Outcome
-    from segbench.training.run import Machine, Prepared
+    from segbench.training.setup import Machine, Prepared
 
 MARKS = {"done": "ok", "half-done": "half", "failed": "FAIL", "to do": "."}
 
@@ -34,7 +34,7 @@ def prepared(
         SegbenchError: none can run.
     """
     from segbench.suites.suite import choices, expand, find_suite, load_suite
-    from segbench.training.run import prepare
+    from segbench.training.setup import prepare
 
     patients = counts(settings)
     chosen, document = load_suite(find_suite(suite))

@@ -99,7 +99,7 @@ def show(
 def _show_own_optimizers(settings: Settings, experiment: Experiment) -> None:
     """Where a method is defined with another optimizer than the protocol's, say with which."""
     from segbench.data.store.store import open_store
-    from segbench.training.run import optimizers
+    from segbench.training.build import optimizers
 
     usual = experiment.protocol.optim
     stores = [open_store(name, settings.data_root) for name in experiment.datasets]

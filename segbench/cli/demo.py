@@ -34,7 +34,7 @@ def demo(
     from segbench.cli.report import write
     from segbench.cli.run import combined, document, experiments
     from segbench.results.leaderboard import boards
-    from segbench.training.run import prepare
+    from segbench.training.setup import prepare
 
     machine = machine_of(settings, save_every, device, workers)
     runs = [

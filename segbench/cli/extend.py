@@ -180,7 +180,7 @@ def ablate(
     \b
     segbench ablate mean_teacher --dataset phantom_ct_organ
     """
-    from segbench.training.run import prepare
+    from segbench.training.setup import prepare
 
     machine = machine_of(settings, save_every, device, workers)
     base = experiments(settings, method, **science)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from segbench.report.content import Content
     from segbench.results.rundir import RunDir
     from segbench.suites.suite import Suite
-    from segbench.training.run import Machine
+    from segbench.training.setup import Machine
 
 
 @click.command(cls=Command)
@@ -164,7 +164,7 @@ def _members(settings: Settings, suite: Path, machine: Machine) -> tuple[list[Ru
     from segbench.identity.run_id import science
     from segbench.results.rundir import all_runs
     from segbench.suites.suite import load_suite
-    from segbench.training.run import prepare
+    from segbench.training.setup import prepare
 
     stored: dict[bytes, list[RunDir]] = {}
     for run in all_runs(settings.root):

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.common import Settings, console, safe
+from segbench.training.reporter import Reporter, StepReport
 
 if TYPE_CHECKING:
-    from segbench.training.loop import Progress
-    from segbench.training.run import Prepared
+    from segbench.training.setup import Prepared
 
 
-class Lines:
+class Lines(Reporter):
     """One line a minute, on stderr."""
 
     interval = 60.0
@@ -32,28 +32,28 @@ class Lines:
         self.began, self.told = None, time.monotonic()
         self.settings.say(header(run))
 
-    def train(self, progress: Progress) -> None:
+    def train(self, report: StepReport) -> None:
         """After a step."""
         now = time.monotonic()
         if self.began is None:
-            self.began = (now, progress.step)
-        if now - self.told >= self.interval or progress.step == progress.total:
+            self.began = (now, report.step)
+        if now - self.told >= self.interval or report.step == report.total:
             self.told = now
-            self.settings.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self.line(progress, now)}")
+            self.settings.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self.line(report, now)}")
 
-    def line(self, progress: Progress, now: float) -> str:
+    def line(self, report: StepReport, now: float) -> str:
         """Step, share, terms, learning rate, speed and time left."""
         assert self.began is not None
-        rate = (progress.step - self.began[1]) / max(now - self.began[0], 1e-9)
+        rate = (report.step - self.began[1]) / max(now - self.began[0], 1e-9)
         left = (
-            f" {rate:.2f} it/s ETA {duration((progress.total - progress.step) / rate)}"
+            f" {rate:.2f} it/s ETA {duration((report.total - report.step) / rate)}"
             if rate > 0
             else ""
         )
-        terms = " ".join(f"{safe(k)} {v:.4f}" for k, v in progress.terms.items())
+        terms = " ".join(f"{safe(k)} {v:.4f}" for k, v in report.terms.items())
         return (
-            f"step {progress.step}/{progress.total} {progress.step * 100 // progress.total}% "
-            f"{safe(progress.phase)} {terms} lr {progress.lr:.1e}{left}"
+            f"step {report.step}/{report.total} {report.step * 100 // report.total}% "
+            f"{safe(report.phase)} {terms} lr {report.lr:.1e}{left}"
         )
 
     def check(self, done: int, total: int, case: str) -> None:
@@ -103,10 +103,10 @@ class Bars(Lines):
             self.progress.add_task(what, total=total, completed=done, text="")
         self.progress.update(0, completed=done, text=text)
 
-    def train(self, progress: Progress) -> None:
+    def train(self, report: StepReport) -> None:
         """After a step."""
-        terms = " ".join(f"{safe(k)} {v:.3f}" for k, v in progress.terms.items())
-        self._show("train", progress.step, progress.total, terms)
+        terms = " ".join(f"{safe(k)} {v:.3f}" for k, v in report.terms.items())
+        self._show("train", report.step, report.total, terms)
 
     def check(self, done: int, total: int, case: str) -> None:
         """After the files of a case were compared with their digests."""

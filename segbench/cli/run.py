@@ -14,7 +14,7 @@ from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageErr
 
 if TYPE_CHECKING:
     from segbench.config import Experiment
-    from segbench.training.run import Machine, Prepared
+    from segbench.training.setup import Machine, Prepared
 
 
 def machine_options(command: Any) -> Any:
@@ -132,7 +132,7 @@ def run(
     segbench run versemi --dataset la --labeled 8 --seeds 0-2
     segbench run mean_teacher --dataset la -o decay=0.995 -o optim.lr=0.02
     """
-    from segbench.training.run import prepare
+    from segbench.training.setup import prepare
 
     machine = machine_of(settings, save_every, device, workers)
     machine.leak_meter = leak_meter
@@ -197,8 +197,7 @@ def machine_of(
     settings: Settings, save_every: str | None, device: str | None, workers: int | None
 ) -> Machine:
     """Machine settings of a command."""
-    from segbench.training.loop import Cadence
-    from segbench.training.run import Machine, device_of
+    from segbench.training.setup import Cadence, Machine, device_of
 
     cadence = Cadence()
     if save_every is not None:
@@ -240,16 +239,11 @@ def _execute(
     settings: Settings, run: Prepared, machine: Machine, restart: bool = False
 ) -> dict[str, Any]:
     from segbench.cli.reporter import reporter
-    from segbench.training.run import Reporter, execute
+    from segbench.training.run import execute
 
     show = reporter(settings)
     try:
-        result = execute(
-            run,
-            machine,
-            Reporter(show.start, show.check, show.train, show.evaluate, show.warn),
-            restart,
-        )
+        result = execute(run, machine, show, restart)
     except Interrupted as error:
         error.details["fix"] = f"go on with: segbench resume {run.run_id[:8]}"
         raise
@@ -339,7 +333,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
     from segbench.cli.reporter import header
-    from segbench.training.run import require_fit
+    from segbench.training.build import require_fit
 
     plan = []
     for run in runs:
@@ -351,7 +345,7 @@ def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
             else "to do"
         )
         if state != "cached":
-            require_fit(run)
+            require_fit(run.experiment, run.stores)
         plan.append(
             {"run_id": run.run_id, "dir": str(run.folder.path), "state": state, "metrics": {}}
         )
@@ -427,7 +421,7 @@ def restore(folder: Any, machine: Machine) -> Prepared:
 
     from segbench import registry
     from segbench.config import Experiment
-    from segbench.training.run import prepare
+    from segbench.training.setup import prepare
 
     stored = folder.config()
     for file in stored["plugins"]:

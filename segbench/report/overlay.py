@@ -19,7 +19,7 @@ from segbench.data.store.store import Store
 from segbench.evaluation.test_set import predict_labels
 from segbench.report.content import Member
 from segbench.training.reload import trained
-from segbench.training.run import Prepared
+from segbench.training.setup import Prepared
 
 TRUTH, PREDICTION = "#56B4E9", "#E69F00"
 HEIGHT, DPI = 1.75, 110  # inches of a plane

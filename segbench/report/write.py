@@ -11,7 +11,7 @@ from segbench.report.overlay import Picture, pictures
 from segbench.report.page import render
 from segbench.results.cite import bibtex
 from segbench.results.rundir import RunDir
-from segbench.training.run import Prepared, device_of
+from segbench.training.setup import Prepared, device_of
 
 Restore = Callable[[RunDir], Prepared]
 

@@ -15,7 +15,7 @@ from typing import IO
 
 from segbench.errors import Interrupted
 from segbench.results.rundir import RunDir
-from segbench.training.run import Machine, Prepared
+from segbench.training.setup import Machine, Prepared
 from segbench.training.signals import CODES, spared
 
 

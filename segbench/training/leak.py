@@ -9,8 +9,9 @@ from typing import Any
 
 from segbench.errors import IntegrityError
 from segbench.storage import lock
-from segbench.training.run import Prepared, build, device_of
+from segbench.training.build import build
 from segbench.training.selection import Report, mean_dice, snapshots, validation_stores
+from segbench.training.setup import Prepared, device_of
 
 SCHEMA = "segbench.leak/1"
 

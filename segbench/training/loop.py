@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -25,6 +24,8 @@ from segbench.training import checkpoint
 from segbench.training.cost import Cost
 from segbench.training.distributed import World
 from segbench.training.plan import Stage, clock, stage_of
+from segbench.training.reporter import StepReport
+from segbench.training.setup import Cadence
 from segbench.training.signals import StopRequest
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,31 +35,6 @@ class Data(Protocol):
     """What the loop asks of the training data (segbench.data.sampling.batches.TrainingData)."""
 
     def epoch(self, phase_step: int, labeled: int) -> int: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a reporter may show after a step."""
-
-    step: int  # completed
-    total: int
-    phase: str
-    terms: dict[str, float]
-    lr: float
-
-
-@dataclass
-class Cadence:
-    """When to save: every ``steps`` steps, or every ``seconds`` of wall time, whichever is set."""
-
-    steps: int | None = None
-    seconds: float | None = 300.0
-
-    def due(self, completed: int, since: float) -> bool:
-        """``since``: seconds since the last save."""
-        return bool(
-            (self.steps and completed % self.steps == 0) or (self.seconds and since >= self.seconds)
-        )
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -198,7 +174,7 @@ class Trainer:
         batches: Callable[[list[tuple[int, int, int, int]]], Iterator[Batch]],
         log: Path,
         cadence: Cadence | None = None,
-        report: Callable[[Progress], None] = lambda p: None,
+        report: Callable[[StepReport], None] = lambda report: None,
     ) -> None:
         """Train to the end, from the newest checkpoint if there is one.
 
@@ -235,7 +211,7 @@ class Trainer:
                     file.write(json.dumps(line).encode() + b"\n")
                 if self.step in self.snapshots and self.world.rank == 0:
                     self._snapshot()
-                report(Progress(self.step, self.total, t.phase, terms, lr))
+                report(StepReport(self.step, self.total, t.phase, terms, lr))
                 code = self.world.largest(stop.code or 0)  # all processes stop after the same step
                 if (
                     self.step == self.total

@@ -15,8 +15,9 @@ from segbench.contracts.method import Method
 from segbench.errors import IntegrityError
 from segbench.evaluation.test_set import cases_csv, evaluate, summarize
 from segbench.training import checkpoint
-from segbench.training.run import Machine, Prepared, build, device_of
+from segbench.training.build import build
 from segbench.training.selection import Report
+from segbench.training.setup import Machine, Prepared, device_of
 
 
 def reevaluate(

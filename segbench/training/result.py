@@ -20,7 +20,7 @@ from segbench.training.loop import Trainer
 from segbench.training.selection import Report
 
 if TYPE_CHECKING:
-    from segbench.training.run import Prepared
+    from segbench.training.setup import Prepared
 
 
 def write_result(

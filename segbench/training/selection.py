@@ -22,7 +22,7 @@ from segbench.evaluation.test_set import evaluate, summarize
 from segbench.training import checkpoint
 
 if TYPE_CHECKING:
-    from segbench.training.run import Prepared
+    from segbench.training.setup import Prepared
 
 CHECKPOINTS = 10
 SHARE = 10  # one training case in ten is held out, two at least

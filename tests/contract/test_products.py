@@ -11,7 +11,7 @@ from segbench import conformance, registry
 from segbench.conformance import Trial
 from segbench.contracts.method import Setting, Source
 from segbench.errors import UsageError
-from segbench.training.run import network_factory
+from segbench.training.build import network_factory
 
 METHODS = registry.names("method")
 FAST = ("unet3d", "timm:test_resnet", "monai:segresnet")  # vnet: tests/contract/test_methods.py
@@ -77,7 +77,7 @@ def test_side_outputs_of_one_scale_are_refused():
     setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
     network = network_factory("unet3d", {"width": 4, "depth": 2}, setting, frozenset())
     network()
-    with pytest.raises(UsageError, match="single scale"):
+    with pytest.raises(UsageError, match="at least two scales"):
         network(side_outputs=True)
 
 

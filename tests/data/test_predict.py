@@ -162,7 +162,7 @@ def test_every_orientation_comes_back_exactly(scans, tmp_path, dataset):
 
 def test_the_network_sees_what_it_was_trained_on(scans, tmp_path):
     """Random weights, windows smaller than the scan: any storage gives the same probabilities, bit for bit."""
-    from segbench.training.run import build
+    from segbench.training.build import build
 
     run = scans.prepared(
         "supervised", dataset="scans", overrides=["patch=8x8x8", "inference.stride=4,4,4"]

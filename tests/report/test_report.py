@@ -24,7 +24,8 @@ from segbench.report.page import _scatter
 from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
 from segbench.storage import json_bytes
-from segbench.training.run import execute, prepare
+from segbench.training.run import execute
+from segbench.training.setup import prepare
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -55,7 +55,7 @@ def test_counting_leaves_the_classes_as_they_were(lab):
 
 
 def test_counting_ends_when_a_step_fails(lab):
-    from segbench.training.run import build
+    from segbench.training.build import build
 
     run = lab.prepared("supervised")
     method, cost = build(run.experiment, run.stores), Cost(CPU)
@@ -74,10 +74,8 @@ def test_a_stop_loses_nothing(lab):
         if progress.step == 4:
             raise Interrupted("stop", 130)
 
-    from segbench.training.run import Reporter
-
     with pytest.raises(Interrupted):
-        execute(run, lab.machine(), Reporter(train=stop))
+        execute(run, lab.machine(), lab.reporter(train=stop))
     _, _, header, _ = checkpoint.load(run.folder.path / "ckpt")
     assert header["cost"]["volumes"] == {"train": 6} and header["cost"]["cpu_seconds"] > 0
     folder = run.folder.path / "ckpt"

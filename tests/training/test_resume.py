@@ -11,8 +11,8 @@ from segbench import registry
 from segbench.cli.run import restore
 from segbench.errors import DataError
 from segbench.training import checkpoint
-from segbench.training.loop import Cadence
-from segbench.training.run import Reporter, execute
+from segbench.training.run import execute
+from segbench.training.setup import Cadence
 
 METHODS = registry.names("method")
 KEPT = ("result.json", "cases.csv")
@@ -27,14 +27,14 @@ def forked(function):
     return process.exitcode
 
 
-def killed_after(run, machine, step):
+def killed_after(lab, run, machine, step):
     """Train until ``step`` steps are done and die at once, before anything can be saved or closed."""
 
     def train(progress):
         if progress.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return forked(lambda: execute(run, machine, Reporter(train=train)))
+    return forked(lambda: execute(run, machine, lab.reporter(train=train)))
 
 
 def files(run):
@@ -55,7 +55,7 @@ def test_killed_at_every_step(lab, method, tmp_path):
         6,
     ):  # one run, killed again and again; a checkpoint every second step
         machine = other.machine(save_every=Cadence(steps=2 if step % 2 else 1, seconds=None))
-        assert killed_after(other.prepared(method), machine, step) == -signal.SIGKILL
+        assert killed_after(other, other.prepared(method), machine, step) == -signal.SIGKILL
     again = other.prepared(method)
     execute(again, other.machine())
     assert files(again) == files(straight)
@@ -120,7 +120,8 @@ def test_killed_during_evaluation_keeps_finished_cases(lab):
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert (
-        forked(lambda: execute(run, lab.machine(), Reporter(evaluate=evaluate))) == -signal.SIGKILL
+        forked(lambda: execute(run, lab.machine(), lab.reporter(evaluate=evaluate)))
+        == -signal.SIGKILL
     )
     partial = run.folder.path / "evaluation.jsonl"
     assert len(partial.read_text().splitlines()) == 1
@@ -142,7 +143,7 @@ def test_stop_signal_saves_and_resumes(lab, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as stop:
-        execute(run, lab.machine(save_every=Cadence(seconds=None)), Reporter(train=train))
+        execute(run, lab.machine(save_every=Cadence(seconds=None)), lab.reporter(train=train))
     assert stop.value.code == 143
     assert checkpoint.load(run.folder.path / "ckpt")[0] == 3
     assert not (run.folder.path / "failed.json").exists()
@@ -168,11 +169,11 @@ def test_nohup_stays_in_force():
 
 def test_another_machine_is_noted(lab):
     run = lab.prepared("supervised")
-    assert killed_after(run, lab.machine(), 4) == -signal.SIGKILL
+    assert killed_after(lab, run, lab.machine(), 4) == -signal.SIGKILL
     step, state, header, _ = checkpoint.load(run.folder.path / "ckpt")
     checkpoint.save(run.folder.path / "ckpt", step, state, {**header, "torch": "1.0"})
     told = []
-    execute(run, lab.machine(), Reporter(warn=told.append))
+    execute(run, lab.machine(), lab.reporter(warn=told.append))
     assert any("torch 1.0 ->" in text for text in told)
 
 
@@ -197,7 +198,7 @@ def test_finished_run_is_reused(lab):
 
 def test_changed_data_are_told_case_by_case(lab, tmp_path):
     run = lab.prepared("supervised")
-    assert killed_after(run, lab.machine(), 3) == -signal.SIGKILL
+    assert killed_after(lab, run, lab.machine(), 3) == -signal.SIGKILL
     folder = run.stores[0].root / "cases"
     victim = folder / run.stores[0].train[0] / "image.npy"
     content = bytearray(victim.read_bytes())

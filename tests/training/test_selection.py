@@ -10,11 +10,12 @@ import pytest
 from segbench.data.store.store import open_store
 from segbench.errors import IntegrityError, Interrupted, UsageError
 from segbench.training import checkpoint
+from segbench.training.build import build
 from segbench.training.leak import measure
-from segbench.training.loop import Cadence
 from segbench.training.reload import reevaluate
-from segbench.training.run import Reporter, build, execute, prepare
+from segbench.training.run import execute
 from segbench.training.selection import held_out, snapshot_steps, snapshots, without_held_out
+from segbench.training.setup import Cadence, prepare
 
 VALIDATION = ["selection=validation"]
 
@@ -182,7 +183,7 @@ def test_a_stop_in_the_middle_gives_the_same(lab, tmp_path):
             if next(calls) == when:
                 raise Interrupted("stop", 130)
 
-        return Reporter(evaluate=evaluate)
+        return lab.reporter(evaluate=evaluate)
 
     for when in (3, 12, 13):  # while choosing, and on the first and the last test case
         with pytest.raises(Interrupted):
@@ -237,6 +238,8 @@ def test_checkpoints_that_came_too_late_are_not_begun(lab):
             raise Interrupted("stop", 130)
 
     with pytest.raises(Interrupted):
-        execute(run, lab.machine(save_every=Cadence(steps=1, seconds=None)), Reporter(train=stop))
+        execute(
+            run, lab.machine(save_every=Cadence(steps=1, seconds=None)), lab.reporter(train=stop)
+        )
     execute(run, lab.machine(leak_meter=True))
     assert not (run.folder.path / "snapshots").exists()

@@ -1,0 +1,116 @@
+"""Build an experiment's method: its parameters, its networks and its optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from segbench import registry
+from segbench.config import Experiment
+from segbench.contracts.backbone import Backbone
+from segbench.contracts.method import Method, Optim, Setting, Source
+from segbench.data.store.store import Store
+from segbench.errors import UsageError
+from segbench.nn.inspect import dry_run
+
+
+def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Method:
+    """Return the method with its networks, on the CPU, initialized from the experiment's seed.
+
+    With ``fresh=False`` the weights come from a checkpoint later, so no pretrained weights are
+    loaded or downloaded.
+
+    Raises:
+        UsageError: the backbone does not fit the method or the patch.
+    """
+    method = _without_networks(experiment, stores)
+    backbone_params = dict(experiment.backbone_params)
+    if not fresh:
+        backbone_params.pop("pretrained", None)
+    torch.manual_seed(experiment.seed)
+    network = network_factory(experiment.backbone, backbone_params, method.setting, method.needs)
+    method.build(network)
+    return method
+
+
+def _without_networks(experiment: Experiment, stores: list[Store]) -> Method:
+    method_class = registry.get("method", experiment.method).cls
+    setting = Setting(
+        sources=tuple(Source(store.name, tuple(store.classes)) for store in stores),
+        channels=max(store.channels for store in stores),
+        patch=tuple(experiment.protocol.patch),
+    )
+    params = method_class.Params(**experiment.params)
+    method: Method = method_class(params, setting)
+    return method
+
+
+def network_factory(
+    name: str, params: dict[str, Any], setting: Setting, needs: frozenset[str]
+) -> Callable[..., Backbone]:
+    """Return the function ``network()`` that a method's ``build`` receives.
+
+    Args:
+        name: registered name of the backbone.
+        needs: features that the method requires of the backbone, see ``Backbone.provides``.
+
+    Raises:
+        UsageError: the backbone does not offer what the method needs, or the patch does not fit it.
+    """
+    backbone_class = registry.get("backbone", name).cls
+    missing = needs - backbone_class.provides
+    if missing:
+        raise UsageError(
+            f"backbone '{name}' does not offer what the method needs: {', '.join(sorted(missing))}",
+            found=f"it offers {', '.join(sorted(backbone_class.provides))}",
+            fix="segbench list backbones",
+        )
+    checked = backbone_class.Params(**params)
+    backbone_class.check_patch(checked, setting.patch)
+
+    def network(heads: tuple[int, ...] | None = None, **options: Any) -> Backbone:
+        outputs = (setting.classes,) if heads is None else heads
+        backbone: Backbone = backbone_class(
+            checked, setting.channels, setting.dims, outputs, **options
+        )
+        dry_run(backbone, setting.channels, setting.patch)
+        if options.get("side_outputs") and len(backbone.channels) < 3:
+            raise UsageError(
+                "side outputs need at least two scales to compare",
+                found=f"backbone '{name}' with {len(backbone.channels)} levels",
+                fix="-o backbone.depth=3",
+            )
+        return backbone
+
+    return network
+
+
+def require_fit(experiment: Experiment, stores: list[Store]) -> None:
+    """Build the method's networks and discard them, so that a misfit shows before anything is written.
+
+    Raises:
+        UsageError: the backbone does not fit the method or the patch.
+    """
+    # Building on "meta" computes nothing and is fast. Some networks compute while they are built
+    # and can only be built on the CPU.
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                build(experiment, stores, fresh=False)
+            return
+        except UsageError:
+            raise
+        except Exception:  # any other failure is reported, and recorded, by the run itself
+            continue
+
+
+def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> dict[str, Optim]:
+    """Return each player's optimizer, by "player, phase", if ``protocol`` is the protocol's optimizer."""
+    method = _without_networks(experiment, stores)
+    return {
+        f"{player}, {phase.name}": method.optimizer(player, protocol, phase)
+        for player in method.players
+        for phase in method.phases()
+    }

@@ -1,0 +1,39 @@
+"""What a training reports while it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segbench.training.setup import Prepared
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The outcome of one training step."""
+
+    step: int  # completed steps, this one included
+    total: int
+    phase: str
+    terms: dict[str, float]  # loss terms, already weighted
+    lr: float  # learning rate of the first player
+
+
+class Reporter:
+    """Base class of progress displays. Every method does nothing unless a subclass overrides it."""
+
+    def start(self, run: Prepared) -> None:
+        """Called once, when the networks are built and the run directory is written."""
+
+    def check(self, done: int, total: int, case: str) -> None:
+        """Called after the files of a case were compared with their digests."""
+
+    def train(self, report: StepReport) -> None:
+        """Called after every training step."""
+
+    def evaluate(self, done: int, total: int, case: str) -> None:
+        """Called after every case that was predicted and scored."""
+
+    def warn(self, text: str) -> None:
+        """Called with a warning that the user should see."""

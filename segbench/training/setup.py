@@ -1,0 +1,189 @@
+"""Set up a run: open its data, check them, and work out the run's identity and folder."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segbench.config import Experiment
+from segbench.contracts.method import Optim
+from segbench.data.sampling.splits import drawn
+from segbench.data.store.checks import require_apart, require_learnable, require_no_leak
+from segbench.data.store.store import Store, open_store
+from segbench.errors import DataError, PluginError, UsageError
+from segbench.identity.run_id import run_id, science
+from segbench.identity.sources import source_digest
+from segbench.results.rundir import RunDir, run_folder
+from segbench.training import distributed
+from segbench.training.build import optimizers
+from segbench.training.selection import held_out
+
+
+@dataclass
+class Cadence:
+    """How often to save: every ``steps`` steps, or every ``seconds`` of wall time, whichever is set."""
+
+    steps: int | None = None
+    seconds: float | None = 300.0
+
+    def due(self, completed: int, since: float) -> bool:
+        """Whether to save after ``completed`` steps, ``since`` seconds after the last save."""
+        if self.steps and completed % self.steps == 0:
+            return True
+        return bool(self.seconds and since >= self.seconds)
+
+
+@dataclass
+class Machine:
+    """What may differ between two runs of one identity."""
+
+    root: Path
+    data_root: Path
+    device: str = "auto"
+    workers: int = 0
+    save_every: Cadence = field(default_factory=Cadence)
+    plugins: list[str] = field(default_factory=list)
+    recompute: bool = False  # recompute activations in the backward pass, which saves memory
+    leak_meter: bool = False  # keep the checkpoints that the leak meter evaluates
+
+
+@dataclass
+class Prepared:
+    """An experiment with its data and identity, before anything is computed or written."""
+
+    experiment: Experiment
+    stores: list[Store]
+    science: dict[str, Any]
+    run_id: str
+    folder: RunDir
+    splits: dict[str, str]  # digest of each data set's split
+
+    @property
+    def train_sizes(self) -> dict[str, int]:
+        """The number of training patients of each data set. Most patients have one case."""
+        return {store.name: len(store.patients) for store in self.stores}
+
+
+def device_of(wanted: str) -> str:
+    """Return the device to use; ``auto`` is CUDA where it is available and the CPU elsewhere.
+
+    Raises:
+        PluginError: the requested device is not available.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    with suppress(Exception):
+        torch.zeros(1, device=wanted)
+        return wanted
+    raise PluginError(
+        f"device '{wanted}' was requested but is not available",
+        found=f"torch {torch.__version__}",
+        expected="cpu, cuda, cuda:N or mps",
+        fix="--device cpu, or see: segbench doctor",
+    )
+
+
+def prepare(experiment: Experiment, machine: Machine) -> Prepared:
+    """Open the data of an experiment, check its split, and work out its identity and folder.
+
+    Raises:
+        DataError: data are missing, or a case is on both sides of the split.
+        UsageError: more labeled cases are requested than there are.
+    """
+    experiment = _with_process_count(experiment)
+    stores = [open_store(name, machine.data_root) for name in experiment.datasets]
+    for store in stores:
+        _check_split(store, experiment, machine)
+    require_apart(stores)
+    _require_used_optimizer(experiment, stores)
+
+    splits = {store.name: _split_digest(store) for store in stores}
+    content = science(
+        experiment,
+        fingerprints={store.name: store.fingerprint for store in stores},
+        splits=splits,
+        sources={
+            "method": source_digest("method", experiment.method),
+            "backbone": source_digest("backbone", experiment.backbone),
+        },
+    )
+    identity = run_id(content)
+    train_sizes = {store.name: len(store.patients) for store in stores}
+    folder = run_folder(machine.root, experiment, train_sizes, identity)
+    return Prepared(experiment, stores, content, identity, folder, splits)
+
+
+def _with_process_count(experiment: Experiment) -> Experiment:
+    """Record how many processes torchrun started, unless a stored experiment says it already."""
+    if experiment.processes > 1:
+        return experiment
+    _, size = distributed.launched()
+    return experiment.model_copy(update={"processes": size})
+
+
+def _check_split(store: Store, experiment: Experiment, machine: Machine) -> None:
+    """Refuse a data set that the experiment cannot be trained or tested on."""
+    require_no_leak(store)
+    if not store.test:
+        raise DataError(
+            f"data set '{store.name}' has no test case",
+            where=store.root,
+            expected="at least one test case with a label",
+            fix="name one in the test list and prepare again",
+        )
+    unscorable = [case for case in store.test if not store.cases[case].has_label]
+    if unscorable:
+        raise DataError(
+            f"test cases of '{store.name}' have no label to score against",
+            where=store.root,
+            found=", ".join(unscorable),
+            fix="remove them from the test list",
+        )
+
+    labeled = experiment.labeled[store.name]
+    view = drawn(store, experiment.draw)
+    require_learnable(view, len(view.labeled(labeled)))
+    if not 0 < labeled <= len(store.patients):
+        raise UsageError(
+            f"{labeled} labeled cases of {store.name}",
+            expected=f"1 to {len(store.patients)} (its training cases)",
+            fix="--labeled N",
+        )
+    if experiment.protocol.selection == "validation" or machine.leak_meter:
+        held_out(view, labeled)  # raises if too few cases are left to validate on
+
+
+def _require_used_optimizer(experiment: Experiment, stores: list[Store]) -> None:
+    """Refuse to change an optimizer setting that the method ignores.
+
+    The run would get another identity and still have the same numbers.
+
+    Raises:
+        UsageError: an ``optim.`` key was changed and the method uses none of them.
+    """
+    changed = [key for key in experiment.modified if key.startswith("optim.")]
+    if not changed:
+        return
+    mine = experiment.protocol.optim
+    other = Optim(
+        name="adamw" if mine.name == "sgd" else "sgd",
+        lr=2 * mine.lr,
+        momentum=mine.momentum / 2,
+        weight_decay=mine.weight_decay + 1,
+    )
+    if optimizers(experiment, stores, mine) != optimizers(experiment, stores, other):
+        return
+    has_own_choice = "optimizer" in experiment.params
+    raise UsageError(
+        f"{experiment.method} uses its own optimizer: {', '.join(changed)} would change nothing",
+        fix="add -o optimizer=protocol" if has_own_choice else f"leave out -o {changed[0]}",
+    )
+
+
+def _split_digest(store: Store) -> str:
+    return hashlib.sha256(repr((store.train, store.test)).encode()).hexdigest()
