@@ -11,7 +11,7 @@ ENGINE = ROOT / "segbench"
 
 # Rooms from the bottom to the top. A module may import from its own room and from rooms below it.
 ROOMS = (
-    ("errors", "text", "storage"),
+    ("errors", "progress", "text", "storage"),
     ("contracts",),
     ("registry",),
     ("config",),
