@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.common import Settings, console, safe
+from segbench.progress import Progress
 from segbench.training.reporter import Reporter, StepReport
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def counted(settings: Settings, title: str) -> Iterator[Callable[[int, int, str], None]]:
+def counted(settings: Settings, title: str) -> Iterator[Progress]:
     """A bar on a terminal; elsewhere a line at each tenth, so that a log shows life and stays short."""
     if settings.quiet:
         yield lambda done, total, case: None

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from segbench.errors import DataError
+from segbench.progress import Progress, no_progress
 from segbench.storage import replace, storage_error, temp_path
 
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -38,7 +39,6 @@ DAMAGE = (
     NotImplementedError,
     RuntimeError,
 )
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(ENDINGS)
 
 
-def extract(
-    archive: Path, target: Path, progress: Progress = lambda done, total, name: None
-) -> Path:
+def extract(archive: Path, target: Path, progress: Progress = no_progress) -> Path:
     """Take an archive apart into the new folder ``target``, whole or not at all; files keep their times.
 
     ``progress`` is told bytes read of the archive, its size, and the member's name.

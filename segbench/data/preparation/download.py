@@ -6,23 +6,20 @@ import hashlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from segbench import __version__
 from segbench.contracts.dataset import Archive
 from segbench.errors import DataError, IntegrityError, PluginError
+from segbench.progress import Progress, no_progress
 from segbench.storage import existing, lock, replace, storage_error
 
 BLOCK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
-Progress = Callable[[int, int, str], None]  # bytes so far, bytes in all, file
 
 
-def fetch(
-    archive: Archive, folder: Path, progress: Progress = lambda done, total, name: None
-) -> Path:
+def fetch(archive: Archive, folder: Path, progress: Progress = no_progress) -> Path:
     """The file in ``folder``, downloaded unless it is there and right. A part that is there is gone on with.
 
     Raises:

@@ -37,7 +37,6 @@ from segbench.data.store.case_files import (
 )
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.store import (
-    Progress,
     Store,
     adapter_facts,
     fingerprint,
@@ -45,6 +44,7 @@ from segbench.data.store.store import (
     write_store,
 )
 from segbench.errors import DataError, PluginError, SegbenchError, StorageError
+from segbench.progress import Progress
 from segbench.storage import sweep
 from segbench.text import some
 

@@ -19,15 +19,15 @@ from segbench.data.store.checks import check_facts
 from segbench.data.store.problem import Problem
 from segbench.data.store.store import Store
 from segbench.errors import DataError, SegbenchError, StorageError
+from segbench.progress import Progress, no_progress
 
-Progress = Callable[[int, int, str], None]
 MEND = "repair or replace the file, or take the case out"
 
 
 def check_source(
     entry: registry.Entry,
     source: Path,
-    progress: Progress = lambda done, total, case: None,
+    progress: Progress = no_progress,
 ) -> tuple[Store, list[Problem]]:
     """What a folder holds of a data set, as far as it can be read, and everything that is wrong with it.
 
@@ -85,7 +85,7 @@ def check_cases(
     dataset: Dataset,
     raws: Iterable[RawCase],
     split: Split,
-    progress: Progress = lambda done, total, case: None,
+    progress: Progress = no_progress,
 ) -> tuple[dict[str, CaseInfo], list[Problem]]:
     """Read every case as for preparation: facts of the good ones, and the problems of all others."""
     raws = list(raws)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
 
 import numpy as np
@@ -12,6 +12,7 @@ from segbench import registry
 from segbench.data.store.case_files import CaseInfo
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.store import Store, case_digests, verify
+from segbench.progress import Progress
 
 __all__ = [
     "Problem",
@@ -161,7 +162,7 @@ def check_store(
     store: Store,
     patch: Sequence[int] | None = None,
     cases: Iterable[str] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Problem]:
     """Read the whole store (or ``cases``) and list everything wrong with it.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -30,11 +30,11 @@ from segbench.data.store.downsample import block_majority, block_mean
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, IntegrityError, SegbenchError, UsageError
 from segbench.identity.sources import source_digest
+from segbench.progress import Progress, no_progress
 from segbench.storage import atomic_write, file_digest, json_bytes, lock, sweep
 
 SCHEMA = "segbench.store/1"
 WAIT = 900.0  # seconds to wait while another process makes an embedded or a derived store
-Progress = Callable[[int, int, str], None]  # done, total, case id
 
 
 @dataclass(frozen=True)
@@ -338,9 +338,7 @@ def verify(store: Store, case: str) -> list[Problem]:
     return problems
 
 
-def require_intact(
-    store: Store, cases: Iterable[str], progress: Progress = lambda done, total, case: None
-) -> None:
+def require_intact(store: Store, cases: Iterable[str], progress: Progress = no_progress) -> None:
     """Read the files of ``cases`` in full: a flipped bit looks like any other voxel, so only their digests can tell.
 
     Raises:
