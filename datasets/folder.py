@@ -1,26 +1,29 @@
-"""The user's own volumes in one of the two usual folder forms: Medical Segmentation Decathlon or nnU-Net v2.
+"""The user's own volumes in a folder of the Medical Segmentation Decathlon or of nnU-Net v2.
 
-``folder:/data/Dataset007_Mine``, or linked once by ``segbench data link``. ``dataset.json`` names channels and labels;
-cases lie in ``imagesTr`` with ``labelsTr``, unlabeled ones among them (no label file) or in ``imagesUn``. ``imagesTs``
-is never trained on unless ``splits_ssl.json`` lists a case of it as unlabeled.
+Named ``folder:/data/Dataset007_Mine``, or linked once with ``segbench data link``. ``dataset.json``
+names channels and labels; cases lie in ``imagesTr`` with labels in ``labelsTr``. Unlabeled cases
+lie in ``imagesTr`` too (without a label file) or in ``imagesUn``. A case in ``imagesTs`` is never
+trained on unless ``splits_ssl.json`` lists it as unlabeled.
 
-``splits_ssl.json`` holds the lists ``labeled``, ``unlabeled``, ``val`` (of no use yet) and ``test``. Where it is missing,
-one case with a label in five is set aside for testing with a fixed seed, and the file is written, so that later cases
-change nothing.
+``splits_ssl.json`` holds the lists ``labeled``, ``unlabeled``, ``val`` (not used yet) and ``test``.
+If it is missing, one in five labeled cases is drawn for testing with a fixed seed, and the file is
+written, so that cases added later do not change the test set.
 
-Preparation, where no setting says otherwise: nearest RAS axes; the median spacing of the training images, image linear,
-label nearest; CT: the 0.5 and 99.5 percentile of the labeled cases' foreground to [0, 1], cropped to the body; other
-channels: z-score over the voxels that are not 0, cropped to what is not 0. No label decides about a crop unless asked to.
+Preparation, unless settings say otherwise: nearest RAS axes; the median spacing of the training
+images, with linear interpolation for images and nearest neighbor for labels; CT: from the 0.5 to
+the 99.5 percentile of the labeled cases' foreground to [0, 1], cropped to the body; other channels:
+z-score over the voxels that are not 0, cropped to these voxels. No label influences a crop unless
+the user asks for it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
@@ -35,6 +38,7 @@ from segbench.data.formats.volume import (
     whole_labels,
 )
 from segbench.data.geometry import file_axes
+from segbench.data.preparation.adapters import finished_case
 from segbench.data.preparation.layouts import (
     Form,
     case_images,
@@ -47,7 +51,9 @@ from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError, did_you_mean
 from segbench.storage import atomic_write, json_bytes
 
+LISTS_FILE = "splits_ssl.json"
 LISTS = ("labeled", "unlabeled", "val", "test")
+LISTS_WITH_LABELS = ("labeled", "val", "test")
 SETTINGS = ("spacing", "window", "crop")
 CROPS = ("none", "nonzero", "body", "label")
 SCALES = {
@@ -56,7 +62,15 @@ SCALES = {
     "rescale_to_0_1": Gray(None, "minmax"),
     "rgb_to_0_1": Gray((0.0, 255.0), "unit"),
 }
-TEST_SHARE, SEED = 5, 0  # one labeled case in five, drawn with this seed
+# A crop by the label alone would show where the target is, so it leaves room, as published ones do.
+LABEL_MARGIN = (25, 25)
+LABEL_LEAST = 96
+TEST_SHARE = 5  # one labeled case in five is for testing
+SEED = 0  # of the draw of test cases
+VOXELS_PER_CASE = 10**6  # most foreground voxels of a case that enter the percentiles
+ANISOTROPIC = 3  # ratio of spacings above which cubic patches are a poor choice
+
+Files = dict[str, Any]  # of a case: "place", "images" and perhaps "label"
 
 
 @dataset("folder")
@@ -68,7 +82,8 @@ class Folder(Dataset):
     modality = "any"
     license = "yours"
     files = (
-        "dataset.json, imagesTr/ and labelsTr/ (missing label: unlabeled), imagesUn/ and splits_ssl.json if you like",
+        "dataset.json, imagesTr/ and labelsTr/ (missing label: unlabeled), "
+        "imagesUn/ and splits_ssl.json if you like",
     )
     protocol = "default"
     form: ClassVar[Form]
@@ -76,26 +91,29 @@ class Folder(Dataset):
 
     @classmethod
     def variant(cls, text: str, settings: dict[str, Any]) -> type[Dataset]:
-        """The data set of one folder; reads ``dataset.json`` and lists files. A folder that is not there now (a disk that is
-        not mounted) still gives a data set: what was prepared from it can be used.
+        """Return the data set of one folder; reads ``dataset.json`` and lists files.
 
-        ``settings``: ``spacing`` (three mm), ``window`` (two gray values, for CT channels), ``crop`` (none, nonzero, body,
-        label).
+        A folder that is not available (on a disk that is not mounted) still gives a data set, so
+        that what was prepared from it can be used.
+
+        Args:
+            text: path of the folder.
+            settings: ``spacing`` (three mm), ``window`` (two gray values, for CT channels) and
+                ``crop`` (none, nonzero, body or label).
         """
-        settings = _checked(settings)
+        checked = _checked(settings)
         root = Path(text)
-        form = (
-            read_form(root)
-            if root.exists()
-            else Form(f"not there now: {root}", (), (), True, "", "not stated", "")
-        )
-        facts = {
+        if root.exists():
+            form = read_form(root)
+        else:
+            form = Form(f"not available: {root}", (), (), True, "", "not stated", "")
+        attributes = {
             "__module__": cls.__module__,
             "__doc__": cls.__doc__,
             "family": False,
             "source": root,
             "form": form,
-            "settings": settings,
+            "settings": checked,
             "title": form.title,
             "classes": form.classes,
             "channels": len(form.channels),
@@ -103,80 +121,50 @@ class Folder(Dataset):
             "license": form.license,
             "citation": form.citation,
         }
-        made: Any = type(cls.__name__, (cls,), facts)
+        made = cast("type[Folder]", type(cls.__name__, (cls,), attributes))
         if root.exists():
             made.labeled = len(made().lists()["labeled"])
         return made
 
     def lists(self) -> dict[str, list[str]]:
-        """The four lists of ``splits_ssl.json``, or those that will be written there.
+        """Return the four lists of ``splits_ssl.json``, or those that will be written there.
 
         Raises:
-            DataError: a list of another name, no case to train or test with, or an id that is listed twice, not on disk, or
-                needs a label and has none.
+            DataError: the folder or a case is not available, a list has an unknown name or no case,
+                a case is listed twice, or a case without a label is in a list that needs one.
         """
         assert self.source is not None
         if not self.source.exists():
             raise DataError(
-                "the folder is not there now",
+                "the folder is not available",
                 where=self.source,
-                fix="mount it again; what has been prepared from it can be used all the same",
+                fix="mount it again; what has been prepared from it can still be used",
             )
-        file, cases = self.source / "splits_ssl.json", self.cases()
+        cases = self.cases()
+        file = self.source / LISTS_FILE
         if not file.is_file():
-            return drawn(cases, self.source, self.form)
-        content = read_json(file)
-        if unknown := [name for name in content if name not in LISTS]:
-            raise DataError(
-                f"unknown list '{unknown[0]}'.{did_you_mean(unknown[0], LISTS)}",
-                where=file,
-                found=", ".join(unknown),
-                expected=", ".join(LISTS),
-            )
-        lists = {name: content.get(name, []) for name in LISTS}
-        if any(
-            not isinstance(ids, list) or not all(isinstance(i, str) for i in ids)
-            for ids in lists.values()
-        ):
-            raise DataError(
-                "a list is not a list of texts",
-                where=file,
-                expected=f"lists of case ids: {', '.join(LISTS)}",
-            )
-        if empty := [name for name in ("labeled", "test") if not lists[name]]:
-            raise DataError(
-                f"no case in the list '{empty[0]}'",
-                where=file,
-                expected="at least one case to train with and one to test with",
-                fix=f"write ids to '{empty[0]}', or remove the file to have lists drawn",
-            )
-        ids = [i for name in LISTS for i in lists[name]]
-        wrong = {
-            "listed twice": sorted({i for i in ids if ids.count(i) > 1}),
-            "not on disk": [i for i in ids if i not in cases],
-            "listed with a label they have not": [
-                i
-                for name in ("labeled", "val", "test")
-                for i in lists[name]
-                if i in cases and "label" not in cases[i]
-            ],
-        }
-        for what, which in wrong.items():
+            return drawn_lists(cases, self.source, self.form)
+        lists = stored_lists(file)
+        for problem, which in problems_of_lists(lists, cases).items():
             if which:
                 raise DataError(
-                    f"cases {what}",
+                    problem,
                     where=file,
                     found=", ".join(which[:10]),
                     expected="each case once, on disk",
                     fix=help_with_form(self.source, self.form)
-                    or "mend the file, or remove it to have it drawn anew",
+                    or "repair the file, or remove it to have the lists drawn again",
                 )
         return lists
 
-    def cases(self) -> dict[str, dict[str, Any]]:
-        """Files of every case by id, in the order of the numbers in the ids."""
+    def cases(self) -> dict[str, Files]:
+        """Return the files of every case, in the order of the numbers in the ids.
+
+        Raises:
+            DataError: a case lies in two folders.
+        """
         assert self.source is not None
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Files] = {}
         for place in ("imagesTr", "imagesUn", "imagesTs"):
             for case, images in case_images(self.source / place, self.form).items():
                 if case in found:
@@ -186,155 +174,234 @@ class Folder(Dataset):
                         found=f"{found[case]['place']} and {place}",
                         expected="each case once",
                     )
-                label = self.source / "labelsTr" / f"{case}{self.form.ending}"
                 found[case] = {"place": place, "images": images}
+                label = self.source / "labelsTr" / f"{case}{self.form.ending}"
                 if place == "imagesTr" and os.path.lexists(label):
                     found[case]["label"] = label
         return {case: found[case] for case in sorted(found, key=_by_number)}
 
     def split(self) -> Split:
-        """Training cases in the order labeled, unlabeled."""
+        """Return the lists as a split, with training cases in the order labeled, unlabeled."""
         assert self.source is not None
-        lists, cases = self.lists(), self.cases()
-        notes = oddities(self.source, self.form, cases)
-        if lists["val"]:
-            notes.append(
-                f"{len(lists['val'])} cases of the list val are set aside, for no use yet: a run with "
-                "selection=validation holds out training cases"
-            )
-        if unread := [i for i in lists["unlabeled"] if "label" in cases[i]]:
-            notes.append(
-                f"label files of {len(unread)} cases listed as unlabeled are not read: {', '.join(unread[:5])}"
-            )
-        if "ct" in (name.lower() for name in self.form.channels) and not self.settings.get(
-            "window"
-        ):
-            notes.append(
-                f"the gray window comes from the labels of {len(lists['labeled'])} cases, also where a run counts "
-                "fewer as labeled: give --window to choose it without them"
-            )
+        lists = self.lists()
+        cases = self.cases()
+        notes = oddities(self.source, self.form, cases) + self._notes(lists, cases)
         return Split(
-            (*lists["labeled"], *lists["unlabeled"]),
-            tuple(lists["test"]),
-            "splits_ssl.json",
-            tuple(lists["val"]),
-            tuple(notes),
+            train=(*lists["labeled"], *lists["unlabeled"]),
+            test=tuple(lists["test"]),
+            source=LISTS_FILE,
+            val=tuple(lists["val"]),
+            notes=tuple(notes),
         )
 
+    def _notes(self, lists: dict[str, list[str]], cases: dict[str, Files]) -> list[str]:
+        """Return what a user should know about how the lists are used."""
+        notes = []
+        if lists["val"]:
+            notes.append(
+                f"{len(lists['val'])} cases of the list val are not used yet: "
+                "a run with selection=validation holds out training cases"
+            )
+        unread = [case for case in lists["unlabeled"] if "label" in cases[case]]
+        if unread:
+            notes.append(
+                f"label files of {len(unread)} cases listed as unlabeled are not read: "
+                f"{', '.join(unread[:5])}"
+            )
+        has_ct = any(_is_ct(name) for name in self.form.channels)
+        if has_ct and not self.settings.get("window"):
+            notes.append(
+                f"the gray window comes from the labels of {len(lists['labeled'])} cases, even if "
+                "a run uses fewer of them: choose it with --window to avoid this"
+            )
+        return notes
+
     def find(self, source: Path | None) -> list[RawCase]:
-        """All cases of the folder."""
-        if (
-            source is not None
-            and self.source is not None
-            and source.resolve() != self.source.resolve()
-        ):
+        """Return all cases of the folder, without the labels of cases listed as unlabeled."""
+        assert self.source is not None
+        if source is not None and source.resolve() != self.source.resolve():
             raise DataError(
                 f"data set '{self.name}' is another folder",
                 where=source,
                 expected=str(self.source),
-                fix="leave --from out, or link the new folder: segbench data link PATH --as NAME",
+                fix="leave out --from, or link the new folder: segbench data link PATH --as NAME",
             )
         unlabeled = set(self.lists()["unlabeled"])
-        return [
-            RawCase(case, {k: v for k, v in files.items() if k != "label" or case not in unlabeled})
-            for case, files in self.cases().items()
-        ]
+        found = []
+        for case, files in self.cases().items():
+            where = dict(files)
+            if case in unlabeled:
+                where.pop("label", None)
+            found.append(RawCase(case, where))
+        return found
 
     def settle(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
-        """The recipe of all cases: spacing and window from the training cases, where no setting gives them."""
-        assert self.source is not None
-        lists = self.lists()
-        training = [r for r in raw if r.id in set(split.train)]
-        ct = [name.lower() == "ct" for name in self.form.channels]
-        crop: Any = self.settings.get("crop") or ("body" if ct[0] else "nonzero")
-        bare = [r.id for r in raw if "label" not in r.where]
-        if crop == "label" and bare:
-            raise DataError(
-                "a crop by the label needs one in every case",
-                where=self.source,
-                found=", ".join(bare[:10]),
-                expected="no unlabeled case",
-                fix="crop by the image: nonzero, body or none",
-            )
-        window = self.settings.get("window")
-        labeled = [r for r in training if r.id in set(lists["labeled"])]
+        """Add the recipe of all cases.
+
+        Spacing and window come from the training cases unless the settings give them.
+        """
+        crop = self._crop(raw)
+        train = set(split.train)
+        labeled = set(self.lists()["labeled"])
+        training = [case for case in raw if case.id in train]
+        training_labeled = [case for case in training if case.id in labeled]
         gray = tuple(
-            _gray(name, window or (percentiles(labeled, channel) if is_ct else None))
-            for channel, (name, is_ct) in enumerate(zip(self.form.channels, ct, strict=True))
+            self._gray(name, training_labeled, channel)
+            for channel, name in enumerate(self.form.channels)
         )
-        margin, least = (
-            ((25, 25), 96) if crop == "label" else ((0, 0), 0)
-        )  # as published ones: the box alone would tell all
+        by_label = crop == "label"
         recipe = Recipe(
             spacing=self.settings.get("spacing") or median_spacing(training),
             gray=gray,
             crop=crop,
-            margin=margin,
-            least=least,
+            margin=LABEL_MARGIN if by_label else (0, 0),
+            least=LABEL_LEAST if by_label else 0,
         )
-        return [replace(r, where={**r.where, "recipe": recipe}) for r in raw]
+        return [replace(case, where={**case.where, "recipe": recipe}) for case in raw]
+
+    def _crop(self, raw: Sequence[RawCase]) -> Any:
+        """Return the crop that was set, or the usual one of the first channel.
+
+        Raises:
+            DataError: a crop by the label, and a case without one.
+        """
+        usual = "body" if _is_ct(self.form.channels[0]) else "nonzero"
+        crop = self.settings.get("crop") or usual
+        unlabeled = [case.id for case in raw if "label" not in case.where]
+        if crop == "label" and unlabeled:
+            raise DataError(
+                "a crop by the label needs a label in every case",
+                where=self.source,
+                found=", ".join(unlabeled[:10]),
+                expected="no unlabeled case",
+                fix="crop by the image: nonzero, body or none",
+            )
+        return crop
+
+    def _gray(self, name: str, labeled: Sequence[RawCase], channel: int) -> Gray:
+        """Return the normalization that nnU-Net chooses by the channel's name."""
+        if not _is_ct(name):
+            return SCALES.get(name.lower(), Gray(None, "zscore_nonzero"))
+        window = self.settings.get("window") or foreground_percentiles(labeled, channel)
+        if window is None:
+            return Gray(None, "minmax")
+        low, high = window
+        return Gray((float(low), float(high)), "unit")
 
     def inputs(self) -> dict[str, Any]:
-        """The link's settings and, while the folder is there, its lists and what ``dataset.json`` says."""
+        """Return the link's settings and, if available, the lists and facts of ``dataset.json``."""
         assert self.source is not None
         if not self.source.exists():
             return {"settings": self.settings}
-        form = [self.form.classes, self.form.channels, self.form.suffix, self.form.ending]
-        return {"settings": self.settings, "lists": self.lists(), "dataset.json": form}
+        facts = [self.form.classes, self.form.channels, self.form.suffix, self.form.ending]
+        return {"settings": self.settings, "lists": self.lists(), "dataset.json": facts}
 
     def prepared(self) -> None:
-        """From now on later files change nothing."""
+        """Write the lists that were drawn, so that files added later change nothing."""
         assert self.source is not None
-        keep_lists(self.source / "splits_ssl.json", self.lists())
+        keep_lists(self.source / LISTS_FILE, self.lists())
 
     def load(self, raw: RawCase) -> Case:
-        """One case by the recipe, without a label where it counts as unlabeled."""
+        """Return one case by the recipe, without a label if it counts as unlabeled."""
         where: dict[str, Any] = raw.where
-        (image, warnings), label = _stacked(where["images"]), None
-        warnings += _doubts(image)
+        image, warnings = _read_channels(where["images"])
+        warnings += _suspicious(image)
+        label = None
         if "label" in where:
-            volume = read_volume(where["label"], "label")
-            warnings += check_pair(image, volume, where["label"])
-            label = whole_labels(volume.array, where["label"], "the labels of dataset.json")
-        made = apply(where["recipe"], image, label)
-        return Case(
-            raw.id,
-            made.image,
-            made.label,
-            made.spacing,
-            made.affine,
-            made={**made.facts, "warnings": warnings + made.doubts},
-        )
+            mask = read_volume(where["label"], "label")
+            warnings += check_pair(image, mask, where["label"])
+            label = whole_labels(mask.array, where["label"], "the labels of dataset.json")
+        return finished_case(raw.id, apply(where["recipe"], image, label), warnings)
+
+
+def _is_ct(channel: str) -> bool:
+    return channel.lower() == "ct"
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with their values' types and ranges."""
-    known = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
-    spacing, window = known.get("spacing", (1, 1, 1)), known.get("window", (0, 1))
-    if set(known) - set(SETTINGS) or known.get("crop", "none") not in CROPS:
+    """Return settings with tuples for lists.
+
+    Raises:
+        UsageError: a name is unknown, or a value has the wrong type or range.
+    """
+    checked = {}
+    for name, value in settings.items():
+        checked[name] = tuple(value) if isinstance(value, list) else value
+    if set(checked) - set(SETTINGS) or checked.get("crop", "none") not in CROPS:
         raise UsageError(
             "unknown setting",
             found=str(settings),
             expected=f"{', '.join(SETTINGS)}; crop {', '.join(CROPS)}",
         )
-    if (
-        len(spacing) != 3
-        or not all(0 < s < 1000 for s in spacing)
-        or len(window) != 2
-        or not window[0] < window[1]
-        or not np.isfinite(window).all()
-    ):
+    spacing = checked.get("spacing", (1, 1, 1))
+    window = checked.get("window", (0, 1))
+    is_spacing = len(spacing) == 3 and all(0 < step < 1000 for step in spacing)
+    is_window = len(window) == 2 and window[0] < window[1] and bool(np.isfinite(window).all())
+    if not is_spacing or not is_window:
         raise UsageError(
-            "a setting makes no sense",
+            "a setting is out of range",
             found=str(settings),
             fix="--spacing 1x1x1 --window -125:275",
-            expected="three positive mm; a window of two finite gray values that rises",
+            expected="three positive mm; a window of two finite gray values, the lower one first",
         )
-    return known
+    return checked
 
 
-def drawn(cases: dict[str, dict[str, Any]], root: Path, form: Form) -> dict[str, list[str]]:
-    """Lists for a folder without them; cases in the order of their numbers.
+def stored_lists(file: Path) -> dict[str, list[str]]:
+    """Return the lists of ``splits_ssl.json``; a list that is missing is empty.
+
+    Raises:
+        DataError: a list has an unknown name, is not a list of texts, or has no case to train or
+            test with.
+    """
+    content = read_json(file)
+    for name in content:
+        if name not in LISTS:
+            raise DataError(
+                f"unknown list '{name}'.{did_you_mean(name, LISTS)}",
+                where=file,
+                found=", ".join(other for other in content if other not in LISTS),
+                expected=", ".join(LISTS),
+            )
+    lists = {name: content.get(name, []) for name in LISTS}
+    if not all(_is_list_of_texts(ids) for ids in lists.values()):
+        raise DataError(
+            "a list is not a list of texts",
+            where=file,
+            expected=f"lists of case ids: {', '.join(LISTS)}",
+        )
+    for name in ("labeled", "test"):
+        if not lists[name]:
+            raise DataError(
+                f"no case in the list '{name}'",
+                where=file,
+                expected="at least one case to train with and one to test with",
+                fix=f"write ids to '{name}', or remove the file to have lists drawn",
+            )
+    return lists
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def problems_of_lists(
+    lists: Mapping[str, list[str]], cases: Mapping[str, Files]
+) -> dict[str, list[str]]:
+    """Return the cases with each kind of problem; all values are empty if the lists can be used."""
+    ids = [case for name in LISTS for case in lists[name]]
+    need_label = [case for name in LISTS_WITH_LABELS for case in lists[name] if case in cases]
+    return {
+        "cases are listed twice": sorted({case for case in ids if ids.count(case) > 1}),
+        "listed cases are not on disk": [case for case in ids if case not in cases],
+        "cases without a label are in a list that needs one": [
+            case for case in need_label if "label" not in cases[case]
+        ],
+    }
+
+
+def drawn_lists(cases: Mapping[str, Files], root: Path, form: Form) -> dict[str, list[str]]:
+    """Return lists for a folder without them, with cases in the order of their numbers.
 
     Raises:
         DataError: fewer than two cases have a label.
@@ -345,83 +412,88 @@ def drawn(cases: dict[str, dict[str, Any]], root: Path, form: Form) -> dict[str,
             "too few cases with a label",
             where=root,
             fix=help_with_form(root, form),
-            found="\n".join([str(len(labeled)), *oddities(root, form, cases)]),
+            found="\n".join([str(len(labeled)), *oddities(root, form, dict(cases))]),
             expected="at least one to train with and one to test with",
         )
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labeled))
-    test = {labeled[i] for i in order[: max(1, len(labeled) // TEST_SHARE)]}
+    chosen = order[: max(1, len(labeled) // TEST_SHARE)]
+    test = {labeled[index] for index in chosen}
+    unlabeled = [
+        case
+        for case, files in cases.items()
+        if "label" not in files and files["place"] != "imagesTs"
+    ]
     return {
-        "labeled": [c for c in labeled if c not in test],
-        "unlabeled": [
-            c for c, files in cases.items() if "label" not in files and files["place"] != "imagesTs"
-        ],
+        "labeled": [case for case in labeled if case not in test],
+        "unlabeled": unlabeled,
         "val": [],
-        "test": [c for c in labeled if c in test],
+        "test": [case for case in labeled if case in test],
     }
 
 
 def keep_lists(file: Path, lists: dict[str, list[str]]) -> None:
-    """Write lists that were drawn, unless the folder cannot be written to: the same cases give the same lists."""
-    if not file.exists():
-        try:
-            atomic_write(file, json_bytes(lists))
-        except StorageError:
-            return
+    """Write lists that were drawn, unless the file exists.
+
+    A folder that cannot be written to is not an error: the same cases give the same lists again.
+    """
+    if file.exists():
+        return
+    try:
+        atomic_write(file, json_bytes(lists))
+    except StorageError:
+        return
 
 
 def _by_number(case: str) -> list[tuple[int, int | str]]:
-    """Numbers inside ids sort by value; ``7`` and ``07`` stay two ids."""
-    parts: list[tuple[int, int | str]] = [
-        (0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", case) if p
-    ]
-    return [*parts, (2, case)]
-
-
-def _gray(name: str, window: Iterable[float] | None) -> Gray:
-    """nnU-Net's rule: the channel's name picks the normalization."""
-    if name.lower() == "ct":
-        low, high = window if window is not None else (None, None)
-        return (
-            Gray((float(low), float(high)), "unit")
-            if low is not None and high is not None
-            else Gray(None, "minmax")
-        )
-    return SCALES.get(name.lower(), Gray(None, "zscore_nonzero"))
+    """Return a sort key that orders numbers inside ids by value; ``7`` and ``07`` stay two ids."""
+    key: list[tuple[int, int | str]] = []
+    for part in re.split(r"(\d+)", case):
+        if part:
+            key.append((0, int(part)) if part.isdecimal() else (1, part))
+    key.append((2, case))
+    return key
 
 
 def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
-    """Per axis the median of the images, in the order right, anterior, superior; None if no file says its spacing."""
-    known = [s for r in raw if (s := _ras_spacing(r.where["images"][0])) is not None]
+    """Return the median spacing of the images along the right, anterior and superior axes in mm.
+
+    None if no file says its spacing.
+    """
+    known = []
+    for case in raw:
+        spacing = _ras_spacing(case.where["images"][0])
+        if spacing is not None:
+            known.append(spacing)
     if not known:
         return None
-    a, b, c = (float(v) for v in np.median(known, axis=0))
-    return a, b, c
+    right, anterior, superior = np.median(known, axis=0)
+    return float(right), float(anterior), float(superior)
 
 
 def _ras_spacing(path: Path) -> list[float] | None:
-    affine = (
-        nifti_header(path)[1]
-        if path.name.endswith((".nii", ".nii.gz"))
-        else read_volume(path).affine
-    )
+    """Return a file's spacing along the right, anterior and superior axes, None if unknown."""
+    is_nifti = path.name.endswith((".nii", ".nii.gz"))
+    affine = nifti_header(path)[1] if is_nifti else read_volume(path).affine
     if affine is None:
         return None
     spacing = spacing_of(affine)
     return [spacing[axis] for axis in file_axes(affine)]
 
 
-def percentiles(
-    raw: Iterable[RawCase], channel: int, most: int = 10**6
-) -> tuple[float, float] | None:
-    """The 0.5 and 99.5 percentile of a channel inside the labels, of at most ``most`` evenly spread voxels a case."""
+def foreground_percentiles(raw: Iterable[RawCase], channel: int) -> tuple[float, float] | None:
+    """Return the 0.5 and 99.5 percentile of a channel inside the labels, None without foreground.
+
+    Each case adds at most about ``VOXELS_PER_CASE`` evenly spread voxels.
+    """
     inside = []
     for case in raw:
-        image, label = _stacked(case.where["images"])[0], read_volume(case.where["label"], "label")
+        image, _ = _read_channels(case.where["images"])
+        label = read_volume(case.where["label"], "label")
         check_pair(image, label, case.where["label"])
-        chosen = (image.array[..., channel] if image.array.ndim == 4 else image.array)[
-            np.rint(label.array) > 0
-        ]
-        inside.append(chosen[:: max(1, len(chosen) // most)])
+        values = image.array[..., channel] if image.array.ndim == 4 else image.array
+        foreground = values[np.rint(label.array) > 0]
+        step = max(1, len(foreground) // VOXELS_PER_CASE)
+        inside.append(foreground[::step])
     pooled = np.concatenate(inside) if inside else np.empty(0)
     if not pooled.size:
         return None
@@ -429,38 +501,38 @@ def percentiles(
     return round(float(low), 3), round(float(high), 3)
 
 
-def _stacked(files: Sequence[Path]) -> tuple[Volume, list[str]]:
-    """The channels of a case as one volume, (*S) or (*S, C), and warnings."""
+def _read_channels(files: Sequence[Path]) -> tuple[Volume, list[str]]:
+    """Return the channels of a case as one volume, (*S) or (*S, C), and warnings.
+
+    Raises:
+        DataError: a file is damaged, the channels do not match, or a value is not finite.
+    """
     parts = [read_volume(file) for file in files]
-    warnings = [
-        f"{file.name}: {text}"
-        for file, part in zip(files[1:], parts[1:], strict=True)
-        for text in check_pair(parts[0], part, file, "channel")
-    ]
-    array = (
-        parts[0].array
-        if len(parts) == 1
-        else np.stack([p.array.astype(np.float32) for p in parts], axis=-1)
-    )
+    first = parts[0]
+    warnings = []
+    for file, part in zip(files[1:], parts[1:], strict=True):
+        for text in check_pair(first, part, file, "channel"):
+            warnings.append(f"{file.name}: {text}")
+    array = first.array
+    if len(parts) > 1:
+        array = np.stack([part.array.astype(np.float32) for part in parts], axis=-1)
     require_finite(array, files[0])
-    return Volume(array, parts[0].affine), warnings
+    return Volume(array, first.affine), warnings
 
 
-def _doubts(image: Volume) -> list[str]:
-    """What can be used but looks wrong."""
-    notes, spacing = [], image.spacing
-    if (
-        spacing is not None
-        and image.affine is not None
-        and np.array_equal(np.abs(image.affine[:3, :3]), np.eye(3))
-    ):
-        notes.append(
-            "spacing of exactly 1 x 1 x 1 mm: if it was lost on the way, distances in mm are wrong"
+def _suspicious(image: Volume) -> list[str]:
+    """Warn about what can be used but looks wrong."""
+    warnings = []
+    if image.affine is not None and np.array_equal(np.abs(image.affine[:3, :3]), np.eye(3)):
+        warnings.append(
+            "spacing of exactly 1 x 1 x 1 mm: if the true one was lost, distances in mm are wrong"
         )
-    if spacing is not None and max(spacing) > 3 * min(spacing):
-        notes.append(
-            f"slices {max(spacing):.3g} mm apart, {min(spacing):.3g} mm in plane: cubic patches are a poor choice"
+    spacing = image.spacing
+    if spacing is not None and max(spacing) > ANISOTROPIC * min(spacing):
+        warnings.append(
+            f"slices {max(spacing):.3g} mm apart, {min(spacing):.3g} mm in plane: "
+            "cubic patches are a poor choice"
         )
     if image.array.min() == image.array.max():
-        notes.append("an image of one gray value")
-    return notes
+        warnings.append("the image has only one gray value")
+    return warnings

@@ -103,7 +103,9 @@ def sample_on_grid(
         inside.append((positions >= -0.5) & (positions <= size - 0.5))
         sampled = _interpolated(sampled, np.clip(positions, 0, size - 1), axis)
     if cropped:
-        covered = inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+        covered = np.ones(sampled.shape[:3], bool)
+        for axis, inside_axis in enumerate(inside):
+            covered &= _along_axis(inside_axis, axis, 3)
         background = np.zeros(len(values))
         background[0] = 1.0
         sampled[~covered] = background
@@ -125,8 +127,14 @@ def _interpolated(values: np.ndarray, positions: np.ndarray, axis: int) -> np.nd
     at_lower: np.ndarray = values.take(lower, axis)
     if not fractions.any():
         return at_lower
-    along_axis = [1] * values.ndim
-    along_axis[axis] = -1
-    weights = fractions.reshape(along_axis)
-    interpolated: np.ndarray = at_lower + weights * (values.take(upper, axis) - at_lower)
+    at_upper = values.take(upper, axis)
+    weights = _along_axis(fractions, axis, values.ndim)
+    interpolated: np.ndarray = at_lower + weights * (at_upper - at_lower)
     return interpolated
+
+
+def _along_axis(values: np.ndarray, axis: int, dimensions: int) -> np.ndarray:
+    """Return values (N) with axes of length 1 around them, so that they broadcast along ``axis``."""
+    shape = [1] * dimensions
+    shape[axis] = len(values)
+    return values.reshape(shape)

@@ -171,7 +171,7 @@ FAULTS = {  # what is done to the folder, what must be said
     "an id without a file": (lambda r: lists(r, test=["c5", "c9"]), ("not on disk", "c9")),
     "a test case without label": (
         lambda r: (r / "labelsTr/c5.nii.gz").unlink(),
-        ("a label they have not", "c5"),
+        ("cases without a label", "c5"),
     ),
     "no dataset.json": (lambda r: (r / "dataset.json").unlink(), "no data folder of a known form"),
     "a broken dataset.json": (lambda r: cut(r, "dataset.json"), "dataset.json cannot be read"),

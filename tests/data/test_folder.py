@@ -304,7 +304,7 @@ def test_data_without_a_test_case_are_refused_before_training(mine, lab):
         ({"labeled": ["case_3"], "unlabeled": ["case_21"], "test": ["case_21"]}, "listed twice"),
         ({"labeled": ["case_7"], "test": ["case_21"]}, "not on disk"),
         ({"labeled": ["case_03"], "test": ["case_21"]}, "not on disk"),
-        ({"labeled": ["case_3"], "test": ["case_1"]}, "a label they have not"),
+        ({"labeled": ["case_3"], "test": ["case_1"]}, "without a label"),
         (
             {"labeled": ["case_3"], "unlabled": ["un_0"], "test": ["case_21"]},
             "'unlabled'. Did you mean 'unlabeled'?",
@@ -634,7 +634,7 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
         usual.stderr
     )  # as with the folder
     told = lab.call("describe", "dataset", store.name)
-    assert told.returncode == 3 and "the folder is not there now" in told.stderr
+    assert told.returncode == 3 and "the folder is not available" in told.stderr
     plan = lab.call(
         "run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", *patch
     )
