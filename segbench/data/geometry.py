@@ -134,7 +134,7 @@ def _interpolated(values: np.ndarray, positions: np.ndarray, axis: int) -> np.nd
 
 
 def _along_axis(values: np.ndarray, axis: int, dimensions: int) -> np.ndarray:
-    """Return values (N) with axes of length 1 around them, so that they broadcast along ``axis``."""
+    """Return values (N) with axes of length 1 added, so that they broadcast along ``axis``."""
     shape = [1] * dimensions
     shape[axis] = len(values)
     return values.reshape(shape)
