@@ -22,10 +22,12 @@ def grid(axes, steps, origin):
 @pytest.mark.parametrize("axes", PERMUTATIONS)
 @pytest.mark.parametrize("cropped", [False, True])
 def test_sampling_agrees_with_scipy(axes, cropped):
-    source = grid((0, 1, 2), (1.0, 2.0, 1.5), (3.0, -4.0, 5.0))
-    target = grid(axes, (-0.7, 0.9, 1.3), (9.0, -5.0, 4.0))
     values = np.random.default_rng(0).random((2, 5, 6, 7)).astype(np.float32)
     shape = (12, 9, 8)
+    source = grid((0, 1, 2), (1.0, 2.0, 1.5), (3.0, -4.0, 5.0))
+    target = grid(axes, (-0.7, 1.9, 1.3), (0.0, 0.0, 0.0))
+    centers = source @ [2.1, 2.4, 3.2, 1] - target @ [5.5, 4, 3.5, 1]
+    target[:3, 3] = centers[:3]  # the grids overlap in part
     voxels = np.indices(shape).reshape(3, -1)
     positions = (np.linalg.inv(source) @ target @ np.vstack([voxels, np.ones(voxels.shape[1])]))[:3]
     expected = np.stack(
