@@ -20,8 +20,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from scipy import stats as scipy_stats  # noqa: E402
 
-from segbench.results import stats  # noqa: E402
-from segbench.results.stats import Scores, estimate, holm, ranking  # noqa: E402
+from segbench.results import variance  # noqa: E402
+from segbench.results.ranking import ranking  # noqa: E402
+from segbench.results.scores import Scores  # noqa: E402
+from segbench.results.stats import estimate, holm  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--only", default="", help="designs whose name contains this text")
     options = parser.parse_args()
-    stats.REPLICATES = 500  # enough for shares, four times as fast
+    variance.RESAMPLES = 500  # enough for shares, four times as fast
     error = 100 * (0.05 * 0.95 / options.studies) ** 0.5
     print(f"{options.studies} studies a design, in %; standard error of a 5 is {error:.1f}")
     print(f"{'':22s} {'--------------- ours ---------------':>41s}  {'---- cases only ----':>24s}")

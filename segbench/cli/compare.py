@@ -13,7 +13,8 @@ from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from segbench.results.leaderboard import Board
-    from segbench.results.stats import Difference, Scores
+    from segbench.results.scores import Scores
+    from segbench.results.stats import Difference
 
 EXTREMES = 3  # cases shown at each end
 METRICS = ("dice", "hd95")
@@ -55,7 +56,7 @@ def compare(
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
     known = {r.method for b in found for r in b.rows} | {
-        i for b in found for r in b.rows for i in r.runs
+        i for b in found for r in b.rows for i in r.run_ids
     }
     for name in names:
         if (found or labeled is None) and not any(_index(b, name) for b in found):
@@ -85,8 +86,8 @@ def _index(board: Board, name: str) -> list[tuple[int, int | None]]:
     ]
     single = [
         (i, j)
-        for i, runs in enumerate(board.runs)
-        for j, f in enumerate(runs)
+        for i, row in enumerate(board.rows)
+        for j, f in enumerate(row.runs)
         if f.result["run_id"].startswith(name)
     ]
     found = exact or loose or (single if len(name) >= 4 else [])
@@ -112,14 +113,15 @@ def _check_apart(board: Board, names: tuple[str, ...]) -> None:
 
 def _scores(board: Board, name: str, metric: str) -> Scores:
     ((row, run),) = _index(board, name)
-    found = board.scores[metric][row]
-    return found if run is None else found.run(run, name)
+    found = board.rows[row].scores[metric]
+    return found if run is None else found.single_run(run, name)
 
 
 def _table(
     settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool
 ) -> dict[str, Any]:
-    from segbench.results.leaderboard import TIES, plain
+    from segbench.results.leaderboard import TIES
+    from segbench.results.rundir import plain
     from segbench.results.stats import pairwise
 
     metrics = {
@@ -144,7 +146,7 @@ def _table(
         "ties",
         "losses",
         "left_out",
-        "seeds_needed",
+        "replicates_needed",
         "distinguishable",
     )
     pairs = [
@@ -179,7 +181,7 @@ def _show(
         f"{dice.a} minus {dice.b}: {_cases(paired)} paired, {a} and {b} {kind}"
         + (f", {_cases(dice.left_out)} not defined in all runs" if dice.left_out else "")
     )
-    if any(s.patchy for s in board.scores["dice"]):
+    if any(s.has_undefined_classes for s in board.scores("dice")):
         _say(
             "  some cases lack a class: Dice is the mean over the classes' means, wins and gains are those of cases"
         )
@@ -216,12 +218,12 @@ def _verdict(d: Difference, seeds: int, unit: str) -> str:
     if seeds < 2:
         return "one seed: the p value may hold for these trainings only; three seeds are needed (--seeds 0-2)"
     verdict = "distinguishable" if d.distinguishable else "not distinguishable"
-    if d.seeds_needed is None and d.distinguishable:
+    if d.replicates_needed is None and d.distinguishable:
         return f"{verdict} at 5 %"
-    if d.seeds_needed is None:
+    if d.replicates_needed is None:
         return f"{verdict} at 5 %; no number of {unit} would show a difference of {abs(d.mean):.1f} on so few cases"
     return (
-        f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.seeds_needed} {unit} a method "
+        f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.replicates_needed} {unit} a method "
         "(power 80 %)"
     )
 

@@ -14,8 +14,8 @@ from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from segbench.results import export
-    from segbench.results.export import Published
     from segbench.results.leaderboard import Board
+    from segbench.results.published import Published
 
 LONG_NAME = 16  # characters: longer ones are told below a table that is too wide
 
@@ -62,7 +62,8 @@ def leaderboard(
     segbench leaderboard --format latex > table.tex
     """
     from segbench.results import export
-    from segbench.results.leaderboard import boards, published
+    from segbench.results.leaderboard import boards
+    from segbench.results.published import published
     from segbench.results.rundir import all_runs
 
     if with_published and kind == "csv":
@@ -97,10 +98,10 @@ def leaderboard(
 
 
 def _check_against(against: str | None, found: list[Board]) -> None:
-    from segbench.results.leaderboard import called
+    from segbench.results.leaderboard import is_called
 
     names = {r.method for b in found for r in b.rows}
-    if against is not None and names and not any(called(against, name) for name in names):
+    if against is not None and names and not any(is_called(against, name) for name in names):
         raise UsageError(
             f"no row is called '{against}'.{did_you_mean(against, names)}",
             expected="one of " + ", ".join(sorted(names)),
@@ -189,7 +190,7 @@ def _short(names: list[str]) -> dict[str, str]:
     }
 
 
-def _natural(columns: list[export.Column], board: Board) -> int:
+def _natural(columns: list[export.TableColumn], board: Board) -> int:
     return (
         sum(2 + max(len(c.title), *(len(safe(c.cell(r))) for r in board.rows)) for c in columns) - 2
     )
@@ -202,7 +203,7 @@ def _wrapped(line: str) -> list[str]:
 def show_published(dataset: str, labeled: int) -> str:
     """The literature's numbers as text; distances in voxels, each with its checkpoint rule; doubtful ones are marked."""
     from segbench.results.export import number
-    from segbench.results.leaderboard import published
+    from segbench.results.published import published
 
     rows = published(dataset, labeled)
     if not rows:

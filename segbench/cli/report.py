@@ -79,22 +79,20 @@ def report(
     )
     for warning in content.warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
-    count = len(
-        {m.run.path for s in content.sections for e in s.entries for m in e.members}
-    )  # a joint run is in several
+    count = len(content.runs)
     settings.document = {
         "schema": "segbench.report/1",
         "status": "ok",
         "file": str(file),
         "runs": count,
-        "tables": len(content.sections),
+        "tables": len(content.boards),
         "warnings": content.warnings,
         "failures": content.failures,
         "unfinished": lacking,
     }
     if not settings.json:
         click.echo(
-            f"{safe(file)}: {count} runs in {len(content.sections)} tables, {file.stat().st_size / 1e6:.1f} MB"
+            f"{safe(file)}: {count} runs in {len(content.boards)} tables, {file.stat().st_size / 1e6:.1f} MB"
         )
 
 

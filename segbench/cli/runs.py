@@ -245,7 +245,7 @@ def verify(settings: Settings, wanted: str) -> None:
                 expected=str(result["weights_sha256"])[:16],
             )
         checks.append("weights: those of the result")
-    found = bundle.checked(run, settings.data_root)
+    found = bundle.verify(run, settings.data_root)
     checks.append(
         "predictions: they give the metrics of every case"
         if found["verified"]

@@ -54,7 +54,7 @@ def nearest_distances(
 def _length(offset: Coordinates, spacing: tuple[float, ...]) -> Distances:
     scaled = offset * np.array(spacing)[:, None]
     np.multiply(scaled, scaled, out=scaled)
-    return np.sqrt(scaled.sum(axis=0))
+    return np.asarray(np.sqrt(scaled.sum(axis=0)))
 
 
 @lru_cache(maxsize=64)
@@ -100,7 +100,8 @@ def _search_near(
 def _within(
     points: Coordinates, low: NDArray[np.int64], high: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    return np.all((points >= low[:, None]) & (points <= high[:, None]), axis=0)
+    inside = (points >= low[:, None]) & (points <= high[:, None])
+    return np.asarray(inside.all(axis=0))
 
 
 def _nearest_far(
@@ -143,4 +144,4 @@ def _by_transform(
         background, sampling=spacing, return_distances=False, return_indices=True
     )
     place = np.ravel_multi_index(tuple(query - low), background.shape)
-    return features.reshape(len(features), -1)[:, place] + low
+    return np.asarray(features.reshape(len(features), -1)[:, place] + low)

@@ -144,7 +144,7 @@ def surface(part: Cut, voxels: int) -> NDArray[np.int64]:
             edge &= flat[reach + step : flat.size - reach + step]
         np.greater(flat[center], edge, out=edge)
         found = np.flatnonzero(edge) + reach
-    return _coordinates(found, steps) + (np.array(part.start) - 1)[:, None]
+    return np.asarray(_coordinates(found, steps) + (np.array(part.start) - 1)[:, None])
 
 
 def _coordinates(flat: NDArray[np.int64], steps: Sequence[int]) -> NDArray[np.int64]:

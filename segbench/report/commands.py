@@ -1,4 +1,4 @@
-"""The command that makes a run again, from what the run stored."""
+"""The command that repeats a run, from what the run stored."""
 
 from __future__ import annotations
 
@@ -10,66 +10,97 @@ from typing import Any
 from segbench.config import protocol_names
 from segbench.config.experiment import labeled_count
 from segbench.config.schema import flatten
-from segbench.report.content import Member
+from segbench.results.finished import FinishedRun
 from segbench.text import safe
 
 
-def command(members: Sequence[Member]) -> str:
-    """One line that makes the runs of a row: the same experiment with several seeds."""
-    first = members[0]
-    stored = first.run.config()
-    e = stored["experiment"]
-    start = (
-        ["segbench"]
-        if e.get("processes", 1) == 1
-        else ["torchrun", "--nproc-per-node", e["processes"], "-m", "segbench.cli.main"]
-    )
-    words = [*start, "run", e["method"], "--dataset", ",".join(e["datasets"])]
-    labeled = _labeled(e["labeled"], first.result["train"])
-    words += ["--labeled", labeled] if labeled else []
-    words += ["--draw", e["draw"]] if e.get("draw") else []
-    name = e["protocol"]["name"]
+def command(runs: Sequence[FinishedRun]) -> str:
+    """Return the line that repeats the runs of a row: one experiment with several seeds."""
+    stored = runs[0].folder.config()
+    experiment = stored["experiment"]
+    labeled = _labeled(experiment["labeled"], runs[0].result["train"])
+    protocol = experiment["protocol"]["name"]
+    seeds = sorted({run.seed for run in runs})
+    words = [
+        *_program(experiment.get("processes", 1)),
+        "run",
+        experiment["method"],
+        "--dataset",
+        ",".join(experiment["datasets"]),
+    ]
+    if labeled:
+        words += ["--labeled", labeled]
+    if experiment.get("draw"):
+        words += ["--draw", experiment["draw"]]
     words += [
         "--backbone",
-        e["backbone"],
+        experiment["backbone"],
         "--protocol",
-        name if name in protocol_names() else f"{name}.yaml",
+        protocol if protocol in protocol_names() else f"{protocol}.yaml",
         "--seeds",
-        ",".join(str(s) for s in sorted({m.seed for m in members})),
+        ",".join(map(str, seeds)),
     ]
-    protocol = flatten({k: v for k, v in e["protocol"].items() if k != "backbone"})
-    changed = {k: protocol[k] for k in e["modified"] if k in protocol} | first.result[
-        "changed_params"
-    ]
-    for key, value in changed.items():
+    for key, value in _overrides(experiment, runs[0]).items():
         words += ["-o", f"{key}={_plain(value)}"]
     for file in stored["plugins"]:
         words += ["--plugin", Path(file).name]
-    line = shlex.join(map(str, words))
+    return shlex.join(map(str, words)) + _comments(experiment, labeled)
+
+
+def _program(processes: int) -> list[Any]:
+    if processes == 1:
+        return ["segbench"]
+    return ["torchrun", "--nproc-per-node", processes, "-m", "segbench.cli.main"]
+
+
+def _overrides(experiment: Mapping[str, Any], run: FinishedRun) -> dict[str, Any]:
+    """Return the settings that differ from protocol and method."""
+    protocol = {key: value for key, value in experiment["protocol"].items() if key != "backbone"}
+    values = flatten(protocol)
+    changed = {key: values[key] for key in experiment["modified"] if key in values}
+    changed.update(run.result["changed_params"])
+    return changed
+
+
+def _comments(experiment: Mapping[str, Any], labeled: str) -> str:
+    """Return what options cannot express, as comments of the shell."""
+    text = ""
     if not labeled:
-        line += f"  # labeled: {safe(', '.join(f'{n} of {d}' for d, n in e['labeled'].items()))}"
-    if e["without"]:
-        line += f"  # without {safe(', '.join(e['without']))}: segbench ablate {shlex.quote(e['method'])}"
-    return line
+        counts = [f"{count} of {name}" for name, count in experiment["labeled"].items()]
+        text += f"  # labeled: {safe(', '.join(counts))}"
+    if experiment["without"]:
+        terms = safe(", ".join(experiment["without"]))
+        text += f"  # without {terms}: segbench ablate {shlex.quote(experiment['method'])}"
+    return text
 
 
 def _labeled(counts: Mapping[str, int], train: Mapping[str, int]) -> str:
-    """What ``--labeled`` must say for these counts: one number or a share; empty if no such thing gives them."""
+    """Return the value of ``--labeled`` for these counts: a number or a percentage.
+
+    Empty if no single value gives all of them. Of several percentages, the roundest is taken.
+    """
     if len(set(counts.values())) == 1:
         return str(next(iter(counts.values())))
-    fits = [
-        p
-        for p in range(1, 101)
-        if all(labeled_count(f"{p}%", train[d]) == n for d, n in counts.items())
-    ]
-    return f"{min(fits, key=lambda p: (p % 10, p % 5, p))}%" if fits else ""
+    fits = [percent for percent in range(1, 101) if _gives(percent, counts, train)]
+    if not fits:
+        return ""
+    roundest = min(fits, key=lambda percent: (percent % 10, percent % 5, percent))
+    return f"{roundest}%"
+
+
+def _gives(percent: int, counts: Mapping[str, int], train: Mapping[str, int]) -> bool:
+    share = f"{percent}%"
+    return all(labeled_count(share, train[name]) == count for name, count in counts.items())
 
 
 def _plain(value: Any) -> str:
-    """A value as ``-o`` reads it."""
-    if isinstance(value, bool) or value is None:
-        return "null" if value is None else str(value).lower()
-    if isinstance(value, (list, tuple)):
-        edges = len(value) > 1 and all(isinstance(v, int) for v in value)
-        return "x".join(map(str, value)) if edges else f"[{','.join(map(_plain, value))}]"
-    return str(value)
+    """Return a value as ``-o`` reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, (list, tuple)):
+        return str(value)
+    if len(value) > 1 and all(isinstance(item, int) for item in value):
+        return "x".join(map(str, value))
+    return f"[{','.join(map(_plain, value))}]"

@@ -1,6 +1,7 @@
-"""The page: sections of numbers and figures put into the template, with nothing in it that a browser would fetch or run.
+"""The page: numbers and figures in the template; a browser fetches nothing for it.
 
-Every name is foreign text: the template escapes all of it, and the page's policy lets one script run, known by its digest.
+Every name is text of unknown origin: the template escapes all of it, and the page's policy lets a
+single script run, which is identified by its digest.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from itertools import combinations
 from math import isfinite, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -24,35 +25,48 @@ from segbench.config import dump_yaml
 from segbench.config.schema import flatten
 from segbench.report import figures
 from segbench.report.commands import command
-from segbench.report.content import Content, Section
-from segbench.report.cost import Cost, cost_of
+from segbench.report.content import Content
+from segbench.report.cost import RowCost, cost_of
+from segbench.report.overlay import Picture
 from segbench.results.export import footer, number
-from segbench.results.leaderboard import TIES, Board, published
-from segbench.results.stats import Difference, compare, turned
+from segbench.results.finished import FinishedRun
+from segbench.results.leaderboard import TIES, Board, MethodRow, tested_pair
+from segbench.results.published import published
+from segbench.results.scores import Array
+from segbench.results.stats import Difference, compare
 from segbench.text import safe
 
-Pictures = Mapping[tuple[int, str], Any]  # (section's number, row): pictures, or why there are none
+# By number of the table and name of the row: pictures, or why there are none.
+Pictures = dict[tuple[int, str], list[Picture] | str]
+ENVIRONMENT = ("segbench", "python", "torch", "device", "platform", "threads")  # of a manifest
+
+
+class IntervalBar(NamedTuple):
+    """A row's interval on the common scale of its table, 0 to 100."""
+
+    low: float
+    mean: float
+    high: float
 
 
 def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -> str:
-    """The report as one HTML document."""
+    """Return the report as one HTML document."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else safe_lines(value),
+        finalize=_finalize,
     )
-    environment.filters |= {
-        "number": _signed,
-        "p": lambda p: "p –" if p != p else "p <0.001" if p < 0.001 else f"p {p:.3f}",
-    }
+    environment.filters["number"] = _signed
+    environment.filters["p"] = _p_text
     script = _file("sort.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
+    sections = [_section(i, board, pictures) for i, board in enumerate(content.boards, 1)]
     return environment.from_string(_file("report.html")).render(
         title=title,
         version=__version__,
@@ -62,198 +76,216 @@ def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -
         script=Markup(script),
         content=content,
         bibtex=bibtex,
-        sections=[_section(i, s, pictures) for i, s in enumerate(content.sections, 1)],
+        sections=sections,
     )
 
 
-def safe_lines(value: object) -> object:
-    """Text without control characters, its line breaks kept."""
-    return "\n".join(safe(line) for line in value.split("\n")) if isinstance(value, str) else value
+def _finalize(value: object) -> object:
+    """Return text without control characters, its line breaks kept; leave markup as it is."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "\n".join(safe(line) for line in value.split("\n"))
 
 
 def _signed(value: float | None, digits: int, plus: bool = False) -> str:
-    """A number with a true minus sign; ``plus`` shows the other sign too."""
+    """Return a number with a true minus sign.
+
+    Args:
+        plus: show the plus sign, too.
+    """
     text = number(value, digits)
-    return text.replace("-", "−") if text.startswith("-") or not plus or text == "–" else f"+{text}"
+    if text.startswith("-"):
+        return text.replace("-", "−")
+    return f"+{text}" if plus and text != "–" else text
+
+
+def _p_text(p: float) -> str:
+    if p != p:
+        return "p –"
+    return "p <0.001" if p < 0.001 else f"p {p:.3f}"
 
 
 def _file(name: str) -> str:
     return (resources.files("segbench") / "report" / "templates" / name).read_text(encoding="utf-8")
 
 
-def _section(number_: int, section: Section, pictures: Pictures) -> dict[str, Any]:
-    board, entries = section.board, section.entries
-    costs = {e.name: cost_of(e.members) for e in entries}
+def _section(index: int, board: Board, pictures: Pictures) -> dict[str, Any]:
+    """Return what the template shows of one table."""
+    rows = board.rows
+    costs = {row.method: cost_of(row.runs) for row in rows}
+    shown_pictures = []
+    for row in rows:
+        if (index, row.method) in pictures:
+            shown_pictures.append((row.method, row.runs[0].seed, pictures[index, row.method]))
     return {
-        "id": f"t{number_}",
+        "id": f"t{index}",
         "board": board,
         "footer": footer(board),
-        "classes": section.classes,
-        "rows": list(zip(board.rows, _bars(board), strict=True)),
-        "selection": _selection(section),
-        "strips": [Markup(figures.strip(section, c)) for c in section.classes],
+        "classes": board.classes,
+        "rows": list(zip(rows, _bars(board), strict=True)),
+        "selection": _selection(board),
+        "strips": [Markup(figures.strip(board, name)) for name in board.classes],
         "cases": _cases(board),
         "matrix": _matrix(board),
-        "costs": [(e.name, costs[e.name]) for e in entries],
-        "scatter": _scatter(section, costs) if len(entries) > 1 else "",
-        "curves": [Markup(figures.curves(e)) for e in entries if any(m.log for m in e.members)],
-        "pictures": [
-            (e.name, e.members[0].seed, pictures[number_, e.name])
-            for e in entries
-            if (number_, e.name) in pictures
-        ],
-        "leaks": [(e.name, m.seed, m.leak) for e in entries for m in e.members if m.leak],
+        "costs": list(costs.items()),
+        "scatter": _scatter(rows, costs) if len(rows) > 1 else "",
+        "curves": [Markup(figures.curves(row)) for row in rows if any(r.log for r in row.runs)],
+        "pictures": shown_pictures,
+        "leaks": [(name, run.seed, run.leak) for name, run in _runs(board) if run.leak],
         "published": published(board.dataset, board.labeled) if board.standard else [],
-        "settings": _settings(section),
-        "reproduce": [command(e.members) for e in entries],
-        "environments": _environments(section),
-        "warnings": _warnings(section),
+        "settings": _settings(board),
+        "reproduce": [command(row.runs) for row in rows],
+        "environments": _environments(board),
+        "warnings": _warnings(board),
     }
 
 
-def _bars(board: Board) -> list[tuple[float, float, float] | None]:
-    """Low, mean and high of each row's interval on a common scale of 0 to 100; None where a row has none."""
-    known = [
-        r.intervals["dice"]
-        for r in board.rows
-        if "dice" in r.intervals and isfinite(sum(r.intervals["dice"]))
-    ]
-    low, high = min((k[0] for k in known), default=0.0), max((k[1] for k in known), default=1.0)
-    scale = 100 / max(high - low, 1e-9)
-    return [
-        (
-            (r.intervals["dice"][0] - low) * scale,
-            (r.dice - low) * scale,
-            (r.intervals["dice"][1] - low) * scale,
+def _runs(board: Board) -> list[tuple[str, FinishedRun]]:
+    """Return all runs of a table with the names of their rows."""
+    return [(row.method, run) for row in board.rows for run in row.runs]
+
+
+def _bars(board: Board) -> list[IntervalBar | None]:
+    """Return each row's interval of Dice on a common scale; None where a row has none."""
+    intervals = []
+    for row in board.rows:
+        low, high = row.intervals.get("dice", (nan, nan))
+        intervals.append((low, high) if isfinite(low + high) else None)
+    lows = [interval[0] for interval in intervals if interval]
+    highs = [interval[1] for interval in intervals if interval]
+    start = min(lows, default=0.0)
+    scale = 100 / max(max(highs, default=1.0) - start, 1e-9)
+    bars: list[IntervalBar | None] = []
+    for row, interval in zip(board.rows, intervals, strict=True):
+        if interval is None:
+            bars.append(None)
+            continue
+        low, mean, high = (
+            (value - start) * scale for value in (interval[0], row.dice, interval[1])
         )
-        if r.intervals.get("dice") in known
-        else None
-        for r in board.rows
-    ]
+        bars.append(IntervalBar(low, mean, high))
+    return bars
 
 
-def _selection(section: Section) -> str:
-    results = [m.result for e in section.entries for m in e.members]
-    rules = sorted({f"{r['selection']} checkpoint" for r in results})
-    tests = sorted({str(r["test_evaluations"]) for r in results})
-    protocol = flatten(results[0]["science"]["protocol"])
-    modified = [
-        f"{key} = {protocol[key]}" for key in results[0]["protocol"]["modified"] if key in protocol
-    ]
-    return (
-        f"selection: {', '.join(rules)} · evaluations on the test cases a run: {', '.join(tests)}"
-        + (f" · modified: {', '.join(modified)}" if modified else "")
+def _selection(board: Board) -> str:
+    """Return how checkpoints were selected and which protocol values were modified."""
+    results = [run.result for _, run in _runs(board)]
+    rules = sorted({f"{result['selection']} checkpoint" for result in results})
+    tests = sorted({str(result["test_evaluations"]) for result in results})
+    text = (
+        f"selection: {', '.join(rules)} · evaluations on the test cases per run: {', '.join(tests)}"
     )
+    protocol = flatten(results[0]["science"]["protocol"])
+    modified = []
+    for key in results[0]["protocol"]["modified"]:
+        if key in protocol:
+            modified.append(f"{key} = {protocol[key]}")
+    return f"{text} · modified: {', '.join(modified)}" if modified else text
 
 
 def _cases(board: Board) -> list[tuple[str, list[float]]]:
-    """Mean Dice over seeds (and draws) by case (rows) and method (columns); nan where it is not defined."""
+    """Return the mean Dice over runs by case (rows) and method (columns); nan if undefined."""
     means = []
-    for scores in board.scores["dice"]:
+    for scores in board.scores("dice"):
         draws = np.asarray(scores.draws)
-        means.append(
-            _defined_mean(
-                np.stack(
-                    [_defined_mean(scores.values[draws == d]) for d in sorted(set(scores.draws))]
-                )
-            )
-        )
+        by_draw = [_defined_mean(scores.values[draws == draw]) for draw in scores.distinct_draws]
+        means.append(_defined_mean(np.stack(by_draw)))
     return [(case, [float(m[i]) for m in means]) for i, case in enumerate(board.case_ids)]
 
 
-def _defined_mean(values: np.ndarray) -> np.ndarray:
-    """Over the first axis; nan only where all are."""
+def _defined_mean(values: Array) -> Array:
+    """Return the mean over the first axis of the defined values; nan where there are none."""
     defined = np.isfinite(values)
-    total = np.where(defined, values, 0).sum(0)
-    return np.where(defined.any(0), total / np.maximum(defined.sum(0), 1), np.nan)
+    total = np.where(defined, values, 0).sum(axis=0)
+    mean = total / np.maximum(defined.sum(axis=0), 1)
+    return np.asarray(np.where(defined.any(axis=0), mean, np.nan))
 
 
 def _matrix(board: Board) -> list[tuple[str, list[Difference | None]]]:
-    """Differences of the row's method from the column's, in percent of Dice; p only between ranked rows."""
-    found = {(d.a, d.b): d for d in board.pairs}
-    for a, b in combinations(board.scores["dice"], 2):
-        if (a.name, b.name) not in found:
+    """Return the differences in Dice of each row's method from each column's, in percent.
+
+    Only ranked rows are tested; other pairs have no p.
+    """
+    pairs = list(board.pairs) if board.sort == "dice" else []
+    for a, b in combinations(board.scores("dice"), 2):
+        if tested_pair(pairs, a.name, b.name) is None:
             family = board.family("dice") or (a, b)
-            found[a.name, b.name] = replace(
-                compare(a, b, tie=TIES["dice"], family=family), p=nan, p_holm=nan
-            )
-    names = [r.method for r in board.rows]
-    return [(a, [_between(found, a, b) for b in names]) for a in names]
+            difference = compare(a, b, tie=TIES["dice"], family=family)
+            pairs.append(replace(difference, p=nan, p_holm=nan))
+    names = [row.method for row in board.rows]
+    return [(a, [tested_pair(pairs, a, b) for b in names]) for a in names]
 
 
-def _between(found: Mapping[tuple[str, str], Difference], a: str, b: str) -> Difference | None:
-    return turned(found[b, a]) if (b, a) in found else found.get((a, b))
-
-
-def _scatter(section: Section, costs: Mapping[str, Cost]) -> Markup:
-    """One plot a kind of device: a minute of a processor is not one of a GPU."""
+def _scatter(rows: Sequence[MethodRow], costs: Mapping[str, RowCost]) -> Markup:
+    """Draw one plot per kind of device: a CPU minute is not comparable with a GPU minute."""
     plots = []
-    for kind in sorted({c.kind for c in costs.values() if isfinite(c.hours)}):
-        points = [
-            (e.name, 60 * costs[e.name].hours, e.row.dice)
-            for e in section.entries
-            if costs[e.name].kind == kind
-        ]
+    for kind in sorted({cost.kind for cost in costs.values() if isfinite(cost.hours)}):
+        points = []
+        for row in rows:
+            cost = costs[row.method]
+            if cost.kind == kind:
+                points.append((row.method, 60 * cost.hours, row.dice))
         plots.append(figures.scatter(points, f"{kind} minutes of training"))
     return Markup("".join(plots))
 
 
-def _settings(section: Section) -> dict[str, Any]:
-    """The protocol and the parameters that all share once, and what each row has of its own."""
-    all_params = []
-    for entry in section.entries:
-        science = entry.members[0].result["science"]
-        all_params.append(
-            {
-                **science["params"],
-                **{f"backbone.{k}": v for k, v in science["backbone_params"].items()},
-            }
-        )
-    shared = {
-        k: v
-        for k, v in all_params[0].items()
-        if len(all_params) > 1 and all(k in p and p[k] == v for p in all_params)
-    }
-    rows = [
-        {
-            "name": e.name,
-            "runs": [(m.run.run_id, m.seed) for m in e.members],
-            "params": _listed({k: v for k, v in p.items() if k not in shared}) or "–",
+def _settings(board: Board) -> dict[str, Any]:
+    """Return the protocol, the parameters that all rows share, and each row's own."""
+    params = {row.method: _params(row.runs[0]) for row in board.rows}
+    shared = _shared(list(params.values()))
+    rows = []
+    for row in board.rows:
+        own = {key: value for key, value in params[row.method].items() if key not in shared}
+        entry = {
+            "name": row.method,
+            "runs": [(run.folder.run_id, run.seed) for run in row.runs],
+            "params": _listed(own) or "–",
         }
-        for e, p in zip(section.entries, all_params, strict=True)
-    ]
-    first = section.entries[0].members[0].result
+        rows.append(entry)
+    first = board.rows[0].runs[0].result
     return {
         "protocol": dump_yaml(first["science"]["protocol"]),
         "rows": rows,
         "shared": _listed(shared),
-        "fingerprint": first["fingerprints"][section.board.dataset],
-        "split": first["splits"][section.board.dataset],
+        "fingerprint": first["fingerprints"][board.dataset],
+        "split": first["splits"][board.dataset],
     }
 
 
+def _params(run: FinishedRun) -> dict[str, Any]:
+    """Return the parameters of method and backbone."""
+    found = dict(run.science["params"])
+    for key, value in run.science["backbone_params"].items():
+        found[f"backbone.{key}"] = value
+    return found
+
+
+def _shared(all_params: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the parameters with the same value in every row; none of a single row."""
+    shared = {}
+    for key, value in all_params[0].items():
+        if all(key in params and params[key] == value for params in all_params):
+            shared[key] = value
+    return shared if len(all_params) > 1 else {}
+
+
 def _listed(values: Mapping[str, Any]) -> str:
-    return " · ".join(f"{k} = {v}" for k, v in values.items())
+    return " · ".join(f"{key} = {value}" for key, value in values.items())
 
 
-def _environments(section: Section) -> list[tuple[list[str], int]]:
-    """Machine and versions, with the number of runs made there."""
-    keys = ("segbench", "python", "torch", "device", "platform", "threads")
-    count: dict[tuple[str, ...], int] = {}
-    for member in (m for e in section.entries for m in e.members):
-        place = tuple(str(member.manifest.get(k, "?")) for k in keys)
-        count[place] = count.get(place, 0) + 1
-    return [(list(place), n) for place, n in count.items()]
+def _environments(board: Board) -> list[tuple[list[str], int]]:
+    """Return machine and versions, with the number of runs made there."""
+    counts: dict[tuple[str, ...], int] = {}
+    for _, run in _runs(board):
+        place = tuple(str(run.manifest.get(key, "?")) for key in ENVIRONMENT)
+        counts[place] = counts.get(place, 0) + 1
+    return [(list(place), count) for place, count in counts.items()]
 
 
-def _warnings(section: Section) -> list[str]:
+def _warnings(board: Board) -> list[str]:
     found = []
-    for entry in section.entries:
-        for member in entry.members:
-            told = member.manifest.get("warnings", [])
-            found += (
-                [f"{entry.name}, seed {member.seed}: {w}" for w in told]
-                if isinstance(told, list)
-                else []
-            )
+    for name, run in _runs(board):
+        warnings = run.manifest.get("warnings", [])
+        if isinstance(warnings, list):
+            found += [f"{name}, seed {run.seed}: {warning}" for warning in warnings]
     return found

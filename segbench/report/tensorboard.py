@@ -1,17 +1,19 @@
-"""``log.jsonl`` as TensorBoard event files. The log stays the source: exporting again gives the same curves."""
+"""``log.jsonl`` as TensorBoard event files. Exporting again gives the same curves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from segbench.errors import PluginError
-from segbench.report.content import read_log
 from segbench.results.rundir import RunDir, is_number
 
 
 def export(runs: Iterable[RunDir], folder: Path) -> int:
-    """Write the curves of each run, finished or not, to ``folder/<data set>/<method>/<run>``; returns their number.
+    """Write the curves of each run, finished or not; return the number of runs written.
+
+    The files of a run go to ``folder/<data set>/<method>/<run>``.
 
     Raises:
         PluginError: TensorBoard is not installed.
@@ -24,23 +26,24 @@ def export(runs: Iterable[RunDir], folder: Path) -> int:
         ) from error
     count = 0
     for run in runs:
-        log = read_log(run)
+        log = run.log()
         if not log:
             continue
-        place = folder.joinpath(*run.path.parts[-3:])
+        place = folder / run.short_path
         for old in place.glob("events.out.tfevents.*"):
             old.unlink()
         with SummaryWriter(str(place)) as writer:
             for line in log:
-                seconds = line.get("seconds")
-                for key, value in line.items():
-                    if is_number(value) and key not in ("step", "seconds"):
-                        tag = key if key == "lr" else f"loss/{key}"
-                        writer.add_scalar(
-                            tag,
-                            value,
-                            line["step"],
-                            walltime=seconds if is_number(seconds) else None,
-                        )
+                _write_line(writer, line)
         count += 1
     return count
+
+
+def _write_line(writer: Any, line: dict[str, Any]) -> None:
+    """Write the numbers of one line of a log."""
+    seconds = line.get("seconds")
+    time = seconds if is_number(seconds) else None
+    for key, value in line.items():
+        if is_number(value) and key not in ("step", "seconds"):
+            tag = key if key == "lr" else f"loss/{key}"
+            writer.add_scalar(tag, value, line["step"], walltime=time)

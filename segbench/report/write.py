@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from segbench.errors import SegbenchError
-from segbench.report.content import Content, Member, gather
+from segbench.report.content import Content, gather
 from segbench.report.overlay import Picture, pictures
-from segbench.report.page import render
+from segbench.report.page import Pictures, render
 from segbench.results.cite import bibtex
+from segbench.results.finished import FinishedRun
 from segbench.results.rundir import RunDir
 from segbench.training.setup import Prepared, device_of
 
@@ -21,39 +21,36 @@ def report(
     title: str,
     restore: Restore | None,
     device: str = "cpu",
-    tell: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
     warnings: Sequence[str] = (),
 ) -> tuple[str, Content]:
-    """The page, and what it shows.
+    """Return the page, and what it shows.
 
     Args:
         restore: opens a run's data and experiment for the pictures; None leaves the pictures out.
-        tell: hears of each row whose pictures are being made.
-        warnings: more for the page to show.
+        say: is called with each row whose pictures are made.
+        warnings: more warnings for the page to show.
     """
     content = gather(runs)
     content.warnings += warnings
-    found: dict[tuple[int, str], Any] = {}
-    for number, section in enumerate(content.sections, 1) if restore else ():
-        for entry in section.entries:
-            tell(f"{section.board.dataset}: {entry.name}")
-            assert restore is not None
-            found[number, entry.name] = _pictures(
-                entry.members[0], section.board.dataset, restore, device
-            )
-    cited = (
-        bibtex(m.run for s in content.sections for e in s.entries for m in e.members)
-        if content.sections
-        else ""
-    )
-    return render(content, found, title, cited), content
+    found: Pictures = {}
+    if restore is not None:
+        for number, board in enumerate(content.boards, 1):
+            for row in board.rows:
+                say(f"{board.dataset}: {row.method}")
+                found[number, row.method] = _pictures(row.runs[0], board.dataset, restore, device)
+    citations = bibtex(content.runs) if content.boards else ""
+    return render(content, found, title, citations), content
 
 
-def _pictures(member: Member, dataset: str, restore: Restore, device: str) -> list[Picture] | str:
-    """The pictures of a run, or why there are none: a report never fails for want of them."""
+def _pictures(run: FinishedRun, dataset: str, restore: Restore, device: str) -> list[Picture] | str:
+    """Return the pictures of a run, or why there are none.
+
+    Missing pictures never fail a report.
+    """
     try:
-        return list(pictures(member, restore(member.run), dataset, device_of(device)))
+        return list(pictures(run, restore(run.folder), dataset, device_of(device)))
     except SegbenchError as error:
         return error.what
-    except Exception as error:  # of a plug-in, or of data and files that are not what they were
+    except Exception as error:  # raised by a plug-in, or by data and files that have changed
         return f"{type(error).__name__}: {error}"

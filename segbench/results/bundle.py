@@ -1,7 +1,8 @@
-"""A run as one file, to be handed on. Whoever takes it in computes its metrics again from the predictions.
+"""A run as one file, to be passed on. Whoever imports it recomputes its metrics from the predictions.
 
-A bundle is a zip of files with fixed names and of ``bundle.json``, which holds their sha256. Nothing in it is a path, a
-pickle or code: each file is read into memory, within limits, and checked before anything is written.
+A bundle is a zip of files with fixed names and of ``bundle.json``, which holds their sha256. Nothing
+in it is a path, a pickle or code: each file is read into memory, within limits, and checked before
+anything is written.
 """
 
 from __future__ import annotations
@@ -18,55 +19,54 @@ from segbench import __version__
 from segbench.config import dump_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
 from segbench.results import predictions
-from segbench.results.rundir import RunDir
+from segbench.results.cases import Record
+from segbench.results.rundir import RunDir, plain
 from segbench.storage import atomic_write, json_bytes, sync_folder, temp_path
 
 SCHEMA = "segbench.bundle/1"
 PREDICTIONS = "predictions.zip"
-FILES = {
+INDEX = "bundle.json"
+MAX_INDEX_BYTES = 10**6
+FILES = {  # the most bytes that each may have
     "config.yaml": 10**6,
     "result.json": 10**8,
     "cases.csv": 10**8,
     "manifest.json": 10**7,
     "log.jsonl": 10**9,
     PREDICTIONS: 4 * 10**9,
-}  # the most bytes that each may have
+}
 REQUIRED = ("config.yaml", "result.json", "cases.csv")
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:]{0,99}")
 
 
 def export(run: RunDir, out: Path, with_predictions: bool = True) -> list[str]:
-    """Write a finished run to ``out``; returns the names of what is in it.
+    """Write a finished run to ``out``; return the names of the files in it.
 
     Raises:
-        IntegrityError: the run is not finished, or its results are not what was written.
+        IntegrityError: the run is not finished, or its results were changed.
     """
-    from segbench.results.leaderboard import plain
-
     run.cases()
-    contents = {
-        name: (run.path / name).read_bytes()
-        for name in FILES
-        if (run.path / name).is_file() and (with_predictions or name != PREDICTIONS)
-    }
-    # Where things lie on this machine is nobody's business.
+    contents = {}
+    for name in FILES:
+        wanted = with_predictions or name != PREDICTIONS
+        if wanted and (run.path / name).is_file():
+            contents[name] = (run.path / name).read_bytes()
+    # Paths of this machine are left out.
     contents["config.yaml"] = dump_yaml({**run.config(), "plugins": []}).encode()
-    contents["manifest.json"] = json_bytes(
-        plain({k: v for k, v in run.manifest().items() if k != "argv"})
-    )
+    manifest = {key: value for key, value in run.manifest().items() if key != "argv"}
+    contents["manifest.json"] = json_bytes(plain(manifest))
     index = {
         "schema": SCHEMA,
         "segbench": __version__,
-        "files": {name: _sha256(c) for name, c in contents.items()},
+        "files": {name: _sha256(content) for name, content in contents.items()},
     }
 
     def write(file: Any) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in {"bundle.json": json_bytes(index), **contents}.items():
+            for name, content in {INDEX: json_bytes(index), **contents}.items():
                 info = zipfile.ZipInfo(name, predictions.DATE)
-                info.compress_type = (
-                    zipfile.ZIP_STORED if name == PREDICTIONS else zipfile.ZIP_DEFLATED
-                )
+                is_zip = name == PREDICTIONS
+                info.compress_type = zipfile.ZIP_STORED if is_zip else zipfile.ZIP_DEFLATED
                 archive.writestr(info, content)
 
     atomic_write(out, write)
@@ -74,40 +74,47 @@ def export(run: RunDir, out: Path, with_predictions: bool = True) -> list[str]:
 
 
 def read_bundle(path: Path) -> dict[str, bytes]:
-    """The files of a bundle.
+    """Return the files of a bundle.
 
     Raises:
         UsageError: there is no such file.
-        IntegrityError: it is not a bundle, is of another schema, or holds anything but what it must.
+        IntegrityError: it is not a bundle, has another schema, or holds other files.
     """
     if not path.is_file():
         raise UsageError(f"no bundle '{path}'", expected="a file written by: segbench runs export")
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist()]
-            if len(set(names)) < len(names) or not {"bundle.json", *REQUIRED} <= set(names) <= {
-                "bundle.json",
-                *FILES,
-            }:
-                raise ValueError(f"files {', '.join(map(repr, names[:20]))}")
-            contents = {name: _read(archive, name, FILES.get(name, 10**6)) for name in names}
-        index = json.loads(contents.pop("bundle.json"))
+            _check_names(names)
+            contents = {}
+            for name in names:
+                contents[name] = _read(archive, name, FILES.get(name, MAX_INDEX_BYTES))
+        index = json.loads(contents.pop(INDEX))
         if index["schema"] != SCHEMA:
             raise IntegrityError(
                 f"bundles of schema {index['schema']} need another segbench",
                 where=path,
                 expected=SCHEMA,
             )
-        if index["files"] != {name: _sha256(c) for name, c in contents.items()}:
+        digests = {name: _sha256(content) for name, content in contents.items()}
+        if index["files"] != digests:
             raise ValueError("digests that differ from those in bundle.json")
     except predictions.BROKEN as error:
         raise IntegrityError(
-            "this is not a whole bundle",
+            "the bundle is incomplete or damaged",
             where=path,
             found=error,
             expected="a file written by: segbench runs export",
         ) from error
     return contents
+
+
+def _check_names(names: list[str]) -> None:
+    """Raise ValueError unless these are the files of a bundle, each once."""
+    required = {INDEX, *REQUIRED}
+    allowed = {INDEX, *FILES}
+    if len(set(names)) < len(names) or not required <= set(names) <= allowed:
+        raise ValueError(f"files {', '.join(map(repr, names[:20]))}")
 
 
 def _sha256(content: bytes) -> str:
@@ -116,30 +123,32 @@ def _sha256(content: bytes) -> str:
 
 def _read(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     with archive.open(name) as file:
-        content = file.read(most + 1)  # what the directory says of the size may be a lie
+        content = file.read(most + 1)  # the size in the directory may be false
     if len(content) > most:
         raise ValueError(f"{name} of more than {most} bytes")
     return content
 
 
 def take_in(path: Path, root: Path, data_root: Path) -> tuple[RunDir, dict[str, Any]]:
-    """Import a bundle; the second value is what ``import.json`` says: ``verified`` and why not.
+    """Import a bundle; return the run and the content of ``import.json``.
 
     Raises:
-        IntegrityError: the bundle is broken, contradicts itself, or its metrics are not those of its predictions.
-        UsageError: a run of that identity was imported before, and the bundle adds no predictions to it.
+        IntegrityError: the bundle is damaged, contradicts itself, or its metrics are not those of
+            its predictions.
+        UsageError: the run was imported before, and the bundle adds no predictions to it.
     """
     contents = read_bundle(path)
     (root / "runs").mkdir(parents=True, exist_ok=True)
-    temp, old = temp_path(root / "runs" / "import"), temp_path(root / "runs" / "replaced")
+    temp = temp_path(root / "runs" / "import")
+    replaced = temp_path(root / "runs" / "replaced")
     temp.mkdir()
     try:
         for name, content in contents.items():
             (temp / name).write_bytes(content)
         run = RunDir(temp)
         run.cases()
-        final = _place(run, root)
-        if final.exists() and not _adds(contents, run, RunDir(final)):
+        final = _destination(run, root)
+        if final.exists() and not _adds_predictions(contents, run, RunDir(final)):
             raise UsageError(
                 "this run was imported before", where=final, fix=f"segbench runs verify {final}"
             )
@@ -148,29 +157,32 @@ def take_in(path: Path, root: Path, data_root: Path) -> tuple[RunDir, dict[str, 
             "bundle": path.name,
             "sha256": _sha256(path.read_bytes()),
             "segbench": __version__,
-            **checked(run, data_root),
+            **verify(run, data_root),
         }
         run.write_json("import.json", origin)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
-            final.rename(old)
+            final.rename(replaced)
         temp.rename(final)
         sync_folder(final.parent)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
     return RunDir(final), origin
 
 
-def _adds(contents: dict[str, bytes], new: RunDir, old: RunDir) -> bool:
-    """Does a bundle bring the predictions that an import lacks? Numbers that were verified may not change with it."""
+def _adds_predictions(contents: dict[str, bytes], new: RunDir, old: RunDir) -> bool:
+    """Return whether a bundle brings the predictions that an import lacks.
+
+    Numbers that were verified before must not change.
+    """
     if PREDICTIONS not in contents or (old.path / PREDICTIONS).exists():
         return False
     return old.reported or old.result() == new.result()
 
 
-def _place(run: RunDir, root: Path) -> Path:
-    """Where an imported run goes: beside one's own, never in the place where ``segbench run`` would look for its own."""
+def _destination(run: RunDir, root: Path) -> Path:
+    """Return where an imported run goes: never where ``segbench run`` looks for its own runs."""
     result = run.result()
     assert result is not None
     try:
@@ -185,35 +197,37 @@ def _place(run: RunDir, root: Path) -> Path:
             "the bundle's configuration is not that of its result", where="config.yaml"
         )
     parts = [*result["datasets"], result["method"]]
-    if not all(PART.fullmatch(p) for p in parts):
+    if not all(PART.fullmatch(part) for part in parts):
         raise IntegrityError(
-            "a bundle with names that cannot be",
-            found=[str(p)[:60] for p in parts],
+            "the bundle holds invalid names",
+            found=[str(part)[:60] for part in parts],
             expected="letters, digits and _",
         )
-    counts = f"{sum(result['labeled'].values())}of{sum(result['train'].values())}"
-    name = f"imported-{counts}-s{result['seed']}-{result['run_id'][:8]}"
-    return root / "runs" / "+".join(result["datasets"]) / result["method"] / name
+    labeled = sum(result["labeled"].values())
+    train = sum(result["train"].values())
+    name = f"imported-{labeled}of{train}-s{result['seed']}-{result['run_id'][:8]}"
+    return root / "runs" / "+".join(result["datasets"]) / str(result["method"]) / name
 
 
-def checked(run: RunDir, data_root: Path) -> dict[str, Any]:
-    """Can the metrics be computed from the predictions? ``verified``, and ``why`` not.
+def verify(run: RunDir, data_root: Path) -> dict[str, Any]:
+    """Recompute the metrics from the predictions; return ``verified`` and ``why`` not.
 
     Raises:
-        IntegrityError: they can, and are others.
+        IntegrityError: the metrics differ.
     """
     result = run.result()
     assert result is not None
     if not (run.path / PREDICTIONS).is_file():
         return {"verified": False, "why": "no predictions in the bundle"}
     for name in result["datasets"]:
-        why = _recompute(run, name, result["fingerprints"][name], data_root)
-        if why:
-            return {"verified": False, "why": why}
+        why_not = _recompute(run, name, result["fingerprints"][name], data_root)
+        if why_not:
+            return {"verified": False, "why": why_not}
     return {"verified": True, "why": ""}
 
 
 def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str:
+    """Recompute the metrics of one data set; return why that is not possible, empty if it is."""
     from segbench.data.store.store import open_store
     from segbench.evaluation.test_set import score
     from segbench.storage import array_digest
@@ -224,8 +238,8 @@ def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str
         return error.what
     if store.fingerprint != fingerprint:
         return f"the prepared data of '{name}' here are not those of the run"
-    records = [r for r in run.cases() if r["dataset"] == name]
-    cases = list(dict.fromkeys(r["case"] for r in records))
+    records = [record for record in run.cases() if record["dataset"] == name]
+    cases = list(dict.fromkeys(record["case"] for record in records))
     if cases != list(store.test):
         raise IntegrityError(
             f"the cases are not the test cases of '{name}'",
@@ -233,24 +247,37 @@ def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str
             found=f"{len(cases)} cases",
             expected=f"{len(store.test)} in the order of the split",
         )
-    labels = predictions.read(
-        run.path / PREDICTIONS, [(name, c, tuple(store.cases[c].shape)) for c in cases]
-    )
+    wanted = [(name, case, tuple(store.cases[case].shape)) for case in cases]
+    labels = predictions.read(run.path / PREDICTIONS, wanted)
     for case, label in zip(cases, labels, strict=True):
-        mine = [r for r in records if r["case"] == case]
-        for stored, true in zip(mine, score(label, array_digest(label), store, case), strict=False):
-            wrong = [k for k, v in true.items() if not _same(stored.get(k), v)]
-            if wrong or len(mine) != len(store.classes):
-                raise IntegrityError(
-                    f"the predictions do not give the metrics of case '{case}'",
-                    where=run.path,
-                    found=f"{wrong[:1] or len(mine)}: {stored.get(wrong[0]) if wrong else 'classes'}",
-                    expected=true[wrong[0]] if wrong else len(store.classes),
-                )
+        own = [record for record in records if record["case"] == case]
+        true = score(label, array_digest(label), store, case)
+        _check_case(run, case, own, true)
     return ""
+
+
+def _check_case(run: RunDir, case: str, stored: list[Record], true: list[Record]) -> None:
+    """Raise IntegrityError unless the stored records of a case are the recomputed ones."""
+    problem = f"the predictions do not give the metrics of case '{case}'"
+    if len(stored) != len(true):
+        raise IntegrityError(
+            problem,
+            where=run.path,
+            found=f"{len(stored)} classes",
+            expected=f"{len(true)} classes",
+        )
+    for own, recomputed in zip(stored, true, strict=True):
+        for name, value in recomputed.items():
+            if not _same(own.get(name), value):
+                raise IntegrityError(
+                    problem,
+                    where=run.path,
+                    found=f"{name}: {own.get(name)}",
+                    expected=value,
+                )
 
 
 def _same(stored: Any, true: Any) -> bool:
     if isinstance(true, float) and isinstance(stored, float):
         return abs(stored - true) <= 1e-9 * max(1.0, abs(true))
-    return stored == (list(true) if isinstance(true, tuple) else true)
+    return bool(stored == (list(true) if isinstance(true, tuple) else true))

@@ -1,7 +1,8 @@
 """BibTeX of what runs used.
 
-A plug-in's citation is read from its module's docstring, whose second paragraph begins ``Authors: Title, Venue 2020,
-arXiv:...``; where there is none, what its decorator or its attributes name is cited as it stands.
+A plug-in's citation is read from its module's docstring, whose second paragraph begins
+``Authors: Title, Venue 2020, arXiv:...``. Without such a paragraph, the paper named in its decorator
+or its attributes is cited as it stands.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ ARTICLE = re.compile(
     r"(?P<authors>[^:.]+): (?P<title>.+?), (?P<venue>[^,]*\b(?P<year>(?:19|20)\d\d)\b[^,]*?)"
     r"(?P<rest>(?:, [^.]*.*)?)$"
 )
+KINDS = ("method", "backbone", "dataset")  # in the order of the entries
 SELF = {
     "title": "{segbench}: honest benchmarks for semi-supervised medical image segmentation",
     "author": "{The segbench developers}",
@@ -29,10 +31,10 @@ SELF = {
 
 
 def plugins(run: RunDir) -> list[tuple[str, str]]:
-    """Kind and name of the plug-ins that a run used.
+    """Return kind and name of the plug-ins that a run used.
 
     Raises:
-        IntegrityError: its configuration does not tell.
+        IntegrityError: its stored configuration does not name them.
     """
     science = run.config()["science"]
     try:
@@ -54,71 +56,77 @@ def plugins(run: RunDir) -> list[tuple[str, str]]:
 
 
 def bibtex(runs: Iterable[RunDir]) -> str:
-    """Entries of the methods, backbones and data sets of the runs, and of segbench."""
+    """Return entries for segbench and for the plug-ins of the runs."""
     used = {plugin for run in runs for plugin in plugins(run)}
     entries = [_entry("software", "segbench", SELF)]
-    for kind, name in sorted(
-        used, key=lambda u: (("method", "backbone", "dataset").index(u[0]), u[1])
-    ):
-        entries.append(_plugin(kind, name))
+    for kind in KINDS:
+        names = sorted(name for used_kind, name in used if used_kind == kind)
+        entries += [_plugin_entry(kind, name) for name in names]
     return "\n\n".join(dict.fromkeys(entries)) + "\n"
 
 
-def _plugin(kind: str, name: str) -> str:
+def _plugin_entry(kind: str, name: str) -> str:
     try:
         entry = registry.get(kind, name)
     except SegbenchError:
         return f"% {safe(kind)} {safe(name)} is not installed here"
     cls = entry.cls
     if kind == "dataset":
-        return _entry(
-            "misc", entry.name, {"title": cls.title, "note": cls.citation, "url": cls.homepage}
-        )
-    text = inspect.cleandoc(getattr(sys.modules.get(cls.__module__), "__doc__", None) or "")
+        fields = {"title": cls.title, "note": cls.citation, "url": cls.homepage}
+        return _entry("misc", entry.name, fields)
+    module = sys.modules.get(cls.__module__)
+    text = inspect.cleandoc(getattr(module, "__doc__", None) or "")
     title, _, rest = text.partition("\n\n")
-    cited = re.split(r"\. (?=[A-Z])", " ".join(rest.partition("\n\n")[0].split()))[0].rstrip(".;")
-    found = ARTICLE.fullmatch(cited)
-    if found is None:
-        return _entry(
-            "misc",
-            entry.name,
-            {
-                "title": title.splitlines()[0].rstrip(".") if title else entry.name,
-                "note": entry.paper,
-            },
-        )
-    arxiv, doi = (
-        re.search(r"arXiv:(\S+?)(?=[,;]|$)", cited),
-        re.search(r"doi (\S+?)(?=[,;]|$)", cited),
-    )
-    return _entry(
-        "article",
-        f"{entry.name}{found['year']}",
-        {
-            "title": "{" + found["title"] + "}",
-            "author": " and ".join(a.strip() for a in found["authors"].split(",")),
-            "journal": found["venue"],
-            "year": found["year"],
-            "eprint": arxiv[1] if arxiv else "",
-            "archiveprefix": "arXiv" if arxiv else "",
-            "doi": doi[1] if doi else "",
-        },
-    )
+    paragraph = " ".join(rest.partition("\n\n")[0].split())
+    first_sentence = re.split(r"\. (?=[A-Z])", paragraph)[0]
+    citation = ARTICLE.fullmatch(first_sentence.rstrip(".;"))
+    if citation is None:
+        first_line = title.splitlines()[0].rstrip(".") if title else entry.name
+        return _entry("misc", entry.name, {"title": first_line, "note": entry.paper})
+    return _article(entry.name, citation)
+
+
+def _article(name: str, citation: re.Match[str]) -> str:
+    text = citation.string
+    arxiv = re.search(r"arXiv:(\S+?)(?=[,;]|$)", text)
+    doi = re.search(r"doi (\S+?)(?=[,;]|$)", text)
+    authors = [author.strip() for author in citation["authors"].split(",")]
+    fields = {
+        "title": "{" + citation["title"] + "}",
+        "author": " and ".join(authors),
+        "journal": citation["venue"],
+        "year": citation["year"],
+        "eprint": arxiv[1] if arxiv else "",
+        "archiveprefix": "arXiv" if arxiv else "",
+        "doi": doi[1] if doi else "",
+    }
+    return _entry("article", f"{name}{citation['year']}", fields)
 
 
 def _entry(kind: str, key: str, fields: dict[str, Any]) -> str:
-    lines = [f"  {name} = {{{_tex(str(value))}}}," for name, value in fields.items() if value]
-    return "\n".join([f"@{kind}{{{re.sub('[^A-Za-z0-9_:.-]', '', key)},", *lines, "}"])
+    lines = [f"@{kind}{{{re.sub('[^A-Za-z0-9_:.-]', '', key)},"]
+    for name, value in fields.items():
+        if value:
+            lines.append(f"  {name} = {{{_tex(str(value))}}},")
+    return "\n".join([*lines, "}"])
 
 
 def _tex(text: str) -> str:
-    """Text for a field, where TeX's special characters do nothing; braces that do not balance become parentheses."""
-    depth, lowest = 0, 0
-    for c in text:
-        depth += (c == "{") - (c == "}")
+    """Return text for a field, with TeX's special characters escaped.
+
+    Braces that do not balance become parentheses.
+    """
+    depth = 0
+    lowest = 0
+    for character in text:
+        depth += (character == "{") - (character == "}")
         lowest = min(lowest, depth)
     if depth or lowest:
         text = text.translate({ord("{"): "(", ord("}"): ")"})
-    return "".join(
-        f"\\{c}" if c in "&%$#_" else r"\textbackslash{}" if c == "\\" else c for c in safe(text)
-    )
+    return "".join(map(_tex_character, safe(text)))
+
+
+def _tex_character(character: str) -> str:
+    if character == "\\":
+        return r"\textbackslash{}"
+    return f"\\{character}" if character in "&%$#_" else character

@@ -1,44 +1,36 @@
-"""Which runs are comparable: finished ones sorted into tables and rows, by what they must share to stand in one."""
+"""Which runs are comparable: finished runs sorted into tables and rows."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from segbench.errors import IntegrityError, SegbenchError
+from segbench.results.finished import FinishedRun
 from segbench.results.rundir import RunDir
 from segbench.storage import json_bytes
 
 
-class Finished(NamedTuple):
-    """A run that can be believed: its result and the records of its cases."""
-
-    result: dict[str, Any]
-    run: RunDir
-    cases: list[dict[str, Any]]
-
-
-class Key(NamedTuple):
-    """What runs must share to stand in one table."""
+class TableKey(NamedTuple):
+    """What runs must have in common to share a table."""
 
     dataset: str
     labeled: int
     draws: tuple[int, ...]
     backbone: str
     protocol: str
-    content: str
+    content: str  # digest of the protocol's values
     fingerprint: str
     split: str
     precision: str
     network: str = ""  # the backbone's parameters
-    source: str = ""  # the backbone's code
+    source: str = ""  # digest of the backbone's code
     engine: str = ""
 
 
-Rows = dict[tuple[str, str], list[Finished]]  # by label and variant
-Groups = dict[Key, Rows]
-WORDS = {
+KEY_WORDS = {
     "labeled": "labeled cases",
     "draws": "labeled draws",
     "backbone": "backbone",
@@ -53,112 +45,168 @@ WORDS = {
 }
 
 
-def sorted_out(runs: Iterable[RunDir]) -> tuple[Groups, list[tuple[RunDir, Key, str]], list[str]]:
-    """Finished runs by table and row, failed ones with their table and variant, and warnings on what is neither."""
-    groups: Groups = {}
-    failures: list[tuple[RunDir, Key, str]] = []
-    warnings: list[str] = []
-    networks: dict[bytes, str] = {}
-    for run in runs:
-        try:
-            result = run.result()
-            if result is None:
-                failures += [
-                    (run, key, _variant(science)) for key, science in _failed(run, networks)
-                ]
-                continue
-            finished = Finished(result, run, run.cases())
-            science, modified = result["science"], result["protocol"]["modified"]
-            network = _network(run, science, modified, networks)
-            keys = [_key(name, science, modified, network) for name in result["datasets"]]
-            row = _label(result, run), _variant(science)
-        except (SegbenchError, RecursionError) as error:
-            warnings.append(f"{run.path}: {getattr(error, 'what', error)}; left out")
-            continue
+class RowKey(NamedTuple):
+    """What runs must have in common to share a row: they differ in seed and draw only."""
+
+    label: str
+    variant: str  # digest of the settings, see `_variant`
+
+
+class FailedRun(NamedTuple):
+    """A run that failed, with the table and the variant that it belongs to."""
+
+    folder: RunDir
+    table: TableKey
+    variant: str
+
+
+Rows = dict[RowKey, list[FinishedRun]]
+Tables = dict[TableKey, Rows]
+
+
+@dataclass
+class SortedRuns:
+    """Finished runs by table and row, failed runs, and warnings about runs that were left out."""
+
+    tables: Tables = field(default_factory=dict)
+    failures: list[FailedRun] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, run: FinishedRun, keys: Sequence[TableKey], row: RowKey) -> None:
+        """Add a finished run to its tables; the copy of a folder counts once."""
         for key in keys:
-            mine = groups.setdefault(key, {}).setdefault(row, [])
-            if all(
-                f.result["run_id"] != result["run_id"] for f in mine
-            ):  # a copied folder counts once
-                mine.append(finished)
-    return groups, failures, warnings
+            runs = self.tables.setdefault(key, {}).setdefault(row, [])
+            if all(other.result["run_id"] != run.result["run_id"] for other in runs):
+                runs.append(run)
 
 
-def pooled(groups: Groups) -> Iterator[tuple[Key, Rows]]:
-    """Tables over all labeled draws of the same data, with the rows that have runs in each of them."""
-    families: dict[Key, dict[int, Rows]] = {}
-    for key, rows in groups.items():
-        families.setdefault(key._replace(draws=()), {})[key.draws[0]] = rows
-    for key, draws in families.items():
-        shared = [
-            row for row in next(iter(draws.values())) if all(row in rows for rows in draws.values())
-        ]
-        if len(draws) > 1 and shared:
-            yield (
-                key._replace(draws=tuple(sorted(draws))),
-                {row: [f for d in sorted(draws) for f in draws[d][row]] for row in shared},
-            )
+def sort_runs(folders: Iterable[RunDir]) -> SortedRuns:
+    """Sort finished and failed runs into tables and rows."""
+    found = SortedRuns()
+    networks = _Networks()
+    for folder in folders:
+        try:
+            run = FinishedRun.load(folder)
+            if run is None:
+                found.failures += _failures(folder, networks)
+                continue
+            modified = run.result["protocol"]["modified"]
+            network = networks.of(folder, run.science, modified)
+            names = run.result["datasets"]
+            keys = [_table_key(name, run.science, modified, network) for name in names]
+            row = RowKey(_label(run), _variant(run.science))
+        except (SegbenchError, RecursionError) as error:
+            found.warnings.append(f"{folder.path}: {getattr(error, 'what', error)}; left out")
+            continue
+        found.add(run, keys, row)
+    return found
 
 
-def _failed(run: RunDir, networks: dict[bytes, str]) -> list[tuple[Key, dict[str, Any]]]:
-    """The tables that a failed run belongs to; none for one that is merely not finished."""
-    if not (run.path / "failed.json").exists():
+def tables_over_draws(tables: Tables) -> Iterator[tuple[TableKey, Rows]]:
+    """Yield a table over all labeled draws of the same data, with the rows that have all draws."""
+    families: dict[TableKey, dict[int, Rows]] = {}
+    for key, rows in tables.items():
+        family = families.setdefault(key._replace(draws=()), {})
+        family[key.draws[0]] = rows
+    for key, by_draw in families.items():
+        draws = sorted(by_draw)
+        first = next(iter(by_draw.values()))
+        shared = [row for row in first if all(row in rows for rows in by_draw.values())]
+        if len(draws) < 2 or not shared:
+            continue
+        rows = {}
+        for row in shared:
+            rows[row] = [run for draw in draws for run in by_draw[draw][row]]
+        yield key._replace(draws=tuple(draws)), rows
+
+
+def _failures(folder: RunDir, networks: _Networks) -> list[FailedRun]:
+    """Return the tables that a failed run belongs to; none for a run that is merely unfinished.
+
+    Raises:
+        IntegrityError: the stored configuration is incomplete.
+    """
+    if not folder.has_failed:
         return []
-    config = run.config()
+    config = folder.config()
     try:
-        science, modified = config["science"], config["experiment"]["modified"]
-        network = _network(run, science, modified, networks)
-        found = [
-            (_key(d["name"], science, modified, network), science) for d in science["datasets"]
-        ]
-        hash(tuple(key for key, _ in found))  # a list where a name should be
+        science = config["science"]
+        modified = config["experiment"]["modified"]
+        network = networks.of(folder, science, modified)
+        found = []
+        for entry in science["datasets"]:
+            key = _table_key(entry["name"], science, modified, network)
+            hash(key)  # a broken file may hold a list where a name should be
+            found.append(FailedRun(folder, key, _variant(science)))
         return found
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
-            "the stored configuration is incomplete", where=run.path, found=error
+            "the stored configuration is incomplete", where=folder.path, found=error
         ) from error
 
 
-def _network(
-    run: RunDir, science: dict[str, Any], modified: Sequence[str], known: dict[bytes, str]
-) -> tuple[str, str, str]:
-    """The backbone's parameters that protocol or user chose, its code, and the engine.
+class _Networks:
+    """The networks of runs: backbone parameters that protocol or user chose, code, and engine.
 
-    What a method prescribes of its network is its own affair, as its code is. Only the stored configuration tells who
-    chose what. It is slow to read: once for all runs with the same answer (``known``).
+    Backbone parameters that a method sets itself do not split tables. Only the stored
+    configuration shows who chose what. It is slow to read, so runs with the same answer share it.
     """
-    try:
-        final = science["backbone_params"]
-        mark = json_bytes([science["method"], science["backbone"], final, *modified])
-        if mark not in known:
-            named = run.config()["experiment"]["protocol"]["backbone"]
-            preset = named["params"] if named["name"] == science["backbone"] else {}
-            known[mark] = json_bytes(
-                {**preset, **{k: v for k, v in final.items() if f"backbone.{k}" in modified}}
-            ).decode()
-        return known[mark], str(science["sources"].get("backbone")), str(science["engine"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(
-            "the stored configuration is incomplete", where=run.path, found=error
-        ) from error
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, str] = {}
+
+    def of(
+        self, folder: RunDir, science: dict[str, Any], modified: Sequence[str]
+    ) -> tuple[str, str, str]:
+        """Return the last three parts of a run's ``TableKey``.
+
+        Raises:
+            IntegrityError: the stored configuration is incomplete.
+        """
+        try:
+            params = science["backbone_params"]
+            identity = [science["method"], science["backbone"], params, *modified]
+            mark = json_bytes(identity)
+            if mark not in self._known:
+                self._known[mark] = _chosen_params(folder, science, modified)
+            return (
+                self._known[mark],
+                str(science["sources"].get("backbone")),
+                str(science["engine"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(
+                "the stored configuration is incomplete", where=folder.path, found=error
+            ) from error
 
 
-def _key(
+def _chosen_params(folder: RunDir, science: dict[str, Any], modified: Sequence[str]) -> str:
+    """Return, as JSON, the backbone parameters that the protocol or the user chose."""
+    preset = folder.config()["experiment"]["protocol"]["backbone"]
+    chosen = {}
+    if preset["name"] == science["backbone"]:
+        chosen.update(preset["params"])
+    for name, value in science["backbone_params"].items():
+        if f"backbone.{name}" in modified:
+            chosen[name] = value
+    return json_bytes(chosen).decode()
+
+
+def _table_key(
     name: str, science: dict[str, Any], modified: Sequence[str], network: tuple[str, str, str]
-) -> Key:
+) -> TableKey:
     protocol = science["protocol"]
-    text = f"{protocol['name']} {protocol['version']}" + (
-        f" (modified: {', '.join(modified)})" if modified else ""
-    )
-    data = next(d for d in science["datasets"] if d["name"] == name)
-    content = hashlib.sha256(json_bytes(protocol)).hexdigest()
-    return Key(
+    title = f"{protocol['name']} {protocol['version']}"
+    if modified:
+        title += f" (modified: {', '.join(modified)})"
+    data = next(entry for entry in science["datasets"] if entry["name"] == name)
+    return TableKey(
         name,
         data["labeled"],
         (science.get("draw", 0),),
         science["backbone"],
-        text,
-        content,
+        title,
+        hashlib.sha256(json_bytes(protocol)).hexdigest(),
         data["fingerprint"],
         data["split"],
         science["precision"],
@@ -167,21 +215,21 @@ def _key(
 
 
 def _variant(science: dict[str, Any]) -> str:
-    """Digest of what makes two runs of one method different but for seed and draw: code, parameters, network."""
-    return hashlib.sha256(
-        json_bytes({k: v for k, v in science.items() if k not in ("seed", "draw")})
-    ).hexdigest()[:4]
+    """Return a digest of all settings but seed and draw: code, parameters, network."""
+    kept = {key: value for key, value in science.items() if key not in ("seed", "draw")}
+    return hashlib.sha256(json_bytes(kept)).hexdigest()[:4]
 
 
-def _label(result: dict[str, Any], run: RunDir) -> str:
-    """The method's name with the parameters that are not its defaults, and whether it had several data sets at once."""
-    changed = ",".join(f"{k}={v}" for k, v in sorted(result["changed_params"].items()))
-    dropped = "".join(f" without {term}" for term in result["without"])
-    joint = " (joint)" if len(result["datasets"]) > 1 else ""
-    reported = " (reported)" if run.reported else ""
-    return result["method"] + (f"[{changed}]" if changed else "") + dropped + joint + reported
-
-
-def draw_of(finished: Finished) -> int:
-    """Which labeled draw a run had."""
-    return int(finished.result["science"].get("draw", 0))
+def _label(run: FinishedRun) -> str:
+    """Return the method's name with what sets the run apart from the method's defaults."""
+    label = str(run.result["method"])
+    changed = [f"{key}={value}" for key, value in sorted(run.result["changed_params"].items())]
+    if changed:
+        label += f"[{','.join(changed)}]"
+    for term in run.result["without"]:
+        label += f" without {term}"
+    if len(run.result["datasets"]) > 1:
+        label += " (joint)"
+    if run.folder.reported:
+        label += " (reported)"
+    return label

@@ -9,24 +9,87 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from segbench.results.leaderboard import DISTANCES, Board, Row, plain
+from segbench.results.leaderboard import DISTANCES, Board, MethodRow
+from segbench.results.published import Published
+from segbench.results.rundir import plain
 from segbench.text import safe
 
 SCHEMA = "segbench.leaderboard/1"
-LONG_HOURS = 1.5  # from here on training is told in hours
-Published = Callable[[str, int], list[dict[str, Any]]]
+LONG_HOURS = 1.5  # from this longest training on, the column is in hours instead of minutes
+BOARD_FIELDS = (
+    "dataset",
+    "labeled",
+    "train",
+    "cases",
+    "backbone",
+    "protocol",
+    "unit",
+    "policy",
+    "partial",
+    "failures",
+    "sort",
+    "apart",
+    "draws",
+)
+PAIR_FIELDS = (
+    "a",
+    "b",
+    "mean",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "wins",
+    "ties",
+    "losses",
+    "distinguishable",
+)
+CSV_COLUMNS = (
+    "dataset",
+    "labeled",
+    "draw",
+    "train",
+    "cases",
+    "backbone",
+    "protocol",
+    "unit",
+    "policy",
+    "rank",
+    "method",
+    "dice",
+    "dice_sd",
+    "jaccard",
+    "hd95",
+    "asd",
+    "missed",
+    "seeds",
+    "train_hours",
+    "sort",
+    "ci_low",
+    "ci_high",
+    "rank_low",
+    "rank_high",
+    "group",
+    "failed",
+    "note",
+    "against",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "difference_p",
+)
 
 
-class Column(NamedTuple):
+class TableColumn(NamedTuple):
     """A column of a table."""
 
     title: str
     align: str  # "<" or ">"
-    cell: Callable[[Row], str]
+    cell: Callable[[MethodRow], str]
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number, or a dash where it is not defined."""
+    """Return a number, or a dash where it is not defined."""
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
@@ -35,128 +98,148 @@ def columns(
     wide: bool = True,
     published: Published | None = None,
     names: Mapping[str, str] | None = None,
-) -> list[Column]:
-    """The columns of a board; without ``wide`` those that fit 80 characters, and the sorted one.
+) -> list[TableColumn]:
+    """Return the columns of a board.
 
     Args:
+        wide: all columns; otherwise those that fit 80 characters, and the one that ranks.
+        published: adds a column with the literature's numbers.
         names: short forms of long row labels.
     """
-    names = names or {}
-    unit, hours = (
-        board.unit,
-        max((r.hours for r in board.rows if r.hours == r.hours), default=0.0) >= LONG_HOURS,
-    )
-    named = "" if board.sort == "dice" else f"{board.sort.upper()} "
+    short_names = names or {}
+    metric = "" if board.sort == "dice" else f"{board.sort.upper()} "
     found = [
-        Column("#", ">", lambda r: f"{r.rank}{'=' if r.tied else ''}" if r.rank else "–"),
-        Column("method", "<", lambda r: names.get(r.method, r.method)),
-        Column(
-            "Dice %",
-            ">",
-            lambda r: number(r.dice, 1) + (f" ± {r.dice_sd:.1f}" if r.dice_sd == r.dice_sd else ""),
-        ),
-        Column(f"{named}95% CI", ">", lambda r: _interval(r, board.sort)),
-        Column("ranks", ">", lambda r: f"{r.rank_low}–{r.rank_high}" if r.rank else "–")
-        if wide
-        else None,
-        Column("group", "<", lambda r: r.letters) if wide else None,
-        Column("Jaccard %", ">", lambda r: number(r.jaccard, 1))
-        if wide or board.sort == "jaccard"
-        else None,
-        Column(f"HD95 {unit}", ">", lambda r: number(r.hd95, 2)),
-        Column(f"ASD {unit}", ">", lambda r: number(r.asd, 2))
-        if wide or board.sort == "asd"
-        else None,
-        _difference(board, names),
-        _beside(board, published),
-        Column("missed", ">", lambda r: str(r.missed)),
-        Column("seeds", ">", lambda r: str(r.seeds)),
-        Column("failed", ">", lambda r: str(r.failed))
-        if wide and any(r.failed for r in board.rows)
-        else None,
-        Column(
-            "h" if hours else "min", ">", lambda r: number(r.hours if hours else r.hours * 60, 1)
-        ),
-        Column("", "<", lambda r: r.note) if any(r.note for r in board.rows) else None,
+        TableColumn("#", ">", _rank_cell),
+        TableColumn("method", "<", lambda row: short_names.get(row.method, row.method)),
+        TableColumn("Dice %", ">", _dice_cell),
+        TableColumn(f"{metric}95% CI", ">", lambda row: _interval_cell(row, board.sort)),
     ]
-    return [c for c in found if c is not None]
-
-
-def _interval(row: Row, metric: str) -> str:
-    low, high = row.intervals.get(metric, (None, None))
-    digits = 2 if metric in DISTANCES else 1
-    return "–" if low is None or low != low else f"{number(low, digits)}–{number(high, digits)}"
+    if wide:
+        found.append(TableColumn("ranks", ">", _rank_interval_cell))
+        found.append(TableColumn("group", "<", lambda row: row.letters))
+    if wide or board.sort == "jaccard":
+        found.append(TableColumn("Jaccard %", ">", lambda row: number(row.jaccard, 1)))
+    found.append(TableColumn(f"HD95 {board.unit}", ">", lambda row: number(row.hd95, 2)))
+    if wide or board.sort == "asd":
+        found.append(TableColumn(f"ASD {board.unit}", ">", lambda row: number(row.asd, 2)))
+    found += _difference_column(board, short_names)
+    if published is not None and board.standard:
+        found.append(_published_column(board, published))
+    found.append(TableColumn("missed", ">", lambda row: str(row.missed)))
+    found.append(TableColumn("seeds", ">", lambda row: str(row.seeds)))
+    if wide and any(row.failed for row in board.rows):
+        found.append(TableColumn("failed", ">", lambda row: str(row.failed)))
+    found.append(_time_column(board))
+    if any(row.note for row in board.rows):
+        found.append(TableColumn("", "<", lambda row: row.note))
+    return found
 
 
 def sorted_title(board: Board) -> str:
-    """The title of the column that ranks."""
-    return {"dice": "Dice %", "jaccard": "Jaccard %"}.get(
-        board.sort, f"{board.sort.upper()} {board.unit}"
-    )
+    """Return the title of the column that ranks."""
+    titles = {"dice": "Dice %", "jaccard": "Jaccard %"}
+    return titles.get(board.sort, f"{board.sort.upper()} {board.unit}")
 
 
-def _difference(board: Board, names: Mapping[str, str]) -> Column | None:
-    base = next((r.difference["to"] for r in board.rows if r.difference), None)
+def _rank_cell(row: MethodRow) -> str:
+    if not row.rank:
+        return "–"
+    return f"{row.rank}=" if row.tied else str(row.rank)
+
+
+def _dice_cell(row: MethodRow) -> str:
+    deviation = f" ± {row.dice_sd:.1f}" if row.dice_sd == row.dice_sd else ""
+    return number(row.dice, 1) + deviation
+
+
+def _interval_cell(row: MethodRow, metric: str) -> str:
+    low, high = row.intervals.get(metric, (None, None))
+    if low is None or low != low:
+        return "–"
+    digits = 2 if metric in DISTANCES else 1
+    return f"{number(low, digits)}–{number(high, digits)}"
+
+
+def _rank_interval_cell(row: MethodRow) -> str:
+    return f"{row.rank_low}–{row.rank_high}" if row.rank else "–"
+
+
+def _time_column(board: Board) -> TableColumn:
+    """Return the training time, in minutes or, where some row takes long, in hours."""
+    longest = max((row.hours for row in board.rows if row.hours == row.hours), default=0.0)
+    if longest >= LONG_HOURS:
+        return TableColumn("h", ">", lambda row: number(row.hours, 1))
+    return TableColumn("min", ">", lambda row: number(row.hours * 60, 1))
+
+
+def _difference_column(board: Board, names: Mapping[str, str]) -> list[TableColumn]:
+    """Return the column of the differences to one row; empty if none was asked for."""
+    bases = [row.difference["to"] for row in board.rows if row.difference]
+    if not bases:
+        return []
     digits = 2 if board.sort in DISTANCES else 1
 
-    def cell(row: Row) -> str:
-        d = row.difference
-        return "" if d is None else f"{d['mean']:+.{digits}f}{'*' if d['p'] < 0.05 else ''}"
+    def cell(row: MethodRow) -> str:
+        if row.difference is None:
+            return ""
+        star = "*" if row.difference["p"] < 0.05 else ""
+        return f"{row.difference['mean']:+.{digits}f}{star}"
 
-    return None if base is None else Column(f"to {names.get(base, base)}", ">", cell)
+    return [TableColumn(f"to {names.get(bases[0], bases[0])}", ">", cell)]
 
 
-def _beside(board: Board, published: Published | None) -> Column | None:
-    """The literature's range for our methods: a column of its own."""
-    if published is None or not board.standard:
-        return None
-    values: dict[str, list[tuple[float, str]]] = {}
+def _published_column(board: Board, published: Published) -> TableColumn:
+    """Return the literature's range of Dice for our methods, with the number of sources."""
+    dice: dict[str, list[float]] = {}
+    sources: dict[str, set[str]] = {}
     for row in published(board.dataset, board.labeled):
         if row["ours"] and not row["doubt"]:
-            values.setdefault(row["ours"], []).append((row["dice"], row["source"]))
+            dice.setdefault(row["ours"], []).append(row["dice"])
+            sources.setdefault(row["ours"], set()).add(row["source"])
 
-    def cell(row: Row) -> str:
-        found = values.get(row.method.split(" @")[0].removesuffix(" (joint)"), [])
-        low, high = (f(dice for dice, _ in found) if found else 0.0 for f in (min, max))
-        span = f"{low:.1f}" + (f"–{high:.1f}" if high > low else "")
-        return f"{span} ({len({source for _, source in found})})" if found else ""
+    def cell(row: MethodRow) -> str:
+        method = row.method.split(" @")[0].removesuffix(" (joint)")
+        if method not in dice:
+            return ""
+        low = min(dice[method])
+        high = max(dice[method])
+        span = f"{low:.1f}–{high:.1f}" if high > low else f"{low:.1f}"
+        return f"{span} ({len(sources[method])})"
 
-    return Column("published", ">", cell)
+    return TableColumn("published", ">", cell)
 
 
 def footer(
     board: Board, published: Published | None = None, shown: Iterable[str] | None = None
 ) -> list[str]:
-    """What a reader must know to believe the table; ``shown`` are the columns it has, all if not given."""
-    titles = " ".join(["95% CI", "missed", "to ", "published"] if shown is None else shown)
-    over = "seeds" if len(board.draws) == 1 else "seeds and draws"
-    parts = [
-        f"± standard deviation over {over}",
-        f"CI over cases and {over}" if "95% CI" in titles else "",
-        f"missed: Dice 0, distances by policy '{board.policy}'" if "missed" in titles else "",
-    ]
-    lines = [" · ".join(filter(None, parts))]
-    if any(r.rank for r in board.rows):
-        lines.append(
-            "= not distinguishable from the first of that rank: paired by case, seeds random, Holm, p > 0.05"
-            + ("" if board.cases > 1 else " (one case: no test)")
+    """Return what a reader needs to know about the table, one line per remark.
+
+    Args:
+        shown: titles of the columns that the table has; None: all.
+    """
+    all_titles = ["95% CI", "missed", "to ", "published"]
+    titles = " ".join(all_titles if shown is None else shown)
+    lines = [_explain_numbers(board, titles)]
+    if any(row.rank for row in board.rows):
+        line = (
+            "= not distinguishable from the first method of that rank "
+            "(paired by case, seeds random, Holm, p > 0.05)"
         )
-    if any(r.difference for r in board.rows) and "to " in titles:
-        lacking = any("missing" in r.note for r in board.rows)
+        lines.append(line if board.cases > 1 else f"{line}; with one case nothing can be tested")
+    if any(row.difference for row in board.rows) and "to " in titles:
+        lines.append(_explain_stars(board))
+    if published is not None and board.standard and "published" in titles:
         lines.append(
-            "* p < 0.05 in the tests that rank; rows that are not ranked are not tested"
-            + (", and compared over the cases that both have" if lacking else "")
-        )
-    if _beside(board, published) is not None and "published" in titles:
-        lines.append(
-            "published: Dice in the literature (number of sources), with its own data, seeds and checkpoint rules"
+            "published: Dice in the literature (number of sources); "
+            "each source has its own data, seeds and checkpoint rule"
         )
     if board.dataset.startswith("phantom"):
         lines.append(
-            "phantoms are synthetic: they show the tool and the order of methods on them, nothing clinical"
+            "phantoms are synthetic: they compare methods on synthetic images "
+            "and show nothing about patients"
         )
     if board.partial:
-        lines.append("made on a partial copy of the data set: never comparable with the whole")
+        lines.append("partial copy of the data set: not comparable with the whole data set")
     if board.apart:
         lines.append(board.apart)
     if board.failures:
@@ -164,240 +247,194 @@ def footer(
     return lines
 
 
+def _explain_numbers(board: Board, titles: str) -> str:
+    over = "seeds" if len(board.draws) == 1 else "seeds and draws"
+    parts = [f"± standard deviation over {over}"]
+    if "95% CI" in titles:
+        parts.append(f"CI over cases and {over}")
+    if "missed" in titles:
+        parts.append(f"missed: Dice 0, distances by policy '{board.policy}'")
+    return " · ".join(parts)
+
+
+def _explain_stars(board: Board) -> str:
+    line = "* p < 0.05 in the tests that rank; rows that are not ranked are not tested"
+    if any("missing" in row.note for row in board.rows):
+        line += ", and compared over the cases that both have"
+    return line
+
+
 def as_csv(boards: Sequence[Board]) -> str:
-    """One line a row. Cells that a spreadsheet would take for a formula are quoted."""
+    """Return one line per row. Cells that a spreadsheet would take for a formula are quoted."""
+    records = [_csv_record(board, row) for board in boards for row in board.rows]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            "dataset",
-            "labeled",
-            "draw",
-            "train",
-            "cases",
-            "backbone",
-            "protocol",
-            "unit",
-            "policy",
-            "rank",
-            "method",
-            "dice",
-            "dice_sd",
-            "jaccard",
-            "hd95",
-            "asd",
-            "missed",
-            "seeds",
-            "train_hours",
-            "sort",
-            "ci_low",
-            "ci_high",
-            "rank_low",
-            "rank_high",
-            "group",
-            "failed",
-            "note",
-            "against",
-            "difference",
-            "difference_low",
-            "difference_high",
-            "difference_p",
-        ]
-    )
-    for b in boards:
-        for r in b.rows:
-            low, high = r.intervals.get(b.sort, (None, None))
-            draw = "+".join(map(str, b.draws))
-            row = (
-                b.dataset,
-                b.labeled,
-                draw,
-                b.train,
-                b.cases,
-                b.backbone,
-                b.protocol,
-                b.unit,
-                b.policy,
-                r.rank,
-                r.method,
-                r.dice,
-                r.dice_sd,
-                r.jaccard,
-                r.hd95,
-                r.asd,
-                r.missed,
-                r.seeds,
-                r.hours,
-                b.sort,
-                low,
-                high,
-                r.rank_low,
-                r.rank_high,
-                r.letters,
-                r.failed,
-                r.note,
-                *(
-                    r.difference[k] if r.difference else None
-                    for k in ("to", "mean", "low", "high", "p")
-                ),
-            )
-            writer.writerow([_formula(v) for v in row])
+    writer.writerow(CSV_COLUMNS)
+    for record in records:
+        writer.writerow([_csv_cell(record[name]) for name in CSV_COLUMNS])
     return out.getvalue()
 
 
-def _formula(value: Any) -> Any:
-    value = (
-        safe(value) if isinstance(value, str) else "" if value is None or value != value else value
-    )
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@" and value else value
+def _csv_record(board: Board, row: MethodRow) -> dict[str, Any]:
+    low, high = row.intervals.get(board.sort, (None, None))
+    difference = row.difference or {}
+    return {
+        **{name: getattr(board, name) for name in CSV_COLUMNS if hasattr(board, name)},
+        **{name: getattr(row, name) for name in CSV_COLUMNS if hasattr(row, name)},
+        "draw": "+".join(map(str, board.draws)),
+        "train_hours": row.hours,
+        "ci_low": low,
+        "ci_high": high,
+        "group": row.letters,
+        "against": difference.get("to"),
+        "difference": difference.get("mean"),
+        "difference_low": difference.get("low"),
+        "difference_high": difference.get("high"),
+        "difference_p": difference.get("p"),
+    }
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, str):
+        text = safe(value)
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    if value is None or value != value:
+        return ""
+    return value
 
 
 def as_json(boards: Sequence[Board], published: Published | None) -> dict[str, Any]:
-    """One document."""
+    """Return one document."""
     tables = []
-    for b in boards:
-        table = {
-            k: getattr(b, k)
-            for k in (
-                "dataset",
-                "labeled",
-                "train",
-                "cases",
-                "backbone",
-                "protocol",
-                "unit",
-                "policy",
-                "partial",
-                "failures",
-                "sort",
-                "apart",
-                "draws",
-            )
-        }
-        table["draw"] = b.draws[0] if len(b.draws) == 1 else None
-        table["rows"] = [r.to_dict() for r in b.rows]
-        table["pairs"] = [
-            {
-                k: getattr(d, k)
-                for k in (
-                    "a",
-                    "b",
-                    "mean",
-                    "low",
-                    "high",
-                    "p",
-                    "p_holm",
-                    "wins",
-                    "ties",
-                    "losses",
-                    "distinguishable",
-                )
-            }
-            for d in b.pairs
-        ]
-        if published is not None and b.standard:
-            table["published"] = published(b.dataset, b.labeled)
+    for board in boards:
+        table = {name: getattr(board, name) for name in BOARD_FIELDS}
+        table["draw"] = board.draws[0] if len(board.draws) == 1 else None
+        table["rows"] = [row.to_dict() for row in board.rows]
+        table["pairs"] = [_pair_record(pair) for pair in board.pairs]
+        if published is not None and board.standard:
+            table["published"] = published(board.dataset, board.labeled)
         tables.append(plain(table))
     return {"schema": SCHEMA, "status": "ok", "boards": tables}
 
 
+def _pair_record(pair: object) -> dict[str, Any]:
+    return {name: getattr(pair, name) for name in PAIR_FIELDS}
+
+
 def as_markdown(boards: Sequence[Board], published: Published | None = None) -> str:
-    """Pipe tables."""
+    """Return pipe tables."""
     parts = []
-    for b in boards:
-        cols = columns(b, published=published)
+    for board in boards:
+        shown = columns(board, published=published)
+        rules = ["---:" if column.align == ">" else "---" for column in shown]
         lines = [
-            f"**{_md(b.title)}**",
+            f"**{_markdown(board.title)}**",
             "",
-            "| " + " | ".join(_md(c.title) for c in cols) + " |",
-            "|" + "|".join("---:" if c.align == ">" else "---" for c in cols) + "|",
+            _pipe_line([_markdown(column.title) for column in shown]),
+            f"|{'|'.join(rules)}|",
         ]
-        lines += ["| " + " | ".join(_md(c.cell(r)) for c in cols) + " |" for r in b.rows]
-        parts.append("\n".join([*lines, "", *(f"{_md(line)}  " for line in footer(b, published))]))
+        for row in board.rows:
+            lines.append(_pipe_line([_markdown(column.cell(row)) for column in shown]))
+        lines.append("")
+        lines += [f"{_markdown(line)}  " for line in footer(board, published)]
+        parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def _md(text: str) -> str:
+def _pipe_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown(text: str) -> str:
     return re.sub(r"([\\|*_<>\[\]`])", r"\\\1", safe(text))
 
 
 def as_latex(boards: Sequence[Board], published: Published | None = None) -> str:
-    """booktabs tables; in bold what has the first rank, in the metric that ranks."""
-    parts = []
-    for b in boards:
-        left_out = {"failed", "h", "min"} | (set() if any(r.missed for r in b.rows) else {"missed"})
-        cols = [c for c in columns(b, published=published) if c.title not in left_out]
-        bold = sorted_title(b)
-        lines = [
-            f"% {_tex(b.title)}",
-            rf"\begin{{tabular}}{{{''.join('l' if c.align == '<' else 'r' for c in cols)}}}",
-            r"\toprule",
-            " & ".join(
-                _tex(c.title).capitalize() if c.title == "method" else _tex(c.title) for c in cols
-            )
-            + r" \\",
-            r"\midrule",
-        ]
-        for r in b.rows:
-            texts = {c.title: _tex(c.cell(r)) for c in cols}
-            if r.rank == 1:
-                texts[bold] = rf"\textbf{{{texts[bold]}}}"
-            lines.append(" & ".join(texts.values()) + r" \\")
-        parts.append(
-            "\n".join(
-                [
-                    *lines,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                    *(f"% {_tex(line)}" for line in footer(b, published)),
-                ]
-            )
-        )
-    return "\n\n".join(parts) + "\n"
+    """Return booktabs tables; the first rank is bold in the column that ranks."""
+    return "\n\n".join(_latex_table(board, published) for board in boards) + "\n"
 
 
-def _tex(text: str) -> str:
-    special = {
-        "\\": r"\textbackslash{}",
-        "±": r"$\pm$",
-        "–": "--",
-        "·": r"$\cdot$",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": "$<$",
-        ">": "$>$",
-        **{c: rf"\{c}" for c in "&%$#_{}"},
-    }
-    return "".join(special.get(c, c) for c in safe(text))
+def _latex_table(board: Board, published: Published | None) -> str:
+    left_out = {"failed", "h", "min"}
+    if not any(row.missed for row in board.rows):
+        left_out.add("missed")
+    shown = [c for c in columns(board, published=published) if c.title not in left_out]
+    titles = [_latex(column.title) for column in shown]
+    titles[titles.index("method")] = "Method"
+    alignment = "".join("l" if column.align == "<" else "r" for column in shown)
+    lines = [
+        f"% {_latex(board.title)}",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        " & ".join(titles) + r" \\",
+        r"\midrule",
+    ]
+    for row in board.rows:
+        cells = []
+        for column in shown:
+            text = _latex(column.cell(row))
+            if row.rank == 1 and column.title == sorted_title(board):
+                text = rf"\textbf{{{text}}}"
+            cells.append(text)
+        lines.append(" & ".join(cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [f"% {_latex(line)}" for line in footer(board, published)]
+    return "\n".join(lines)
+
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "·": r"$\cdot$",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+}
+LATEX |= {character: rf"\{character}" for character in "&%$#_{}"}
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in safe(text))
+
+
+STYLE = (
+    ":root{color-scheme:light dark}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}"
+    "div{overflow-x:auto}"
+    "table{border-collapse:collapse}"
+    "th,td{padding:.25rem .75rem;text-align:left;border-bottom:1px solid #8888;white-space:nowrap}"
+    ".n{text-align:right;font-variant-numeric:tabular-nums}"
+)
 
 
 def as_html(boards: Sequence[Board], published: Published | None = None) -> str:
-    """A page of plain tables: no script, nothing fetched."""
-    style = (
-        ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;"
-        "padding:0 1rem}div{overflow-x:auto}table{border-collapse:collapse}th,td{padding:.25rem .75rem;text-align:left;"
-        "border-bottom:1px solid #8888;white-space:nowrap}.n{text-align:right;font-variant-numeric:tabular-nums}"
-    )
-    parts = []
-    for b in boards:
-        cols = columns(b, published=published)
-        kind = {">": ' class="n"', "<": ""}
-        head = "".join(f'<th scope="col"{kind[c.align]}>{_html(c.title)}</th>' for c in cols)
-        rows = [
-            "<tr>" + "".join(f"<td{kind[c.align]}>{_html(c.cell(r))}</td>" for c in cols) + "</tr>"
-            for r in b.rows
-        ]
-        notes = "".join(f"<li>{_html(line)}</li>" for line in footer(b, published))
-        parts.append(
-            f"<h2>{_html(b.title)}</h2>\n<div><table>\n<tr>{head}</tr>\n"
-            + "\n".join(rows)
-            + f"\n</table></div>\n<ul>{notes}</ul>"
-        )
+    """Return a page of plain tables: no script, nothing is fetched."""
+    tables = "\n".join(_html_table(board, published) for board in boards)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>segbench leaderboard</title>\n'
-        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body>\n'
-        "<h1>Leaderboard</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<title>segbench leaderboard</title>\n"
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>\n'
+        f"<h1>Leaderboard</h1>\n{tables}\n</body></html>\n"
     )
+
+
+def _html_table(board: Board, published: Published | None) -> str:
+    shown = columns(board, published=published)
+    kinds = [' class="n"' if column.align == ">" else "" for column in shown]
+    heads = []
+    for column, kind in zip(shown, kinds, strict=True):
+        heads.append(f'<th scope="col"{kind}>{_html(column.title)}</th>')
+    lines = [f"<tr>{''.join(heads)}</tr>"]
+    for row in board.rows:
+        cells = []
+        for column, kind in zip(shown, kinds, strict=True):
+            cells.append(f"<td{kind}>{_html(column.cell(row))}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    body = "\n".join(lines)
+    notes = "".join(f"<li>{_html(line)}</li>" for line in footer(board, published))
+    return f"<h2>{_html(board.title)}</h2>\n<div><table>\n{body}\n</table></div>\n<ul>{notes}</ul>"
 
 
 def _html(text: str) -> str:

@@ -1,4 +1,7 @@
-"""Predicted label maps in one zip file, one ``<data set>/<case>.npy`` each. No pickle; nothing is unpacked to disk."""
+"""Predicted label maps in one zip file, one ``<data set>/<case>.npy`` each.
+
+Nothing is pickled, and nothing is extracted to disk.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from segbench.errors import IntegrityError
 DATE = (1980, 1, 1, 0, 0, 0)  # the same labels give the same file
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:]{0,99}/[A-Za-z0-9][A-Za-z0-9._+-]{0,99}\.npy")
 
-# What reading a damaged or forged archive, or the header of an array in it, can raise.
+# All that reading a damaged or forged archive, or the header of an array in it, can raise.
 BROKEN = (
     OSError,
     ValueError,
@@ -36,15 +39,15 @@ BROKEN = (
 )
 
 
-class Keep(Protocol):
-    """Takes the label map of a case."""
+class KeepLabel(Protocol):
+    """Stores the label map of a case."""
 
     def __call__(self, dataset: str, case: str, label: np.ndarray) -> None: ...
 
 
 @contextmanager
-def writer(file: IO[bytes]) -> Iterator[Keep]:
-    """A function that adds label maps (*S) uint8 to ``file``."""
+def writer(file: IO[bytes]) -> Iterator[KeepLabel]:
+    """Yield a function that adds label maps (*S) uint8 to ``file``."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def keep(dataset: str, case: str, label: np.ndarray) -> None:
@@ -60,7 +63,7 @@ def writer(file: IO[bytes]) -> Iterator[Keep]:
 
 
 def read(path: Path, wanted: Iterable[tuple[str, str, tuple[int, ...]]]) -> Iterator[np.ndarray]:
-    """The label maps of (data set, case, shape), in that order.
+    """Yield the label maps of (data set, case, shape), in that order.
 
     Raises:
         IntegrityError: one is missing, or is not a plain array of bytes of that shape.
@@ -77,14 +80,17 @@ def read(path: Path, wanted: Iterable[tuple[str, str, tuple[int, ...]]]) -> Iter
 def _name(dataset: str, case: str) -> str:
     name = f"{dataset}/{case}.npy"
     if not NAME.fullmatch(name):
-        raise ValueError(f"not a name of a prediction: {name[:200]!r}")
+        raise ValueError(f"not a valid name of a prediction: {name[:200]!r}")
     return name
 
 
 def _array(file: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
-    """The array, if its header says what it must: a forged one cannot make us reserve memory."""
+    """Return the array if its header is the expected one.
+
+    The header is checked first, so that a forged one cannot make us reserve memory.
+    """
     if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("an array of another version")
+        raise ValueError("an array of another format version")
     found: Any = np.lib.format.read_array_header_1_0(file)
     if found != (tuple(shape), False, np.dtype(np.uint8)):
         raise ValueError(f"an array {found}, expected bytes of shape {tuple(shape)}")

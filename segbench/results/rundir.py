@@ -1,14 +1,14 @@
-"""The run directory: all there is of a run, readable without segbench.
+"""The run directory: all files of a run, readable without segbench.
 
 ``config.yaml``   the resolved experiment and its identity, written first
-``data.json``     a digest of every case it began with, to tell later which ones have changed
-``log.jsonl``     one line a logged step
-``ckpt/``         checkpoints while training, the final weights afterwards
-``cases.csv``     one line a test case and class
+``data.json``     a digest of every case at the start, which later shows changed cases
+``log.jsonl``     one line per logged step
+``ckpt/``         checkpoints during training, the final weights afterwards
+``cases.csv``     one line per test case and class
 ``manifest.json`` machine, versions, times: what may differ between two runs of one identity
-``result.json``   written last and only once; a valid one *is* the mark of a finished run
+``result.json``   written once, at the end; a valid one marks a finished run
 ``failed.json``   why the last attempt failed
-``import.json``   of an imported run: from where, and whether its numbers were computed again
+``import.json``   of an imported run: its source, and whether its numbers were computed again
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import os
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from segbench.config import Experiment, dump_yaml, load_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
-from segbench.results.cases import check_metrics, checked, read_cases
+from segbench.results.cases import Record, check_metrics, read_cases
+from segbench.results.schema import check_result
 from segbench.storage import atomic_write, json_bytes
 
 SCHEMA = "segbench.run/1"
-SHOWN = 10  # folders that an error names
-CONFIG = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
+LISTED_FOLDERS = 10  # most folders that an error message names
+CONFIG_KEYS = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
+MAX_STEP = 2**63  # TensorBoard stores a step in 64 bits
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,13 @@ class RunDir:
         """The first eight digits of the identity, from the folder's name."""
         return self.path.name.rsplit("-", 1)[-1]
 
+    @property
+    def short_path(self) -> str:
+        """The last three parts of the path: data sets, method and folder."""
+        return "/".join(self.path.parts[-3:])
+
     def config(self) -> dict[str, Any]:
-        """The stored experiment: keys ``run_id``, ``experiment``, ``science``, ``plugins``.
+        """Return the stored experiment: ``run_id``, ``experiment``, ``science``, ``plugins``.
 
         Raises:
             UsageError: it cannot be read.
@@ -52,14 +60,16 @@ class RunDir:
         """
         file = self.path / "config.yaml"
         found = load_yaml(file)
-        for key, kind in CONFIG.items():
-            if not isinstance(found.get(key), kind) or (
-                kind is list and not all(isinstance(f, str) for f in found[key])
-            ):
+        for key, kind in CONFIG_KEYS.items():
+            value = found.get(key)
+            right_type = isinstance(value, kind)
+            if right_type and isinstance(value, list):
+                right_type = all(isinstance(item, str) for item in value)
+            if not right_type:
                 raise IntegrityError(
                     "the stored configuration is incomplete",
                     where=file,
-                    found=f"{key}: {found.get(key)}"[:80],
+                    found=f"{key}: {value}"[:80],
                     expected="the file as segbench wrote it",
                 )
         return found
@@ -67,7 +77,7 @@ class RunDir:
     def write_config(
         self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]
     ) -> None:
-        """Write the experiment before training starts."""
+        """Write the experiment, before training starts."""
         self.path.mkdir(parents=True, exist_ok=True)
         content = {
             "schema": SCHEMA,
@@ -79,10 +89,10 @@ class RunDir:
         atomic_write(self.path / "config.yaml", dump_yaml(content).encode())
 
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, None of any other.
+        """Return the result of a finished run, None for every other run.
 
         Raises:
-            IntegrityError: there is a result file, but it or its case table is not what was written.
+            IntegrityError: there is a result file, but it or its case table was changed.
         """
         file = self.path / "result.json"
         try:
@@ -114,7 +124,7 @@ class RunDir:
                 found=cases[:16],
                 expected=str(result.get("cases_sha256"))[:16],
             )
-        return checked(result, file)
+        return check_result(result, file)
 
     @property
     def state(self) -> str:
@@ -124,28 +134,37 @@ class RunDir:
                 return "done"
         except IntegrityError:
             return "failed"
-        if (self.path / "failed.json").exists():
+        if self.has_failed:
             return "failed"
         return "half-done" if any(self.path.glob("ckpt/*.st")) else "to do"
 
-    def cases(self) -> list[dict[str, Any]]:
-        """The checked records of a finished run's test cases.
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last attempt recorded a failure."""
+        return (self.path / "failed.json").exists()
+
+    def cases(self, result: dict[str, Any] | None = None) -> list[Record]:
+        """Return the checked records of a finished run's test cases.
+
+        Args:
+            result: the run's result, if it was read before.
 
         Raises:
-            IntegrityError: they cannot be true, or their means are not those of the result.
+            IntegrityError: their values are impossible, or their means are not those of the result.
         """
-        result, file = self.result(), self.path / "cases.csv"
+        result = self.result() if result is None else result
         if result is None:
             raise IntegrityError(
                 "the run is not finished", where=self.path, fix=f"segbench resume {self.run_id}"
             )
+        file = self.path / "cases.csv"
         records = read_cases(file.read_bytes(), file)
         check_metrics(result, records, file)
         return records
 
     @property
     def origin(self) -> dict[str, Any] | None:
-        """Where an imported run comes from and whether its metrics could be computed again; None for one's own."""
+        """The source of an imported run, and whether its metrics were verified; else None."""
         file = self.path / "import.json"
         try:
             return dict(json.loads(file.read_bytes()))
@@ -156,35 +175,50 @@ class RunDir:
 
     @property
     def reported(self) -> bool:
-        """Must its numbers be taken on trust?"""
+        """Whether the numbers were imported without being verified."""
         return self.origin is not None and self.origin.get("verified") is not True
 
     def manifest(self) -> dict[str, Any]:
-        """Times and environment; empty if there are none yet."""
+        """Return times and environment; empty if nothing was recorded."""
         return read_object(self.path / "manifest.json")
 
     def leak(self) -> dict[str, Any]:
-        """What ``segbench leak`` recorded of this run; empty if nothing."""
+        """Return what ``segbench leak`` recorded; empty if nothing was."""
         return read_object(self.path / "leak.json")
+
+    def log(self) -> list[dict[str, Any]]:
+        """Return the lines of ``log.jsonl`` that are objects with a step."""
+        try:
+            text = (self.path / "log.jsonl").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return []
+        lines = []
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):  # an interrupted run may leave half a last line
+                continue
+            step = record.get("step") if isinstance(record, dict) else None
+            if isinstance(step, int) and abs(step) < MAX_STEP:
+                lines.append(record)
+        return lines
 
     def write_json(self, name: str, value: Any) -> None:
         """Write one of the JSON files, atomically."""
         atomic_write(self.path / name, json_bytes(value))
 
     def fail(self, error: BaseException, stage: str) -> None:
-        """Record why the run failed; a later success removes it."""
-        known = (
-            error.to_dict()
-            if isinstance(error, SegbenchError)
-            else {"kind": type(error).__name__, "what": str(error)}
-        )
-        self.write_json(
-            "failed.json", {"stage": stage, **known, "traceback": traceback.format_exc()}
-        )
+        """Record why the run failed; a later success removes the record."""
+        if isinstance(error, SegbenchError):
+            known = error.to_dict()
+        else:
+            known = {"kind": type(error).__name__, "what": str(error)}
+        record = {"stage": stage, **known, "traceback": traceback.format_exc()}
+        self.write_json("failed.json", record)
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; empty if there is none or it cannot be read."""
+    """Return the object in a JSON file; empty if there is none or it cannot be read."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -193,18 +227,26 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Is it a finite number that a float can hold?"""
+    """Return whether a value is a finite number that a float can hold."""
     return isinstance(value, (int, float)) and abs(value) < 1e300
 
 
+def plain(value: Any) -> Any:
+    """Return JSON types; NaN and infinity become None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    return value
+
+
 def _other_schema(found: object, file: Path) -> IntegrityError:
-    """The error for a result of another version; results are never rewritten."""
-    newer = (
-        isinstance(found, str)
-        and found.startswith("segbench.run/")
-        and found.rpartition("/")[2].isdecimal()
-    )
-    newer = newer and int(str(found).rpartition("/")[2]) > int(SCHEMA.rpartition("/")[2])
+    """Return the error for a result of another version; results are never rewritten."""
+    ours = int(SCHEMA.rpartition("/")[2])
+    name, _, version = str(found).rpartition("/")
+    newer = name == "segbench.run" and version.isdecimal() and int(version) > ours
     return IntegrityError(
         f"results of schema {found} need {'a newer' if newer else 'another'} segbench",
         where=file,
@@ -216,41 +258,45 @@ def _other_schema(found: object, file: Path) -> IntegrityError:
 def run_folder(
     root: Path, experiment: Experiment, train_sizes: dict[str, int], run_id: str
 ) -> RunDir:
-    """``<root>/runs/<data sets>/<method>/<labeled>of<train>[-d<draw>]-s<seed>-<id8>``: readable first, identity last."""
-    counts = f"{sum(experiment.labeled.values())}of{sum(train_sizes.values())}"
-    data, draw = "+".join(experiment.datasets), f"-d{experiment.draw}" if experiment.draw else ""
-    return RunDir(
-        root / "runs" / data / experiment.method / f"{counts}{draw}-s{experiment.seed}-{run_id[:8]}"
-    )
+    """Return the folder of a run: readable parts first, the identity last.
+
+    ``<root>/runs/<data sets>/<method>/<labeled>of<train>[-d<draw>]-s<seed>-<id8>``
+    """
+    labeled = sum(experiment.labeled.values())
+    train = sum(train_sizes.values())
+    draw = f"-d{experiment.draw}" if experiment.draw else ""
+    name = f"{labeled}of{train}{draw}-s{experiment.seed}-{run_id[:8]}"
+    return RunDir(root / "runs" / "+".join(experiment.datasets) / experiment.method / name)
 
 
 def all_runs(root: Path) -> Iterator[RunDir]:
-    """Every run directory under ``root``, in order of path."""
+    """Yield every run directory under ``root``, in order of path."""
     for file in sorted((root / "runs").glob("*/*/*/config.yaml")):
         yield RunDir(file.parent)
 
 
 def find_run(root: Path, wanted: str) -> RunDir:
-    """The run named by its folder or by the start of its id.
+    """Return the run with this folder or with an id that begins so.
 
     Raises:
-        UsageError: none or several fit.
+        UsageError: no run fits, or several do.
     """
     if wanted and (Path(wanted) / "config.yaml").is_file():
         return RunDir(Path(os.path.abspath(wanted)))
-    fits = [
-        run
-        for run in all_runs(root)
-        if wanted
-        and run.run_id.startswith(wanted[:8])
-        and (len(wanted) <= 8 or str(run.config()["run_id"]).startswith(wanted))
-    ]
+    fits = [run for run in all_runs(root) if wanted and _has_id(run, wanted)]
     if len(fits) == 1:
         return fits[0]
     raise UsageError(
         f"{'several runs fit' if fits else 'no run'} '{wanted}'",
         where=root / "runs",
-        found="\n".join(str(run.path) for run in fits[:SHOWN]) or None,
+        found="\n".join(str(run.path) for run in fits[:LISTED_FOLDERS]) or None,
         expected="the id of a run (its folder ends with it) or its folder",
         fix="segbench runs ls",
     )
+
+
+def _has_id(run: RunDir, wanted: str) -> bool:
+    """Return whether the run's id begins with ``wanted``; folder names hold eight digits of it."""
+    if not run.run_id.startswith(wanted[:8]):
+        return False
+    return len(wanted) <= 8 or str(run.config()["run_id"]).startswith(wanted)

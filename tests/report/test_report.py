@@ -19,7 +19,7 @@ from segbench.identity.run_id import run_id
 from segbench.report import figures, overlay
 from segbench.report.commands import _labeled, command
 from segbench.report.content import gather
-from segbench.report.cost import Cost, cost_of
+from segbench.report.cost import RowCost, cost_of
 from segbench.report.page import _scatter
 from segbench.report.write import report
 from segbench.results.rundir import RunDir, all_runs
@@ -125,30 +125,25 @@ def test_page_is_whole_and_asks_nobody(finished):
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy.replace(
         "style-src 'unsafe-inline'", ""
     )
-    assert content.warnings == [] and len(content.sections) == 1
+    assert content.warnings == [] and len(content.boards) == 1
 
 
 def test_numbers_are_those_of_the_runs(finished):
     text, content = report(runs(finished), "A title", None)
-    (section,) = content.sections
-    assert [e.name for e in section.entries] == ["supervised", "mean_teacher"]
-    for entry in section.entries:
-        dice = [100 * m.result["metrics"][0]["columns"]["dice"]["mean"] for m in entry.members]
+    (board,) = content.boards
+    assert [row.method for row in board.rows] == ["supervised", "mean_teacher"]
+    for row in board.rows:
+        dice = [100 * m.result["metrics"][0]["columns"]["dice"]["mean"] for m in row.runs]
         assert f"{np.mean(dice):.1f}</td>" in text
-        for case in section.board.case_ids:
-            own = [
-                100 * line["dice"]
-                for m in entry.members
-                for line in m.cases
-                if line["case"] == case
-            ]
+        for case in board.case_ids:
+            own = [100 * line["dice"] for m in row.runs for line in m.cases if line["case"] == case]
             assert f"{np.mean(own):.1f}</td>" in text
     assert "1 seed: not ranked" in text and "data:image/png" not in text
 
 
 def test_pictures_are_of_the_prediction_that_was_scored(finished):
     run = next(r for r in runs(finished) if "/supervised/" in str(r.path))
-    member = gather([run]).sections[0].entries[0].members[0]
+    member = gather([run]).boards[0].rows[0].runs[0]
     found = list(overlay.pictures(member, restore(finished)(run), "tiny", "cpu"))
     assert [p.which for p in found] == ["best", "worst"] and found[0].dice >= found[1].dice
     assert all(p.exact for p in found)
@@ -205,8 +200,8 @@ def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
         "import.json", {"verified": False}
     )
     found = {
-        e.name: [m.run.reported for m in e.members]
-        for e in gather(runs(finished)).sections[0].entries
+        row.method: [m.folder.reported for m in row.runs]
+        for row in gather(runs(finished)).boards[0].rows
     }
     assert found["supervised"] == [False] * 3 and found["supervised (reported)"] == [True]
     assert (
@@ -215,9 +210,9 @@ def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
 
 
 def test_doubtful_published_rows_and_their_distances_are_told(finished, monkeypatch):
-    from segbench.results.leaderboard import published
+    from segbench.results.published import published
 
-    monkeypatch.setattr("segbench.results.leaderboard._standard", lambda *_: True)
+    monkeypatch.setattr("segbench.results.leaderboard._is_standard", lambda *_: True)
     monkeypatch.setattr(
         "segbench.report.page.published", lambda dataset, labeled: published("la", 8)
     )
@@ -258,36 +253,33 @@ def test_a_time_that_was_not_measured_has_no_unit(finished):
 
 
 def test_minutes_of_processors_and_of_gpus_are_two_plots(finished):
-    section = gather(runs(finished)).sections[0]
-    first, second = (e.name for e in section.entries)
-    one = Cost(1, 1, 2.0, "GPU", 1, 1, 1, 1)
-    plots = _scatter(section, {first: one, second: replace(one, kind="CPU")})
+    board = gather(runs(finished)).boards[0]
+    first, second = (row.method for row in board.rows)
+    one = RowCost(1, 1, 2.0, "GPU", 1, 1, 1, 1)
+    plots = _scatter(board.rows, {first: one, second: replace(one, kind="CPU")})
     assert (
         plots.count("<svg") == 2
         and "GPU minutes" in plots
         and "CPU minutes" in plots
         and "GPU/" not in plots
     )
-    assert _scatter(section, {first: one, second: one}).count("<svg") == 1
+    assert _scatter(board.rows, {first: one, second: one}).count("<svg") == 1
 
 
 def test_flat_images_and_several_classes(lab):
     for dataset in ("tiny_flat", "tiny_classes"):
         execute(lab.prepared("supervised", dataset=dataset, steps=2), lab.machine())
     text, content = report(runs(lab), "A title", restore(lab))
-    assert len(content.sections) == 2 and text.count("data:image/png") == 4
-    assert "smallest: a dot a test case" in text and "never ranked together" in text
+    assert len(content.boards) == 2 and text.count("data:image/png") == 4
+    assert "smallest: one dot per test case" in text and "never ranked together" in text
 
 
 def test_tables_of_one_title_keep_their_own_pictures(lab):
     for steps in (1, 2):
         execute(lab.prepared("supervised", steps=steps), lab.machine())
     text, content = report(runs(lab), "A title", restore(lab))
-    first, second = content.sections
-    assert (
-        first.board.title == second.board.title
-        and len(set(re.findall(r'src="(data:[^"]+)"', text))) == 4
-    )
+    first, second = content.boards
+    assert first.title == second.title and len(set(re.findall(r'src="(data:[^"]+)"', text))) == 4
     assert "modified: steps = 1<" in text and "modified: steps = 2<" in text
 
 
@@ -299,9 +291,9 @@ def test_commands_make_the_same_runs_again(finished, monkeypatch):
     }
     execute(finished.prepared(**changed, steps=2), finished.machine())
     monkeypatch.setattr("segbench.config.experiment.read_protocol", _by_file)
-    for section in gather(runs(finished)).sections:
-        for entry in section.entries:
-            words = shlex.split(command(entry.members))
+    for board in gather(runs(finished)).boards:
+        for row in board.rows:
+            words = shlex.split(command(row.runs))
             assert "tiny.yaml" in words  # a file, which nobody has by its bare name
             assert words[:2] == ["segbench", "run"]
             options = dict(zip(words[3::2], words[4::2], strict=True))
@@ -318,7 +310,7 @@ def test_commands_make_the_same_runs_again(finished, monkeypatch):
                     overrides=values,
                 ).experiments
                 ids.add(prepare(experiment, finished.machine()).run_id[:8])
-            assert ids == set(entry.row.runs)
+            assert ids == set(row.run_ids)
 
 
 def _by_file(name):
@@ -349,7 +341,7 @@ def test_hostile_names_are_text(finished):
     ]
     assert "\x1b" not in text and "49" not in re.findall(r"(?s)<h1>.*?</h1>", text)[0]
     assert content.warnings == [] and name[:190] in {
-        e.name for s in content.sections for e in s.entries
+        row.method for board in content.boards for row in board.rows
     }
 
 
@@ -375,7 +367,7 @@ def test_forged_results_are_left_out_and_named(finished, forge):
     rewrite(run, forge)
     content = gather(runs(finished))
     assert len(content.warnings) == 1 and run.path.name in content.warnings[0]
-    assert [e.name for s in content.sections for e in s.entries] == ["supervised"]
+    assert [row.method for board in content.boards for row in board.rows] == ["supervised"]
 
 
 def test_failed_runs_are_counted(finished):
@@ -395,7 +387,7 @@ def test_failed_runs_are_counted(finished):
 def test_nothing_to_show():
     text, content = report([], "Empty", None)
     Page(text)
-    assert content.sections == [] and "No finished runs." in text
+    assert content.boards == [] and "No finished runs." in text
 
 
 def test_command_writes_the_page_and_curves(finished):
@@ -458,10 +450,10 @@ def test_curves_for_tensorboard(finished):
 
 
 def test_figures_carry_no_address_and_take_the_page_s_colors(finished):
-    section = gather(runs(finished)).sections[0]
+    board = gather(runs(finished)).boards[0]
     for svg in (
-        figures.strip(section, "ball"),
-        figures.curves(section.entries[0]),
+        figures.strip(board, "ball"),
+        figures.curves(board.rows[0]),
         figures.scatter(
             [("a", 1.0, 50.0), ("b", 100.0, 60.0), ("c", float("nan"), 1.0)], "minutes"
         ),
@@ -473,11 +465,11 @@ def test_figures_carry_no_address_and_take_the_page_s_colors(finished):
 
 
 def test_names_move_only_where_they_would_meet():
-    from segbench.report.figures import _apart
+    from segbench.report.figures import name_places
 
     shifts = {
         name: (shift, right)
-        for name, _, _, shift, right in _apart(
+        for name, _, _, shift, right in name_places(
             [("cheap", 1.0, 80.0), ("dear", 100.0, 80.0), ("near", 1.1, 80.1), ("low", 1.0, 50.0)],
             np.log,
         )
@@ -568,7 +560,7 @@ def test_a_strange_file_in_the_place_of_a_run(tmp_path):
     (tmp_path / "runs/a/b/c-1").mkdir(parents=True)
     (tmp_path / "runs/a/b/c-1/result.json").write_bytes(b"\xff\x00")
     content = gather([RunDir(tmp_path / "runs/a/b/c-1")])
-    assert len(content.warnings) == 1 and content.sections == []
+    assert len(content.warnings) == 1 and content.boards == []
 
 
 @pytest.mark.parametrize(
@@ -598,7 +590,7 @@ def test_names_do_not_break_the_comments_of_a_command():
     line = command(
         [
             SimpleNamespace(
-                run=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}}
+                folder=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}}
             )
         ]
     )

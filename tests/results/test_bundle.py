@@ -122,7 +122,7 @@ def test_other_data_cannot_verify(study, store, lab):
     run = scored(study, store)
     other = study.add("supervised", 1, [0.8, 0.9], cases=list(store.test))
     (other.path / bundle.PREDICTIONS).write_bytes((run.path / bundle.PREDICTIONS).read_bytes())
-    assert "not those of the run" in bundle.checked(other, lab.folder / "data")["why"]
+    assert "not those of the run" in bundle.verify(other, lab.folder / "data")["why"]
 
 
 def test_paths_and_plugins_of_this_machine_stay_here(study, store, lab):
@@ -240,14 +240,14 @@ def test_digests_in_a_bundle_must_fit(study, store, lab):
     with zipfile.ZipFile(path) as archive:
         index = archive.read("bundle.json")
     rewritten(path, **{"log.jsonl": b"{}\n", "bundle.json": index})
-    with pytest.raises(IntegrityError, match="not a whole bundle"):
+    with pytest.raises(IntegrityError, match="incomplete or damaged"):
         bundle.read_bundle(path)
     bundle.export(next(all_runs(study.root)), path)
     path.write_bytes(scrambled(path.read_bytes()))
-    with pytest.raises(IntegrityError, match="not a whole bundle"):
+    with pytest.raises(IntegrityError, match="incomplete or damaged"):
         bundle.read_bundle(path)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(IntegrityError, match="not a whole bundle"):
+    with pytest.raises(IntegrityError, match="incomplete or damaged"):
         bundle.read_bundle(path)
     with pytest.raises(UsageError, match="no bundle"):
         bundle.read_bundle(lab.folder / "nothing.zip")
@@ -256,7 +256,7 @@ def test_digests_in_a_bundle_must_fit(study, store, lab):
 def test_a_file_larger_than_its_limit_is_not_read_whole(study, store, lab, monkeypatch):
     bundle.export(scored(study, store), lab.folder / "a.zip")
     monkeypatch.setitem(bundle.FILES, "cases.csv", 10)
-    with pytest.raises(IntegrityError, match="not a whole bundle"):
+    with pytest.raises(IntegrityError, match="incomplete or damaged"):
         bundle.read_bundle(lab.folder / "a.zip")
 
 
@@ -279,12 +279,15 @@ def test_names_from_a_bundle_never_become_paths(study, store, lab, name):
         dump_yaml({**config, "run_id": result["run_id"], "science": result["science"]})
     )
     bundle.export(run, lab.folder / "a.zip")
-    with pytest.raises(IntegrityError, match="names that cannot be"):
+    with pytest.raises(IntegrityError, match="invalid names"):
         bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
 
 
 def test_hostile_case_names_are_no_predictions():
-    with pytest.raises(ValueError, match="not a name"), predictions.writer(io.BytesIO()) as keep:
+    with (
+        pytest.raises(ValueError, match="not a valid name"),
+        predictions.writer(io.BytesIO()) as keep,
+    ):
         keep("tiny", "../x", np.zeros((2, 2), np.uint8))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from segbench import registry
-from segbench.results.cite import _entry, _plugin
+from segbench.results.cite import _entry, _plugin_entry
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from segbench.results.cite import _entry, _plugin
     ],
 )
 def test_methods_have_whole_entries(name):
-    text = _plugin("method", name)
+    text = _plugin_entry("method", name)
     assert text.startswith("@article{") and text.count("{") == text.count("}")
     for field in ("title", "author", "journal", "year", "eprint"):
         assert f"  {field} = {{" in text
@@ -33,8 +33,8 @@ def test_methods_have_whole_entries(name):
     assert paper.split("20")[1][:2] in text
 
 
-def test_unknown_plugins_are_a_comment():
-    assert _plugin("method", "no_such\nmethod").startswith("% method no_such\\nmethod")
+def test_unknown_plugin_entrys_are_a_comment():
+    assert _plugin_entry("method", "no_such\nmethod").startswith("% method no_such\\nmethod")
 
 
 def test_fields_are_escaped():

@@ -129,7 +129,7 @@ def test_a_case_table_without_a_metric_is_refused(study, metric):
         study.add("supervised", 0, [0.8]), lambda r: r["metrics"][0]["columns"].pop(metric)
     )
     study.rewrite(run, (run.path / "cases.csv").read_text().replace(metric, "note"))
-    with pytest.raises(IntegrityError, match="not one that segbench writes"):
+    with pytest.raises(IntegrityError, match="not written by segbench"):
         run.cases()
 
 

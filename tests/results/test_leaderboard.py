@@ -9,7 +9,8 @@ import pytest
 from segbench.errors import IntegrityError, UsageError
 from segbench.identity.run_id import run_id
 from segbench.results import export
-from segbench.results.leaderboard import boards, published
+from segbench.results.leaderboard import boards
+from segbench.results.published import published
 from segbench.results.rundir import all_runs, find_run
 from segbench.training.run import execute
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from segbench.results.stats import Scores, _moments, compare, estimate, holm, letters, ranking
+from segbench.results.ranking import letters, ranking
+from segbench.results.scores import Scores
+from segbench.results.stats import compare, estimate, holm
+from segbench.results.variance import Contrast, moments
 
 # Student (1908), hours of sleep gained by ten patients under two drugs.
 SLEEP = [
@@ -86,7 +89,7 @@ def test_variance_is_that_of_simulated_means():
             rng.normal(0, 1, 20) + rng.normal(0, 0.6, (3, 1)) + rng.normal(0, 2, (3, 20))
             for _ in range(2)
         ]
-        mean, se, _ = _moments(groups, [1, -1])
+        mean, se, _ = moments(Contrast(groups, [1, -1]))
         means.append(mean)
         variances.append(se**2)
     assert np.mean(variances) == pytest.approx(np.var(means), rel=0.1)
@@ -120,13 +123,13 @@ def test_a_true_difference_is_found():
     assert sum(d.p < 0.05 for d in found) > 35 and all(abs(d.mean - 3) < 3 for d in found)
 
 
-def test_seeds_needed_shrink_with_the_difference():
+def test_replicates_needed_shrink_with_the_difference():
     needed = [
-        compare(scores("a", 3, mean=m, run=2.0), scores("b", 3, run=2.0)).seeds_needed
+        compare(scores("a", 3, mean=m, run=2.0), scores("b", 3, run=2.0)).replicates_needed
         for m in (20.0, 5.0, 3.0)
     ]
     assert None not in needed and needed == sorted(needed) and needed[0] < needed[2]
-    assert compare(scores("a", 1), scores("b", 3)).seeds_needed is None
+    assert compare(scores("a", 1), scores("b", 3)).replicates_needed is None
 
 
 def test_same_numbers_same_interval_and_no_global_state():
@@ -196,7 +199,7 @@ def test_draws_are_the_units_and_shared_ones_are_paired():
     rng = np.random.default_rng(3)
     drawn = np.repeat(rng.normal(0, 3, 4), 2)[:, None]
     a, b = (Scores(n, drawn + rng.normal(0, 0.3, (8, 10)), (0, 0, 1, 1, 2, 2, 3, 3)) for n in "ab")
-    assert len(a.units) == 4 and estimate(a).df < 5
+    assert len(a.replicates) == 4 and estimate(a).df < 5
     paired, apart = compare(a, b), compare(a, Scores("b", b.values, (4, 4, 5, 5, 6, 6, 7, 7)))
     assert paired.se < apart.se / 3
 
@@ -229,7 +232,9 @@ def test_statistics_are_of_the_mean_over_class_means():
     for scores_, mean in zip((first, second), shown, strict=True):
         found = estimate(scores_)
         assert (
-            found.mean == pytest.approx(mean) and found.low < mean < found.high and scores_.patchy
+            found.mean == pytest.approx(mean)
+            and found.low < mean < found.high
+            and scores_.has_undefined_classes
         )
     assert compare(first, second).mean == pytest.approx(shown[0] - shown[1])
     assert estimate(first).high - estimate(first).low < 4, (
@@ -256,4 +261,4 @@ def test_where_all_classes_are_there_nothing_changes():
 
 def test_without_scatter_two_seeds_suffice():
     d = compare(Scores("a", np.ones((3, 4))), Scores("b", np.zeros((3, 4))))
-    assert d.seeds_needed == 2 and d.p == 0
+    assert d.replicates_needed == 2 and d.p == 0

@@ -1,0 +1,74 @@
+"""A finished run: its result, its test cases and, read on demand, the files beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from segbench.results.cases import Record
+from segbench.results.rundir import RunDir, is_number
+
+LEAK_KEYS = ("last", "validation_best", "test_best", "gap", "test_evaluations")
+
+
+@dataclass
+class FinishedRun:
+    """A run whose result and case table agree with each other."""
+
+    folder: RunDir
+    result: dict[str, Any]
+    cases: list[Record]
+
+    @classmethod
+    def load(cls, folder: RunDir) -> FinishedRun | None:
+        """Read a run; None if it is not finished.
+
+        Raises:
+            IntegrityError: the result or its case table is not what was written.
+        """
+        result = folder.result()
+        if result is None:
+            return None
+        return cls(folder, result, folder.cases(result))
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        return int(self.result["seed"])
+
+    @property
+    def draw(self) -> int:
+        """The number of the labeled draw."""
+        return int(self.result["science"].get("draw", 0))
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """The settings that the run id is made of."""
+        science: dict[str, Any] = self.result["science"]
+        return science
+
+    def metrics(self, dataset: str) -> list[dict[str, Any]]:
+        """Return the stored means of a data set, one entry per class."""
+        return [entry for entry in self.result["metrics"] if entry["dataset"] == dataset]
+
+    def cases_of(self, dataset: str) -> list[Record]:
+        """Return the records of a data set."""
+        return [record for record in self.cases if record["dataset"] == dataset]
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """Times and environment; empty if nothing was recorded."""
+        return self.folder.manifest()
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """Lines of the training log; damaged lines are left out."""
+        return self.folder.log()
+
+    @cached_property
+    def leak(self) -> dict[str, Any]:
+        """What ``segbench leak`` recorded; empty if absent or malformed."""
+        found = self.folder.leak()
+        complete = all(is_number(found.get(key)) for key in LEAK_KEYS)
+        return found if complete else {}

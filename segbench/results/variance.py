@@ -1,0 +1,217 @@
+"""Standard errors and intervals of means over cases and replicates.
+
+A score depends on the test case and on the replicate (a training run, or the mean over the runs of
+one labeled draw). The variance of a mean over U replicates and N cases is the variance between
+cases, plus that between replicates, minus the residual, which both contain: the two-way layout of
+multi-reader studies (Obuchowski & Rockette 1995), with Satterthwaite's degrees of freedom. With one
+replicate this is the t test over cases; without differences between cases it is Welch's test.
+
+Intervals are percentiles of a hierarchical bootstrap over cases and replicates (Davison & Hinkley
+1997, section 3.8), scaled to that standard error and to Student's t, because three resampled runs
+spread too little. The generator is seeded from the numbers: equal scores give equal intervals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from math import inf, isnan, nan, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from segbench.results.scores import Array
+
+ALPHA = 0.05
+POWER = 0.8
+RESAMPLES = 2000
+MAX_REPLICATES = 1000  # replicates_needed looks no further
+
+
+class Contrast(NamedTuple):
+    """A signed sum of the means of groups: one mean, or the difference of two."""
+
+    groups: Sequence[Array]  # each (replicate, case), all over the same cases
+    signs: Sequence[int]
+
+    @property
+    def cases(self) -> int:
+        """Number of cases."""
+        return int(self.groups[0].shape[1])
+
+    def mean(self) -> float:
+        """Return the signed sum of the means; nan without cases."""
+        if not self.groups[0].size:
+            return nan
+        total = 0.0
+        for group, sign in zip(self.groups, self.signs, strict=True):
+            total += sign * float(group.mean())
+        return total
+
+
+class Pool(NamedTuple):
+    """The variance between the replicates of a whole family of methods."""
+
+    variance: float = 0.0
+    freedom: int = 0
+
+
+class Moments(NamedTuple):
+    """A mean, its standard error and the degrees of freedom of that error."""
+
+    mean: float
+    se: float
+    df: float
+
+
+class Components(NamedTuple):
+    """The parts of a mean's variance; those of replicates are listed by group."""
+
+    cases: float
+    replicates: list[float]
+    freedom: list[int]  # degrees of freedom of each entry of `replicates`
+    residual: list[float]  # contained in `cases` and in `replicates`
+
+
+def pooled(replicates: Sequence[Array]) -> Pool:
+    """Return the variance between replicates of all methods together.
+
+    Args:
+        replicates: scores (replicate, case) of each method.
+    """
+    means = [values.mean(1) for values in replicates]
+    means = [values for values in means if np.isfinite(values).all()]
+    freedom = sum(len(values) - 1 for values in means)
+    if not freedom:
+        return Pool()
+    squares = sum(float(values.var()) * len(values) for values in means)
+    return Pool(squares / freedom, freedom)
+
+
+def components(contrast: Contrast, pool: Pool) -> Components:
+    """Return the variance components of a contrast.
+
+    By chance, three runs may agree, and among many methods some do. No group's variance between
+    replicates is therefore taken as less than that of the family.
+    """
+    case_means = sum(
+        sign * group.mean(0) for group, sign in zip(contrast.groups, contrast.signs, strict=True)
+    )
+    found = Components(float(np.var(case_means, ddof=1)) / contrast.cases, [], [], [])
+    for group in contrast.groups:
+        count = len(group)
+        own = float(group.mean(1).var(ddof=1)) if count > 1 else 0.0
+        found.replicates.append(max(own, pool.variance) / count)
+        found.freedom.append(pool.freedom if pool.variance > own else count - 1)
+        found.residual.append(_residual(group))
+    return found
+
+
+def _residual(group: Array) -> float:
+    """Return the residual's share of the variance of a group's mean; 0 for one replicate."""
+    count, cases = group.shape
+    if count < 2:
+        return 0.0
+    rest = group - group.mean(0) - group.mean(1, keepdims=True) + group.mean()
+    variance = float((rest**2).sum()) / ((count - 1) * (cases - 1))
+    return variance / float(count * cases)
+
+
+def moments(contrast: Contrast, pool: Pool = Pool()) -> Moments:  # noqa: B008 - immutable
+    """Return the mean, standard error and degrees of freedom of a contrast.
+
+    With fewer than two cases nothing can be tested: the error is nan.
+    """
+    mean = contrast.mean()
+    if contrast.cases < 2:
+        return Moments(mean, nan, nan)
+    parts = components(contrast, pool)
+    replicates = sum(parts.replicates)
+    variance = max(
+        parts.cases + replicates - sum(parts.residual),
+        parts.cases,
+        replicates,
+    )
+    spread = parts.cases * parts.cases / (contrast.cases - 1)
+    for part, freedom in zip(parts.replicates, parts.freedom, strict=True):
+        if freedom > 0:
+            spread += part * part / freedom
+    df = variance**2 / spread if spread > 0 else inf
+    return Moments(mean, sqrt(variance), df)
+
+
+def p_value(found: Moments) -> float:
+    """Return the two-sided p of a mean against 0; nan where nothing can be tested."""
+    if isnan(found.se):
+        return nan
+    if found.se == 0:
+        return 1.0 if found.mean == 0 else 0.0
+    return float(2 * stats.t.sf(abs(found.mean) / found.se, found.df))
+
+
+def interval(contrast: Contrast, found: Moments, name: str) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of a contrast.
+
+    Args:
+        found: the contrast's moments, to which the interval is scaled.
+        name: enters the seed of the generator.
+    """
+    if isnan(found.se):
+        return nan, nan
+    generator = _generator(name, contrast.groups)
+    cases = generator.integers(contrast.cases, size=(RESAMPLES, contrast.cases))
+    each = np.arange(RESAMPLES)
+    totals = np.zeros(RESAMPLES)
+    for group, sign in zip(contrast.groups, contrast.signs, strict=True):
+        chosen = generator.integers(len(group), size=(len(group), RESAMPLES))
+        means = group[:, cases].mean(2)  # (replicate, resample)
+        totals += sign * means[chosen, each].mean(0)
+    spread = float(totals.std())
+    if spread == 0 or found.se == 0:
+        return found.mean, found.mean
+    normal = float(stats.norm.isf(ALPHA / 2))
+    student = float(stats.t.isf(ALPHA / 2, found.df))
+    scale = found.se * student / (spread * normal)
+    percentiles = (100 * ALPHA / 2, 100 - 100 * ALPHA / 2)
+    low, high = np.percentile(totals - totals.mean(), percentiles)
+    return found.mean + scale * float(low), found.mean + scale * float(high)
+
+
+def _generator(name: str, groups: Sequence[Array]) -> np.random.Generator:
+    """Return a generator that is seeded from a name and the scores."""
+    digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=16)
+    for group in groups:
+        digest.update(np.ascontiguousarray(group).tobytes())
+    seed = int.from_bytes(digest.digest(), "big")
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def replicates_needed(contrast: Contrast, pool: Pool) -> int | None:
+    """Return how many replicates per group find a true difference of the observed size.
+
+    The difference is found when the test has 80 % power; the number of cases stays as it is.
+    None if no number suffices or if one group has a single replicate.
+    """
+    mean = contrast.mean()
+    if mean == 0 or isnan(mean) or contrast.cases < 2:
+        return None
+    if any(len(group) < 2 for group in contrast.groups):
+        return None
+    parts = components(contrast, pool)
+    between = 0.0  # variance between single replicates, summed over the groups
+    residual = 0.0
+    for group, own, rest in zip(contrast.groups, parts.replicates, parts.residual, strict=True):
+        between += own * len(group)
+        residual += rest * len(group)
+    fixed = max(parts.cases - sum(parts.residual), 0.0)  # stays however many replicates there are
+    noise = max(between - residual, 0.0) + residual  # shrinks with the number of replicates
+    counts = np.arange(2, MAX_REPLICATES + 1)
+    variance = fixed + noise / counts
+    spread_of_cases = fixed**2 / (contrast.cases - 1)
+    spread = spread_of_cases + (noise / counts) ** 2 / (len(contrast.groups) * (counts - 1))
+    tiny = np.finfo(float).tiny
+    df = np.where(spread > 0, variance**2 / np.maximum(spread, tiny), inf)
+    quantiles = stats.t.isf(ALPHA / 2, df) + stats.norm.isf(1 - POWER)
+    found = abs(mean) >= quantiles * np.sqrt(variance)
+    return int(counts[found.argmax()]) if found.any() else None
