@@ -1,4 +1,4 @@
-"""Every registered data set, third-party ones too: its facts, its split, and what embedded ones make."""
+"""Every registered data set, third-party ones too: facts, split, and embedded cases."""
 
 import numpy as np
 import pytest
@@ -50,13 +50,13 @@ def test_split_is_in_order_and_disjoint(name):
         len(set(ids)) == len(ids) and split.train and split.test and all(valid_id(i) for i in ids)
     )
     patients = [{data.group(i) for i in part} for part in (split.train, split.val, split.test)]
-    assert len(set.union(*patients)) == sum(map(len, patients)), "a patient on two sides"
+    assert len(set.union(*patients)) == sum(map(len, patients)), "a patient in two lists"
     assert split == registry.get("dataset", name).cls().split() and split.source
     assert registry.get("dataset", name).cls.labeled <= len(split.train)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
-def test_embedded_cases_are_whole_and_the_same_each_time(name):
+def test_embedded_cases_are_complete_and_reproducible(name):
     data = registry.get("dataset", name).cls()
     raw = {r.id: r for r in data.find(None)}
     split = data.split()

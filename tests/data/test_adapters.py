@@ -1,4 +1,4 @@
-"""Adapters on tiny files in the true layouts: prepared as a user would, and trained on for a step."""
+"""Adapters on tiny files in the real layouts: prepared as a user would, trained on for one step."""
 
 import gzip
 import hashlib
@@ -22,7 +22,7 @@ from segbench.errors import DataError
 from segbench.training.run import execute
 
 RNG = np.random.default_rng(0)
-DIGESTS = {  # sha256 over train, val and test, one id a line, an empty line between the lists
+DIGESTS = {  # sha256 over train, val and test, one id per line, an empty line between the lists
     "acdc": "5039b4b268bbe9c9d264aca2bc8123bae25f9c426f0e3ac8d9c13fcca818dcce",
     "msd_spleen": "67357d0dd0433085926ea148ac242cd01cda467419ce7448aaf26eb4c1da580e",
     "msd_lung": "a1ea6ee22ebb8bb7d35bab7f7ab5d4d699db5b1b16a099719e7325e9a753ac7e",
@@ -36,7 +36,7 @@ def split(name):
 
 
 def some(name, cases=2):
-    """Ids of a small partial copy: the first training cases and the first test case."""
+    """Return ids of a small partial copy: the first training cases and the first test case."""
     lists = split(name)
     return (*lists.train[:cases], *lists.test[:1])
 
@@ -48,7 +48,7 @@ def write_lists(source, name, cases=2):
 
 
 def blob(shape=(20, 18, 12), value=80, background=-1000):
-    """A body of soft tissue with a target of slightly other value: image int16, label uint8."""
+    """Return a body of soft tissue with a slightly different target: image int16, label uint8."""
     label = np.zeros(shape, np.uint8)
     label[8:13, 7:11, 4:8] = 1
     image = np.full(shape, background, np.int16)
@@ -122,7 +122,7 @@ def frame(shape=(20, 24, 6)):
 
 @pytest.fixture
 def acdc_raw(tmp_path):
-    """Two patients to train and one to test with; the frames' numbers are those of the cine."""
+    """Two training patients and one test patient; frames are numbered as in the cine."""
     source = tmp_path / "raw" / "database" / "training"
     for case in some("acdc", 4)[::2]:
         folder = source / case[:10]
@@ -177,7 +177,7 @@ def test_acdc_behind_a_link(acdc_raw, tmp_path):
     assert prepare_store("acdc", acdc_raw, tmp_path / "data").train == some("acdc", 4)[:4]
 
 
-def test_a_case_that_lies_there_twice_is_refused(acdc_raw, pancreas_raw, tmp_path):
+def test_two_different_files_of_one_case_are_refused(acdc_raw, pancreas_raw, tmp_path):
     patient = next(acdc_raw.rglob("Info.cfg")).parent
     label, series = (
         next(pancreas_raw.rglob("label0001.nii.gz")),
@@ -200,7 +200,7 @@ def test_a_case_that_lies_there_twice_is_refused(acdc_raw, pancreas_raw, tmp_pat
         find, again = registry.get("dataset", adapter).cls().find, source / "zz_backup" / path.name
         again.parent.mkdir(exist_ok=True)
         again.symlink_to(path)
-        find(source)  # the same files by another way
+        find(source)  # a link to the same file counts once
         again.unlink()
         (shutil.copytree if path.is_dir() else shutil.copy)(path, again)
         with pytest.raises(DataError, match="twice") as caught:
@@ -209,7 +209,7 @@ def test_a_case_that_lies_there_twice_is_refused(acdc_raw, pancreas_raw, tmp_pat
         (shutil.rmtree if path.is_dir() else os.remove)(again)
 
 
-def test_acdc_with_a_voxel_that_is_no_number_or_an_info_that_is_a_folder(acdc_raw, tmp_path):
+def test_acdc_refuses_nan_and_an_info_file_that_is_a_folder(acdc_raw, tmp_path):
     image, label = next(acdc_raw.rglob("*_frame01.nii.gz")), frame()[0].astype(np.float32)
     label[3, 4, 5] = np.nan
     save(image, label, np.diag([1.5, 1.5, 10, 1]))
@@ -228,8 +228,8 @@ def h5(path, image, label):
         file["image"], file["label"] = image, label
 
 
-def test_acdc_volumes_and_slices_circulate(tmp_path, lab):
-    """A frame's slices, sorted by number and not by text, give the volume; a volume is taken where both exist."""
+def test_acdc_h5_volumes_and_slices(tmp_path, lab):
+    """Slices are stacked by number, not by text; a volume is preferred if both exist."""
     source = tmp_path / "ssl4mis"
     write_lists(source, "acdc", 4)
     volumes = {}
@@ -254,8 +254,8 @@ def test_acdc_volumes_and_slices_circulate(tmp_path, lab):
         prepare_store("acdc", source, lab.folder / "data")
 
 
-def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
-    """Axes (slices, rows, columns) come back, so that they can be compared with the files' own labels."""
+def test_predictions_of_h5_files_lie_on_the_grid_of_the_file(tmp_path, lab):
+    """Predictions have axes (slices, rows, columns), as the labels in the files."""
     import torch
 
     from segbench.evaluation.new_scans import Predictor, Scan
@@ -288,7 +288,7 @@ def test_predictions_of_circulating_files_lie_on_the_files_grid(tmp_path, lab):
     assert found.probabilities.shape == (4, 6, 24, 20) == (4, *label.shape)
     np.testing.assert_array_equal(
         np.ptp(seen[0].numpy(), axis=0), (19, 23, 5)
-    )  # the network's axes are those of training
+    )  # the network sees the axes of training
 
 
 def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
@@ -307,14 +307,14 @@ def test_acdc_info_without_frames_and_two_layouts(acdc_raw, tmp_path):
     assert str(info) in str(caught.value)
 
 
-def test_every_bad_frame_of_acdc_is_listed_and_those_in_no_list_do_no_harm(acdc_raw, tmp_path, lab):
+def test_every_bad_frame_of_acdc_is_listed_unless_no_list_needs_it(acdc_raw, tmp_path, lab):
     *infos, good = sorted(acdc_raw.rglob("Info.cfg"))
     for info in infos:
         info.write_text("Group: DCM\n")
     (good.parent.parent / "patient101").mkdir()
     (good.parent.parent / "patient101" / "Info.cfg").mkdir()
-    told = lab.call("data", "check", "acdc", "--from", acdc_raw).stdout
-    assert told.count("does not name the") == 4 and "patient101" not in told
+    shown = lab.call("data", "check", "acdc", "--from", acdc_raw).stdout
+    assert shown.count("does not name the") == 4 and "patient101" not in shown
 
 
 def test_acdc_slices_that_are_missing_or_of_another_size_are_all_listed(tmp_path, lab):
@@ -339,7 +339,7 @@ def test_acdc_slices_that_are_missing_or_of_another_size_are_all_listed(tmp_path
         np.tile(array, (2, 1, 1)),
         np.tile(array > 0.5, (2, 1, 1)),
     )
-    told = [
+    shown = [
         line
         for line in lab.call("data", "check", "acdc", "--from", "in").stdout.splitlines()
         if "patient" in line
@@ -350,13 +350,13 @@ def test_acdc_slices_that_are_missing_or_of_another_size_are_all_listed(tmp_path
         (f"{three}_frame01", "slice_4.h5"),
         (f"{four}_frame02", "5 slices | expected 10"),
     ):
-        assert any(f" {case}: " in line and text in line for line in told), (case, told)
-    assert sum("slice" in line for line in told) == 4
+        assert any(f" {case}: " in line and text in line for line in shown), (case, shown)
+    assert sum("slice" in line for line in shown) == 4
 
 
 @pytest.mark.real
 def test_acdc_on_real_volumes(real_data, tmp_path, lab):
-    """Eight patients as they circulate; two dimensions as in the literature, scored on volumes."""
+    """Three real patients as h5 files; trained in 2D as in the literature, scored on volumes."""
     source = tmp_path / "some"
     (source / "data").mkdir(parents=True)
     patients = (real_data / "acdc" / "train.list").read_text().split()[:2]
@@ -398,7 +398,7 @@ MIRRORED = np.array([[-0.8, 0, 0, 50], [0, 0.8, 0, -20], [0, 0, 2.5, 10], [0, 0,
 
 @pytest.fixture
 def spleen_tar(tmp_path):
-    """A partial copy as the official tar, side files of macOS and unlabeled cases included."""
+    """A partial copy of the official tar, with side files of macOS and unlabeled cases."""
     task = tmp_path / "made" / "Task09_Spleen"
     for case in some("msd_spleen"):
         image, label = blob()
@@ -425,9 +425,9 @@ def test_data_below_single_folders_are_found(spleen_tar, tmp_path, lab, depth):
     assert lab.call("data", "check", "msd_spleen", "--from", source).returncode == 0
     store = prepare_store("msd_spleen", source, tmp_path / "data")
     assert (*store.train, *store.test) == some("msd_spleen")
-    told = lab.call("data", "check", "msd_spleen", "--from", spleen_tar)
-    assert told.returncode == 3 and "expected a folder" in told.stdout
-    assert f"segbench data prepare msd_spleen --from {spleen_tar}" in told.stdout
+    refused = lab.call("data", "check", "msd_spleen", "--from", spleen_tar)
+    assert refused.returncode == 3 and "expected a folder" in refused.stdout
+    assert f"segbench data prepare msd_spleen --from {spleen_tar}" in refused.stdout
 
 
 def test_decathlon_tar(spleen_tar, lab):
@@ -435,7 +435,7 @@ def test_decathlon_tar(spleen_tar, lab):
     assert (*store.train, *store.test) == some("msd_spleen")
     assert not list(
         (lab.folder / "data" / "msd_spleen").glob("source*")
-    )  # what was taken apart is gone
+    )  # extracted files are removed
     info = store.cases["spleen_2"]
     # 20 x 18 x 12 voxels of 0.8 x 0.8 x 2.5 mm become 16 x 14 x 30 of 1 mm; the box is widened to 96 and filled with 0
     assert (
@@ -457,7 +457,7 @@ def test_decathlon_tar(spleen_tar, lab):
     train_a_step(lab, "msd_spleen")
 
 
-def test_what_was_taken_apart_waits_for_the_next_attempt(spleen_tar, lab, monkeypatch):
+def test_extracted_files_are_kept_for_the_next_attempt(spleen_tar, lab, monkeypatch):
     adapter = registry.get("dataset", "msd_spleen").cls
     load, calls = adapter.load, []
 
@@ -485,7 +485,7 @@ def test_decathlon_finds_what_is_missing_or_wrong(spleen_tar, tmp_path):
         prepare_store("msd_spleen", spleen_tar, data)
     folder = tmp_path / "made"
     file = folder / "Task09_Spleen" / "labelsTr" / "spleen_2.nii.gz"
-    save(file, blob()[1], np.diag([0.8, 0.8, 2.5, 1]))  # mirrored against its image
+    save(file, blob()[1], np.diag([0.8, 0.8, 2.5, 1]))  # mirrored relative to its image
     with pytest.raises(DataProblems, match="axes RAS"):
         prepare_store("msd_spleen", folder, data)
     save(file, np.zeros((20, 18, 12), np.uint8), MIRRORED)
@@ -565,7 +565,7 @@ def test_left_atrium_raw(tmp_path, lab):
 
 @pytest.fixture
 def pancreas_raw(tmp_path, write_dicom):
-    """Series with real headers, and labels that agree by index and not by header."""
+    """Series with real headers, and labels that match by index and not by header."""
     source = tmp_path / "tcia"
     write_lists(source, "pancreas_ct")
     for case in (*some("pancreas_ct"), "0003"):
@@ -654,7 +654,7 @@ def test_pancreas_in_a_zip_made_on_a_mac_with_lists_beside_the_data(
         ("pancreas_ct_mcnet", "image{}_norm.h5"),
     ],
 )
-def test_pancreas_circulating_files(tmp_path, name, pattern):
+def test_pancreas_h5_files(tmp_path, name, pattern):
     source = tmp_path / "h5"
     write_lists(source, name)
     for case in (*some(name), "0025", "0070"):
@@ -670,16 +670,16 @@ def test_pancreas_circulating_files(tmp_path, name, pattern):
 
 
 @pytest.mark.parametrize("low", [3, 0])  # 40 to 44 HU; a corner in the air
-def test_pancreas_of_unusual_gray_values_is_told(pancreas_raw, tmp_path, low):
+def test_unusual_gray_values_inside_the_pancreas_are_a_warning(pancreas_raw, tmp_path, low):
     label = blob((30, 28, 40))[1] * np.uint8(low == 0)
     label[low : low + 2, low : low + 2, 4:5] = 1
     save(pancreas_raw / "TCIA_pancreas_labels" / "label0001.nii.gz", label, np.eye(4))
     store = prepare_store("pancreas_ct", pancreas_raw, tmp_path / "data")
-    told = [w for w in store.warnings if "HU inside" in w]
-    assert len(told) == 1 and told[0].startswith("0001: ")
+    warnings = [w for w in store.warnings if "HU inside" in w]
+    assert len(warnings) == 1 and warnings[0].startswith("0001: ")
 
 
-def test_pancreas_traps(pancreas_raw, tmp_path):
+def test_pancreas_labels_that_are_mirrored_or_missing(pancreas_raw, tmp_path):
     label = pancreas_raw / "TCIA_pancreas_labels" / "label0001.nii.gz"
     mirrored = np.zeros((30, 28, 40), np.uint8)
     mirrored[0:2, 0:2, 4:8] = 1  # in the air
@@ -693,7 +693,7 @@ def test_pancreas_traps(pancreas_raw, tmp_path):
         prepare_store("pancreas_ct", label.parent, tmp_path / "data")
 
 
-def test_a_store_that_was_not_prepared_says_what_to_do(tmp_path):
+def test_the_error_for_unprepared_data_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match="not prepared") as caught:
         open_store("msd_spleen", tmp_path)
     assert "Task09_Spleen" in str(caught.value)

@@ -1,4 +1,4 @@
-"""What can be wrong with a user's files, tried as a user would: ``segbench data check`` lists it all and leaves with 3."""
+"""Faults in a user's files: ``segbench data check`` lists them all and exits with 3."""
 
 import gzip
 import json
@@ -32,7 +32,7 @@ def save(file, array, affine=AFFINE):
 
 
 def mine(root):
-    """A folder of the user's own with six cases, test cases c5 and c6."""
+    """Write a user's folder with six cases; c5 and c6 are test cases."""
     for i in range(1, 7):
         save(root / f"imagesTr/c{i}_0000.nii.gz", volume(i))
         save(root / f"labelsTr/c{i}.nii.gz", label(i))
@@ -72,7 +72,7 @@ def flip(root):
 
 
 def header(root, **fields):
-    """An image whose header says something else than is true."""
+    """Change fields of an image's header, given as (offset, value)."""
     content = bytearray(gzip.decompress((root / IMAGE).read_bytes()))
     for at, value in fields.values():
         content[at : at + value.nbytes] = value.tobytes()
@@ -106,7 +106,7 @@ def copied(root, old, new):
         (root / file.format(new)).write_bytes((root / file.format(old)).read_bytes())
 
 
-FAULTS = {  # what is done to the folder, what must be said
+FAULTS = {  # what is done to the folder, and what the message must say
     "half an image": (cut, "c1: the file is damaged or cut short"),
     "half a label": (lambda r: cut(r, LABEL), "labelsTr/c1.nii.gz"),
     "a few bytes": (lambda r: cut(r, IMAGE, 40), "c1: "),
@@ -183,7 +183,7 @@ FAULTS = {  # what is done to the folder, what must be said
 
 
 def misnamed(root):
-    """A case whose image nobody reads for its ending."""
+    """Write a case whose image has an ending that is not read."""
     save(root / "labelsTr/c7.nii.gz", label(7))
     save(root / "imagesTr/c7_0000.nii.gz", volume(7))
     os.replace(root / "imagesTr/c7_0000.nii.gz", root / "imagesTr/c7_0000.NII.GZ")
@@ -194,7 +194,7 @@ def announce(root, number):
     (root / "dataset.json").write_text(json.dumps({**content, "numTraining": number}))
 
 
-DOUBTS = {  # told, but the data can be used
+WARNINGS = {  # reported, but the data can be used
     "another origin": (
         lambda r: save(r / LABEL, label(1), AFFINE + np.eye(4, k=3) * 5),
         "differ in origin",
@@ -238,10 +238,10 @@ def test_a_fault_is_named_with_its_file(lab, fault):
     )
 
 
-@pytest.mark.parametrize("doubt", DOUBTS)
-def test_a_doubt_is_told(lab, doubt):
+@pytest.mark.parametrize("warning", WARNINGS)
+def test_a_warning_is_shown(lab, warning):
     mine(lab.folder / "in")
-    make, expected = DOUBTS[doubt]
+    make, expected = WARNINGS[warning]
     make(lab.folder / "in")
     result = lab.call("data", "check", f"folder:{lab.folder / 'in'}")
     assert result.returncode == 0 and expected in result.stdout, (result.stdout, result.stderr)
@@ -271,7 +271,7 @@ def test_another_spacing_can_be_allowed_and_is_recorded(lab):
         "as allowed" in text for text in store["warnings"]
     )
     assert {c["made"]["source_dtype"] for c in store["cases"]} == {"int16"}
-    assert lab.call("data", "prepare", f"folder:{root}").returncode == 3  # not allowed any more
+    assert lab.call("data", "prepare", f"folder:{root}").returncode == 3  # no longer allowed
     save(root / "labelsTr/c1.nii.gz", label(1), np.diag([-1.0, 1.0, 2.5, 1.0]))
     turned = lab.call("data", "check", f"folder:{root}", "--allow-affine-mismatch")
     assert turned.returncode == 3 and "axes LAS" in turned.stdout, turned.stdout
@@ -316,7 +316,7 @@ def test_every_bad_case_is_listed_by_check_and_by_prepare(lab):
     assert all(p["file"] and p["found"] and p["expected"] for p in document["problems"])
 
 
-def test_a_spacing_that_one_file_lacks_is_told_by_check_and_by_prepare(lab):
+def test_a_missing_spacing_is_reported_by_check_and_by_prepare(lab):
     root = lab.folder / "in"
     mine(root)
     for i in range(1, 7):
@@ -336,7 +336,7 @@ def test_a_spacing_that_one_file_lacks_is_told_by_check_and_by_prepare(lab):
 
 
 def atrium(root, names=("a1", "a2", "a3")):
-    """Cases of the left-atrium set by their published names, h5."""
+    """Write left atrium cases with their published names as h5 files."""
     split = registry.get("dataset", "la").cls().split()
     chosen = dict(zip(names, (*split.train[:2], split.test[0]), strict=True))
     for name, case in chosen.items():
@@ -416,7 +416,7 @@ def change(path, old, new):
 
 
 def slope(path, value):
-    """Another rescale slope, of four bytes at most."""
+    """Replace the rescale slope of a DICOM file."""
     content = path.read_bytes()
     at = content.index(b"\x28\x00\x53\x10DS") + 6
     size = int.from_bytes(content[at : at + 2], "little")
@@ -425,7 +425,7 @@ def slope(path, value):
     )
 
 
-def test_a_slope_that_says_nothing_is_one(tmp_path, write_dicom):
+def test_an_empty_rescale_slope_counts_as_one(tmp_path, write_dicom):
     write_dicom(tmp_path, volume(1), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
     slope(next(tmp_path.rglob("1-001.dcm")), b"")
     np.testing.assert_array_equal(read_dicom(tmp_path).array, volume(1))

@@ -1,4 +1,4 @@
-"""The user's own folders: both forms, unlabeled cases, settings, names, and everything that can be wrong with them."""
+"""The user's own folders: both layouts, unlabeled cases, settings, names, and every mistake."""
 
 import json
 
@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 
 def metaimage(array, affine):
-    grid = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]  # the format counts to left and posterior
+    grid = np.diag([-1.0, -1.0, 1.0]) @ affine[:3]  # the format's axes point left and posterior
     spacing = np.linalg.norm(grid[:, :3], axis=0)
     values = {
         "NDims": 3,
@@ -65,7 +65,7 @@ def volume(shape=(18, 20, 16)):
 
 
 class Mine:
-    """A folder in nnU-Net v2 form that a test may break."""
+    """A folder in the layout of nnU-Net v2 that a test may break."""
 
     def __init__(self, root, ending=".nii.gz", channels=("MRI",), cases=6, bare=2, unlabeled=1):
         self.root, self.ending, self.channels = root, ending, channels
@@ -235,7 +235,7 @@ def test_spacing_is_the_median_of_the_training_images(tmp_path):
     assert any("slices 4 mm apart" in w for w in store.warnings)
 
 
-def test_labels_of_cases_listed_as_unlabeled_are_left_alone(mine, tmp_path):
+def test_labels_of_cases_listed_as_unlabeled_are_not_read(mine, tmp_path):
     mine.lists(
         labeled=["case_3"],
         unlabeled=["case_10", "un_0", "later_1"],
@@ -252,7 +252,7 @@ def test_labels_of_cases_listed_as_unlabeled_are_left_alone(mine, tmp_path):
     )
 
 
-def test_lists_are_kept_when_all_is_prepared_and_not_by_a_check(mine, tmp_path, lab):
+def test_lists_are_written_after_preparation_and_not_by_a_check(mine, tmp_path, lab):
     """A forgotten label must not be frozen into the lists."""
     forgotten = mine.root / "labelsTr" / "case_21.nii.gz"
     content = forgotten.read_bytes()
@@ -279,7 +279,7 @@ def test_a_crop_by_the_label_leaves_room_around_it(tmp_path):
     assert all(min(info.shape) >= 96 for info in store.cases.values())
 
 
-def test_data_without_a_test_case_are_refused_before_training(mine, lab):
+def test_data_without_a_test_case_is_refused_before_training(mine, lab):
     for lists, empty in (
         ({"labeled": ["case_3", "case_10"], "unlabeled": ["un_0"]}, "test"),
         ({"labeled": [], "test": ["case_3"]}, "labeled"),
@@ -290,11 +290,9 @@ def test_data_without_a_test_case_are_refused_before_training(mine, lab):
             ("prepare", mine.name),
             ("check", mine.name),
         ):
-            told = lab.call("data", *call)
-            assert told.returncode == 3 and f"no case in the list '{empty}'" in told.stderr, (
-                call,
-                told.stderr,
-            )
+            refused = lab.call("data", *call)
+            assert refused.returncode == 3, call
+            assert f"no case in the list '{empty}'" in refused.stderr, (call, refused.stderr)
 
 
 @pytest.mark.parametrize(
@@ -363,21 +361,21 @@ def test_a_dataset_json_that_cannot_be_used(mine, tmp_path, content, found):
         prepare_store(mine.name, None, tmp_path / "data")
 
 
-def test_a_dataset_json_without_end_is_refused(mine, tmp_path):
+def test_a_deeply_nested_dataset_json_is_refused(mine, tmp_path):
     (mine.root / "dataset.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match=r"dataset\.json cannot be read"):
         prepare_store(mine.name, None, tmp_path / "data")
 
 
 @pytest.mark.parametrize(
-    "image, label, told, lacking",
+    "image, label, found, missing",
     [
         ("c{}_0000.nii.gz", "c{}.nii.gz", "6 files in labelsTr", "channel_names"),
         ("c{}.nii", "c{}.nii", "c1.nii", ".nii"),
     ],
 )
-def test_files_that_the_form_does_not_read_are_told_with_what_it_lacks(
-    tmp_path, image, label, told, lacking
+def test_the_error_for_unread_files_says_what_dataset_json_needs(
+    tmp_path, image, label, found, missing
 ):
     root = tmp_path / "in"
     for i in range(6):
@@ -391,13 +389,13 @@ def test_files_that_the_form_does_not_read_are_told_with_what_it_lacks(
     (root / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="too few cases with a label") as caught:
         registry.get("dataset", f"folder:{root}")
-    assert told in caught.value.details["found"] and f'"{lacking}"' in caught.value.details["fix"]
-    mended = (
+    assert found in caught.value.details["found"] and f'"{missing}"' in caught.value.details["fix"]
+    repaired = (
         {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}}
         if "_0000" in image
         else {"file_ending": ".nii"}
     )  # as the fix says
-    (root / "dataset.json").write_text(json.dumps({**content, **mended}))
+    (root / "dataset.json").write_text(json.dumps({**content, **repaired}))
     assert registry.get("dataset", f"folder:{root}").cls.labeled == 5
 
 
@@ -466,7 +464,7 @@ def test_a_bad_case_of_ct_is_named_although_all_cases_share_a_window(tmp_path):
     assert problem.case == "case_3" and "(18, 20, 15)" in str(problem)
 
 
-def test_a_reader_that_fails_while_all_cases_settle_names_the_case(tmp_path, monkeypatch):
+def test_an_error_of_a_reader_names_the_case_before_any_is_loaded(tmp_path, monkeypatch):
     import importlib
 
     mine = Mine(tmp_path / "Dataset009_Ct", channels=("CT",))
@@ -496,7 +494,7 @@ def test_a_shifted_label_and_a_lost_spacing_are_warnings(mine, tmp_path):
     assert any("case_4" in w and "exactly 1 x 1 x 1" in w for w in warnings)
 
 
-def test_a_folder_that_cannot_be_written_to_is_used_all_the_same(mine, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_can_be_used(mine, tmp_path, monkeypatch):
     import importlib
 
     from segbench.errors import StorageError
@@ -512,7 +510,7 @@ def test_a_folder_that_cannot_be_written_to_is_used_all_the_same(mine, tmp_path,
 
 
 def test_names(mine, tmp_path):
-    """A folder is known by its own name once prepared, in other processes too; two folders cannot share one."""
+    """A prepared folder is known by its own name, in other processes too; names are unique."""
     store = prepare_store(mine.name, None, tmp_path / "data")
     registry.reset()  # as in a new process
     with pytest.raises(UsageError, match="unknown dataset"):
@@ -525,7 +523,7 @@ def test_names(mine, tmp_path):
     other = Mine(tmp_path / "elsewhere" / "Dataset007-Mine")
     with pytest.raises(UsageError, match="exists already"):
         registry.get("dataset", other.name)
-    registry.reset()  # even where nobody has loaded the links
+    registry.reset()  # even if the links have not been loaded
     with pytest.raises(UsageError, match="exists already"):
         prepare_store(other.name, None, tmp_path / "data")
     with pytest.raises(UsageError, match="has no variants"):
@@ -564,8 +562,8 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     assert lab.call("data", "link", mine.root, "--as", "la").returncode == 2
     assert lab.call("data", "link", mine.root, "--as", "../x").returncode == 2
     assert lab.call("data", "link", mine.root, "--as", "x", "--window", "7").returncode == 2
-    endless = lab.call("data", "link", mine.root, "--as", "x", "--window", "-inf:inf")
-    assert endless.returncode == 2 and "finite" in endless.stderr
+    infinite = lab.call("data", "link", mine.root, "--as", "x", "--window", "-inf:inf")
+    assert infinite.returncode == 2 and "finite" in infinite.stderr
     assert lab.call("data", "prepare", "folder").returncode == 2
     refused = lab.call("data", "link", mine.root, "--as", "boxed", "--crop", "label")
     assert (
@@ -573,7 +571,7 @@ def test_link_prepare_run_on_the_command_line(mine, lab):
     )  # unlabeled cases
 
 
-def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine, lab):
+def test_a_store_is_refused_after_a_change_until_it_is_prepared_again(mine, lab):
     def link(spacing):
         return lab.call("data", "link", mine.root, "--as", "mine", "--spacing", spacing).returncode
 
@@ -592,9 +590,10 @@ def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine
     ):
         change()
         registry.reset()  # as in a new process
-        told = lab.call("run", "supervised", "--dataset", "mine", "--steps", "1", "--dry-run")
-        assert told.returncode == 3 and f"other {name} than now" in told.stderr, told.stderr
-        assert "segbench data prepare mine" in told.stderr
+        refused = lab.call("run", "supervised", "--dataset", "mine", "--steps", "1", "--dry-run")
+        assert refused.returncode == 3, refused.stderr
+        assert f"other {name} than now" in refused.stderr
+        assert "segbench data prepare mine" in refused.stderr
         done = lab.call("data", "prepare", "mine")
         assert (
             done.returncode == 0 and open_store("mine", data_root).fingerprint != first.fingerprint
@@ -609,9 +608,10 @@ def test_a_store_from_before_a_change_is_refused_until_it_is_prepared_again(mine
 @pytest.mark.parametrize(
     "args", ["prepare folder", "prepare folder --from x", "check folder --from x", "check folder"]
 )
-def test_a_family_is_no_data_set(lab, args):
-    told = lab.call("data", *args.split())
-    assert told.returncode == 2 and "folder:PATH" in told.stderr and "--from DIR" not in told.stderr
+def test_a_family_is_not_a_data_set(lab, args):
+    refused = lab.call("data", *args.split())
+    assert refused.returncode == 2 and "folder:PATH" in refused.stderr
+    assert "--from DIR" not in refused.stderr
 
 
 def test_a_damaged_link_does_not_stop_other_commands(lab):
@@ -633,8 +633,8 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     assert usual.returncode == 0 and "3 of 6 labeled" in usual.stderr + usual.stdout, (
         usual.stderr
     )  # as with the folder
-    told = lab.call("describe", "dataset", store.name)
-    assert told.returncode == 3 and "the folder is not available" in told.stderr
+    described = lab.call("describe", "dataset", store.name)
+    assert described.returncode == 3 and "the folder is not available" in described.stderr
     plan = lab.call(
         "run", "supervised", "--dataset", store.name, "--labeled", "2", "--dry-run", *patch
     )

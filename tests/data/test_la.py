@@ -1,4 +1,4 @@
-"""The left atrium adapter: both layouts, every way in which they can be broken, the real files."""
+"""The left atrium adapter: both layouts, every way in which they can be damaged, real files."""
 
 import hashlib
 import os
@@ -52,7 +52,7 @@ def file_of(source, case):
 
 @pytest.fixture
 def source(tmp_path):
-    """A partial copy in the layout that circulates."""
+    """A partial copy in the layout of the shared h5 files."""
     root = tmp_path / "copy"
     lists(root)
     for seed, case in enumerate(IDS):
@@ -86,7 +86,7 @@ def problem(source, tmp_path):
     return found
 
 
-def test_the_split_is_the_one_of_the_literature():
+def test_the_split_is_the_published_one():
     text = "\n".join([*SPLIT.train, "", *SPLIT.test])
     digest = hashlib.sha256(text.encode()).hexdigest()
     assert digest == "56b2f8a603fa619abbaed4bfcf675cb77d7e5e6a8650434c2d25b0bce4b7a8ad"
@@ -158,7 +158,7 @@ def test_a_listed_file_that_is_missing(source, tmp_path):
     assert IDS[1] in str(caught.value)
 
 
-def test_a_folder_with_nothing_of_use(tmp_path):
+def test_a_folder_without_any_case(tmp_path):
     with pytest.raises(DataError, match="no case of the left atrium") as caught:
         prepare(tmp_path, tmp_path)
     assert "mri_norm2.h5" in str(caught.value) and "lgemri.nrrd" in str(caught.value)
@@ -264,7 +264,8 @@ def test_the_raw_layout_follows_the_recipe_with_fixed_margins(raw, tmp_path):
     case = IDS[0]
     gray, _ = nrrd.read(str(raw / case / "lgemri.nrrd"))
     scored = (gray - gray.astype(np.float64).mean()) / gray.astype(np.float64).std()
-    # x: extent 20, so the patch of 112 lacks 92: 46 + 14 a side, cut at the scan's border. y: extent 120, 14 a side.
+    # x: extent 20, 92 less than the patch of 112: 46 + 14 on each side, cut at the scan's border.
+    # y: extent 120, 14 on each side.
     box = np.s_[0:40, 6:150, :]
     np.testing.assert_allclose(
         store.image(case)[0], scored[box].astype(np.float32), rtol=0, atol=1e-6
@@ -364,7 +365,7 @@ def test_a_broken_raw_file_is_named_with_what_is_wrong(raw, tmp_path, name, brea
     )
 
 
-def test_headers_of_the_raw_files_must_fit(raw, tmp_path):
+def test_headers_of_the_raw_files_must_match(raw, tmp_path):
     def write(name, sign, step=0.625):
         file = raw / IDS[2] / name
         nrrd.write(
@@ -425,7 +426,7 @@ def test_a_scan_in_train_and_test_is_found_though_its_crops_differ(raw, tmp_path
 
 
 def real(real_data, folder, *options):
-    """The real files, or what the tool beside them unpacks."""
+    """Return the folder of the real files, unpacked by the tool beside them if needed."""
     if (real_data / "la" / FOLDER).is_dir():
         return real_data / "la"
     tool = real_data.parent / "tools" / "unpack_la.py"
@@ -466,7 +467,7 @@ def test_some_real_files(real_data, tmp_path):
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_real_archive(real_data, tmp_path):
-    """Facts measured on the 100 files that circulate."""
+    """Facts measured on the 100 shared h5 files."""
     store = stores.prepare("la", real(real_data, tmp_path / "real"), tmp_path, jobs=2)
     assert (len(store.train), len(store.test), store.partial) == (80, 20, False)
     shapes = np.array([info.shape for info in store.cases.values()])

@@ -1,4 +1,4 @@
-"""MetaImage files: what ITK writes, and every way in which one can be wrong."""
+"""MetaImage files as ITK writes them, and every way in which one can be damaged."""
 
 import zlib
 
@@ -32,7 +32,7 @@ def test_voxels_and_grid(tmp_path, packed):
         written(tmp_path / "a.mha", zlib.compress(VOXELS) if packed else VOXELS, packed)
     )
     np.testing.assert_array_equal(volume.array, GRAY)
-    # The first axis runs to posterior by 1 mm a voxel, the second to superior by 2, the third to left by 3.
+    # The first axis runs to posterior by 1 mm per voxel, the second to superior by 2, the third to left by 3.
     np.testing.assert_array_equal(
         volume.affine, [[0, 0, -3, -5], [-1, 0, 0, -6], [0, 2, 0, 7], [0, 0, 0, 1]]
     )

@@ -1,4 +1,4 @@
-"""Single files: NIfTI, NRRD, HDF5 and DICOM series, whole and broken, with their affines."""
+"""Readers of NIfTI, NRRD and HDF5 files and DICOM series: intact and damaged files, affines."""
 
 import gzip
 
@@ -103,7 +103,7 @@ def test_dicom_agrees_with_an_independent_reader(tmp_path, write_dicom):
         np.testing.assert_allclose(volume.affine @ [*index, 1], [-x, -y, z, 1], atol=1e-5)
 
 
-def test_dicom_order_by_instance_can_run_against_the_position(tmp_path, write_dicom):
+def test_dicom_slices_are_ordered_by_instance_or_by_position(tmp_path, write_dicom):
     write_dicom(tmp_path / "s", GRAY, (1, 1, -2.0), (0.0, 0.0, 50.0))
     by_number, by_place = read_dicom(tmp_path, "instance"), read_dicom(tmp_path)
     np.testing.assert_array_equal(by_number.array, GRAY)
@@ -162,7 +162,7 @@ def cut(path):
 
 
 def forge_size(path):
-    """A header that claims 30000 voxels a side."""
+    """Write a header that claims 30000 voxels per side."""
     content = bytearray(gzip.decompress(path.read_bytes()))
     for axis in range(3):
         content[42 + 2 * axis : 44 + 2 * axis] = (30000).to_bytes(2, "little")
@@ -214,7 +214,7 @@ def test_a_broken_nifti(tmp_path, breaking, found):
         ),
     ],
 )
-def test_an_nrrd_header_that_makes_no_grid(tmp_path, header, found):
+def test_an_nrrd_header_without_a_usable_grid(tmp_path, header, found):
     nrrd.write(str(tmp_path / "a.nrrd"), GRAY, header)
     with pytest.raises(DataError, match=found):
         read_volume(tmp_path / "a.nrrd")
