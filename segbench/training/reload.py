@@ -16,6 +16,7 @@ from segbench.errors import IntegrityError
 from segbench.evaluation.test_set import cases_csv, evaluate, summarize
 from segbench.training import checkpoint
 from segbench.training.build import build
+from segbench.training.memory import keep_freed_memory
 from segbench.training.selection import Report
 from segbench.training.setup import Machine, Prepared, device_of
 
@@ -69,6 +70,7 @@ def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method,
             found=weights[:16],
             expected=stored["weights_sha256"][:16],
         )
+    keep_freed_memory()
     method = build(run.experiment, run.stores, fresh=False)
     method.load_state_dict(state["method"])
     return method.to(device).eval(), header

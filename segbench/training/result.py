@@ -17,6 +17,7 @@ from segbench.results.rundir import SCHEMA
 from segbench.storage import atomic_write, json_bytes
 from segbench.training import checkpoint
 from segbench.training.loop import Trainer
+from segbench.training.memory import keep_freed_memory
 from segbench.training.selection import Report
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def _manifest(
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "freed_memory_kept": keep_freed_memory(),
         "argv": sys.argv[1:],
         "train_seconds": round(trainer.seconds, 2),
         "seconds_per_step": round(trainer.seconds / trainer.total, 4),

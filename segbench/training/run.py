@@ -26,6 +26,7 @@ from segbench.training import distributed
 from segbench.training.build import build, require_fit
 from segbench.training.distributed import World
 from segbench.training.loop import Trainer
+from segbench.training.memory import keep_freed_memory
 from segbench.training.plan import stages
 from segbench.training.reporter import Reporter
 from segbench.training.result import write_result
@@ -62,6 +63,7 @@ def execute(
         SegbenchError: any failure of the run; it is also written to ``failed.json``.
     """
     _require_processes(run)
+    keep_freed_memory()
     world = distributed.join(machine.device.partition(":")[0])
     if world.rank > 0:
         return _train_beside_first(run, machine, world)
