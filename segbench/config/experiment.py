@@ -1,6 +1,6 @@
-"""From names, numbers and files to fully resolved experiments: one for each training.
+"""From names, numbers and files to fully resolved experiments, one for each training.
 
-Precedence, lowest to highest: built-in defaults, protocol, data set, method, suite, flags, ``-o``.
+Later layers overrule earlier ones: built-in defaults, protocol, data set, method, suite, flags, ``-o``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from segbench.config.protocol import SPEED_KEYS, Protocol, protocols_for, read_p
 from segbench.config.schema import Strict, flatten, nest, validate
 from segbench.errors import UsageError
 
-__all__ = ["Experiment", "Resolved", "resolve"]
+__all__ = ["Experiment", "Request", "Resolved", "labeled_count", "resolve"]
 
 TrainSizes = Mapping[str, int] | Callable[[str], int]
+ALL = "all"
 
 
 class Experiment(Strict):
@@ -30,7 +31,7 @@ class Experiment(Strict):
     method: str = Field(description="registered name")
     params: dict[str, Any] = Field(description="of the method, defaults filled in")
     backbone: str = Field(description="registered name, with its variant where the family has some")
-    backbone_params: dict[str, Any] = Field(description="defaults filled in")
+    backbone_params: dict[str, Any] = Field(description="of the backbone, defaults filled in")
     datasets: tuple[str, ...] = Field(min_length=1, description="several in joint training")
     labeled: dict[str, int] = Field(
         description="labeled patients of each data set: the first of its training list"
@@ -39,11 +40,13 @@ class Experiment(Strict):
         0,
         ge=0,
         le=9999,
-        description="which labeled patients: 0 the list's first, others at random",
+        description="which patients are labeled: 0 the list's first, others at random",
     )
-    protocol: Protocol = Field(
-        description="effective; its backbone and labeled are overruled by the fields here"
+    unlabeled: Literal["all", "labeled"] = Field(
+        "all",
+        description="images the unlabeled stream shows: all others, or the labeled ones again",
     )
+    protocol: Protocol = Field(description="effective; the fields here overrule its suggestions")
     modified: tuple[str, ...] = Field(
         (), description="keys that differ from the protocol of that name"
     )
@@ -63,8 +66,41 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class _Data:
-    """A data set and what it brings along; members of a group take the group's choices where it makes any."""
+class Request:
+    """What a command line, a suite or a program asks for."""
+
+    method: str
+    dataset: str | Sequence[str]  # "la", "la,acdc", a group such as "phantom", or a list of names
+    labeled: str | int | None = None  # 8, "8", "10%" or "all" of the training patients
+    draw: int = 0
+    unlabeled: str = ALL
+    backbone: str | None = None
+    protocol: str | Path | None = None
+    seed: int = 0
+    steps: int | None = None
+    precision: str | None = None
+    overrides: Iterable[str] | Mapping[str, Any] = ()  # as given with -o
+    suite: Mapping[str, Any] | None = None  # a suite's parameters for this method
+    suite_where: Mapping[str, str] | None = None  # where the suite sets them
+    train_sizes: TrainSizes | None = (
+        None  # patients in each training list; None: the published lists
+    )
+    # Labeled patients of a prepared data set, for own folders that are not reachable now.
+    labels: Callable[[str], int] | None = None
+
+
+def resolve(method: str, **choices: Any) -> Resolved:
+    """Resolve a request; ``choices`` are the other fields of ``Request``.
+
+    Raises:
+        UsageError: an unknown name or key, a wrong value, or choices that do not fit together.
+    """
+    return Resolution(Request(method, **choices)).resolve()
+
+
+@dataclass(frozen=True)
+class ChosenDataset:
+    """A data set and its defaults; members of a group take the group's defaults where it has any."""
 
     name: str
     cls: Any
@@ -72,330 +108,346 @@ class _Data:
     labeled: int
 
 
-def resolve(
-    method: str,
-    *,
-    dataset: str | Sequence[str],
-    labeled: str | int | None = None,
-    backbone: str | None = None,
-    protocol: str | Path | None = None,
-    seed: int = 0,
-    steps: int | None = None,
-    precision: str | None = None,
-    overrides: Iterable[str] | Mapping[str, Any] = (),
-    suite: Mapping[str, Any] | None = None,
-    suite_where: Mapping[str, str] | None = None,
-    train_sizes: TrainSizes | None = None,
-    labels: Callable[[str], int] | None = None,
-    draw: int = 0,
-) -> Resolved:
-    """Resolve one command line.
+class Resolution:
+    """Resolves one request. Every step sets its part of the answer and records in ``origins`` who chose it."""
 
-    Args:
-        dataset: ``la``, ``la,acdc``, a group such as ``phantom``, or a list of names.
-        labeled: ``8``, ``"8"`` or ``"10%"`` of the patients of each training list (rounded down, at least 1).
-        draw: 0 labels the first patients of the training list, as the literature does; 1, 2, ... are other choices.
-        suite: a suite's ``params`` for this method; ``suite_where`` gives the origin of its keys.
-        train_sizes: patients in each training list; without it the published split's length is taken.
-        labels: patients with a label there; asked where the data set's folder is not there now to tell the usual number.
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.origins: dict[str, str] = {}
 
-    Raises:
-        UsageError: an unknown name or key, a wrong value, or choices that do not fit together.
-    """
-    data = _datasets(dataset)
-    method_cls = registry.get("method", method).cls
-    named, sources = read_protocol(protocol if protocol is not None else _common_protocol(data))
-    name, backbone_cls = find_backbone(backbone or named.backbone.name)
-    sources |= {
-        "protocol": "--protocol" if protocol is not None else _of_data(data),
-        "backbone": "--backbone" if backbone else sources["backbone.name"],
-        **{
-            key: f"--{key}" if value != 0 else "default"
-            for key, value in (("seed", seed), ("draw", draw))
-        },
-    }
-    keys = Keys.of(method_cls, backbone_cls)
-    flags = {"steps": steps, "precision": precision}
-    user = {**keys.suite(suite, suite_where or {}), **_flags(flags), **parse_overrides(overrides)}
-    keys.check(user)
-    params = _method_params(method_cls, user, sources)
-    backbone_params, larger = _backbone_params(method_cls, backbone_cls, name, named, user, sources)
-    effective = _effective(named, keys, user, sources)
-    _check_fit(effective, data, method_cls, backbone_cls, backbone_params)
-    counts = {d.name: _labeled(d, labeled, effective, train_sizes, labels, sources) for d in data}
-    common = {
-        "method": method_cls.name,
-        "params": params,
-        "backbone": name,
-        "backbone_params": backbone_params,
-        "protocol": effective.model_dump(),
-        "modified": _modified(named, effective, keys) + larger,
-        "seed": seed,
-        "draw": draw,
-        "precision": effective.precision,
-    }
-    groups = [tuple(counts)] if method_cls.joint else [(name,) for name in counts]
-    experiments = [_experiment(common, {n: counts[n] for n in group}, sources) for group in groups]
-    return _resolved(experiments, sources)
+    def resolve(self) -> Resolved:
+        """Take the steps in order of precedence."""
+        self.datasets = find_datasets(self.request.dataset)
+        self.method = registry.get("method", self.request.method).cls
+        self._read_protocol()
+        self._find_backbone()
+        self._read_settings()
+        params = self._method_params()
+        backbone_params, changed_backbone = self._backbone_params()
+        protocol = self._effective_protocol()
+        self._require_fit(protocol, backbone_params)
+        labeled = {chosen.name: self._labeled(chosen, protocol) for chosen in self.datasets}
+        common = {
+            "method": self.method.name,
+            "params": params,
+            "backbone": self.backbone_name,
+            "backbone_params": backbone_params,
+            "protocol": protocol.model_dump(),
+            "modified": self._modified_keys(protocol) + changed_backbone,
+            "seed": self.request.seed,
+            "draw": self.request.draw,
+            "unlabeled": self.request.unlabeled,
+            "precision": protocol.precision,
+        }
+        # A joint method trains once on all data sets, any other once on each.
+        groups = [tuple(labeled)] if self.method.joint else [(name,) for name in labeled]
+        experiments = []
+        for names in groups:
+            counts = {name: labeled[name] for name in names}
+            content = {**common, "datasets": list(names), "labeled": counts}
+            experiments.append(validate(Experiment, content, self._origin))
+        return self._resolved(experiments)
+
+    def _origin(self, key: str) -> str:
+        return self.origins.get(key, "")
+
+    def _read_protocol(self) -> None:
+        asked = self.request.protocol
+        name = common_protocol(self.datasets) if asked is None else asked
+        self.named, origins = read_protocol(name)
+        self.origins.update(origins)
+        if asked is not None:
+            self.origins["protocol"] = "--protocol"
+        else:
+            self.origins["protocol"] = described(self.datasets)
+        for key, value, default in (
+            ("seed", self.request.seed, 0),
+            ("draw", self.request.draw, 0),
+            ("unlabeled", self.request.unlabeled, ALL),
+        ):
+            self.origins[key] = "default" if value == default else f"--{key}"
+
+    def _find_backbone(self) -> None:
+        asked = self.request.backbone
+        self.backbone_name, self.backbone = find_backbone(asked or self.named.backbone.name)
+        self.origins["backbone"] = "--backbone" if asked else self.origins["backbone.name"]
+
+    def _read_settings(self) -> None:
+        """Collect what suite, flags and ``-o`` set, in this order."""
+        self.keys = Keys.of(self.method, self.backbone)
+        self.settings = self.keys.suite(self.request.suite, self.request.suite_where or {})
+        for key in ("steps", "precision"):
+            value = getattr(self.request, key)
+            if value is not None:
+                self.settings[key] = Value(value, f"--{key}")
+        self.settings.update(parse_overrides(self.request.overrides))
+        self.keys.check(self.settings)
+
+    def _method_params(self) -> dict[str, Any]:
+        fields = self.method.Params.model_fields
+        values: dict[str, Any] = {}
+        for key in fields:
+            self.origins[key] = f"method {self.method.name}"
+        for key, value in self.named.methods.get(self.method.name, {}).items():
+            if key not in fields:
+                raise UsageError(
+                    f"protocol '{self.named.name}' sets '{key}', which {self.method.name} does not have",
+                    expected="one of " + ", ".join(fields),
+                    fix=f"segbench describe method {self.method.name}",
+                )
+            values[key] = value
+            self.origins[key] = f"protocol {self.named.name}"
+        for key in fields:
+            if key in self.settings:
+                values[key] = self.settings[key].value
+                self.origins[key] = self.settings[key].origin
+        params = validate(self.method.Params, values, self._origin)
+        return params.model_dump(mode="json")
+
+    def _backbone_params(self) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return the parameters and the keys that the user changed: another network is not the protocol's."""
+        fields = self.backbone.Params.model_fields
+        layers = []
+        if self.backbone_name == find_backbone(self.named.backbone.name)[0]:
+            layers.append((self.named.backbone.params, self.origins["backbone.params"]))
+        prescribed = self.method.backbone_defaults.get(self.backbone_name, {})
+        layers.append((prescribed, f"method {self.method.name}"))
+        base: dict[str, Any] = {}
+        for layer, origin in layers:
+            base.update(layer)
+            self.origins.update({f"backbone.{key}": origin for key in layer})
+        for key in fields:
+            self.origins.setdefault(f"backbone.{key}", "default")
+        usual = self._validated_backbone(base)
+
+        asked: dict[str, Any] = {}
+        for key in usual:
+            setting = self.settings.get(f"backbone.{key}")
+            if setting is not None:
+                asked[key] = setting.value
+                self.origins[f"backbone.{key}"] = setting.origin
+        final = self._validated_backbone({**usual, **asked})
+        changed = [f"backbone.{key}" for key in final if final[key] != usual[key]]
+        return final, tuple(changed)
+
+    def _validated_backbone(self, values: dict[str, Any]) -> dict[str, Any]:
+        params = validate(self.backbone.Params, values, self._origin, "backbone.")
+        return params.model_dump(mode="json")
+
+    def _effective_protocol(self) -> Protocol:
+        """Return the protocol with the values that the user changed."""
+        flat = flat_protocol(self.named)
+        for key in self.keys.protocol:
+            setting = self.settings.get(key)
+            if setting is not None:
+                flat[key] = setting.value
+                self.origins[key] = setting.origin
+
+        def origin(key: str) -> str:
+            return self.origins.get(key, f"protocol {self.named.name}")
+
+        return validate(Protocol, nest(flat), origin)
+
+    def _modified_keys(self, effective: Protocol) -> tuple[str, ...]:
+        usual = flat_protocol(self.named)
+        now = flat_protocol(effective)
+        changed = [key for key in self.keys.protocol if now.get(key) != usual.get(key)]
+        return tuple(key for key in changed if key not in SPEED_KEYS)
+
+    def _require_fit(self, protocol: Protocol, backbone_params: dict[str, Any]) -> None:
+        """Check that patch, data, method and backbone fit together, before anything is loaded."""
+        axes = len(protocol.patch)
+        for chosen in self.datasets:
+            if chosen.cls.dims not in (axes, axes + 1):  # slices of volumes can be trained on
+                raise UsageError(
+                    f"data set '{chosen.name}' has {chosen.cls.dims} spatial axes, the patch {axes}",
+                    found=list(protocol.patch),
+                    fix="--protocol, or -o patch= and -o inference.stride=",
+                )
+        missing = self.method.needs - self.backbone.provides
+        if missing:
+            raise UsageError(
+                f"method '{self.method.name}' needs a backbone with {', '.join(sorted(missing))}; "
+                f"'{self.backbone.name}' has none",
+                fix="another --backbone; segbench list backbones",
+            )
+        params = self.backbone.Params.model_validate(backbone_params)
+        self.backbone.check_patch(params, protocol.patch)
+
+    def _labeled(self, chosen: ChosenDataset, protocol: Protocol) -> int:
+        """Return the number of labeled patients: the one asked for, else the data set's, else the protocol's first."""
+        number, origin = self._asked_number(chosen, protocol)
+        self.origins[f"labeled.{chosen.name}"] = origin
+        size = train_size(chosen, self.request.train_sizes)
+        count = labeled_count(number, size, origin)
+        if size is not None and count > size:
+            raise UsageError(
+                f"labeled: {count} asked for, but '{chosen.name}' has {size} training cases ({origin})",
+                fix=f"--labeled N with N from 1 to {size}",
+            )
+        return count
+
+    def _asked_number(self, chosen: ChosenDataset, protocol: Protocol) -> tuple[str | int, str]:
+        origin = f"data set {chosen.name}"
+        if self.request.labeled is not None:
+            return self.request.labeled, "--labeled"
+        if chosen.labeled:
+            return chosen.labeled, origin
+        if self.request.labels is not None and chosen.cls.source is not None:
+            stored = self.request.labels(chosen.name)
+            if stored:
+                return stored, origin
+        if protocol.labeled:
+            return protocol.labeled[0], f"protocol {protocol.name}"
+        raise UsageError(
+            f"data set '{chosen.name}' has no default number of labeled cases",
+            fix="--labeled 8 or 10%",
+        )
+
+    def _resolved(self, experiments: list[Experiment]) -> Resolved:
+        first = experiments[0]
+        values = flat_protocol(first.protocol)
+        values.update(first.params)
+        for key, value in first.backbone_params.items():
+            values[f"backbone.{key}"] = value
+        for experiment in experiments:
+            for name, count in experiment.labeled.items():
+                values[f"labeled.{name}"] = count
+        values["protocol"] = first.protocol.name
+        for key in ("backbone", "seed", "draw", "unlabeled"):
+            values[key] = getattr(first, key)
+        shown = [key for key in self.origins if key in values and key not in NOT_SETTABLE]
+        origins = {key: self.origins[key] for key in shown}
+        return Resolved(experiments, origins, {key: values[key] for key in shown})
 
 
-def _flags(flags: Mapping[str, Any]) -> dict[str, Value]:
-    return {key: Value(value, f"--{key}") for key, value in flags.items() if value is not None}
-
-
-def _experiment(
-    common: dict[str, Any], counts: dict[str, int], sources: dict[str, str]
-) -> Experiment:
-    data = {**common, "datasets": list(counts), "labeled": counts}
-    return validate(Experiment, data, lambda key: sources.get(key, ""))
-
-
-def _modified(named: Protocol, effective: Protocol, keys: Keys) -> tuple[str, ...]:
-    usual, now = _flat(named), _flat(effective)
-    return tuple(
-        key for key in keys.protocol if key not in SPEED_KEYS and now.get(key) != usual.get(key)
-    )
-
-
-def _resolved(experiments: list[Experiment], sources: dict[str, str]) -> Resolved:
-    one = experiments[0]
-    counts = {name: n for e in experiments for name, n in e.labeled.items()}
-    values = {
-        **_flat(one.protocol),
-        **one.params,
-        **{f"backbone.{k}": v for k, v in one.backbone_params.items()},
-        **{f"labeled.{name}": n for name, n in counts.items()},
-        "protocol": one.protocol.name,
-        "backbone": one.backbone,
-        "seed": one.seed,
-        "draw": one.draw,
-    }
-    shown = [key for key in sources if key in values and key not in NOT_SETTABLE]
-    return Resolved(
-        experiments, {key: sources[key] for key in shown}, {key: values[key] for key in shown}
-    )
-
-
-def _flat(protocol: Protocol) -> dict[str, Any]:
-    """Dotted keys; the backbone's parameters and the factors of data sets stay one value."""
+def flat_protocol(protocol: Protocol) -> dict[str, Any]:
+    """Return a protocol with dotted keys; mappings whose keys are names stay one value."""
     plain = protocol.model_dump(mode="json")
-    chosen, factors = plain.pop("backbone"), plain.pop("downsample")
+    backbone = plain.pop("backbone")
+    whole = {key: plain.pop(key) for key in ("downsample", "methods")}
     return {
         **flatten(plain),
-        "downsample": factors,
-        "backbone.name": chosen["name"],
-        "backbone.params": chosen["params"],
+        **whole,
+        "backbone.name": backbone["name"],
+        "backbone.params": backbone["params"],
     }
 
 
-def _datasets(names: str | Sequence[str]) -> list[_Data]:
-    wanted = [
-        part.strip()
-        for name in ([names] if isinstance(names, str) else names)
-        for part in name.split(",")
-    ]
-    found: dict[str, _Data] = {}
-    for name in (n for n in wanted if n):
+def find_datasets(names: str | Sequence[str]) -> list[ChosenDataset]:
+    """Return the data sets that names stand for; groups are replaced by their members.
+
+    Raises:
+        UsageError: no name, an unknown one, or one data set twice.
+    """
+    wanted = []
+    for name in [names] if isinstance(names, str) else names:
+        wanted += [part.strip() for part in name.split(",") if part.strip()]
+    found: dict[str, ChosenDataset] = {}
+    for name in wanted:
         cls = registry.get("dataset", name).cls
-        whole = vars(cls) if cls.members else {}
+        group = vars(cls) if cls.members else {}
         for member in cls.members or (name,):
             entry = registry.get("dataset", member)
             if entry.name in found:
                 raise UsageError(
                     f"data set '{entry.name}' is named twice (--dataset)", found=",".join(wanted)
                 )
-            found[entry.name] = _Data(
-                entry.name,
-                entry.cls,
-                whole.get("protocol", entry.cls.protocol),
-                whole.get("labeled", entry.cls.labeled),
-            )
+            protocol = group.get("protocol", entry.cls.protocol)
+            labeled = group.get("labeled", entry.cls.labeled)
+            found[entry.name] = ChosenDataset(entry.name, entry.cls, protocol, labeled)
     if not found:
         raise UsageError("no data set is named", fix="--dataset NAME; segbench list datasets")
     return list(found.values())
 
 
-def _canonical(registered: str, asked: str) -> str:
-    """``family:variant`` keeps its variant."""
-    same = asked.replace("-", "_") == registered
-    return registered if same else f"{registered}:{asked.partition(':')[2]}"
-
-
 def find_backbone(name: str) -> tuple[str, Any]:
-    """Name and class of a backbone that can be built.
+    """Return the name and class of a backbone that can be built.
 
     Raises:
         UsageError: unknown, or a family without its member.
     """
     entry = registry.get("backbone", name)
     if entry.cls.variants and ":" not in entry.name:
+        members = [f"{entry.name}:{variant}" for variant in entry.cls.variants]
         raise UsageError(
             f"'{entry.name}' is a family of backbones",
-            expected=f"one of its members, such as "
-            f"{', '.join(f'{entry.name}:{v}' for v in entry.cls.variants)}",
-            fix=f"--backbone {entry.name}:{entry.cls.variants[0]}",
+            expected=f"one of its members, such as {', '.join(members)}",
+            fix=f"--backbone {members[0]}",
         )
     return entry.name, entry.cls
 
 
-def _common_protocol(data: list[_Data]) -> str:
-    """The protocol all data sets have for their own, else the one that was made for them together."""
-    if len({d.protocol for d in data}) == 1:
-        return data[0].protocol
-    made = protocols_for(d.name for d in data)
+def common_protocol(datasets: Sequence[ChosenDataset]) -> str:
+    """Return the protocol that all data sets have, else the one that was made for them together.
+
+    Raises:
+        UsageError: there is no such protocol, or more than one.
+    """
+    own = {chosen.protocol for chosen in datasets}
+    if len(own) == 1:
+        return datasets[0].protocol
+    made = protocols_for(chosen.name for chosen in datasets)
     if len(made) != 1:
         raise UsageError(
             "the data sets have different protocols of their own",
-            found=", ".join(f"{d.name}: {d.protocol}" for d in data),
+            found=", ".join(f"{chosen.name}: {chosen.protocol}" for chosen in datasets),
             expected=f"one of {', '.join(made)}, made for them together" if made else None,
             fix=f"name one: --protocol {made[0] if made else 'NAME'}",
         )
     return made[0]
 
 
-def _of_data(data: list[_Data]) -> str:
-    same = len({d.protocol for d in data}) == 1
-    return f"data set {data[0].name}" if same else f"data sets {', '.join(d.name for d in data)}"
+def described(datasets: Sequence[ChosenDataset]) -> str:
+    """Return ``data set la`` or ``data sets la, acdc``, the origin of a protocol that was not asked for."""
+    if len({chosen.protocol for chosen in datasets}) == 1:
+        return f"data set {datasets[0].name}"
+    return f"data sets {', '.join(chosen.name for chosen in datasets)}"
 
 
-def _method_params(
-    method: Any, user: Mapping[str, Value], sources: dict[str, str]
-) -> dict[str, Any]:
-    fields = method.Params.model_fields
-    sources |= {key: user[key].origin if key in user else f"method {method.name}" for key in fields}
-    mine = {key: user[key].value for key in fields if key in user}
-    return validate(
-        method.Params, mine, lambda key: sources.get(key, f"method {method.name}")
-    ).model_dump(mode="json")
-
-
-def _backbone_params(
-    method: Any,
-    backbone: Any,
-    name: str,
-    named: Protocol,
-    user: Mapping[str, Value],
-    sources: dict[str, str],
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Parameters, and the keys a user changed: a larger network is no longer the protocol's."""
-    base: dict[str, Any] = {}
-    preset = named.backbone.params if name == find_backbone(named.backbone.name)[0] else {}
-    for layer, origin in (
-        (preset, sources["backbone.params"]),
-        (method.backbone_defaults.get(name, {}), f"method {method.name}"),
-    ):
-        base |= layer
-        sources |= {f"backbone.{key}": origin for key in layer}
-    for key in backbone.Params.model_fields:
-        sources.setdefault(f"backbone.{key}", "default")
-    usual = validate(
-        backbone.Params, base, lambda key: sources.get(key, ""), "backbone."
-    ).model_dump(mode="json")
-    mine = {key: user[f"backbone.{key}"].value for key in usual if f"backbone.{key}" in user}
-    sources |= {f"backbone.{key}": user[f"backbone.{key}"].origin for key in mine}
-    chosen = validate(
-        backbone.Params, {**usual, **mine}, lambda key: sources.get(key, ""), "backbone."
-    )
-    final = chosen.model_dump(mode="json")
-    return final, tuple(f"backbone.{key}" for key in final if final[key] != usual[key])
-
-
-def _effective(
-    named: Protocol, keys: Keys, user: Mapping[str, Value], sources: dict[str, str]
-) -> Protocol:
-    mine = {key: user[key] for key in keys.protocol if key in user}
-    sources |= {key: value.origin for key, value in mine.items()}
-    merged = nest({**_flat(named), **{key: value.value for key, value in mine.items()}})
-    return validate(Protocol, merged, lambda key: sources.get(key, f"protocol {named.name}"))
-
-
-def _check_fit(
-    protocol: Protocol, data: list[_Data], method: Any, backbone: Any, params: dict[str, Any]
-) -> None:
-    """Patch, data, method and backbone must fit, before anything is loaded."""
-    for d in data:
-        if d.cls.dims not in (
-            len(protocol.patch),
-            len(protocol.patch) + 1,
-        ):  # slices of volumes are trained on too
-            raise UsageError(
-                f"data set '{d.name}' has {d.cls.dims} spatial axes, the patch {len(protocol.patch)}",
-                found=list(protocol.patch),
-                fix="--protocol, or -o patch= and -o inference.stride=",
-            )
-    if missing := method.needs - backbone.provides:
-        raise UsageError(
-            f"method '{method.name}' needs a backbone with {', '.join(sorted(missing))}; "
-            f"'{backbone.name}' has none",
-            fix="another --backbone; segbench list backbones",
-        )
-    backbone.check_patch(backbone.Params.model_validate(params), protocol.patch)
-
-
-def _labeled(
-    d: _Data,
-    asked: str | int | None,
-    protocol: Protocol,
-    sizes: TrainSizes | None,
-    labels: Callable[[str], int] | None,
-    sources: dict[str, str],
-) -> int:
-    """Number of labeled cases: the one asked for, else the data set's, else the protocol's first."""
-    spec: str | int
-    if asked is not None:
-        spec, origin = asked, "--labeled"
-    elif d.labeled:
-        spec, origin = d.labeled, f"data set {d.name}"
-    elif labels is not None and d.cls.source is not None and (spec := labels(d.name)):
-        origin = f"data set {d.name}"
-    elif protocol.labeled:
-        spec, origin = protocol.labeled[0], f"protocol {protocol.name}"
-    else:
-        raise UsageError(
-            f"data set '{d.name}' has no usual number of labeled cases", fix="--labeled 8 or 10%"
-        )
-    sources[f"labeled.{d.name}"] = origin
-    size = _train_size(d, sizes)
-    count = labeled_count(spec, size, origin)
-    if size is not None and count > size:
-        raise UsageError(
-            f"labeled: {count} asked for, but '{d.name}' has {size} training cases ({origin})",
-            fix=f"--labeled N with N from 1 to {size}",
-        )
-    return count
-
-
-def labeled_count(spec: str | int, size: int | None, origin: str = "--labeled") -> int:
-    """How many of ``size`` training patients ``8``, ``"8"`` or ``"10%"`` are.
+def labeled_count(asked: str | int, size: int | None, origin: str = "--labeled") -> int:
+    """Return how many of ``size`` training patients ``8``, ``"8"``, ``"10%"`` or ``"all"`` are.
 
     Raises:
         UsageError: it is none of these, or a share and ``size`` is not known.
     """
-    text = str(spec).strip()
+    text = str(asked).strip()
+    if text == ALL:
+        text = "100%"
+    if text.endswith("%"):
+        return _share_of(text, asked, size, origin)
+    if isinstance(asked, bool) or not text.isdecimal() or int(text) < 1:
+        raise _wrong_count(asked, origin)
+    return int(text)
+
+
+def _share_of(text: str, asked: str | int, size: int | None, origin: str) -> int:
     number = text.removesuffix("%").strip()
-    wrong = UsageError(
-        f"labeled: expected a number ≥ 1 or a percentage such as 10%, got {spec!r} ({origin})"
-    )
-    if not text.endswith("%"):
-        if isinstance(spec, bool) or not text.isdecimal() or int(text) < 1:
-            raise wrong
-        return int(text)
     if not number.replace(".", "", 1).isdecimal() or not 0 < Fraction(number) <= 100:
-        raise wrong
+        raise _wrong_count(asked, origin)
     if size is None:
         raise UsageError(
-            f"labeled: the size of the training list is not known yet, got {spec!r} ({origin})",
+            f"labeled: the size of the training list is not known yet, got {asked!r} ({origin})",
             fix="prepare the data first, or give a number of cases",
         )
-    # Rounded down: 5 % of 70 are the published 3. What a written share lacks of a whole case (33.3333333333%) is forgiven.
-    return max(1, int(size * Fraction(number) / 100 + Fraction(1, 10**9)))
+    # Rounded down: 5 % of 70 are the published 3. A written share may miss a whole case by rounding (33.3333333333%).
+    tolerance = Fraction(1, 10**9)
+    return max(1, int(size * Fraction(number) / 100 + tolerance))
 
 
-def _train_size(d: _Data, sizes: TrainSizes | None) -> int | None:
+def _wrong_count(asked: str | int, origin: str) -> UsageError:
+    return UsageError(
+        "labeled: expected a number ≥ 1, a percentage such as 10%, or all, "
+        f"got {asked!r} ({origin})"
+    )
+
+
+def train_size(chosen: ChosenDataset, sizes: TrainSizes | None) -> int | None:
+    """Return the number of training patients, None where it is not known before the data are prepared."""
     if sizes is not None:
-        return sizes(d.name) if callable(sizes) else sizes[d.name]
+        return sizes(chosen.name) if callable(sizes) else sizes[chosen.name]
     try:
-        adapter = d.cls()
+        adapter = chosen.cls()
         return len({adapter.group(case) for case in adapter.split().train})
     except NotImplementedError:
         return None

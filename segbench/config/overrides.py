@@ -23,12 +23,14 @@ FLAGS = (
     "protocol",
     "seed",
     "draw",
+    "unlabeled",
 )  # set with --NAME, never with -o
 NOT_SETTABLE = (
     "name",
     "version",
     "title",
     "labeled",
+    "methods",
     "datasets",
     "backbone.name",
     "backbone.params",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from segbench.config.schema import Strict, leaves, validate
 from segbench.config.yaml import Document, load_yaml
@@ -59,14 +59,6 @@ class Crop(Strict):
         description="share of labeled patches drawn around a foreground voxel",
     )
 
-    @model_serializer(mode="wrap")
-    def _later(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A key that came later stands here only where it matters: the identities of older runs stay valid."""
-        content: dict[str, Any] = plain(self)
-        return (
-            content if self.foreground else {k: v for k, v in content.items() if k != "foreground"}
-        )
-
 
 class Inference(Strict):
     """Sliding window of the evaluation."""
@@ -117,6 +109,10 @@ class Protocol(Strict):
     )
     inference: Inference
     backbone: BackboneChoice = Field(default_factory=BackboneChoice)
+    methods: dict[str, dict[str, Any]] = Field(
+        {},
+        description="parameters of methods under this protocol, where they differ from the defaults",
+    )
     labeled: tuple[int, ...] = Field((), description="usual numbers of labeled cases")
     selection: Literal["last", "validation"] = Field(
         "last", description="checkpoint evaluated; see training/selection.py"

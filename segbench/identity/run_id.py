@@ -11,7 +11,7 @@ from segbench.config.experiment import Experiment
 from segbench.identity.engine import ENGINE
 
 # Parts of a protocol that are titles, or choices the experiment makes itself.
-NOT_PART_OF_IDENTITY = {"title", "labeled", "backbone", "datasets"}
+NOT_PART_OF_IDENTITY = {"title", "labeled", "methods", "backbone", "datasets"}
 
 
 def science(
@@ -51,6 +51,7 @@ def science(
         "backbone_params": experiment.backbone_params,
         "datasets": datasets,
         "draw": experiment.draw,
+        "unlabeled": experiment.unlabeled,
         "protocol": protocol,
         "seed": experiment.seed,
         "precision": experiment.precision,

@@ -53,6 +53,7 @@ def write_result(
         "datasets": list(experiment.datasets),
         "labeled": experiment.labeled,
         "draw": experiment.draw,
+        "unlabeled": experiment.unlabeled,
         "train": run.train_sizes,
         "partial": [s.name for s in run.stores if s.partial],
         "seed": experiment.seed,
@@ -83,14 +84,17 @@ def write_result(
 
 
 def _changed(experiment: Experiment) -> dict[str, Any]:
-    """The method's parameters that are not its defaults, and those of the backbone that were set by hand."""
-    defaults = registry.get("method", experiment.method).cls.Params().model_dump(mode="json")
-    network = {
-        f"backbone.{k}": v
-        for k, v in experiment.backbone_params.items()
-        if f"backbone.{k}" in experiment.modified
-    }
-    return {k: v for k, v in experiment.params.items() if defaults.get(k) != v} | network
+    """Return the parameters of method and backbone that are not those of the protocol."""
+    usual = registry.get("method", experiment.method).cls.Params().model_dump(mode="json")
+    usual.update(experiment.protocol.methods.get(experiment.method, {}))
+    changed = {}
+    for key, value in experiment.params.items():
+        if usual.get(key) != value:
+            changed[key] = value
+    for key, value in experiment.backbone_params.items():
+        if f"backbone.{key}" in experiment.modified:
+            changed[f"backbone.{key}"] = value
+    return changed
 
 
 def _manifest(

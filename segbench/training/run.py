@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -234,10 +234,15 @@ def _train(
 
 
 def _training_view(store: Store, run: Prepared) -> Store:
-    """Return a data set as it is trained on: downsampled, in the order of the draw, without held-out cases."""
+    """Return a data set as it is trained on: downsampled, in the order of the draw, without held-out cases.
+
+    Where the unlabeled stream shows the labeled images, nothing else is left in it.
+    """
     protocol = run.experiment.protocol
     small = derived(store, protocol.factors(store.name, store.dims))
     view = drawn(small, run.experiment.draw)
+    if run.experiment.unlabeled == "labeled":
+        view = replace(view, train=view.labeled(run.experiment.labeled[store.name]))
     if protocol.selection == "validation":
         view = without_held_out(view, run.experiment.labeled[store.name])
     return view

@@ -237,7 +237,7 @@ def test_labeled_counts_follow_precedence(protocol):
 def test_no_number_of_labeled_cases_at_all(tmp_path):
     file = tmp_path / "small.yaml"
     file.write_text(PROTOCOL.replace("labeled: [7]", ""))
-    with pytest.raises(UsageError, match="no usual number"):
+    with pytest.raises(UsageError, match="no default number"):
         solo(dataset="fake_b", protocol=file)
 
 
@@ -398,7 +398,7 @@ def test_labeled_percent_is_rounded_down(asked, size, count):
 @pytest.mark.parametrize("asked", ["0", 0, -1, "x", "0%", "101%", "1.5", "%", "1e1", True, "-5%"])
 def test_wrong_labeled_counts(asked):
     with pytest.raises(
-        UsageError, match=r"labeled: expected a number ≥ 1 or a percentage .* \(--labeled\)"
+        UsageError, match=r"labeled: expected a number ≥ 1, a percentage .* \(--labeled\)"
     ):
         solo(labeled=asked)
 
