@@ -235,7 +235,7 @@ class Folder(Dataset):
             found.append(RawCase(case, where))
         return found
 
-    def settle(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
+    def add_shared_facts(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
         """Add the recipe of all cases.
 
         Spacing and window come from the training cases unless the settings give them.
@@ -296,7 +296,7 @@ class Folder(Dataset):
         facts = [self.form.classes, self.form.channels, self.form.suffix, self.form.ending]
         return {"settings": self.settings, "lists": self.lists(), "dataset.json": facts}
 
-    def prepared(self) -> None:
+    def after_preparation(self) -> None:
         """Write the lists that were drawn, so that files added later change nothing."""
         assert self.source is not None
         keep_lists(self.source / LISTS_FILE, self.lists())

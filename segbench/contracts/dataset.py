@@ -125,7 +125,7 @@ class Dataset:
         """
         raise NotImplementedError
 
-    def settle(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
+    def add_shared_facts(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
         """Add to ``where`` what all cases share, such as a common spacing, and only files show.
 
         Called once before cases are loaded, possibly in other processes. It may read the training
@@ -140,7 +140,7 @@ class Dataset:
         """
         return {}
 
-    def prepared(self) -> None:
+    def after_preparation(self) -> None:
         """Do whatever is left after all cases have been prepared; called once."""
 
     def scan(self, file: Path) -> tuple[np.ndarray, np.ndarray | None] | None:

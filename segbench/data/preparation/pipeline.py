@@ -238,7 +238,7 @@ def _settled(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]
     from segbench.data.preparation.survey import check_cases
 
     try:
-        return dataset.settle(list(todo.raw.values()), todo.split)
+        return dataset.add_shared_facts(list(todo.raw.values()), todo.split)
     except (
         Exception
     ):  # an adapter may fail in any way; what can be said about the files comes first
@@ -287,7 +287,7 @@ def prepare_all(
             progress(done, len(todo.raw), case)
     if problems:
         raise _unusable(entry.name, todo, problems, source)
-    dataset.prepared()
+    dataset.after_preparation()
     train, test, cases = todo.split.train, todo.split.test, {i: infos[i] for i in todo.raw}
     warnings = (
         *todo.warnings,

@@ -94,7 +94,7 @@ def check_cases(
 
     def alone(raw: RawCase) -> RawCase:
         """What all cases share, worked out from this one: another broken file must not stand in its way."""
-        return dataset.settle([raw], Split((raw.id,), ()))[0]
+        return dataset.add_shared_facts([raw], Split((raw.id,), ()))[0]
 
     for done, raw in enumerate(raws, 1):
         info, wrong = _read(dataset, raw, alone)
@@ -119,7 +119,7 @@ def _without_spacing(
     bare = [raw for raw in good if infos[raw.id].spacing is None]
     if len(bare) == len(good):
         return {}
-    together = cache(lambda: {raw.id: raw for raw in dataset.settle(good, split)})
+    together = cache(lambda: {raw.id: raw for raw in dataset.add_shared_facts(good, split)})
     read = {raw.id: _read(dataset, raw, lambda one: together()[one.id]) for raw in bare}
     return {case: problems for case, (info, problems) in read.items() if info is None}
 
