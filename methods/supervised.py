@@ -24,6 +24,8 @@ from segbench.nn.losses import dice_ce
 class Supervised(Method):
     """One network, labeled images only."""
 
+    semi_supervised = False
+
     class Params(MethodParams):
         dice: Literal["foreground", "all"] = Field(
             "foreground",

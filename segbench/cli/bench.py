@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from segbench.suites.local import Outcome
     from segbench.training.setup import Machine, Prepared
 
+MOST_MARKS = 6  # in a cell of the table
 MARKS = {"done": "ok", "half-done": "half", "failed": "FAIL", "to do": "."}
 
 
@@ -82,13 +83,11 @@ def status(settings: Settings, suite: str) -> None:
 
 
 def _show(settings: Settings, runs: list[Prepared], barred: list[SegbenchError]) -> None:
-    from segbench.suites.local import state
-
-    states = {run.run_id: state(run.folder) for run in runs}
-    counts = {s: list(states.values()).count(s) for s in MARKS}
+    states = {run.run_id: run.folder.state for run in runs}
+    state_counts = Counter(states.values())
     settings.document = {
         "status": "ok",
-        "counts": counts,
+        "counts": {state: state_counts[state] for state in MARKS},
         "cannot_start": [error.to_dict() for error in barred],
         "runs": [
             {"run_id": r.run_id, "dir": str(r.folder.path), "state": states[r.run_id]} for r in runs
@@ -96,29 +95,40 @@ def _show(settings: Settings, runs: list[Prepared], barred: list[SegbenchError])
     }
     if settings.json:
         return
-    columns = list(dict.fromkeys(_column(r) for r in runs))
-    rows = [
-        [
-            m,
-            *(
-                "".join(
-                    f"{MARKS[states[r.run_id]]} "
-                    for r in runs
-                    if (r.experiment.method, _column(r)) == (m, c)
-                )
-                for c in columns
-            ),
-        ]
-        for m in dict.fromkeys(r.experiment.method for r in runs)
-    ]
-    click.echo(f"{len(runs)} runs: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n))
-    click.echo(table([("method", "<"), *((c, "<") for c in columns)], rows))
+    cells: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        cells.setdefault((_row(run), _column(run)), []).append(states[run.run_id])
+    columns = list(dict.fromkeys(column for _, column in cells))
+    rows = []
+    for name in dict.fromkeys(row for row, _ in cells):
+        rows.append([name, *(_cell(cells.get((name, column), [])) for column in columns)])
+    found = ", ".join(f"{state_counts[state]} {state}" for state in MARKS if state_counts[state])
+    click.echo(f"{len(runs)} runs: {found}")
+    click.echo(table([("method", "<"), *((column, "<") for column in columns)], rows))
+
+
+def _row(run: Prepared) -> str:
+    """Return the method, and what sets a reference run apart."""
+    experiment = run.experiment
+    if experiment.unlabeled == "labeled":
+        return f"{experiment.method} (no unlabeled images)"
+    return experiment.method
 
 
 def _column(run: Prepared) -> str:
-    e = run.experiment
-    draw = f" draw {e.draw}" if e.draw else ""
-    return f"{'+'.join(e.datasets)} {','.join(map(str, dict.fromkeys(e.labeled.values())))}{draw} {e.backbone}"
+    experiment = run.experiment
+    labeled = ",".join(map(str, dict.fromkeys(experiment.labeled.values())))
+    return f"{'+'.join(experiment.datasets)} {labeled} {experiment.backbone}"
+
+
+def _cell(states: list[str]) -> str:
+    """Return a mark per run, or counts where there are many."""
+    if len(states) <= MOST_MARKS:
+        return " ".join(MARKS[state] for state in states)
+    counts = Counter(states)
+    done = counts.pop("done", 0)
+    others = "".join(f", {count} {state}" for state, count in counts.items() if state != "to do")
+    return f"{done} of {len(states)} done{others}"
 
 
 @bench.command("run")
@@ -171,6 +181,7 @@ def run_slots(
     settings: Settings, runs: list[Prepared], machine: Machine, slots: int
 ) -> list[Outcome]:
     """Execute runs in slots, telling how each ended."""
+    from segbench.cli.main import run as main
     from segbench.suites.local import ended, run_all
 
     todo = sum(not ended(r, machine) for r in runs)
@@ -183,7 +194,7 @@ def run_slots(
         done[0] += 1
         settings.say(f"[{done[0]}/{todo}] {describe(outcome)}")
 
-    return run_all(runs, machine, slots, tell)
+    return run_all(runs, machine, slots, tell, main)
 
 
 def describe(outcome: Outcome) -> str:
@@ -192,7 +203,9 @@ def describe(outcome: Outcome) -> str:
     from segbench.suites.local import last_words
 
     e, folder = outcome.run.experiment, outcome.run.folder
-    what = f"{e.method} on {'+'.join(e.datasets)}, {sum(e.labeled.values())} labeled, seed {e.seed}"
+    draw = f", draw {e.draw}" if e.draw else ""
+    labeled = sum(e.labeled.values())
+    what = f"{_row(outcome.run)} on {'+'.join(e.datasets)}, {labeled} labeled{draw}, seed {e.seed}"
     if outcome.code == 0 and (result := folder.result()):
         dice = [m["columns"]["dice"]["mean"] for m in result["metrics"]]
         shown = " ".join("–" if d is None else f"{100 * d:.1f}" for d in dice)

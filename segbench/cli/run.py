@@ -56,7 +56,9 @@ def science_options(command: Any) -> Any:
                 help="Data sets.",
             ),
             click.option(
-                "--labeled", metavar="N|P%", help="Labeled training cases [the data set's]."
+                "--labeled",
+                metavar="N|P%|all",
+                help="Labeled training cases [the data set's].",
             ),
             click.option(
                 "--draw",
@@ -65,6 +67,13 @@ def science_options(command: Any) -> Any:
                 default=0,
                 show_default=True,
                 help="Which cases are labeled: 0 the list's first, as published; others at random.",
+            ),
+            click.option(
+                "--unlabeled",
+                type=click.Choice(["all", "labeled"]),
+                default="all",
+                show_default=True,
+                help="Images of the unlabeled stream; labeled: the method without unlabeled images.",
             ),
             click.option("--backbone", metavar="NAME", help="Network [the protocol's]."),
             click.option("--protocol", metavar="NAME|FILE", help="Protocol [the data set's]."),
@@ -157,6 +166,7 @@ def experiments(
     precision: str | None,
     overrides: tuple[str, ...],
     draw: int = 0,
+    unlabeled: str = "all",
 ) -> list[Experiment]:
     """The experiments a command line asks for: one a data set (one in all for a joint method) and seed."""
     from segbench.config import resolve
@@ -176,6 +186,7 @@ def experiments(
             steps=steps,
             precision=precision,
             draw=draw,
+            unlabeled=unlabeled,
             overrides=list(overrides),
             **patients,
         ).experiments

@@ -151,6 +151,7 @@ class Method(nn.Module):
 
     Params: ClassVar[type[MethodParams]] = MethodParams
     joint: ClassVar[bool] = False  # one training over several data sets
+    semi_supervised: ClassVar[bool] = True  # uses the unlabeled images of the batch
     players: ClassVar[tuple[str, ...]] = (
         "network",
     )  # each with its own optimizer; see ``loss_<player>``

@@ -32,6 +32,8 @@ def command(runs: Sequence[FinishedRun]) -> str:
         words += ["--labeled", labeled]
     if experiment.get("draw"):
         words += ["--draw", experiment["draw"]]
+    if experiment.get("unlabeled", "all") != "all":
+        words += ["--unlabeled", experiment["unlabeled"]]
     words += [
         "--backbone",
         experiment["backbone"],

@@ -1,7 +1,8 @@
-"""Local execution of a suite: slots, one process a run, GPUs shared out. The run directories are the only state."""
+"""Local execution of a suite: slots, one process per run, GPUs shared out. The run directories are the only state."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,12 +12,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Protocol
 
 from segbench.errors import Interrupted
-from segbench.results.rundir import RunDir
 from segbench.training.setup import Machine, Prepared
 from segbench.training.signals import CODES, spared
+
+Main = Callable[[list[str]], int]  # the command line as a function: words to an exit code
+
+
+class Process(Protocol):
+    """What a slot asks of a process; ``subprocess.Popen`` offers it."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while the process is running."""
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
 
 
 @dataclass
@@ -24,10 +38,9 @@ class Job:
     """A run in a slot."""
 
     run: Prepared
-    process: subprocess.Popen[bytes]
+    process: Process
     slot: int
-    log: IO[bytes]
-    began: float
+    began: float  # time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -39,61 +52,65 @@ class Outcome:
     seconds: float
 
 
-def state(folder: RunDir) -> str:
-    """``done``, ``half-done``, ``failed`` or ``to do``."""
-    return folder.state
-
-
 def run_all(
-    runs: Sequence[Prepared], machine: Machine, slots: int, tell: Callable[[Outcome], None]
+    runs: Sequence[Prepared],
+    machine: Machine,
+    slots: int,
+    report: Callable[[Outcome], None],
+    main: Main,
 ) -> list[Outcome]:
-    """Execute runs that are not done, ``slots`` at a time; a failed one does not stop the others.
+    """Execute the runs that are not finished, ``slots`` at a time; a failed one does not stop the others.
+
+    ``main`` runs a command in this process. On Linux, runs on the CPU are forked off this process, which saves each of
+    them the seconds that importing torch takes; elsewhere every run starts a new interpreter.
 
     Raises:
         Interrupted: stopped by a signal; the running ones have saved and can be resumed.
     """
-    todo = [run for run in runs if not ended(run, machine)]
+    waiting = [run for run in runs if not ended(run, machine)]
     jobs: list[Job] = []
     outcomes: list[Outcome] = []
-    with _forwarded(jobs) as stopped:
-        while todo or jobs:
-            while todo and len(jobs) < slots and not stopped:
-                free = next(s for s in range(slots) if s not in {j.slot for j in jobs})
-                jobs.append(_start(todo.pop(0), machine, free, slots))
-                if stopped:  # it came while the process was being started
-                    jobs[-1].process.send_signal(stopped[0])
-            for job in [j for j in jobs if j.process.poll() is not None]:
+    with _forwarded_signals(jobs) as received:
+        while waiting or jobs:
+            while waiting and len(jobs) < slots and not received:
+                job = _start(waiting.pop(0), machine, _free_slot(jobs), slots, main)
+                jobs.append(job)
+                if received:  # a signal that came while the process was being started
+                    job.process.send_signal(received[0])
+            for job in list(jobs):
+                code = job.process.poll()
+                if code is None:
+                    continue
                 jobs.remove(job)
-                job.log.close()
-                outcomes.append(
-                    Outcome(job.run, job.process.returncode, time.monotonic() - job.began)
-                )
-                tell(outcomes[-1])
-            if stopped and not jobs:
-                name = signal.Signals(stopped[0]).name
+                outcome = Outcome(job.run, code, time.monotonic() - job.began)
+                outcomes.append(outcome)
+                report(outcome)
+            if received and not jobs:
+                name = signal.Signals(received[0]).name
                 raise Interrupted(
-                    f"{name}: the suite was stopped, running ones have saved",
+                    f"{name}: the suite was stopped; its unfinished runs have saved their state",
                     CODES[name],
                     fix="repeat the command to go on",
                 )
-            time.sleep(0.1)
+            time.sleep(0.02)
     return outcomes
 
 
+def _free_slot(jobs: Sequence[Job]) -> int:
+    taken = {job.slot for job in jobs}
+    return next(slot for slot in range(len(jobs) + 1) if slot not in taken)
+
+
 def ended(run: Prepared, machine: Machine) -> bool:
-    """Finished, and its leak measured if that is wanted and its checkpoints were kept."""
-    unmeasured = (
-        machine.leak_meter and (run.folder.path / "snapshots").exists() and not run.folder.leak()
-    )
-    return state(run.folder) == "done" and not unmeasured
+    """Return whether a run is finished and, if wanted and possible, its leak is measured."""
+    has_snapshots = (run.folder.path / "snapshots").exists()
+    unmeasured = machine.leak_meter and has_snapshots and not run.folder.leak()
+    return run.folder.state == "done" and not unmeasured
 
 
-def own_command(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
-    """The words that start ``segbench COMMAND RUN`` as a process of its own on this machine's folders and device."""
+def own_words(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
+    """Return the arguments of ``segbench COMMAND RUN`` on this machine's folders and device."""
     return [
-        sys.executable,
-        "-m",
-        "segbench.cli.main",
         "--root",
         str(machine.root),
         "--data-root",
@@ -106,33 +123,102 @@ def own_command(machine: Machine, command: str, run: Prepared, *options: str) ->
     ]
 
 
-def _start(run: Prepared, machine: Machine, slot: int, slots: int) -> Job:
-    """A process of ``segbench resume`` on a directory that holds the run's configuration."""
+def own_command(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
+    """Return the command that starts ``segbench COMMAND RUN`` in a new interpreter."""
+    interpreter = [sys.executable, "-m", "segbench.cli.main"]
+    return [*interpreter, *own_words(machine, command, run, *options)]
+
+
+def _start(run: Prepared, machine: Machine, slot: int, slots: int, main: Main) -> Job:
+    """Start ``segbench resume`` on a directory that holds the run's configuration."""
     if not (run.folder.path / "config.yaml").exists():
         run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
+    options = _resume_options(machine)
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // slots)))
+    log = run.folder.path / "console.log"
+    process: Process
+    if machine.device == "cpu" and sys.platform.startswith("linux"):
+        process = ForkedCommand(main, own_words(machine, "resume", run, *options), log, threads)
+    else:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        if machine.device == "cuda":
+            visible = _gpus()
+            environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
+        process = _spawn(own_command(machine, "resume", run, *options), log, environment)
+    return Job(run, process, slot, time.monotonic())
+
+
+def _resume_options(machine: Machine) -> list[str]:
     cadence = machine.save_every
-    words = own_command(
-        machine,
-        "resume",
-        run,
-        "--workers",
-        str(machine.workers),
-        "--save-every",
-        str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s",
-        *["--leak-meter"] * machine.leak_meter,
-        *["--recompute"] * machine.recompute,
-    )
-    env = dict(os.environ)
-    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
-    if machine.device == "cuda":
-        visible = _gpus()
-        env["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
-    log = (run.folder.path / "console.log").open("ab")
-    # A session of its own: Ctrl-C reaches only us, and we pass it on once.
-    process = subprocess.Popen(
-        words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-    )
-    return Job(run, process, slot, log, time.monotonic())
+    save_every = str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s"
+    options = ["--workers", str(machine.workers), "--save-every", save_every]
+    if machine.leak_meter:
+        options.append("--leak-meter")
+    if machine.recompute:
+        options.append("--recompute")
+    return options
+
+
+def _spawn(command: list[str], log: Path, environment: dict[str, str]) -> Process:
+    with log.open("ab") as output:
+        # A session of its own: Ctrl-C reaches only this process, which passes it on once.
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+
+
+class ForkedCommand:
+    """A command in a forked child of this process, with a log, a session and signals of its own."""
+
+    def __init__(self, main: Main, words: list[str], log: Path, threads: int) -> None:
+        self.returncode: int | None = None
+        # multiprocessing flushes output and runs no exit handlers of the parent in the child.
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=self._child, args=(main, words, log, threads))
+        # The child must not run the parent's handlers, which pass signals on to all children.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in CODES])
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    @staticmethod
+    def _child(main: Main, words: list[str], log: Path, threads: int) -> None:
+        os.setsid()
+        for name in CODES:
+            number = getattr(signal, name)
+            if not spared(name):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [getattr(signal, name) for name in CODES])
+        empty = os.open(os.devnull, os.O_RDONLY)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for descriptor, target in ((empty, 0), (output, 1), (output, 2)):
+            os.dup2(descriptor, target)
+        sys.stdout = open(1, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
+        import torch
+
+        torch.set_num_threads(threads)
+        code = main(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def poll(self) -> int | None:
+        """Return the exit code, None while the process is running; negative after a signal, as in subprocess."""
+        self.returncode = self._process.exitcode
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal if the process is still running."""
+        if self._process.is_alive() and self._process.pid is not None:
+            os.kill(self._process.pid, number)
 
 
 def _gpus() -> list[str]:
@@ -141,35 +227,37 @@ def _gpus() -> list[str]:
         return listed.split(",")
     import torch
 
-    return [str(i) for i in range(max(1, torch.cuda.device_count()))]
+    return [str(number) for number in range(max(1, torch.cuda.device_count()))]
 
 
 @contextmanager
-def _forwarded(jobs: list[Job]) -> Iterator[list[int]]:
-    """Pass signals on to the running processes, which save and leave; note the first one."""
-    stopped: list[int] = []
+def _forwarded_signals(jobs: list[Job]) -> Iterator[list[int]]:
+    """Pass signals on to the running processes, which save and leave; yields the signals received."""
+    received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
-        stopped.append(number)
+        received.append(number)
         for job in jobs:
             job.process.send_signal(number)
 
-    numbers = [
-        getattr(signal, name) for name in CODES if hasattr(signal, name) and not spared(name)
-    ]
-    old = {n: signal.signal(n, handle) for n in numbers}
+    old = {}
+    for name in CODES:
+        number = getattr(signal, name, None)
+        if number is not None and not spared(name):
+            old[number] = signal.signal(number, handle)
     try:
-        yield stopped
+        yield received
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
 
 
 def last_words(folder: Path, lines: int = 3) -> str:
-    """The end of a run's console log, for a message about its failure."""
+    """Return the end of a run's console log, for a message about its failure."""
     try:
         text = (folder / "console.log").read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
-    errors = [i for i, line in enumerate(text) if line.startswith("error:")]
-    return "\n".join(text[errors[-1] :][:lines] if errors else text[-lines:])
+    errors = [number for number, line in enumerate(text) if line.startswith("error:")]
+    shown = text[errors[-1] :][:lines] if errors else text[-lines:]
+    return "\n".join(shown)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from segbench import registry
 from segbench.config import Experiment, load_yaml, resolve
 from segbench.config.schema import Strict, validate
 from segbench.config.yaml import Document
 from segbench.errors import UsageError, unknown
+
+DEFAULT = "default"
 
 
 class Matrix(Strict):
@@ -24,13 +28,16 @@ class Matrix(Strict):
         min_length=1, description="registered names, groups, or several as 'la,acdc'"
     )
     labeled: tuple[int | str, ...] = Field(
-        ("default",), min_length=1, description="counts, '10%', or 'default'"
+        (DEFAULT,), min_length=1, description="counts, '10%', 'all' or 'default'"
     )
     draw: tuple[int, ...] = Field(
         (0,), min_length=1, description="which cases are labeled: 0 the list's first"
     )
+    unlabeled: tuple[Literal["all", "labeled"], ...] = Field(
+        ("all",), min_length=1, description="images of the unlabeled stream"
+    )
     backbone: tuple[str, ...] = Field(
-        ("default",), min_length=1, description="registered names, or 'default'"
+        (DEFAULT,), min_length=1, description="registered names, or 'default'"
     )
     seed: tuple[int, ...] = Field(
         (0,), min_length=1, description="seeds; three are needed to be ranked"
@@ -42,18 +49,46 @@ class Suite(Strict):
 
     name: str = Field(min_length=1, description="the file's stem")
     title: str = Field("", description="one line")
-    protocol: str = Field(
-        "default", description="for all runs, or 'default' for each data set's own"
-    )
+    protocol: str = Field(DEFAULT, description="for all runs, or 'default' for each data set's own")
     matrix: Matrix
+    replicates: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="draw k with seed k for k = 0, 1, ..., instead of draw and seed",
+    )
+    reference: str | None = Field(
+        None,
+        description="a supervised method; adds it, the oracle (it with all labels), and every other method "
+        "without unlabeled images",
+    )
     params: dict[str, dict[str, Any]] = Field(
         {}, description="of a method, where they differ from its defaults"
     )
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
 
+    @model_validator(mode="after")
+    def _check_replicates(self) -> Suite:
+        if self.replicates and (self.matrix.draw != (0,) or self.matrix.seed != (0,)):
+            raise ValueError("replicates: leave draw and seed out of the matrix, they go together")
+        return self
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One combination of a suite."""
+
+    method: str
+    dataset: str
+    labeled: int | str
+    draw: int
+    unlabeled: str
+    backbone: str
+    seed: int
+
 
 def find_suite(name_or_path: str) -> Path:
-    """A suite file by path, or by name among those that come with segbench.
+    """Return a suite file by its path, or by its name among those that come with segbench.
 
     Raises:
         UsageError: there is none.
@@ -70,14 +105,19 @@ def find_suite(name_or_path: str) -> Path:
             )
         name_or_path = path.stem  # a path as the README writes it, used from elsewhere
     folder = resources.files("segbench.benchmarks")
-    known = {Path(str(f)).stem: Path(str(f)) for f in folder.iterdir() if str(f).endswith(".yaml")}
+    files = [Path(str(file)) for file in folder.iterdir()]
+    known = {file.stem: file for file in files if file.suffix == ".yaml"}
     if name_or_path in known:
         return known[name_or_path]
     raise unknown("suite", name_or_path, known, fix="segbench bench plan FILE.yaml")
 
 
 def load_suite(path: Path) -> tuple[Suite, Document]:
-    """Read a suite file; every error names file, line and column."""
+    """Read a suite file.
+
+    Raises:
+        UsageError: a wrong key or value; names file, line and column.
+    """
     document = load_yaml(path)
     if document.get("schema") != 1:
         raise UsageError(
@@ -102,53 +142,66 @@ def load_suite(path: Path) -> tuple[Suite, Document]:
     return suite, document
 
 
-def choices(suite: Suite) -> Iterator[dict[str, Any]]:
-    """All combinations of a suite, seeds outermost, so that every method has its first result early."""
-    m = suite.matrix
-    for seed, dataset, labeled, draw, backbone, method in itertools.product(
-        m.seed, m.dataset, m.labeled, m.draw, m.backbone, m.method
+def choices(suite: Suite) -> Iterator[Choice]:
+    """Yield all combinations, replicates and seeds outermost, so that every method has its first result early."""
+    seen = set()
+    for choice in _all_choices(suite):
+        if choice in seen or any(_fits(rule, choice) for rule in suite.exclude):
+            continue
+        seen.add(choice)
+        yield choice
+
+
+def _all_choices(suite: Suite) -> Iterator[Choice]:
+    matrix = suite.matrix
+    if suite.replicates:
+        pairs = [(number, number) for number in range(suite.replicates)]
+    else:
+        pairs = list(itertools.product(matrix.seed, matrix.draw))
+    for (seed, draw), dataset, labeled, backbone in itertools.product(
+        pairs, matrix.dataset, matrix.labeled, matrix.backbone
     ):
-        choice = {
-            "method": method,
-            "dataset": dataset,
-            "labeled": labeled,
-            "draw": draw,
-            "backbone": backbone,
-            "seed": seed,
-        }
-        if not any(_fits(rule, choice) for rule in suite.exclude):
-            yield choice
+        for unlabeled, method in itertools.product(matrix.unlabeled, matrix.method):
+            yield Choice(method, dataset, labeled, draw, unlabeled, backbone, seed)
+        if suite.reference is None:
+            continue
+        supervised = Choice(suite.reference, dataset, labeled, draw, "all", backbone, seed)
+        yield supervised
+        yield replace(supervised, labeled="all")
+        for method in matrix.method:
+            if registry.get("method", method).cls.semi_supervised:
+                yield Choice(method, dataset, labeled, draw, "labeled", backbone, seed)
 
 
 def expand(
     suite: Suite,
     document: Document,
-    choice: Mapping[str, Any],
+    choice: Choice,
     train_sizes: Any,
     labels: Any = None,
 ) -> list[Experiment]:
-    """The experiments of one combination: several where a single-task method meets several data sets."""
-    method, params = choice["method"], suite.params.get(choice["method"], {})
-    labeled, backbone = (
-        None if choice[key] == "default" else choice[key] for key in ("labeled", "backbone")
-    )
+    """Return the experiments of one combination: several where a single-task method meets several data sets."""
+    params = suite.params.get(choice.method, {})
     return resolve(
-        method,
-        dataset=choice["dataset"],
-        seed=choice["seed"],
-        draw=choice["draw"],
-        labeled=labeled,
-        backbone=backbone,
+        choice.method,
+        dataset=choice.dataset,
+        seed=choice.seed,
+        draw=choice.draw,
+        unlabeled=choice.unlabeled,
+        labeled=None if choice.labeled == DEFAULT else choice.labeled,
+        backbone=None if choice.backbone == DEFAULT else choice.backbone,
         suite=params,
-        protocol=None if suite.protocol == "default" else suite.protocol,
+        protocol=None if suite.protocol == DEFAULT else suite.protocol,
         train_sizes=train_sizes,
         labels=labels,
-        suite_where={key: document.where("params", method, key) for key in params},
+        suite_where={key: document.where("params", choice.method, key) for key in params},
     ).experiments
 
 
-def _fits(rule: Mapping[str, Any], choice: Mapping[str, Any]) -> bool:
-    return all(
-        choice[key] in value if isinstance(value, list) else choice[key] == value
-        for key, value in rule.items()
-    )
+def _fits(rule: Mapping[str, Any], choice: Choice) -> bool:
+    values = asdict(choice)
+    for key, wanted in rule.items():
+        allowed = wanted if isinstance(wanted, list) else [wanted]
+        if values[key] not in allowed:
+            return False
+    return True
