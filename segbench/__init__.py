@@ -9,13 +9,24 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what __getattr__ gives, for type checkers and editors
-    from segbench.contracts.backbone import Backbone
-    from segbench.contracts.dataset import Archive, Case, Dataset, RawCase, Split
-    from segbench.contracts.method import Batch, Clock, Field, Method, Phase
-    from segbench.contracts.optim import Optim
-    from segbench.contracts.params import BackboneParams, MethodParams
-    from segbench.registry import backbone, dataset, method
+if TYPE_CHECKING:  # for type checkers and editors; "as" marks a name as public
+    from segbench.contracts.backbone import Backbone as Backbone
+    from segbench.contracts.dataset import Archive as Archive
+    from segbench.contracts.dataset import Case as Case
+    from segbench.contracts.dataset import Dataset as Dataset
+    from segbench.contracts.dataset import RawCase as RawCase
+    from segbench.contracts.dataset import Split as Split
+    from segbench.contracts.method import Batch as Batch
+    from segbench.contracts.method import Clock as Clock
+    from segbench.contracts.method import Field as Field
+    from segbench.contracts.method import Method as Method
+    from segbench.contracts.method import Phase as Phase
+    from segbench.contracts.optim import Optim as Optim
+    from segbench.contracts.params import BackboneParams as BackboneParams
+    from segbench.contracts.params import MethodParams as MethodParams
+    from segbench.registry import backbone as backbone
+    from segbench.registry import dataset as dataset
+    from segbench.registry import method as method
 
 __version__ = "0.1.0"
 

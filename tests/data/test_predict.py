@@ -224,6 +224,16 @@ def test_nrrd_dicom_and_h5_scans(scans, tmp_path, write_dicom):
     )
 
 
+def test_a_data_set_may_read_scans_in_its_own_way(scans, tmp_path, monkeypatch):
+    gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.float32)
+    np.save(tmp_path / "a.npy", gray)
+    predict = predictor(scans)
+    monkeypatch.setattr(type(predict.dataset), "scan", lambda self, file: (np.load(file), AFFINE))
+    found = predict(Scan("a", (tmp_path / "a.npy",)))
+    np.testing.assert_array_equal(found.label, truth(gray))
+    np.testing.assert_array_equal(found.affine, AFFINE)
+
+
 def test_geometry_is_copied_to_the_bit_and_nothing_else(scans, tmp_path):
     from segbench.evaluation.new_scans import write_nifti
 
