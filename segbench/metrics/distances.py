@@ -1,7 +1,7 @@
 """Nearest distances between two sets of voxels, exact in float64.
 
 Most surface voxels of a usable prediction lie within a few voxels of the other surface. They are
-settled by looking up offsets in rising order of their physical length. What is left goes to a
+found by trying offsets in rising order of their physical length. The remaining voxels go to a
 plain scan, a k-d tree or a feature transform, whichever is estimated to be cheapest.
 Every distance is the root of the sum of squares of an integer offset times the spacing.
 """

@@ -97,7 +97,7 @@ def evaluate_pair(
     Distances and tolerances are in the unit of `spacing`, in voxels where it is None. `extra`
     names further metrics out of `hd`, `hd95_max`, `masd`. An empty mask is no error.
 
-    Raises ValueError for inputs that are no masks on one grid, or a spacing that is none.
+    Raises ValueError unless both inputs are masks on one grid and the spacing is valid.
     """
     pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)

@@ -1,1 +1,1 @@
-"""The report: finished runs as one HTML file that opens anywhere and asks nobody for anything."""
+"""The report: finished runs as one HTML file that needs no network and no other file."""

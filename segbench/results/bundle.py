@@ -1,8 +1,8 @@
-"""A run as one file, to be passed on. Whoever imports it recomputes its metrics from the predictions.
+"""A run as one file. Importing it recomputes its metrics from the predictions.
 
-A bundle is a zip of files with fixed names and of ``bundle.json``, which holds their sha256. Nothing
-in it is a path, a pickle or code: each file is read into memory, within limits, and checked before
-anything is written.
+A bundle is a zip of files with fixed names and of ``bundle.json``, which holds their sha256.
+Nothing in it is a path, a pickle or code: each file is read into memory, within limits, and checked
+before anything is written.
 """
 
 from __future__ import annotations

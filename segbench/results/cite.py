@@ -1,8 +1,8 @@
 """BibTeX of what runs used.
 
 A plug-in's citation is read from its module's docstring, whose second paragraph begins
-``Authors: Title, Venue 2020, arXiv:...``. Without such a paragraph, the paper named in its decorator
-or its attributes is cited as it stands.
+``Authors: Title, Venue 2020, arXiv:...``. Without such a paragraph, the paper named in its
+decorator or its attributes is cited as it stands.
 """
 
 from __future__ import annotations

@@ -114,8 +114,9 @@ def _residual(group: Array) -> float:
     if count < 2:
         return 0.0
     rest = group - group.mean(0) - group.mean(1, keepdims=True) + group.mean()
-    variance = float((rest**2).sum()) / ((count - 1) * (cases - 1))
-    return variance / float(count * cases)
+    squares = float((rest**2).sum())
+    variance = squares / int((count - 1) * (cases - 1))
+    return variance / int(count * cases)
 
 
 def moments(contrast: Contrast, pool: Pool = Pool()) -> Moments:  # noqa: B008 - immutable

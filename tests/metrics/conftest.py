@@ -1,4 +1,4 @@
-"""A plain float64 oracle, independent of the package: erode, transform, look up."""
+"""A plain float64 reference, independent of the package: erode, transform, look up."""
 
 from types import SimpleNamespace
 
@@ -8,13 +8,13 @@ from scipy import ndimage
 
 
 def directed(source, target, spacing):
-    """Distances from the surface of `source` to the surface of `target`, in raster order."""
+    """Return the distances from the surface of `source` to that of `target`, in raster order."""
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (source, target)]
     return ndimage.distance_transform_edt(~surfaces[1], sampling=spacing)[surfaces[0]]
 
 
 def oracle_values(pred, ref, spacing, tolerances=(1.0,)):
-    """All metrics of two non-empty boolean masks, each written as its definition."""
+    """Return all metrics of two non-empty boolean masks, each written as its definition."""
     to_ref, to_pred = directed(pred, ref, spacing), directed(ref, pred, spacing)
     pooled = np.concatenate([to_ref, to_pred])
     values = {
@@ -32,7 +32,7 @@ def oracle_values(pred, ref, spacing, tolerances=(1.0,)):
 
 
 def random_mask(rng, shape):
-    """A non-empty mask: speckle or a smooth shape, from sparse to full."""
+    """Return a non-empty mask: speckle or a smooth shape, from sparse to full."""
     fill = rng.choice([0.02, 0.3, 0.7, 0.95, 1.0])
     noise = rng.random(shape)
     if rng.random() < 0.5:
@@ -43,7 +43,7 @@ def random_mask(rng, shape):
 
 
 def random_pair(seed, ndim=3):
-    """Two masks on one small grid and a spacing."""
+    """Return two masks on one small grid and a spacing."""
     rng = np.random.default_rng(seed)
     shape = tuple(rng.integers(1, 14, ndim))
     spacing = tuple(rng.choice([rng.uniform(0.3, 3.0), 1.0]) for _ in range(ndim))
@@ -52,7 +52,7 @@ def random_pair(seed, ndim=3):
 
 @pytest.fixture(scope="session")
 def oracle():
-    """The reference implementation and the makers of random inputs."""
+    """Return the reference implementation and the makers of random inputs."""
     return SimpleNamespace(
         directed=directed, values=oracle_values, random_mask=random_mask, random_pair=random_pair
     )

@@ -1,4 +1,4 @@
-"""Random pairs against a float64 oracle, invariances, kinds of input, refusals."""
+"""Random pairs against a float64 reference, invariances, kinds of input, refused input."""
 
 import json
 from itertools import permutations
@@ -40,7 +40,7 @@ def same(found, expected):
 
 @pytest.fixture(params=["by cost", "_by_scan", "_by_tree", "_by_transform"])
 def far_method(request, monkeypatch):
-    """Small pairs would always be scanned; let every method answer the far queries once."""
+    """Small pairs would always be scanned; force each method to answer the far queries."""
     if request.param != "by cost":
         monkeypatch.setattr(distances, "_nearest_far", getattr(distances, request.param))
 

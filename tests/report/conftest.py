@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to over a pipe: no driver, no port, no package."""
+"""A headless Chromium that is controlled over a pipe: no driver, no port, no package."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ import pytest
 
 
 class Browser:
-    """One page of Chromium. ``problems`` holds every error the console was told."""
+    """One page of Chromium. ``problems`` holds every error of its console."""
 
     def __init__(self, program, folder):
         (read_ours, write_theirs), (read_theirs, write_ours) = os.pipe(), os.pipe()
@@ -55,7 +55,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method, **params):
-        """Send a command and return its result; events that come meanwhile are noted."""
+        """Send a command and return its result; note the events that arrive before it."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": params}
         if self._session:
@@ -79,22 +79,22 @@ class Browser:
         return json.loads(line)
 
     def _note(self, event):
-        kind, told = event.get("method"), event.get("params", {})
+        kind, params = event.get("method"), event.get("params", {})
         if kind == "Runtime.exceptionThrown":
-            self.problems.append(told["exceptionDetails"]["text"])
-        elif kind == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.problems.append(told["entry"]["text"])
-        elif kind == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning"):
-            self.problems.append(str(told["args"]))
+            self.problems.append(params["exceptionDetails"]["text"])
+        elif kind == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+            self.problems.append(params["entry"]["text"])
+        elif kind == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning"):
+            self.problems.append(str(params["args"]))
         elif kind == "Network.requestWillBeSent":
-            self.requests.append(told["request"]["url"])
+            self.requests.append(params["request"]["url"])
         elif kind == "Page.javascriptDialogOpening":
-            self.problems.append(f"dialog: {told['message']}")
+            self.problems.append(f"dialog: {params['message']}")
         elif kind == "Page.loadEventFired":
             self._loaded = True
 
     def open(self, file, width=1280, height=900, dark=False, media=""):
-        """Show a file as a window of that width would."""
+        """Show a file in a window of this width."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -114,7 +114,7 @@ class Browser:
             self._note(self._receive(deadline))
 
     def run(self, script):
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         answer = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -122,7 +122,7 @@ class Browser:
         return answer["result"].get("value")
 
     def picture(self, file, clip=None):
-        """A PNG of the whole page, or of a part (x, y, width, height)."""
+        """Save a PNG of the whole page, or of a part (x, y, width, height)."""
         area = clip or (
             0,
             0,

@@ -1,4 +1,4 @@
-"""The report: what it shows is what the runs hold, nothing in it runs or fetches, and a browser agrees."""
+"""The report: it shows the numbers of the runs, runs no injected code and fetches nothing."""
 
 import csv
 import html
@@ -39,7 +39,7 @@ HOSTILE = [
 
 @pytest.fixture
 def finished(lab, tmp_path_factory):
-    """Runs of two methods, one with three seeds; made once, a copy for each test."""
+    """Return runs of two methods, one with three seeds; trained once, copied for each test."""
     place = tmp_path_factory.getbasetemp() / "runs-of-the-report"
     if not place.exists():
         first = type(lab)(place)
@@ -65,7 +65,7 @@ def runs(lab):
 
 
 def rewrite(run, change):
-    """Change the case table and the result of a run as somebody who knows the digest would."""
+    """Change the case table and the result of a run, and make the digests fit."""
     import hashlib
 
     with (run.path / "cases.csv").open(newline="") as file:
@@ -83,7 +83,7 @@ def rewrite(run, change):
 
 
 class Page(html.parser.HTMLParser):
-    """Tags and their attributes, in order, and a complaint for each tag that is not closed where it should be."""
+    """Tags and their attributes, in order; fails if a tag is not closed in its place."""
 
     VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -106,7 +106,7 @@ class Page(html.parser.HTMLParser):
             self.wrong.append((tag, self.getpos()))
 
 
-def test_page_is_whole_and_asks_nobody(finished):
+def test_page_is_well_formed_and_fetches_nothing(finished):
     text, content = report(runs(finished), "A title", restore(finished))
     page = Page(text)
     ids = [a["id"] for _, a in page.tags if "id" in a]
@@ -184,7 +184,7 @@ def test_a_volume_of_one_slice_has_a_picture(shape):
     assert overlay.picture(store, "a", label[::-1]).startswith("data:image/png")
 
 
-def test_a_report_never_fails_for_want_of_pictures(finished):
+def test_missing_pictures_never_fail_a_report(finished):
     def broken(run):
         raise ZeroDivisionError("a plug-in's")
 
@@ -193,7 +193,7 @@ def test_a_report_never_fails_for_want_of_pictures(finished):
     )
 
 
-def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
+def test_a_reported_run_does_not_replace_an_own_run(finished):
     own = next(r for r in runs(finished) if "/supervised/" in str(r.path))
     shutil.copytree(own.path, own.path.with_name(f"imported-{own.path.name}"))
     RunDir(own.path.with_name(f"imported-{own.path.name}")).write_json(
@@ -209,7 +209,7 @@ def test_a_reported_run_does_not_take_the_place_of_one_s_own(finished):
     )
 
 
-def test_doubtful_published_rows_and_their_distances_are_told(finished, monkeypatch):
+def test_doubtful_published_rows_are_marked(finished, monkeypatch):
     from segbench.results.published import published
 
     monkeypatch.setattr("segbench.results.leaderboard._is_standard", lambda *_: True)
@@ -283,7 +283,7 @@ def test_tables_of_one_title_keep_their_own_pictures(lab):
     assert "modified: steps = 1<" in text and "modified: steps = 2<" in text
 
 
-def test_commands_make_the_same_runs_again(finished, monkeypatch):
+def test_commands_repeat_the_same_runs(finished, monkeypatch):
     changed = {
         "method": "mean_teacher",
         "overrides": ["decay=0.5", "patch=8x8x8", "inference.stride=8,8,8"],
@@ -294,7 +294,7 @@ def test_commands_make_the_same_runs_again(finished, monkeypatch):
     for board in gather(runs(finished)).boards:
         for row in board.rows:
             words = shlex.split(command(row.runs))
-            assert "tiny.yaml" in words  # a file, which nobody has by its bare name
+            assert "tiny.yaml" in words  # a file, which is not known by its bare name
             assert words[:2] == ["segbench", "run"]
             options = dict(zip(words[3::2], words[4::2], strict=True))
             values = [v for k, v in zip(words[3::2], words[4::2], strict=True) if k == "-o"]
@@ -404,16 +404,17 @@ def test_command_writes_the_page_and_curves(finished):
     assert finished.call("report", *where, "zzzz").returncode == 2
 
 
-def test_a_suite_names_what_it_lacks_and_needs_no_data(finished):
+def test_a_suite_names_missing_runs_and_needs_no_data(finished):
     plugins = Path(__file__).resolve().parents[1] / "plugins"
     (finished.folder / "mine.yaml").write_text(
-        f"schema: 1\nname: mine\nprotocol: {plugins / 'tiny.yaml'}\nmatrix:\n  method: [supervised, mean_teacher]\n"
+        f"schema: 1\nname: mine\nprotocol: {plugins / 'tiny.yaml'}\nmatrix:\n"
+        "  method: [supervised, mean_teacher]\n"
         "  dataset: [tiny]\n  labeled: [2]\n  seed: [0, 1]\n"
     )
     for seed in (0, 1):
         execute(finished.prepared("supervised", seed=seed), finished.machine())
 
-    def told():
+    def check():
         where = ("--root", finished.folder / "out", "--data-root", finished.folder / "data")
         done = finished.call("report", *where, "mine.yaml", "--no-images", "--json")
         document = json.loads(done.stdout)
@@ -422,9 +423,9 @@ def test_a_suite_names_what_it_lacks_and_needs_no_data(finished):
         ], done.stderr
         assert document["unfinished"][0] in Path(document["file"]).read_text()
 
-    told()
+    check()
     shutil.rmtree(finished.folder / "data")
-    told()
+    check()
 
 
 def test_curves_for_tensorboard(finished):
@@ -482,13 +483,12 @@ def test_names_move_only_where_they_would_meet():
     assert 9 < shifts["near"][0] <= 11 and not shifts["near"][1]
 
 
-# -- in a browser ------------------------------------------------------------------------------------------------------
+# -- in a browser ---------------------------------------------------------------------
 
 
 def column(browser, table, number):
-    return browser.run(
-        f"[...document.querySelectorAll('{table} tbody tr')].map(r => r.cells[{number}].textContent.trim())"
-    )
+    rows = f"[...document.querySelectorAll('{table} tbody tr')]"
+    return browser.run(f"{rows}.map(r => r.cells[{number}].textContent.trim())")
 
 
 def press(browser, table, number):

@@ -1,4 +1,4 @@
-"""Finished runs made of numbers alone: nothing is trained."""
+"""Finished runs made of numbers: nothing is trained."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ VOXELS = 1000
 
 
 def row(case, dice, dataset="tiny"):
-    """A row of a case as the evaluation writes it; ``dice`` 0 is an empty prediction."""
+    """Return a record of a case as the evaluation writes it; ``dice`` 0 is an empty prediction."""
     common = round(dice * VOXELS)
     status = "ok" if common else "empty_prediction"
     distance = (1 - dice) * 20 + 1 if common else None
@@ -60,7 +60,10 @@ class Study:
         draw=0,
         science_change=(),
     ):
-        """Write a finished run with these Dice values, one a case; ``change`` edits its result before it is written."""
+        """Write a finished run with one Dice value per case.
+
+        ``change`` edits the result before it is written.
+        """
         (experiment,) = resolve(
             method,
             dataset="tiny",
@@ -117,14 +120,14 @@ class Study:
         return RunDir(run.path)
 
     def rewrite(self, run, text):
-        """Replace the case table, with the digest that goes with it."""
+        """Replace the case table and its digest."""
         (run.path / "cases.csv").write_text(text)
         result = json.loads((run.path / "result.json").read_text())
         result["cases_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         run.write_json("result.json", result)
 
     def methods(self, cases=12, noise=0.004, **means):
-        """Three seeds of methods with these mean Dice values on the same cases."""
+        """Add three seeds of methods with these mean Dice values on the same cases."""
         rng = np.random.default_rng(0)
         case = rng.normal(0, 0.03, cases)
         for name, mean in means.items():

@@ -1,4 +1,4 @@
-"""Runs handed on: what is verified, what is only reported, and what a forged bundle cannot do."""
+"""Exported runs: what is verified, what is only reported, and what a forged bundle cannot do."""
 
 import io
 import json
@@ -22,10 +22,13 @@ def store(lab):
 
 
 def scored(study, store, seed=0, better=False):
-    """A finished run whose predictions are the truth moved by a voxel; with ``better`` its table is that of the truth."""
+    """Return a finished run whose predictions are the truth moved by a voxel.
+
+    With ``better``, its table is that of the truth.
+    """
     labels = {c: np.roll(np.asarray(store.label(c)), 1, 0) for c in store.test}
-    told = {c: np.asarray(store.label(c)) for c in store.test} if better else labels
-    rows = [r for c in store.test for r in score(told[c], array_digest(labels[c]), store, c)]
+    shown = {c: np.asarray(store.label(c)) for c in store.test} if better else labels
+    rows = [r for c in store.test for r in score(shown[c], array_digest(labels[c]), store, c)]
     run = study.add("supervised", seed, rows=rows, fingerprint=store.fingerprint)
     with (run.path / bundle.PREDICTIONS).open("wb") as file, predictions.writer(file) as keep:
         for case, label in labels.items():
@@ -86,10 +89,10 @@ def test_the_whole_bundle_takes_the_place_of_one_without_predictions(study, stor
             bundle.take_in(lab.folder / f"{name}.zip", lab.folder / "theirs", lab.folder / "data")
     found = lab.call("runs", "import", lab.folder / "whole.zip", "--root", study.root)
     assert found.returncode == 0, found.stderr
-    told = lab.call("runs", "show", run.run_id, "--root", study.root)
-    assert told.returncode == 2 and str(run.path) in told.stderr and "imported-" in told.stderr, (
-        "two folders, by name"
-    )
+    shown = lab.call("runs", "show", run.run_id, "--root", study.root)
+    assert (
+        shown.returncode == 2 and str(run.path) in shown.stderr and "imported-" in shown.stderr
+    ), "two folders, by name"
 
 
 def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, monkeypatch):
@@ -114,8 +117,8 @@ def test_a_verified_run_stays_so_when_its_predictions_were_pruned(study, store, 
     bundle.export(scored(study, store), lab.folder / "a.zip")
     run, _ = bundle.take_in(lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data")
     (run.path / bundle.PREDICTIONS).unlink()
-    told = lab.call("--root", "theirs", "--data-root", "data", "runs", "verify", run.run_id)
-    assert told.returncode == 0 and "not checked" in told.stdout and not run.reported
+    shown = lab.call("--root", "theirs", "--data-root", "data", "runs", "verify", run.run_id)
+    assert shown.returncode == 0 and "not checked" in shown.stdout and not run.reported
 
 
 def test_other_data_cannot_verify(study, store, lab):
@@ -138,7 +141,7 @@ def test_paths_and_plugins_of_this_machine_stay_here(study, store, lab):
 
 
 def rewritten(path, **changes):
-    """The bundle with members replaced (bytes), left out (None) or added, and an index that fits."""
+    """Write the bundle with members replaced (bytes), removed (None) or added; fit the index."""
     import hashlib
 
     with zipfile.ZipFile(path) as archive:
@@ -171,7 +174,7 @@ def archive_of(**members):
 
 
 def scrambled(archive):
-    """The same with a first member that does not inflate."""
+    """Return the same archive with a first member that cannot be decompressed."""
     start = 30 + int.from_bytes(archive[26:28], "little") + int.from_bytes(archive[28:30], "little")
     return archive[:start] + b"\xff" * 8 + archive[start + 8 :]
 

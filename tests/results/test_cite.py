@@ -1,4 +1,4 @@
-"""BibTeX: every method that names its paper gives a whole entry; text cannot break out of its field."""
+"""BibTeX: a method that names its paper has an entry; text cannot break out of its field."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Evaluation: what is scored, on which grid, and that training never reads what it must not."""
+"""Evaluation: what is scored, on which grid, and that training never reads test labels."""
 
 import csv
 from pathlib import Path
@@ -15,7 +15,7 @@ from segbench.training.run import execute
 
 
 class Oracle(Method):
-    """Says foreground where the image is bright."""
+    """Predict foreground where the image is bright."""
 
     name = "oracle"
 
@@ -50,7 +50,7 @@ def test_scores_are_those_of_the_metrics(lab):
 
 @pytest.mark.parametrize("crop", ["random", "zoom"])
 def test_a_network_for_slices_is_scored_on_volumes(lab, crop):
-    """Slices of 20x20 are cut into windows of 16, or resized to 16: either way the volume comes back whole."""
+    """Slices of 20x20 are cut into windows of 16 or resized to 16; the volume keeps its shape."""
     run = lab.prepared(
         "supervised",
         protocol=Path(__file__).parents[1] / "plugins" / "tiny_flat.yaml",
@@ -143,7 +143,7 @@ def test_case_table_is_plain_text():
 
 
 def test_training_never_reads_unlabeled_labels_or_the_test_split(lab, tmp_path, monkeypatch):
-    """Garbage in labels of unlabeled cases and in test images leaves the trained weights as they were."""
+    """Garbage in labels of unlabeled cases and in test images does not change the weights."""
     monkeypatch.setattr(
         "segbench.training.run.require_intact", lambda *_: None
     )  # it would refuse them

@@ -116,7 +116,7 @@ def test_no_reference_is_left_out_silently(folders):
         pairs(pred, ref)
 
 
-def test_files_that_are_not_read_are_told(folders, lab):
+def test_files_that_are_not_read_are_named(folders, lab):
     pred, ref = folders
     for file in (pred / "summary.json", ref / "c2.nii.bz2", ref / ".hidden"):
         file.write_bytes(b"x")

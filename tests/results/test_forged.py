@@ -1,4 +1,4 @@
-"""Result files that lie, and names that attack whoever shows them."""
+"""Forged result files, and names that attack the program that shows them."""
 
 import hashlib
 import json
@@ -204,9 +204,9 @@ def test_a_finished_run_with_a_broken_configuration(study, lab, change, codes):
     (run.path / "config.yaml").write_text(dump_yaml(config))
     for command, code in zip((("runs", "show"), ("evaluate",), ("cite",)), codes, strict=True):
         assert lab.call(*command, run.run_id).returncode == code, command
-    cited, told = lab.call("cite"), lab.call("report")
-    assert cited.returncode == told.returncode == 0 and "@software" in cited.stdout
-    assert ("left out" in cited.stderr) == (codes[2] == 8) and ("left out" in told.stderr) == (
+    cited, page = lab.call("cite"), lab.call("report")
+    assert cited.returncode == page.returncode == 0 and "@software" in cited.stdout
+    assert ("left out" in cited.stderr) == (codes[2] == 8) and ("left out" in page.stderr) == (
         8 in (codes[0], codes[2])
     )
 
@@ -252,7 +252,7 @@ def test_means_must_be_those_of_the_cases(study, change, says):
     ],
 )
 def test_a_case_table_with_values_that_cannot_be_is_refused(study, old, new):
-    """Its digest was forged along, so only the values tell."""
+    """The digest was forged, too, so only the values show it."""
     run = study.add("supervised", 0, [0.8, 0.8])
     text = (run.path / "cases.csv").read_text()
     assert old in text
@@ -335,7 +335,7 @@ def test_a_failed_run_whose_names_are_lists_is_left_out(study):
 
 
 def hostile_study(study, name):
-    """The name wherever a foreign result can put one: case, class, method, parameter, data set."""
+    """Put the name wherever a result can hold one: case, method, parameter."""
 
     def change(result):
         result["method"] = result["science"]["method"] = name

@@ -1,4 +1,4 @@
-"""Leaderboards: what may share a table, what is ranked, how failures and missed targets show."""
+"""Leaderboards: what shares a table, what is ranked, how failures and missed targets show."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Leaderboards of made-up results: ties, intervals, failures, differences, tables kept apart, the literature beside ours."""
+"""Leaderboards of made-up results: ties, intervals, failures, separate tables, publications."""
 
 import csv
 import io
@@ -187,9 +187,9 @@ def test_what_ranks_and_what_was_asked_for_stays_at_80_columns(study, monkeypatc
     board.dataset, board.labeled, board.standard = "la", 8, True
     monkeypatch.setenv("COLUMNS", "80")
     text = show(board, published=published)
-    heads, told = text.splitlines()[1], " ".join(text.split())
+    heads, answer = text.splitlines()[1], " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80 and title in heads and "published" in heads
-    assert ("missed:" in told, "CI over" in told, "* p <" in told) == (
+    assert ("missed:" in answer, "CI over" in answer, "* p <" in answer) == (
         "missed" in heads,
         "95% CI" in heads,
         "to " in heads,
@@ -299,7 +299,7 @@ def test_latex_sets_the_best_and_its_ties_in_bold(study):
 
 
 def test_labeled_draws_have_tables_of_their_own_and_one_together(study):
-    """A method that lacks a draw is not in the table over all of them: it had other labeled cases."""
+    """A method without some draw is not in the table over all draws."""
     for draw, shift in enumerate((0.0, -0.05, 0.03)):
         for seed in range(3):
             for method, dice in (("supervised", 0.80), ("mean_teacher", 0.82)):
@@ -328,8 +328,8 @@ def test_labeled_draws_have_tables_of_their_own_and_one_together(study):
     assert "0+1+2" in export.as_csv(found)
 
 
-def test_a_test_that_contradicts_the_order_parts_nobody():
-    """Where one of two methods is not defined in easy cases, the pair may say the contrary of the means."""
+def test_a_test_that_contradicts_the_order_separates_no_pair():
+    """A pair can contradict the means if one of two methods is undefined in easy cases."""
     rng, nothing = np.random.default_rng(0), np.full((3, 10), np.nan)
     hard = 50 + rng.normal(0, 0.1, (3, 10))
     first = Scores("first", np.hstack([hard, np.full((3, 10), 90.0)]))
@@ -354,7 +354,7 @@ def test_published_numbers_of_other_test_cases_or_another_network_do_not_stand_b
 
 
 @pytest.mark.parametrize("sort", ["dice", "hd95", "asd"])
-def test_latex_tells_what_was_missed_and_why_a_row_has_no_rank(study, sort):
+def test_latex_shows_missed_targets_and_why_a_row_has_no_rank(study, sort):
     study.methods(supervised=0.80, mean_teacher=0.90)
     assert " missed &" not in export.as_latex(tables(study)[0])
     study.add("dtc", 0, [0.0, *[0.99] * 11])
@@ -389,8 +389,8 @@ def test_compare_refuses_what_is_the_same(study, lab):
     )
     for names in ((one, one[:8]), (one, "supervised"), ("mean_teacher", other, "supervised")):
         assert "part of the other" in lab.call("compare", *names).stderr, names
-    told = lab.call("compare", one[:8] + "f" * 8, "mean_teacher")
-    assert told.returncode == 2 and "nothing finished" in told.stderr
+    answer = lab.call("compare", one[:8] + "f" * 8, "mean_teacher")
+    assert answer.returncode == 2 and "nothing finished" in answer.stderr
 
 
 def test_compare_over_draws_counts_draws(study, lab):
@@ -426,16 +426,16 @@ def reported(study, method, dice):
 def test_what_is_only_reported_changes_no_test_of_others(study, lab):
     study.methods(supervised=0.80, mean_teacher=0.815)
     (before,) = tables(study, against="supervised")[0]
-    told = lab.call("compare", "mean_teacher", "supervised").stdout
+    answer = lab.call("compare", "mean_teacher", "supervised").stdout
     reported(study, "dtc", (0.05, 0.5, 0.95))
     (after,) = tables(study, against="supervised")[0]
     assert (
         before.rows[0].difference == after.rows[0].difference
         and after.rows[0].difference["p"] < 0.05
     )
-    assert told == lab.call(
+    assert answer == lab.call(
         "compare", "mean_teacher", "supervised"
-    ).stdout and "; a true" in " ".join(told.split())
+    ).stdout and "; a true" in " ".join(answer.split())
     assert [r.difference["p"] for r in after.rows if r.method.startswith("dtc")] == [
         pytest.approx(np.nan, nan_ok=True)
     ]
@@ -469,7 +469,7 @@ def test_an_interval_is_never_one_of_other_cases_than_its_mean(study, lab):
 
 
 def test_rank_and_interval_belong_to_the_mean_over_classes(study, lab):
-    """bcp is better in the class that all have, cps by far in the one that only four cases have."""
+    """bcp is better in the common class, cps is much better in the class of only four cases."""
     for method, common, rare in (("bcp", 0.9, 0.2), ("cps", 0.85, 0.6)):
         for seed in range(3):
             rows = []
@@ -554,7 +554,7 @@ def test_networks_that_were_changed_by_hand_have_tables_of_their_own(study):
             overrides=[f"backbone.width={wide}"],
             change=lambda r, w=wide: r.update(changed_params={"backbone.width": w}),
         )
-    study.add("versemi", 0, [0.8] * 12)  # what a method prescribes is its own affair
+    study.add("versemi", 0, [0.8] * 12)  # parameters that a method sets itself do not split tables
     study.add("supervised", 0, [0.8] * 12)
     found, _ = tables(study)
     assert sorted(b.network for b in found) == ["", "width 2", "width 6"] and sorted(
@@ -564,7 +564,7 @@ def test_networks_that_were_changed_by_hand_have_tables_of_their_own(study):
 
 
 def test_a_verdict_does_not_contradict_itself():
-    """Distinguishable by a hair: a true difference of that size is found in fewer than 80 of 100 studies."""
+    """Barely distinguishable: fewer than 80 of 100 studies find a difference of that size."""
     gains, noise = (
         np.array([2.0, -1, 3, 1, -0.8, 2.5, 0.2, 3.1, -0.3, 1.6]),
         np.array([0.05, 0, -0.05])[:, None],
@@ -577,16 +577,16 @@ def test_a_verdict_does_not_contradict_itself():
     )
 
 
-def test_names_that_are_not_there_are_answered(study, lab):
+def test_unknown_names_are_answered_with_known_ones(study, lab):
     study.methods(cases=1, supervised=0.80, mean_teacher=0.90)
-    told = lab.call("leaderboard", "--dataset", "la")
+    answer = lab.call("leaderboard", "--dataset", "la")
     assert (
-        told.returncode == 0
-        and "no finished runs of la" in told.stderr
-        and "there are some of tiny" in told.stderr
+        answer.returncode == 0
+        and "no finished runs of la" in answer.stderr
+        and "there are some of tiny" in answer.stderr
     )
-    told = lab.call("leaderboard", "--against", "supervise")
-    assert told.returncode == 2 and "Did you mean 'supervised'?" in told.stderr
+    answer = lab.call("leaderboard", "--against", "supervise")
+    assert answer.returncode == 2 and "Did you mean 'supervised'?" in answer.stderr
     single = lab.call("compare", "supervised", "mean_teacher").stdout
     assert "nan" not in single and "1 case paired" in single
 

@@ -1,4 +1,4 @@
-"""Statistics: agreement with scipy and with printed examples, promises kept in simulated studies, what is paired."""
+"""Statistics: agreement with scipy and printed examples, simulated studies, what is paired."""
 
 import importlib.util
 import sys
@@ -35,7 +35,7 @@ def scores(name, runs, cases=20, mean=0.0, run=0.5, rest=1.0, seed=0):
 
 
 def test_printed_paired_example():
-    """t = -4.0621, 9 degrees of freedom, p = 0.002833, interval -2.4599 to -0.7001 (R's help page on t.test)."""
+    """t = -4.0621, df = 9, p = 0.002833, interval -2.4599 to -0.7001 (R's help page on t.test)."""
     a, b = (Scores(n, np.array([v])) for n, v in zip("ab", SLEEP, strict=True))
     d = compare(a, b)
     assert (
@@ -50,7 +50,7 @@ def test_printed_paired_example():
 
 
 def test_printed_two_sample_example():
-    """The same numbers as runs without differences between cases: t = -1.8608, 17.776 degrees of freedom, p = 0.07939."""
+    """The same numbers as runs, without differences between cases: t = -1.8608, df = 17.776."""
     a, b = (
         Scores(n, np.repeat(np.array(v)[:, None], 5, 1)) for n, v in zip("ab", SLEEP, strict=True)
     )
@@ -62,7 +62,7 @@ def test_printed_two_sample_example():
 
 
 def test_printed_holm_example():
-    """Demšar (2006), 3.2.2: of .016, .019, .607 the first two hypotheses are rejected."""
+    """Demšar (2006), 3.2.2: for p of .016, .019, .607, the first two are rejected."""
     assert holm([0.607, 0.016, 0.019]) == pytest.approx([0.607, 0.048, 0.048])
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     adjusted = holm([float("nan"), 0.02])
@@ -81,7 +81,7 @@ def test_agrees_with_scipy():
 
 
 def test_variance_is_that_of_simulated_means():
-    """The standard error of a difference, against the spread of 3000 differences."""
+    """Compare the standard error of a difference with the spread of 3000 differences."""
     rng = np.random.default_rng(1)
     means, variances = [], []
     for _ in range(3000):
@@ -106,16 +106,14 @@ def simulate():
 
 
 @pytest.mark.parametrize("name", ["usual", "runs scatter"])
-def test_promises_are_kept_in_simulated_studies(simulate, name):
-    """150 studies: 5 in 100 may err; 12 of 100 would be beyond four standard errors."""
+def test_coverage_and_false_positives_in_simulated_studies(simulate, name):
+    """150 studies: 5 in 100 may err; 12 in 100 would be four standard errors more."""
     design = replace(next(d for d in simulate.DESIGNS if d.name == name), methods=3)
     shares = simulate.measure(design, 150)
     assert shares.mean > 0.88 and shares.difference > 0.88
     assert shares.single < 0.12 and shares.family < 0.12 and shares.ranks < 0.12
     if name == "runs scatter":
-        assert shares.paired_t > 0.25, (
-            "tests over cases alone take the seeds at hand for the method"
-        )
+        assert shares.paired_t > 0.25, "tests over cases alone mistake the runs for the method"
 
 
 def test_a_true_difference_is_found():
@@ -152,7 +150,7 @@ def test_lower_is_better_for_distances():
     assert pairs[0].mean < 0 and pairs[0].wins == 20
 
 
-def test_methods_that_cannot_be_told_apart_share_a_rank():
+def test_methods_that_are_not_distinguishable_share_a_rank():
     methods = [scores(n, 3, mean=m) for n, m in (("a", 0.0), ("b", 0.1), ("c", -9.0))]
     places, _ = ranking(methods)
     assert [(p.rank, p.tied) for p in places] == [(1, True), (1, True), (3, False)]
@@ -195,7 +193,7 @@ def test_undefined_cases_are_left_out_and_counted():
 
 
 def test_draws_are_the_units_and_shared_ones_are_paired():
-    """Two seeds of each draw are not four independent runs; draws that both methods had cancel."""
+    """Seeds of one draw are not independent; the effect of shared draws cancels."""
     rng = np.random.default_rng(3)
     drawn = np.repeat(rng.normal(0, 3, 4), 2)[:, None]
     a, b = (Scores(n, drawn + rng.normal(0, 0.3, (8, 10)), (0, 0, 1, 1, 2, 2, 3, 3)) for n in "ab")
@@ -214,12 +212,12 @@ def test_one_case_and_no_difference_give_no_verdict():
 
 
 def by_class(name, classes):
-    """Scores as a table makes them: the mean over the classes that a case has."""
+    """Return scores as a table makes them: the mean over the classes that a case has."""
     return Scores(name, np.nanmean(classes, 2), (), classes, np.zeros(classes.shape[:2], bool))
 
 
 def test_statistics_are_of_the_mean_over_class_means():
-    """Class 1 is in five of ten cases; the second method predicts it in one more: a Dice of 0 there."""
+    """Class 1 is in five of ten cases; the second method has a Dice of 0 in one more."""
     rng = np.random.default_rng(0)
     a, b = (
         np.stack([90 + rng.normal(0, 1, (3, 10)), m + rng.normal(0, 1, (3, 10))], 2)

@@ -1,5 +1,5 @@
 "use strict";
-// Click or press a column's title to sort by it; empty cells stay last. Before printing everything is unfolded.
+// A click on a column's title sorts by it; empty cells stay last. All details open before printing.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
