@@ -97,8 +97,6 @@ def _train_and_evaluate(
 
     # Build: the method with its networks. The weights of a resumed run come from its checkpoint.
     device = distributed.own_device(device_of(machine.device))
-    if device == "cpu":
-        keep_freed_memory()
     method = build(run.experiment, run.stores, fresh=not _has_checkpoint(run.folder))
     reporter.start(run)
     attempt.stage = "data"
