@@ -1,0 +1,37 @@
+"""Which stored results were computed by older code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from segbench.errors import SegbenchError
+from segbench.identity.engine import ENGINE
+from segbench.identity.sources import source_digest
+
+
+def outdated_parts(science: Mapping[str, Any]) -> list[str]:
+    """Return what has changed since a result was computed, such as ``engine 1, now 2`` or ``method bcp``.
+
+    ``science`` is the stored identity of the result. A plug-in that is not here any more cannot be compared and is not
+    listed.
+    """
+    changed = []
+    engine = science.get("engine")
+    if engine != ENGINE:
+        changed.append(f"engine {engine}, now {ENGINE}")
+    for kind, stored in science.get("sources", {}).items():
+        name = str(science.get(kind, ""))
+        current = _current_digest(kind, name)
+        if current is not None and current != stored:
+            changed.append(f"{kind} {name}")
+    return changed
+
+
+@cache
+def _current_digest(kind: str, name: str) -> str | None:
+    try:
+        return source_digest(kind, name)
+    except SegbenchError:
+        return None
