@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segbench.cli.common import Command, Settings, safe, table, width
+from segbench.cli.outdated import outdated_results
 from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def leaderboard(
     _check_against(against, found)
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
+    for text in outdated_results(found):
+        click.echo(f"outdated: {text}", err=True)
     if settings.json:
         settings.document = export.as_json(found, beside)
     elif kind == "table":

@@ -1,8 +1,12 @@
 """Results of older code are recognized."""
 
+from pathlib import Path
+
 from segbench.identity.engine import ENGINE
 from segbench.identity.outdated import outdated_parts
 from segbench.identity.sources import source_digest
+
+PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 
 
 def science(**changes):
@@ -30,3 +34,16 @@ def test_an_older_engine_and_older_plugins_are_named():
 
 def test_a_plugin_that_is_gone_is_not_compared():
     assert outdated_parts(science(method="no_such_method")) == []
+
+
+def test_the_leaderboard_names_outdated_results_and_how_to_train_again(lab, monkeypatch):
+    plugin = PLUGINS / "tiny.py"
+    protocol = PLUGINS / "tiny.yaml"
+    words = ["supervised", "--dataset", "tiny", "--protocol", protocol, "--steps", "2"]
+    trained = lab.call("--plugin", plugin, "run", *words)
+    assert trained.returncode == 0, trained.stderr
+    assert "outdated" not in lab.call("leaderboard").stderr
+    monkeypatch.setattr("segbench.identity.outdated.ENGINE", ENGINE + 1)
+    shown = lab.call("leaderboard").stderr
+    assert f"engine {ENGINE}, now {ENGINE + 1}" in shown
+    assert "segbench run supervised --dataset tiny --labeled 2" in shown

@@ -1,0 +1,32 @@
+"""Results in a table that were computed by older code, and the commands that train them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from segbench.text import safe
+
+if TYPE_CHECKING:
+    from segbench.results.leaderboard import Board
+
+
+def outdated_results(boards: Iterable[Board]) -> list[str]:
+    """Return a text for every row with results of older code: what has changed since, and what to type."""
+    from segbench.identity.outdated import outdated_parts
+    from segbench.report.commands import command
+
+    texts: dict[str, str] = {}
+    for board in boards:
+        for row in board.rows:
+            for run in row.runs:
+                parts = outdated_parts(run.science)
+                if not parts or run.folder.reported:
+                    continue
+                same = [other for other in row.runs if other.draw == run.draw]
+                count = "1 result" if len(same) == 1 else f"{len(same)} results"
+                texts[command(same)] = (
+                    f"{count} of {safe(row.method)} on {safe(board.dataset)} were computed by older code "
+                    f"({safe(', '.join(parts))}); train again with:"
+                )
+    return [f"{text}\n  {line}" for line, text in texts.items()]
