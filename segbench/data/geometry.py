@@ -91,15 +91,15 @@ def sample_on_grid(
         (K, *shape) float32.
     """
     target_to_source = np.linalg.inv(affine) @ target
-    # Each axis of the first grid runs along one axis of the second, in steps of `scale` voxels.
+    # Each axis of the first grid runs along one axis of the second.
     target_axes = np.abs(target_to_source[:3, :3]).argmax(1)
     sampled = np.moveaxis(values, 0, -1)
     inside = []
     for axis, target_axis in enumerate(target_axes):
         size = values.shape[1 + axis]
-        scale = target_to_source[axis, target_axis]
         start = target_to_source[axis, 3]
-        positions = _rounded(start + scale * np.arange(shape[target_axis]))
+        step = target_to_source[axis, target_axis]
+        positions = _positions(start, step, shape[target_axis])
         inside.append((positions >= -0.5) & (positions <= size - 0.5))
         sampled = _interpolated(sampled, np.clip(positions, 0, size - 1), axis)
     if cropped:
@@ -113,10 +113,15 @@ def sample_on_grid(
     return np.ascontiguousarray(sampled.transpose(3, *source_axes), dtype=np.float32)
 
 
-def _rounded(positions: np.ndarray) -> np.ndarray:
-    """Move positions onto a voxel's center where only rounding in the headers separates them."""
+def _positions(start: float, step: float, count: int) -> np.ndarray:
+    """Return evenly spaced positions in voxels.
+
+    Positions that miss the center of a voxel only by rounding in the headers become that center.
+    """
+    positions = start + step * np.arange(count)
     centers = np.rint(positions)
-    return np.where(np.abs(positions - centers) < ROUNDING, centers, positions)
+    is_center = np.abs(positions - centers) < ROUNDING
+    return np.where(is_center, centers, positions)
 
 
 def _interpolated(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:

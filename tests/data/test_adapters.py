@@ -178,35 +178,34 @@ def test_acdc_behind_a_link(acdc_raw, tmp_path):
 
 
 def test_two_different_files_of_one_case_are_refused(acdc_raw, pancreas_raw, tmp_path):
-    patient = next(acdc_raw.rglob("Info.cfg")).parent
-    label, series = (
-        next(pancreas_raw.rglob("label0001.nii.gz")),
-        next(pancreas_raw.rglob("PANCREAS_0001")),
-    )
-    array = np.zeros((3, 20, 24), np.float32)
-    tried = [
-        ("acdc", acdc_raw, patient),
-        ("pancreas_ct", pancreas_raw, label),
-        ("pancreas_ct", pancreas_raw, series),
+    originals = [
+        ("acdc", acdc_raw, next(acdc_raw.rglob("Info.cfg")).parent),
+        ("pancreas_ct", pancreas_raw, next(pancreas_raw.rglob("label0001.nii.gz"))),
+        ("pancreas_ct", pancreas_raw, next(pancreas_raw.rglob("PANCREAS_0001"))),
     ]
+    volume = np.zeros((3, 20, 24), np.float32)
     for name, adapter, content in (
-        ("patient001_frame01.h5", "acdc", array),
-        ("0001.h5", "pancreas_ct", array),
-        ("patient001_frame01_slice_1.h5", "acdc", array[0]),
+        ("patient001_frame01.h5", "acdc", volume),
+        ("0001.h5", "pancreas_ct", volume),
+        ("patient001_frame01_slice_1.h5", "acdc", volume[0]),
     ):
-        h5(tmp_path / name[:-3] / "one" / name, content, content)
-        tried.append((adapter, tmp_path / name[:-3], tmp_path / name[:-3] / "one" / name))
-    for adapter, source, path in tried:
-        find, again = registry.get("dataset", adapter).cls().find, source / "zz_backup" / path.name
-        again.parent.mkdir(exist_ok=True)
-        again.symlink_to(path)
+        source = tmp_path / name.removesuffix(".h5")
+        h5(source / "one" / name, content, content)
+        originals.append((adapter, source, source / "one" / name))
+    for adapter, source, original in originals:
+        find = registry.get("dataset", adapter).cls().find
+        second = source / "zz_backup" / original.name
+        second.parent.mkdir(exist_ok=True)
+        second.symlink_to(original)
         find(source)  # a link to the same file counts once
-        again.unlink()
-        (shutil.copytree if path.is_dir() else shutil.copy)(path, again)
+        second.unlink()
+        copy = shutil.copytree if original.is_dir() else shutil.copy
+        copy(original, second)
         with pytest.raises(DataError, match="twice") as caught:
             find(source)
-        assert all(str(p) in str(caught.value) for p in (path, again))
-        (shutil.rmtree if path.is_dir() else os.remove)(again)
+        assert str(original) in str(caught.value) and str(second) in str(caught.value)
+        remove = shutil.rmtree if second.is_dir() else os.remove
+        remove(second)
 
 
 def test_acdc_refuses_nan_and_an_info_file_that_is_a_folder(acdc_raw, tmp_path):
@@ -231,26 +230,31 @@ def h5(path, image, label):
 def test_acdc_h5_volumes_and_slices(tmp_path, lab):
     """Slices are stacked by number, not by text; a volume is preferred if both exist."""
     source = tmp_path / "ssl4mis"
+    slices = source / "data" / "slices"
     write_lists(source, "acdc", 4)
+    first = some("acdc")[0]
     volumes = {}
     for case in some("acdc", 4):
-        image, label = (a.T for a in frame((20, 24, 11)))
-        volumes[case] = image = image.astype(np.float32) / 300
+        gray, mask = frame((20, 24, 11))
+        image = gray.T.astype(np.float32) / 300
+        label = mask.T
+        volumes[case] = image
         if case.endswith("frame01"):
             h5(source / "data" / f"{case}.h5", image, label)
-        for z in range(11) if case.endswith("frame02") or case == some("acdc")[0] else ():
-            h5(
-                source / "data" / "slices" / f"{case}_slice_{z + 1}.h5",
-                image[z] * (case[-1] == "2"),
-                label[z],
-            )
+        if case == first:  # beside its volume, with other values
+            for z in range(11):
+                h5(slices / f"{case}_slice_{z + 1}.h5", 0 * image[z], label[z])
+        if case.endswith("frame02"):
+            for z in range(11):
+                h5(slices / f"{case}_slice_{z + 1}.h5", image[z], label[z])
     store = prepare_store("acdc", source, lab.folder / "data")
     for case in some("acdc", 4):
         np.testing.assert_array_equal(store.image(case)[0], volumes[case].T)
     assert store.cases[store.train[0]].spacing is None
     assert "hd95_mm" not in train_a_step(lab, "acdc", labeled=2)["metrics"][0]["columns"]
-    (source / "data" / "slices" / f"{some('acdc')[1]}_slice_5.h5").unlink()
-    with pytest.raises(DataError, match=f"slices of {some('acdc')[1]} are missing"):
+    second = some("acdc")[1]
+    (slices / f"{second}_slice_5.h5").unlink()
+    with pytest.raises(DataError, match=f"slices of {second} are missing"):
         prepare_store("acdc", source, lab.folder / "data")
 
 
@@ -318,32 +322,26 @@ def test_every_bad_frame_of_acdc_is_listed_unless_no_list_needs_it(acdc_raw, tmp
 
 
 def test_acdc_slices_that_are_missing_or_of_another_size_are_all_listed(tmp_path, lab):
-    write_lists(tmp_path / "in", "acdc", 8)
-    one, two, three, four, *_ = (case[:10] for case in some("acdc", 8)[::2])
+    source = tmp_path / "in"
+    write_lists(source, "acdc", 8)
+    one, two, three, four = (case[:10] for case in some("acdc", 8)[:8:2])
     test = some("acdc")[-1][:10]
     array = np.random.default_rng(0).random((5, 20, 24)).astype(np.float32)
-    for p, patient in enumerate((one, two, three, four, test, "patient101")):
-        for f, z in np.ndindex(2, 5):
-            h5(
-                tmp_path / "in" / f"{patient}_frame0{f + 1}_slice_{z + 1}.h5",
-                array[z] + 2 * p + f,
-                array[z] > 0.5,
-            )
+    for number, patient in enumerate((one, two, three, four, test, "patient101")):
+        for frame_number in (1, 2):
+            image = array + 2 * number + frame_number
+            for z in range(5):
+                name = f"{patient}_frame0{frame_number}_slice_{z + 1}.h5"
+                h5(source / name, image[z], array[z] > 0.5)
     for gone in (f"{one}_frame01_slice_2", f"{two}_frame02_slice_5", "patient101_frame01_slice_3"):
-        (tmp_path / "in" / f"{gone}.h5").unlink()
-    h5(tmp_path / "in" / f"{three}_frame01_slice_4.h5", array[0, 1:], array[0, 1:] > 0.5)
+        (source / f"{gone}.h5").unlink()
+    h5(source / f"{three}_frame01_slice_4.h5", array[0, 1:], array[0, 1:] > 0.5)
     for z in range(5):
-        (tmp_path / "in" / f"{four}_frame01_slice_{z + 1}.h5").unlink()
-    h5(
-        tmp_path / "in" / f"{four}_frame01.h5",
-        np.tile(array, (2, 1, 1)),
-        np.tile(array > 0.5, (2, 1, 1)),
-    )
-    shown = [
-        line
-        for line in lab.call("data", "check", "acdc", "--from", "in").stdout.splitlines()
-        if "patient" in line
-    ]
+        (source / f"{four}_frame01_slice_{z + 1}.h5").unlink()
+    deep = np.tile(array, (2, 1, 1))
+    h5(source / f"{four}_frame01.h5", deep, deep > 0.5)
+    output = lab.call("data", "check", "acdc", "--from", "in").stdout
+    shown = [line for line in output.splitlines() if "patient" in line]
     for case, text in (
         (f"{one}_frame01", "numbers 1, 3, 4, 5"),
         (f"{two}_frame02", "4 slices | expected 5"),
