@@ -110,7 +110,7 @@ def test_sizes_of_the_splits():
     assert split("msd_lung_thorax") == split("msd_lung")
 
 
-# -- ACDC --------------------------------------------------------------------------------------------------------------
+# -- ACDC ----------------------------------------------------------------------------------------
 
 
 def frame(shape=(20, 24, 6)):
@@ -389,7 +389,7 @@ def test_acdc_on_real_volumes(real_data, tmp_path, lab):
     assert result["metrics"][0]["counts"]["n"] == 2
 
 
-# -- Decathlon ---------------------------------------------------------------------------------------------------------
+# -- Decathlon -----------------------------------------------------------------------------------
 
 MIRRORED = np.array([[-0.8, 0, 0, 50], [0, 0.8, 0, -20], [0, 0, 2.5, 10], [0, 0, 0, 1.0]])
 
@@ -435,7 +435,8 @@ def test_decathlon_tar(spleen_tar, lab):
         (lab.folder / "data" / "msd_spleen").glob("source*")
     )  # extracted files are removed
     info = store.cases["spleen_2"]
-    # 20 x 18 x 12 voxels of 0.8 x 0.8 x 2.5 mm become 16 x 14 x 30 of 1 mm; the box is widened to 96 and filled with 0
+    # 20 x 18 x 12 voxels of 0.8 x 0.8 x 2.5 mm become 16 x 14 x 30 of 1 mm.
+    # The box is widened to 96 and filled with 0.
     assert (
         info.shape == (96, 96, 96)
         and info.spacing == pytest.approx((1, 1, 1))
@@ -539,7 +540,7 @@ def test_decathlon_labels_are_whole_numbers(spleen_tar, tmp_path, value):
     assert str(file) in str(caught.value)
 
 
-# -- Left atrium: more in test_la.py ------------------------------------------------------------------------------------
+# -- Left atrium: more in test_la.py -------------------------------------------------------------
 
 
 def test_left_atrium_raw(tmp_path, lab):
@@ -558,7 +559,7 @@ def test_left_atrium_raw(tmp_path, lab):
     assert train_a_step(lab, "la")["metrics"][0]["columns"]["hd95_mm"]
 
 
-# -- Pancreas ----------------------------------------------------------------------------------------------------------
+# -- Pancreas ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -394,7 +394,8 @@ def test_faults_of_nrrd_files(lab):
     cut(root, files[0].relative_to(root).parent / "lgemri.nrrd")
     header = files[1].parent / "laendo.nrrd"
     header.write_text(
-        "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 10 9 8\nencoding: raw\ndata file: /etc/passwd\n"
+        "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 10 9 8\nencoding: raw\n"
+        "data file: /etc/passwd\n"
     )
     result = lab.call("data", "check", "la", "--from", "in")
     assert (

@@ -10,7 +10,7 @@ PERMUTATIONS = [(0, 1, 2), (1, 2, 0), (2, 1, 0)]
 
 
 def grid(axes, steps, origin):
-    """An affine whose array axis i runs along the world axis ``axes[i]`` in steps of ``steps[i]``."""
+    """Return an affine whose axis i runs along world axis ``axes[i]`` in steps of ``steps[i]``."""
     affine = np.zeros((4, 4))
     for axis, (world_axis, step) in enumerate(zip(axes, steps, strict=True)):
         affine[world_axis, axis] = step

@@ -432,7 +432,8 @@ def real(real_data, folder, *options):
     tool = real_data.parent / "tools" / "unpack_la.py"
     if not tool.is_file():
         pytest.skip(
-            f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}, or the packed ones with tools/unpack_la.py"
+            f"needs the left atrium files: SEGBENCH_DATA/la/{FOLDER}, or the packed ones with "
+            "tools/unpack_la.py"
         )
     pytest.importorskip("PIL")
     subprocess.run(

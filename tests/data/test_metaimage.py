@@ -10,8 +10,9 @@ from segbench.errors import DataError
 
 GRAY = np.random.default_rng(0).integers(-1000, 1000, (5, 6, 7)).astype("<i2")
 HEAD = (
-    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = {packed}\n"
-    "TransformMatrix = 0 1 0 0 0 1 1 0 0\nOffset = 5 6 7\nElementSpacing = 1 2 3\nDimSize = {size}\n"
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\n"
+    "CompressedData = {packed}\nTransformMatrix = 0 1 0 0 0 1 1 0 0\nOffset = 5 6 7\n"
+    "ElementSpacing = 1 2 3\nDimSize = {size}\n"
     "ElementType = {kind}\nElementDataFile = {where}\n"
 )
 VOXELS = GRAY.tobytes(order="F")
@@ -32,7 +33,8 @@ def test_voxels_and_grid(tmp_path, packed):
         written(tmp_path / "a.mha", zlib.compress(VOXELS) if packed else VOXELS, packed)
     )
     np.testing.assert_array_equal(volume.array, GRAY)
-    # The first axis runs to posterior by 1 mm per voxel, the second to superior by 2, the third to left by 3.
+    # The first axis runs to posterior by 1 mm per voxel, the second to superior by 2 mm, the third
+    # to left by 3 mm.
     np.testing.assert_array_equal(
         volume.affine, [[0, 0, -3, -5], [-1, 0, 0, -6], [0, 2, 0, 7], [0, 0, 0, 1]]
     )
