@@ -241,7 +241,8 @@ def _terms(experiment: Experiment) -> list[str]:
         method, experiment.backbone, dims=len(experiment.protocol.patch), settings=experiment.params
     )
     try:
-        return list(dict.fromkeys(term for update in Drill(trial).steps() for term in update.terms))
+        drill = Drill(trial).run()
+        return list(dict.fromkeys(term for update in drill.updates for term in update.terms))
     except SegbenchError:
         raise
     except Exception as error:  # a plug-in may fail in any way

@@ -1,8 +1,9 @@
-"""Build an experiment's method: its parameters, its networks and its optimizers."""
+"""Build what an experiment trains with: its method, networks, optimizers, training data and phases."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,14 @@ from segbench import registry
 from segbench.config import Experiment
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Optim, Setting, Source
-from segbench.data.store.store import Store
+from segbench.data.sampling.batches import TrainingData
+from segbench.data.sampling.splits import drawn
+from segbench.data.store.store import Store, derived
 from segbench.errors import UsageError
 from segbench.nn.inspect import dry_run
+from segbench.training.distributed import World
+from segbench.training.plan import Stage, stages
+from segbench.training.selection import without_held_out
 
 
 def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Method:
@@ -25,6 +31,7 @@ def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Me
     Raises:
         UsageError: the backbone does not fit the method or the patch.
     """
+    _use_full_precision()
     method = _without_networks(experiment, stores)
     backbone_params = dict(experiment.backbone_params)
     if not fresh:
@@ -33,6 +40,12 @@ def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Me
     network = network_factory(experiment.backbone, backbone_params, method.setting, method.needs)
     method.build(network)
     return method
+
+
+def _use_full_precision() -> None:
+    """Turn off TF32, to which cuDNN rounds the inputs of convolutions by default."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _without_networks(experiment: Experiment, stores: list[Store]) -> Method:
@@ -114,3 +127,45 @@ def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> 
         for player in method.players
         for phase in method.phases()
     }
+
+
+def training_views(experiment: Experiment, stores: list[Store]) -> dict[str, Store]:
+    """Return the data sets as they are trained on, by name.
+
+    They are downsampled as the protocol says, in the order of the draw, and without the cases that
+    are held out for validation. Where the unlabeled stream shows the labeled images, nothing else
+    is left in them.
+    """
+    protocol = experiment.protocol
+    views = {}
+    for store in stores:
+        small = derived(store, protocol.factors(store.name, store.dims))
+        view = drawn(small, experiment.draw)
+        if protocol.selection == "validation":
+            view = without_held_out(view, experiment.labeled[store.name])
+        if experiment.unlabeled == "labeled":
+            view = replace(view, train=view.labeled(experiment.labeled[store.name]))
+        views[store.name] = view
+    return views
+
+
+def training_data(experiment: Experiment, views: dict[str, Store], world: World) -> TrainingData:
+    """Return the batches of an experiment, or this process's share of them."""
+    labeled = {name: len(view.labeled(experiment.labeled[name])) for name, view in views.items()}
+    return TrainingData(views, labeled, experiment.protocol, experiment.seed, share=world.share)
+
+
+def training_plan(experiment: Experiment, method: Method, data: TrainingData) -> list[Stage]:
+    """Return the phases of a training with their steps and batch sizes.
+
+    Joint training takes the protocol's number of steps for each of its data sets.
+
+    Raises:
+        UsageError: the data cannot fill a batch of one of the phases.
+    """
+    protocol = experiment.protocol
+    total = protocol.steps * len(experiment.datasets)
+    plan = stages(method.phases(), total, protocol.batch.labeled, protocol.batch.unlabeled)
+    for stage in plan:
+        data.check(stage.labeled, stage.unlabeled)
+    return plan

@@ -72,13 +72,13 @@ def write_result(
         "splits": run.splits,
         "science": run.science,
         "metrics": summarize(rows, protocol.policy),
-        "steps": trainer.step,
+        "steps": trainer.completed,
         **chosen,
         "weights_sha256": weights,
         "cases_sha256": hashlib.sha256(table).hexdigest(),
     }
     folder.write_json("result.json", result)
-    trainer.keep_weights_only(folder.path / "log.jsonl")
+    trainer.keep_weights_only()
     partial.unlink(missing_ok=True)
     return result
 
@@ -125,11 +125,12 @@ def _manifest(
         "peak_memory_bytes": trainer.cost.to_dict()["peak_memory_bytes"],
         "phases": [
             {"name": s.phase.name, "steps": s.steps, "volumes": volumes.get(s.phase.name)}
-            for s in trainer.stages
+            for s in trainer.plan
         ],
         "parameters": sum(p.numel() for p in trainer.method.parameters()),
         "optimizers": {
-            player: spec.model_dump(mode="json") for player, spec in trainer.specs.items()
+            player: spec.model_dump(mode="json")
+            for player, spec in trainer.train_step.specs.items()
         },
         "warnings": trainer.warnings,
     }

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from segbench.contracts.method import Method
-from segbench.data.sampling.batches import TrainingData
 from segbench.data.sampling.loader import loader
-from segbench.data.sampling.splits import drawn
 from segbench.data.store.checks import brief, check_facts
 from segbench.data.store.store import Store, case_digests, derived, require_intact
 from segbench.errors import SegbenchError, TrainingError, UsageError
@@ -23,15 +21,21 @@ from segbench.nn.inspect import recompute
 from segbench.results.rundir import RunDir
 from segbench.storage import is_storage, lock, storage_error, sweep
 from segbench.training import distributed
-from segbench.training.build import build, require_fit
+from segbench.training.build import (
+    build,
+    require_fit,
+    training_data,
+    training_plan,
+    training_views,
+)
 from segbench.training.distributed import World
 from segbench.training.loop import Trainer
 from segbench.training.memory import keep_freed_memory
-from segbench.training.plan import stages
 from segbench.training.reporter import Reporter
 from segbench.training.result import write_result
-from segbench.training.selection import choose, snapshot_steps, without_held_out
+from segbench.training.selection import choose, snapshot_steps
 from segbench.training.setup import Machine, Prepared, device_of
+from segbench.training.step import StepSettings, TrainingStep
 
 FIRST_STOP_CODE = 75  # errors with this exit code or a higher one are requests to stop
 LEFTOVERS = (
@@ -182,70 +186,40 @@ def _train(
     run: Prepared, method: Method, machine: Machine, device: str, reporter: Reporter, world: World
 ) -> Trainer:
     """Train the method to the end and return its trainer."""
-    protocol = run.experiment.protocol
-    # Full precision: by default cuDNN rounds the inputs of convolutions to TF32.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    experiment = run.experiment
+    views = training_views(experiment, run.stores)
+    data = training_data(experiment, views, world)
+    plan = training_plan(experiment, method, data)
+    for warning in [*data.warnings, *_data_warnings(run, views)]:
+        reporter.warn(warning)
     if machine.recompute:
         recompute(method)
 
-    views = {store.name: _training_view(store, run) for store in run.stores}
-    labeled = {
-        name: len(view.labeled(run.experiment.labeled[name])) for name, view in views.items()
-    }
-    data = TrainingData(views, labeled, protocol, run.experiment.seed, share=world.share)
-    # Joint training takes the protocol's number of steps for each of its data sets.
-    total = protocol.steps * len(run.stores)
-    plan = stages(method.phases(), total, protocol.batch.labeled, protocol.batch.unlabeled)
-    for stage in plan:
-        data.check(stage.labeled, stage.unlabeled)
-    for warning in [*data.warnings, *_data_warnings(run, views)]:
-        reporter.warn(warning)
-
-    trainer = Trainer(
-        method,
-        data,
-        plan,
-        protocol.optim,
-        run.experiment.seed,
-        run.folder.path / "ckpt",
-        device,
-        run.experiment.precision,
-        {
-            "run_id": run.run_id,
-            "torch": torch.__version__,
-            "device": device,
-            "threads": torch.get_num_threads(),
-        },
-        run.experiment.without,
-        world,
+    settings = StepSettings(
+        optimizer=experiment.protocol.optim,
+        seed=experiment.seed,
+        device=device,
+        precision=experiment.precision,
+        without=experiment.without,
+        world=world,
     )
+    train_step = TrainingStep(method, plan, settings, data.epoch)
+    header = {
+        "run_id": run.run_id,
+        "torch": torch.__version__,
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+    snapshots: frozenset[int] = frozenset()
     if _keeps_snapshots(run, machine):
-        trainer.snapshots = snapshot_steps(total)
+        snapshots = snapshot_steps(train_step.total)
+    trainer = Trainer(train_step, run.folder.path, header, snapshots)
     trainer.fit(
-        lambda steps: loader(data, steps, machine.workers),
-        run.folder.path / "log.jsonl",
-        machine.save_every,
-        reporter.train,
+        lambda steps: loader(data, steps, machine.workers), machine.save_every, reporter.train
     )
     for warning in trainer.warnings:
         reporter.warn(warning)
     return trainer
-
-
-def _training_view(store: Store, run: Prepared) -> Store:
-    """Return a data set as it is trained on: downsampled, in the order of the draw, without held-out cases.
-
-    Where the unlabeled stream shows the labeled images, nothing else is left in it.
-    """
-    protocol = run.experiment.protocol
-    small = derived(store, protocol.factors(store.name, store.dims))
-    view = drawn(small, run.experiment.draw)
-    if run.experiment.unlabeled == "labeled":
-        view = replace(view, train=view.labeled(run.experiment.labeled[store.name]))
-    if protocol.selection == "validation":
-        view = without_held_out(view, run.experiment.labeled[store.name])
-    return view
 
 
 def _data_warnings(run: Prepared, views: dict[str, Store]) -> list[str]:
@@ -274,7 +248,7 @@ def _select_checkpoint(
     if run.experiment.protocol.selection == "last":
         return {}
     chosen = choose(run, trainer.method, device, reporter.evaluate)
-    trainer.keep_weights_only(run.folder.path / "log.jsonl")
+    trainer.keep_weights_only()
     return {"validation": chosen}
 
 

@@ -14,7 +14,7 @@ from segbench.contracts.method import Setting, Source
 from segbench.nn.distance import signed_distance
 from segbench.nn.losses import soft_dice, squared_error
 from segbench.registry import get
-from segbench.training.loop import make_optimizer
+from segbench.training.step import make_optimizer
 
 SHAPE = (14, 15, 16)
 BALL = (

@@ -15,7 +15,7 @@ from segbench.metrics.pair import evaluate_pair
 from segbench.nn.losses import cross_entropy, dice, dice_ce, squared_error
 from segbench.nn.ops import Ema, entropy
 from segbench.registry import get
-from segbench.training.loop import make_optimizer
+from segbench.training.step import make_optimizer
 
 
 def near(value: float, digits: int = 6):

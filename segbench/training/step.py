@@ -1,0 +1,222 @@
+"""One training step: seed, batch, one update per player, the method's own bookkeeping.
+
+Everything random in a step is a function of (seed, step): the batch, and torch's generators, which are seeded at the start
+of the step. So a checkpoint needs no generator state, and evaluation, logging or a restart cannot change what follows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segbench.contracts.method import Batch, Clock, Method, Optim
+from segbench.errors import TrainingError
+from segbench.training.distributed import World
+from segbench.training.plan import Stage, clock, stage_of
+from segbench.training.reporter import StepReport
+
+Epoch = Callable[
+    [int, int], int
+]  # step in the phase and labeled items per batch to passes over the cases
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How to train, apart from the method and its phases."""
+
+    optimizer: Optim  # the protocol's; a method may use another one
+    seed: int
+    device: str = "cpu"
+    precision: str = "fp32"
+    without: Collection[str] = ()  # names of loss terms to leave out
+    world: World = field(default_factory=World)
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return the seed of torch's generators in a step; every process of a training has its own."""
+    text = f"model-{seed}-{step}"
+    if rank > 0:
+        text += f"-{rank}"
+    key = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(key, "little") >> 1
+
+
+def make_optimizer(spec: Optim, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer that a specification describes."""
+    if spec.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
+        )
+    kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
+
+
+def _no_epochs(phase_step: int, labeled: int) -> int:
+    return 0
+
+
+class TrainingStep:
+    """Makes the steps of a training. Called with the number of a step and its batch."""
+
+    def __init__(
+        self,
+        method: Method,
+        plan: list[Stage],
+        settings: StepSettings,
+        epoch: Epoch = _no_epochs,
+    ) -> None:
+        self.method = method.to(settings.device)
+        self.plan = plan
+        self.settings = settings
+        self.epoch = epoch
+        self.total = plan[-1].start + plan[-1].steps
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}  # by player
+        self.specs: dict[str, Optim] = {}  # what the optimizers were made from
+        self.device = torch.device(settings.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
+
+    def __call__(self, step: int, batch: Batch) -> StepReport:
+        """Make step number ``step``, counted from 0 over the whole training.
+
+        Raises:
+            TrainingError: a loss term is not a finite scalar; the weights of its player are unchanged.
+        """
+        settings = self.settings
+        rank = settings.world.rank
+        stage = stage_of(self.plan, step)
+
+        # Seed torch's generators. A phase starts the same in all processes of a training.
+        torch.manual_seed(step_seed(settings.seed, step))
+        if step == stage.start:
+            self.start(stage)
+        if rank > 0:
+            torch.manual_seed(step_seed(settings.seed, step, rank))
+
+        # Move the batch to the device.
+        epoch = self.epoch(step - stage.start, stage.labeled)
+        t = clock(stage, step, self.total, epoch, settings.seed, rank)
+        batch = batch.to(self.device, non_blocking=True)
+
+        # Update the players in turn.
+        terms: dict[str, float] = {}
+        for player in self.method.players:
+            self.method.train()
+            terms.update(self.update(player, batch, t, stage))
+
+        # Let the method do its own bookkeeping, such as moving averages.
+        self.finish(t)
+        first_player = self.method.players[0]
+        lr = self.optimizers[first_player].param_groups[0]["lr"]
+        return StepReport(step + 1, self.total, t.phase, terms, lr)
+
+    def start(self, stage: Stage) -> None:
+        """Begin a phase: let the method prepare for it, then make new optimizers if the phase wants them."""
+        with torch.no_grad():
+            self.method.start_phase(stage.phase)
+        # The optimizers come second because ``start_phase`` may change what is trained.
+        if stage.phase.fresh_optimizer or stage.start == 0:
+            for player in self.method.players:
+                spec = self.method.optimizer(player, self.settings.optimizer, stage.phase)
+                self.specs[player] = spec
+                self.optimizers[player] = make_optimizer(spec, self.method.trainable(player))
+
+    def update(self, player: str, batch: Batch, t: Clock, stage: Stage) -> dict[str, float]:
+        """Update the weights of one player and return its loss terms."""
+        optimizer = self.optimizers[player]
+        lr = self.specs[player].lr_at(t.step - stage.origin, stage.span)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        terms = self._loss_terms(player, batch, t)
+        if not terms:
+            return {}
+        means = self.settings.world.mean(
+            torch.stack([value.detach().float() for value in terms.values()])
+        )
+        values = dict(zip(terms, means.tolist(), strict=True))
+        self._require_finite(player, values, t)
+
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.stack([value.float() for value in terms.values()]).sum()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.settings.world.average(
+            parameter for group in optimizer.param_groups for parameter in group["params"]
+        )
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        return values
+
+    def finish(self, t: Clock) -> None:
+        """Call the method's ``after_step``, and make its untrained state equal in all processes."""
+        with torch.no_grad():
+            self.method.after_step(t)
+            self.settings.world.follow_first(self.method)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the rest of the training depends on."""
+        optimizers = {
+            player: optimizer.state_dict()["state"] for player, optimizer in self.optimizers.items()
+        }
+        return {
+            "method": self.method.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "optimizers": optimizers,
+        }
+
+    def restore(self, step: int, state: dict[str, Any]) -> None:
+        """Continue from the state after ``step`` completed steps."""
+        # Begin all phases up to that of the last completed step, in order, as they change the method.
+        last = stage_of(self.plan, max(step - 1, 0))
+        for stage in self.plan[: last.index + 1]:
+            self.start(stage)
+        self.method.load_state_dict(state["method"])
+        if step == self.total:  # of a finished training the weights may be all there is
+            return
+        self.scaler.load_state_dict(state["scaler"])
+        for player, optimizer in self.optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict(
+                {"state": state["optimizers"][player], "param_groups": groups}
+            )
+
+    def _loss_terms(self, player: str, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        """Return the terms of a player's loss, without those that the run leaves out."""
+        is_first = player == self.method.players[0]
+        loss = self.method.loss if is_first else getattr(self.method, f"loss_{player}")
+        with self._autocast():
+            terms = loss(batch, t)
+        terms = {name: value for name, value in terms.items() if name not in self.settings.without}
+        for name, value in terms.items():
+            if value.shape != ():
+                raise TrainingError(
+                    f"the loss term '{name}' of {self.method.name} is not a scalar",
+                    where=f"step {t.step}, {player}",
+                    found=f"shape {tuple(value.shape)}",
+                    expected="one number per term",
+                    fix="return its mean or its sum",
+                )
+        return terms
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        precision = self.settings.precision
+        return torch.autocast(self.device.type, DTYPES.get(precision), enabled=precision != "fp32")
+
+    def _require_finite(self, player: str, values: dict[str, float], t: Clock) -> None:
+        if all(math.isfinite(value) for value in values.values()):
+            return
+        raise TrainingError(
+            f"the loss of {self.method.name} is not finite",
+            where=f"step {t.step}, {player}",
+            found=", ".join(f"{name} = {value}" for name, value in values.items()),
+            expected="finite terms",
+            fix="lower the learning rate (-o optim.lr=...), or use --precision fp32",
+        )
