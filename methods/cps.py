@@ -11,7 +11,7 @@ constant weight, 1.5 or 6  0.1 after a ramp                    0.1 after a ramp
 CutMix as an option        none                                none
 two initializations        Kaiming and Xavier normal for       the same, whatever the backbone's own (pretrained
                            convolutions, not transposed ones   weights too, which are lost); other layers keep theirs
--                          2-D: neither is called              as in 3-D
+-                          2-D: neither is called              start=backbone; the default is that of 3-D
 not specified              Dice of all classes                 the same
 -                          ramp of 200 stairs of 150 steps     stairs=40, those 150 steps at 6000, or stairs=200, as
                                                                in the code at 30 000 steps; both end with the run
@@ -25,6 +25,7 @@ not specified              Dice of all classes                 the same
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +43,17 @@ class CPS(Method):
         stairs: int = Field(
             40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)"
         )
+        start: Literal["normal", "backbone"] = Field(
+            "normal",
+            description="initial weights: Kaiming and Xavier normal (SSL4MIS in 3-D), or the backbone's own (in 2-D)",
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
-        self.first = initialize(network(), nn.init.kaiming_normal_)
-        self.second = initialize(network(), nn.init.xavier_normal_)
+        self.first = network()
+        self.second = network()
+        if self.p.start == "normal":
+            initialize(self.first, nn.init.kaiming_normal_)
+            initialize(self.second, nn.init.xavier_normal_)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images, sizes = torch.cat([batch.x, batch.u]), [len(batch.x), len(batch.u)]
@@ -63,7 +71,7 @@ class CPS(Method):
         return self.first(image).softmax(1)
 
 
-def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
+def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> None:
     """Fill the weights of all convolutions, but not of transposed ones, and reset batch normalization.
 
     Biases of convolutions stay as they are.
@@ -73,7 +81,6 @@ def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
             rule(module.weight)
         elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
             module.reset_parameters()
-    return network
 
 
 def pseudo_supervision(logits: Tensor, teacher: Tensor) -> Tensor:
