@@ -1,8 +1,9 @@
-"""Write finished runs to one JSON file under ``benchmarks/results``, and print them as a Markdown table.
+"""Write finished runs to one compact JSON file under ``benchmarks/results``.
 
     python benchmarks/results/record.py --root ROOT --command "segbench bench run benchmarks/la-mini.yaml" OUT.json
 
-Every number is read from the runs; commit, versions and machine are recorded beside them.
+Every number is read from the runs; commit, versions and machine are recorded beside them. There is one line per run; the
+test cases of a run are stored column by column.
 """
 
 from __future__ import annotations
@@ -12,83 +13,94 @@ import csv
 import json
 import os
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from segbench.config.schema import flatten
-from segbench.results import export
-from segbench.results.leaderboard import boards
 from segbench.results.rundir import RunDir, all_runs
-from segbench.storage import atomic_write, json_bytes
+from segbench.storage import atomic_write
 
-CASE = (
-    "dataset",
-    "case",
-    "class",
-    "status",
-    "dice",
-    "jaccard",
-    "hd95_vox",
-    "asd_vox",
-    "hd95_mm",
-    "asd_mm",
+SCHEMA = "segbench.results/2"
+LABELS = ("dataset", "case", "class", "status")
+METRICS = ("dice", "jaccard", "hd95_vox", "asd_vox", "hd95_mm", "asd_mm")
+RESULT_KEYS = (
+    "run_id",
+    "method",
+    "backbone",
+    "datasets",
+    "labeled",
+    "train",
+    "draw",
+    "unlabeled",
+    "seed",
+    "precision",
+    "selection",
+    "test_evaluations",
+    "protocol",
+    "steps",
+    "metrics",
+    "weights_sha256",
+)
+COST_KEYS = (
+    "device",
+    "torch",
+    "python",
+    "platform",
+    "threads",
+    "train_seconds",
+    "cpu_seconds",
+    "seconds_per_step",
+    "evaluation_seconds",
+    "peak_memory_bytes",
+    "parameters",
 )
 
 
-def record(run: RunDir) -> dict[str, Any] | None:
-    """One finished run: what it was, what it gave, what it cost."""
-    result, manifest = run.result(), run.manifest()
+def record(run: RunDir, metrics: Sequence[str] = METRICS) -> dict[str, Any] | None:
+    """Return what a finished run was, what it gave and what it cost; None for an unfinished run."""
+    result = run.result()
     if result is None:
         return None
-    with (run.path / "cases.csv").open(newline="") as file:
-        cases = [{k: row[k] for k in CASE if k in row} for row in csv.DictReader(file)]
-    kept = {
-        k: result[k]
-        for k in (
-            "run_id",
-            "method",
-            "backbone",
-            "datasets",
-            "labeled",
-            "train",
-            "seed",
-            "precision",
-            "selection",
-            "test_evaluations",
-            "protocol",
-            "steps",
-            "metrics",
-            "weights_sha256",
-        )
-    }
     experiment = run.config()["experiment"]
-    values = {
-        **flatten(experiment["protocol"]),
-        **{f"backbone.{k}": v for k, v in experiment["backbone_params"].items()},
-    }
-    kept |= {
+    values = flatten(experiment["protocol"])
+    for key, value in experiment["backbone_params"].items():
+        values[f"backbone.{key}"] = value
+    manifest = run.manifest()
+    with (run.path / "cases.csv").open(newline="") as file:
+        cases = list(csv.DictReader(file))
+    return {
+        **{key: result[key] for key in RESULT_KEYS if key in result},
         "params": experiment["params"],
-        "modified": {k: values.get(k) for k in experiment["modified"]},
+        "modified": {key: values.get(key) for key in experiment["modified"]},
+        "cost": {key: manifest[key] for key in COST_KEYS if key in manifest},
+        "cases": columns(cases, metrics),
     }
-    cost = {
-        k: manifest[k]
-        for k in (
-            "device",
-            "torch",
-            "python",
-            "platform",
-            "threads",
-            "train_seconds",
-            "seconds_per_step",
-            "evaluation_seconds",
-            "peak_memory_bytes",
-            "parameters",
-        )
-    }
-    return {**kept, "cost": cost, "cases": cases}
+
+
+def columns(cases: Sequence[dict[str, str]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
+    """Return a case table column by column; numbers with six digits, undefined ones as None."""
+    stored: dict[str, Any] = {}
+    for name in LABELS:
+        values = [case[name] for case in cases]
+        same = len(set(values)) == 1
+        stored[name] = values[0] if same else values
+    for name in metrics:
+        if name in cases[0]:
+            stored[name] = [float(f"{float(case[name]):.6g}") if case[name] else None for case in cases]
+    return stored
+
+
+def to_json(head: dict[str, Any], runs: Iterable[dict[str, Any]]) -> bytes:
+    """Return a document with one line per key of the head and one line per run."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    rows = [json.dumps(run, separators=(",", ":"), allow_nan=False) for run in runs]
+    lines.append('"runs": [\n' + ",\n".join(rows) + "\n]")
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def main() -> None:
+    """Read the command line and write the file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,21 +109,25 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="the command that made the runs")
     parser.add_argument("--commit", help="of the code that ran [the checkout's]")
     parser.add_argument("--note", default="")
-    args = parser.parse_args()
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    found = [r for r in map(record, all_runs(args.root)) if r is not None]
-    content = {
-        "schema": "segbench.results/1",
-        "command": args.command,
-        "commit": args.commit or head,
-        "note": args.note,
+    parser.add_argument("--metrics", default=",".join(METRICS), help="stored per case [all]")
+    arguments = parser.parse_args()
+    commit = arguments.commit or current_commit()
+    head = {
+        "schema": SCHEMA,
+        "command": arguments.command,
+        "commit": commit,
+        "note": arguments.note,
         "cores": os.cpu_count(),
-        "runs": found,
     }
-    atomic_write(args.out, json_bytes(json.loads(json.dumps(content))))
-    print(export.as_markdown(boards(all_runs(args.root))[0]))
+    metrics = arguments.metrics.split(",")
+    records = [record(run, metrics) for run in all_runs(arguments.root)]
+    atomic_write(arguments.out, to_json(head, [found for found in records if found is not None]))
+
+
+def current_commit() -> str:
+    """Return the checkout's commit."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":
