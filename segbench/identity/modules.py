@@ -27,6 +27,7 @@ ENGINE_MODULES = (
     "segbench.training.build",
     "segbench.training.distributed",
     "segbench.training.loop",
+    "segbench.training.placement",
     "segbench.training.plan",
     "segbench.training.selection",
     "segbench.training.step",

@@ -10,6 +10,7 @@ from typing import Any
 from segbench.errors import IntegrityError
 from segbench.storage import lock
 from segbench.training.build import build
+from segbench.training.placement import to_device
 from segbench.training.selection import Report, mean_dice, snapshots, validation_stores
 from segbench.training.setup import Prepared, device_of
 
@@ -29,7 +30,7 @@ def measure(run: Prepared, stored: dict[str, Any], device: str, report: Report) 
     folder = run.folder.path
     with lock(folder / "lock"):
         method, device = build(run.experiment, run.stores, fresh=False), device_of(device)
-        method.to(device)
+        to_device(method, device)
         validation, partial = validation_stores(run), folder / "leak.jsonl"
         rows: list[dict[str, Any]] = []
         for step, weights in snapshots(run, method):

@@ -14,6 +14,7 @@ from segbench.data.sampling.loader import Step as BatchRequest
 from segbench.errors import Interrupted
 from segbench.training import checkpoint
 from segbench.training.cost import Cost
+from segbench.training.placement import memory_format
 from segbench.training.plan import stage_of
 from segbench.training.reporter import StepReport
 from segbench.training.setup import Cadence
@@ -50,7 +51,7 @@ class Trainer:
         self.world = train_step.settings.world
         self.folder = folder
         self.log = folder / "log.jsonl"
-        self.header = header or {}
+        self.header = {**(header or {}), "memory_format": memory_format(self.method)}
         self.snapshots = snapshots
         self.completed = 0  # steps
         self.seconds = 0.0  # spent in training, over all attempts

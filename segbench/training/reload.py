@@ -17,6 +17,7 @@ from segbench.evaluation.test_set import cases_csv, evaluate, summarize
 from segbench.training import checkpoint
 from segbench.training.build import build
 from segbench.training.memory import keep_freed_memory
+from segbench.training.placement import memory_format, to_device
 from segbench.training.selection import Report
 from segbench.training.setup import Machine, Prepared, device_of
 
@@ -49,7 +50,11 @@ def reevaluate(
             keep,
         )
     digest = hashlib.sha256(cases_csv(rows)).hexdigest()
-    return summarize(rows, run.experiment.protocol.policy), digest, _same_machine(header, device)
+    return (
+        summarize(rows, run.experiment.protocol.policy),
+        digest,
+        _same_machine(method, header, device),
+    )
 
 
 def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method, dict[str, Any]]:
@@ -73,12 +78,16 @@ def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method,
     keep_freed_memory()
     method = build(run.experiment, run.stores, fresh=False)
     method.load_state_dict(state["method"])
-    return method.to(device).eval(), header
+    to_device(method, device)
+    return method.eval(), header
 
 
-def _same_machine(header: dict[str, Any], device: str) -> bool:
-    return (header["torch"], header["device"], header["threads"]) == (
-        torch.__version__,
-        device,
-        torch.get_num_threads(),
-    )
+def _same_machine(method: Method, header: dict[str, Any], device: str) -> bool:
+    """Whether the last digits must be those of the training."""
+    here = {
+        "torch": torch.__version__,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "memory_format": memory_format(method),
+    }
+    return all(header.get(key) == value for key, value in here.items())

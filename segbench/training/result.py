@@ -115,6 +115,7 @@ def _manifest(
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        "memory_format": trainer.header["memory_format"],
         "freed_memory_kept": keep_freed_memory(),
         "argv": sys.argv[1:],
         "train_seconds": round(trainer.seconds, 2),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from segbench.contracts.method import Batch, Clock, Method, Optim
 from segbench.errors import TrainingError
 from segbench.training.distributed import World
+from segbench.training.placement import to_device
 from segbench.training.plan import Stage, clock, stage_of
 from segbench.training.reporter import StepReport
 
@@ -74,7 +75,7 @@ class TrainingStep:
         settings: StepSettings,
         epoch: Epoch = _no_epochs,
     ) -> None:
-        self.method = method.to(settings.device)
+        self.method = to_device(method, settings.device)
         self.plan = plan
         self.settings = settings
         self.epoch = epoch
