@@ -37,10 +37,10 @@ from segbench.data.preparation.adapters import (
     read_lists,
     require_one_layout,
 )
-from segbench.data.preparation.places import below, once
+from segbench.data.preparation.layouts import find_below, one_path_per_case
 from segbench.data.preparation.recipe import Gray, Recipe, apply, normalize
 from segbench.errors import DataError
-from segbench.text import some
+from segbench.text import first_few
 
 LISTS = Path(__file__).with_name("acdc_split.yaml")
 RECIPE = Recipe(orientation="file", gray=(Gray(scale="minmax"),))
@@ -137,12 +137,12 @@ def _unusable(what: str, **details: Any) -> dict[str, Any]:
 
 def _raw_frames(source: Path) -> dict[str, dict[str, Any]]:
     """Return the frames in the challenge's own folders."""
-    files = below(source, "Info.cfg")
+    files = find_below(source, "Info.cfg")
     of_patients = [
         (file.parent.name, file) for file in files if file.parent.name.startswith("patient")
     ]
     frames: dict[str, dict[str, Any]] = {}
-    for info in once(of_patients).values():
+    for info in one_path_per_case(of_patients).values():
         frames.update(_frames_of_patient(info))
     return frames
 
@@ -189,7 +189,7 @@ def _nifti(folder: Path, stem: str) -> Path:
 
 def _h5_frames(source: Path) -> dict[str, dict[str, Any]]:
     """Return the frames in h5 files: one volume, or the slices of a frame without a volume."""
-    files = below(source, "patient*.h5")
+    files = find_below(source, "patient*.h5")
     volumes = files_by_case(files, VOLUME)
     slices = {case: numbered for case, numbered in _slices(files).items() if case not in volumes}
     paths = {case: [file] for case, file in volumes.items()}
@@ -210,7 +210,7 @@ def _slices(files: Iterable[Path]) -> dict[str, dict[int, Path]]:
         if match:
             found.append((f"{match[1]} {int(match[2])}", file))
     slices: dict[str, dict[int, Path]] = {}
-    for name, file in once(found).items():
+    for name, file in one_path_per_case(found).items():
         case, _, number = name.partition(" ")
         slices.setdefault(case, {})[int(number)] = file
     return slices
@@ -231,7 +231,7 @@ def _missing_slices(
     other = _other_frame(case)
     depth = _depth(paths.get(other, []))
     if first > 1 or list(numbers) != list(range(first, first + len(numbers))):
-        found = f"numbers {some(numbers, 50)}"
+        found = f"numbers {first_few(numbers, 50)}"
         expected = "numbers from 1 without a gap"
     elif len(numbers) < depth:
         found = f"{len(numbers)} slices"

@@ -40,12 +40,12 @@ from segbench.data.formats.volume import (
 from segbench.data.geometry import file_axes
 from segbench.data.preparation.adapters import finished_case
 from segbench.data.preparation.layouts import (
-    Form,
+    FolderLayout,
     case_images,
-    help_with_form,
-    oddities,
-    read_form,
+    layout_warnings,
     read_json,
+    read_layout,
+    suggest_layout_fix,
 )
 from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError, StorageError, UsageError, did_you_mean
@@ -86,7 +86,7 @@ class Folder(Dataset):
         "imagesUn/ and splits_ssl.json if you like",
     )
     protocol = "default"
-    form: ClassVar[Form]
+    layout: ClassVar[FolderLayout]
     settings: ClassVar[dict[str, Any]] = {}
 
     @classmethod
@@ -104,22 +104,22 @@ class Folder(Dataset):
         checked = _checked(settings)
         root = Path(text)
         if root.exists():
-            form = read_form(root)
+            layout = read_layout(root)
         else:
-            form = Form(f"not available: {root}", (), (), True, "", "not stated", "")
+            layout = FolderLayout(f"not available: {root}", (), (), True, "", "not stated", "")
         attributes = {
             "__module__": cls.__module__,
             "__doc__": cls.__doc__,
             "family": False,
             "source": root,
-            "form": form,
+            "layout": layout,
             "settings": checked,
-            "title": form.title,
-            "classes": form.classes,
-            "channels": len(form.channels),
-            "modality": ", ".join(form.channels),
-            "license": form.license,
-            "citation": form.citation,
+            "title": layout.title,
+            "classes": layout.classes,
+            "channels": len(layout.channels),
+            "modality": ", ".join(layout.channels),
+            "license": layout.license,
+            "citation": layout.citation,
         }
         made = cast("type[Folder]", type(cls.__name__, (cls,), attributes))
         if root.exists():
@@ -143,7 +143,7 @@ class Folder(Dataset):
         cases = self.cases()
         file = self.source / LISTS_FILE
         if not file.is_file():
-            return drawn_lists(cases, self.source, self.form)
+            return drawn_lists(cases, self.source, self.layout)
         lists = stored_lists(file)
         for problem, which in problems_of_lists(lists, cases).items():
             if which:
@@ -152,7 +152,7 @@ class Folder(Dataset):
                     where=file,
                     found=", ".join(which[:10]),
                     expected="each case once, on disk",
-                    fix=help_with_form(self.source, self.form)
+                    fix=suggest_layout_fix(self.source, self.layout)
                     or "repair the file, or remove it to have the lists drawn again",
                 )
         return lists
@@ -166,7 +166,7 @@ class Folder(Dataset):
         assert self.source is not None
         found: dict[str, Files] = {}
         for place in ("imagesTr", "imagesUn", "imagesTs"):
-            for case, images in case_images(self.source / place, self.form).items():
+            for case, images in case_images(self.source / place, self.layout).items():
                 if case in found:
                     raise DataError(
                         f"case '{case}' lies in two folders",
@@ -175,7 +175,7 @@ class Folder(Dataset):
                         expected="each case once",
                     )
                 found[case] = {"place": place, "images": images}
-                label = self.source / "labelsTr" / f"{case}{self.form.ending}"
+                label = self.source / "labelsTr" / f"{case}{self.layout.ending}"
                 if place == "imagesTr" and os.path.lexists(label):
                     found[case]["label"] = label
         return {case: found[case] for case in sorted(found, key=_by_number)}
@@ -185,7 +185,7 @@ class Folder(Dataset):
         assert self.source is not None
         lists = self.lists()
         cases = self.cases()
-        notes = oddities(self.source, self.form, cases) + self._notes(lists, cases)
+        notes = layout_warnings(self.source, self.layout, cases) + self._notes(lists, cases)
         return Split(
             train=(*lists["labeled"], *lists["unlabeled"]),
             test=tuple(lists["test"]),
@@ -208,7 +208,7 @@ class Folder(Dataset):
                 f"label files of {len(unread)} cases listed as unlabeled are not read: "
                 f"{', '.join(unread[:5])}"
             )
-        has_ct = any(_is_ct(name) for name in self.form.channels)
+        has_ct = any(_is_ct(name) for name in self.layout.channels)
         if has_ct and not self.settings.get("window"):
             notes.append(
                 f"the gray window comes from the labels of {len(lists['labeled'])} cases, even if "
@@ -247,7 +247,7 @@ class Folder(Dataset):
         training_labeled = [case for case in training if case.id in labeled]
         gray = tuple(
             self._gray(name, training_labeled, channel)
-            for channel, name in enumerate(self.form.channels)
+            for channel, name in enumerate(self.layout.channels)
         )
         by_label = crop == "label"
         recipe = Recipe(
@@ -265,7 +265,7 @@ class Folder(Dataset):
         Raises:
             DataError: a crop by the label, and a case without one.
         """
-        usual = "body" if _is_ct(self.form.channels[0]) else "nonzero"
+        usual = "body" if _is_ct(self.layout.channels[0]) else "nonzero"
         crop = self.settings.get("crop") or usual
         unlabeled = [case.id for case in raw if "label" not in case.where]
         if crop == "label" and unlabeled:
@@ -293,7 +293,7 @@ class Folder(Dataset):
         assert self.source is not None
         if not self.source.exists():
             return {"settings": self.settings}
-        facts = [self.form.classes, self.form.channels, self.form.suffix, self.form.ending]
+        facts = [self.layout.classes, self.layout.channels, self.layout.suffix, self.layout.ending]
         return {"settings": self.settings, "lists": self.lists(), "dataset.json": facts}
 
     def after_preparation(self) -> None:
@@ -400,7 +400,7 @@ def problems_of_lists(
     }
 
 
-def drawn_lists(cases: Mapping[str, Files], root: Path, form: Form) -> dict[str, list[str]]:
+def drawn_lists(cases: Mapping[str, Files], root: Path, layout: FolderLayout) -> dict[str, list[str]]:
     """Return lists for a folder without them, with cases in the order of their numbers.
 
     Raises:
@@ -411,8 +411,8 @@ def drawn_lists(cases: Mapping[str, Files], root: Path, form: Form) -> dict[str,
         raise DataError(
             "too few cases with a label",
             where=root,
-            fix=help_with_form(root, form),
-            found="\n".join([str(len(labeled)), *oddities(root, form, dict(cases))]),
+            fix=suggest_layout_fix(root, layout),
+            found="\n".join([str(len(labeled)), *layout_warnings(root, layout, dict(cases))]),
             expected="at least one to train with and one to test with",
         )
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labeled))

@@ -33,7 +33,7 @@ from segbench.data.preparation.adapters import (
     read_lists,
     require_one_layout,
 )
-from segbench.data.preparation.places import below, once
+from segbench.data.preparation.layouts import find_below, one_path_per_case
 from segbench.data.preparation.recipe import Gray, Recipe, apply, normalize
 from segbench.errors import DataError
 
@@ -76,7 +76,7 @@ class Pancreas(Dataset):
         assert source is not None
         h5 = {
             case: {"layout": "h5", "file": file}
-            for case, file in files_by_case(below(source, "*.h5"), self.h5).items()
+            for case, file in files_by_case(find_below(source, "*.h5"), self.h5).items()
         }
         raw = self._raw(source)
         require_one_layout(
@@ -95,8 +95,8 @@ class Pancreas(Dataset):
 
         A label without a series (0025, 0070) is not a case.
         """
-        labels = files_by_case(below(source, "label*.nii*"), LABEL)
-        series = _series_folders(below(source, "PANCREAS_*"))
+        labels = files_by_case(find_below(source, "label*.nii*"), LABEL)
+        series = _series_folders(find_below(source, "PANCREAS_*"))
         without = sorted(set(series) - set(labels) - set(WITHDRAWN))
         if without:
             raise DataError(
@@ -150,7 +150,7 @@ def _series_folders(paths: Iterable[Path]) -> dict[str, Path]:
         for folder, case in folders.items()
         if folders.get(folder.parent) != case and _has_slices(folder)
     ]
-    return once(outermost)
+    return one_path_per_case(outermost)
 
 
 def _has_slices(folder: Path) -> bool:

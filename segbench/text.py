@@ -1,4 +1,4 @@
-"""Foreign text made harmless and short before it is shown or exported."""
+"""Text from elsewhere, made harmless and short before it is shown or exported."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from collections.abc import Iterable
 
 
 def safe(text: object) -> str:
-    """No control characters, no escape sequences, no line breaks; everything else as it is."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    """Return text without control characters, escape sequences and line breaks, which are spelled out."""
+    shown = ""
+    for character in str(text):
+        shown += character if character.isprintable() else repr(character)[1:-1]
+    return shown
 
 
-def some(names: Iterable[object], most: int = 5) -> str:
-    """The first few of a list, and how many there are more."""
+def first_few(names: Iterable[object], most: int = 5) -> str:
+    """Return the first names of a list, and how many more there are."""
     shown = [str(name) for name in names]
-    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+    text = ", ".join(shown[:most])
+    if len(shown) > most:
+        text += f" and {len(shown) - most} more"
+    return text

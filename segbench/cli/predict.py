@@ -9,7 +9,7 @@ import click
 
 from segbench.cli.common import Command, Settings, mismatch_option, safe, size_option
 from segbench.errors import DataError, UsageError
-from segbench.text import some
+from segbench.text import first_few
 
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
@@ -173,7 +173,7 @@ def _refuse_to_overwrite(scans: list[Scan], out: Path, probs: bool, overwrite: b
         raise UsageError(
             "there are results already",
             where=out,
-            found=some(there),
+            found=first_few(there),
             fix="--overwrite, or another folder: -o DIR",
         )
 

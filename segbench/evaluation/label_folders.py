@@ -15,7 +15,7 @@ from segbench.data.geometry import orientation_codes
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.metrics import evaluate_labels
-from segbench.text import some
+from segbench.text import first_few
 
 SUFFIX = re.compile(r"_(seg|gt|label|mask|pred)$")
 PROBABILITIES = "_probs"  # of segbench predict: no label map
@@ -54,7 +54,7 @@ def pairs(pred: Path, ref: Path) -> tuple[dict[str, tuple[Path, Path]], list[str
         others
         + unread
         + (
-            [f"{len(extra)} predictions have no reference and are left out: {some(extra)}"]
+            [f"{len(extra)} predictions have no reference and are left out: {first_few(extra)}"]
             if extra
             else []
         )
@@ -86,11 +86,11 @@ def _by_case(folder: Path, no_label: tuple[str, ...] = ()) -> tuple[dict[str, Pa
         raise DataError(
             "no label file in the folder",
             where=folder,
-            found=some(unread) or None,
+            found=first_few(unread) or None,
             expected=" ".join(ENDINGS),
         )
     return found, [
-        f"{folder}: not read, for no ending of {' '.join(ENDINGS)}: {some(unread)}"
+        f"{folder}: not read, for no ending of {' '.join(ENDINGS)}: {first_few(unread)}"
     ] if unread else []
 
 

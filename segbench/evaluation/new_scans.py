@@ -31,7 +31,7 @@ from segbench.errors import DataError, UsageError
 from segbench.evaluation.sliding_window import labels_from
 from segbench.evaluation.test_set import finished, predict_image
 from segbench.storage import atomic_write
-from segbench.text import some
+from segbench.text import first_few
 
 SLICE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
 FAR = 3.0  # times the training's: a scan that differs by more in the width or place of its gray values is suspicious
@@ -103,7 +103,7 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
 def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
     """A warning for each folder on the files in it that belong to no scan; hidden ones are left alone."""
     from segbench.data.formats.dicom import dicom_files
-    from segbench.data.preparation.places import below
+    from segbench.data.preparation.layouts import find_below
 
     read = {
         f
@@ -112,10 +112,10 @@ def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
         for f in (dicom_files(file) if file.is_dir() else (file,))
     }
     lost = {
-        path: [p.relative_to(path) for p in below(path, "*") if p.is_file() and p not in read]
+        path: [p.relative_to(path) for p in find_below(path, "*") if p.is_file() and p not in read]
         for path in paths
     }
-    return [f"{path}: not taken as scans: {some(files)}" for path, files in lost.items() if files]
+    return [f"{path}: not taken as scans: {first_few(files)}" for path, files in lost.items() if files]
 
 
 def _name(path: Path) -> str:

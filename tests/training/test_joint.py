@@ -157,7 +157,7 @@ def test_patients_of_one_collection_have_one_name(together):
         tiny, name="pancreas_ct_mcnet", cases=infos, train=tiny.train[:3], test=tiny.train[3:]
     )
     require_apart([replace(one, name="tiny"), replace(other, name="la")])
-    with pytest.raises(DataError, match="not apart") as found:
+    with pytest.raises(DataError, match="data sets share cases") as found:
         require_apart([one, other])
     assert [p.case for p in found.value.problems] == [
         "pancreas_ct_mcnet/case3",

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from segbench.contracts.dataset import Case, Dataset
-from segbench.data.preparation.places import once
+from segbench.data.preparation.layouts import one_path_per_case
 from segbench.data.preparation.recipe import Made
 from segbench.errors import DataError
 
@@ -34,7 +34,7 @@ def files_by_case(paths: Iterable[Path], pattern: re.Pattern[str]) -> dict[str, 
         match = pattern.fullmatch(path.name)
         if match:
             found.append((match[1], path))
-    return once(found)
+    return one_path_per_case(found)
 
 
 def require_one_layout(

@@ -1,33 +1,122 @@
-"""The two usual forms of a folder of volumes, Medical Segmentation Decathlon and nnU-Net v2: ``dataset.json`` and files."""
+"""How source folders are laid out: folders nested by archives, and the Decathlon and nnU-Net v2 layouts."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import filter as matching_names
 from pathlib import Path
 from typing import Any
 
+from segbench.contracts.dataset import Dataset, RawCase
 from segbench.data.formats.read import ENDINGS
 from segbench.errors import DataError
 
+DEPTH = 3  # an archive may wrap the data in this many folders
+LIST_FILES = ("train.list", "test.list")  # of a deliberate copy of part of the data
+CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
+SHOWN = 5  # names in a message
+
+
+# Folders nested by archives.
+
+
+def find_below(folder: Path, pattern: str) -> list[Path]:
+    """Return all files and folders below a folder whose name matches, sorted.
+
+    Links to folders are followed, but no folder is read twice. Hidden files are left out, and
+    ``__MACOSX``, where a Mac puts files named like the real ones.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = _folders_to_visit(parent, folders)
+        for name in matching_names([*folders, *files], pattern):
+            if name[0] != ".":
+                found.append(Path(parent, name))
+    return sorted(found)
+
+
+def _folders_to_visit(parent: str, folders: list[str]) -> list[str]:
+    """Return the visible folders, real ones before links, so that a link is what counts as the repeat."""
+    visible = [name for name in folders if name != "__MACOSX" and name[0] != "."]
+    return sorted(visible, key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+
+
+def one_path_per_case(found: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Return the path of each case; links to the same file count once.
+
+    Raises:
+        DataError: two different paths for one case; names both.
+    """
+    first: dict[str, Path] = {}
+    for case, path in found:
+        other = first.setdefault(case, path)
+        if os.path.realpath(other) != os.path.realpath(path):
+            raise DataError(
+                f"case '{case}' was found twice",
+                where=path,
+                found=f"also {other}",
+                expected="each case once",
+                fix="remove one of the two from the folder",
+            )
+    return first
+
+
+def find_cases(dataset: Dataset, source: Path, depth: int = DEPTH) -> list[RawCase]:
+    """Return the cases of a source, looking inside its only folder if the source itself has none.
+
+    Raises:
+        DataError: no usable case was found.
+    """
+    try:
+        return dataset.find(source)
+    except DataError:
+        inner = only_subfolder(source)
+        if inner is not None and depth:
+            with suppress(DataError):
+                return find_cases(dataset, inner, depth - 1)
+        raise
+
+
+def only_subfolder(folder: Path) -> Path | None:
+    """Return the only content of a folder if that is a folder; hidden files and case lists do not count."""
+    inner = [
+        path
+        for path in folder.iterdir()
+        if path.name[0] not in "._" and path.name not in LIST_FILES
+    ]
+    return inner[0] if len(inner) == 1 and inner[0].is_dir() else None
+
+
+# The Decathlon and nnU-Net v2 layouts: dataset.json, imagesTr/ and labelsTr/.
+
 
 @dataclass(frozen=True)
-class Form:
-    """What ``dataset.json`` says, whichever form it has."""
+class FolderLayout:
+    """The content of ``dataset.json`` of either layout."""
 
     title: str
     classes: tuple[str, ...]
     channels: tuple[str, ...]
-    suffix: bool  # nnU-Net: one file a channel, ``<case>_0000``
+    suffix: bool  # nnU-Net: one file per channel, ``<case>_0000``
     ending: str
     license: str
     citation: str
     announced: object = None  # numTraining
 
 
-def read_form(root: Path) -> Form:
-    """``dataset.json`` of either form.
+def read_layout(root: Path) -> FolderLayout:
+    """Read ``dataset.json`` of a folder in either layout.
 
     Raises:
         DataError: it is missing, damaged, or asks for something that is not supported.
@@ -35,12 +124,10 @@ def read_form(root: Path) -> Form:
     file = root / "dataset.json"
     if not (root / "imagesTr").is_dir() or not file.is_file():
         raise DataError(
-            "no data folder of a known form",
+            "the folder has neither the Decathlon nor the nnU-Net v2 layout",
             where=root,
             expected="dataset.json, imagesTr/ and labelsTr/",
-            found=", ".join(sorted(p.name for p in root.iterdir())[:10])
-            if root.is_dir()
-            else "no such folder",
+            found=_content_of(root),
         )
     content = read_json(file)
     if "dataset" in content:
@@ -50,24 +137,61 @@ def read_form(root: Path) -> Form:
             found="key 'dataset'",
             expected="files in imagesTr/ and labelsTr/",
         )
-    nnunet = "channel_names" in content
+    channels, classes = _channels_and_classes(file, content)
+    ending = str(content.get("file_ending", ".nii.gz"))
+    if ending not in ENDINGS:
+        raise DataError(
+            "files of this type cannot be read",
+            where=file,
+            found=ending,
+            expected=" ".join(ENDINGS),
+        )
+
+    def text(key: str) -> str:
+        return str(content.get(key, ""))
+
+    return FolderLayout(
+        title=text("name") or root.name,
+        classes=classes,
+        channels=channels,
+        suffix="channel_names" in content,
+        ending=ending,
+        license=text("licence") or text("license") or "not stated",
+        citation=text("reference"),
+        announced=content.get("numTraining"),
+    )
+
+
+def _content_of(folder: Path) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:10])
+
+
+def _channels_and_classes(
+    file: Path, content: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of channels and of foreground classes, in the order of their numbers.
+
+    Raises:
+        DataError: they are missing, their numbers have a gap, or a class has no name of its own.
+    """
     names = content.get("channel_names", content.get("modality"))
     labels = content.get("labels")
     if not isinstance(names, dict) or not names or not isinstance(labels, dict):
         raise DataError(
-            "dataset.json lacks its channels or labels",
+            "channels or labels are missing in dataset.json",
             where=file,
             found=", ".join(content) or "nothing",
             expected="labels, and channel_names (nnU-Net v2) or modality (Decathlon)",
         )
     try:
-        channels = tuple(str(names[str(i)]) for i in range(len(names)))
-        by_value = (
-            {int(v): k for k, v in labels.items()}
-            if nnunet
-            else {int(k): v for k, v in labels.items()}
-        )
-        classes = tuple(str(by_value[i]) for i in range(1, len(by_value)))
+        channels = tuple(str(names[str(number)]) for number in range(len(names)))
+        if "channel_names" in content:  # nnU-Net: name -> value
+            by_value = {int(value): name for name, value in labels.items()}
+        else:  # Decathlon: value -> name
+            by_value = {int(value): name for value, name in labels.items()}
+        classes = tuple(str(by_value[value]) for value in range(1, len(by_value)))
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise DataError(
             "channels or labels of dataset.json cannot be used",
@@ -75,52 +199,31 @@ def read_form(root: Path) -> Form:
             found=f"{names}, {labels}",
             expected="numbers from 0 without a gap; regions of several labels are not supported",
         ) from error
-    if (
-        not classes
-        or len(set(classes)) < len(classes)
-        or "ignore" in classes
-        or not all(map(str.strip, classes))
-    ):
+    has_repeats = len(set(classes)) < len(classes)
+    has_blanks = not all(name.strip() for name in classes)
+    if not classes or has_repeats or has_blanks or "ignore" in classes:
         raise DataError(
             "the labels of dataset.json cannot be used",
             where=file,
             found=", ".join(map(repr, classes)) or "none",
-            expected="at least one class, each with a name of its own; the label 'ignore' is not supported",
+            expected="at least one class, each with a name of its own; "
+            "the label 'ignore' is not supported",
         )
-    ending = str(content.get("file_ending", ".nii.gz"))
-    if ending not in ENDINGS:
-        raise DataError(
-            "files of this kind cannot be read",
-            where=file,
-            found=ending,
-            expected=" ".join(ENDINGS),
-        )
-    text = {key: str(content.get(key, "")) for key in ("name", "licence", "license", "reference")}
-    return Form(
-        text["name"] or root.name,
-        classes,
-        channels,
-        nnunet,
-        ending,
-        text["licence"] or text["license"] or "not stated",
-        text["reference"],
-        content.get("numTraining"),
-    )
+    return channels, classes
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object that can be written again.
+    """Read a JSON object that can also be written.
 
     Raises:
-        DataError: it cannot.
+        DataError: it cannot be read, or it is not such an object.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
-            raise ValueError("no object")
-        json.dumps(
-            content, ensure_ascii=False
-        ).encode()  # half a surrogate pair can be read and never be written
+            raise ValueError("not an object")
+        # Half a surrogate pair can be read but never written.
+        json.dumps(content, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{file.name} cannot be read", where=file, found=error, expected="a JSON object"
@@ -128,75 +231,105 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def case_images(folder: Path, form: Form) -> dict[str, list[Path]]:
-    """Files by case; hidden files and side files of other systems are left out."""
+def _visible_files(folder: Path) -> list[Path]:
+    """Return the content of a folder, sorted, without hidden files and side files of other systems."""
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if path.name[0] not in "._"]
+
+
+def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
+    """Return the image files of each case in a folder, one per channel for nnU-Net.
+
+    Raises:
+        DataError: files that do not match the channels of ``dataset.json``.
+    """
     files = {
-        p.name[: -len(form.ending)]: p
-        for p in (sorted(folder.iterdir()) if folder.is_dir() else ())
-        if p.name.endswith(form.ending) and p.name[0] not in "._"
+        path.name[: -len(layout.ending)]: path
+        for path in _visible_files(folder)
+        if path.name.endswith(layout.ending)
     }
-    if not form.suffix:
+    if not layout.suffix:
         return {case: [path] for case, path in files.items()}
-    ids = {name[:-5] for name in files if re.search(r"_\d{4}$", name)}
-    odd = sorted(name for name in files if not re.search(r"_\d{4}$", name))
-    wanted = [f"{case}_{c:04d}" for case in sorted(ids) for c in range(len(form.channels))]
-    missing = [name for name in wanted if name not in files]
-    if odd or missing or len(files) > len(wanted):
+    cases = {name[:-5] for name in files if CHANNEL_SUFFIX.search(name)}
+    wanted = [name for case in sorted(cases) for name in _channel_names(case, layout)]
+    problem = _channel_mismatch(files, wanted)
+    if problem:
         raise DataError(
-            "the files do not fit the channels of dataset.json",
+            "the files do not match the channels of dataset.json",
             where=folder,
-            found=", ".join(
-                (odd and [f"{n} without a channel" for n in odd[:5]])
-                or [f"no {n}" for n in missing[:5]]
-                or ["more channels"]
-            ),
-            expected=f"<case>_0000{form.ending} to _{len(form.channels) - 1:04d} for each case",
+            found=problem,
+            expected=f"<case>_0000{layout.ending} to _{len(layout.channels) - 1:04d} for each case",
         )
-    return {case: [files[f"{case}_{c:04d}"] for c in range(len(form.channels))] for case in ids}
+    found = {}
+    for case in cases:
+        found[case] = [files[name] for name in _channel_names(case, layout)]
+    return found
 
 
-def help_with_form(root: Path, form: Form) -> str | None:
-    """What dataset.json has to say where the files are there and only called otherwise."""
-    names = [
-        p.name
-        for place in ("imagesTr", "labelsTr")
-        if (root / place).is_dir()
-        for p in sorted((root / place).iterdir())
-        if p.name[0] not in "._"
-    ]
-    if any(name.endswith(form.ending) for name in names):
-        suffixed = not form.suffix and any(
-            re.search(r"_\d{4}$", name.removesuffix(form.ending)) for name in names
+def _channel_names(case: str, layout: FolderLayout) -> list[str]:
+    return [f"{case}_{channel:04d}" for channel in range(len(layout.channels))]
+
+
+def _channel_mismatch(files: Mapping[str, Path], wanted: list[str]) -> str:
+    """Return which files are missing or too many, empty if they match."""
+    without_channel = sorted(name for name in files if not CHANNEL_SUFFIX.search(name))
+    if without_channel:
+        return ", ".join(f"{name} without a channel" for name in without_channel[:SHOWN])
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        return ", ".join(f"no {name}" for name in missing[:SHOWN])
+    return "more channels" if len(files) > len(wanted) else ""
+
+
+def suggest_layout_fix(root: Path, layout: FolderLayout) -> str | None:
+    """Return what to change in ``dataset.json`` if the files are there under other names."""
+    names = []
+    for subfolder in ("imagesTr", "labelsTr"):
+        names += [path.name for path in _visible_files(root / subfolder)]
+    with_ending = [name for name in names if name.endswith(layout.ending)]
+    if with_ending:
+        has_suffix = any(
+            CHANNEL_SUFFIX.search(name.removesuffix(layout.ending)) for name in with_ending
         )
-        return (
-            (
-                'names with _0000 need nnU-Net v2\'s form of dataset.json: "channel_names" for "modality", and '
-                '"labels": {"background": 0, "NAME": 1}'
+        if has_suffix and not layout.suffix:
+            return (
+                "names with _0000 need the dataset.json of nnU-Net v2: "
+                '"channel_names" instead of "modality", and "labels": {"background": 0, "NAME": 1}'
             )
-            if suffixed
-            else None
-        )
-    ending = next((e for e in ENDINGS if any(name.endswith(e) for name in names)), None)
-    return ending and f'add "file_ending": "{ending}" to dataset.json'
+        return None
+    for ending in ENDINGS:
+        if any(name.endswith(ending) for name in names):
+            return f'add "file_ending": "{ending}" to dataset.json'
+    return None
 
 
-def oddities(root: Path, form: Form, cases: dict[str, dict[str, Any]]) -> list[str]:
-    """Files that no case uses and a number of cases other than announced: mostly a misspelled name."""
-    used = {path for files in cases.values() for path in (*files["images"], files.get("label"))}
+def layout_warnings(
+    root: Path, layout: FolderLayout, cases: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Warn about files that no case uses and an unexpected number of cases: mostly a misspelled name."""
+    used = set(_used_files(cases))
     notes = []
-    for place in ("imagesTr", "labelsTr", "imagesUn"):
-        files = sorted((root / place).iterdir()) if (root / place).is_dir() else []
-        lost = [path.name for path in files if path.name[0] not in "._" and path not in used]
-        if lost:
+    for subfolder in ("imagesTr", "labelsTr", "imagesUn"):
+        unused = [path.name for path in _visible_files(root / subfolder) if path not in used]
+        if unused:
             notes.append(
-                f"{len(lost)} files in {place} belong to no case and are not read: {', '.join(lost[:5])}; expected "
-                f"are <case>{form.ending} in labelsTr and an image of that case in imagesTr"
+                f"{len(unused)} files in {subfolder} belong to no case and are not read: "
+                f"{', '.join(unused[:SHOWN])}; expected are <case>{layout.ending} in labelsTr "
+                "and an image of that case in imagesTr"
             )
     images = [files for files in cases.values() if files["place"] == "imagesTr"]
-    known = len(images), sum("label" in files for files in images)
-    if form.announced is not None and form.announced not in known:
+    with_label = sum("label" in files for files in images)
+    if layout.announced is not None and layout.announced not in (len(images), with_label):
         notes.append(
-            f"dataset.json announces numTraining {form.announced}; imagesTr holds {known[0]} cases, {known[1]} of "
-            "them with a label"
+            f"dataset.json announces numTraining {layout.announced}; "
+            f"imagesTr holds {len(images)} cases, {with_label} with a label"
         )
     return notes
+
+
+def _used_files(cases: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
+    for files in cases.values():
+        yield from files["images"]
+        if "label" in files:
+            yield files["label"]

@@ -1,27 +1,25 @@
-"""Checks of the files a data set is prepared from, before anything is written: every bad case, not the first one."""
+"""Check the files of a data set before preparation: lists every bad case and writes nothing."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from segbench import registry
-from segbench.contracts.dataset import Dataset, RawCase, Split
+from segbench.contracts.dataset import Case, Dataset, RawCase, Split
 from segbench.data.preparation.archives import is_archive
-from segbench.data.preparation.pipeline import own_lists
-from segbench.data.preparation.places import find_cases
-from segbench.data.store.case_files import CaseInfo, check_case, describe, place, valid_id
+from segbench.data.preparation.layouts import find_cases
+from segbench.data.preparation.lists import ID_RULE, own_lists, repeated_ids, unsafe_ids
+from segbench.data.preparation.load import REPAIR, load_checked, problem_of_case
+from segbench.data.store.case_files import CaseInfo, common_path, describe, valid_id
 from segbench.data.store.checks import check_facts
 from segbench.data.store.problem import Problem
 from segbench.data.store.store import Store
 from segbench.errors import DataError, SegbenchError, StorageError
 from segbench.progress import Progress, no_progress
-
-MEND = "repair or replace the file, or take the case out"
 
 
 def check_source(
@@ -29,56 +27,88 @@ def check_source(
     source: Path,
     progress: Progress = no_progress,
 ) -> tuple[Store, list[Problem]]:
-    """What a folder holds of a data set, as far as it can be read, and everything that is wrong with it.
+    """Return what a folder holds of a data set as far as it can be read, and all problems.
 
-    The store is in memory only: facts without files. Nothing of the source is changed.
+    The store exists in memory only and has no files. The source is not changed.
     """
     dataset: Dataset = entry.cls()
     try:
-        if is_archive(source):
-            raise DataError(
-                "an archive cannot be checked as it is",
-                where=source,
-                found="an archive",
-                expected="a folder",
-                fix=f"take it apart, or segbench data prepare {entry.name} --from {source}: it checks too",
-            )
-        if not source.is_dir():
-            raise DataError(
-                "no such folder", where=source, expected="; ".join(dataset.files) or None
-            )
+        _require_folder(dataset, source)
         found = find_cases(dataset, source)
         published = dataset.split()
     except SegbenchError as error:
-        return _store(entry, source, Split((), ()), {}), [problem_of("*", error, str(source))]
-    problems = _ids(found, str(source))
-    raw = {r.id: r for r in found if valid_id(r.id)}
+        empty = _store_in_memory(entry, source, Split((), ()), {})
+        return empty, [Problem.from_error("*", error, str(source), REPAIR)]
+    problems = _id_problems(found, str(source))
+    raw = {case.id: case for case in found if valid_id(case.id)}
     split = published
     try:
-        split = own_lists(source, published, raw, []) or published
+        own, _ = own_lists(source, published, raw)
+        split = own or published
     except DataError as error:
-        problems.append(problem_of("*", error, str(source)))
-    problems += [
-        Problem(
-            i,
-            str(source),
-            "no file of this case",
-            "; ".join(dataset.files),
-            "complete the folder, or write train.list and test.list of what it holds",
-        )
-        for i in dict.fromkeys((*split.train, *split.test))
-        if i not in raw and valid_id(i)
-    ]
-    wanted = [raw[i] for i in dict.fromkeys((*split.train, *split.test)) if i in raw]
+        problems.append(Problem.from_error("*", error, str(source), REPAIR))
+    wanted = []
+    for case in dict.fromkeys((*split.train, *split.test)):
+        if case in raw:
+            wanted.append(raw[case])
+        elif valid_id(case):
+            problems.append(_missing(case, dataset, source))
     problems += [Problem("*", str(source), note, level="warning") for note in split.notes]
-    infos, wrong = check_cases(dataset, wanted, split, progress)
-    read = Split(
-        tuple(i for i in split.train if i in infos), tuple(i for i in split.test if i in infos)
+    infos, case_problems = check_cases(dataset, wanted, split, progress)
+    readable = Split(
+        train=tuple(case for case in split.train if case in infos),
+        test=tuple(case for case in split.test if case in infos),
     )
-    store = _store(entry, source, read, infos)
-    # Missing classes are told only where every case could be read: else the missing ones may hold them.
-    facts = [p for p in check_facts(store) if not (wrong and p.case == "*")]
-    return store, problems + wrong + [_located(p, raw) for p in facts]
+    store = _store_in_memory(entry, source, readable, infos)
+    return store, problems + case_problems + _fact_problems(store, raw, bool(case_problems))
+
+
+def _require_folder(dataset: Dataset, source: Path) -> None:
+    if is_archive(source):
+        raise DataError(
+            "an archive cannot be checked as it is",
+            where=source,
+            found="an archive",
+            expected="a folder",
+            fix=f"extract it, or segbench data prepare {dataset.name} --from {source}: "
+            "it checks all cases too",
+        )
+    if not source.is_dir():
+        raise DataError("no such folder", where=source, expected="; ".join(dataset.files) or None)
+
+
+def _missing(case: str, dataset: Dataset, source: Path) -> Problem:
+    return Problem(
+        case,
+        file=str(source),
+        found="no file of this case",
+        expected="; ".join(dataset.files),
+        fix="complete the folder, or write train.list and test.list of the cases it holds",
+    )
+
+
+def _fact_problems(store: Store, raw: Mapping[str, RawCase], incomplete: bool) -> list[Problem]:
+    """Return what the facts of all cases reveal, with the file of each case.
+
+    Args:
+        store: the readable cases.
+        raw: where each case was found.
+        incomplete: some cases have problems. Classes missing from all cases are then not reported,
+            because the unreadable cases may contain them.
+    """
+    problems = []
+    for problem in check_facts(store):
+        if incomplete and problem.case == "*":
+            continue
+        file = problem.file
+        if not file and problem.case in raw:
+            file = common_path(raw[problem.case].where)
+        problems.append(
+            Problem(
+                problem.case, file, problem.found, problem.expected, problem.fix, problem.level
+            )
+        )
+    return problems
 
 
 def check_cases(
@@ -87,128 +117,127 @@ def check_cases(
     split: Split,
     progress: Progress = no_progress,
 ) -> tuple[dict[str, CaseInfo], list[Problem]]:
-    """Read every case as for preparation: facts of the good ones, and the problems of all others."""
+    """Read every case as preparation does; return facts of the good cases, and all problems."""
     raws = list(raws)
     infos: dict[str, CaseInfo] = {}
     problems: list[Problem] = []
 
-    def alone(raw: RawCase) -> RawCase:
-        """What all cases share, worked out from this one: another broken file must not stand in its way."""
+    def add_facts_alone(raw: RawCase) -> RawCase:
+        """Add the shared facts as if this were the only case: another unreadable file does not matter."""
         return dataset.add_shared_facts([raw], Split((raw.id,), ()))[0]
 
     for done, raw in enumerate(raws, 1):
-        info, wrong = _read(dataset, raw, alone)
-        problems += wrong
+        info, case_problems = _survey_case(dataset, raw, add_facts_alone)
+        problems += case_problems
         if info is not None:
             infos[raw.id] = info
         progress(done, len(raws), raw.id)
-    bad = _without_spacing(dataset, [r for r in raws if r.id in infos], split, infos)
-    return (
-        {i: info for i, info in infos.items() if i not in bad},
-        [p for p in problems if p.case not in bad] + [p for wrong in bad.values() for p in wrong],
-    )
+    good = [raw for raw in raws if raw.id in infos]
+    for case, case_problems in _resampling_problems(dataset, good, split, infos).items():
+        del infos[case]
+        problems = [problem for problem in problems if problem.case != case] + case_problems
+    return infos, problems
 
 
-def _without_spacing(
-    dataset: Dataset,
-    good: list[RawCase],
-    split: Split,
-    infos: dict[str, CaseInfo],
+def _resampling_problems(
+    dataset: Dataset, good: list[RawCase], split: Split, infos: Mapping[str, CaseInfo]
 ) -> dict[str, list[Problem]]:
-    """What is wrong with cases that need a spacing only because others tell one, by which all are resampled."""
-    bare = [raw for raw in good if infos[raw.id].spacing is None]
-    if len(bare) == len(good):
+    """Return problems of cases without a spacing if the data set is resampled because others have one."""
+    without_spacing = [raw for raw in good if infos[raw.id].spacing is None]
+    if len(without_spacing) == len(good):
         return {}
-    together = cache(lambda: {raw.id: raw for raw in dataset.add_shared_facts(good, split)})
-    read = {raw.id: _read(dataset, raw, lambda one: together()[one.id]) for raw in bare}
-    return {case: problems for case, (info, problems) in read.items() if info is None}
+
+    @cache
+    def with_shared_facts() -> dict[str, RawCase]:
+        return {raw.id: raw for raw in dataset.add_shared_facts(good, split)}
+
+    def add_facts_of_all(raw: RawCase) -> RawCase:
+        return with_shared_facts()[raw.id]
+
+    found = {}
+    for raw in without_spacing:
+        info, problems = _survey_case(dataset, raw, add_facts_of_all)
+        if info is None:
+            found[raw.id] = problems
+    return found
 
 
-def _read(
-    dataset: Dataset,
-    raw: RawCase,
-    settled: Callable[[RawCase], RawCase],
+def _survey_case(
+    dataset: Dataset, raw: RawCase, add_shared_facts: Callable[[RawCase], RawCase]
 ) -> tuple[CaseInfo | None, list[Problem]]:
-    file = place(raw.where)
+    """Return the facts of a case and warnings about it, or None and its problems."""
     try:
-        case = dataset.load(settled(raw))
-        problems = check_case(case, dataset, raw.where)
+        ready = add_shared_facts(raw)
     except StorageError:
         raise
-    except SegbenchError as error:
-        return None, [problem_of(raw.id, error, file)]
-    except (
-        Exception
-    ) as error:  # an adapter may fail in any way; the case and the file are what the user needs
-        return None, [Problem(raw.id, file, f"{type(error).__name__}: {error}", fix=MEND)]
-    if problems:
+    except Exception as error:  # adapter code, as in load_checked
+        return None, [problem_of_case(raw, error)]
+    case, problems = load_checked(dataset, ready)
+    if case is None:
         return None, problems
-    if case.group is None:
-        case.group = raw.group
+    image = np.ascontiguousarray(case.image, dtype=np.float32)
     label = None if case.label is None else np.ascontiguousarray(case.label, dtype=np.uint8)
-    info = describe(case, np.ascontiguousarray(case.image, dtype=np.float32), label, {}, None)
-    doubts = [
-        Problem(raw.id, file, str(text), level="warning") for text in case.made.get("warnings", ())
-    ]
+    return describe(case, image, label, {}, None), _case_warnings(case, common_path(raw.where))
+
+
+def _case_warnings(case: Case, file: str) -> list[Problem]:
+    warnings = []
+    for text in case.made.get("warnings", ()):
+        warnings.append(Problem(case.id, file, str(text), level="warning"))
     if np.ptp(case.image) == 0:
-        doubts.append(
+        warnings.append(
             Problem(
-                raw.id,
+                case.id,
                 file,
-                "an image of one gray value",
-                "differences to learn from",
+                found="an image of a single gray value",
+                expected="contrast to learn from",
                 level="warning",
             )
         )
-    return info, doubts
+    return warnings
 
 
-def problem_of(case: str, error: SegbenchError, file: str) -> Problem:
-    """An error about a case as one line of a list."""
-    where, found, expected, fix = (
-        str(error.details[k] or "") for k in ("where", "found", "expected", "fix")
-    )
-    return Problem(
-        case, where or file, f"{error.what}{found and f': {found}'}", expected, fix or MEND
-    )
+def _id_problems(found: list[RawCase], source: str) -> list[Problem]:
+    problems = []
+    ids = [raw.id for raw in found]
+    unsafe = set(unsafe_ids(ids))
+    for raw in found:
+        if raw.id in unsafe:
+            problems.append(
+                Problem(
+                    repr(raw.id),
+                    file=common_path(raw.where) or source,
+                    found="unsafe case id",
+                    expected=ID_RULE,
+                    fix="rename the case",
+                )
+            )
+    for case in repeated_ids(ids):
+        if case not in unsafe:
+            problems.append(
+                Problem(
+                    case,
+                    file=source,
+                    found="case id twice",
+                    expected="each id once",
+                    fix="rename or remove one",
+                )
+            )
+    return problems
 
 
-def _ids(found: list[RawCase], source: str) -> list[Problem]:
-    twice = [i for i, n in Counter(r.id for r in found).items() if n > 1]
-    return [
-        Problem(
-            repr(r.id),
-            place(r.where) or source,
-            "unsafe case id",
-            "letters, digits and . _ + -, at most 100",
-            "rename the case",
-        )
-        for r in found
-        if not valid_id(r.id)
-    ] + [
-        Problem(i, source, "case id twice", "each id once", "rename or remove one")
-        for i in twice
-        if valid_id(i)
-    ]
-
-
-def _located(problem: Problem, raw: dict[str, RawCase]) -> Problem:
-    """A problem with the file it is about."""
-    file = problem.file or (place(raw[problem.case].where) if problem.case in raw else "")
-    return Problem(problem.case, file, problem.found, problem.expected, problem.fix, problem.level)
-
-
-def _store(entry: registry.Entry, source: Path, split: Split, infos: dict[str, CaseInfo]) -> Store:
-    cls = entry.cls
+def _store_in_memory(
+    entry: registry.Entry, source: Path, split: Split, infos: dict[str, CaseInfo]
+) -> Store:
     return Store(
-        entry.name,
-        source,
-        tuple(cls.classes),
-        cls.channels,
-        cls.dims,
-        split.train,
-        split.test,
-        False,
-        "",
-        infos,
+        name=entry.name,
+        root=source,
+        classes=tuple(entry.cls.classes),
+        channels=entry.cls.channels,
+        dims=entry.cls.dims,
+        train=split.train,
+        test=split.test,
+        partial=False,
+        fingerprint="",
+        cases=infos,
     )

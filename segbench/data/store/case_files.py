@@ -26,6 +26,7 @@ from segbench.storage import (
 )
 
 SCHEMA = "segbench.case/1"
+SHOWN_VALUES = 8  # bad label values in a message
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
@@ -37,7 +38,7 @@ class CaseInfo:
     shape: tuple[int, ...]  # (*S)
     spacing: tuple[float, ...] | None  # mm
     affine: tuple[tuple[float, ...], ...] | None
-    group: str
+    group: str  # patient
     voxels: str  # digest of the image's voxels
     label_voxels: str | None
     has_label: bool
@@ -45,138 +46,176 @@ class CaseInfo:
     intensity: dict[str, float]  # min, max, mean, std
     files: dict[str, tuple[int, str]]  # file name -> bytes, digest
     source: Any  # where it came from: names, sizes and times, no folders
-    made: dict[str, Any] = field(
-        default_factory=dict
-    )  # what the preparation found, such as the crop's offset
+    made: dict[str, Any] = field(default_factory=dict)  # facts such as the crop's offset
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``case.json``."""
-        return {
-            "schema": SCHEMA,
-            **asdict(self),
-            "labels": {str(k): n for k, n in self.labels.items()},
-        }
+        """Return the content of ``case.json``."""
+        document = {"schema": SCHEMA, **asdict(self)}
+        document["labels"] = {str(value): voxels for value, voxels in self.labels.items()}
+        return document
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CaseInfo:
-        """The reverse of ``to_json``; KeyError, TypeError or ValueError if that is not what ``data`` is."""
+        """Return the case that ``to_json`` described.
+
+        Raises:
+            KeyError, TypeError, ValueError: ``data`` is something else.
+        """
         if data["schema"] != SCHEMA:
             raise ValueError(f"schema {data['schema']!r}")
-        known = {f.name: data[f.name] for f in fields(cls) if f.name != "made"}
-        known["made"] = data.get("made", {})  # absent in stores written before there was any
-        known["labels"] = {int(k): int(n) for k, n in data["labels"].items()}
-        known["files"] = {
-            k: (int(size), str(digest)) for k, (size, digest) in data["files"].items()
-        }
+        known = {item.name: data[item.name] for item in fields(cls) if item.name != "made"}
+        known["made"] = data.get("made", {})  # missing in stores of older versions
+        known["labels"] = {int(value): int(voxels) for value, voxels in data["labels"].items()}
+        files = {}
+        for name, (size, digest) in data["files"].items():
+            files[name] = (int(size), str(digest))
+        known["files"] = files
         for key in ("shape", "spacing"):
             known[key] = None if data[key] is None else tuple(data[key])
-        known["affine"] = (
-            None if data["affine"] is None else tuple(tuple(row) for row in data["affine"])
-        )
+        if data["affine"] is not None:
+            known["affine"] = tuple(tuple(row) for row in data["affine"])
         return cls(**known)
 
 
 def valid_id(case_id: object) -> bool:
-    """Whether an id is safe as a folder name, in a table, in HTML and on a terminal."""
+    """Return whether an id is safe as a folder name, in a table, in HTML and on a terminal."""
     return isinstance(case_id, str) and _ID.fullmatch(case_id) is not None
 
 
+# What ``RawCase.where`` holds, whatever it is made of.
+
+
 def paths_in(where: Any) -> list[Path]:
-    """All paths inside ``RawCase.where``, whatever it is made of."""
+    """Return all paths inside ``RawCase.where``."""
     if isinstance(where, Path):
         return [where]
     if is_dataclass(where) and not isinstance(where, type):
-        return [p for f in fields(where) for p in paths_in(getattr(where, f.name))]
-    if isinstance(where, Mapping):
-        return [p for value in where.values() for p in paths_in(value)]
-    if isinstance(where, list | tuple):
-        return [p for value in where for p in paths_in(value)]
-    return []
+        values = [getattr(where, item.name) for item in fields(where)]
+    elif isinstance(where, Mapping):
+        values = list(where.values())
+    elif isinstance(where, list | tuple):
+        values = list(where)
+    else:
+        return []
+    return [path for value in values for path in paths_in(value)]
 
 
-def place(where: Any) -> str:
-    """The file of a raw case for a message; the common folder if there are several."""
-    paths = [str(p) for p in paths_in(where)]
+def common_path(where: Any) -> str:
+    """Return the file of a raw case for a message; the common folder if it has several files."""
+    paths = [str(path) for path in paths_in(where)]
     return os.path.commonpath(paths) if paths else ""
 
 
-def facts(where: Any) -> Any:
-    """``RawCase.where`` as JSON without folders: files become [name, bytes, modification time in ns].
+def source_facts(where: Any) -> Any:
+    """Return ``RawCase.where`` as JSON without folders; two equal results mean the same files.
 
-    Two equal results mean that the case need not be prepared again.
+    A file becomes [name, bytes, modification time in ns].
     """
     if isinstance(where, Path):
-        if where.is_dir():
-            return [where.name, *(facts(p) for p in sorted(where.rglob("*")) if p.is_file())]
-        try:
-            stat = where.stat()
-        except OSError:
-            return [where.name, None, None]  # load() will say what is wrong with it
-        return [where.name, stat.st_size, stat.st_mtime_ns]
+        return _path_facts(where)
     if is_dataclass(where) and not isinstance(where, type):
-        return {f.name: facts(getattr(where, f.name)) for f in fields(where)}
+        return {item.name: source_facts(getattr(where, item.name)) for item in fields(where)}
     if isinstance(where, Mapping):
-        return {str(key): facts(value) for key, value in where.items()}
+        return {str(key): source_facts(value) for key, value in where.items()}
     if isinstance(where, list | tuple):
-        return [facts(value) for value in where]
-    return where if isinstance(where, str | int | float | bool | None) else repr(where)
+        return [source_facts(value) for value in where]
+    if isinstance(where, str | int | float | bool | None):
+        return where
+    return repr(where)
+
+
+def _path_facts(path: Path) -> list[Any]:
+    if path.is_dir():
+        files = [_path_facts(file) for file in sorted(path.rglob("*")) if file.is_file()]
+        return [path.name, *files]
+    try:
+        stat = path.stat()
+    except OSError:
+        return [path.name, None, None]  # load() will report what is wrong with it
+    return [path.name, stat.st_size, stat.st_mtime_ns]
+
+
+# Checks.
 
 
 def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
-    """Everything wrong with what an adapter's ``load`` gave; empty means it can be written."""
-    image, label, problems = np.asarray(case.image), case.label, []
-    own = where.get("label") if isinstance(where, Mapping) else None
+    """Return all problems of a case that an adapter's ``load`` returned; none means it can be written."""
+    file = common_path(where)
+    own_label = where.get("label") if isinstance(where, Mapping) else None
+    label_file = str(own_label) if isinstance(own_label, Path) else file
+    image = np.asarray(case.image)
+    problems = _check_image(case.id, image, dataset, file)
+    if case.label is not None:
+        problems += _check_label(case.id, case.label, image, dataset, label_file)
+    return problems + _check_geometry(case, dataset, file)
 
-    def wrong(found: object, expected: object, fix: str = "") -> None:
-        file = (
-            str(own) if isinstance(own, Path) and str(found).startswith("label") else place(where)
-        )
-        problems.append(Problem(case.id, file, str(found), str(expected), fix))
 
-    if image.ndim != dataset.dims + 1 or image.shape[0] != dataset.channels or 0 in image.shape:
-        wrong(f"image shape {image.shape}", f"({dataset.channels}, + {dataset.dims} axes)")
-    elif image.dtype.kind not in "fiu":
-        wrong(f"image type {image.dtype}", "numbers")
-    elif not (finite := np.isfinite(image.astype(np.float32, copy=False))).all():
-        wrong(f"{(~finite).sum()} voxels are NaN or infinite", "finite gray values")
-    if label is not None:
-        if label.shape != image.shape[1:]:
-            wrong(f"label shape {label.shape}, image shape {image.shape[1:]}", "equal shapes")
-        bad = _bad_values(label, len(dataset.classes))
-        if bad:
-            names = ", ".join(("background", *dataset.classes))
-            wrong(
-                bad,
-                f"label values 0 to {len(dataset.classes)} ({names})",
-                "map or repair the label",
-            )
-    if case.spacing is not None and (
-        len(case.spacing) != dataset.dims or not all(np.isfinite(s) and s > 0 for s in case.spacing)
-    ):
-        wrong(f"spacing {case.spacing}", f"{dataset.dims} positive numbers in mm")
-    if case.affine is not None and (
-        np.shape(case.affine) != (4, 4) or not np.isfinite(case.affine).all()
-    ):
-        wrong(f"affine {np.shape(case.affine)}", "a finite (4, 4) matrix")
+def _check_image(case: str, image: np.ndarray, dataset: Dataset, file: str) -> list[Problem]:
+    wrong_shape = image.ndim != dataset.dims + 1 or image.shape[0] != dataset.channels
+    if wrong_shape or 0 in image.shape:
+        expected = f"({dataset.channels}, + {dataset.dims} axes)"
+        return [Problem(case, file, f"image shape {image.shape}", expected)]
+    if image.dtype.kind not in "fiu":
+        return [Problem(case, file, f"image type {image.dtype}", "numbers")]
+    finite = np.isfinite(image.astype(np.float32, copy=False))
+    if not finite.all():
+        bad = (~finite).sum()
+        return [Problem(case, file, f"{bad} voxels are NaN or infinite", "finite gray values")]
+    return []
+
+
+def _check_label(
+    case: str, label: np.ndarray, image: np.ndarray, dataset: Dataset, file: str
+) -> list[Problem]:
+    problems = []
+    if label.shape != image.shape[1:]:
+        found = f"label shape {label.shape}, image shape {image.shape[1:]}"
+        problems.append(Problem(case, file, found, "equal shapes"))
+    bad = _bad_values(label, len(dataset.classes))
+    if bad:
+        names = ", ".join(("background", *dataset.classes))
+        expected = f"label values 0 to {len(dataset.classes)} ({names})"
+        problems.append(Problem(case, file, bad, expected, "map or repair the label"))
     return problems
 
 
 def _bad_values(label: np.ndarray, classes: int) -> str:
+    """Return the values of a label that stand for no class, in words; empty if there are none."""
     values, counts = np.unique(label, return_counts=True)
-    bad = [
-        (v, n)
-        for v, n in zip(values.tolist(), counts.tolist(), strict=True)
-        if v not in range(classes + 1)
-    ]
-    shown = ", ".join(f"{v}: {n} voxel{'s' * (n > 1)}" for v, n in bad[:8])
-    return f"label values {shown}{' ...' if len(bad) > 8 else ''}" if bad else ""
+    bad = []
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if value not in range(classes + 1):
+            bad.append(f"{value}: {count} voxel{'s' if count > 1 else ''}")
+    if not bad:
+        return ""
+    more = " ..." if len(bad) > SHOWN_VALUES else ""
+    return f"label values {', '.join(bad[:SHOWN_VALUES])}{more}"
+
+
+def _check_geometry(case: Case, dataset: Dataset, file: str) -> list[Problem]:
+    problems = []
+    if case.spacing is not None:
+        positive = all(np.isfinite(step) and step > 0 for step in case.spacing)
+        if len(case.spacing) != dataset.dims or not positive:
+            expected = f"{dataset.dims} positive numbers in mm"
+            problems.append(Problem(case.id, file, f"spacing {case.spacing}", expected))
+    if case.affine is not None:
+        shape = np.shape(case.affine)
+        if shape != (4, 4) or not np.isfinite(case.affine).all():
+            problems.append(
+                Problem(case.id, file, f"affine {shape}", "a finite (4, 4) matrix")
+            )
+    return problems
+
+
+# Reading and writing.
 
 
 def write_case(folder: Path, case: Case, source: Any) -> CaseInfo:
     """Write a checked case so that ``folder`` holds all of it or nothing.
 
     Raises:
-        StorageError: disk full or not writable.
+        StorageError: the disk is full or not writable.
     """
     image = np.ascontiguousarray(case.image, dtype=np.float32)
     label = None if case.label is None else np.ascontiguousarray(case.label, dtype=np.uint8)
@@ -218,35 +257,47 @@ def describe(
     files: dict[str, tuple[int, str]],
     source: Any,
 ) -> CaseInfo:
-    """What is known of a case by its voxels."""
-    labels = (
-        {} if label is None else {v: int(n) for v, n in enumerate(np.bincount(label.ravel())) if n}
-    )
-    intensity = {
-        "min": float(image.min()),
-        "max": float(image.max()),
-        "mean": float(image.mean(dtype=np.float64)),
-        "std": float(image.std(dtype=np.float64)),
-    }
+    """Return the facts of a case.
+
+    Args:
+        case: the case.
+        image: its image, (C, *S) float32 contiguous.
+        label: its label, (*S) uint8 contiguous, or None.
+        files: size and digest of each file.
+        source: what it was made from.
+    """
+    labels = {}
+    if label is not None:
+        for value, voxels in enumerate(np.bincount(label.ravel())):
+            if voxels:
+                labels[value] = int(voxels)
+    affine = None
+    if case.affine is not None:
+        affine = tuple(tuple(float(value) for value in row) for row in case.affine)
     return CaseInfo(
-        case.id,
-        image.shape[1:],
-        None if case.spacing is None else tuple(float(s) for s in case.spacing),
-        None if case.affine is None else tuple(tuple(float(v) for v in row) for row in case.affine),
-        case.group or case.id,
-        array_digest(image),
-        None if label is None else array_digest(label),
-        label is not None,
-        labels,
-        intensity,
-        files,
-        source,
-        case.made,
+        id=case.id,
+        shape=image.shape[1:],
+        spacing=None if case.spacing is None else tuple(float(step) for step in case.spacing),
+        affine=affine,
+        group=case.group or case.id,
+        voxels=array_digest(image),
+        label_voxels=None if label is None else array_digest(label),
+        has_label=label is not None,
+        labels=labels,
+        intensity={
+            "min": float(image.min()),
+            "max": float(image.max()),
+            "mean": float(image.mean(dtype=np.float64)),
+            "std": float(image.std(dtype=np.float64)),
+        },
+        files=files,
+        source=source,
+        made=case.made,
     )
 
 
 def remove(folder: Path) -> None:
-    """Remove a case's folder; renamed first, so that nobody ever sees half of it."""
+    """Remove a case's folder; it is renamed first, so that no other process sees half of it."""
     if folder.exists():
         old = temp_path(folder)
         os.replace(folder, old)
@@ -254,14 +305,15 @@ def remove(folder: Path) -> None:
 
 
 def read_case(folder: Path, source: Any) -> CaseInfo | None:
-    """The case in ``folder`` if it is whole, unchanged and made from ``source``; else None (it must be made again)."""
+    """Return the case in ``folder`` if it is complete, unchanged and made from ``source``, else None."""
     try:
         info = CaseInfo.from_json(json.loads((folder / "case.json").read_bytes()))
-        same = json.loads(json_bytes(source)) == info.source
-        whole = all(
-            (folder / name).stat().st_size == size and file_digest(folder / name) == digest
-            for name, (size, digest) in info.files.items()
-        )
+        if json.loads(json_bytes(source)) != info.source:
+            return None
+        for name, (size, digest) in info.files.items():
+            file = folder / name
+            if file.stat().st_size != size or file_digest(file) != digest:
+                return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return info if same and whole else None
+    return info

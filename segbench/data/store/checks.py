@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from segbench.progress import Progress
 
 __all__ = [
     "Problem",
-    "brief",
     "changed_cases",
     "check_facts",
     "check_split",
@@ -24,75 +24,119 @@ __all__ = [
     "require_apart",
     "require_learnable",
     "require_no_leak",
+    "summarize_problems",
 ]
+
+
+# Leaks within one data set.
 
 
 def check_split(
     train: Sequence[str], test: Sequence[str], cases: Mapping[str, CaseInfo]
 ) -> list[Problem]:
-    """Cases shared between train and test by id, voxels, the scan they were cut from or group; ids twice or without case.
+    """Find cases shared by train and test: by id, voxels, the scan they were cropped from, or patient.
 
-    Equal voxels inside one list are a warning: the case counts double, but nothing leaks.
+    Also reports repeated ids and ids without a case. Equal voxels inside one list are a warning:
+    the case counts double, but nothing leaks.
     """
     problems = []
     for name, ids in (("train", train), ("test", test)):
-        problems += [
-            Problem(i, found=f"{n} times in the {name} list", expected="once")
-            for i, n in Counter(ids).items()
-            if n > 1
-        ]
-        problems += [
-            Problem(i, found=f"in the {name} list but not in the store", expected="a prepared case")
-            for i in ids
-            if i not in cases
-        ]
-    both = set(train) & set(test)
-    problems += [
-        Problem(i, found="in train and in test", expected="in one of them") for i in sorted(both)
-    ]
-    side = {
-        i: name
-        for name, ids in (("train", train), ("test", test))
-        for i in ids
-        if i in cases and i not in both
-    }
-    voxels, group = (
-        _same({i: cases[i].voxels for i in side}),
-        _same({i: cases[i].group for i in side}),
-    )
-    scan = _same(
-        {i: digest for i in side if (digest := cases[i].made.get("scan"))}
-    )  # before any crop; not always recorded
-    for what, same in (
-        ("voxels", voxels),
-        ("scan", [pair for pair in scan if pair not in voxels]),
-        ("group", group),
-    ):
-        for first, second in same:
-            leak = side[first] != side[second]
-            if leak or what != "group":  # cases of one group belong together
-                problems.append(
-                    Problem(
-                        second,
-                        found=f"same {what} as case {first}: {side[second]} and {side[first]}",
-                        expected="no such pair" + (" in train and test" if leak else ""),
-                        fix="take one of the two out of the lists" if leak else "",
-                        level="error" if leak else "warning",
-                    )
-                )
+        problems += _list_problems(name, ids, cases)
+    in_both = set(train) & set(test)
+    for case in sorted(in_both):
+        problems.append(Problem(case, found="in train and in test", expected="in one of them"))
+    side = {}
+    for name, ids in (("train", train), ("test", test)):
+        for case in ids:
+            if case in cases and case not in in_both:
+                side[case] = name
+    same_voxels = _equal_pairs({case: cases[case].voxels for case in side})
+    # Digest of the scan before any crop, which is not always recorded.
+    scans = {case: cases[case].made.get("scan") for case in side}
+    same_scan = _equal_pairs({case: digest for case, digest in scans.items() if digest})
+    same_group = _equal_pairs({case: cases[case].group for case in side})
+    for pair in same_voxels:
+        problems.append(_shared("voxels", pair, side))
+    for pair in same_scan:
+        if pair not in same_voxels:
+            problems.append(_shared("scan", pair, side))
+    for first, second in same_group:
+        if side[first] != side[second]:  # in one list, the cases of a patient belong together
+            problems.append(_shared("group", (first, second), side))
     return problems
 
 
-def _same(keys: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Cases with an equal key: the first of them paired with each other one."""
+def _list_problems(name: str, ids: Sequence[str], cases: Mapping[str, CaseInfo]) -> list[Problem]:
+    problems = []
+    for case, count in Counter(ids).items():
+        if count > 1:
+            problems.append(
+                Problem(case, found=f"{count} times in the {name} list", expected="once")
+            )
+    for case in ids:
+        if case not in cases:
+            problems.append(
+                Problem(
+                    case,
+                    found=f"in the {name} list but not in the store",
+                    expected="a prepared case",
+                )
+            )
+    return problems
+
+
+def _equal_pairs(keys: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return cases with an equal key: the first of them paired with each other one."""
     by_key = defaultdict(list)
     for case, key in keys.items():
         by_key[key].append(case)
-    return [(same[0], other) for same in by_key.values() for other in same[1:]]
+    pairs = []
+    for first, *others in by_key.values():
+        pairs += [(first, other) for other in others]
+    return pairs
+
+
+def _shared(what: str, pair: tuple[str, str], side: Mapping[str, str]) -> Problem:
+    """Return the problem of two cases that share something; an error if they are in train and test."""
+    first, second = pair
+    found = f"same {what} as case {first}: {side[second]} and {side[first]}"
+    if side[first] == side[second]:
+        return Problem(second, found=found, expected="no such pair", level="warning")
+    return Problem(
+        second,
+        found=found,
+        expected="no such pair in train and test",
+        fix="remove one of the two from the lists",
+    )
+
+
+def require_no_leak(store: Store) -> None:
+    """Refuse a store that shares cases between train and test; cheap, called before each run.
+
+    Raises:
+        DataError: names each pair.
+    """
+    found = check_split(store.train, store.test, store.cases)
+    leaks = [problem for problem in found if problem.level == "error"]
+    if leaks:
+        raise DataProblems(
+            f"data set '{store.name}': train and test share cases",
+            leaks,
+            where=store.root,
+            fix=f"segbench data check {store.name}",
+        )
+
+
+# Checks of all cases.
 
 
 def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Problem]:
-    """All checks that need no voxels."""
+    """Run all checks that need no voxels.
+
+    Args:
+        store: the data set.
+        patch: size of the training patch; smaller cases get a warning.
+    """
     problems = check_split(store.train, store.test, store.cases)
     for info in store.cases.values():
         if not info.has_label and info.id in store.test:
@@ -101,9 +145,7 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
                     info.id, found="test case without a label", expected="a label to score against"
                 )
             )
-        elif info.has_label and not any(
-            info.labels.get(k) for k in range(1, len(store.classes) + 1)
-        ):
+        elif info.has_label and not _has_foreground(info, len(store.classes)):
             problems.append(
                 Problem(
                     info.id,
@@ -112,50 +154,59 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
                     level="warning",
                 )
             )
-        if patch is not None and any(n < p for n, p in zip(info.shape, patch, strict=False)):
+        if patch is not None and _is_smaller(info.shape, patch):
             problems.append(
                 Problem(
                     info.id,
-                    found=f"shape {_x(info.shape)}",
-                    expected=f"at least the patch {_x(patch)} (it will be padded)",
+                    found=f"shape {_shape_text(info.shape)}",
+                    expected=f"at least the patch {_shape_text(patch)} (it will be padded)",
                     level="warning",
                 )
             )
-    problems += _absent(store, store.train, "all training cases")
+    return problems + _missing_classes(store, store.train, "all training cases")
+
+
+def _has_foreground(info: CaseInfo, classes: int) -> bool:
+    return any(info.labels.get(value) for value in range(1, classes + 1))
+
+
+def _is_smaller(shape: Sequence[int], patch: Sequence[int]) -> bool:
+    return any(size < edge for size, edge in zip(shape, patch, strict=False))
+
+
+def _missing_classes(store: Store, cases: Iterable[str], where: str) -> list[Problem]:
+    present: set[int] = set()
+    for case in cases:
+        if case in store.cases:
+            present.update(store.cases[case].labels)
+    problems = []
+    for value, name in enumerate(store.classes, 1):
+        if value not in present:
+            found = f"class {value} ({name}) is absent from {where}"
+            problems.append(Problem("*", found=found, expected="at least one voxel"))
     return problems
 
 
-def brief(problems: Iterable[Problem], most: int = 3) -> list[str]:
-    """One line for many cases of which the same is expected, else one line each."""
+def _shape_text(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def summarize_problems(problems: Iterable[Problem], most: int = 3) -> list[str]:
+    """Return one line per problem, but a single line for more than ``most`` of the same kind."""
     groups = defaultdict(list)
     for problem in problems:
         groups[problem.expected, problem.fix].append(problem)
-    return [
-        text
-        for same in groups.values()
-        for text in (
-            map(str, same)
-            if len(same) <= most
-            else [
-                f"{len(same)} cases, such as {same[0].case} ({same[0].found}) | expected {same[0].expected}"
-            ]
-        )
-    ]
-
-
-def _absent(store: Store, cases: Iterable[str], where: str) -> list[Problem]:
-    present = {value for i in cases if i in store.cases for value in store.cases[i].labels}
-    return [
-        Problem(
-            "*", found=f"class {k} ({name}) is absent from {where}", expected="at least one voxel"
-        )
-        for k, name in enumerate(store.classes, 1)
-        if k not in present
-    ]
-
-
-def _x(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape))
+    lines = []
+    for same in groups.values():
+        if len(same) <= most:
+            lines += [str(problem) for problem in same]
+        else:
+            first = same[0]
+            lines.append(
+                f"{len(same)} cases, such as {first.case} ({first.found}) "
+                f"| expected {first.expected}"
+            )
+    return lines
 
 
 def check_store(
@@ -164,13 +215,19 @@ def check_store(
     cases: Iterable[str] | None = None,
     progress: Progress | None = None,
 ) -> list[Problem]:
-    """Read the whole store (or ``cases``) and list everything wrong with it.
+    """Read a store in full and list everything that is wrong with it.
 
     Args:
-        patch: size of the training patch; cases below it get a warning.
+        store: the data set.
+        patch: size of the training patch; smaller cases get a warning.
+        cases: read only these; None reads all.
+        progress: called after each case.
     """
     chosen = list(store.cases if cases is None else cases)
-    problems = [p for p in check_facts(store, patch) if cases is None or p.case in (*chosen, "*")]
+    problems = []
+    for problem in check_facts(store, patch):
+        if cases is None or problem.case == "*" or problem.case in chosen:
+            problems.append(problem)
     for done, case in enumerate(chosen, 1):
         problems += verify(store, case) or _check_voxels(store, case)
         if progress is not None:
@@ -179,117 +236,55 @@ def check_store(
 
 
 def _check_voxels(store: Store, case: str) -> list[Problem]:
-    folder, fix, problems = (
-        store.root / "cases" / case,
-        f"segbench data prepare {store.name} --from DIR",
-        [],
-    )
+    """Compare the voxels of an undamaged case with what the store says about them."""
+    folder = store.root / "cases" / case
+    problems = []
+
+    def report(file: Path, found: str, expected: str) -> None:
+        fix = f"segbench data prepare {store.name} --from DIR"
+        problems.append(Problem(case, str(file), found, expected, fix))
+
+    shape = store.cases[case].shape
     image = store.image(case)
-    if image.dtype != np.float32 or image.shape != (store.channels, *store.cases[case].shape):
-        problems.append(
-            Problem(
-                case,
-                str(folder / "image.npy"),
-                f"{image.dtype} {image.shape}",
-                f"float32 {(store.channels, *store.cases[case].shape)}",
-                fix,
-            )
-        )
+    image_shape = (store.channels, *shape)
+    if image.dtype != np.float32 or image.shape != image_shape:
+        report(folder / "image.npy", f"{image.dtype} {image.shape}", f"float32 {image_shape}")
     if not np.isfinite(image).all():
-        problems.append(
-            Problem(
-                case, str(folder / "image.npy"), "NaN or infinite voxels", "finite gray values", fix
-            )
-        )
+        report(folder / "image.npy", "NaN or infinite voxels", "finite gray values")
     if store.cases[case].has_label:
         label = store.label(case)
         values = np.flatnonzero(np.bincount(np.ravel(label)))
-        if label.shape != store.cases[case].shape or values.max() > len(store.classes):
-            problems.append(
-                Problem(
-                    case,
-                    str(folder / "label.npy"),
-                    f"shape {_x(label.shape)}, values {values.tolist()}",
-                    f"shape {_x(store.cases[case].shape)}, values 0 to {len(store.classes)}",
-                    fix,
-                )
+        if label.shape != shape or values.max() > len(store.classes):
+            report(
+                folder / "label.npy",
+                f"shape {_shape_text(label.shape)}, values {values.tolist()}",
+                f"shape {_shape_text(shape)}, values 0 to {len(store.classes)}",
             )
     return problems
 
 
-def require_no_leak(store: Store) -> None:
-    """Refuse a store whose test cases are known to training; cheap, called before each run.
-
-    Raises:
-        DataError: names each pair.
-    """
-    leaks = [p for p in check_split(store.train, store.test, store.cases) if p.level == "error"]
-    if leaks:
-        raise DataProblems(
-            f"data set '{store.name}': train and test are not apart",
-            leaks,
-            where=store.root,
-            fix=f"segbench data check {store.name}",
-        )
-
-
-def require_apart(stores: Sequence[Store]) -> None:
-    """Refuse one training over data sets of which a test case of one is a training case of another.
-
-    Equal voxels or scans tell; and equal patients, between data sets of one collection.
-
-    Raises:
-        DataError: names each pair.
-    """
-    problems = []
-    for one, other in permutations(stores, 2):
-        kin = _collection(one) and _collection(one) == _collection(other)
-        learned = {key: case for case in one.train for key in _keys(one.cases[case], kin)}
-        for case in other.test:
-            if twin := next(
-                (learned[key] for key in _keys(other.cases[case], kin) if key in learned), None
-            ):
-                problems.append(
-                    Problem(
-                        f"{other.name}/{case}",
-                        expected="no case in both",
-                        found=f"a test case, and the training case {one.name}/{twin}",
-                    )
-                )
-    if problems:
-        raise DataProblems(
-            "the data sets are not apart: what is tested in one is learned in the other",
-            problems,
-            fix="train them one by one, or take these cases out of a list",
-        )
-
-
-def _keys(info: CaseInfo, patients: object) -> list[tuple[str, str]]:
-    keys = [
-        ("voxels", info.voxels),
-        ("scan", str(info.made.get("scan", ""))),
-        ("group", info.group if patients else ""),
-    ]
-    return [(what, value) for what, value in keys if value]
-
-
-def _collection(store: Store) -> str:
-    return str(registry.get("dataset", store.name).cls.collection)
-
-
 def require_learnable(store: Store, labeled: int) -> None:
-    """Refuse a labeled set (the first ``labeled`` of train) that lacks a label or a whole class.
+    """Refuse a labeled set in which a case has no label or a class is missing.
+
+    Args:
+        store: the data set.
+        labeled: the first this many cases of the training list are the labeled set.
 
     Raises:
         DataError: names the cases and classes.
     """
     chosen = store.train[:labeled]
-    problems = [
-        Problem(i, found="has no label", expected="a label: it is one of the labeled cases")
-        for i in chosen
-        if not store.cases[i].has_label
-    ]
-    problems += _absent(store, chosen, f"the {len(chosen)} labeled cases")
+    problems = []
+    for case in chosen:
+        if not store.cases[case].has_label:
+            problems.append(
+                Problem(
+                    case,
+                    found="has no label",
+                    expected="a label, because it is one of the labeled cases",
+                )
+            )
+    problems += _missing_classes(store, chosen, f"the {len(chosen)} labeled cases")
     if problems:
         raise DataProblems(
             f"data set '{store.name}': the labeled cases are not enough to learn from",
@@ -299,19 +294,75 @@ def require_learnable(store: Store, labeled: int) -> None:
         )
 
 
-def changed_cases(before: Mapping[str, str], store: Store) -> list[Problem]:
-    """What has become of the cases whose ``case_digests`` were ``before``."""
-    now, expected = case_digests(store), "the cases that the run began with"
-    return [
-        Problem(i, str(store.root), what, expected)
-        for i in sorted({*before, *now})
-        if (
-            what := "gone"
-            if i not in now
-            else "new"
-            if i not in before
-            else "changed"
-            if before[i] != now[i]
-            else ""
+# Leaks among data sets that are trained together.
+
+
+def require_apart(stores: Sequence[Store]) -> None:
+    """Refuse a joint training in which a test case of one data set is a training case of another.
+
+    Cases are equal if their voxels or scans are; within one collection also if the patients are.
+
+    Raises:
+        DataError: names each pair.
+    """
+    problems = []
+    for trained, tested in permutations(stores, 2):
+        collection = _collection(trained)
+        by_patient = collection != "" and collection == _collection(tested)
+        known = {}
+        for case in trained.train:
+            for key in _identity_keys(trained.cases[case], by_patient):
+                known[key] = case
+        for case in tested.test:
+            keys = _identity_keys(tested.cases[case], by_patient)
+            twin = next((known[key] for key in keys if key in known), None)
+            if twin is not None:
+                problems.append(
+                    Problem(
+                        f"{tested.name}/{case}",
+                        found=f"a test case, and the training case {trained.name}/{twin}",
+                        expected="no case in both",
+                    )
+                )
+    if problems:
+        raise DataProblems(
+            "the data sets share cases: a test case of one is a training case of another",
+            problems,
+            fix="train the data sets one by one, or remove these cases from a list",
         )
-    ]
+
+
+def _identity_keys(info: CaseInfo, by_patient: bool) -> list[tuple[str, str]]:
+    """Return what makes a case the same as one of another data set."""
+    keys = [("voxels", info.voxels), ("scan", str(info.made.get("scan", "")))]
+    if by_patient:
+        keys.append(("group", info.group))
+    return [(what, value) for what, value in keys if value]
+
+
+def _collection(store: Store) -> str:
+    return str(registry.get("dataset", store.name).cls.collection)
+
+
+def changed_cases(before: Mapping[str, str], store: Store) -> list[Problem]:
+    """Return which cases have changed, appeared or disappeared.
+
+    Args:
+        before: an earlier result of ``case_digests``.
+        store: the data set now.
+    """
+    now = case_digests(store)
+    problems = []
+    for case in sorted({*before, *now}):
+        if before.get(case) == now.get(case):
+            continue
+        if case not in now:
+            found = "gone"
+        elif case not in before:
+            found = "new"
+        else:
+            found = "changed"
+        problems.append(
+            Problem(case, str(store.root), found, expected="the cases that the run began with")
+        )
+    return problems
