@@ -400,7 +400,9 @@ def problems_of_lists(
     }
 
 
-def drawn_lists(cases: Mapping[str, Files], root: Path, layout: FolderLayout) -> dict[str, list[str]]:
+def drawn_lists(
+    cases: Mapping[str, Files], root: Path, layout: FolderLayout
+) -> dict[str, list[str]]:
     """Return lists for a folder without them, with cases in the order of their numbers.
 
     Raises:

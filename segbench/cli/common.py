@@ -196,12 +196,12 @@ class Group(click.Group):
 
 def counts(settings: Settings) -> dict[str, Any]:
     """What ``resolve`` asks of prepared data sets."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
 
     store = cache(lambda name: open_store(name, settings.data_root))
     return {
         "train_sizes": lambda name: len(store(name).patients),
-        "labels": lambda name: len(store(name).with_label),
+        "labels": lambda name: len(store(name).patients_with_label),
     }
 
 

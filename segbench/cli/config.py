@@ -98,7 +98,7 @@ def show(
 
 def _show_own_optimizers(settings: Settings, experiment: Experiment) -> None:
     """Where a method is defined with another optimizer than the protocol's, say with which."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
     from segbench.training.build import optimizers
 
     usual = experiment.protocol.optim

@@ -47,8 +47,8 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     segbench data prepare msd_spleen --download --jobs 4
     segbench data prepare folder:/data/Dataset007_Mine
     """
+    from segbench.data.open import prepare as prepare_store
     from segbench.data.preparation.pipeline import expected_files
-    from segbench.data.store import store as stores
     from segbench.data.store.checks import check_facts
     from segbench.data.store.problem import DataProblems
     from segbench.errors import UsageError
@@ -70,7 +70,7 @@ def prepare(name: str, source: Path | None, download: bool, jobs: int) -> None:
     documents = []
     for entry in entries:
         with counted(_settings(), f"prepare {entry.name}") as progress:
-            store = stores.prepare(entry.name, source, _settings().data_root, jobs, progress)
+            store = prepare_store(entry.name, source, _settings().data_root, jobs, progress)
         problems = check_facts(store)
         documents.append({**_facts(store), "problems": [vars(p) for p in problems]})
         for warning in store.warnings:
@@ -153,9 +153,9 @@ def check(name: str, cases: tuple[str, ...], source: Path | None) -> None:
     if source is not None or _unprepared(name):
         _check_source(name, source, cases)
         return
+    from segbench.data.open import open_store
     from segbench.data.store.checks import check_store
     from segbench.data.store.problem import DataProblems
-    from segbench.data.store.store import open_store
     from segbench.errors import unknown
 
     errors, documents = [], []
@@ -232,7 +232,7 @@ def _check_source(name: str, source: Path | None, cases: tuple[str, ...]) -> Non
 @click.argument("name")
 def info(name: str) -> None:
     """What a data set is, and what is known of the prepared copy."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
     from segbench.errors import DataError, SegbenchError
 
     documents = []
@@ -378,7 +378,7 @@ def list_() -> None:
 
 
 def _state(name: str, cls: type) -> str:
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
     from segbench.errors import SegbenchError
 
     if cls.family:  # type: ignore[attr-defined]

@@ -191,7 +191,7 @@ def _members(settings: Settings, suite: Path, machine: Machine) -> tuple[list[Ru
 
 def _experiments(settings: Settings, suite: Suite, document: Document) -> Iterator[Experiment]:
     """Those of all combinations; of absent data the published number of training cases is taken."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
     from segbench.suites.suite import choices, expand
 
     for choice in choices(suite):

@@ -166,10 +166,7 @@ def derived(store: Store, downsample: int | Sequence[int]) -> Store:
         UsageError: a factor below 1, a wrong number of factors, or a store that is derived already.
         DataError: a file of the store is damaged.
     """
-    if isinstance(downsample, int):
-        factors = (downsample,) * store.dims
-    else:
-        factors = tuple(downsample)
+    factors = (downsample,) * store.dims if isinstance(downsample, int) else tuple(downsample)
     if set(factors) == {1}:
         return store
     if min(factors) < 1 or len(factors) != store.dims or store.downsample != 1:
@@ -178,7 +175,7 @@ def derived(store: Store, downsample: int | Sequence[int]) -> Store:
             expected="factors of 1 or more, once",
         )
     is_uniform = len(set(factors)) == 1
-    factor = factors[0] if is_uniform else factors
+    factor: int | tuple[int, ...] = factors[0] if is_uniform else factors
     shown = str(factors[0]) if is_uniform else "x".join(map(str, factors))
     root = store.root.with_name(f"{store.root.name}@{shown}")
 

@@ -115,7 +115,9 @@ def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
         path: [p.relative_to(path) for p in find_below(path, "*") if p.is_file() and p not in read]
         for path in paths
     }
-    return [f"{path}: not taken as scans: {first_few(files)}" for path, files in lost.items() if files]
+    return [
+        f"{path}: not taken as scans: {first_few(files)}" for path, files in lost.items() if files
+    ]
 
 
 def _name(path: Path) -> str:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from segbench.config import Protocol
 from segbench.contracts.method import Method
+from segbench.data.open import derived
 from segbench.data.sampling.crops import nearest
-from segbench.data.store.store import Store, derived
+from segbench.data.store.store import Store
 from segbench.evaluation.sliding_window import labels_from, predict_probabilities
 from segbench.metrics import aggregate, evaluate_labels, largest_component
 from segbench.storage import array_digest

@@ -228,7 +228,7 @@ def verify(run: RunDir, data_root: Path) -> dict[str, Any]:
 
 def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str:
     """Recompute the metrics of one data set; return why that is not possible, empty if it is."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
     from segbench.evaluation.test_set import score
     from segbench.storage import array_digest
 

@@ -12,14 +12,14 @@ from segbench import registry
 from segbench.config import Experiment
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method, Optim, Setting, Source
+from segbench.data.open import derived
 from segbench.data.sampling.batches import TrainingData
-from segbench.data.sampling.splits import drawn
-from segbench.data.store.store import Store, derived
+from segbench.data.sampling.splits import with_draw, without_held_out
+from segbench.data.store.store import Store
 from segbench.errors import UsageError
 from segbench.nn.inspect import dry_run
 from segbench.training.distributed import World
 from segbench.training.plan import Stage, stages
-from segbench.training.selection import without_held_out
 
 
 def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Method:
@@ -140,7 +140,7 @@ def training_views(experiment: Experiment, stores: list[Store]) -> dict[str, Sto
     views = {}
     for store in stores:
         small = derived(store, protocol.factors(store.name, store.dims))
-        view = drawn(small, experiment.draw)
+        view = with_draw(small, experiment.draw)
         if protocol.selection == "validation":
             view = without_held_out(view, experiment.labeled[store.name])
         if experiment.unlabeled == "labeled":

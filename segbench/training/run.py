@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from segbench.contracts.method import Method
+from segbench.data.open import derived
 from segbench.data.sampling.loader import loader
-from segbench.data.store.checks import brief, check_facts
-from segbench.data.store.store import Store, case_digests, derived, require_intact
+from segbench.data.store.checks import check_facts, summarize_problems
+from segbench.data.store.store import Store, case_digests, require_intact
 from segbench.errors import SegbenchError, TrainingError, UsageError
 from segbench.nn.inspect import recompute
 from segbench.results.rundir import RunDir
@@ -228,7 +229,7 @@ def _data_warnings(run: Prepared, views: dict[str, Store]) -> list[str]:
         for problem in check_facts(view, run.experiment.protocol.least):
             if problem.level == "warning":
                 warnings.append(problem)
-    return brief(warnings)
+    return summarize_problems(warnings)
 
 
 def _keeps_snapshots(run: Prepared, machine: Machine) -> bool:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from segbench.contracts.method import Method
-from segbench.data.sampling.splits import drawn
+from segbench.data.sampling.splits import held_out, with_draw
 from segbench.data.store.store import Store
-from segbench.errors import IntegrityError, UsageError
+from segbench.errors import IntegrityError
 from segbench.evaluation.test_set import evaluate, summarize
 from segbench.training import checkpoint
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from segbench.training.setup import Prepared
 
 CHECKPOINTS = 10
-SHARE = 10  # one training case in ten is held out, two at least
 Report = Callable[[int, int, str], None]
 
 
@@ -34,47 +32,12 @@ def snapshot_steps(total: int) -> frozenset[int]:
     return frozenset(max(1, round(total * i / CHECKPOINTS)) for i in range(1, CHECKPOINTS + 1))
 
 
-def held_out(store: Store, labeled: int) -> tuple[str, ...]:
-    """The training cases to validate on: the last ones of the list that have a label and are not among the labeled ones.
-
-    Patients are not divided: a patient with a labeled case is not taken, and of one that is taken all cases are.
-
-    Raises:
-        UsageError: there are fewer than two.
-    """
-    wanted = max(2, ceil(len(store.train) / SHARE))
-    learned = {store.cases[case].group for case in store.labeled(labeled)}
-    chosen: dict[str, None] = {}
-    for case in reversed(store.train):
-        if len(chosen) >= wanted:
-            break
-        info = store.cases[case]
-        if info.has_label and info.group not in learned:
-            patient = [c for c in store.train if store.cases[c].group == info.group]
-            chosen |= dict.fromkeys(c for c in patient if store.cases[c].has_label)
-    if len(chosen) < 2:
-        raise UsageError(
-            f"too few training cases of '{store.name}' are left to validate on",
-            found=len(chosen),
-            expected="at least 2 with a label beside the labeled ones",
-            fix="fewer labeled cases (--labeled)",
-        )
-    return tuple(case for case in store.train if case in chosen)
-
-
-def without_held_out(store: Store, labeled: int) -> Store:
-    """The store for training where the selection is by validation: no case of a held-out patient is in its list."""
-    groups = {store.cases[case].group for case in held_out(store, labeled)}
-    return replace(
-        store, train=tuple(case for case in store.train if store.cases[case].group not in groups)
-    )
-
-
 def validation_stores(run: Prepared) -> list[Store]:
     """The run's data sets with the held-out cases in the place of the test cases."""
     chosen = run.experiment
     return [
-        replace(s, test=held_out(drawn(s, chosen.draw), chosen.labeled[s.name])) for s in run.stores
+        replace(s, test=held_out(with_draw(s, chosen.draw), chosen.labeled[s.name]))
+        for s in run.stores
     ]
 
 

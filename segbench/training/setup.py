@@ -12,16 +12,16 @@ import torch
 
 from segbench.config import Experiment
 from segbench.contracts.method import Optim
-from segbench.data.sampling.splits import drawn
+from segbench.data.open import open_store
+from segbench.data.sampling.splits import held_out, with_draw
 from segbench.data.store.checks import require_apart, require_learnable, require_no_leak
-from segbench.data.store.store import Store, open_store
+from segbench.data.store.store import Store
 from segbench.errors import DataError, PluginError, UsageError
 from segbench.identity.run_id import run_id, science
 from segbench.identity.sources import source_digest
 from segbench.results.rundir import RunDir, run_folder
 from segbench.training import distributed
 from segbench.training.build import optimizers
-from segbench.training.selection import held_out
 
 
 @dataclass
@@ -146,7 +146,7 @@ def _check_split(store: Store, experiment: Experiment, machine: Machine) -> None
         )
 
     labeled = experiment.labeled[store.name]
-    view = drawn(store, experiment.draw)
+    view = with_draw(store, experiment.draw)
     require_learnable(view, len(view.labeled(labeled)))
     if not 0 < labeled <= len(store.patients):
         raise UsageError(

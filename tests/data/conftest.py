@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.data.store import store as stores
+from segbench.data.open import open_store, prepare
+from segbench.data.store.store import Store
 
 PLUGIN = """
 import json, os, signal
@@ -82,11 +83,11 @@ class Toy:
             self.case(name, i)
         self.split(names[:train], names[train:])
 
-    def prepare(self, jobs: int = 1, progress=None) -> stores.Store:
-        return stores.prepare("toy", self.source, self.data_root, jobs, progress)
+    def prepare(self, jobs: int = 1, progress=None) -> Store:
+        return prepare("toy", self.source, self.data_root, jobs, progress)
 
-    def open(self) -> stores.Store:
-        return stores.open_store("toy", self.data_root)
+    def open(self) -> Store:
+        return open_store("toy", self.data_root)
 
     def loads(self) -> list[str]:
         """Ids loaded since the last call."""

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from segbench import registry
+from segbench.data.open import open_store
+from segbench.data.open import prepare as prepare_store
 from segbench.data.store.checks import check_store
 from segbench.data.store.problem import DataProblems
-from segbench.data.store.store import open_store
-from segbench.data.store.store import prepare as prepare_store
 from segbench.errors import DataError
 from segbench.training.run import execute
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from segbench.data.open import derived
 from segbench.data.store.checks import (
-    brief,
     check_facts,
     check_split,
     check_store,
     require_learnable,
     require_no_leak,
+    summarize_problems,
 )
 from segbench.data.store.problem import DataProblems
-from segbench.data.store.store import derived
 
 
 def errors(problems):
@@ -106,10 +106,13 @@ def test_labels_are_judged(toy):
 def test_the_same_warning_of_many_cases_is_one_line(toy):
     toy.fill()
     problems = check_facts(toy.prepare(), patch=(5, 7, 4))
-    assert brief(problems) == [
+    assert summarize_problems(problems) == [
         "5 cases, such as c0 (shape 5x6x4) | expected at least the patch 5x7x4 (it will be padded)"
     ]
-    assert brief(problems[:3]) == [str(p) for p in problems[:3]] and brief([]) == []
+    assert (
+        summarize_problems(problems[:3]) == [str(p) for p in problems[:3]]
+        and summarize_problems([]) == []
+    )
 
 
 def test_a_labeled_case_needs_a_label(toy):

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from segbench.data.sampling.splits import drawn
-from segbench.data.store.store import derived
+from segbench.data.open import derived
+from segbench.data.sampling.splits import with_draw
 
 PROTOCOL = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 
@@ -12,20 +12,23 @@ PROTOCOL = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 def test_draw_0_is_the_published_list(toy):
     toy.fill(6)
     store = toy.prepare()
-    assert drawn(store, 0) is store
+    assert with_draw(store, 0) is store
 
 
 def test_a_draw_is_a_shuffle_that_depends_on_its_number_and_the_ids_alone(toy):
     toy.fill(12)
     store = toy.prepare()
-    orders = [drawn(store, k).train for k in range(6)]
+    orders = [with_draw(store, k).train for k in range(6)]
     assert len(set(orders)) == 6 and all(sorted(o) == sorted(store.train) for o in orders)
-    assert drawn(store, 1).test == store.test and drawn(store, 1).fingerprint == store.fingerprint
+    assert (
+        with_draw(store, 1).test == store.test
+        and with_draw(store, 1).fingerprint == store.fingerprint
+    )
     # From sha256sum of "1 c0", "1 c1", ...: an order that moved would silently change what "draw 1" means.
-    assert drawn(derived(store, 2), 1).train == orders[1]
+    assert with_draw(derived(store, 2), 1).train == orders[1]
     assert orders[1][:4] == ("c0", "c3", "c6", "c1")
     toy.split([f"c{i}" for i in range(12) if i != 3], ["c12", "c13"])
-    assert drawn(toy.prepare(), 1).train == tuple(i for i in orders[1] if i != "c3")
+    assert with_draw(toy.prepare(), 1).train == tuple(i for i in orders[1] if i != "c3")
 
 
 def test_patients_stay_together_and_unlabeled_cases_come_last(toy):
@@ -35,7 +38,7 @@ def test_patients_stay_together_and_unlabeled_cases_come_last(toy):
     toy.split(names, ["q_a"])
     store = toy.prepare()
     for k in range(1, 5):
-        order = drawn(store, k).train
+        order = with_draw(store, k).train
         assert set(order[-2:]) == {"p0_a", "p0_b"}
         assert [order[i : i + 2] for i in range(0, 12, 2)] == [
             (f"{a[:2]}_a", f"{a[:2]}_b") for a in order[::2]
@@ -50,7 +53,7 @@ def test_a_run_trains_on_its_draw_and_has_a_table_of_its_own(lab):
     store = runs[1].stores[0]
     labeled = {}
     for k in (0, 1):
-        view = drawn(store, k)
+        view = with_draw(store, k)
         data = TrainingData({store.name: view}, {store.name: 2}, runs[1].experiment.protocol, 0)
         labeled[k] = set(data.cases(0, 0, 2, 0))
         assert labeled[k] == {f"tiny/{case}" for case in view.train[:2]}

@@ -9,9 +9,9 @@ import pytest
 
 from segbench import registry
 from segbench.data.links import load_links
+from segbench.data.open import open_store
+from segbench.data.open import prepare as prepare_store
 from segbench.data.store.problem import DataProblems
-from segbench.data.store.store import open_store
-from segbench.data.store.store import prepare as prepare_store
 from segbench.errors import DataError, SegbenchError, UsageError
 from segbench.training.run import execute
 
@@ -327,7 +327,7 @@ def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
         ),
         ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 2}}, "without a gap"),
         ({"channel_names": {"1": "CT"}, "labels": {"background": 0, "a": 1}}, "without a gap"),
-        ({"labels": {"background": 0, "a": 1}}, "lacks its channels"),
+        ({"labels": {"background": 0, "a": 1}}, "channels or labels are missing"),
         (
             {
                 "channel_names": {"0": "CT"},
@@ -592,7 +592,7 @@ def test_a_store_is_refused_after_a_change_until_it_is_prepared_again(mine, lab)
         registry.reset()  # as in a new process
         refused = lab.call("run", "supervised", "--dataset", "mine", "--steps", "1", "--dry-run")
         assert refused.returncode == 3, refused.stderr
-        assert f"other {name} than now" in refused.stderr
+        assert f"changed: {name}" in refused.stderr
         assert "segbench data prepare mine" in refused.stderr
         done = lab.call("data", "prepare", "mine")
         assert (

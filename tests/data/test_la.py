@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.data.store import store as stores
+from segbench.data.open import prepare as prepare_store
 from segbench.data.store.checks import check_store
 from segbench.data.store.problem import DataProblems
 from segbench.errors import DataError
@@ -43,7 +43,7 @@ def lists(source, ids=IDS):
 
 
 def prepare(source, tmp_path):
-    return stores.prepare("la", source, tmp_path / "prepared")
+    return prepare_store("la", source, tmp_path / "prepared")
 
 
 def file_of(source, case):
@@ -469,7 +469,7 @@ def test_some_real_files(real_data, tmp_path):
 @pytest.mark.slow
 def test_the_real_archive(real_data, tmp_path):
     """Facts measured on the 100 shared h5 files."""
-    store = stores.prepare("la", real(real_data, tmp_path / "real"), tmp_path, jobs=2)
+    store = prepare_store("la", real(real_data, tmp_path / "real"), tmp_path, jobs=2)
     assert (len(store.train), len(store.test), store.partial) == (80, 20, False)
     shapes = np.array([info.shape for info in store.cases.values()])
     assert shapes.min(0).tolist() == [148, 132, 88] and shapes.max(0).tolist() == [244, 160, 88]

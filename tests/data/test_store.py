@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segbench.data.store import store as stores
+from segbench.data.open import derived, prepare
 from segbench.data.store.downsample import block_majority, block_mean
 from segbench.data.store.problem import DataProblems
+from segbench.data.store.store import read_store
 from segbench.errors import (
     BusyError,
     DataError,
@@ -70,10 +71,10 @@ def test_the_fingerprint_knows_no_place_and_no_time_but_every_voxel_and_the_spli
     first = toy.prepare()
     moved = tmp_path / "moved"
     toy.source.rename(moved)
-    again = stores.prepare("toy", moved, tmp_path / "elsewhere")
+    again = prepare("toy", moved, tmp_path / "elsewhere")
     assert again.fingerprint == first.fingerprint
     toy.split(["c1", "c0", "c2"], ["c3", "c4"])  # another labeled prefix
-    assert stores.prepare("toy", moved, tmp_path / "elsewhere").fingerprint != first.fingerprint
+    assert prepare("toy", moved, tmp_path / "elsewhere").fingerprint != first.fingerprint
 
 
 def test_two_processes_give_the_same_store_as_one(toy, tmp_path):
@@ -83,7 +84,7 @@ def test_two_processes_give_the_same_store_as_one(toy, tmp_path):
         toy.prepare(jobs=2)
     toy.case("c2", 2)
     two = toy.prepare(jobs=2)
-    one = stores.prepare("toy", toy.source, tmp_path / "one")
+    one = prepare("toy", toy.source, tmp_path / "one")
     assert two.fingerprint == one.fingerprint and two.cases == one.cases
 
 
@@ -135,7 +136,7 @@ def test_a_killed_call_leaves_no_store_and_the_next_goes_on(toy):
     (toy.folder / "kill").write_text("c3")
     code = (
         "import sys; from pathlib import Path\n"
-        "from segbench import registry; from segbench.data.store.store import prepare\n"
+        "from segbench import registry; from segbench.data.open import prepare\n"
         "registry.add_file(sys.argv[1]); prepare('toy', Path(sys.argv[2]), Path(sys.argv[3]))"
     )
     done = subprocess.run([sys.executable, "-c", code, toy.plugin, toy.source, toy.data_root])
@@ -147,7 +148,7 @@ def test_a_killed_call_leaves_no_store_and_the_next_goes_on(toy):
     (toy.folder / "kill").unlink()
     store = toy.prepare()
     assert toy.loads() == ["c3", "c4"] and not half.exists()
-    assert store.fingerprint == stores.prepare("toy", toy.source, toy.folder / "fresh").fingerprint
+    assert store.fingerprint == prepare("toy", toy.source, toy.folder / "fresh").fingerprint
 
 
 def test_a_damaged_case_is_made_again(toy):
@@ -211,7 +212,7 @@ def test_missing_cases_are_named_with_a_remedy(toy):
     with pytest.raises(DataError, match="1 of 3 cases are missing"):
         toy.prepare()
     with pytest.raises(DataError, match="no such folder"):
-        stores.prepare("toy", toy.folder / "absent", toy.data_root)
+        prepare("toy", toy.folder / "absent", toy.data_root)
 
 
 def test_a_source_with_its_own_lists_gives_a_partial_store_in_the_published_order(toy):
@@ -243,7 +244,10 @@ def test_own_lists_may_name_groups_and_are_told_apart_from_the_published_split(t
     toy.lists(["p1"], ["p2"])
     store = toy.prepare()
     assert (store.train, store.test, store.partial) == (("p1_a", "p1_b"), ("p2_a", "p2_b"), True)
-    assert any("otherwise" in w for w in store.warnings) and store.cases["p2_b"].group == "p2"
+    assert (
+        any("the other side of the published split" in w for w in store.warnings)
+        and store.cases["p2_b"].group == "p2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -387,8 +391,8 @@ def test_downsampling_equals_the_slow_way(shape, factors):
 def test_a_derived_store_follows_its_parent(toy):
     toy.fill()
     store = toy.prepare()
-    half = stores.derived(store, 2)
-    assert stores.derived(store, 1) is store
+    half = derived(store, 2)
+    assert derived(store, 1) is store
     assert (
         half.root.name == "toy@2"
         and half.parent == store.fingerprint != half.fingerprint
@@ -403,13 +407,13 @@ def test_a_derived_store_follows_its_parent(toy):
     np.testing.assert_allclose(half.image("c1")[0], small, atol=1e-7)
     np.testing.assert_array_equal(half.label("c1"), major)
 
-    flat = stores.derived(store, (2, 1, 2))
+    flat = derived(store, (2, 1, 2))
     assert (
         flat.root.name == "toy@2x1x2"
         and flat.cases["c1"].shape == (3, 6, 2)
         and flat.downsample == (2, 1, 2)
     )
-    assert flat.cases["c1"].spacing == (2.0, 1.0, 4.0) and stores.derived(store, (2, 2, 2)) == half
+    assert flat.cases["c1"].spacing == (2.0, 1.0, 4.0) and derived(store, (2, 2, 2)) == half
     np.testing.assert_array_equal(
         np.array(flat.cases["c1"].affine) @ [0, 0, 0, 1], [0.5, 0, 1.0, 1]
     )
@@ -418,20 +422,18 @@ def test_a_derived_store_follows_its_parent(toy):
     )
 
     before = (half.root / "store.json").stat().st_mtime_ns
-    assert (
-        stores.derived(store, 2) == half and (half.root / "store.json").stat().st_mtime_ns == before
-    )
+    assert derived(store, 2) == half and (half.root / "store.json").stat().st_mtime_ns == before
     toy.case("c1", 77)
-    changed = stores.derived(toy.prepare(), 2)
+    changed = derived(toy.prepare(), 2)
     assert changed.parent != half.parent and changed.fingerprint != half.fingerprint
     for wrong in (replace(store, downsample=2), store):
         with pytest.raises(UsageError):
-            stores.derived(wrong, 0 if wrong is store else 2)
+            derived(wrong, 0 if wrong is store else 2)
 
 
 def _derive(root):
     """In another process: derive and say what came out."""
-    return stores.derived(stores.read_store(root), 2).fingerprint
+    return derived(read_store(root), 2).fingerprint
 
 
 def test_deriving_at_once_in_two_processes_gives_one_store(toy):
@@ -439,4 +441,4 @@ def test_deriving_at_once_in_two_processes_gives_one_store(toy):
     store = toy.prepare()
     with multiprocessing.get_context("fork").Pool(2) as pool:
         first, second = pool.map(_derive, [store.root, store.root])
-    assert first == second == stores.derived(store, 2).fingerprint
+    assert first == second == derived(store, 2).fingerprint

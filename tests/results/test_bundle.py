@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from segbench.data.store.store import open_store
+from segbench.data.open import open_store
 from segbench.errors import DataError, IntegrityError, UsageError
 from segbench.evaluation.test_set import score
 from segbench.results import bundle, predictions
@@ -102,7 +102,7 @@ def test_a_reported_run_is_verified_once_the_data_are_there(study, store, lab, m
         raise DataError(f"data set '{name}' is not prepared")
 
     with monkeypatch.context() as patch:
-        patch.setattr("segbench.data.store.store.open_store", absent)
+        patch.setattr("segbench.data.open.open_store", absent)
         run, origin = bundle.take_in(
             lab.folder / "a.zip", lab.folder / "theirs", lab.folder / "data"
         )

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from segbench.contracts.method import Method, Setting, Source
+from segbench.data.open import derived, open_store
 from segbench.data.sampling.crops import zoom
-from segbench.data.store.store import derived, open_store
 from segbench.evaluation.test_set import cases_csv, evaluate, predict_case, summarize
 from segbench.training.run import execute
 

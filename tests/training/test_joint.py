@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from segbench import registry
+from segbench.data.open import derived
 from segbench.data.sampling.batches import TrainingData
 from segbench.data.store.checks import require_apart
-from segbench.data.store.store import derived
 from segbench.errors import DataError
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"

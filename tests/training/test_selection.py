@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segbench.data.store.store import open_store
+from segbench.data.open import open_store
+from segbench.data.sampling.splits import held_out, without_held_out
 from segbench.errors import IntegrityError, Interrupted, UsageError
 from segbench.training import checkpoint
 from segbench.training.build import build
 from segbench.training.leak import measure
 from segbench.training.reload import reevaluate
 from segbench.training.run import execute
-from segbench.training.selection import held_out, snapshot_steps, snapshots, without_held_out
+from segbench.training.selection import snapshot_steps, snapshots
 from segbench.training.setup import Cadence, prepare
 
 VALIDATION = ["selection=validation"]

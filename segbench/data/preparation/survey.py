@@ -104,9 +104,7 @@ def _fact_problems(store: Store, raw: Mapping[str, RawCase], incomplete: bool) -
         if not file and problem.case in raw:
             file = common_path(raw[problem.case].where)
         problems.append(
-            Problem(
-                problem.case, file, problem.found, problem.expected, problem.fix, problem.level
-            )
+            Problem(problem.case, file, problem.found, problem.expected, problem.fix, problem.level)
         )
     return problems
 

@@ -202,9 +202,7 @@ def _check_geometry(case: Case, dataset: Dataset, file: str) -> list[Problem]:
     if case.affine is not None:
         shape = np.shape(case.affine)
         if shape != (4, 4) or not np.isfinite(case.affine).all():
-            problems.append(
-                Problem(case.id, file, f"affine {shape}", "a finite (4, 4) matrix")
-            )
+            problems.append(Problem(case.id, file, f"affine {shape}", "a finite (4, 4) matrix"))
     return problems
 
 
