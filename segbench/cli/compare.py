@@ -12,7 +12,7 @@ from segbench.cli.common import Command, Settings, safe, width
 from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from segbench.results.leaderboard import Board
+    from segbench.results.board import Board
     from segbench.results.scores import Scores
     from segbench.results.stats import Difference
 
@@ -49,9 +49,11 @@ def compare(
             fix="segbench compare A B",
         )
     found, warnings = boards(all_runs(settings.root))
-    wanted = members(dataset, {b.dataset for b in found})
+    wanted = members(dataset, {name for b in found for name in b.datasets})
     found = [
-        b for b in found if labeled in (None, b.labeled) and (wanted is None or b.dataset in wanted)
+        b
+        for b in found
+        if labeled in (None, b.labeled) and (wanted is None or wanted.issuperset(b.datasets))
     ]
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
@@ -80,17 +82,14 @@ def compare(
 
 def _index(board: Board, name: str) -> list[tuple[int, int | None]]:
     """Row, and run of the row where one run is named."""
-    exact = [(i, None) for i, r in enumerate(board.rows) if r.method == name]
-    loose = [
-        (i, None) for i, r in enumerate(board.rows) if r.method.split("[")[0].split(" ")[0] == name
-    ]
+    named = [(board.rows.index(row), None) for row in board.find(name)]
     single = [
         (i, j)
         for i, row in enumerate(board.rows)
         for j, f in enumerate(row.runs)
         if f.result["run_id"].startswith(name)
     ]
-    found = exact or loose or (single if len(name) >= 4 else [])
+    found = named or (single if len(name) >= 4 else [])
     if len(found) > 1:
         raise UsageError(
             f"'{name}' fits several rows of {board.title}",
@@ -120,7 +119,7 @@ def _scores(board: Board, name: str, metric: str) -> Scores:
 def _table(
     settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool
 ) -> dict[str, Any]:
-    from segbench.results.leaderboard import TIES
+    from segbench.results.board import TIES
     from segbench.results.rundir import plain
     from segbench.results.stats import pairwise
 
@@ -128,7 +127,7 @@ def _table(
         m: pairwise([_scores(board, n, m) for n in names], m == "dice", TIES[m], board.family(m))
         for m in METRICS
     }
-    seeds = {n: len(_scores(board, n, "dice").values) for n in names}
+    seeds = {n: len(_scores(board, n, "dice").replicates) for n in names}
     if not settings.json:
         _say(board.title)
         for dice, hd95 in zip(metrics["dice"], metrics["hd95"], strict=True):
@@ -176,7 +175,7 @@ def _show(
 ) -> None:
     a, b = seeds[dice.a], seeds[dice.b]
     paired = len(dice.by_case) - dice.left_out
-    kind = "runs" if len(board.draws) > 1 else f"seed{'s' if max(a, b) > 1 else ''}"
+    kind = board.replicate_word if max(a, b) > 1 else board.replicate_word[:-1]
     _say(
         f"{dice.a} minus {dice.b}: {_cases(paired)} paired, {a} and {b} {kind}"
         + (f", {_cases(dice.left_out)} not defined in all runs" if dice.left_out else "")
@@ -192,7 +191,7 @@ def _show(
             f"  {title}  {mean} {span}  p {_p(d.p_holm)}  "
             f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})"
         )
-    _say(f"  {_verdict(dice, min(a, b), 'draws' if len(board.draws) > 1 else 'seeds')}")
+    _say(f"  {_verdict(dice, board.replicate_word)}")
     ordered = sorted(
         (float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v
     )
@@ -212,19 +211,42 @@ def _cases(count: int) -> str:
     return f"{count} case{'s' if count != 1 else ''}"
 
 
-def _verdict(d: Difference, seeds: int, unit: str) -> str:
-    if d.p != d.p:
+def _verdict(difference: Difference, unit: str) -> str:
+    """Return what the test says, and how many replicates would settle the pair.
+
+    Args:
+        unit: what the replicates are: draws or seeds.
+    """
+    if difference.p != difference.p:
         return "one case: nothing can be tested"
-    if seeds < 2:
-        return "one seed: the p value may hold for these trainings only; three seeds are needed (--seeds 0-2)"
-    verdict = "distinguishable" if d.distinguishable else "not distinguishable"
-    if d.replicates_needed is None and d.distinguishable:
-        return f"{verdict} at 5 %"
-    if d.replicates_needed is None:
-        return f"{verdict} at 5 %; no number of {unit} would show a difference of {abs(d.mean):.1f} on so few cases"
+    if difference.replicates < 2:
+        return (
+            "one seed: the p value may hold for these trainings only; "
+            "three seeds are needed (--seeds 0-2)"
+        )
+    needed = difference.replicates_needed
+    size = f"{abs(difference.mean):.1f}"
+    if difference.distinguishable and needed is None:
+        return "distinguishable at 5 %"
+    if difference.distinguishable:
+        return (
+            f"distinguishable at 5 %; {needed} {unit} per method find a true difference of {size} "
+            "(power 80 %)"
+        )
+    if needed is None:
+        return (
+            f"not distinguishable at 5 %; no number of {unit} would show a difference of {size} "
+            "on so few cases"
+        )
+    more = needed - difference.replicates
+    if more <= 0:
+        return (
+            f"not distinguishable at 5 %, although {needed} {unit} per method find a true "
+            f"difference of {size} in 80 % of studies"
+        )
     return (
-        f"{verdict} at 5 %; a true difference of {abs(d.mean):.1f} shows with {d.replicates_needed} {unit} a method "
-        "(power 80 %)"
+        f"not distinguishable at 5 %; {more} more {unit} per method ({needed} in all) would find "
+        f"a true difference of {size} (power 80 %)"
     )
 
 

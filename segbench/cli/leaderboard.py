@@ -15,7 +15,7 @@ from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from segbench.results import export
-    from segbench.results.leaderboard import Board
+    from segbench.results.board import Board
     from segbench.results.published import Published
 
 LONG_NAME = 16  # characters: longer ones are told below a table that is too wide
@@ -71,8 +71,8 @@ def leaderboard(
         raise UsageError("--published goes with every format but csv", found=kind)
     beside = published if with_published else None
     every, warnings = boards(all_runs(settings.root), sort=sort, against=against)
-    wanted = members(dataset, (b.dataset for b in every))
-    found = [b for b in every if wanted is None or b.dataset in wanted]
+    wanted = members(dataset, (name for b in every for name in b.datasets))
+    found = [b for b in every if wanted is None or wanted.issuperset(b.datasets)]
     _check_against(against, found)
     for warning in warnings:
         click.echo(f"warning: {safe(warning)}", err=True)
@@ -101,7 +101,7 @@ def leaderboard(
 
 
 def _check_against(against: str | None, found: list[Board]) -> None:
-    from segbench.results.leaderboard import is_called
+    from segbench.results.board import is_called
 
     names = {r.method for b in found for r in b.rows}
     if against is not None and names and not any(is_called(against, name) for name in names):
@@ -164,10 +164,13 @@ def show(board: Board, wide: bool = False, published: Published | None = None) -
         "Jaccard %",
         "ranks",
         "seeds",
+        "draws",
         "missed",
         f"HD95 {board.unit}",
         *(c.title for c in columns if c.title.startswith("to ")),
         *(c.title for c in columns if c.title.endswith("95% CI")),
+        export.GAP_TITLE,
+        export.GAIN_TITLE,
         "published",
     ]
     for title in drop:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from segbench.text import safe
 
 if TYPE_CHECKING:
-    from segbench.results.leaderboard import Board
+    from segbench.results.board import Board
 
 
 def outdated_results(boards: Iterable[Board]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from segbench.errors import SegbenchError
+from segbench.results.board import Board
 from segbench.results.cite import plugins
-from segbench.results.leaderboard import Board, boards
+from segbench.results.leaderboard import boards
 from segbench.results.rundir import RunDir
 
 # All that reading a forged or damaged file can raise.

@@ -20,7 +20,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from segbench.results.leaderboard import Board, MethodRow
+from segbench.results.board import Board, MethodRow
 from segbench.text import safe
 
 # Placeholder colors of the series, used for nothing else. They are replaced by the page's own

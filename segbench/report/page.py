@@ -28,9 +28,9 @@ from segbench.report.commands import command
 from segbench.report.content import Content
 from segbench.report.cost import RowCost, cost_of
 from segbench.report.overlay import Picture
-from segbench.results.export import footer, number
+from segbench.results.board import TIES, Board, MethodRow, tested_pair
+from segbench.results.export import effect_text, footer, number
 from segbench.results.finished import FinishedRun
-from segbench.results.leaderboard import TIES, Board, MethodRow, tested_pair
 from segbench.results.published import published
 from segbench.results.scores import Array
 from segbench.results.stats import Difference, compare
@@ -60,6 +60,7 @@ def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -
     )
     environment.filters["number"] = _signed
     environment.filters["p"] = _p_text
+    environment.filters["effect"] = effect_text
     script = _file("sort.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -124,20 +125,33 @@ def _section(index: int, board: Board, pictures: Pictures) -> dict[str, Any]:
         "classes": board.classes,
         "rows": list(zip(rows, _bars(board), strict=True)),
         "selection": _selection(board),
+        "effects": any(row.gap_closed or row.unlabeled_gain for row in rows),
         "strips": [Markup(figures.strip(board, name)) for name in board.classes],
         "cases": _cases(board),
         "matrix": _matrix(board),
         "costs": list(costs.items()),
         "scatter": _scatter(rows, costs) if len(rows) > 1 else "",
-        "curves": [Markup(figures.curves(row)) for row in rows if any(r.log for r in row.runs)],
+        "curves": [] if board.is_mean else _curves(rows),
         "pictures": shown_pictures,
         "leaks": [(name, run.seed, run.leak) for name, run in _runs(board) if run.leak],
         "published": published(board.dataset, board.labeled) if board.standard else [],
         "settings": _settings(board),
-        "reproduce": [command(row.runs) for row in rows],
+        "reproduce": [] if board.is_mean else [_commands(row) for row in rows],
         "environments": _environments(board),
         "warnings": _warnings(board),
     }
+
+
+def _curves(rows: Sequence[MethodRow]) -> list[Markup]:
+    return [Markup(figures.curves(row)) for row in rows if any(run.log for run in row.runs)]
+
+
+def _commands(row: MethodRow) -> str:
+    """Return the lines that repeat a row's runs, one per labeled draw."""
+    by_draw: dict[int, list[FinishedRun]] = {}
+    for run in row.runs:
+        by_draw.setdefault(run.draw, []).append(run)
+    return "\n".join(command(runs) for runs in by_draw.values())
 
 
 def _runs(board: Board) -> list[tuple[str, FinishedRun]]:
@@ -187,9 +201,9 @@ def _cases(board: Board) -> list[tuple[str, list[float]]]:
     """Return the mean Dice over runs by case (rows) and method (columns); nan if undefined."""
     means = []
     for scores in board.scores("dice"):
-        draws = np.asarray(scores.draws)
-        by_draw = [_defined_mean(scores.values[draws == draw]) for draw in scores.distinct_draws]
-        means.append(_defined_mean(np.stack(by_draw)))
+        by_draw = [scores.of_draws([draw]).values for draw in scores.distinct_draws]
+        parts = [_defined_mean(values) for values in by_draw or [scores.values]]
+        means.append(_defined_mean(np.stack(parts)))
     return [(case, [float(m[i]) for m in means]) for i, case in enumerate(board.case_ids)]
 
 
@@ -247,9 +261,18 @@ def _settings(board: Board) -> dict[str, Any]:
         "protocol": dump_yaml(first["science"]["protocol"]),
         "rows": rows,
         "shared": _listed(shared),
-        "fingerprint": first["fingerprints"][board.dataset],
-        "split": first["splits"][board.dataset],
+        "data": _data(board),
     }
+
+
+def _data(board: Board) -> list[dict[str, str]]:
+    """Return fingerprint and split of each data set."""
+    found = []
+    for dataset, run in zip(board.datasets, board.rows[0].run_groups[0], strict=True):
+        fingerprint = run.result["fingerprints"][dataset]
+        split = run.result["splits"][dataset]
+        found.append({"name": dataset, "fingerprint": fingerprint, "split": split})
+    return found
 
 
 def _params(run: FinishedRun) -> dict[str, Any]:

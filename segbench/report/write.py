@@ -36,7 +36,7 @@ def report(
     found: Pictures = {}
     if restore is not None:
         for number, board in enumerate(content.boards, 1):
-            for row in board.rows:
+            for row in [] if board.is_mean else board.rows:
                 say(f"{board.dataset}: {row.method}")
                 found[number, row.method] = _pictures(row.runs[0], board.dataset, restore, device)
     citations = bibtex(content.runs) if content.boards else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -45,11 +45,18 @@ KEY_WORDS = {
 }
 
 
+METHOD = "method"
+ORACLE = "oracle"  # the baseline with all training cases labeled
+CONTROL = "control"  # a semi-supervised method without unlabeled images
+BASELINE = "supervised"
+
+
 class RowKey(NamedTuple):
     """What runs must have in common to share a row: they differ in seed and draw only."""
 
     label: str
-    variant: str  # digest of the settings, see `_variant`
+    variant: str  # digest of the settings, see `settings_digest`
+    kind: str = METHOD
 
 
 class FailedRun(NamedTuple):
@@ -94,30 +101,13 @@ def sort_runs(folders: Iterable[RunDir]) -> SortedRuns:
             network = networks.of(folder, run.science, modified)
             names = run.result["datasets"]
             keys = [_table_key(name, run.science, modified, network) for name in names]
-            row = RowKey(_label(run), _variant(run.science))
+            kind = CONTROL if run.without_unlabeled else METHOD
+            row = RowKey(_label(run), settings_digest(run.science), kind)
         except (SegbenchError, RecursionError) as error:
             found.warnings.append(f"{folder.path}: {getattr(error, 'what', error)}; left out")
             continue
         found.add(run, keys, row)
     return found
-
-
-def tables_over_draws(tables: Tables) -> Iterator[tuple[TableKey, Rows]]:
-    """Yield a table over all labeled draws of the same data, with the rows that have all draws."""
-    families: dict[TableKey, dict[int, Rows]] = {}
-    for key, rows in tables.items():
-        family = families.setdefault(key._replace(draws=()), {})
-        family[key.draws[0]] = rows
-    for key, by_draw in families.items():
-        draws = sorted(by_draw)
-        first = next(iter(by_draw.values()))
-        shared = [row for row in first if all(row in rows for rows in by_draw.values())]
-        if len(draws) < 2 or not shared:
-            continue
-        rows = {}
-        for row in shared:
-            rows[row] = [run for draw in draws for run in by_draw[draw][row]]
-        yield key._replace(draws=tuple(draws)), rows
 
 
 def _failures(folder: RunDir, networks: _Networks) -> list[FailedRun]:
@@ -137,7 +127,7 @@ def _failures(folder: RunDir, networks: _Networks) -> list[FailedRun]:
         for entry in science["datasets"]:
             key = _table_key(entry["name"], science, modified, network)
             hash(key)  # a broken file may hold a list where a name should be
-            found.append(FailedRun(folder, key, _variant(science)))
+            found.append(FailedRun(folder, key, settings_digest(science)))
         return found
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
@@ -214,10 +204,22 @@ def _table_key(
     )
 
 
-def _variant(science: dict[str, Any]) -> str:
-    """Return a digest of all settings but seed and draw: code, parameters, network."""
-    kept = {key: value for key, value in science.items() if key not in ("seed", "draw")}
-    return hashlib.sha256(json_bytes(kept)).hexdigest()[:4]
+def settings_digest(science: dict[str, Any], ignored: Sequence[str] = ()) -> str:
+    """Return a digest of all settings but seed and draw: code, parameters, network, data.
+
+    Args:
+        ignored: more settings to leave out; ``labeled`` stands for the labeled counts.
+    """
+    kept = {}
+    for key, value in science.items():
+        if key not in ("seed", "draw", *ignored):
+            kept[key] = value
+    if "labeled" in ignored:
+        datasets = []
+        for entry in science["datasets"]:
+            datasets.append({key: value for key, value in entry.items() if key != "labeled"})
+        kept["datasets"] = datasets
+    return hashlib.sha256(json_bytes(kept)).hexdigest()[:16]
 
 
 def _label(run: FinishedRun) -> str:
@@ -230,6 +232,8 @@ def _label(run: FinishedRun) -> str:
         label += f" without {term}"
     if len(run.result["datasets"]) > 1:
         label += " (joint)"
+    if run.without_unlabeled:
+        label += " (no unlabeled)"
     if run.folder.reported:
         label += " (reported)"
     return label

@@ -7,10 +7,12 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from math import nan
 from typing import Any, NamedTuple
 
-from segbench.results.leaderboard import DISTANCES, Board, MethodRow
+from segbench.results.board import DISTANCES, Board, MethodRow, ranges
 from segbench.results.published import Published
+from segbench.results.reference import Effect
 from segbench.results.rundir import plain
 from segbench.text import safe
 
@@ -18,6 +20,7 @@ SCHEMA = "segbench.leaderboard/1"
 LONG_HOURS = 1.5  # from this longest training on, the column is in hours instead of minutes
 BOARD_FIELDS = (
     "dataset",
+    "datasets",
     "labeled",
     "train",
     "cases",
@@ -30,6 +33,7 @@ BOARD_FIELDS = (
     "sort",
     "apart",
     "draws",
+    "left_out_draws",
 )
 PAIR_FIELDS = (
     "a",
@@ -43,7 +47,12 @@ PAIR_FIELDS = (
     "ties",
     "losses",
     "distinguishable",
+    "paired",
+    "replicates",
+    "replicates_needed",
 )
+GAP_TITLE = "gap closed %"
+GAIN_TITLE = "unlabeled gain"
 CSV_COLUMNS = (
     "dataset",
     "labeled",
@@ -77,6 +86,14 @@ CSV_COLUMNS = (
     "difference_low",
     "difference_high",
     "difference_p",
+    "kind",
+    "replicates",
+    "gap_closed",
+    "gap_closed_low",
+    "gap_closed_high",
+    "unlabeled_gain",
+    "unlabeled_gain_low",
+    "unlabeled_gain_high",
 )
 
 
@@ -123,10 +140,14 @@ def columns(
     if wide or board.sort == "asd":
         found.append(TableColumn(f"ASD {board.unit}", ">", lambda row: number(row.asd, 2)))
     found += _difference_column(board, short_names)
+    found += _effect_columns(board, wide)
     if published is not None and board.standard:
         found.append(_published_column(board, published))
     found.append(TableColumn("missed", ">", lambda row: str(row.missed)))
-    found.append(TableColumn("seeds", ">", lambda row: str(row.seeds)))
+    if len(board.draws) > 1:
+        found.append(TableColumn("draws", ">", lambda row: str(row.replicates)))
+    else:
+        found.append(TableColumn("seeds", ">", lambda row: str(row.seeds)))
     if wide and any(row.failed for row in board.rows):
         found.append(TableColumn("failed", ">", lambda row: str(row.failed)))
     found.append(_time_column(board))
@@ -188,6 +209,36 @@ def _difference_column(board: Board, names: Mapping[str, str]) -> list[TableColu
     return [TableColumn(f"to {names.get(bases[0], bases[0])}", ">", cell)]
 
 
+def _effect_columns(board: Board, wide: bool) -> list[TableColumn]:
+    """Return the columns that the reference rows make possible.
+
+    Args:
+        wide: with intervals.
+    """
+    found = []
+    if any(row.gap_closed for row in board.rows):
+        found.append(
+            TableColumn(GAP_TITLE, ">", lambda row: effect_text(row.gap_closed, 0, False, wide))
+        )
+    if any(row.unlabeled_gain for row in board.rows):
+        found.append(
+            TableColumn(GAIN_TITLE, ">", lambda row: effect_text(row.unlabeled_gain, 1, True, wide))
+        )
+    return found
+
+
+def effect_text(effect: Effect | None, digits: int, signed: bool, interval: bool = True) -> str:
+    """Return an effect with its interval, such as ``+1.2 (+0.3 to +2.1)``; empty without one."""
+    if effect is None:
+        return ""
+    if effect.mean != effect.mean:
+        return "–"
+    sign = "+" if signed else ""
+    mean, low, high = (f"{value:{sign}.{digits}f}" for value in effect)
+    known = effect.low == effect.low and effect.high == effect.high
+    return f"{mean} ({low} to {high})" if interval and known else mean
+
+
 def _published_column(board: Board, published: Published) -> TableColumn:
     """Return the literature's range of Dice for our methods, with the number of sources."""
     dice: dict[str, list[float]] = {}
@@ -217,17 +268,21 @@ def footer(
     Args:
         shown: titles of the columns that the table has; None: all.
     """
-    all_titles = ["95% CI", "missed", "to ", "published"]
+    all_titles = ["95% CI", "missed", "to ", "published", GAP_TITLE, GAIN_TITLE]
     titles = " ".join(all_titles if shown is None else shown)
     lines = [_explain_numbers(board, titles)]
     if any(row.rank for row in board.rows):
+        replicates = "paired by draw" if len(board.draws) > 1 else "seeds random"
         line = (
             "= not distinguishable from the first method of that rank "
-            "(paired by case, seeds random, Holm, p > 0.05)"
+            f"(paired by case, {replicates}, Holm, p > 0.05)"
         )
         lines.append(line if board.cases > 1 else f"{line}; with one case nothing can be tested")
     if any(row.difference for row in board.rows) and "to " in titles:
         lines.append(_explain_stars(board))
+    lines += _explain_effects(board, titles)
+    if board.left_out_draws:
+        lines.append(f"draws {ranges(board.left_out_draws)} left out: not all methods have them")
     if published is not None and board.standard and "published" in titles:
         lines.append(
             "published: Dice in the literature (number of sources); "
@@ -248,13 +303,27 @@ def footer(
 
 
 def _explain_numbers(board: Board, titles: str) -> str:
-    over = "seeds" if len(board.draws) == 1 else "seeds and draws"
-    parts = [f"± standard deviation over {over}"]
+    parts = [f"± standard deviation over {board.replicate_word}"]
     if "95% CI" in titles:
-        parts.append(f"CI over cases and {over}")
+        parts.append(f"CI over cases and {board.replicate_word}")
     if "missed" in titles:
         parts.append(f"missed: Dice 0, distances by policy '{board.policy}'")
     return " · ".join(parts)
+
+
+def _explain_effects(board: Board, titles: str) -> list[str]:
+    lines = []
+    if any(row.gap_closed for row in board.rows) and GAP_TITLE in titles:
+        lines.append(
+            f"{GAP_TITLE}: share of the difference in Dice between supervised and the oracle "
+            "(supervised with all training cases labeled)"
+        )
+    if any(row.unlabeled_gain for row in board.rows) and GAIN_TITLE in titles:
+        lines.append(
+            f"{GAIN_TITLE}: Dice minus that of the same method whose unlabeled stream "
+            "shows labeled images only"
+        )
+    return lines
 
 
 def _explain_stars(board: Board) -> str:
@@ -278,6 +347,8 @@ def as_csv(boards: Sequence[Board]) -> str:
 def _csv_record(board: Board, row: MethodRow) -> dict[str, Any]:
     low, high = row.intervals.get(board.sort, (None, None))
     difference = row.difference or {}
+    gap_closed = row.gap_closed or Effect(nan)
+    unlabeled_gain = row.unlabeled_gain or Effect(nan)
     return {
         **{name: getattr(board, name) for name in CSV_COLUMNS if hasattr(board, name)},
         **{name: getattr(row, name) for name in CSV_COLUMNS if hasattr(row, name)},
@@ -291,6 +362,12 @@ def _csv_record(board: Board, row: MethodRow) -> dict[str, Any]:
         "difference_low": difference.get("low"),
         "difference_high": difference.get("high"),
         "difference_p": difference.get("p"),
+        "gap_closed": gap_closed.mean,
+        "gap_closed_low": gap_closed.low,
+        "gap_closed_high": gap_closed.high,
+        "unlabeled_gain": unlabeled_gain.mean,
+        "unlabeled_gain_low": unlabeled_gain.low,
+        "unlabeled_gain_high": unlabeled_gain.high,
     }
 
 

@@ -43,6 +43,17 @@ class FinishedRun:
         return int(self.result["science"].get("draw", 0))
 
     @property
+    def without_unlabeled(self) -> bool:
+        """Whether the unlabeled stream showed labeled images only."""
+        return bool(self.result.get("unlabeled", "all") == "labeled")
+
+    @property
+    def fully_labeled(self) -> bool:
+        """Whether all training cases of all data sets were labeled."""
+        labeled = self.result["labeled"]
+        return all(labeled[name] == self.result["train"][name] for name in self.result["datasets"])
+
+    @property
     def science(self) -> dict[str, Any]:
         """The settings that the run id is made of."""
         science: dict[str, Any] = self.result["science"]

@@ -1,15 +1,16 @@
 """Leaderboards: finished runs in tables, so that only comparable runs share one.
 
 A table holds runs of one data set (fingerprint and split), labeled count, backbone and protocol
-(its content, not just its name). For each run, the mean over cases is taken per class, then over
-classes; a row shows mean and standard deviation of its runs. ``stats`` decides which method is
-better than which.
+(its content, not just its name); ``tables`` decides which tables there are. A row's replicates are
+its labeled draws or, with one draw, its seeds. For each run, the mean over cases is taken per
+class, then over classes, then over data sets; a row shows mean and standard deviation of its
+replicates.
+``stats`` decides which method is better than which; reference rows are shown, but not ranked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf, nan
 from statistics import fmean, stdev
@@ -21,159 +22,67 @@ from segbench import registry
 from segbench.config import load_protocol
 from segbench.errors import SegbenchError
 from segbench.results import stats
+from segbench.results.board import (
+    DISTANCES,
+    METRICS,
+    TIES,
+    Board,
+    MethodRow,
+    is_called,
+    ranges,
+    tested_pair,
+)
 from segbench.results.cases import by_case
 from segbench.results.comparable import (
+    BASELINE,
+    CONTROL,
     KEY_WORDS,
+    METHOD,
+    ORACLE,
     FailedRun,
     RowKey,
-    Rows,
     SortedRuns,
     TableKey,
+    settings_digest,
     sort_runs,
-    tables_over_draws,
 )
 from segbench.results.finished import FinishedRun
 from segbench.results.ranking import ranking
-from segbench.results.rundir import RunDir, is_number, plain
+from segbench.results.reference import gap_closed, unlabeled_gain
+from segbench.results.rundir import RunDir, is_number
 from segbench.results.scores import Scores
-from segbench.results.stats import Difference
+from segbench.results.tables import RANKED_REPLICATES, Replicate, TableContent, arrange
 
-RANKED_SEEDS = 3  # rows with fewer seeds are shown, but not ranked
-DISTANCES = ("hd95", "asd")
-METRICS = ("dice", "jaccard", *DISTANCES)
-# Cases that differ by less than the last digit shown count as ties.
-TIES = {"dice": 0.05, "jaccard": 0.05, "hd95": 0.005, "asd": 0.005}
-
-
-@dataclass
-class MethodRow:
-    """A method in a table. Dice and Jaccard are percent; distances have the table's unit."""
-
-    method: str
-    dice: float
-    dice_sd: float
-    jaccard: float
-    hd95: float
-    asd: float
-    missed: int  # predictions without the target, over all runs
-    seeds: int  # number of different seeds, summed over the labeled draws
-    hours: float  # of training, mean over runs
-    rank: int | None = None  # of the first method that it is not distinguishable from
-    note: str = ""  # why it is not ranked
-    failed: int = 0  # number of failed runs
-    tied: bool = False
-    letters: str = ""  # rows that share a letter are not distinguishable
-    rank_low: int | None = None
-    rank_high: int | None = None
-    # 95 % intervals over cases and runs, by metric
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    # Difference to the row named with --against, in the metric that ranks.
-    difference: dict[str, Any] | None = None
-    runs: list[FinishedRun] = field(default_factory=list)
-    scores: dict[str, Scores] = field(default_factory=dict)  # (runs, cases), by metric
-
-    @property
-    def run_ids(self) -> list[str]:
-        """The first eight digits of the runs' identities."""
-        return [run.folder.run_id for run in self.runs]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types; undefined numbers are None."""
-        shown = {key: value for key, value in vars(self).items() if key not in ("runs", "scores")}
-        found: dict[str, Any] = plain({**shown, "runs": self.run_ids})
-        return found
-
-
-@dataclass
-class Board:
-    """One table."""
-
-    dataset: str
-    labeled: int
-    train: int
-    backbone: str
-    protocol: str
-    policy: str
-    unit: str
-    partial: bool
-    standard: bool  # the unmodified default protocol on all data: comparable with publications
-    case_ids: list[str]
-    rows: list[MethodRow] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    sort: str = "dice"
-    draws: tuple[int, ...] = (0,)  # the labeled draws
-    apart: str = ""  # why this table is not merged with the one before
-    pairs: list[Difference] = field(default_factory=list)  # ranked rows, in the metric that ranks
-    network: str = ""  # backbone parameters that were set by hand
-
-    @property
-    def cases(self) -> int:
-        """Number of test cases."""
-        return len(self.case_ids)
-
-    @property
-    def classes(self) -> list[str]:
-        """The classes that are scored, in the order of the data set."""
-        return [entry["class"] for entry in self.rows[0].runs[0].metrics(self.dataset)]
-
-    @property
-    def title(self) -> str:
-        """What the table is about, in one line."""
-        labeled = f"{self.labeled} of {self.train} labeled"
-        if self.draws != (0,):
-            word = "draws" if len(self.draws) > 1 else "draw"
-            labeled += f" ({word} {', '.join(map(str, self.draws))})"
-        network = f" ({self.network})" if self.network else ""
-        partial = " · PARTIAL COPY" if self.partial else ""
-        return (
-            f"{self.dataset} · {labeled} · {self.backbone}{network} · "
-            f"protocol {self.protocol} · test ({self.cases} cases){partial}"
-        )
-
-    def scores(self, metric: str) -> list[Scores]:
-        """Return the scores of each row."""
-        return [row.scores[metric] for row in self.rows]
-
-    def family(self, metric: str) -> list[Scores]:
-        """Return the scores of the ranked rows: only these show how much runs scatter."""
-        return [row.scores[metric] for row in self.rows if not row.note]
+REFERENCE_NOTES = {
+    ORACLE: "reference: all training cases labeled",
+    CONTROL: "reference: no unlabeled images",
+}
 
 
 def boards(
-    runs: Iterable[RunDir],
-    dataset: str | None = None,
-    sort: str = "dice",
-    against: str | None = None,
+    runs: Iterable[RunDir], sort: str = "dice", against: str | None = None
 ) -> tuple[list[Board], list[str]]:
     """Return all tables, and warnings about runs that were left out.
 
     Args:
-        dataset: only tables of this data set.
         sort: the metric that ranks, one of ``METRICS``.
         against: a row or method; every other row shows its difference to it.
     """
     found = sort_runs(runs)
-    tables = {key: rows for key, rows in found.tables.items() if dataset in (None, key.dataset)}
-    tables.update(dict(tables_over_draws(tables)))
+    tables = arrange(found.tables)
     made = []
-    for key, rows in tables.items():
-        failures = [failed for failed in found.failures if _belongs(failed, key)]
-        made.append((key, _board(key, rows, sort, failures)))
+    for table in tables:
+        failures = [failed for failed in found.failures if table.holds(failed)]
+        made.append((table.keys[0], _board(table, sort, failures)))
     made.sort(key=_table_order)
     for (first_key, first), (second_key, second) in pairwise(made):
         if first.dataset == second.dataset:
             second.apart = _why_apart(first_key, second_key)
-    warnings = found.warnings + _failures_without_table(found, dataset)
+    warnings = found.warnings + _failures_without_table(found, tables)
     if against is not None:
         for _, board in made:
             warnings += _compare_with(board, against)
     return [board for _, board in made], warnings
-
-
-def _belongs(failed: FailedRun, key: TableKey) -> bool:
-    """Return whether a failed run belongs to a table, which may be one over several draws."""
-    same_table = failed.table._replace(draws=()) == key._replace(draws=())
-    return same_table and failed.table.draws[0] in key.draws
 
 
 def _table_order(made: tuple[TableKey, Board]) -> tuple[Any, ...]:
@@ -191,46 +100,57 @@ def _why_apart(first: TableKey, second: TableKey) -> str:
     return f"not one ranking with the table above: other {', '.join(differing)}"
 
 
-def _failures_without_table(found: SortedRuns, dataset: str | None) -> list[str]:
+def _failures_without_table(found: SortedRuns, tables: Sequence[TableContent]) -> list[str]:
     warnings = []
     for failed in found.failures:
-        if failed.table not in found.tables and dataset in (None, failed.table.dataset):
+        if not any(table.holds(failed) for table in tables):
             warnings.append(f"{failed.folder.path}: failed, and no run of its table is finished")
     return warnings
 
 
-def _board(key: TableKey, rows: Rows, sort: str, failures: Sequence[FailedRun]) -> Board:
+def _board(table: TableContent, sort: str, failures: Sequence[FailedRun]) -> Board:
     """Return one table with its rows ranked."""
-    every_run = [run for runs in rows.values() for run in runs]
+    key = table.keys[0]
+    groups: list[Replicate] = []
+    for row_key, replicates in table.rows.items():
+        if row_key.kind != ORACLE:
+            groups += replicates
     # Numbers that were only reported decide nothing about the table.
-    trusted = [run for run in every_run if not run.folder.reported] or every_run
-    first = trusted[0].result
-    partial = key.dataset in first["partial"]
-    unmodified = _is_standard(key, first["protocol"])
+    trusted = [group for group in groups if not _is_reported(group)] or groups
+    first = trusted[0][0].result
+    partial = any(dataset in first["partial"] for dataset in table.datasets)
+    unmodified = len(table.datasets) == 1 and _is_standard(key, first["protocol"])
     board = Board(
-        dataset=key.dataset,
+        dataset=table.name,
+        datasets=table.datasets,
         labeled=key.labeled,
         train=first["train"][key.dataset],
         backbone=key.backbone,
         protocol=key.protocol,
-        policy=trusted[0].metrics(key.dataset)[0]["policy"],
-        unit=_unit(trusted, key.dataset),
+        policy=trusted[0][0].metrics(key.dataset)[0]["policy"],
+        unit=_unit(trusted, table.datasets),
         partial=partial,
         standard=unmodified and not partial and key.draws == (0,),
-        case_ids=_case_ids(trusted, key.dataset),
-        failures=[
-            f"{failed.folder.path.parts[-2]} {failed.folder.path.name}" for failed in failures
-        ],
+        case_keys=_case_keys(trusted, table.datasets),
+        failures=[f"{f.folder.path.parts[-2]} {f.folder.path.name}" for f in failures],
         sort=sort,
         draws=key.draws,
+        left_out_draws=table.left_out_draws,
         network=_set_by_hand(first),
     )
     failed_variants = [failed.variant for failed in failures]
-    for row_key, name in _names(list(rows)).items():
-        runs = sorted(rows[row_key], key=lambda run: (run.draw, run.seed))
-        board.rows.append(_row(name, board, runs, failed_variants.count(row_key.variant)))
+    for row_key, name in _names(list(table.rows)).items():
+        row = _row(name, row_key.kind, board, table.rows[row_key])
+        variants = {settings_digest(run.science) for run in row.runs}
+        row.failed = sum(failed_variants.count(variant) for variant in variants)
+        board.rows.append(row)
     _rank(board)
+    _add_effects(board)
     return board
+
+
+def _is_reported(group: Replicate) -> bool:
+    return any(run.folder.reported for run in group)
 
 
 def _names(keys: Sequence[RowKey]) -> dict[RowKey, str]:
@@ -239,21 +159,26 @@ def _names(keys: Sequence[RowKey]) -> dict[RowKey, str]:
     names = {}
     for key in keys:
         several = labels.count(key.label) > 1
-        names[key] = f"{key.label} @{key.variant}" if several else key.label
+        names[key] = f"{key.label} @{key.variant[:4]}" if several else key.label
     return names
 
 
-def _unit(runs: Sequence[FinishedRun], dataset: str) -> str:
+def _unit(groups: Sequence[Replicate], datasets: Sequence[str]) -> str:
     """Return the unit of distances: mm where all runs know the size of a voxel."""
-    columns = [entry["columns"] for run in runs for entry in run.metrics(dataset)]
-    return "mm" if all("hd95_mm" in names for names in columns) else "vox"
+    for group in groups:
+        for run, dataset in zip(group, datasets, strict=True):
+            if not all("hd95_mm" in entry["columns"] for entry in run.metrics(dataset)):
+                return "vox"
+    return "mm"
 
 
-def _case_ids(runs: Sequence[FinishedRun], dataset: str) -> list[str]:
-    """Return the test cases, in the order in which they first occur."""
-    found: dict[str, None] = {}
-    for run in runs:
-        found.update(dict.fromkeys(record["case"] for record in run.cases_of(dataset)))
+def _case_keys(groups: Sequence[Replicate], datasets: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the test cases of each data set, in the order in which they first occur."""
+    found: dict[tuple[str, str], None] = {}
+    for number, dataset in enumerate(datasets):
+        for group in groups:
+            for record in group[number].cases_of(dataset):
+                found[dataset, record["case"]] = None
     return list(found)
 
 
@@ -283,54 +208,62 @@ def _scale(metric: str) -> float:
     return 1 if metric in DISTANCES else 100
 
 
-def _row(name: str, board: Board, runs: list[FinishedRun], failed: int) -> MethodRow:
+def _row(name: str, kind: str, board: Board, groups: Sequence[Replicate]) -> MethodRow:
     """Return a row without its rank."""
-    run_means = {metric: _run_means(board, runs, metric) for metric in METRICS}
-    means = {metric: _mean_over_draws(runs, values) for metric, values in run_means.items()}
+    groups = sorted(groups, key=lambda group: (group[0].draw, group[0].seed))
+    means = {metric: _replicate_means(board, groups, metric) for metric in METRICS}
+    runs = [run for group in groups for run in group]
     seconds = [run.manifest.get("train_seconds") for run in runs]
-    hours = [value / 3600 if is_number(value) else nan for value in seconds]
-    missed = 0
-    for run in runs:
-        missed += sum(m["counts"]["empty_prediction"] for m in run.metrics(board.dataset))
     row = MethodRow(
         method=name,
-        dice=means["dice"],
-        dice_sd=stdev(run_means["dice"]) if len(runs) > 1 else nan,
-        jaccard=means["jaccard"],
-        hd95=means["hd95"],
-        asd=means["asd"],
-        missed=missed,
-        seeds=len({(run.draw, run.seed) for run in runs}),
-        hours=fmean(hours),
-        note=_why_not_ranked(board, runs),
-        failed=failed,
-        runs=runs,
+        kind=kind,
+        dice=fmean(means["dice"]),
+        dice_sd=stdev(means["dice"]) if len(means["dice"]) > 1 else nan,
+        jaccard=fmean(means["jaccard"]),
+        hd95=fmean(means["hd95"]),
+        asd=fmean(means["asd"]),
+        missed=_missed(board, groups),
+        seeds=len({(group[0].draw, group[0].seed) for group in groups}),
+        replicates=len(means["dice"]),
+        hours=fmean(value / 3600 if is_number(value) else nan for value in seconds),
+        note=REFERENCE_NOTES.get(kind) or _why_not_ranked(board, groups),
+        run_groups=groups,
     )
     for metric in METRICS:
-        row.scores[metric] = _scores(name, board, runs, metric)
+        row.scores[metric] = _scores(row, board, metric)
         interval = _interval(row.scores[metric], metric)
         if interval is not None:
             row.intervals[metric] = interval
     return row
 
 
-def _run_means(board: Board, runs: Sequence[FinishedRun], metric: str) -> list[float]:
-    """Return each run's mean over cases and classes."""
-    column = _column(metric, board.unit)
-    found = []
-    for run in runs:
-        means = [m["columns"].get(column, {}).get("mean") for m in run.metrics(board.dataset)]
-        defined = [_scale(metric) * mean for mean in means if mean is not None]
-        found.append(fmean(defined) if defined else nan)
-    return found
+def _missed(board: Board, groups: Sequence[Replicate]) -> int:
+    """Return the number of predictions without the target."""
+    missed = 0
+    for group in groups:
+        for run, dataset in zip(group, board.datasets, strict=True):
+            missed += sum(m["counts"]["empty_prediction"] for m in run.metrics(dataset))
+    return missed
 
 
-def _mean_over_draws(runs: Sequence[FinishedRun], values: Sequence[float]) -> float:
-    """Return the mean over draws of the mean over each draw's runs."""
+def _replicate_means(board: Board, groups: Sequence[Replicate], metric: str) -> list[float]:
+    """Return the mean of each replicate: over classes, then over data sets, then over seeds."""
     by_draw: dict[int, list[float]] = {}
-    for run, value in zip(runs, values, strict=True):
-        by_draw.setdefault(run.draw, []).append(value)
-    return fmean(fmean(by_draw[draw]) for draw in sorted(by_draw))
+    for group in groups:
+        means = []
+        for run, dataset in zip(group, board.datasets, strict=True):
+            means.append(_run_mean(run, dataset, _column(metric, board.unit)))
+        by_draw.setdefault(group[0].draw, []).append(_scale(metric) * fmean(means))
+    if len(by_draw) == 1:
+        return next(iter(by_draw.values()))
+    return [fmean(values) for values in by_draw.values()]
+
+
+def _run_mean(run: FinishedRun, dataset: str, column: str) -> float:
+    """Return a run's mean over classes of the mean over cases, as stored."""
+    means = [entry["columns"].get(column, {}).get("mean") for entry in run.metrics(dataset)]
+    defined = [mean for mean in means if mean is not None]
+    return fmean(defined) if defined else nan
 
 
 def _interval(scores: Scores, metric: str) -> tuple[float, float] | None:
@@ -346,59 +279,109 @@ def _interval(scores: Scores, metric: str) -> tuple[float, float] | None:
     return found.low, found.high
 
 
-def _scores(name: str, board: Board, runs: Sequence[FinishedRun], metric: str) -> Scores:
+def _scores(row: MethodRow, board: Board, metric: str) -> Scores:
     """Return what the statistics take from a row's runs."""
     column = _column(metric, board.unit)
-    tables = [by_case(run.cases, board.dataset, column, board.policy) for run in runs]
-    class_names: dict[str, None] = {}
-    for table in tables:
-        for classes in table.values():
-            class_names.update(dict.fromkeys(classes))
-    by_class = np.full((len(runs), board.cases, len(class_names)), nan)
-    missing = np.zeros((len(runs), board.cases), dtype=bool)
+    tables = [_values_by_case(group, board, column) for group in row.run_groups]
+    class_names = _class_names(tables)
+    by_class = np.full((len(tables), board.cases, len(class_names)), nan)
+    missing = np.zeros((len(tables), board.cases), dtype=bool)
     for i, table in enumerate(tables):
-        for j, case in enumerate(board.case_ids):
+        for j, case in enumerate(board.case_keys):
             missing[i, j] = case not in table
-            for k, class_name in enumerate(class_names):
-                by_class[i, j, k] = table.get(case, {}).get(class_name, nan)
-    values = np.full((len(runs), board.cases), nan)
+            for class_name, value in table.get(case, {}).items():
+                by_class[i, j, class_names[class_name]] = value
+    values = np.full((len(tables), board.cases), nan)
     for place in np.ndindex(values.shape):
         defined = by_class[place][np.isfinite(by_class[place])]
         if defined.size:
             values[place] = np.mean(defined)
-    scale = _scale(metric)
-    draws = tuple(run.draw for run in runs)
-    return Scores(name, scale * values, draws, scale * by_class, missing)
+    numbers = {dataset: number for number, dataset in enumerate(board.datasets)}
+    return Scores(
+        name=row.method,
+        values=_scale(metric) * values,
+        draws=_draws(row, board),
+        classes=_scale(metric) * by_class,
+        missing=missing,
+        datasets=tuple(numbers[dataset] for dataset, _ in board.case_keys) if board.is_mean else (),
+    )
 
 
-def _why_not_ranked(board: Board, runs: Sequence[FinishedRun]) -> str:
+CaseValues = dict[tuple[str, str], dict[str, float]]  # by data set and case, then by class
+
+
+def _values_by_case(group: Replicate, board: Board, column: str) -> CaseValues:
+    values: CaseValues = {}
+    for run, dataset in zip(group, board.datasets, strict=True):
+        for case, classes in by_case(run.cases, dataset, column, board.policy).items():
+            values[dataset, case] = classes
+    return values
+
+
+def _class_names(tables: Sequence[CaseValues]) -> dict[str, int]:
+    """Return a number for each class name."""
+    numbers: dict[str, int] = {}
+    for table in tables:
+        for classes in table.values():
+            for name in classes:
+                numbers.setdefault(name, len(numbers))
+    return numbers
+
+
+def _draws(row: MethodRow, board: Board) -> tuple[int, ...]:
+    """Return the labeled draws by which a row is paired.
+
+    An oracle without the draws of the table is independent of the other rows; all of its cases are
+    labeled, so that its own draws are just numbers.
+    """
+    draws = tuple(group[0].draw for group in row.run_groups)
+    if row.kind == ORACLE and set(draws) != set(board.draws):
+        return ()
+    return draws
+
+
+def _why_not_ranked(board: Board, groups: Sequence[Replicate]) -> str:
     """Return why a row is not ranked; empty if it is."""
-    missing = 0
-    for run in runs:
-        scored = {record["case"] for record in run.cases_of(board.dataset)}
-        missing = max(missing, len(set(board.case_ids) - scored))
+    missing = max(_missing_cases(board, group) for group in groups)
     if missing:
         return f"{missing} test case{'s' if missing > 1 else ''} missing: not ranked"
+    runs = [run for group in groups for run in group]
     if any("test" in run.result["selection"].replace("_", " ").split() for run in runs):
         return "checkpoint picked on the test cases: not ranked"
     if any(run.folder.reported for run in runs):
         return "reported, not verified: not ranked"
-    return _too_few_seeds(board, runs)
+    return _too_few_replicates(board, groups)
 
 
-def _too_few_seeds(board: Board, runs: Sequence[FinishedRun]) -> str:
-    counts = {}
-    for draw in board.draws:
-        counts[draw] = len({run.seed for run in runs if run.draw == draw})
-    fewest = min(counts, key=lambda draw: counts[draw])
-    if counts[fewest] >= RANKED_SEEDS:
+def _missing_cases(board: Board, group: Replicate) -> int:
+    scored: set[tuple[str, str]] = set()
+    for run, dataset in zip(group, board.datasets, strict=True):
+        scored.update((dataset, record["case"]) for record in run.cases_of(dataset))
+    return len(set(board.case_keys) - scored)
+
+
+def _too_few_replicates(board: Board, groups: Sequence[Replicate]) -> str:
+    """Return why a row has too few replicates to be ranked; empty if it has enough.
+
+    Enough are three draws, or three seeds of each draw.
+    """
+    seeds: dict[int, set[int]] = {draw: set() for draw in board.draws}
+    for group in groups:
+        seeds.setdefault(group[0].draw, set()).add(group[0].seed)
+    without_runs = [draw for draw in board.draws if not seeds[draw]]
+    if without_runs:
+        word = "draws" if len(without_runs) > 1 else "draw"
+        return f"no run of {word} {ranges(without_runs)}: not ranked"
+    fewest = min(seeds, key=lambda draw: len(seeds[draw]))
+    count = len(seeds[fewest])
+    if len(board.draws) >= RANKED_REPLICATES or count >= RANKED_REPLICATES:
         return ""
-    where = f" of draw {fewest}" if len(counts) > 1 else ""
-    return f"{counts[fewest]} seed{'s' if counts[fewest] > 1 else ''}{where}: not ranked"
+    where = f" of draw {fewest}" if len(board.draws) > 1 else ""
+    return f"{count} seed{'s' if count > 1 else ''}{where}: not ranked"
 
 
 def _rank(board: Board) -> None:
-    """Rank the rows and put them in order: ranked rows first, best first."""
+    """Rank the rows and put them in order: ranked rows first, reference rows last."""
     higher = board.sort not in DISTANCES
     by_name = {row.method: row for row in board.rows}
     ranked = [row.scores[board.sort] for row in board.rows if not row.note]
@@ -413,26 +396,58 @@ def _rank(board: Board) -> None:
         row.rank_high = place.high
         ordered.append(row)
 
-    def badness(row: MethodRow) -> float:
+    def order(row: MethodRow) -> tuple[int, float]:
+        kind = (METHOD, CONTROL, ORACLE).index(row.kind)
         value = getattr(row, board.sort)
         if value != value:
-            return inf
-        return float(-value if higher else value)
+            return kind, inf
+        return kind, float(-value if higher else value)
 
-    board.rows = ordered + sorted(by_name.values(), key=badness)
+    board.rows = ordered + sorted(by_name.values(), key=order)
 
 
-def is_called(name: str, label: str) -> bool:
-    """Return whether a name means a row: it is the whole label or the method's name."""
-    return name in (label, label.split("[")[0].split(" ")[0])
+def _add_effects(board: Board) -> None:
+    """Add what the reference rows say about the methods: gap closed and unlabeled gain, in Dice."""
+    controls = {_identity(row, "unlabeled"): row for row in board.rows if row.kind == CONTROL}
+    ends = _ends_of_gap(board)
+    for row in board.rows:
+        dice = row.scores["dice"]
+        if ends is not None and not any(row is end for end in ends):
+            supervised, oracle = (end.scores["dice"] for end in ends)
+            row.gap_closed = gap_closed(dice, supervised, oracle)
+        control = controls.get(_identity(row, "unlabeled"))
+        if control is not None and row.kind == METHOD:
+            row.unlabeled_gain = unlabeled_gain(dice, control.scores["dice"])
+
+
+def _ends_of_gap(board: Board) -> list[MethodRow] | None:
+    """Return the rows of supervised and oracle; None unless there is one such pair.
+
+    They have the same settings but for the labeled cases. Of several pairs, those with the
+    method's default parameters are taken.
+    """
+    supervised = [
+        row for row in board.rows if row.kind == METHOD and is_called(BASELINE, row.method)
+    ]
+    by_identity = {_identity(row, "labeled"): row for row in supervised}
+    pairs = []
+    for oracle in board.rows:
+        partner = by_identity.get(_identity(oracle, "labeled"))
+        if oracle.kind == ORACLE and partner is not None:
+            pairs.append([partner, oracle])
+    if len(pairs) > 1:
+        pairs = [pair for pair in pairs if pair[0].method == BASELINE]
+    return pairs[0] if len(pairs) == 1 else None
+
+
+def _identity(row: MethodRow, ignored: str) -> str:
+    """Return a digest of a row's settings but one."""
+    return settings_digest(row.runs[0].science, (ignored,))
 
 
 def _compare_with(board: Board, name: str) -> list[str]:
     """Fill in the differences to a row; warn where the name fits no row or several."""
-    fits = [row for row in board.rows if is_called(name, row.method)]
-    exact = [row for row in fits if row.method == name]
-    if exact:
-        fits = exact
+    fits = board.find(name)
     if not fits:
         return [f"{board.title}: no row is {name!r}"]
     if len(fits) > 1:
@@ -464,13 +479,3 @@ def _difference(board: Board, row: MethodRow, base: MethodRow) -> dict[str, Any]
         "high": found.high,
         "p": nan if tested is None else tested.p_holm,
     }
-
-
-def tested_pair(pairs: Iterable[Difference], a: str, b: str) -> Difference | None:
-    """Return the difference of two methods, in this order, from a list of pairs."""
-    for pair in pairs:
-        if (pair.a, pair.b) == (a, b):
-            return pair
-        if (pair.a, pair.b) == (b, a):
-            return stats.swapped(pair)
-    return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import nan, sqrt
 
 import numpy as np
@@ -24,14 +25,19 @@ class Scores:
     draws: tuple[int, ...] = ()  # the labeled draw of each run; empty: all runs share one
     classes: Array | None = None  # (runs, cases, classes) behind `values`; nan where not defined
     missing: Flags | None = None  # (runs, cases), given with `classes`: the run lacks the case
+    datasets: tuple[int, ...] = ()  # the data set of each case, as a number; empty: all share one
 
     @property
     def has_undefined_classes(self) -> bool:
         """Whether a case that was scored has no value for one of its classes."""
         if self.classes is None or self.missing is None:
             return False
-        undefined = np.isnan(self.classes).any(axis=2)
-        return bool((undefined & ~self.missing).any())
+        for cases in self._cases_by_dataset():
+            classes = _own_classes(self.classes[:, cases])
+            undefined = np.isnan(classes).any(axis=2)
+            if (undefined & ~self.missing[:, cases]).any():
+                return True
+        return False
 
     @property
     def distinct_draws(self) -> list[int]:
@@ -50,9 +56,20 @@ class Scores:
 
     def single_run(self, index: int, name: str) -> Scores:
         """Return the scores of one run under another name."""
-        classes = None if self.classes is None else self.classes[[index]]
-        missing = None if self.missing is None else self.missing[[index]]
-        return Scores(name, self.values[[index]], (), classes, missing)
+        return replace(self._of_runs([index]), name=name, draws=())
+
+    def of_draws(self, draws: Sequence[int]) -> Scores:
+        """Return the scores of the runs of some labeled draws."""
+        return self._of_runs([i for i, draw in enumerate(self.draws) if draw in draws])
+
+    def _of_runs(self, runs: list[int]) -> Scores:
+        return replace(
+            self,
+            values=self.values[runs],
+            draws=tuple(self.draws[i] for i in runs) if self.draws else (),
+            classes=None if self.classes is None else self.classes[runs],
+            missing=None if self.missing is None else self.missing[runs],
+        )
 
     def scored_cases(self) -> Flags:
         """Return which cases every run has (case,)."""
@@ -64,23 +81,65 @@ class Scores:
         """Return which cases have a value in at least one run (case,)."""
         return np.asarray(np.isfinite(np.atleast_2d(self.values)).any(axis=0))
 
-    def replicates_by_class(self, cases: Flags) -> Array:
-        """Return replicates (replicate, case) over some cases, each class with equal weight.
+    def balanced(self, cases: Flags) -> Array:
+        """Return replicates (replicate, case) over some cases, whose mean is the one shown.
 
-        A leaderboard shows the mean over classes of each class's mean. Where every case has every
-        class, that is the mean over cases. Elsewhere the values are rearranged so that their mean
-        is the one shown.
+        A leaderboard shows the mean over data sets of the mean over classes of each class's mean.
+        With one data set whose cases all have every class, that is the mean over cases. Elsewhere
+        the values are rearranged so that their mean is the one shown, and so that the variance of
+        that mean can be read from them.
         """
-        if self.classes is None or np.isfinite(self.classes[:, cases]).all():
+        complete = self.classes is None or bool(np.isfinite(self.classes[:, cases]).all())
+        if complete and not self.datasets:
             return self.replicates[:, cases]
-        runs = [_equal_weight_of_classes(run) for run in self.classes[:, cases]]
-        return self._mean_per_draw(np.stack(runs))
+        parts = [self._balanced_classes(own & cases) for own in self._cases_by_dataset()]
+        if len(parts) == 1:
+            return self._mean_per_draw(parts[0])
+        return self._mean_per_draw(_equal_weight_of_datasets(parts))
+
+    def _balanced_classes(self, cases: Flags) -> Array:
+        """Return runs (run, case) over some cases of one data set, classes with equal weight."""
+        if self.classes is None:
+            return np.atleast_2d(self.values)[:, cases]
+        classes = _own_classes(self.classes[:, cases])
+        return np.stack([_equal_weight_of_classes(run) for run in classes])
+
+    def _cases_by_dataset(self) -> list[Flags]:
+        """Return which cases belong to each data set (case,)."""
+        if not self.datasets:
+            return [np.ones(np.atleast_2d(self.values).shape[1], dtype=bool)]
+        numbers = np.asarray(self.datasets)
+        return [numbers == number for number in sorted(set(self.datasets))]
 
     def _mean_per_draw(self, values: Array) -> Array:
         if len(set(self.draws)) < 2:
             return values
         draws = np.asarray(self.draws)
         return np.stack([values[draws == draw].mean(0) for draw in self.distinct_draws])
+
+
+def _own_classes(classes: Array) -> Array:
+    """Return the classes (run, case, class) that occur at all; data sets have different ones."""
+    return np.asarray(classes[:, :, np.isfinite(classes).any(axis=(0, 1))])
+
+
+def _equal_weight_of_datasets(parts: Sequence[Array]) -> Array:
+    """Return values (run, case) whose mean is the mean over the data sets' means.
+
+    ``parts`` holds each data set's scores (run, case). The data sets are fixed, their cases are a
+    sample: the deviations from each data set's mean are scaled so that their variance, divided by
+    the number of cases, is the variance of the mean over data sets.
+    """
+    total = sum(part.shape[1] for part in parts)
+    mean = np.mean([part.mean(axis=1, keepdims=True) for part in parts], axis=0)
+    columns = []
+    for part in parts:
+        count = part.shape[1]
+        weight = 1.0
+        if count > 1:
+            weight = sqrt(total * (total - 1) / (count * (count - 1))) / len(parts)
+        columns.append(mean + weight * (part - part.mean(axis=1, keepdims=True)))
+    return np.concatenate(columns, axis=1)
 
 
 def _equal_weight_of_classes(run: Array) -> Array:

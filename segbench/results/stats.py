@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf, isnan, nan
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -60,8 +61,10 @@ class Difference:
     losses: int
     left_out: int  # cases that are not defined in some run
     by_case: Array  # (case,) a - b, mean over replicates; nan where left out
+    paired: bool  # by labeled draw: both methods had the same labeled cases
+    replicates: int  # of the method that has fewer
     # Replicates per method with which a true difference of this size shows in 80 of 100 studies.
-    # None: there are too few cases, or only one replicate.
+    # None: no number suffices with so few cases, or there is only one replicate.
     replicates_needed: int | None
 
     @property
@@ -75,33 +78,42 @@ def estimate(scores: Scores, limits: tuple[float, float] = (-inf, inf)) -> Estim
 
     Cases that some run lacks are left out.
     """
-    contrast = Contrast([scores.replicates_by_class(shared_cases(scores))], [1])
+    contrast = Contrast([scores.balanced(shared_cases(scores))])
     found = moments(contrast)
     low, high = interval(contrast, found, scores.name)
     return Estimate(found.mean, max(low, limits[0]), min(high, limits[1]), found.se, found.df)
 
 
 def compare(
-    a: Scores, b: Scores, higher: bool = True, tie: float = 0.0, family: Sequence[Scores] = ()
+    a: Scores,
+    b: Scores,
+    higher: bool = True,
+    tie: float = 0.0,
+    family: Sequence[Scores] = (),
+    tests: int = 1,
 ) -> Difference:
     """Return ``a`` minus ``b``.
+
+    Methods that share labeled draws are compared over these draws only.
 
     Args:
         higher: larger scores are better.
         tie: cases that differ by no more than this count as ties.
         family: methods whose pooled variance between replicates is the least that is assumed.
+        tests: number of pairs that are tested together, for ``replicates_needed``.
 
     Raises:
         ValueError: the two do not have the same number of cases.
     """
-    first, second = a.replicates, b.replicates
+    first, second = (scores.replicates for scores in on_shared_draws([a, b]))
     if first.shape[1] != second.shape[1]:
         raise ValueError(
             f"{a.name} has {first.shape[1]} cases, {b.name} {second.shape[1]}: nothing to pair"
         )
-    contrast = _contrast(a, b)
+    contrast = align([a, b]).contrast([1, -1])
     # A paired contrast measures the scatter of differences; the pool is about single methods.
-    pool = _pool(family) if len(contrast.groups) == 2 else Pool()
+    paired = len(contrast.groups) == 1
+    pool = Pool() if paired else _pool(family)
     found = moments(contrast, pool)
     low, high = interval(contrast, found, f"{a.name}\0{b.name}")
     p = p_value(found)
@@ -124,18 +136,58 @@ def compare(
         losses=int((gains < -tie).sum()),
         left_out=int((~defined).sum()),
         by_case=by_case,
-        replicates_needed=replicates_needed(contrast, pool),
+        paired=paired,
+        replicates=min(len(first), len(second)),
+        replicates_needed=replicates_needed(contrast, pool, tests),
     )
 
 
-def _contrast(a: Scores, b: Scores) -> Contrast:
-    """Return the difference of two methods, paired by draw where they share their draws."""
-    cases = shared_cases(a, b)
-    first = a.replicates_by_class(cases)
-    second = b.replicates_by_class(cases)
-    if len(a.distinct_draws) > 1 and a.distinct_draws == b.distinct_draws:
-        return Contrast([first - second], [1])
-    return Contrast([first, second], [1, -1])
+class Aligned(NamedTuple):
+    """Replicates of several methods over the same cases, ready for contrasts."""
+
+    replicates: list[Array]  # (replicate, case) of each method
+    keys: list[tuple[int, ...]]  # methods with equal keys are paired by draw
+
+    def contrast(self, weights: Sequence[float]) -> Contrast:
+        """Return the weighted sum of the methods' means.
+
+        The replicates of paired methods are added up: what a draw does to all of them cancels.
+        """
+        groups: dict[tuple[int, ...], Array] = {}
+        for key, values, weight in zip(self.keys, self.replicates, weights, strict=True):
+            weighted = weight * values
+            groups[key] = groups[key] + weighted if key in groups else weighted
+        return Contrast(list(groups.values()))
+
+
+def align(methods: Sequence[Scores]) -> Aligned:
+    """Return the replicates of methods over the cases that all of them have.
+
+    Methods with the same labeled draws are paired by draw. Where all methods have at least two
+    draws in common, only these are used.
+    """
+    methods = on_shared_draws(methods)
+    cases = shared_cases(*methods)
+    keys: list[tuple[int, ...]] = []
+    for number, scores in enumerate(methods):
+        # Runs of one draw are independent of each other: such a method is not paired.
+        several = len(scores.distinct_draws) > 1
+        keys.append(tuple(scores.distinct_draws) if several else (-1, number))
+    return Aligned([scores.balanced(cases) for scores in methods], keys)
+
+
+def on_shared_draws(methods: Sequence[Scores]) -> list[Scores]:
+    """Return the methods over the labeled draws that all methods with several draws share.
+
+    With fewer than two such draws nothing can be paired, and all runs are kept.
+    """
+    several = [set(scores.draws) for scores in methods if len(scores.distinct_draws) > 1]
+    shared = set.intersection(*several) if several else set()
+    found = []
+    for scores in methods:
+        restrict = len(shared) > 1 and len(scores.distinct_draws) > 1
+        found.append(scores.of_draws(sorted(shared)) if restrict else scores)
+    return found
 
 
 def pairwise(
@@ -146,8 +198,9 @@ def pairwise(
     Args:
         family: as in ``compare``; the methods themselves if none is given.
     """
-    pairs = combinations(scores, 2)
-    return corrected([compare(a, b, higher, tie, family or scores) for a, b in pairs])
+    pairs = list(combinations(scores, 2))
+    tests = len(pairs)
+    return corrected([compare(a, b, higher, tie, family or scores, tests) for a, b in pairs])
 
 
 def swapped(difference: Difference) -> Difference:
@@ -203,7 +256,7 @@ def _pool(family: Sequence[Scores]) -> Pool:
     for scores in family:
         cases = shared_cases(scores)
         if cases.any():
-            replicates.append(scores.replicates_by_class(cases))
+            replicates.append(scores.balanced(cases))
     return pooled(replicates)
 
 

@@ -30,10 +30,13 @@ MAX_REPLICATES = 1000  # replicates_needed looks no further
 
 
 class Contrast(NamedTuple):
-    """A signed sum of the means of groups: one mean, or the difference of two."""
+    """A sum of the means of independent groups.
+
+    One group is a mean, or a difference whose methods are paired by draw. Two groups, of which
+    the second has the opposite sign, are the difference of two independent methods.
+    """
 
     groups: Sequence[Array]  # each (replicate, case), all over the same cases
-    signs: Sequence[int]
 
     @property
     def cases(self) -> int:
@@ -41,13 +44,10 @@ class Contrast(NamedTuple):
         return int(self.groups[0].shape[1])
 
     def mean(self) -> float:
-        """Return the signed sum of the means; nan without cases."""
+        """Return the sum of the means; nan without cases."""
         if not self.groups[0].size:
             return nan
-        total = 0.0
-        for group, sign in zip(self.groups, self.signs, strict=True):
-            total += sign * float(group.mean())
-        return total
+        return sum(float(group.mean()) for group in self.groups)
 
 
 class Pool(NamedTuple):
@@ -95,9 +95,7 @@ def components(contrast: Contrast, pool: Pool) -> Components:
     By chance, three runs may agree, and among many methods some do. No group's variance between
     replicates is therefore taken as less than that of the family.
     """
-    case_means = sum(
-        sign * group.mean(0) for group, sign in zip(contrast.groups, contrast.signs, strict=True)
-    )
+    case_means = np.sum([group.mean(0) for group in contrast.groups], axis=0)
     found = Components(float(np.var(case_means, ddof=1)) / contrast.cases, [], [], [])
     for group in contrast.groups:
         count = len(group)
@@ -161,13 +159,13 @@ def interval(contrast: Contrast, found: Moments, name: str) -> tuple[float, floa
     if isnan(found.se):
         return nan, nan
     generator = _generator(name, contrast.groups)
-    cases = generator.integers(contrast.cases, size=(RESAMPLES, contrast.cases))
+    weights = _case_weights(generator, contrast.cases)
     each = np.arange(RESAMPLES)
     totals = np.zeros(RESAMPLES)
-    for group, sign in zip(contrast.groups, contrast.signs, strict=True):
+    for group in contrast.groups:
         chosen = generator.integers(len(group), size=(len(group), RESAMPLES))
-        means = group[:, cases].mean(2)  # (replicate, resample)
-        totals += sign * means[chosen, each].mean(0)
+        means = group @ weights  # (replicate, resample)
+        totals += means[chosen, each].mean(0)
     spread = float(totals.std())
     if spread == 0 or found.se == 0:
         return found.mean, found.mean
@@ -179,6 +177,14 @@ def interval(contrast: Contrast, found: Moments, name: str) -> tuple[float, floa
     return found.mean + scale * float(low), found.mean + scale * float(high)
 
 
+def _case_weights(generator: np.random.Generator, cases: int) -> Array:
+    """Return how often each resample holds each case, as a share (case, resample)."""
+    chosen = generator.integers(cases, size=(RESAMPLES, cases))
+    places = chosen + cases * np.arange(RESAMPLES)[:, None]
+    counts = np.bincount(places.ravel(), minlength=RESAMPLES * cases)
+    return counts.reshape(RESAMPLES, cases).T / cases
+
+
 def _generator(name: str, groups: Sequence[Array]) -> np.random.Generator:
     """Return a generator that is seeded from a name and the scores."""
     digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=16)
@@ -188,11 +194,15 @@ def _generator(name: str, groups: Sequence[Array]) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def replicates_needed(contrast: Contrast, pool: Pool) -> int | None:
+def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | None:
     """Return how many replicates per group find a true difference of the observed size.
 
     The difference is found when the test has 80 % power; the number of cases stays as it is.
     None if no number suffices or if one group has a single replicate.
+
+    Args:
+        tests: number of pairs that are tested together: the strictest level of Holm's correction
+            is assumed.
     """
     mean = contrast.mean()
     if mean == 0 or isnan(mean) or contrast.cases < 2:
@@ -213,6 +223,7 @@ def replicates_needed(contrast: Contrast, pool: Pool) -> int | None:
     spread = spread_of_cases + (noise / counts) ** 2 / (len(contrast.groups) * (counts - 1))
     tiny = np.finfo(float).tiny
     df = np.where(spread > 0, variance**2 / np.maximum(spread, tiny), inf)
-    quantiles = stats.t.isf(ALPHA / 2, df) + stats.norm.isf(1 - POWER)
+    level = ALPHA / max(tests, 1)
+    quantiles = stats.t.isf(level / 2, df) + stats.norm.isf(1 - POWER)
     found = abs(mean) >= quantiles * np.sqrt(variance)
     return int(counts[found.argmax()]) if found.any() else None

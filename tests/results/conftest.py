@@ -59,6 +59,8 @@ class Study:
         rows=None,
         draw=0,
         science_change=(),
+        dataset="tiny",
+        unlabeled="all",
     ):
         """Write a finished run with one Dice value per case.
 
@@ -66,22 +68,23 @@ class Study:
         """
         (experiment,) = resolve(
             method,
-            dataset="tiny",
+            dataset=dataset,
+            unlabeled=unlabeled,
             protocol=self.plugins / "tiny.yaml",
             seed=seed,
             labeled=labeled,
             overrides=list(overrides),
         ).experiments
-        splits = {"tiny": "5" * 64}
+        splits = {dataset: "5" * 64}
         content = science(
-            experiment, {"tiny": fingerprint}, splits, {"method": "m", "backbone": "b"}
+            experiment, {dataset: fingerprint}, splits, {"method": "m", "backbone": "b"}
         )
         content |= ({"draw": draw} if draw else {}) | dict(science_change)
         identity = run_id(content)
-        run = run_folder(self.root, experiment, {"tiny": 6}, identity)
+        run = run_folder(self.root, experiment, {dataset: 6}, identity)
         run.write_config(identity, experiment, content, [])
         rows = rows or [
-            row(c, d)
+            row(c, d, dataset)
             for c, d in zip(cases or [f"case{i}" for i in range(len(dice))], dice, strict=True)
         ]
         table = cases_csv(rows)
@@ -91,9 +94,10 @@ class Study:
             "run_id": identity,
             "method": method,
             "backbone": experiment.backbone,
-            "datasets": ["tiny"],
-            "labeled": {"tiny": labeled},
-            "train": {"tiny": 6},
+            "datasets": [dataset],
+            "labeled": {dataset: labeled},
+            "unlabeled": unlabeled,
+            "train": {dataset: 6},
             "partial": [],
             "seed": seed,
             "precision": "fp32",
@@ -103,7 +107,7 @@ class Study:
             "protocol_sha256": hashlib.sha256(json_bytes(content["protocol"])).hexdigest(),
             "changed_params": {},
             "without": [],
-            "fingerprints": {"tiny": fingerprint},
+            "fingerprints": {dataset: fingerprint},
             "splits": splits,
             "science": content,
             "metrics": summarize(rows, "worst_distance"),

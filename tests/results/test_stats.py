@@ -89,7 +89,7 @@ def test_variance_is_that_of_simulated_means():
             rng.normal(0, 1, 20) + rng.normal(0, 0.6, (3, 1)) + rng.normal(0, 2, (3, 20))
             for _ in range(2)
         ]
-        mean, se, _ = moments(Contrast(groups, [1, -1]))
+        mean, se, _ = moments(Contrast([groups[0], -groups[1]]))
         means.append(mean)
         variances.append(se**2)
     assert np.mean(variances) == pytest.approx(np.var(means), rel=0.1)

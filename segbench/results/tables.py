@@ -1,0 +1,226 @@
+"""Which tables a leaderboard shows: over labeled draws, with the oracle, over data sets.
+
+Runs are sorted into tables of one data set and one labeled draw (``comparable``). Here
+
+* tables that differ in the labeled draw only become one, whose replicates are the draws;
+* runs of ``supervised`` with all cases labeled join the tables with fewer labels, as the oracle;
+* tables of all data sets of a group get a table of their mean.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from segbench import registry
+from segbench.errors import SegbenchError
+from segbench.results.comparable import (
+    BASELINE,
+    METHOD,
+    ORACLE,
+    FailedRun,
+    RowKey,
+    Rows,
+    TableKey,
+    Tables,
+    settings_digest,
+)
+from segbench.results.finished import FinishedRun
+
+RANKED_REPLICATES = 3  # rows with fewer replicates are shown, but not ranked
+
+Replicate = tuple[FinishedRun, ...]  # one run per data set; a joint run stands for each of its own
+
+
+@dataclass
+class TableContent:
+    """The rows of one table."""
+
+    name: str  # of the data set, or of a group
+    keys: list[TableKey]  # one per data set
+    rows: dict[RowKey, list[Replicate]]
+    left_out_draws: tuple[int, ...] = ()  # draws that only some methods have
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """The labeled draws."""
+        return self.keys[0].draws
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets."""
+        return tuple(key.dataset for key in self.keys)
+
+    def holds(self, failed: FailedRun) -> bool:
+        """Return whether a failed run belongs to the table."""
+        if len(self.draws) == 1 and failed.table.draws != self.draws:
+            return False
+        any_draw = failed.table._replace(draws=())
+        return any(any_draw == key._replace(draws=()) for key in self.keys)
+
+
+def arrange(tables: Tables) -> list[TableContent]:
+    """Return the tables that a leaderboard shows."""
+    merged: list[TableContent] = []
+    for family in _families(tables):
+        merged += _over_draws(family)
+    shown = [_with_oracle(table, tables) for table in merged]
+    shown = [table for table in shown if not _only_oracle(table, shown)]
+    return shown + list(_over_datasets(shown))
+
+
+def _families(tables: Tables) -> list[Tables]:
+    """Return tables that differ in the labeled draw only."""
+    families: dict[TableKey, Tables] = {}
+    for key, rows in tables.items():
+        families.setdefault(key._replace(draws=()), {})[key] = rows
+    return list(families.values())
+
+
+def _over_draws(family: Tables) -> list[TableContent]:
+    """Return the table over all draws and those tables of one draw that rank something by itself.
+
+    The table over draws takes the draws that most methods have. Rows without some of them are
+    shown there, too, but not ranked.
+    """
+    single = [_single(key, rows) for key, rows in sorted(family.items())]
+    draws_of_rows: dict[RowKey, set[int]] = {}
+    for key, rows in family.items():
+        for row in rows:
+            draws_of_rows.setdefault(row, set()).update(key.draws)
+    draws = _common_draws(draws_of_rows)
+    if len(draws) < 2:
+        return single
+    rows_over_draws: dict[RowKey, list[Replicate]] = {}
+    for table in single:
+        if table.draws[0] in draws:
+            for row, replicates in table.rows.items():
+                rows_over_draws.setdefault(row, []).extend(replicates)
+    every_draw = {table.draws[0] for table in single}
+    first = single[0].keys[0]
+    together = TableContent(
+        name=first.dataset,
+        keys=[first._replace(draws=tuple(sorted(draws)))],
+        rows=rows_over_draws,
+        left_out_draws=tuple(sorted(every_draw - draws)),
+    )
+    return [together, *(table for table in single if _ranks_something(table))]
+
+
+def _single(key: TableKey, rows: Rows) -> TableContent:
+    replicates: dict[RowKey, list[Replicate]] = {}
+    for row, runs in rows.items():
+        replicates[row] = [(run,) for run in runs]
+    return TableContent(key.dataset, [key], replicates)
+
+
+def _common_draws(draws_of_rows: dict[RowKey, set[int]]) -> set[int]:
+    """Return the draws that most rows have; of equally common sets, the largest."""
+    counts = Counter(tuple(sorted(draws)) for draws in draws_of_rows.values())
+    commonest = max((count, len(draws), draws) for draws, count in counts.items())
+    return set(commonest[2])
+
+
+def _ranks_something(table: TableContent) -> bool:
+    for replicates in table.rows.values():
+        if len({run.seed for (run,) in replicates}) >= RANKED_REPLICATES:
+            return True
+    return False
+
+
+def _is_oracle(run: FinishedRun) -> bool:
+    return run.result["method"] == BASELINE and run.fully_labeled
+
+
+def _with_oracle(table: TableContent, tables: Tables) -> TableContent:
+    """Return a table with the oracle of its data set as one more row.
+
+    All cases of the oracle are labeled, so its labeled draw does not matter: where it has the draws
+    of the table, it is paired with the other rows by them; otherwise all of its runs are taken.
+    """
+    own = table.keys[0]
+    found: dict[RowKey, list[FinishedRun]] = {}
+    for key, rows in tables.items():
+        same_otherwise = key._replace(labeled=own.labeled, draws=own.draws) == own
+        if key.labeled == own.labeled or not same_otherwise:
+            continue
+        for row, runs in rows.items():
+            if row.kind == METHOD and _is_oracle(runs[0]):
+                label = row.label.replace(BASELINE, ORACLE, 1)
+                found.setdefault(RowKey(label, row.variant, ORACLE), []).extend(runs)
+    for row, runs in found.items():
+        own_draws = [run for run in runs if run.draw in own.draws]
+        has_all_draws = {run.draw for run in own_draws} == set(own.draws)
+        table.rows[row] = [(run,) for run in (own_draws if has_all_draws else runs)]
+    return table
+
+
+def _only_oracle(table: TableContent, shown: Sequence[TableContent]) -> bool:
+    """Return whether all rows of a table are shown as the oracle of another one."""
+    elsewhere = {row.variant for other in shown for row in other.rows if row.kind == ORACLE}
+    return all(row.variant in elsewhere for row in table.rows)
+
+
+def _over_datasets(tables: Sequence[TableContent]) -> Iterator[TableContent]:
+    """Yield a table of the mean over data sets for each group of which all tables are there."""
+    groups: dict[TableKey, dict[str, TableContent]] = {}
+    for table in tables:
+        key = table.keys[0]._replace(dataset="", fingerprint="", split="")
+        groups.setdefault(key, {})[table.name] = table
+    for by_name in groups.values():
+        if len(by_name) < 2:
+            continue
+        for name, members in _registered_groups().items():
+            if all(member in by_name for member in members):
+                table = _mean_table(name, [by_name[member] for member in members])
+                if table.rows:
+                    yield table
+
+
+def _registered_groups() -> dict[str, tuple[str, ...]]:
+    """Return the members of each registered group of data sets."""
+    groups = {}
+    for name in registry.names("dataset"):
+        try:
+            members = registry.get("dataset", name).cls.members
+        except SegbenchError:  # a broken plug-in has no group
+            continue
+        if members:
+            groups[name] = tuple(members)
+    return groups
+
+
+def _mean_table(name: str, tables: Sequence[TableContent]) -> TableContent:
+    """Return the table of the mean over data sets, with the rows that have all of them.
+
+    A replicate of it joins the runs of one draw and one seed on every data set.
+    """
+    rows_by_table = [_rows_by_setting(table) for table in tables]
+    rows = {}
+    for key, first in rows_by_table[0].items():
+        if not all(key in others for others in rows_by_table[1:]):
+            continue
+        parts = [first, *(others[key] for others in rows_by_table[1:])]
+        shared = set(parts[0]).intersection(*parts[1:])
+        if shared:
+            rows[key] = [tuple(part[place] for part in parts) for place in sorted(shared)]
+    return TableContent(
+        name=name,
+        keys=[table.keys[0] for table in tables],
+        rows=rows,
+        left_out_draws=tables[0].left_out_draws,
+    )
+
+
+def _rows_by_setting(table: TableContent) -> dict[RowKey, dict[tuple[int, int], FinishedRun]]:
+    """Return the runs of each row by (draw, seed), under a key that all data sets share."""
+    found: dict[RowKey, dict[tuple[int, int], FinishedRun]] = {}
+    for row, replicates in table.rows.items():
+        runs = [run for (run,) in replicates]
+        variant = settings_digest(runs[0].science, ("datasets",))
+        if len(runs[0].result["datasets"]) > 1:  # a joint run: its data sets matter
+            variant = row.variant
+        key = RowKey(row.label, variant, row.kind)
+        found[key] = {(run.draw, run.seed): run for run in runs}
+    return found
