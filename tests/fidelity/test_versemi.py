@@ -558,7 +558,7 @@ def test_one_prediction_equals_the_softmax():
 def test_stage_two_ratio_range():
     from importlib import import_module
 
-    ratio = import_module(get("method", "versemi").cls.__module__).ratio
+    ratio = import_module(get("method", "versemi").cls.__module__).random_edge
     draw = torch.Generator().manual_seed(0)
     values = torch.tensor([ratio(draw) for _ in range(2000)])
     assert (
@@ -567,3 +567,42 @@ def test_stage_two_ratio_range():
         and values.mean() == pytest.approx(0.45, abs=0.01)
     )
     assert abs(values.std() - 0.3 / 12**0.5) < 0.005
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "mine"])
+def test_one_pass_of_the_backbone_equals_one_per_group(phase):
+    """Where every image is normalized for itself, it does not matter which other images share its pass."""
+    batch = some_batch(3, 2, [0, 1, 0, 1, 0], 2)
+    clock = Clock(3, 10, phase, 1, 5)
+    results = []
+    for together in (True, False):
+        model = small((1, 2))
+        assert model.normalizes_items
+        model.normalizes_items = together
+        passes = []
+        first = model.backbone.encoder["block_one"]
+        first.register_forward_hook(lambda m, x, y, passes=passes: passes.append(len(y)))
+        terms = model.loss(batch, clock)
+        sum(terms.values()).backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
+        statistics = torch.cat([b.flatten() for b in model.head.buffers() if b.is_floating_point()])
+        results.append((passes, terms, gradients, statistics))
+    (one, terms, gradients, statistics), (many, *expected) = results
+    sizes = [3, 2] if phase == "pretrain" else [3, 2, 2]
+    assert one == [sum(sizes)] and many == sizes
+    for name, value in expected[0].items():
+        torch.testing.assert_close(terms[name], value, rtol=1e-6, atol=1e-6)
+    assert (gradients - expected[1]).norm() < 1e-4 * gradients.norm()
+    torch.testing.assert_close(statistics, expected[2], rtol=1e-5, atol=1e-6)
+
+
+def test_batch_normalization_keeps_the_groups_apart():
+    cls, backbone = get("method", "versemi").cls, get("backbone", "vnet").cls
+    model = cls(cls.Params(), Setting((Source("d", ("a",)),), 1, (32, 32)))
+    params = backbone.Params(width=4, depth=3)
+    model.build(lambda heads=(2,): backbone(params, 1, 2, heads))
+    assert not model.normalizes_items
+    passes = []
+    model.backbone.encoder["block_one"].register_forward_hook(lambda m, x, y: passes.append(len(y)))
+    model.loss(some_batch(4, 2, [0] * 6, 1, dims=2), Clock(3, 10, "mine", 1, 5))
+    assert passes == [4, 2, 2]
