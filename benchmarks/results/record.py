@@ -87,7 +87,9 @@ def columns(cases: Sequence[dict[str, str]], metrics: Sequence[str] = METRICS) -
         stored[name] = values[0] if same else values
     for name in metrics:
         if name in cases[0]:
-            stored[name] = [float(f"{float(case[name]):.6g}") if case[name] else None for case in cases]
+            stored[name] = [
+                float(f"{float(case[name]):.6g}") if case[name] else None for case in cases
+            ]
     return stored
 
 

@@ -1,0 +1,269 @@
+"""Write the tables and pictures of ``docs/results`` from the JSON files beside this script.
+
+    python benchmarks/results/tables.py
+
+A test runs it and compares, so no number in these pages can differ from its file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import nct, t
+
+from segbench.results.scores import Array, Scores
+from segbench.results.stats import Difference, compare, corrected, estimate
+
+HERE = Path(__file__).resolve().parent
+PAGES = HERE.parents[1] / "docs" / "results"
+SUPERVISED = "supervised"
+ORACLE = "oracle"
+POWER = 0.8
+ALPHA = 0.05
+MOST_DRAWS = 400
+
+
+@dataclass
+class Study:
+    """The runs of a suite with replicates and reference rows."""
+
+    title: str
+    command: str
+    commit: str
+    datasets: list[str]
+    # Scores in percent by method, over the cases of all data sets, replicate by replicate.
+    methods: dict[str, Scores] = field(default_factory=dict)
+    without_unlabeled: dict[str, Scores] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds of a training
+    cases_per_dataset: int = 0
+
+    @property
+    def draws(self) -> int:
+        """Number of replicates."""
+        return len(self.methods[SUPERVISED].distinct_draws)
+
+    @property
+    def oracle(self) -> Scores | None:
+        """Supervised training with all labels."""
+        return self.methods.get(ORACLE)
+
+    def of_dataset(self, scores: Scores, dataset: str) -> Scores:
+        """Return the part of the scores that belongs to one data set."""
+        start = self.datasets.index(dataset) * self.cases_per_dataset
+        return Scores(
+            scores.name, scores.values[:, start : start + self.cases_per_dataset], scores.draws
+        )
+
+
+def load_study(file: Path, title: str, datasets: Sequence[str]) -> Study:
+    """Read the runs of a suite over data sets with equally many test cases and one class.
+
+    Only replicates that every row has are used, so that all rows are compared on the same labeled cases.
+    """
+    content = json.loads(file.read_text())
+    dice: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
+    seconds: dict[str, list[float]] = {}
+    for run in content["runs"]:
+        (dataset,) = run["datasets"]
+        if dataset not in datasets:
+            continue
+        all_labeled = run["labeled"][dataset] == run["train"][dataset]
+        name = ORACLE if all_labeled else run["method"]
+        row = dice.setdefault((name, run["unlabeled"]), {})
+        row[run["draw"], dataset] = [100 * value for value in run["cases"]["dice"]]
+        seconds.setdefault(name, []).append(run["cost"]["cpu_seconds"])
+    shared = set.intersection(*(complete_draws(row, datasets) for row in dice.values()))
+    draws = tuple(sorted(shared))
+    study = Study(title, content["command"], content["commit"], list(datasets))
+    for (name, unlabeled), row in dice.items():
+        values = np.array(
+            [np.concatenate([row[draw, dataset] for dataset in datasets]) for draw in draws]
+        )
+        target = study.methods if unlabeled == "all" else study.without_unlabeled
+        target[name] = Scores(name, values, draws)
+        study.cases_per_dataset = values.shape[1] // len(datasets)
+    study.seconds = {name: float(np.mean(values)) for name, values in seconds.items()}
+    return study
+
+
+def complete_draws(row: dict[tuple[int, str], list[float]], datasets: Sequence[str]) -> set[int]:
+    """Return the replicates for which a row has all data sets."""
+    found = {draw for draw, _ in row}
+    return {draw for draw in found if all((draw, dataset) in row for dataset in datasets)}
+
+
+def spread(scores: Scores) -> float:
+    """Return the standard deviation of the replicates' means."""
+    return float(scores.replicates.mean(axis=1).std(ddof=1))
+
+
+def shown(scores: Scores) -> str:
+    """Return mean and standard deviation over replicates."""
+    return f"{scores.values.mean():.1f} ± {spread(scores):.1f}"
+
+
+def signed(difference: Difference) -> str:
+    """Return a difference with its interval."""
+    return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
+
+
+def main_table(study: Study) -> list[str]:
+    """Return the Markdown table of all methods, best first, with the reference rows."""
+    supervised = study.methods[SUPERVISED]
+    names = [name for name in study.methods if name not in (ORACLE, SUPERVISED)]
+    differences = corrected([compare(study.methods[name], supervised) for name in names])
+    against = dict(zip(names, differences, strict=True))
+    ordered = sorted(study.methods, key=lambda name: -study.methods[name].values.mean())
+    heads = [
+        "method",
+        *study.datasets,
+        "mean",
+        "minus supervised",
+        "p (Holm)",
+        "gap closed",
+        "unlabeled images give",
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for name in ordered:
+        scores = study.methods[name]
+        cells = [f"*{name}*" if name in (ORACLE, SUPERVISED) else name]
+        cells += [shown(study.of_dataset(scores, dataset)) for dataset in study.datasets]
+        cells.append(shown(scores))
+        if name in against:
+            cells += [signed(against[name]), p_text(against[name].p_holm), gap_closed(study, name)]
+            cells.append(unlabeled_gain(study, name))
+        elif name == ORACLE:
+            cells += [signed(compare(scores, supervised)), "–", "100 %", "–"]
+        else:
+            cells += ["–", "–", "0 %", "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def p_text(p: float) -> str:
+    """Return a p value with three digits."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def gap_closed(study: Study, name: str) -> str:
+    """Return (method - supervised) / (oracle - supervised) in percent."""
+    if study.oracle is None:
+        return "–"
+    supervised = study.methods[SUPERVISED].values.mean()
+    gap = study.oracle.values.mean() - supervised
+    return f"{100 * (study.methods[name].values.mean() - supervised) / gap:.0f} %"
+
+
+def unlabeled_gain(study: Study, name: str) -> str:
+    """Return the method minus itself without unlabeled images."""
+    if name not in study.without_unlabeled:
+        return "–"
+    return signed(compare(study.methods[name], study.without_unlabeled[name]))
+
+
+def draws_needed(scatter: float, difference: float, tests: int = 1) -> int | None:
+    """Return the replicates with which a true difference shows in 80 % of studies.
+
+    ``scatter``: standard deviation of the paired differences of one replicate. ``tests``: number of pairs that are tested
+    together; the strictest step of Holm's correction is assumed.
+    """
+    for draws in range(3, MOST_DRAWS):
+        limit = t.isf(ALPHA / tests / 2, draws - 1)
+        if nct.sf(limit, draws - 1, difference / (scatter / sqrt(draws))) >= POWER:
+            return draws
+    return None
+
+
+def paired_scatter(study: Study) -> dict[str, float]:
+    """Return for each method the standard deviation over replicates of its difference to supervised training."""
+    supervised = study.methods[SUPERVISED].replicates.mean(axis=1)
+    found = {}
+    for name, scores in study.methods.items():
+        if name not in (ORACLE, SUPERVISED):
+            gains: Array = scores.replicates.mean(axis=1) - supervised
+            found[name] = float(gains.std(ddof=1))
+    return found
+
+
+def power_table(study: Study) -> list[str]:
+    """Return how many replicates a difference of 2 Dice takes, by method."""
+    tests = len(study.methods) - 2
+    lines = [
+        "| method | sd of paired differences | draws, one test | draws, corrected for all methods |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, scatter in sorted(paired_scatter(study).items(), key=lambda item: item[1]):
+        counts = [draws_needed(scatter, 2.0), draws_needed(scatter, 2.0, tests)]
+        texts = [f"over {MOST_DRAWS}" if count is None else str(count) for count in counts]
+        lines.append(f"| {name} | {scatter:.1f} | {texts[0]} | {texts[1]} |")
+    return lines
+
+
+def page(study: Study, text: Sequence[str] = ()) -> str:
+    """Return a page of ``docs/results``."""
+    supervised = study.methods[SUPERVISED]
+    interval = estimate(supervised)
+    seconds = study.seconds
+    lines = [
+        f"# {study.title}",
+        "",
+        "Written by `benchmarks/results/tables.py`; do not edit.",
+        "",
+        f"`{study.command}` at commit `{study.commit[:10]}`: {study.draws} replicates (another draw of labeled cases and another "
+        f"seed each), {len(study.datasets)} data sets, {study.cases_per_dataset} test cases each. Dice in percent with its "
+        "standard deviation over replicates; differences are paired by replicate and case, with 95 % intervals.",
+        "",
+        *main_table(study),
+        "",
+        "*gap closed*: (method − supervised) / (oracle − supervised). *Unlabeled images give*: the method minus the same method "
+        "whose unlabeled stream shows the labeled images. The oracle is supervised training with all labels. "
+        f"Supervised: 95 % interval {interval.low:.1f} to {interval.high:.1f}.",
+        "",
+        "CPU seconds of a training: "
+        + ", ".join(
+            f"{name} {seconds[name]:.0f}" for name in sorted(seconds, key=seconds.__getitem__)
+        )
+        + ".",
+        "",
+        "## How many replicates decide a difference of 2 Dice",
+        "",
+        *power_table(study),
+        "",
+        *text,
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "quick": ("Quick suite: phantom slices of two looks", ("phantom2d_a", "phantom2d_b")),
+    "fresh": (
+        "The quick suite on other images, once",
+        ("phantom2d_fresh_a", "phantom2d_fresh_b"),
+    ),
+}
+
+
+def pages() -> dict[Path, str]:
+    """Return every generated page by its file."""
+    written = {}
+    for name, (title, datasets) in STUDIES.items():
+        source = HERE / f"{name}.json"
+        if source.exists():
+            written[PAGES / f"{name}.md"] = page(load_study(source, title, datasets))
+    return written
+
+
+def main() -> None:
+    """Write all pages."""
+    PAGES.mkdir(parents=True, exist_ok=True)
+    for file, text in pages().items():
+        file.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
