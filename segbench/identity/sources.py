@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from segbench import registry
@@ -246,3 +246,14 @@ def source_digest(kind: str, name: str) -> str:
     closure = Closure({place.module: place.file})
     closure.add_module(place.module)
     return closure.digest()
+
+
+def loaded_digest(kind: str, name: str) -> str:
+    """Return ``source_digest`` as it was when first asked for: code that is loaded does not change in a process."""
+    place = registry.place(kind, name)
+    return _remembered_digest(kind, name, place.file, place.file.stat().st_mtime_ns)
+
+
+@cache
+def _remembered_digest(kind: str, name: str, file: Path, changed: int) -> str:
+    return source_digest(kind, name)

@@ -18,7 +18,7 @@ from segbench.data.store.checks import require_apart, require_learnable, require
 from segbench.data.store.store import Store
 from segbench.errors import DataError, PluginError, UsageError
 from segbench.identity.run_id import run_id, science
-from segbench.identity.sources import source_digest
+from segbench.identity.sources import loaded_digest
 from segbench.results.rundir import RunDir, run_folder
 from segbench.training import distributed
 from segbench.training.build import optimizers
@@ -108,8 +108,8 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
         fingerprints={store.name: store.fingerprint for store in stores},
         splits=splits,
         sources={
-            "method": source_digest("method", experiment.method),
-            "backbone": source_digest("backbone", experiment.backbone),
+            "method": loaded_digest("method", experiment.method),
+            "backbone": loaded_digest("backbone", experiment.backbone),
         },
     )
     identity = run_id(content)
