@@ -32,7 +32,7 @@ from segbench.data.store.case_files import CaseInfo, read_case, remove, source_f
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.store import Store, fingerprint, write_store
 from segbench.errors import DataError, PluginError, StorageError
-from segbench.identity.sources import source_digest
+from segbench.identity.sources import loaded_digest
 from segbench.progress import Progress
 from segbench.storage import json_bytes, sweep
 from segbench.text import first_few
@@ -177,7 +177,7 @@ def adapter_identity(entry: registry.Entry) -> dict[str, Any]:
     return {
         "dataset": entry.name,
         "version": entry.cls.version,
-        "code": source_digest("dataset", entry.name),
+        "code": loaded_digest("dataset", entry.name),
     }
 
 
