@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from segbench.data.formats.volume import Volume
+from segbench.data.geometry import reorient
 from segbench.data.preparation.recipe import (
     Gray,
     Recipe,
@@ -14,7 +15,6 @@ from segbench.data.preparation.recipe import (
     crop_box,
     normalize,
     resample,
-    to_ras,
 )
 from segbench.errors import DataError
 
@@ -31,7 +31,7 @@ def test_every_orientation_gives_the_same_volume_in_the_same_place(axes, flips):
     move[3, 3] = 1
     for new, (old, flip) in enumerate(zip(axes, flips, strict=True)):
         move[old, new], move[old, 3] = flip, 0 if flip > 0 else gray.shape[old] - 1
-    array, back = to_ras(stored, affine @ move)
+    array, back = reorient(stored, affine @ move, "RAS")
     np.testing.assert_array_equal(array, gray)
     np.testing.assert_allclose(back, affine, atol=1e-12)
     assert nibabel.aff2axcodes(back) == ("R", "A", "S")
@@ -200,14 +200,14 @@ def test_what_a_recipe_loses_of_a_label_is_told_or_refused():
     assert "160 of 480 voxels of class 1" in str(found.value)
     stray = label_at(gray.shape, (8, 12), (8, 12), (0, 20))
     stray[29, 39, 0] = 1
-    assert apply(Recipe(crop="body"), Volume(gray, np.eye(4)), stray).doubts == [
+    assert apply(Recipe(crop="body"), Volume(gray, np.eye(4)), stray).warnings == [
         "1 of 321 voxels of class 1 lie outside the crop 'body'"
     ]
     label[29, 39, 19] = 2
     spacing = np.diag([0.5, 0.5, 0.5, 1.0])
     made = apply(Recipe(spacing=(1.0, 1.0, 1.0)), Volume(gray, spacing), label)
-    assert made.doubts == ["class 2: 1 voxels in the file, none after resampling"]
-    assert not apply(Recipe(), Volume(gray, spacing), label).doubts
+    assert made.warnings == ["class 2: 1 voxels in the file, none after resampling"]
+    assert not apply(Recipe(), Volume(gray, spacing), label).warnings
 
 
 def test_air_is_recorded_where_it_is_not_0():

@@ -12,7 +12,7 @@ import yaml
 
 from segbench.contracts.dataset import Case, Dataset
 from segbench.data.preparation.layouts import one_path_per_case
-from segbench.data.preparation.recipe import Made
+from segbench.data.preparation.recipe import RecipeResult
 from segbench.errors import DataError
 
 
@@ -78,7 +78,7 @@ def no_case_found(dataset: Dataset, source: Path, data: str, hint: str = "") -> 
     )
 
 
-def finished_case(case: str, made: Made, warnings: list[str]) -> Case:
+def finished_case(case: str, made: RecipeResult, warnings: list[str]) -> Case:
     """Return a case made by a recipe, with the warnings of reading it and those of the recipe."""
     return Case(
         case,
@@ -86,5 +86,5 @@ def finished_case(case: str, made: Made, warnings: list[str]) -> Case:
         made.label,
         made.spacing,
         made.affine,
-        made={**made.facts, "warnings": warnings + made.doubts},
+        made={**made.facts, "warnings": warnings + made.warnings},
     )

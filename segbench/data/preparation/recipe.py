@@ -1,35 +1,38 @@
 """From a raw volume to a case by explicit settings: orientation, spacing, gray values, crop.
 
-A data set states its ``Recipe``; the settings are stored with every prepared case, and with them what they came to
-for that case (source grid, crop offset), so that a prediction can be put back on the grid of the file.
+A data set states its ``Recipe``. The settings are stored with every prepared case, together with
+what they meant for that case (source grid, crop offset), so that a prediction can be put back on
+the grid of the file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.volume import Volume, require_finite, spacing_of
+from segbench.data.geometry import reorient, translation
 from segbench.errors import DataError
 from segbench.storage import array_digest
 
 Box = tuple[slice, ...]
 Scale = Literal["unit", "minmax", "zscore", "zscore_nonzero", "none"]
 Crop = Literal["none", "label", "label_xy", "nonzero", "body"]
-STRAY = 0.01  # share of a class's voxels that may lie outside a crop by the image
-AIR = -500.0  # HU: below it lies what surrounds a body
+MAX_LOST_SHARE = 0.01  # of a class's voxels that may lie outside a crop by the image
+AIR = -500.0  # HU: what surrounds a body lies below
 
 
 @dataclass(frozen=True)
 class Gray:
-    """What happens to the gray values of a channel.
+    """How the gray values of a channel are normalized.
 
-    ``window``: clip to these two values first. ``scale``: ``unit`` maps the window to [0, 1]; ``minmax`` the smallest
-    and largest value of the volume; ``zscore`` over all voxels; ``zscore_nonzero`` over voxels other than 0, which stay 0.
+    ``window``: clip to these two values first. ``scale``: ``unit`` maps the window to [0, 1];
+    ``minmax`` maps the smallest and largest value of the volume; ``zscore`` uses all voxels;
+    ``zscore_nonzero`` uses voxels other than 0, which stay 0.
     """
 
     window: tuple[float, float] | None = None
@@ -37,7 +40,7 @@ class Gray:
 
     @property
     def by_voxel(self) -> bool:
-        """Whether no voxel's value depends on another's, so that a crop may come first, which is cheaper."""
+        """Whether no voxel's value depends on another's: then a crop may come first, which is cheaper."""
         return self.scale == "none" or (self.scale == "unit" and self.window is not None)
 
 
@@ -45,21 +48,23 @@ class Gray:
 class Recipe:
     """How a raw volume becomes a case. Steps in this order: orientation, resampling, gray values, crop.
 
-    ``crop``: ``none``; ``nonzero``, the box of what is not 0 in any channel; ``body``, the box of the largest component
-    above -500 HU; ``label``, the box of the label and ``margin`` voxels below and above, widened to ``least`` voxels a
-    side, shifted into the volume and filled with 0 where the volume itself is shorter; ``label_xy``, the same idea in the
-    first two axes as the left-atrium and MC-Net recipes have it: margin plus half of what the extent lacks to ``least``,
-    cut to the volume.
+    ``crop``:
+
+    - ``none``;
+    - ``nonzero``: the box of voxels that are not 0 in some channel;
+    - ``body``: the box of the largest component above -500 HU;
+    - ``label``: the box of the label with ``margin`` voxels below and above, widened to ``least``
+      voxels per side, shifted into the volume, and filled with 0 where the volume is shorter;
+    - ``label_xy``: similar, but in the first two axes only, as in the left-atrium and MC-Net
+      recipes: the margin plus half of what the extent is shorter than ``least``, cut to the volume.
     """
 
-    orientation: Literal["ras", "file"] = (
-        "ras"  # nearest right-anterior-superior axes, or as in the file
-    )
+    # Nearest right-anterior-superior axes, or those of the file.
+    orientation: Literal["ras", "file"] = "ras"
     spacing: tuple[float, float, float] | None = None  # mm; None keeps the file's
-    in_plane: bool = (
-        False  # scale all axes by the factor that brings the first one to ``spacing`` (CoraNet)
-    )
-    order: int = 1  # of the image's spline; labels are always nearest neighbor
+    # Scale all axes by the factor that brings the first one to ``spacing`` (CoraNet).
+    in_plane: bool = False
+    order: int = 1  # of the image's spline; labels always use nearest neighbor
     gray: tuple[Gray, ...] = (Gray(),)  # one for all channels, or one for each
     crop: Crop = "none"
     margin: tuple[int, int] = (0, 0)
@@ -68,127 +73,164 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A case by a recipe: image (C, *S) float32, label (*S) uint8 or None, affine (4, 4) or None."""
+class RecipeResult:
+    """A case made by a recipe: image (C, *S) float32, label (*S) uint8 or None, affine (4, 4) or None."""
 
     image: np.ndarray
     label: np.ndarray | None
     affine: np.ndarray | None
-    facts: dict[str, Any] = field(
-        default_factory=dict
-    )  # JSON: what is needed to go back to the source's grid
-    doubts: list[str] = field(
-        default_factory=list
-    )  # what the recipe did to the label that one should know
+    # JSON: what is needed to go back to the source's grid.
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)  # labeled voxels that were lost
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """mm."""
+        """Voxel size in mm."""
         return None if self.affine is None else spacing_of(self.affine)
 
 
-def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Made:
-    """Carry a recipe out. ``label`` (*S) lies on the volume's grid; ``volume.array`` is (*S) or (*S, C).
+def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> RecipeResult:
+    """Make a case from a volume.
+
+    Args:
+        recipe: the settings.
+        volume: its array is (*S) or (*S, C).
+        label: (*S) on the volume's grid.
 
     Raises:
-        DataError: a voxel is no finite number; the recipe needs a spacing or label that is not there, or the label is empty;
-            the crop by the image cuts labeled voxels away.
+        DataError: a voxel is NaN or infinite; a spacing or label that the recipe needs is missing;
+            the label is empty; the crop removes labeled voxels.
     """
     require_finite(volume.array)
-    before = _counted(label)
-    array, affine = volume.array, volume.affine
+    voxels_in_file = _voxels_per_class(label)
+    array = volume.array
+    affine = volume.affine
     facts: dict[str, Any] = {
         "source_shape": list(array.shape[:3]),
         "source_dtype": str(array.dtype),
         "source_affine": None if affine is None else np.asarray(affine).tolist(),
     }
     if recipe.orientation == "ras" and affine is not None:
-        (array, affine), label = (
-            to_ras(array, affine),
-            None if label is None else to_ras(label, affine)[0],
-        )
+        if label is not None:
+            label, _ = reorient(label, affine, "RAS")
+        array, affine = reorient(array, affine, "RAS")
     facts["scan"] = scan_digest(array)
     image = np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None]
     if recipe.spacing is not None:
         image, label, affine = _resampled(recipe, image, label, affine)
     facts["resampled_shape"] = list(image.shape[1:])
     box = crop_box(recipe, image, label)
-    doubts = _lost(recipe, before, label, box)
+    warnings = _lost_voxels(recipe, voxels_in_file, label, box)
     facts["crop_offset"] = [int(side.start) for side in box]
     if recipe.scale_last or all(rule.by_voxel for rule in recipe.gray):
         image = normalize(_inside(image, box), recipe.gray)
     else:
         image = _inside(normalize(image, recipe.gray), box)
-    image, label = _filled(image, box), None if label is None else _filled(_inside(label, box), box)
-    rules = recipe.gray * (len(image) if len(recipe.gray) == 1 else 1)
-    if Gray() in rules:  # nothing maps air to 0
-        facts["pad"] = [
-            float(part.min()) if rule == Gray() else 0.0
-            for part, rule in zip(image, rules, strict=True)
-        ]
+    image = _filled(image, box)
+    if label is not None:
+        label = _filled(_inside(label, box), box)
+    pad = _values_of_air(image, recipe.gray)
+    if pad:
+        facts["pad"] = pad
     if affine is not None:
-        affine = affine @ _shift(facts["crop_offset"])
-    return Made(image.astype(np.float32, copy=False), label, affine, facts, doubts)
+        affine = affine @ translation(facts["crop_offset"])
+    return RecipeResult(image.astype(np.float32, copy=False), label, affine, facts, warnings)
 
 
-def _counted(label: np.ndarray | None) -> dict[int, int]:
-    """Voxels of each class of a label."""
-    if label is None:
-        return {}
-    return {int(v): int(n) for v, n in zip(*np.unique(label, return_counts=True), strict=True) if v}
+def _rule_per_channel(gray: Sequence[Gray], channels: int) -> list[Gray]:
+    return list(gray) * (channels if len(gray) == 1 else 1)
 
 
-def _lost(recipe: Recipe, before: dict[int, int], label: np.ndarray | None, box: Box) -> list[str]:
-    """Classes that resampling made vanish, and labeled voxels outside a crop that does not look at the label.
+def _values_of_air(image: np.ndarray, gray: Sequence[Gray]) -> list[float]:
+    """Return the value outside the volume per channel; empty if every channel is normalized.
 
-    Raises:
-        DataError: the crop cuts away more than a hundredth of a class: what is scored would not be what is there.
+    A normalization brings air near 0. A channel kept as it is gets its smallest value.
     """
-    resampled = _counted(label)
-    doubts = [
-        f"class {k}: {n} voxels in the file, none after resampling"
-        for k, n in before.items()
-        if k not in resampled
-    ]
-    kept = {} if label is None else _counted(_inside(label, box))
-    for k, n in resampled.items():
-        lost = n - kept.get(k, 0)
-        text = f"{lost:,} of {n:,} voxels of class {k} lie outside the crop '{recipe.crop}'"
-        if lost > n * STRAY:
-            raise DataError(
-                "the crop cuts labeled voxels away",
-                found=text,
-                expected="all of them inside",
-                fix="another crop of your own data: segbench data link PATH --as NAME --crop none (or nonzero)",
-            )
-        doubts += [text] if lost else []
-    return doubts
+    rules = _rule_per_channel(gray, len(image))
+    if Gray() not in rules:
+        return []
+    values = []
+    for channel, rule in zip(image, rules, strict=True):
+        values.append(float(channel.min()) if rule == Gray() else 0.0)
+    return values
 
 
 def scan_digest(array: np.ndarray) -> str:
-    """Digest of a whole scan, whatever type it is stored in: the same scan under two names may be cropped in two ways."""
+    """Return the digest of a whole scan, whatever its type.
+
+    It recognizes a scan that is stored under two names and cropped in two ways.
+    """
     return array_digest(array.astype(np.float32, copy=False))
 
 
-def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Transpose and flip the first three axes to the nearest right-anterior-superior order; nothing is interpolated."""
-    from nibabel import orientations
+# Losses of labeled voxels.
 
-    turn = orientations.io_orientation(affine)
-    return orientations.apply_orientation(array, turn), affine @ orientations.inv_ornt_aff(
-        turn, array.shape[:3]
-    )
+
+def _voxels_per_class(label: np.ndarray | None) -> dict[int, int]:
+    if label is None:
+        return {}
+    values, counts = np.unique(label, return_counts=True)
+    voxels = {}
+    for value, count in zip(values, counts, strict=True):
+        if value:
+            voxels[int(value)] = int(count)
+    return voxels
+
+
+def _lost_voxels(
+    recipe: Recipe, voxels_in_file: dict[int, int], label: np.ndarray | None, box: Box
+) -> list[str]:
+    """Warn about classes lost in resampling and labeled voxels removed by an image-based crop.
+
+    Raises:
+        DataError: the crop removes more than a hundredth of a class, so that scores would not
+            describe the whole target.
+    """
+    resampled = _voxels_per_class(label)
+    warnings = []
+    for value, count in voxels_in_file.items():
+        if value not in resampled:
+            warnings.append(f"class {value}: {count} voxels in the file, none after resampling")
+    kept = {} if label is None else _voxels_per_class(_inside(label, box))
+    for value, count in resampled.items():
+        lost = count - kept.get(value, 0)
+        if not lost:
+            continue
+        text = f"{lost:,} of {count:,} voxels of class {value} lie outside the crop '{recipe.crop}'"
+        if lost > count * MAX_LOST_SHARE:
+            raise DataError(
+                "the crop cuts labeled voxels away",
+                found=text,
+                expected="all labeled voxels inside",
+                fix="another crop of your own data: "
+                "segbench data link PATH --as NAME --crop none (or nonzero)",
+            )
+        warnings.append(text)
+    return warnings
+
+
+# Resampling.
 
 
 def resample(array: np.ndarray, factors: Sequence[float], order: int) -> np.ndarray:
-    """Scale a volume (*S) by a factor per axis; the first voxel's center stays, the size is cut to whole voxels.
+    """Scale a volume (*S) by a factor per axis.
+
+    The center of the first voxel stays; the size is cut to whole voxels.
+
+    Args:
+        array: the volume.
+        factors: new size divided by old size, per axis.
+        order: of the spline; 0 is nearest neighbor.
 
     Raises:
         DataError: more voxels than ``limits`` allow.
     """
     from scipy import ndimage
 
-    shape = tuple(max(1, int(n * f + 1e-6)) for n, f in zip(array.shape, factors, strict=True))
+    sizes = []
+    for size, factor in zip(array.shape, factors, strict=True):
+        sizes.append(max(1, int(size * factor + 1e-6)))
+    shape = tuple(sizes)
     if shape == array.shape and np.allclose(factors, 1):
         return array
     require_size(None, shape, "the volume is too large after resampling")
@@ -211,9 +253,10 @@ def _resampled(
     label: np.ndarray | None,
     affine: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return image (C, *S), label and affine at the recipe's spacing."""
     if affine is None:
         raise DataError(
-            "the file does not say its spacing", expected="a spacing in mm, to resample by"
+            "the file does not state its spacing", expected="a spacing in mm, to resample by"
         )
     assert recipe.spacing is not None
     factors = np.asarray(spacing_of(affine)) / np.asarray(recipe.spacing)
@@ -222,16 +265,28 @@ def _resampled(
     channels = [
         resample(channel.astype(np.float32, copy=False), factors, recipe.order) for channel in image
     ]
-    image = np.stack(channels) if len(channels) > 1 else channels[0][None]
-    label = None if label is None else resample(label, factors, 0)
-    return image, label, affine @ np.diag([*(1 / factors), 1.0])
+    if label is not None:
+        label = resample(label, factors, 0)
+    return _stacked(channels), label, affine @ np.diag([*(1 / factors), 1.0])
+
+
+def _stacked(channels: list[np.ndarray]) -> np.ndarray:
+    """Return channels as one array; a single channel is not copied."""
+    return np.stack(channels) if len(channels) > 1 else channels[0][None]
+
+
+# Gray values.
 
 
 def normalize(image: np.ndarray, gray: Sequence[Gray]) -> np.ndarray:
-    """Gray values of (C, *S) by one rule for all channels or one for each; float32. A constant channel becomes 0."""
-    rules = list(gray) * (len(image) if len(gray) == 1 else 1)
-    channels = [_normalized(channel, rule) for channel, rule in zip(image, rules, strict=True)]
-    return np.stack(channels) if len(channels) > 1 else channels[0][None]
+    """Return normalized gray values of (C, *S) as float32; a constant channel becomes 0.
+
+    Args:
+        image: the volume.
+        gray: one rule for all channels or one for each.
+    """
+    rules = _rule_per_channel(gray, len(image))
+    return _stacked([_normalized(part, rule) for part, rule in zip(image, rules, strict=True)])
 
 
 def _normalized(channel: np.ndarray, rule: Gray) -> np.ndarray:
@@ -241,112 +296,131 @@ def _normalized(channel: np.ndarray, rule: Gray) -> np.ndarray:
     if rule.scale == "none":
         return values
     if rule.scale in ("unit", "minmax"):
-        low, high = (
-            rule.window if rule.scale == "unit" and rule.window else (values.min(), values.max())
-        )
-        return (
-            (values - np.float32(low)) / np.float32(high - low)
-            if high > low
-            else np.zeros_like(values)
-        )
-    inside = channel != 0 if rule.scale == "zscore_nonzero" else np.ones(channel.shape, bool)
+        return _scaled_to_unit(values, rule.window if rule.scale == "unit" else None)
+    return _standardized(values, channel != 0 if rule.scale == "zscore_nonzero" else None)
+
+
+def _scaled_to_unit(values: np.ndarray, window: tuple[float, float] | None) -> np.ndarray:
+    """Return values with the window, or without one the whole range, mapped to [0, 1]."""
+    low, high = window or (values.min(), values.max())
+    if not high > low:
+        return np.zeros_like(values)
+    scaled: np.ndarray = (values - np.float32(low)) / np.float32(high - low)
+    return scaled
+
+
+def _standardized(values: np.ndarray, where: np.ndarray | None) -> np.ndarray:
+    """Return z-scores, computed over the voxels ``where`` is true; the others become 0."""
+    inside = np.ones(values.shape, bool) if where is None else where
     chosen = values[inside]
     spread = chosen.std(dtype=np.float64) if chosen.size else 0.0
     if not spread > 0:
         return np.zeros_like(values)
-    return np.where(
-        inside,
-        (values - np.float32(chosen.mean(dtype=np.float64))) / np.float32(spread),
-        np.float32(0),
-    )
+    mean = np.float32(chosen.mean(dtype=np.float64))
+    return np.where(inside, (values - mean) / np.float32(spread), np.float32(0))
+
+
+# Crops.
 
 
 def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box:
-    """The crop of a volume (C, *S) in voxels; its ends may lie beyond the volume where that is shorter than ``least``.
+    """Return the crop of a volume (C, *S) in voxels.
+
+    Its ends may lie outside the volume if that is shorter than ``least``.
 
     Raises:
-        DataError: a crop by the label without a label, or with an empty one.
+        DataError: a crop by the label, and no label or an empty one.
     """
     shape = image.shape[1:]
     if recipe.crop == "none":
-        return tuple(slice(0, n) for n in shape)
+        return _whole(shape)
     if recipe.crop in ("nonzero", "body"):
-        mask = (
-            np.asarray(image.any(axis=0)) if recipe.crop == "nonzero" else _largest(image[0] > AIR)
-        )
-        if not mask.any():  # nothing stands out: nothing to cut away
-            return tuple(slice(0, n) for n in shape)
-        return tuple(slice(low, high + 1) for low, high in _extent(mask))
+        return _box_by_image(recipe.crop, image)
     if label is None or not label.any():
+        state = "there is none" if label is None else "it is empty"
         raise DataError(
-            "the crop goes by the label, and there is none"
-            if label is None
-            else "the crop goes by the label, and it is empty",
+            f"the crop needs the label, and {state}",
             expected="a labeled target to crop around",
             fix="leave the case out, or crop by the image: nonzero, body or none",
         )
+    sides = []
     extents = _extent(np.asarray(label != 0))
-    if recipe.crop == "label_xy":
-        return tuple(
-            _widened_xy(recipe, low, high, n) if axis < 2 else slice(0, n)
-            for axis, ((low, high), n) in enumerate(zip(extents, shape, strict=True))
-        )
-    return tuple(
-        _widened(recipe, low, high, n) for (low, high), n in zip(extents, shape, strict=True)
-    )
+    for axis, ((low, high), size) in enumerate(zip(extents, shape, strict=True)):
+        if recipe.crop == "label":
+            sides.append(_widened(recipe, low, high, size))
+        elif axis < 2:
+            sides.append(_widened_xy(recipe, low, high, size))
+        else:
+            sides.append(slice(0, size))
+    return tuple(sides)
 
 
-def _widened(recipe: Recipe, low: int, high: int, n: int) -> slice:
+def _whole(shape: Sequence[int]) -> Box:
+    return tuple(slice(0, size) for size in shape)
+
+
+def _box_by_image(crop: Crop, image: np.ndarray) -> Box:
+    """Return the box of the foreground of an image (C, *S); the whole volume if there is none."""
+    if crop == "nonzero":
+        mask = np.asarray(image.any(axis=0))
+    else:
+        mask = _largest_component(image[0] > AIR)
+    if not mask.any():
+        return _whole(image.shape[1:])
+    return tuple(slice(low, high + 1) for low, high in _extent(mask))
+
+
+def _widened(recipe: Recipe, low: int, high: int, size: int) -> slice:
+    """Return one side of the crop ``label``, for a label from ``low`` to ``high``."""
     below, above = recipe.margin
-    low, high = max(0, low - below), min(n, high + 1 + above)
-    lack = max(0, recipe.least - (high - low))
-    low = max(0, min(low - lack // 2, n - recipe.least)) if lack else low
-    return slice(low, low + recipe.least if lack else high)
+    low = max(0, low - below)
+    high = min(size, high + 1 + above)
+    missing = recipe.least - (high - low)
+    if missing <= 0:
+        return slice(low, high)
+    low = max(0, min(low - missing // 2, size - recipe.least))
+    return slice(low, low + recipe.least)
 
 
-def _widened_xy(recipe: Recipe, low: int, high: int, n: int) -> slice:
+def _widened_xy(recipe: Recipe, low: int, high: int, size: int) -> slice:
+    """Return one side of the crop ``label_xy``, for a label from ``low`` to ``high``."""
     half = max(0, (recipe.least - (high - low)) // 2)
     below, above = recipe.margin
-    return slice(max(0, low - below - half), min(n, high + 1 + above + half))
+    return slice(max(0, low - below - half), min(size, high + 1 + above + half))
 
 
 def _extent(mask: np.ndarray) -> list[tuple[int, int]]:
-    """First and last index of a mask along each axis."""
+    """Return the first and last index of a mask along each axis."""
     ends = []
     for axis in range(mask.ndim):
-        places = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        ends.append((int(places[0]), int(places[-1])))
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        indices = np.flatnonzero(mask.any(axis=others))
+        ends.append((int(indices[0]), int(indices[-1])))
     return ends
 
 
-def _largest(mask: np.ndarray) -> np.ndarray:
+def _largest_component(mask: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
-    parts, count = ndimage.label(mask)
-    return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else mask
+    components, count = ndimage.label(mask)
+    if not count:
+        return mask
+    sizes = np.bincount(components.ravel())[1:]
+    return cast(np.ndarray, components == 1 + sizes.argmax())
 
 
 def _inside(array: np.ndarray, box: Box) -> np.ndarray:
-    """What of a box lies in the volume, the last axes of ``array``."""
-    where: Any = (
-        ...,
-        *(
-            slice(s.start, min(s.stop, n))
-            for s, n in zip(box, array.shape[-len(box) :], strict=True)
-        ),
-    )
-    return array[where]
+    """Return the part of a box inside the volume, the last axes of ``array``."""
+    where: list[Any] = [...]
+    for side, size in zip(box, array.shape[-len(box) :], strict=True):
+        where.append(slice(side.start, min(side.stop, size)))
+    part: np.ndarray = array[tuple(where)]
+    return part
 
 
 def _filled(array: np.ndarray, box: Box) -> np.ndarray:
-    """A copy, with 0 at the far end of axes that are shorter than the box."""
-    missing = [
-        (0, s.stop - s.start - n) for s, n in zip(box, array.shape[-len(box) :], strict=True)
-    ]
-    return np.pad(array, [(0, 0)] * (array.ndim - len(box)) + missing)
-
-
-def _shift(offset: Sequence[int]) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, 3] = offset
-    return matrix
+    """Return a copy with 0 at the far end of axes that are shorter than the box."""
+    widths = [(0, 0)] * (array.ndim - len(box))
+    for side, size in zip(box, array.shape[-len(box) :], strict=True):
+        widths.append((0, side.stop - side.start - size))
+    return np.pad(array, widths)

@@ -1,14 +1,15 @@
-"""Two-stream batches, each a pure function of (seed, phase, step): no sampler state, no worker can change a draw.
+"""Two-stream batches, each a pure function of (seed, phase, step).
 
-``TrainingData`` is the only view of the data that training has: images of the training cases, labels of the labeled
-ones. Test cases and labels of unlabeled cases cannot be reached through it.
+There is no sampler state, and no worker can change a draw. ``TrainingData`` is the only view of the
+data that training has: images of the training cases, labels of the labeled ones. Test cases and
+labels of unlabeled cases cannot be reached through it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,15 +17,15 @@ import numpy as np
 import torch
 
 from segbench.contracts.method import Batch
-from segbench.data.sampling import crops as transforms
+from segbench.data.sampling import crops
 from segbench.errors import DataError, UsageError
 
-SPOTS = 10_000  # foreground voxels of a case to draw from, evenly taken
-UNREADABLE = (OSError, ValueError, EOFError)  # what a missing, truncated or foreign file raises
+MAX_VOXELS = 10_000  # foreground voxels kept per case to draw from, evenly spaced
+UNREADABLE = (OSError, ValueError, EOFError)  # raised for a missing, truncated or unrelated file
 
 
 class StoreLike(Protocol):
-    """What is asked of a prepared data set (segbench.data.store.store.Store)."""
+    """What training needs of a prepared data set (segbench.data.store.store.Store)."""
 
     @property
     def channels(self) -> int: ...
@@ -36,15 +37,15 @@ class StoreLike(Protocol):
 
 
 def rng(*key: object) -> np.random.Generator:
-    """A generator that depends on ``key`` only (numbers, strings, None)."""
-    plain = tuple(k.item() if isinstance(k, np.generic) else k for k in key)
+    """Return a generator that depends only on ``key`` (numbers, strings, None)."""
+    plain = tuple(part.item() if isinstance(part, np.generic) else part for part in key)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 @dataclass(frozen=True)
 class _File:
-    """A memory-mapped array by its place. Unlike the map it costs no descriptor, and pickling it copies no voxels."""
+    """Where a memory-mapped array lies. Unlike the map it holds no file open, and pickling it copies no voxels."""
 
     file: str
     dtype: np.dtype
@@ -57,7 +58,7 @@ class _File:
 
 
 def _reference(array: np.ndarray, preload: bool) -> np.ndarray | _File:
-    """The place of a memory map; an array that is no map of a file, or is wanted in memory, stays an array."""
+    """Return where a memory map lies; any other array, or a copy in memory if wanted, stays an array."""
     if preload:
         return np.array(array)
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename:
@@ -68,21 +69,22 @@ def _reference(array: np.ndarray, preload: bool) -> np.ndarray | _File:
 
 @dataclass(frozen=True)
 class _Case:
-    """One training case; ``label`` is there for labeled cases only."""
+    """One training case, or one slice of it."""
 
     id: str
     dataset: str
     source: int  # index of the data set
     shape: tuple[int, ...]
     image: np.ndarray | _File
-    label: np.ndarray | _File | None
-    pad: tuple[float, ...] = ()  # what stands beyond the volume, one number a channel
-    plane: int | None = None  # one slice of the last axis, where training is on slices of volumes
+    label: np.ndarray | _File | None  # labeled cases only
+    pad: tuple[float, ...] = ()  # gray value outside the volume, one per channel
+    plane: int | None = None  # index along the last axis, if training is on slices of volumes
 
     def read(self, which: str) -> np.ndarray:
+        """Return the ``image`` or ``label``."""
         held = getattr(self, which)
         try:
-            array = held.open() if isinstance(held, _File) else held
+            array: np.ndarray = held.open() if isinstance(held, _File) else held
             return array if self.plane is None else array[..., self.plane]
         except UNREADABLE as error:
             raise DataError(
@@ -92,42 +94,59 @@ class _Case:
             ) from error
 
 
-def _load(
-    store: StoreLike, dataset: str, source: int, case: str, labeled: bool, dims: int, preload: bool
-) -> list[_Case]:
-    """A case, or its slices along the last axis where the patch has one axis less than the volume."""
-    try:
-        image, label = store.image(case), store.label(case) if labeled else None
-    except UNREADABLE as error:
-        raise DataError(
-            f"case '{case}' of {dataset} cannot be read: {error}",
-            fix=f"segbench data check {dataset}",
-        ) from error
+@dataclass(frozen=True)
+class _CaseKey:
+    """A case of a store by its name."""
+
+    id: str
+    store: StoreLike
+    dataset: str
+    source: int  # index of the data set
+
+
+def _load_case(case: _CaseKey, labeled: bool, dims: int, preload: bool) -> list[_Case]:
+    """Return a case, or its slices along the last axis if the patch has one axis less."""
+    image, label = _open_arrays(case, labeled)
     if image.ndim - 1 not in (dims, dims + 1):
         raise UsageError(
-            f"the patch has {dims} axes, the volumes of {dataset} have {image.ndim - 1}",
-            where=f"case '{case}'",
+            f"the patch has {dims} axes, the volumes of {case.dataset} have {image.ndim - 1}",
+            where=f"case '{case.id}'",
             fix="choose a protocol of that dimension",
         )
     if label is not None and label.shape != image.shape[1:]:
         raise DataError(
             "image and label differ in shape",
-            where=f"{dataset}, case '{case}'",
+            where=f"{case.dataset}, case '{case.id}'",
             found=f"{image.shape[1:]} and {label.shape}",
-            fix=f"segbench data check {dataset}",
+            fix=f"segbench data check {case.dataset}",
         )
     whole = _Case(
-        case,
-        dataset,
-        source,
-        tuple(image.shape[1 : dims + 1]),
-        _reference(image, preload),
-        None if label is None else _reference(label, preload),
-        store.pad(case),
+        id=case.id,
+        dataset=case.dataset,
+        source=case.source,
+        shape=tuple(image.shape[1 : dims + 1]),
+        image=_reference(image, preload),
+        label=None if label is None else _reference(label, preload),
+        pad=case.store.pad(case.id),
     )
     if image.ndim == dims + 1:
         return [whole]
-    return [replace(whole, id=f"{case}[{plane}]", plane=plane) for plane in range(image.shape[-1])]
+    slices = []
+    for plane in range(image.shape[-1]):
+        slices.append(replace(whole, id=f"{case.id}[{plane}]", plane=plane))
+    return slices
+
+
+def _open_arrays(case: _CaseKey, labeled: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        image = case.store.image(case.id)
+        label = case.store.label(case.id) if labeled else None
+    except UNREADABLE as error:
+        raise DataError(
+            f"case '{case.id}' of {case.dataset} cannot be read: {error}",
+            fix=f"segbench data check {case.dataset}",
+        ) from error
+    return image, label
 
 
 def _all(places: range) -> range:
@@ -135,25 +154,19 @@ def _all(places: range) -> range:
 
 
 class TrainingData:
-    """The training cases of one or several data sets: the first N of each training list labeled, the rest not.
+    """The training cases of one or several data sets: the first N of each list labeled, the rest not.
 
-    Epochs are those of the literature's two-stream sampler: one pass over a fresh permutation of the labeled cases in
-    groups of L, a remainder dropped. Unlabeled groups come from a chain of permutations that starts anew with every
-    labeled epoch. Where labeled cases are fewer than L, a group goes on into further permutations
-    (``repeats_labeled``); where no unlabeled case is left, the unlabeled stream shows the labeled cases' images.
-    What happened so is in ``warnings``.
+    Epochs are those of the literature's two-stream sampler: one pass over a fresh permutation of
+    the labeled cases in groups of L, with the remainder dropped. Unlabeled groups come from a chain
+    of permutations that restarts with every labeled epoch. If there are fewer labeled cases than L,
+    a group continues into further permutations (``repeats_labeled``). If no unlabeled case is left,
+    the unlabeled stream shows the images of labeled cases. ``warnings`` says when either happened.
 
-    Several data sets: ``sampling="proportional"`` pools their lists; ``"balanced"`` draws the data set of every place
-    first, uniformly, then its next case. Images with fewer channels than the largest are filled up with zero channels.
+    Several data sets: ``sampling="proportional"`` pools their lists; ``"balanced"`` first draws the
+    data set of every place in the batch, uniformly, and then takes its next case. Images with fewer
+    channels than the largest get zero channels.
 
-    A patch of two axes and volumes of three: every slice along the last axis counts as a case.
-
-    Used of ``protocol``: patch, crop, augment, sampling. ``preload`` reads all
-    cases into memory once (workers that are forked share them). ``share`` picks one process's places of a batch.
-
-    Raises:
-        UsageError: a number of labeled cases that the training list does not allow, a patch of the wrong dimension.
-        DataError: a case that cannot be read.
+    With a patch of two axes and volumes of three, every slice along the last axis counts as a case.
     """
 
     def __init__(
@@ -166,86 +179,110 @@ class TrainingData:
         preload: bool = False,
         share: Callable[[range], range] = _all,
     ) -> None:
+        """Open the training cases.
+
+        Args:
+            stores: prepared data sets by name.
+            labeled: number of labeled cases of each.
+            protocol: its patch, crop, augment and sampling are used.
+            seed: part of every draw.
+            preload: read all cases into memory once; workers that are forked share them.
+            share: picks this process's places of a batch.
+
+        Raises:
+            UsageError: the training list does not allow that number of labeled cases, or the patch
+                has the wrong number of axes.
+            DataError: a case cannot be read.
+        """
         self.names = tuple(stores)
-        self.patch = tuple(int(p) for p in protocol.patch)
-        self.channels = max(s.channels for s in stores.values())
-        self.seed, self.balanced, self.share = int(seed), protocol.sampling == "balanced", share
+        self.patch = tuple(int(edge) for edge in protocol.patch)
+        self.channels = max(store.channels for store in stores.values())
+        self.seed = int(seed)
+        self.balanced = protocol.sampling == "balanced"
+        self.share = share
         self.warnings: list[str] = []
         self.repeats_labeled = False
         crop = protocol.crop
-        self._where, self._foreground = (crop.labeled, crop.unlabeled), crop.foreground
-        self._spots: dict[tuple[str, str], np.ndarray] = {}
-        self._rule = {"pad": crop.pad, "last_offset": crop.last_offset, "augment": protocol.augment}
-        cases = [
-            part
-            for source, (name, store) in enumerate(stores.items())
-            for i, case in enumerate(_checked(name, store.train, labeled.get(name)))
-            for part in _load(
-                store, name, source, case, i < labeled[name], len(self.patch), preload
-            )
-        ]
-        self._labeled = [c for c in cases if c.label is not None]
-        self._unlabeled = [c for c in cases if c.label is None] or self._labeled
+        self._where = (crop.labeled, crop.unlabeled)
+        self._foreground = crop.foreground  # share of labeled patches around a foreground voxel
+        self._foreground_voxels: dict[tuple[str, str], np.ndarray] = {}
+        self._crop = {"pad": crop.pad, "last_offset": crop.last_offset, "augment": protocol.augment}
+        cases: list[_Case] = []
+        for source, (name, store) in enumerate(stores.items()):
+            count = _checked_count(name, len(store.train), labeled.get(name))
+            for position, case in enumerate(store.train):
+                key = _CaseKey(case, store, name, source)
+                cases += _load_case(key, position < count, len(self.patch), preload)
+        self._labeled = [case for case in cases if case.label is not None]
+        self._unlabeled = [case for case in cases if case.label is None] or self._labeled
         self._borrows = self._unlabeled is self._labeled
 
     def epoch(self, step: int, labeled: int) -> int:
-        """Passes over the labeled cases that are complete before ``step`` of a phase."""
+        """Return how many passes over the labeled cases are complete before ``step`` of a phase."""
         return step // self.steps_per_epoch(labeled)
 
     def steps_per_epoch(self, labeled: int) -> int:
-        """Steps of one pass over the labeled cases, at least 1."""
+        """Return the steps of one pass over the labeled cases, at least 1."""
         if labeled < 1:
             raise UsageError("a batch needs labeled items", found=labeled, expected="at least 1")
         return max(len(self._labeled) // labeled, 1)
 
     def batch(self, phase: int, step: int, labeled: int, unlabeled: int) -> Batch:
-        """The batch of a phase's step: images (L, C, *P) and (U, C, *P) float32, labels (L, *P) int64.
+        """Return the batch of a step: images (L, C, *P) and (U, C, *P) float32, labels (L, *P) int64.
 
         Raises:
-            DataError: a case cannot be read; it is named.
+            DataError: a case cannot be read; names it.
         """
         everything = self._choose(phase, step, labeled, unlabeled)
-        mine = self.share(range(labeled))
-        places = [*mine, *self.share(range(labeled, labeled + unlabeled))]
-        chosen, labeled = [everything[place] for place in places], len(mine)
+        own_labeled = self.share(range(labeled))
+        own_unlabeled = self.share(range(labeled, labeled + unlabeled))
+        places = [*own_labeled, *own_unlabeled]
+        chosen = [everything[place] for place in places]
+        count = len(own_labeled)
         images = np.zeros((len(chosen), self.channels, *self.patch), np.float32)
-        labels = np.empty((labeled, *self.patch), np.int64)
+        labels = np.empty((count, *self.patch), np.int64)
         for i, (place, case) in enumerate(zip(places, chosen, strict=True)):
-            draws = rng(self.seed, "item", phase, step, place)
-            cut = transforms.draw(
-                draws, case.shape, self.patch, where=self._where[i >= labeled], **self._rule
-            )
+            generator = rng(self.seed, "item", phase, step, place)
+            is_labeled = i < count
             image = case.read("image")
-            if i < labeled and self._foreground and draws.random() < self._foreground:
-                cut = self._around(draws, cut, case)
-            transforms.take(image, cut, self.patch, out=images[i, : len(image)], pad=case.pad)
-            if i < labeled:
-                transforms.take(case.read("label"), cut, self.patch, out=labels[i])
+            cut = self._draw_cut(generator, case, is_labeled)
+            crops.take(image, cut, self.patch, out=images[i, : len(image)], pad=case.pad)
+            if is_labeled:
+                crops.take(case.read("label"), cut, self.patch, out=labels[i])
         x = torch.from_numpy(images)
         source = torch.tensor([case.source for case in chosen], dtype=torch.int64)
-        return Batch(x[:labeled], torch.from_numpy(labels), x[labeled:], source)
+        return Batch(x[:count], torch.from_numpy(labels), x[count:], source)
 
-    def _around(
-        self, draws: np.random.Generator, cut: transforms.Cut, case: _Case
-    ) -> transforms.Cut:
-        """The cut with a foreground voxel in it; as it is where the label has none."""
-        spots = self._spots.get((case.dataset, case.id))
-        if spots is None:
+    def _draw_cut(self, generator: np.random.Generator, case: _Case, labeled: bool) -> crops.Cut:
+        where = self._where[0] if labeled else self._where[1]
+        cut = crops.draw(generator, case.shape, self.patch, where=where, **self._crop)
+        if labeled and self._foreground and generator.random() < self._foreground:
+            return self._around_foreground(generator, cut, case)
+        return cut
+
+    def _around_foreground(
+        self, generator: np.random.Generator, cut: crops.Cut, case: _Case
+    ) -> crops.Cut:
+        """Move a cut so that it contains a foreground voxel; an empty label leaves it as it is."""
+        key = (case.dataset, case.id)
+        if key not in self._foreground_voxels:
             found = np.flatnonzero(case.read("label"))
-            spots = self._spots[case.dataset, case.id] = found[:: max(1, len(found) // SPOTS)]
-        if not len(spots):
+            stride = max(1, len(found) // MAX_VOXELS)
+            self._foreground_voxels[key] = found[::stride]
+        voxels = self._foreground_voxels[key]
+        if not len(voxels):
             return cut
-        spot = np.unravel_index(int(spots[draws.integers(len(spots))]), case.shape)
-        return transforms.around(draws, cut, [int(n) for n in spot], case.shape, self.patch)
+        drawn = int(voxels[generator.integers(len(voxels))])
+        voxel = [int(index) for index in np.unravel_index(drawn, case.shape)]
+        return crops.around(generator, cut, voxel, case.shape, self.patch)
 
     def cases(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[str]:
-        """``dataset/case`` of every item of a batch, for messages."""
-        return [
-            f"{case.dataset}/{case.id}" for case in self._choose(phase, step, labeled, unlabeled)
-        ]
+        """Return ``dataset/case`` of every item of a batch, for messages."""
+        chosen = self._choose(phase, step, labeled, unlabeled)
+        return [f"{case.dataset}/{case.id}" for case in chosen]
 
     def check(self, labeled: int, unlabeled: int) -> None:
-        """Note in ``warnings`` what a batch of this composition cannot have as it should."""
+        """Add to ``warnings`` what is unusual about batches of this composition."""
         for places in (labeled, unlabeled):
             self.share(range(places))  # refuses what cannot be shared
         notes = []
@@ -256,55 +293,69 @@ class TrainingData:
             )
         if unlabeled and self._borrows:
             notes.append(
-                "every training case is labeled: the unlabeled stream shows the labeled cases' images"
+                "every training case is labeled: "
+                "the unlabeled stream shows the labeled cases' images"
             )
         self.warnings += [note for note in notes if note not in self.warnings]
 
     def _choose(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[_Case]:
-        """The cases of a batch, labeled first."""
+        """Return the cases of a batch, labeled first."""
         steps = self.steps_per_epoch(labeled)
         epoch, group = divmod(step, steps)
-        return [
-            case
-            for stream, pool, size in (
-                ("labeled", self._labeled, labeled),
-                ("unlabeled", self._unlabeled, unlabeled),
-            )
-            for case in self._group(
-                pool,
-                range(group * size, (group + 1) * size),
-                steps * size,
-                (self.seed, stream, phase, epoch),
-            )
-        ]
+        chosen: list[_Case] = []
+        for stream, pool, size in (
+            ("labeled", self._labeled, labeled),
+            ("unlabeled", self._unlabeled, unlabeled),
+        ):
+            places = range(group * size, (group + 1) * size)
+            key = (self.seed, stream, phase, epoch)
+            chosen += self._group(pool, places, steps * size, key)
+        return chosen
 
     def _group(
         self, pool: list[_Case], places: range, total: int, key: tuple[object, ...]
     ) -> list[_Case]:
-        """The cases at ``places`` of an epoch's chain of permutations, of which the epoch uses ``total``."""
+        """Return the cases at ``places`` of an epoch's chain of permutations.
+
+        Args:
+            pool: the cases to choose from.
+            places: positions in the chain.
+            total: how many positions the epoch uses.
+            key: identifies the chain.
+        """
         if not self.balanced:
             return [pool[i] for i in _chain(len(pool), places, key)]
         sources = sorted({case.source for case in pool})
-        drawn = [sources[i] for i in rng(*key, "task").integers(len(sources), size=total)]
+        indices = rng(*key, "task").integers(len(sources), size=total)
+        drawn = [sources[i] for i in indices]
         chosen = []
         for place in places:
-            own = [case for case in pool if case.source == drawn[place]]
-            nth = drawn[:place].count(drawn[place])
-            chosen += [own[i] for i in _chain(len(own), range(nth, nth + 1), (*key, drawn[place]))]
+            source = drawn[place]
+            own = [case for case in pool if case.source == source]
+            before = drawn[:place].count(source)
+            (index,) = _chain(len(own), range(before, before + 1), (*key, source))
+            chosen.append(own[index])
         return chosen
 
 
-def _chain(n: int, places: range, key: tuple[object, ...]) -> list[int]:
-    """The numbers at ``places`` of an endless chain of permutations of n."""
-    rounds = {r: rng(*key, r).permutation(n) for r in {place // n for place in places}}
-    return [int(rounds[place // n][place % n]) for place in places]
+def _chain(size: int, places: range, key: tuple[object, ...]) -> list[int]:
+    """Return the numbers at ``places`` of an infinite chain of permutations of range(size)."""
+    permutations: dict[int, np.ndarray] = {}
+    numbers = []
+    for place in places:
+        number, position = divmod(place, size)
+        if number not in permutations:
+            permutations[number] = rng(*key, number).permutation(size)
+        numbers.append(int(permutations[number][position]))
+    return numbers
 
 
-def _checked(name: str, train: Sequence[str], labeled: int | None) -> Sequence[str]:
-    if labeled is None or not 1 <= labeled <= len(train):
+def _checked_count(name: str, train: int, labeled: int | None) -> int:
+    """Return the number of labeled cases if a training list of ``train`` cases allows it."""
+    if labeled is None or not 1 <= labeled <= train:
         raise UsageError(
             f"{name} cannot have {labeled} labeled cases",
-            expected=f"1 to {len(train)}",
-            fix=f"--labeled {min(max(labeled or 1, 1), len(train))}",
+            expected=f"1 to {train}",
+            fix=f"--labeled {min(max(labeled or 1, 1), train)}",
         )
-    return train
+    return labeled

@@ -1,4 +1,7 @@
-"""Batches made ahead of the training step: by a thread, or by worker processes that may die and are replaced once."""
+"""Make batches ahead of the training step, in a thread or in worker processes.
+
+Worker processes may die; they are replaced once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Step = tuple[int, int, int, int]  # phase, step of the phase, labeled items, unl
 
 
 class _Steps(Dataset[Any]):
-    """Batches by their step; runs in a worker."""
+    """Batches by their step; used inside a worker."""
 
     def __init__(self, data: TrainingData) -> None:
         self.data = data
@@ -32,20 +35,26 @@ class _Steps(Dataset[Any]):
         try:
             return self.data.batch(*step)
         except SegbenchError as error:
-            return error  # as a value: torch would rebuild a raised one from its text and lose the fields
+            # Returned, because torch would rebuild a raised error from its text and lose its fields.
+            return error
 
 
 class _Plan:
-    """Hands steps out and remembers those whose batch is not back yet, so that a new loader can ask for them again."""
+    """Hands out steps and remembers those whose batch has not come back.
+
+    A new loader can then ask for them once more.
+    """
 
     def __init__(self, data: TrainingData, steps: Iterable[Step]) -> None:
-        self.data, self.rest = data, iter(steps)
+        self.data = data
+        self.rest = iter(steps)
         self.open: deque[Step] = deque()
 
     def __iter__(self) -> Iterator[Step]:
         yield from tuple(self.open)
         for step in self.rest:
-            self.data.check(*step[2:])
+            _, _, labeled, unlabeled = step
+            self.data.check(labeled, unlabeled)
             self.open.append(step)
             yield step
 
@@ -54,12 +63,12 @@ class _WorkerDiedError(Exception):
     pass
 
 
-def _as_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 def _worker_init(_: int) -> None:
-    # A signal to the process group is for the main process, which needs its workers until it has saved.
+    # The main process handles signals to the group; it needs its workers until it has saved.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -68,7 +77,7 @@ def _worker_init(_: int) -> None:
 
 @contextmanager
 def _own_sigchld() -> Iterator[None]:
-    """Keep torch from installing its SIGCHLD handler, which raises wherever the main process happens to be."""
+    """Keep torch from installing its SIGCHLD handler, which raises at any place in the main process."""
     usable = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if usable else None
     try:
@@ -81,14 +90,15 @@ def _own_sigchld() -> Iterator[None]:
 def _deliver(
     plan: _Plan, workers: int, context: str | None, prefetch: int, timeout: float
 ) -> Iterator[Batch]:
-    """Batches of the steps that are still open and of the rest of the plan, in order."""
-    # Its own generator: without one every new iterator draws from torch's global generator and so changes training.
+    """Yield the batches of the steps that are still open and of the rest of the plan, in order."""
+    # The loader gets a generator, because otherwise every new iterator would draw from torch's
+    # global one and change the training.
     torch_loader = DataLoader(
         _Steps(plan.data),
         batch_size=None,
         sampler=plan,
         num_workers=workers,
-        collate_fn=_as_is,
+        collate_fn=_unchanged,
         prefetch_factor=prefetch,
         multiprocessing_context=context,
         worker_init_fn=_worker_init,
@@ -97,43 +107,51 @@ def _deliver(
     )
     with _own_sigchld():
         batches = iter(torch_loader)
-    processes = list(batches._workers)  # type: ignore[attr-defined]  # not public, but torch offers no other way
+    # Not public, but torch offers no other way.
+    processes = list(batches._workers)  # type: ignore[attr-defined]
     try:
-        while (batch := _next(batches, plan, processes, timeout)) is not None:
+        while True:
+            batch = _next(batches, plan, processes, timeout)
+            if batch is None:
+                return
             plan.open.popleft()
             yield batch
     finally:
         del batches  # ends the workers, unless one hangs or a traceback still holds the iterator
         for process in processes:
             if process.exitcode is None:
-                process.kill()  # it ignores SIGTERM, so nothing else would end it
+                process.kill()  # because it ignores SIGTERM
 
 
 def _next(
     batches: Iterator[Any], plan: _Plan, processes: list[Any], timeout: float
 ) -> Batch | None:
+    """Return the next batch, or None after the last one.
+
+    Raises:
+        _WorkerDiedError: a worker has ended.
+        DataError: the batch could not be made, or did not come in time.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:
-            batch = next(batches)
+            batch: Batch | SegbenchError = next(batches)
         except StopIteration:
             return None
         except (RuntimeError, OSError, EOFError) as error:
-            slow = "timed out" in str(error)
-            if not slow:  # a broken connection is seen a moment before its worker is gone
-                gone = multiprocessing.connection.wait([p.sentinel for p in processes], timeout=5)
-                for process in processes:
-                    process.join(5 if process.sentinel in gone else 0)
-            dead = [p for p in processes if p.exitcode is not None]
+            timed_out = "timed out" in str(error)
+            if not timed_out:
+                _wait_for_the_dead(processes)
+            dead = [process for process in processes if process.exitcode is not None]
             if dead:
-                raise _WorkerDiedError(", ".join(_fate(p) for p in dead)) from error
-            if not slow:
+                raise _WorkerDiedError(", ".join(map(_cause_of_death, dead))) from error
+            if not timed_out:
                 raise
             if time.monotonic() > deadline:
                 raise DataError(
                     f"no batch for {timeout:g} seconds: reading hangs",
                     where=", ".join(plan.data.cases(*plan.open[0])),
-                    fix="check the file system the data lie on",
+                    fix="check the file system of the data",
                 ) from None
             continue
         if isinstance(batch, SegbenchError):
@@ -141,15 +159,23 @@ def _next(
         return batch
 
 
-def _fate(process: Any) -> str:
+def _wait_for_the_dead(processes: list[Any]) -> None:
+    """Wait until a worker that broke its connection has ended, which takes a moment."""
+    sentinels = [process.sentinel for process in processes]
+    ended = multiprocessing.connection.wait(sentinels, timeout=5)
+    for process in processes:
+        process.join(5 if process.sentinel in ended else 0)
+
+
+def _cause_of_death(process: Any) -> str:
     code = process.exitcode
-    return f"worker {process.pid} " + (
-        f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-    )
+    if code < 0:
+        return f"worker {process.pid} killed by {signal.Signals(-code).name}"
+    return f"worker {process.pid} ended with {code}"
 
 
-def _ahead(plan: _Plan, prefetch: int) -> Iterator[Batch]:
-    """Batches made by one thread, up to ``prefetch`` of them before they are asked for."""
+def _batches_from_thread(plan: _Plan, prefetch: int) -> Iterator[Batch]:
+    """Yield batches that one thread makes, up to ``prefetch`` of them ahead."""
     coming: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(1, "segbench-batches") as pool:
         for step in plan:
@@ -170,20 +196,27 @@ def loader(
     prefetch: int = 2,
     timeout: float = 300.0,
 ) -> Generator[Batch, None, None]:
-    """The batches of a plan of (phase, step, labeled, unlabeled), in order and the same for any number of workers.
+    """Yield the batches of the planned steps, in order and the same for any number of workers.
 
-    ``workers``: processes; 0 works ahead in a thread instead, which is enough for plain crops (numpy copies without the
-    interpreter lock) and spares the way through shared memory. ``prefetch``: batches ahead, per worker. ``context``:
-    fork, spawn or forkserver; the platform's default. A worker that dies is replaced once: the steps that were under
-    way are done again and give the same batches.
+    If a worker dies, all workers are replaced once: the steps under way are repeated and give the
+    same batches.
+
+    Args:
+        data: makes the batches.
+        steps: (phase, step, labeled items, unlabeled items) of each batch.
+        workers: number of processes; 0 works ahead in a thread instead, which is enough for plain
+            crops (numpy copies without the interpreter lock) and avoids shared memory.
+        context: fork, spawn or forkserver; None is the platform's default.
+        prefetch: batches made ahead, per worker.
+        timeout: seconds to wait for a batch.
 
     Raises:
-        DataError: a case cannot be read, or nothing came for ``timeout`` seconds.
+        DataError: a case cannot be read, or no batch came for ``timeout`` seconds.
         TrainingError: a worker died a second time.
     """
     plan = _Plan(data, steps)
     if workers == 0:
-        yield from _ahead(plan, prefetch)
+        yield from _batches_from_thread(plan, prefetch)
         return
     for last in (False, True):
         try:
@@ -191,13 +224,18 @@ def loader(
             return
         except _WorkerDiedError as death:
             if last:
-                raise TrainingError(
-                    "a data worker died twice",
-                    where=f"step {plan.open[0][1]} of phase {plan.open[0][0]}"
-                    if plan.open
-                    else None,
-                    found=str(death),
-                    fix="lower --workers; SIGKILL means that memory ran out, SIGBUS that /dev/shm is "
-                    "too small",
-                ) from death
-            data.warnings.append(f"{death}; the loader was started again")
+                raise _died_twice(plan, death) from death
+            data.warnings.append(f"{death}; the loader was restarted")
+
+
+def _died_twice(plan: _Plan, death: _WorkerDiedError) -> TrainingError:
+    where = None
+    if plan.open:
+        phase, step, _, _ = plan.open[0]
+        where = f"step {step} of phase {phase}"
+    return TrainingError(
+        "data workers died twice",
+        where=where,
+        found=str(death),
+        fix="lower --workers; SIGKILL means that memory ran out, SIGBUS that /dev/shm is too small",
+    )
