@@ -50,9 +50,10 @@ class CPS(Method):
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.first = network()
-        self.second = network()
         if self.p.start == "normal":
             initialize(self.first, nn.init.kaiming_normal_)
+        self.second = network()
+        if self.p.start == "normal":
             initialize(self.second, nn.init.xavier_normal_)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:

@@ -37,7 +37,10 @@ SCORES = ("dice", "jaccard", "hd95_vox", "asd_vox")
 
 
 def settings(method: str) -> dict[str, list[str]]:
-    """Return the command-line arguments of every training of a method, by a name for each."""
+    """Return the command-line arguments of every training of a method, by a name for each.
+
+    The learning rate is small, so that differences in the last digits stay small over the steps.
+    """
     volumes = ["--protocol", str(PLUGINS / "tiny.yaml")]
     slices = ["--protocol", str(PLUGINS / "tiny_flat.yaml")]
     chosen = {
@@ -47,7 +50,10 @@ def settings(method: str) -> dict[str, list[str]]:
     }
     if method == "versemi":
         chosen["joint"] = ["--dataset", "tiny,tiny_classes", *volumes]
-    return chosen
+    small_steps = ["-o", "optim.lr=0.001"]
+    if method == "versemi":
+        small_steps += ["-o", "optimizer=protocol"]
+    return {name: [*arguments, *small_steps] for name, arguments in chosen.items()}
 
 
 def train(method: str, arguments: list[str], folder: Path) -> dict[str, Any]:
