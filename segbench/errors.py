@@ -1,4 +1,4 @@
-"""Errors a user can cause or must know of. Each class owns one exit code (README, "Exit codes")."""
+"""Errors that a user can cause or needs to know about. Each class has one exit code."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import ClassVar
 
 
 class SegbenchError(Exception):
-    """What was wrong, where, what was found, what was expected and what to type next.
+    """What was wrong, where, what was found, what was expected, and what to type next.
 
-    Printed as one screen without a traceback; with ``--json`` as one object with the same fields.
+    It is printed as one screen without a traceback, and with ``--json`` as one object with the same
+    fields.
     """
 
     code: ClassVar[int] = 1
@@ -29,13 +30,15 @@ class SegbenchError(Exception):
         self.details = {"where": where, "found": found, "expected": expected, "fix": fix}
 
     def __str__(self) -> str:
-        return "\n".join(
-            [self.what, *(f"  {k:<8}  {v}" for k, v in self.details.items() if v is not None)]
-        )
+        lines = [self.what]
+        for name, value in self.details.items():
+            if value is not None:
+                lines.append(f"  {name:<8}  {value}")
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
-        """The error as the JSON document of ``--json``."""
-        details = {k: str(v) for k, v in self.details.items() if v is not None}
+        """Return the error as the document of ``--json``."""
+        details = {name: str(value) for name, value in self.details.items() if value is not None}
         return {
             "schema": "segbench.error/1",
             "status": "error",
@@ -47,7 +50,7 @@ class SegbenchError(Exception):
 
 
 class UsageError(SegbenchError):
-    """Unknown name, mistyped or out-of-range value, broken configuration file."""
+    """An unknown name, a mistyped or out-of-range value, or a broken configuration file."""
 
     code = 2
 
@@ -59,13 +62,13 @@ class DataError(SegbenchError):
 
 
 class TrainingError(SegbenchError):
-    """Training could not go on: not-finite loss, out of memory, an exception inside a plug-in."""
+    """Training failed: a loss that is not finite, out of memory, or an exception in a plug-in."""
 
     code = 4
 
 
 class SuiteError(SegbenchError):
-    """A suite came to its end, but some of its runs failed."""
+    """A suite ended, but some of its runs failed."""
 
     code = 5
 
@@ -77,25 +80,25 @@ class BusyError(SegbenchError):
 
 
 class PluginError(SegbenchError):
-    """The environment lacks something: a device, a dependency, a plug-in that can be imported."""
+    """A device, a dependency or a plug-in is missing or cannot be imported."""
 
     code = 7
 
 
 class IntegrityError(SegbenchError):
-    """A stored file is not what was written: wrong digest, unknown schema, no usable checkpoint."""
+    """A stored file is not what was written, or cannot be read by this version."""
 
     code = 8
 
 
 class StorageError(SegbenchError):
-    """Disk full or not writable."""
+    """The disk is full or not writable."""
 
     code = 9
 
 
 class Interrupted(SegbenchError):
-    """Stopped by a signal after a checkpoint; the run can be resumed."""
+    """A signal stopped the run after a checkpoint; it can be resumed."""
 
     def __init__(self, what: str, code: int, fix: str | None = None) -> None:
         super().__init__(what, fix=fix)
@@ -103,16 +106,16 @@ class Interrupted(SegbenchError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the nearest known name, or nothing."""
+    """Return ``" Did you mean 'x'?"`` with the most similar known name, or an empty string."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], fix: str | None = None) -> UsageError:
-    """The error for a name that nobody registered."""
+    """Return the error for a name that is not registered."""
     names = sorted(known)
     return UsageError(
         f"unknown {kind} '{name}'.{did_you_mean(name, names)}",
-        expected="one of " + ", ".join(names) if names else None,
+        expected=f"one of {', '.join(names)}" if names else None,
         fix=fix,
     )

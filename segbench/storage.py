@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -188,6 +187,8 @@ def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
 
 
 def _try_lock(handle: int, path: Path) -> bool:
+    import fcntl  # Windows does not have it
+
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Command, Settings, safe, table
+from segbench.cli.options import Command
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import table
 from segbench.errors import SegbenchError, UsageError, unknown
+from segbench.text import safe
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
     from segbench.registry import Entry
 
 KINDS = ("methods", "datasets", "backbones", "protocols")
+DATASET_FACTS = (
+    "title",
+    "modality",
+    "classes",
+    "channels",
+    "dims",
+    "license",
+    "citation",
+    "homepage",
+    "protocol",
+    "labeled",
+    "members",
+)
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+# -- list ------------------------------------------------------------------------------------------
 
 
 @click.command("list", cls=Command)
 @click.argument("kind", metavar="methods|datasets|backbones|protocols", required=False)
 @click.option(
-    "--matrix", is_flag=True, help="Which method runs on which backbone, and what is lacking."
+    "--matrix", is_flag=True, help="Show which methods run on which backbones, and why not."
 )
 @click.pass_obj
 def list_command(settings: Settings, kind: str | None, matrix: bool) -> None:
-    """List what there is. A plug-in that cannot be imported is listed with its error.
+    """List what is available. A plug-in that cannot be imported is listed with its error.
 
     \b
     segbench list methods
@@ -31,54 +55,46 @@ def list_command(settings: Settings, kind: str | None, matrix: bool) -> None:
     segbench list --matrix
     """
     if matrix:
-        _matrix(settings)
+        _show_matrix(settings)
         return
     if kind is not None and kind not in KINDS:
         raise unknown("kind", kind, KINDS)
-    wanted = [kind] if kind else list(KINDS)
-    found = {k: _protocols() if k == "protocols" else _plugins(k[:-1]) for k in wanted}
-    settings.document = {"status": "ok", **found}
-    if not settings.json:
-        for k, rows in found.items():
-            click.echo(k)
-            click.echo(
-                table(
-                    [("name", "<"), ("what", "<"), ("origin", "<")],
-                    [(r["name"], r["error"] or r["title"], r["origin"]) for r in rows],
-                )
-                + "\n"
-            )
+    found = {}
+    for wanted in [kind] if kind else KINDS:
+        found[wanted] = _protocols() if wanted == "protocols" else _plugins(wanted[:-1])
+    settings.show({"status": "ok", **found}, _list_lines(found))
 
 
-def _matrix(settings: Settings) -> None:
+def _list_lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
+    for kind, rows in found.items():
+        cells = [(row["name"], row["error"] or row["title"], row["origin"]) for row in rows]
+        yield kind
+        yield table([("name", "<"), ("what", "<"), ("origin", "<")], cells) + "\n"
+
+
+def _show_matrix(settings: Settings) -> None:
+    """Show which features each backbone is missing for each method."""
+    backbones = _usable("backbone")
+    missing = {}
+    for method in _usable("method"):
+        row = {}
+        for backbone in backbones:
+            row[backbone.name] = sorted(method.cls.needs - backbone.cls.provides)
+        missing[method.name] = row
+    columns = [("method", "<"), *((backbone.name, "<") for backbone in backbones)]
+    cells = []
+    for name, row in missing.items():
+        texts = [f"no {', '.join(features)}" if features else "yes" for features in row.values()]
+        cells.append([name, *texts])
+    settings.show({"status": "ok", "missing": missing}, [table(columns, cells)])
+
+
+def _usable(kind: str) -> list[Entry]:
+    """Return the plug-ins of a kind that can be imported."""
     from segbench import registry
 
-    def usable(kind: str) -> list[Entry]:
-        good = {row["name"] for row in _plugins(kind) if not row["error"]}
-        return [registry.get(kind, name) for name in registry.names(kind) if name in good]
-
-    networks = usable("backbone")
-    lacking = {
-        m.name: {b.name: sorted(m.cls.needs - b.cls.provides) for b in networks}
-        for m in usable("method")
-    }
-    settings.document = {"status": "ok", "lacking": lacking}
-    if not settings.json:
-        click.echo(
-            table(
-                [("method", "<"), *((b.name, "<") for b in networks)],
-                [
-                    (
-                        m,
-                        *(
-                            "no " + ", ".join(row[b.name]) if row[b.name] else "yes"
-                            for b in networks
-                        ),
-                    )
-                    for m, row in lacking.items()
-                ],
-            )
-        )
+    names = [row["name"] for row in _plugins(kind) if not row["error"]]
+    return [registry.get(kind, name) for name in names]
 
 
 def _plugins(kind: str) -> list[dict[str, Any]]:
@@ -87,40 +103,55 @@ def _plugins(kind: str) -> list[dict[str, Any]]:
     rows = []
     for name in registry.names(kind):
         place = registry.place(kind, name)
-        row = {
-            "name": name,
-            "title": "",
-            "origin": place.origin,
-            "file": str(place.file),
-            "error": None,
-        }
+        title = ""
+        problem = None
         try:
-            entry = registry.get(kind, name)
-            row["title"] = title(entry)
+            title = _title(registry.get(kind, name))
         except SegbenchError as error:
-            row["error"] = f"unavailable: {error.what}"
-        rows.append(row)
+            problem = f"unavailable: {error.what}"
+        rows.append(
+            {
+                "name": name,
+                "title": title,
+                "origin": place.origin,
+                "file": str(place.file),
+                "error": problem,
+            }
+        )
     return rows
 
 
-def title(entry: Entry) -> str:
-    """One line about a plug-in: a data set's title, a method's paper, or the first line of its documentation."""
-    first = (
-        inspect.getdoc(entry.cls) or inspect.getdoc(inspect.getmodule(entry.cls)) or ""
-    ).partition("\n")[0]
+def _title(entry: Entry) -> str:
+    """Return one line: a data set's title, a method's paper, or the start of the docstring."""
+    if entry.kind == "dataset":
+        return str(entry.cls.title)
+    module = inspect.getmodule(entry.cls)
+    docstring = inspect.getdoc(entry.cls) or inspect.getdoc(module) or ""
+    first_line = docstring.partition("\n")[0]
     if _is_family(entry):
-        return f"{first.rstrip('.')} ({', '.join(entry.cls.variants)})"
-    return entry.cls.title if entry.kind == "dataset" else entry.paper or first
+        return f"{first_line.rstrip('.')} ({', '.join(entry.cls.variants)})"
+    return entry.paper or first_line
+
+
+def _is_family(entry: Entry) -> bool:
+    """Return whether an entry stands for many backbones, such as ``timm``."""
+    return entry.kind == "backbone" and bool(entry.cls.variants) and ":" not in entry.name
 
 
 def _protocols() -> list[dict[str, Any]]:
     from segbench.config import load_protocol, protocol_names
 
-    loaded = [load_protocol(name) for name in protocol_names()]
-    return [
-        {"name": p.name, "title": p.title, "origin": f"version {p.version}", "error": None}
-        for p in loaded
-    ]
+    rows = []
+    for name in protocol_names():
+        protocol = load_protocol(name)
+        origin = f"version {protocol.version}"
+        rows.append(
+            {"name": protocol.name, "title": protocol.title, "origin": origin, "error": None}
+        )
+    return rows
+
+
+# -- describe --------------------------------------------------------------------------------------
 
 
 @click.command(cls=Command)
@@ -131,11 +162,11 @@ def _protocols() -> list[dict[str, Any]]:
     metavar="NAME|FILE",
     default="default",
     show_default=True,
-    help="Whose patch a backbone gets.",
+    help="Protocol whose patch the cost of a backbone is given for.",
 )
 @click.pass_obj
 def describe(settings: Settings, kind: str, name: str, protocol: str) -> None:
-    """Show a plug-in's parameters, source and facts; of a backbone also what it costs.
+    """Show the parameters, the source and other facts of a plug-in, and the cost of a backbone.
 
     \b
     segbench describe method versemi
@@ -152,78 +183,160 @@ def describe(settings: Settings, kind: str, name: str, protocol: str) -> None:
     entry = registry.get(kind, name)
     if kind == "dataset":
         _describe_dataset(settings, entry)
-        return
-    rows = parameters(entry.cls.Params)
-    needs = sorted(entry.cls.needs) if kind == "method" else sorted(entry.cls.provides)
-    settings.document = {
+    elif kind == "method":
+        _describe_method(settings, entry)
+    else:
+        _describe_backbone(settings, entry, protocol)
+
+
+def _describe_protocol(settings: Settings, name: str) -> None:
+    from segbench.config import dump_yaml, load_protocol
+
+    try:
+        content = load_protocol(name).model_dump(mode="json")
+    except UsageError:
+        raise
+    except SegbenchError as error:
+        raise UsageError(error.what, **error.details) from error  # type: ignore[arg-type]
+    document = {"status": "ok", "kind": "protocol", **content}
+    settings.show(document, [dump_yaml(content).removesuffix("\n")])
+
+
+def _describe_dataset(settings: Settings, entry: Entry) -> None:
+    dataset = entry.cls
+    facts: dict[str, Any] = {name: getattr(dataset, name) for name in DATASET_FACTS}
+    if not dataset.members and not dataset.family:
+        split = dataset().split()
+        facts["train"] = len(split.train)
+        facts["test"] = len(split.test)
+        facts["split"] = split.source
+    facts["files"] = dataset.files
+    facts["file"] = str(entry.file)
+    lines = []
+    for name, value in facts.items():
+        if value in ("", ()):
+            continue
+        texts = [safe(part) for part in value] if isinstance(value, tuple) else [safe(value)]
+        separator = "\n" + 12 * " "
+        lines.append(f"{name:<11} {separator.join(texts)}")
+    document = {"status": "ok", "kind": "dataset", "name": entry.name, **facts}
+    settings.show(document, lines)
+
+
+def _describe_method(settings: Settings, entry: Entry) -> None:
+    document = _plugin_document(entry, "needs", sorted(entry.cls.needs))
+    lines = _plugin_lines(entry, "needs of the backbone", document["needs"])
+    example = f"\nexample: segbench run {entry.name} --dataset phantom"
+    parameters = document["parameters"]
+    if parameters:
+        example += f" -o {parameters[0]['name']}={parameters[0]['default']}"
+    settings.show(document, [*lines, example])
+
+
+def _describe_backbone(settings: Settings, entry: Entry, protocol: str) -> None:
+    document = _plugin_document(entry, "provides", sorted(entry.cls.provides))
+    lines = _plugin_lines(entry, "provides", document["provides"])
+    if _is_family(entry):
+        document["variants"] = list(entry.cls.variants)
+        names = [f"{entry.name}:{variant}" for variant in entry.cls.variants]
+        lines.append(f"\na family: {', '.join(names)}, ...")
+    else:
+        document |= _costs(entry, protocol)
+        lines += _cost_lines(document)
+    settings.show(document, lines)
+
+
+def _plugin_document(entry: Entry, features_key: str, features: list[str]) -> dict[str, Any]:
+    return {
         "status": "ok",
-        "kind": kind,
+        "kind": entry.kind,
         "name": entry.name,
         "paper": entry.paper,
         "file": str(entry.file),
-        "needs" if kind == "method" else "provides": needs,
-        "parameters": rows,
+        features_key: features,
+        "parameters": parameters(entry.cls.Params),
     }
-    if kind == "backbone":
-        settings.document |= (
-            {"variants": list(entry.cls.variants)} if _is_family(entry) else _costs(entry, protocol)
+
+
+def _plugin_lines(entry: Entry, features_title: str, features: list[str]) -> list[str]:
+    columns = [
+        ("parameter", "<"),
+        ("type", "<"),
+        ("default", "<"),
+        ("range", "<"),
+        ("meaning", "<"),
+    ]
+    rows = [list(row.values()) for row in parameters(entry.cls.Params)]
+    return [
+        f"{entry.name}: {safe(_title(entry))}",
+        safe(entry.file),
+        f"{features_title}: {', '.join(features) or 'nothing special'}\n",
+        table(columns, rows),
+    ]
+
+
+def parameters(model: type[BaseModel]) -> list[dict[str, str]]:
+    """Return name, type, default, range and meaning of each parameter of a pydantic model."""
+    rows = []
+    for name, field in model.model_fields.items():
+        rows.append(
+            {
+                "name": name,
+                "type": _type_name(field.annotation),
+                "default": str(field.default),
+                "range": ", ".join(_bounds(field)),
+                "meaning": field.description or "",
+            }
         )
-    if settings.json:
-        return
-    click.echo(f"{entry.name}: {safe(title(entry))}\n{safe(entry.file)}")
-    click.echo(
-        f"{'needs of the backbone' if kind == 'method' else 'provides'}: {', '.join(needs) or 'nothing special'}\n"
-    )
-    click.echo(
-        table(
-            [("parameter", "<"), ("type", "<"), ("default", "<"), ("range", "<"), ("meaning", "<")],
-            [tuple(r.values()) for r in rows],
-        )
-    )
-    if kind == "backbone":
-        _show_costs(settings.document)
-    if kind == "method":
-        click.echo(
-            f"\nexample: segbench run {entry.name} --dataset phantom"
-            + (f" -o {rows[0]['name']}={rows[0]['default']}" if rows else "")
-        )
+    return rows
 
 
-def _is_family(entry: Entry) -> bool:
-    return entry.kind == "backbone" and bool(entry.cls.variants) and ":" not in entry.name
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
 
 
-def _costs(entry: Entry, protocol: str) -> dict[str, Any]:
-    """Of a network for one channel and two classes at the protocol's patch, where that fits."""
+def _bounds(field: FieldInfo) -> list[str]:
+    bounds = []
+    for limit in field.metadata:
+        for attribute, sign in BOUNDS.items():
+            if hasattr(limit, attribute):
+                bounds.append(f"{sign} {getattr(limit, attribute)}")
+    return bounds
+
+
+# -- the cost of a backbone ------------------------------------------------------------------------
+
+
+def _costs(entry: Entry, protocol_name: str) -> dict[str, Any]:
+    """Return the cost of a network for one channel and two classes at a protocol's patch.
+
+    If the patch does not fit, the document says why under ``unfit``.
+    """
     from segbench.config import load_protocol
     from segbench.nn.inspect import cost, dry_run, receptive_field
 
-    chosen, cls = load_protocol(protocol), entry.cls
-    p = cls.Params(**(chosen.backbone.params if chosen.backbone.name == entry.name else {}))
-    dims = len(chosen.patch)
+    protocol = load_protocol(protocol_name)
+    backbone = entry.cls
+    is_default = protocol.backbone.name == entry.name
+    params = backbone.Params(**(protocol.backbone.params if is_default else {}))
+    dims = len(protocol.patch)
     try:
-        cls.check_patch(p, chosen.patch)
-        net = cls(p, 1, dims, (2,))
-        dry_run(net, 1, chosen.patch)
+        backbone.check_patch(params, protocol.patch)
+        network = backbone(params, 1, dims, (2,))
+        dry_run(network, 1, protocol.patch)
     except UsageError as error:
-        return {
-            "costs": None,
-            "unfit": f"{error.what}: {error.details['found']}; {error.details['fix']}",
-        }
-    found = cost(net, 1, chosen.patch)
-    narrow = {
-        k: m.ge
-        for k, f in cls.Params.model_fields.items()
-        if k == "width"
-        for m in f.metadata
-        if hasattr(m, "ge")
-    }
-    field = receptive_field(cls(p.model_copy(update=narrow), 1, dims, (2,)), 1, dims)
+        why = f"{error.what}: {error.details['found']}; {error.details['fix']}"
+        return {"costs": None, "unfit": why}
+    found = cost(network, 1, protocol.patch)
+    narrow = backbone(_narrowest(params), 1, dims, (2,))  # with the same receptive field
+    field = receptive_field(narrow, 1, dims)
     return {
         "costs": {
-            "protocol": chosen.name,
-            "patch": list(chosen.patch),
-            "multiple": list(cls.multiple(p, dims)),
+            "protocol": protocol.name,
+            "patch": list(protocol.patch),
+            "multiple": list(backbone.multiple(params, dims)),
             "parameters": found.parameters,
             "flops": found.flops,
             "activation_bytes": found.activation_bytes,
@@ -232,107 +345,39 @@ def _costs(entry: Entry, protocol: str) -> dict[str, Any]:
     }
 
 
-def _show_costs(document: dict[str, Any]) -> None:
-    if document.get("variants"):
-        click.echo(
-            f"\na family: {', '.join(document['name'] + ':' + v for v in document['variants'])}, ..."
-        )
-    elif (costs := document["costs"]) is None:
-        click.echo(f"\n{safe(document['unfit'])}")
-    else:
-
-        def by(edges: list[int]) -> str:
-            return "x".join(map(str, edges))
-
-        click.echo(
-            f"\nat patch {by(costs['patch'])} (protocol {costs['protocol']}), one image of one channel, two classes"
-        )
-        for what, text in (
-            ("parameters", f"{costs['parameters'] / 1e6:.2f} M"),
-            ("FLOPs forward", f"{costs['flops'] / 1e9:.1f} G"),
-            (
-                "activations",
-                f"{costs['activation_bytes'] / 2**20:.0f} MiB kept for going backward (--recompute: fewer)",
-            ),
-            (
-                "sees",
-                by(costs["receptive_field"]) + " voxels from one of the bottleneck"
-                if costs["receptive_field"]
-                else "up to all of the patch: attention, or a very large field",
-            ),
-            ("patches", f"multiples of {by(costs['multiple'])}"),
-        ):
-            click.echo(f"  {what:<14}{text}")
+def _narrowest(params: BaseModel) -> BaseModel:
+    """Return backbone parameters with the smallest width that is allowed."""
+    width = type(params).model_fields.get("width")
+    for limit in width.metadata if width else ():
+        if hasattr(limit, "ge"):
+            return params.model_copy(update={"width": limit.ge})
+    return params
 
 
-def parameters(model: Any) -> list[dict[str, str]]:
-    """Name, type, default, range and meaning of each parameter of a pydantic model."""
-    rows = []
-    for name, info in model.model_fields.items():
-        bounds = [
-            f"{sign} {getattr(m, attr)}"
-            for m in info.metadata
-            for attr, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
-            if hasattr(m, attr)
-        ]
-        kind = (
-            info.annotation.__name__
-            if isinstance(info.annotation, type)
-            else str(info.annotation).replace("typing.", "")
-        )
-        rows.append(
-            {
-                "name": name,
-                "type": kind,
-                "default": str(info.default),
-                "range": ", ".join(bounds),
-                "meaning": info.description or "",
-            }
-        )
-    return rows
-
-
-def _describe_dataset(settings: Settings, entry: Entry) -> None:
-    cls = entry.cls
-    facts: dict[str, Any] = {
-        k: getattr(cls, k)
-        for k in (
-            "title",
-            "modality",
-            "classes",
-            "channels",
-            "dims",
-            "license",
-            "citation",
-            "homepage",
-            "protocol",
-            "labeled",
-            "members",
-        )
+def _cost_lines(document: dict[str, Any]) -> Iterator[str]:
+    costs = document["costs"]
+    if costs is None:
+        yield f"\n{safe(document['unfit'])}"
+        return
+    field = "up to the whole patch: attention, or a very large field"
+    if costs["receptive_field"]:
+        field = f"{_by(costs['receptive_field'])} voxels from one voxel of the bottleneck"
+    activations = f"{costs['activation_bytes'] / 2**20:.0f} MiB"
+    yield (
+        f"\nat patch {_by(costs['patch'])} (protocol {costs['protocol']}), "
+        "one image of one channel, two classes"
+    )
+    facts = {
+        "parameters": f"{costs['parameters'] / 1e6:.2f} M",
+        "FLOPs forward": f"{costs['flops'] / 1e9:.1f} G",
+        "activations": f"{activations} kept for the backward pass (less with --recompute)",
+        "sees": field,
+        "patches": f"multiples of {_by(costs['multiple'])}",
     }
-    if not cls.members and not cls.family:
-        split = cls().split()
-        facts |= {"train": len(split.train), "test": len(split.test), "split": split.source}
-    facts |= {"files": cls.files, "file": str(entry.file)}
-    settings.document = {"status": "ok", "kind": "dataset", "name": entry.name, **facts}
-    if not settings.json:
-        for key, value in facts.items():
-            if value not in ("", ()):
-                text = (
-                    "\n            ".join(map(safe, value))
-                    if isinstance(value, tuple)
-                    else safe(value)
-                )
-                click.echo(f"{key:<11} {text}")
+    for name, text in facts.items():
+        yield f"  {name:<14}{text}"
 
 
-def _describe_protocol(settings: Settings, name: str) -> None:
-    from segbench.config import dump_yaml, load_protocol
-
-    try:
-        content = load_protocol(name).model_dump(mode="json")
-    except SegbenchError as error:
-        raise error if isinstance(error, UsageError) else UsageError(error.what) from error
-    settings.document = {"status": "ok", "kind": "protocol", **content}
-    if not settings.json:
-        click.echo(dump_yaml(content), nl=False)
+def _by(edges: list[int]) -> str:
+    """Return the edges of a box, such as 16x16x8."""
+    return "x".join(map(str, edges))

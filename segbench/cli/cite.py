@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segbench.cli.common import Command, Settings, safe
+from segbench.cli.options import Command
+from segbench.cli.settings import Settings
 from segbench.errors import SegbenchError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("wanted", metavar="[RUN]...", nargs=-1)
 @click.pass_obj
 def cite(settings: Settings, wanted: tuple[str, ...]) -> None:
-    """Print BibTeX of the methods, backbones and data sets of runs [all], and of segbench.
+    """Print BibTeX entries for segbench and for the methods, backbones and data sets of runs [all].
 
     \b
     segbench cite > references.bib
@@ -25,23 +26,20 @@ def cite(settings: Settings, wanted: tuple[str, ...]) -> None:
     from segbench.results.cite import bibtex
     from segbench.results.rundir import all_runs, find_run
 
-    runs = (
-        [find_run(settings.root, w) for w in wanted]
-        if wanted
-        else [r for r in all_runs(settings.root) if _whole(r)]
-    )
+    if wanted:
+        runs = [find_run(settings.root, run) for run in wanted]
+    else:
+        runs = [run for run in all_runs(settings.root) if _is_readable(settings, run)]
     text = bibtex(runs)
-    settings.document = {"status": "ok", "bibtex": text}
-    if not settings.json:
-        click.echo(text, nl=False)
+    settings.show({"status": "ok", "bibtex": text}, [text.removesuffix("\n")])
 
 
-def _whole(run: RunDir) -> bool:
-    """Can it be read what the run used? Warns where not."""
+def _is_readable(settings: Settings, run: RunDir) -> bool:
+    """Return whether a run's plug-ins can be determined; warn otherwise."""
     from segbench.results.cite import plugins
 
     try:
         return bool(plugins(run))
     except SegbenchError as error:
-        click.echo(f"warning: {safe(run.path)}: {safe(error.what)}; left out", err=True)
+        settings.warn(f"{run.path}: {error.what}; left out")
         return False

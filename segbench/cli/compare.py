@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Command, Settings, safe, width
+from segbench.cli.options import Command
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import plural, wrapped
 from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from segbench.results.board import Board
+    from segbench.results.leaderboard import Board
     from segbench.results.scores import Scores
     from segbench.results.stats import Difference
 
 EXTREMES = 3  # cases shown at each end
 METRICS = ("dice", "hd95")
+SHORTEST_ID = 4  # characters of a run's id
+PAIR_FIELDS = (
+    "a",
+    "b",
+    "mean",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "wilcoxon",
+    "wins",
+    "ties",
+    "losses",
+    "left_out",
+    "replicates_needed",
+    "distinguishable",
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A row of a board, or one of the row's runs."""
+
+    typed: str  # what the user calls it
+    shown: str  # the name of the row, or the id of the run
+    row: int
+    run: int | None = None
+
+    def scores(self, board: Board, metric: str) -> Scores:
+        """Return its scores, under the name that is shown."""
+        found = board.rows[self.row].scores[metric]
+        return found if self.run is None else found.single_run(self.run, self.shown)
+
+    def overlaps(self, other: Choice) -> bool:
+        """Return whether two choices are the same, or one is part of the other."""
+        if self.row != other.row:
+            return False
+        return self.run == other.run or self.run is None or other.run is None
 
 
 @click.command(cls=Command)
@@ -33,12 +74,12 @@ def compare(
     labeled: int | None,
     all_cases: bool,
 ) -> None:
-    """Compare methods case by case: rows of the leaderboard, methods, or single runs by their id.
+    """Compare methods case by case. Name rows of the leaderboard, methods, or runs by their id.
 
     \b
     segbench compare versemi bcp --dataset la --labeled 8
     """
-    from segbench.cli.leaderboard import members
+    from segbench.cli.boards import datasets_called
     from segbench.results.leaderboard import boards
     from segbench.results.rundir import all_runs
 
@@ -48,218 +89,235 @@ def compare(
             found=" ".join(names) or None,
             fix="segbench compare A B",
         )
-    found, warnings = boards(all_runs(settings.root))
-    wanted = members(dataset, {name for b in found for name in b.datasets})
-    found = [
-        b
-        for b in found
-        if labeled in (None, b.labeled) and (wanted is None or wanted.issuperset(b.datasets))
+    every_board, warnings = boards(all_runs(settings.root))
+    wanted = datasets_called(dataset, {board.dataset for board in every_board})
+    candidates = [
+        board
+        for board in every_board
+        if labeled in (None, board.labeled) and (wanted is None or board.dataset in wanted)
     ]
     for warning in warnings:
-        click.echo(f"warning: {safe(warning)}", err=True)
-    known = {r.method for b in found for r in b.rows} | {
-        i for b in found for r in b.rows for i in r.run_ids
-    }
+        settings.warn(warning)
+    if candidates or labeled is None:
+        _require_known(settings, names, candidates)
+
+    tables = []
+    for board in candidates:
+        choices = _choices(board, names)
+        if choices:
+            tables.append(_compare(settings, board, choices, all_cases))
+    if not tables:
+        raise UsageError(
+            "these runs are not comparable: they share no table",
+            found=", ".join(names),
+            expected="the same data, labeled cases, backbone and protocol",
+            fix="segbench leaderboard",
+        )
+    settings.show({"schema": "segbench.compare/1", "status": "ok", "tables": tables})
+
+
+# -- which rows and runs are meant -----------------------------------------------------------------
+
+
+def _require_known(settings: Settings, names: Sequence[str], boards: Sequence[Board]) -> None:
+    """Refuse a name that fits nothing on any board."""
+    known: set[str] = set()
+    for board in boards:
+        for row in board.rows:
+            known.update([row.method, *row.run_ids])
     for name in names:
-        if (found or labeled is None) and not any(_index(b, name) for b in found):
+        if not any(_matches(board, name) for board in boards):
             raise UsageError(
-                f"nothing finished is called '{name}'.{did_you_mean(name, known)}",
+                f"no finished method or run is called '{name}'.{did_you_mean(name, known)}",
                 where=settings.root,
                 fix="segbench leaderboard",
             )
-    shared = [b for b in found if all(_index(b, n) for n in names)]
-    if not shared:
-        raise UsageError(
-            "the results of these are in no common table: other data, labeled cases, backbone or protocol",
-            found=", ".join(names),
-            fix="segbench leaderboard",
-        )
-    for board in shared:
-        _check_apart(board, names)
-    documents = [_table(settings, board, names, all_cases) for board in shared]
-    settings.document = {"schema": "segbench.compare/1", "status": "ok", "tables": documents}
 
 
-def _index(board: Board, name: str) -> list[tuple[int, int | None]]:
-    """Row, and run of the row where one run is named."""
-    named = [(board.rows.index(row), None) for row in board.find(name)]
-    single = [
-        (i, j)
-        for i, row in enumerate(board.rows)
-        for j, f in enumerate(row.runs)
-        if f.result["run_id"].startswith(name)
-    ]
-    found = named or (single if len(name) >= 4 else [])
-    if len(found) > 1:
-        raise UsageError(
-            f"'{name}' fits several rows of {board.title}",
-            expected="one of " + ", ".join(board.rows[i].method for i, _ in found),
-            fix="give the whole name, in quotes, or a run's id",
-        )
-    return list(found)
+def _choices(board: Board, names: Sequence[str]) -> list[Choice]:
+    """Return what the names mean on a board; empty if the board does not have all of them.
 
-
-def _check_apart(board: Board, names: tuple[str, ...]) -> None:
-    """A run is compared neither with itself nor with the mean that it is part of."""
-    for (a, (first,)), (b, (second,)) in combinations([(n, _index(board, n)) for n in names], 2):
-        if first[0] == second[0] and (first[1] == second[1] or None in (first[1], second[1])):
+    Raises:
+        UsageError: a name fits several rows, or two names mean the same.
+    """
+    choices = []
+    for name in names:
+        matches = _matches(board, name)
+        if not matches:
+            return []
+        if len(matches) > 1:
             raise UsageError(
-                f"'{a}' and '{b}' are the same, or one is part of the other",
+                f"'{name}' fits several rows of {board.title}",
+                expected=f"one of {', '.join(match.shown for match in matches)}",
+                fix="give the whole name, in quotes, or a run's id",
+            )
+        choices += matches
+    for first, second in combinations(choices, 2):
+        if first.overlaps(second):
+            raise UsageError(
+                f"'{first.typed}' and '{second.typed}' are the same, or one is part of the other",
                 where=board.title,
                 expected="two methods, or two runs",
             )
+    return choices
 
 
-def _scores(board: Board, name: str, metric: str) -> Scores:
-    ((row, run),) = _index(board, name)
-    found = board.rows[row].scores[metric]
-    return found if run is None else found.single_run(run, name)
+def _matches(board: Board, name: str) -> list[Choice]:
+    """Return the rows that have this name, else the rows of this method, else the runs with this id."""
+    from segbench.results.leaderboard import is_called
+
+    rows = list(enumerate(board.rows))
+    exact = [Choice(name, row.method, i) for i, row in rows if row.method == name]
+    if exact:
+        return exact
+    of_method = [Choice(name, row.method, i) for i, row in rows if is_called(name, row.method)]
+    if of_method or len(name) < SHORTEST_ID:
+        return of_method
+    runs = []
+    for i, row in rows:
+        for j, run in enumerate(row.runs):
+            if run.result["run_id"].startswith(name):
+                runs.append(Choice(name, run.folder.run_id, i, j))
+    return runs
 
 
-def _table(
-    settings: Settings, board: Board, names: tuple[str, ...], all_cases: bool
+# -- one board -------------------------------------------------------------------------------------
+
+
+def _compare(
+    settings: Settings, board: Board, choices: Sequence[Choice], all_cases: bool
 ) -> dict[str, Any]:
-    from segbench.results.board import TIES
+    """Print the comparison on one board and return it as a document."""
+    from segbench.results.leaderboard import TIES
     from segbench.results.rundir import plain
     from segbench.results.stats import pairwise
 
-    metrics = {
-        m: pairwise([_scores(board, n, m) for n in names], m == "dice", TIES[m], board.family(m))
-        for m in METRICS
-    }
-    seeds = {n: len(_scores(board, n, "dice").replicates) for n in names}
-    if not settings.json:
-        _say(board.title)
-        for dice, hd95 in zip(metrics["dice"], metrics["hd95"], strict=True):
-            _show(board, dice, hd95, seeds, all_cases)
-    keys = (
-        "a",
-        "b",
-        "mean",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "wilcoxon",
-        "wins",
-        "ties",
-        "losses",
-        "left_out",
-        "replicates_needed",
-        "distinguishable",
-    )
-    pairs = [
-        {
-            "metric": m,
-            "unit": "%" if m == "dice" else board.unit,
-            **{k: getattr(d, k) for k in keys},
-            "cases": dict(zip(board.case_ids, d.by_case.tolist(), strict=True)),
-        }
-        for m in metrics
-        for d in metrics[m]
-    ]
-    return plain(
+    differences = {}
+    for metric in METRICS:
+        scores = [choice.scores(board, metric) for choice in choices]
+        higher = metric == "dice"
+        differences[metric] = pairwise(scores, higher, TIES[metric], board.family(metric))
+    runs = {choice.shown: len(choice.scores(board, "dice").values) for choice in choices}
+
+    settings.echo(wrapped(board.title, "    "))
+    for dice, hd95 in zip(differences["dice"], differences["hd95"], strict=True):
+        for line in _pair_lines(board, dice, hd95, runs, all_cases):
+            settings.echo(wrapped(line, "    "))
+
+    pairs = []
+    for metric in METRICS:
+        for difference in differences[metric]:
+            pairs.append(_pair_document(board, metric, difference))
+    document: dict[str, Any] = plain(
         {
             "dataset": board.dataset,
             "labeled": board.labeled,
             "backbone": board.backbone,
             "protocol": board.protocol,
-            "seeds": seeds,
+            "names": {choice.typed: choice.shown for choice in choices},
+            "seeds": runs,
             "pairs": pairs,
         }
     )
+    return document
 
 
-def _show(
-    board: Board, dice: Difference, hd95: Difference, seeds: dict[str, int], all_cases: bool
-) -> None:
-    a, b = seeds[dice.a], seeds[dice.b]
-    paired = len(dice.by_case) - dice.left_out
-    kind = board.replicate_word if max(a, b) > 1 else board.replicate_word[:-1]
-    _say(
-        f"{dice.a} minus {dice.b}: {_cases(paired)} paired, {a} and {b} {kind}"
-        + (f", {_cases(dice.left_out)} not defined in all runs" if dice.left_out else "")
-    )
-    if any(s.has_undefined_classes for s in board.scores("dice")):
-        _say(
-            "  some cases lack a class: Dice is the mean over the classes' means, wins and gains are those of cases"
+def _pair_document(board: Board, metric: str, difference: Difference) -> dict[str, Any]:
+    return {
+        "metric": metric,
+        "unit": "%" if metric == "dice" else board.unit,
+        **{field: getattr(difference, field) for field in PAIR_FIELDS},
+        "cases": dict(zip(board.case_ids, difference.by_case.tolist(), strict=True)),
+    }
+
+
+def _pair_lines(
+    board: Board, dice: Difference, hd95: Difference, runs: dict[str, int], all_cases: bool
+) -> Iterator[str]:
+    """Return the comparison of two methods as lines of text."""
+    several_draws = len(board.draws) > 1
+    yield _pair_title(dice, runs, "run" if several_draws else "seed")
+    if any(scores.has_undefined_classes for scores in board.scores("dice")):
+        yield (
+            "  not every case has every class: Dice is the mean over the classes' means, "
+            "wins and gains are counted per case"
         )
-    for title, d, unit, digits in (("Dice", dice, "", 1), ("HD95", hd95, f" {board.unit}", 2)):
-        span = f"[{d.low:+.{digits}f}, {d.high:+.{digits}f}]" if d.low == d.low else "[–]"
-        mean = f"{d.mean:+.{digits}f}{unit}" if d.mean == d.mean else "–"
-        _say(
-            f"  {title}  {mean} {span}  p {_p(d.p_holm)}  "
-            f"wins {d.wins} · ties {d.ties} · losses {d.losses}  (over cases alone, Wilcoxon: p {_p(d.wilcoxon)})"
-        )
-    _say(f"  {_verdict(dice, board.replicate_word)}")
-    ordered = sorted(
-        (float(v), c) for v, c in zip(dice.by_case, board.case_ids, strict=True) if v == v
+    yield _difference_line("Dice", dice, "", 1)
+    yield _difference_line("HD95", hd95, f" {board.unit}", 2)
+    fewest = min(runs[dice.a], runs[dice.b])
+    yield f"  {verdict(dice, fewest, 'draws' if several_draws else 'seeds')}"
+
+    gains = []
+    for value, case in zip(dice.by_case, board.case_ids, strict=True):
+        if value == value:
+            gains.append((float(value), case))
+    gains.sort()
+    if all_cases:
+        yield f"  by case  {_listed(gains[::-1])}"
+        return
+    losses = [gain for gain in gains[:EXTREMES] if gain[0] < 0]
+    best = [gain for gain in gains[::-1][:EXTREMES] if gain[0] > 0]
+    yield f"  largest losses  {_listed(losses)}"
+    yield f"  largest gains   {_listed(best)}"
+
+
+def _pair_title(difference: Difference, runs: dict[str, int], noun: str) -> str:
+    first, second = runs[difference.a], runs[difference.b]
+    nouns = noun if max(first, second) == 1 else f"{noun}s"
+    paired = plural(len(difference.by_case) - difference.left_out, "case")
+    title = f"{difference.a} minus {difference.b}: {paired} paired, {first} and {second} {nouns}"
+    if difference.left_out:
+        title += f", {plural(difference.left_out, 'case')} not defined in all runs"
+    return title
+
+
+def _difference_line(title: str, found: Difference, unit: str, digits: int) -> str:
+    mean = "–"
+    if found.mean == found.mean:
+        mean = f"{found.mean:+.{digits}f}{unit}"
+    interval = "[–]"
+    if found.low == found.low:
+        interval = f"[{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    return (
+        f"  {title}  {mean} {interval}  p {_p_value(found.p_holm)}  "
+        f"wins {found.wins} · ties {found.ties} · losses {found.losses}  "
+        f"(over cases alone, Wilcoxon: p {_p_value(found.wilcoxon)})"
     )
-    best, worst = ordered[::-1], ordered
-    if not all_cases:
-        best, worst = best[:EXTREMES], worst[:EXTREMES]
-        _say(
-            "  largest losses  " + (", ".join(f"{c} {v:+.1f}" for v, c in worst if v < 0) or "none")
-        )
-    _say(
-        f"  {'by case' if all_cases else 'largest gains '}  "
-        + (", ".join(f"{c} {v:+.1f}" for v, c in best if all_cases or v > 0) or "none")
-    )
 
 
-def _cases(count: int) -> str:
-    return f"{count} case{'s' if count != 1 else ''}"
+def _listed(gains: Sequence[tuple[float, str]]) -> str:
+    return ", ".join(f"{case} {value:+.1f}" for value, case in gains) or "none"
 
 
-def _verdict(difference: Difference, unit: str) -> str:
-    """Return what the test says, and how many replicates would settle the pair.
+def verdict(found: Difference, seeds: int, unit: str) -> str:
+    """Return in one sentence whether two methods differ.
 
     Args:
-        unit: what the replicates are: draws or seeds.
+        seeds: the smaller number of runs of the two.
+        unit: what is repeated, "seeds" or "draws".
     """
-    if difference.p != difference.p:
+    if found.p != found.p:
         return "one case: nothing can be tested"
-    if difference.replicates < 2:
+    if seeds < 2:
         return (
             "one seed: the p value may hold for these trainings only; "
-            "three seeds are needed (--seeds 0-2)"
+            "at least three seeds are needed (--seeds 0-2)"
         )
-    needed = difference.replicates_needed
-    size = f"{abs(difference.mean):.1f}"
-    if difference.distinguishable and needed is None:
-        return "distinguishable at 5 %"
-    if difference.distinguishable:
+    word = "distinguishable" if found.distinguishable else "not distinguishable"
+    if found.replicates_needed is not None:
         return (
-            f"distinguishable at 5 %; {needed} {unit} per method find a true difference of {size} "
-            "(power 80 %)"
+            f"{word} at 5 %; to show a true difference of {abs(found.mean):.1f} takes "
+            f"{found.replicates_needed} {unit} per method (power 80 %)"
         )
-    if needed is None:
-        return (
-            f"not distinguishable at 5 %; no number of {unit} would show a difference of {size} "
-            "on so few cases"
-        )
-    more = needed - difference.replicates
-    if more <= 0:
-        return (
-            f"not distinguishable at 5 %, although {needed} {unit} per method find a true "
-            f"difference of {size} in 80 % of studies"
-        )
+    if found.distinguishable:
+        return f"{word} at 5 %"
     return (
-        f"not distinguishable at 5 %; {more} more {unit} per method ({needed} in all) would find "
-        f"a true difference of {size} (power 80 %)"
+        f"{word} at 5 %; no number of {unit} would show a difference of "
+        f"{abs(found.mean):.1f} with so few cases"
     )
 
 
-def _p(p: float) -> str:
-    return "–" if p != p else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _say(text: str) -> None:
-    for line in textwrap.wrap(
-        safe(text),
-        width(),
-        subsequent_indent="    ",
-        drop_whitespace=True,
-        replace_whitespace=False,
-    ) or [""]:
-        click.echo(line)
+def _p_value(p: float) -> str:
+    if p != p:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
-from segbench.cli.common import Group, Settings, counts, table
-from segbench.cli.run import parse_seeds, science_options
+from segbench.cli.options import Group, ScienceOptions, science_options
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import table
+from segbench.errors import UsageError
 
 if TYPE_CHECKING:
     from segbench.config import Experiment
+    from segbench.config.experiment import Resolved
 
 
 @click.group(cls=Group)
@@ -21,89 +25,73 @@ def config() -> None:
 @config.command("show")
 @click.argument("words", metavar="[run] METHOD", nargs=-1, required=True)
 @science_options
-@click.option("--sources", is_flag=True, help="Also where each value came from.")
+@click.option("--sources", is_flag=True, help="Also show where each value came from.")
 @click.pass_obj
 def show(
-    settings: Settings,
-    words: tuple[str, ...],
-    sources: bool,
-    dataset: str,
-    seeds: str | None,
-    seed: int | None,
-    overrides: tuple[str, ...],
-    **science: Any,
+    settings: Settings, words: tuple[str, ...], science: ScienceOptions, sources: bool
 ) -> None:
-    """Show what `segbench run METHOD ...` would use, key by key.
+    """Show the settings that `segbench run METHOD ...` would use, key by key.
 
     \b
     segbench config show mean_teacher --dataset la --sources -o optim.lr=0.005
     """
-    from segbench.config import resolve
-    from segbench.errors import UsageError
+    from segbench.cli.training import resolved
 
-    method, *rest = words[1:] if len(words) > 1 and words[0] == "run" else words
-    if rest:
-        raise UsageError(
-            f"one method at a time, got {', '.join(words)}", fix=f"segbench config show {method}"
-        )
-
-    if seed is not None and seeds is not None:
-        raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
-    first = parse_seeds(seeds)[0] if seeds else seed or 0
-    resolved = resolve(
-        method,
-        dataset=dataset,
-        seed=first,
-        overrides=list(overrides),
-        **counts(settings),
-        **science,
-    )
-    experiment = resolved.experiments[0]
-    settings.document = {
+    resolution = resolved(settings, _method(words), science, science.chosen_seeds()[0])
+    document = {
         "status": "ok",
-        "experiment": experiment.model_dump(mode="json"),
-        "sources": resolved.sources,
+        "experiment": resolution.experiments[0].model_dump(mode="json"),
+        "sources": resolution.sources,
     }
-    if settings.json:
-        return
-    columns = [("key", "<"), ("value", "<"), *([("from", "<")] if sources else [])]
-    click.echo(
-        table(
-            columns,
-            [
-                (
-                    f"{k} *" if k in experiment.modified else k,
-                    v,
-                    *([resolved.sources[k]] if sources else []),
-                )
-                for k, v in resolved.values.items()
-            ],
+    settings.show(document, _lines(settings, resolution, sources))
+
+
+def _method(words: tuple[str, ...]) -> str:
+    """Return the method of ``METHOD`` or ``run METHOD``."""
+    if len(words) > 1 and words[0] == "run":
+        words = words[1:]
+    if len(words) > 1:
+        raise UsageError(
+            "one method at a time", found=" ".join(words), fix=f"segbench config show {words[0]}"
         )
+    return words[0]
+
+
+def _lines(settings: Settings, resolution: Resolved, sources: bool) -> Iterator[str]:
+    experiment = resolution.experiments[0]
+    yield _table(
+        [
+            (f"{key} *" if key in experiment.modified else key, value, resolution.sources[key])
+            for key, value in resolution.values.items()
+        ],
+        sources,
     )
     if experiment.modified:
-        click.echo("* differs from the protocol: such a run is ranked apart")
-    _show_own_optimizers(settings, experiment)
+        yield "* differs from the protocol: such runs are ranked in a table of their own"
+    yield from _own_optimizers(settings, experiment)
+    yield "\nthis machine"
     machine = settings.machine
-    click.echo(
-        "\nthis machine\n"
-        + table(
-            columns,
-            [
-                (k, getattr(machine, k), *([v] if sources else []))
-                for k, v in machine.sources.items()
-            ],
-        )
+    yield _table(
+        [(key, getattr(machine, key), source) for key, source in machine.sources.items()], sources
     )
 
 
-def _show_own_optimizers(settings: Settings, experiment: Experiment) -> None:
-    """Where a method is defined with another optimizer than the protocol's, say with which."""
-    from segbench.data.open import open_store
+def _table(rows: list[tuple[str, object, str]], sources: bool) -> str:
+    """Return a table of keys, values and, if wanted, sources."""
+    columns = [("key", "<"), ("value", "<"), ("from", "<")]
+    shown = 3 if sources else 2
+    return table(columns[:shown], [row[:shown] for row in rows])
+
+
+def _own_optimizers(settings: Settings, experiment: Experiment) -> Iterator[str]:
+    """Return a line for each optimizer that the method sets differently from the protocol."""
+    from segbench.data.store.store import open_store
     from segbench.training.build import optimizers
 
     usual = experiment.protocol.optim
     stores = [open_store(name, settings.data_root) for name in experiment.datasets]
-    for who, spec in optimizers(experiment, stores, usual).items():
-        if spec != usual:
-            parts = ", ".join(f"{k} {v}" for k, v in spec.model_dump(exclude_defaults=True).items())
-            click.echo(f"{experiment.method} has its own optimizer for {who}: {parts}")
+    for player, own in optimizers(experiment, stores, usual).items():
+        if own != usual:
+            values = own.model_dump(exclude_defaults=True)
+            parts = ", ".join(f"{key} {value}" for key, value in values.items())
+            yield f"{experiment.method} has its own optimizer for {player}: {parts}"

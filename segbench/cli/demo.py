@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import click
 
-from segbench.cli.common import Command, Settings
-from segbench.cli.run import machine_of, machine_options
+from segbench.cli.options import Command, MachineOptions, ScienceOptions, machine_options
+from segbench.cli.settings import Settings
 from segbench.errors import SuiteError
 
-METHODS = (
-    "versemi",
-    "supervised",
-    "mean_teacher",
-)  # the longest first: slots are filled evenly then
+# The longest first, so that runs side by side end at about the same time.
+METHODS = ("versemi", "supervised", "mean_teacher")
 
 
 @click.command(cls=Command)
@@ -21,60 +18,55 @@ METHODS = (
     metavar="A-B",
     default="0",
     show_default=True,
-    help="Seeds; three are needed to be ranked.",
+    help="Seeds; ranks need at least three.",
 )
 @machine_options
 @click.pass_obj
-def demo(
-    settings: Settings, seeds: str, save_every: str | None, device: str | None, workers: int | None
-) -> None:
-    """Train three methods on phantoms, rank them and write a report. Needs no data and no GPU; a few minutes."""
-    from segbench.cli.bench import default_slots, run_slots
-    from segbench.cli.leaderboard import show
-    from segbench.cli.report import write
-    from segbench.cli.run import combined, document, experiments
+def demo(settings: Settings, seeds: str, machine_options: MachineOptions) -> None:
+    """Train three methods on phantoms, rank them and write a report.
+
+    This needs neither data nor a GPU and takes a few minutes.
+    """
+    from segbench.cli.boards import board_text
+    from segbench.cli.documents import joint_document, run_document
+    from segbench.cli.pages import write_page
+    from segbench.cli.suites import default_slots, run_in_slots
+    from segbench.cli.training import experiments, machine_of
     from segbench.results.leaderboard import boards
     from segbench.training.setup import prepare
 
-    machine = machine_of(settings, save_every, device, workers)
-    runs = [
-        prepare(e, machine)
-        for method in METHODS
-        for e in experiments(
-            settings,
-            method,
-            dataset="phantom",
-            labeled=None,
-            backbone=None,
-            protocol="phantom",
-            seed=None,
-            seeds=seeds,
-            steps=None,
-            precision=None,
-            overrides=(),
-        )
-    ]
-    failed = [o for o in run_slots(settings, runs, machine, default_slots()) if o.code != 0]
+    machine = machine_of(settings, machine_options)
+    science = ScienceOptions(dataset="phantom", protocol="phantom", seeds=seeds)
+    runs = []
+    for method in METHODS:
+        for experiment in experiments(settings, method, science):
+            runs.append(prepare(experiment, machine))
+    outcomes = run_in_slots(settings, runs, machine, default_slots())
+    failed = [outcome for outcome in outcomes if outcome.code != 0]
     if failed:
         raise SuiteError(
             f"{len(failed)} of {len(runs)} runs failed",
             where=failed[0].run.folder.path / "console.log",
             fix="segbench doctor",
         )
-    tables, _ = boards(run.folder for run in runs)
-    if not settings.json:
-        click.echo("\n" + "\n\n".join(show(t) for t in tables))
+
+    folders = [run.folder for run in runs]
+    tables, _ = boards(folders)
+    settings.echo(f"\n{board_text(board)}" for board in tables)
     page = settings.root / "reports" / "demo.html"
-    # Without pictures, which take a third of a minute more: the demo has five.
-    write(settings, machine, [run.folder for run in runs], page, "segbench demo", images=False)
-    if not settings.json:
-        click.echo(
-            f"\nruns are in {settings.root}, the report about them is {page}; the next things to try:\n"
-            "  segbench report                  the same page with pictures\n  segbench list methods\n"
-            "  segbench run mean_teacher --dataset phantom --seeds 0-2\n  segbench leaderboard"
-        )
-    results = [(run.folder.result(), run.folder.path) for run in runs]
-    settings.document = {
-        **combined([document(r, path) for r, path in results if r is not None]),
-        "report": str(page),
-    }
+    # Pictures would take about twenty seconds more.
+    write_page(settings, machine, folders, page, "segbench demo", images=False)
+
+    documents = []
+    for folder in folders:
+        result = folder.result()
+        if result is not None:
+            documents.append(run_document(result, folder.path))
+    lines = [
+        f"\nThe runs are in {settings.root}, the report is {page}. What to try next:",
+        "  segbench report                  the same page with pictures",
+        "  segbench list methods",
+        "  segbench run mean_teacher --dataset phantom --seeds 0-2",
+        "  segbench leaderboard",
+    ]
+    settings.show({**joint_document(documents), "report": str(page)}, lines)

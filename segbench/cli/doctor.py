@@ -8,168 +8,185 @@ import os
 import platform
 import shutil
 import time
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import click
 
-from segbench.cli.common import Command, Settings, safe
+from segbench.cli.options import Command
+from segbench.cli.settings import Settings
 from segbench.errors import SegbenchError
+from segbench.text import safe
 
-LIBRARIES = (
-    "torch",
-    "monai",
-    "timm",
-    "pydantic",
-    "numpy",
-    "scipy",
-    "h5py",
-    "nrrd",
-    "nibabel",
-    "safetensors",
-    "rich",
-    "medpy",
-)
+# Modules, with their packages where the name differs.
+LIBRARIES = {
+    "torch": "torch",
+    "monai": "monai",
+    "timm": "timm",
+    "pydantic": "pydantic",
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "h5py": "h5py",
+    "nrrd": "pynrrd",
+    "nibabel": "nibabel",
+    "safetensors": "safetensors",
+    "rich": "rich",
+}
+OPTIONAL_LIBRARIES = {"medpy": "medpy"}
+UNUSABLE = 7  # exit code
+SLOWER = 1.2  # ratio of step times from which fewer threads are recommended
+LITTLE_SPACE = 2  # GiB
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. ``state`` is "ok", "note", "warn" or "fail"."""
+
+    state: str
+    what: str
 
 
 @click.command(cls=Command)
 @click.pass_obj
 def doctor(settings: Settings) -> None:
-    """Check Python, libraries, devices, threads, disk, data and plug-ins. Attach ``doctor --json`` to a bug report."""
+    """Check Python, libraries, devices, threads, disk space, data and plug-ins.
+
+    Attach the output of `segbench doctor --json` to a bug report.
+
+    \b
+    segbench doctor
+    """
     checks = [
         *_libraries(),
-        *_device(),
-        *_threads(),
+        *_devices(),
+        _threads(),
         _disk(settings),
-        *_data(settings),
+        *_datasets(settings),
         *_plugins(),
     ]
-    settings.document = {
-        "status": "ok" if all(c["state"] != "fail" for c in checks) else "failed",
-        "checks": checks,
+    failed = any(check.state == "fail" for check in checks)
+    document = {
+        "status": "failed" if failed else "ok",
+        "checks": [asdict(check) for check in checks],
     }
-    if not settings.json:
-        for check in checks:
-            click.echo(f"{check['state']:<5} {safe(check['what'])}")
-    settings.exit_code = 7 if settings.document["status"] == "failed" else 0
+    settings.show(document, [f"{check.state:<5} {safe(check.what)}" for check in checks])
+    settings.exit_code = UNUSABLE if failed else 0
 
 
-def _check(state: str, what: str) -> dict[str, str]:
-    return {"state": state, "what": what}
+def _libraries() -> list[Check]:
+    system = f"{platform.system()} {platform.machine()}"
+    checks = [Check("ok", f"python {platform.python_version()} on {system}")]
+    for name, package in LIBRARIES.items():
+        version, problem = _version(name, package)
+        checks.append(Check("fail" if problem else "ok", problem or f"{name} {version}"))
+    for name, package in OPTIONAL_LIBRARIES.items():
+        version, problem = _version(name, package)
+        note = f"{problem} (optional: only tests of our metrics use it)"
+        checks.append(Check("note", note) if problem else Check("ok", f"{name} {version}"))
+    return checks
 
 
-def _libraries() -> list[dict[str, str]]:
-    rows = [
-        _check(
-            "ok", f"python {platform.python_version()} on {platform.system()} {platform.machine()}"
-        )
-    ]
-    for name in LIBRARIES:
-        try:
-            module: Any = importlib.import_module(name)
-            version = getattr(module, "__version__", None) or importlib.metadata.version(
-                {"nrrd": "pynrrd"}.get(name, name)
-            )
-            rows.append(_check("ok", f"{name} {version}"))
-        except Exception as error:  # a broken library may raise anything at import
-            optional = name == "medpy"
-            rows.append(
-                _check(
-                    "note" if optional else "fail",
-                    f"{name}: {type(error).__name__}: {error}"
-                    + (" (optional: only used to check our metrics)" if optional else ""),
-                )
-            )
-    return rows
+def _version(name: str, package: str) -> tuple[str, str]:
+    """Return the version of a library, and why it cannot be imported; one of them is empty."""
+    try:
+        module: Any = importlib.import_module(name)
+        version = getattr(module, "__version__", None) or importlib.metadata.version(package)
+    except Exception as error:  # a broken library may raise anything
+        return "", f"{name}: {type(error).__name__}: {error}"
+    return str(version), ""
 
 
-def _device() -> list[dict[str, str]]:
+def _devices() -> list[Check]:
     import torch
 
-    if torch.cuda.is_available():
-        return [
-            _check(
-                "ok",
-                f"cuda:{i} {torch.cuda.get_device_name(i)}, "
-                f"{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB",
-            )
-            for i in range(torch.cuda.device_count())
-        ]
-    return [
-        _check(
-            "note",
-            "no CUDA device: phantoms and the mini protocols run on the CPU, full protocols need a GPU",
+    if not torch.cuda.is_available():
+        note = (
+            "no CUDA device: phantoms and the mini protocols run on the CPU, "
+            "full protocols need a GPU"
         )
-    ]
+        return [Check("note", note)]
+    checks = []
+    for i in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        checks.append(Check("ok", f"cuda:{i} {torch.cuda.get_device_name(i)}, {memory:.0f} GiB"))
+    return checks
 
 
-def _threads() -> list[dict[str, str]]:
-    """Time a small convolution with one thread and with all: on shared machines more threads can be slower."""
+def _threads() -> Check:
+    """Time a small convolution with one thread and with all threads.
+
+    On shared machines more threads can be slower.
+    """
     import torch
 
-    x, conv = torch.randn(2, 8, 32, 32, 32), torch.nn.Conv3d(8, 8, 3, padding=1)
-    seconds, many = {}, torch.get_num_threads()
-    for threads in (1, many):
-        torch.set_num_threads(threads)
-        conv(x)
-        start = time.perf_counter()
-        for _ in range(3):
-            conv(x).sum().backward()
-        seconds[threads] = (time.perf_counter() - start) / 3
-    slower = seconds[many] > 1.2 * seconds[1]
-    text = (
-        ", ".join(f"{n} thread{'s' * (n > 1)} {s * 1000:.0f} ms" for n, s in seconds.items())
-        + " a small convolution"
-    )
-    return [
-        _check("warn" if slower else "ok", text + ("; set OMP_NUM_THREADS=1" if slower else ""))
-    ]
+    all_threads = torch.get_num_threads()
+    seconds = {threads: _seconds_per_step(threads) for threads in (1, all_threads)}
+    torch.set_num_threads(all_threads)
+    parts = []
+    for threads, value in seconds.items():
+        parts.append(f"{threads} thread{'s' if threads > 1 else ''} {value * 1000:.0f} ms")
+    text = f"{', '.join(parts)} per small convolution"
+    if seconds[all_threads] > SLOWER * seconds[1]:
+        return Check("warn", f"{text}; set OMP_NUM_THREADS=1")
+    return Check("ok", text)
 
 
-def _disk(settings: Settings) -> dict[str, str]:
+def _seconds_per_step(threads: int, repeats: int = 3) -> float:
+    import torch
+
+    torch.set_num_threads(threads)
+    image = torch.randn(2, 8, 32, 32, 32)
+    convolution = torch.nn.Conv3d(8, 8, 3, padding=1)
+    convolution(image)  # the first call also allocates memory
+    started = time.perf_counter()
+    for _ in range(repeats):
+        convolution(image).sum().backward()
+    return (time.perf_counter() - started) / repeats
+
+
+def _disk(settings: Settings) -> Check:
     from segbench.storage import existing
 
     place = existing(settings.root.resolve())
-    free = shutil.disk_usage(place).free / 2**30
     if not os.access(place, os.W_OK):
-        return _check("fail", f"results cannot be written to {settings.root}")
-    return _check(
-        "ok" if free > 2 else "warn", f"{free:.0f} GiB free for results in {settings.root}"
-    )
+        return Check("fail", f"results cannot be written to {settings.root}")
+    free = shutil.disk_usage(place).free / 2**30
+    state = "ok" if free > LITTLE_SPACE else "warn"
+    return Check(state, f"{free:.0f} GiB free for results in {settings.root}")
 
 
-def _data(settings: Settings) -> list[dict[str, str]]:
+def _datasets(settings: Settings) -> list[Check]:
     from segbench import registry
 
-    rows = []
+    checks = []
     for name in registry.names("dataset"):
         try:
-            cls = registry.get("dataset", name).cls
+            dataset = registry.get("dataset", name).cls
         except SegbenchError:
             continue  # reported with the plug-ins
-        if cls.embedded or cls.members or cls.family:
-            rows.append(_check("ok", f"data set {name}: built in"))
-        elif (settings.data_root / name / "store.json").exists():
-            rows.append(_check("ok", f"data set {name}: prepared in {settings.data_root / name}"))
+        folder = settings.data_root / name
+        if dataset.embedded or dataset.members or dataset.family:
+            checks.append(Check("ok", f"data set {name}: built in"))
+        elif (folder / "store.json").exists():
+            checks.append(Check("ok", f"data set {name}: prepared in {folder}"))
         else:
-            rows.append(
-                _check(
-                    "note",
-                    f"data set {name}: not prepared; segbench data prepare {name} --from DIR",
-                )
-            )
-    return rows
+            fix = f"segbench data prepare {name} --from DIR"
+            checks.append(Check("note", f"data set {name}: not prepared; {fix}"))
+    return checks
 
 
-def _plugins() -> list[dict[str, str]]:
+def _plugins() -> list[Check]:
     from segbench import registry
 
-    rows = []
+    checks = []
     for kind in registry.KINDS:
-        names, broken = registry.names(kind), []
+        names = registry.names(kind)
+        broken = []
         for name in names:
             try:
                 registry.get(kind, name)
             except SegbenchError as error:
-                broken.append(_check("fail", error.what))
-        rows += [_check("ok", f"{len(names) - len(broken)} {kind}s"), *broken]
-    return rows
+                broken.append(Check("fail", error.what))
+        checks.append(Check("ok", f"{len(names) - len(broken)} {kind}s"))
+        checks += broken
+    return checks

@@ -1,35 +1,45 @@
-"""``segbench evaluate``: a finished run once more, or any two folders of label files."""
+"""``segbench evaluate``: evaluate a finished run again, or compare two folders of label files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from segbench.cli.common import Command, Settings, size_option, table
+from segbench.cli.options import Command, MachineOptions, device_option, size_option
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
+
+POLICY = "worst_distance"  # for cases in which one of the two masks is empty
 
 
 @click.command(cls=Command)
 @click.argument("wanted", metavar="[RUN]", required=False)
-@click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto].")
+@device_option
 @click.option(
     "--pred",
+    "predictions",
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="Folder of predicted label files.",
 )
 @click.option(
-    "--ref", metavar="DIR", type=click.Path(path_type=Path), help="Folder of reference label files."
+    "--ref",
+    "references",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of reference label files.",
 )
 @click.option("--labels", metavar="1=NAME,...", help="Classes of the files [all values above 0].")
 @click.option(
     "--csv",
-    "out",
+    "csv_file",
     metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Also one line a case and class.",
+    help="Also write one line per case and class.",
 )
 @size_option
 @click.pass_obj
@@ -37,148 +47,136 @@ def evaluate(
     settings: Settings,
     wanted: str | None,
     device: str | None,
-    pred: Path | None,
-    ref: Path | None,
+    predictions: Path | None,
+    references: Path | None,
     labels: str | None,
-    out: Path | None,
+    csv_file: Path | None,
 ) -> None:
-    """Predict the test cases of a finished RUN once more and compare with its stored results; or compare two folders.
+    """Predict the test cases of a finished RUN again and compare with its stored results, or compare
+    two folders.
 
-    Files of the folders are paired by name; NIfTI, NRRD, MetaImage (.mha) and HDF5 (key 'label') are read.
+    Files of two folders are paired by name. NIfTI, NRRD, MetaImage (.mha) and HDF5 (key 'label') are
+    read.
 
     \b
     segbench evaluate 3f9c2a7b
     segbench evaluate --pred out/ --ref truth/ --labels 1=atrium --csv cases.csv
     """
-    if wanted is not None and pred is None and ref is None and labels is None and out is None:
-        _run(settings, wanted, device)
-    elif wanted is None and pred is not None and ref is not None:
-        _folders(settings, pred, ref, _names(labels), out)
+    folder_options = (predictions, references, labels, csv_file)
+    if wanted is not None and all(option is None for option in folder_options):
+        _evaluate_run(settings, wanted, device)
+    elif wanted is None and predictions is not None and references is not None:
+        _compare_folders(settings, predictions, references, _class_names(labels), csv_file)
     else:
         raise UsageError(
             "name one finished run, or two folders",
-            fix="segbench evaluate RUN, or --pred DIR --ref DIR",
+            fix="segbench evaluate RUN, or segbench evaluate --pred DIR --ref DIR",
         )
 
 
-def _names(labels: str | None) -> dict[int, str] | None:
+# -- a finished run --------------------------------------------------------------------------------
+
+
+def _evaluate_run(settings: Settings, wanted: str, device: str | None) -> None:
+    from segbench.cli.documents import result_lines, run_document
+    from segbench.cli.reporter import reporting
+    from segbench.cli.training import finished_run, machine_of, restore
+    from segbench.training.reload import reevaluate
+
+    folder, stored = finished_run(settings, wanted)
+    machine = machine_of(settings, MachineOptions(device=device))
+    with reporting(settings) as reporter:
+        run = restore(folder, machine)
+        metrics, digest, exact = reevaluate(run, stored, machine, reporter.evaluate)
+    result = {**stored, "metrics": metrics}
+    identical = digest == stored["cases_sha256"]
+    settings.show(
+        {**run_document(result, folder.path), "identical": identical}, result_lines(result)
+    )
+    settings.say(f"{'identical to' if identical else 'differs from'} the stored results")
+    if exact and not identical:
+        raise IntegrityError(
+            "the weights do not reproduce the stored results",
+            where=folder.path,
+            found=f"cases {digest[:16]}",
+            expected=stored["cases_sha256"][:16],
+            fix="check whether cases.csv or the prepared data changed: segbench data check NAME",
+        )
+
+
+# -- two folders -----------------------------------------------------------------------------------
+
+
+def _class_names(labels: str | None) -> dict[int, str] | None:
+    """Return the classes of ``1=atrium,2=ventricle`` by their values; None: take all values."""
     names: dict[int, str] = {}
     for part in labels.split(",") if labels else ():
-        value, equals, name = (text.strip() for text in part.partition("="))
-        if (
-            not equals
-            or not name
-            or not value.isdecimal()
-            or not 0 < int(value) < 256
-            or int(value) in names
-            or name in names.values()
-        ):
+        value_text, _, name = part.partition("=")
+        value = int(value_text) if value_text.strip().isdecimal() else 0
+        name = name.strip()
+        if not name or not 0 < value < 256 or value in names or name in names.values():
             raise UsageError(
                 f"--labels: '{part}'",
-                expected="each value from 1 to 255 once, as 1=atrium,2=ventricle",
+                expected="each value from 1 to 255 at most once, such as 1=atrium,2=ventricle",
             )
-        names[int(value)] = name
+        names[value] = name
     return names or None
 
 
-def _folders(
-    settings: Settings, pred: Path, ref: Path, names: dict[int, str] | None, out: Path | None
+def _compare_folders(
+    settings: Settings,
+    predictions: Path,
+    references: Path,
+    names: dict[int, str] | None,
+    csv_file: Path | None,
 ) -> None:
-    from segbench.cli.reporter import reporter
+    from segbench.cli.reporter import reporting
     from segbench.evaluation.label_folders import evaluate_folders
     from segbench.evaluation.test_set import cases_csv, summarize
     from segbench.storage import atomic_write
 
-    show = reporter(settings)
-    try:
-        rows, warnings = evaluate_folders(pred, ref, names, show.evaluate)
-    finally:
-        show.stop()
+    with reporting(settings) as reporter:
+        rows, warnings = evaluate_folders(predictions, references, names, reporter.evaluate)
     for warning in warnings:
-        show.warn(warning)
-    policy = "worst_distance"
-    summary = summarize(rows, policy)
-    if out is not None:
-        atomic_write(out, cases_csv(rows))
-    if not settings.json:
-        click.echo(_table(summary))
-        click.echo(
-            f"{len({r['case'] for r in rows})} cases · missed: Dice 0, distances by policy '{policy}'"
-        )
-    settings.document = {
+        settings.warn(warning)
+    summary = summarize(rows, POLICY)
+    if csv_file is not None:
+        atomic_write(csv_file, cases_csv(rows))
+    document = {
         "schema": "segbench.evaluate/1",
         "status": "done",
-        "policy": policy,
+        "policy": POLICY,
         "metrics": summary,
         "cases": rows,
         "warnings": warnings,
-        "csv": str(out) if out else None,
+        "csv": str(csv_file) if csv_file else None,
     }
+    cases = len({row["case"] for row in rows})
+    settings.show(document, _summary_lines(summary, cases))
 
 
-def _table(summary: list[dict[str, Any]]) -> str:
+def _summary_lines(summary: list[dict[str, Any]], cases: int) -> Iterator[str]:
     from segbench.results.export import number
 
     unit = "mm" if "hd95_mm" in summary[0]["columns"] else "vox"
+    columns = [
+        ("class", "<"),
+        ("cases", ">"),
+        ("Dice %", ">"),
+        ("Jaccard %", ">"),
+        (f"HD95 {unit}", ">"),
+        (f"ASD {unit}", ">"),
+        ("missed", ">"),
+    ]
     rows = []
     for row in summary:
-        mean = {k: v["mean"] for k, v in row["columns"].items()}
-        share = [number(None if mean[k] is None else 100 * mean[k], 2) for k in ("dice", "jaccard")]
-        rows.append(
-            [
-                row["class"],
-                row["counts"]["n"],
-                *share,
-                *(number(mean[f"{k}_{unit}"], 2) for k in ("hd95", "asd")),
-                row["counts"]["empty_prediction"],
-            ]
-        )
-    return table(
-        [
-            ("class", "<"),
-            ("cases", ">"),
-            ("Dice %", ">"),
-            ("Jaccard %", ">"),
-            (f"HD95 {unit}", ">"),
-            (f"ASD {unit}", ">"),
-            ("missed", ">"),
-        ],
-        rows,
-        drop=("Jaccard %", f"ASD {unit}"),
-    )
-
-
-def _run(settings: Settings, wanted: str, device: str | None) -> None:
-    from segbench.cli.reporter import reporter
-    from segbench.cli.run import document, lines, machine_of, restore
-    from segbench.results.rundir import find_run
-    from segbench.training.reload import reevaluate
-
-    folder = find_run(settings.root, wanted)
-    stored = folder.result()
-    if stored is None:
-        raise UsageError(
-            "the run is not finished", where=folder.path, fix=f"segbench resume {folder.run_id}"
-        )
-    machine = machine_of(settings, None, device, None)
-    show = reporter(settings)
-    try:
-        metrics, digest, exact = reevaluate(
-            restore(folder, machine), stored, machine, show.evaluate
-        )
-    finally:
-        show.stop()
-    if not settings.json:
-        for line in lines({**stored, "metrics": metrics}):
-            click.echo(line)
-    same = digest == stored["cases_sha256"]
-    settings.say("identical to the stored results" if same else "differs from the stored results")
-    if not same and exact:
-        raise IntegrityError(
-            "the weights do not give the stored results",
-            where=folder.path,
-            found=f"cases {digest[:16]}",
-            expected=stored["cases_sha256"][:16],
-            fix="was cases.csv or the prepared data changed? see: segbench data check",
-        )
-    settings.document = {**document({**stored, "metrics": metrics}, folder.path), "identical": same}
+        means = {name: column["mean"] for name, column in row["columns"].items()}
+        cells = [row["class"], row["counts"]["n"]]
+        for name in ("dice", "jaccard"):
+            cells.append(number(None if means[name] is None else 100 * means[name], 2))
+        for name in ("hd95", "asd"):
+            cells.append(number(means[f"{name}_{unit}"], 2))
+        cells.append(row["counts"]["empty_prediction"])
+        rows.append(cells)
+    yield table(columns, rows, drop=("Jaccard %", f"ASD {unit}"))
+    yield f"{cases} cases · missed: Dice 0, distances by policy '{POLICY}'"

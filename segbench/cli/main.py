@@ -1,4 +1,4 @@
-"""``segbench``: the group, its global options, and the translation of errors into one screen and an exit code."""
+"""``segbench``: the top group, and the translation of errors into a message and an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +14,18 @@ from typing import Any
 import click
 
 from segbench import __version__
-from segbench.cli.common import Command, Group, Settings, message
-from segbench.errors import SegbenchError, did_you_mean
+from segbench.cli.options import Group
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import error_text, is_width
+from segbench.errors import PluginError, SegbenchError, did_you_mean
 
-# Commands in the order of the help, with the module that holds them; a module is imported when its command is used or
-# the help is shown, so none of them may import torch.
+BUG = 1
+USAGE = 2
+INTERRUPTED = 130
+CLOSED_PIPE = 141
+
+# The commands in the order of the help, each with its module. A module is imported when its command
+# is used or the help is shown, so none of them may import torch.
 COMMANDS = {
     "demo": "demo",
     "run": "run",
@@ -45,21 +51,24 @@ COMMANDS = {
 
 
 class Main(Group):
-    """The top group: commands are found by name, in files of their own."""
+    """The top group. It imports a command's module when the command is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the help."""
+        """Return the names in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name."""
+        """Return the command of that name."""
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"segbench.cli.{COMMANDS[cmd_name]}")
-        return getattr(module, f"{cmd_name}_command", None) or getattr(module, cmd_name)
+        # Some names are taken: `list` is a function of Python, `test_...` a test.
+        found = getattr(module, f"{cmd_name}_command", None) or getattr(module, cmd_name)
+        assert isinstance(found, click.Command)
+        return found
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click's, with a suggestion for a mistyped command."""
+        """Find a command; suggest one if the name is mistyped."""
         if args and args[0] not in COMMANDS:
             ctx.fail(f"unknown command '{args[0]}'.{did_you_mean(args[0], COMMANDS)}")
         return super().resolve_command(ctx, args)
@@ -72,25 +81,26 @@ def cli(ctx: click.Context) -> None:
     """Honest benchmarks for semi-supervised medical image segmentation.
 
     \b
-    segbench demo                                  see it work, no data needed
+    segbench demo                                  see it work, without any data
     segbench run versemi --dataset phantom         train and evaluate one method
-    segbench leaderboard                           rank what has been run
-    segbench data prepare la --from DIR            get real data ready
-    segbench list methods                          what there is
+    segbench leaderboard                           rank the finished runs
+    segbench data prepare la --from DIR            prepare real data
+    segbench list methods                          list what is available
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: runs a command and leaves with its exit code."""
+    """Run a command and exit with its code: the entry point of the program."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a poor terminal shows ? and not a traceback
-    if not re.fullmatch("[1-9][0-9]{0,5}", os.environ.get("COLUMNS", "80")):
-        del os.environ["COLUMNS"]  # no width; libraries would take it for one, and fail
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that cannot show a character gets a "?" instead of a traceback.
+            stream.reconfigure(errors="replace")
+    if not is_width(os.environ.get("COLUMNS", "80")):
+        del os.environ["COLUMNS"]  # libraries would try to use it as a width, and fail
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
-        sys.stdout = io.StringIO()  # of torchrun's processes the first one speaks
+        sys.stdout = io.StringIO()  # only the first of torchrun's processes prints results
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -98,87 +108,89 @@ def run(argv: list[str]) -> int:
     """Run a command and return its exit code."""
     settings = Settings()
     try:
-        with (
-            contextlib.redirect_stdout(sys.stderr) if "--json" in argv else contextlib.nullcontext()
-        ):
-            cli.main(args=argv, prog_name="segbench", standalone_mode=False, obj=settings)
-        if settings.json and settings.document is not None:
-            click.echo(json.dumps(settings.document, allow_nan=False))
-        sys.stdout.flush()
-        return settings.exit_code
-    except SystemExit as error:  # click leaves so when the reader of our output has gone
-        return 141 if "Pacify" in type(sys.stdout).__name__ else int(error.code or 0)
+        _require_posix()
+        return _call(settings, argv)
+    except SystemExit as error:
+        # Click leaves in this way when the reader of our output has gone.
+        pipe_is_closed = "Pacify" in type(sys.stdout).__name__
+        return CLOSED_PIPE if pipe_is_closed else int(error.code or 0)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        return _fail(
-            settings,
-            argv,
-            {
-                "schema": "segbench.error/1",
-                "status": "error",
-                "kind": "UsageError",
-                "code": 2,
-                "what": error.format_message(),
-            },
-            _usage_text(error),
-            2,
-        )
+        document = _error_document("UsageError", USAGE, error.format_message())
+        return _fail(settings, argv, document, _usage_text(error))
     except SegbenchError as error:
-        # What is known in spite of the error: a suite's counts, a report of checks.
-        return _fail(
-            settings,
-            argv,
-            {**(settings.document or {}), **error.to_dict()},
-            message(error),
-            error.code,
-        )
+        # Keep what is known in spite of the error, such as a suite's counts.
+        document = {**(settings.document or {}), **error.to_dict()}
+        return _fail(settings, argv, document, error_text(error))
     except (KeyboardInterrupt, click.Abort):
         click.echo("stopped", err=True)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
-        # Python would complain once more when it flushes stdout at exit.
+        # Python would report it again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return CLOSED_PIPE
     except Exception as error:
         if settings.debug:
             raise
         what = f"{type(error).__name__}: {error}"
-        return _fail(
-            settings,
-            argv,
-            {
-                "schema": "segbench.error/1",
-                "status": "error",
-                "kind": type(error).__name__,
-                "code": 1,
-                "what": what,
-            },
-            f"error: {what}\n  this is a bug in segbench or in a plug-in; --debug shows where",
-            1,
+        document = _error_document(type(error).__name__, BUG, what)
+        hint = "this is a bug in segbench or in a plug-in; --debug shows where"
+        return _fail(settings, argv, document, f"error: {what}\n  {hint}")
+
+
+def _require_posix() -> None:
+    """Refuse to run on Windows, before anything is imported that needs POSIX."""
+    if sys.platform == "win32":
+        raise PluginError(
+            "segbench does not run on Windows directly",
+            found="Windows",
+            expected="Linux, macOS, or WSL (Windows Subsystem for Linux)",
+            fix="wsl --install, then install and start segbench inside WSL",
         )
 
 
+def _call(settings: Settings, argv: list[str]) -> int:
+    # Whatever plug-ins and libraries print must not mix with the document.
+    as_json = "--json" in argv
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        cli.main(args=argv, prog_name="segbench", standalone_mode=False, obj=settings)
+    if settings.json and settings.document is not None:
+        click.echo(json.dumps(settings.document, allow_nan=False))
+    sys.stdout.flush()
+    return settings.exit_code
+
+
 def _usage_text(error: click.ClickException) -> str:
-    ctx = getattr(error, "ctx", None)
-    hint = f"\n  fix       {ctx.command_path} --help" if ctx is not None else ""
-    return f"error: {error.format_message()}{hint}"
+    text = f"error: {error.format_message()}"
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        text += f"\n  fix       {context.command_path} --help"
+    return text
 
 
-def _fail(
-    settings: Settings, argv: list[str], document: dict[str, Any], text: str, code: int
-) -> int:
+def _error_document(kind: str, code: int, what: str) -> dict[str, Any]:
+    return {
+        "schema": "segbench.error/1",
+        "status": "error",
+        "kind": kind,
+        "code": code,
+        "what": what,
+    }
+
+
+def _fail(settings: Settings, argv: list[str], document: dict[str, Any], text: str) -> int:
+    """Print an error and return its exit code."""
     if settings.debug:
         import traceback
 
         traceback.print_exc()
     if "--json" in argv:
         click.echo(json.dumps(document))
+    code = int(document["code"])
     click.echo(f"{text}  (exit {code})", err=True)
     return code
 
-
-__all__ = ["Command", "cli", "main", "run"]
 
 if __name__ == "__main__":
     main()

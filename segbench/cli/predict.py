@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Command, Settings, mismatch_option, safe, size_option
-from segbench.errors import DataError, UsageError
-from segbench.text import first_few
+from segbench.cli.options import (
+    Command,
+    MachineOptions,
+    device_option,
+    mismatch_option,
+    size_option,
+)
+from segbench.cli.settings import Settings
+from segbench.errors import DataError, UsageError, unknown
+from segbench.text import safe, shortened
 
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
     from segbench.evaluation.new_scans import Prediction, Predictor, Scan
 
-BAD_SCAN = (
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    MemoryError,
-)  # what a strange file may still lead to
+# What a malformed file may still raise, somewhere in a library.
+BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 DISCLAIMER = "for research only: not a medical device, not for diagnosis or treatment"
 
 
@@ -36,31 +38,36 @@ DISCLAIMER = "for research only: not a medical device, not for diagnosis or trea
     metavar="DIR",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the label maps go.",
+    help="Folder for the label files.",
 )
 @click.option(
-    "--dataset", metavar="NAME", help="Whose targets to look for, of a run on several data sets."
+    "--dataset", metavar="NAME", help="Data set whose classes to segment, if the run has several."
 )
-@click.option("--probs", is_flag=True, help="Also the probability of each class, as a 4-D file.")
-@click.option("--overwrite", is_flag=True, help="Replace results that are there already.")
-@click.option("--device", metavar="DEV", help="auto, cpu, cuda, cuda:N or mps [auto].")
+@click.option(
+    "--probs",
+    "with_probabilities",
+    is_flag=True,
+    help="Also write the probability of each class, as a 4-D file.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing results.")
+@device_option
 @mismatch_option
 @size_option
 @click.pass_obj
-def predict(
+def predict(  # noqa: PLR0913 (one argument per option)
     settings: Settings,
     wanted: str,
     inputs: tuple[Path, ...],
     out: Path,
     dataset: str | None,
-    probs: bool,
+    with_probabilities: bool,
     overwrite: bool,
     device: str | None,
 ) -> None:
-    """Segment your own scans with a finished RUN: NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image') or folders
-    of DICOM slices.
+    """Segment your own scans with a finished RUN.
 
-    Writes NAME_seg.nii.gz on the grid of the scan.
+    NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image') and folders of DICOM slices are read. Each
+    result is NAME_seg.nii.gz, on the grid of the scan.
 
     \b
     segbench predict 3f9c2a7b scan.nii.gz -o out/
@@ -72,13 +79,15 @@ def predict(
 
     predictor = _predictor(settings, wanted, dataset, device)
     scans = find_scans(inputs, predictor.store.channels)
-    _refuse_to_overwrite(scans, out, probs, overwrite)
+    results = {scan.name: _result_files(scan, out, with_probabilities) for scan in scans}
+    _refuse_to_overwrite(scans, results, out, overwrite)
     make_folder(out)
     settings.say(DISCLAIMER)
     warnings = left_out(inputs, scans)
     for warning in warnings:
-        click.echo(f"warning: {safe(warning)}", err=True)
-    done: list[dict[str, Any]] = []
+        settings.warn(warning)
+
+    documents: list[dict[str, Any]] = []
     problems: list[Problem] = []
     for scan in scans:
         try:
@@ -86,27 +95,32 @@ def predict(
         except (DataError, *BAD_SCAN) as error:
             if settings.debug and not isinstance(error, DataError):
                 raise
-            problems.append(_problem(scan, error))
-            settings.say(safe(f"failed: {problems[-1]}"))
+            problem = _problem(scan, error)
+            problems.append(problem)
+            settings.say(safe(f"failed: {problem}"))
             continue
-        done.append(_write(settings, prediction, predictor, out, probs))
+        documents.append(_write(settings, prediction, predictor, results[scan.name]))
     if problems:
+        done = f"; the other {len(documents)} are done" if documents else ""
         raise DataProblems(
             f"{len(problems)} of {len(scans)} scans cannot be segmented",
             problems,
-            fix=f"mend them; the other {len(done)} are done" if done else "mend them",
+            fix=f"repair them and repeat the command{done}",
         )
-    settings.document = {
-        "schema": "segbench.evaluation.new_scans/1",
-        "status": "done",
-        "run_id": wanted,
-        "notice": DISCLAIMER,
-        "scans": done,
-        "warnings": warnings,
-    }
+    settings.show(
+        {
+            "schema": "segbench.predict/1",
+            "status": "done",
+            "run_id": wanted,
+            "notice": DISCLAIMER,
+            "scans": documents,
+            "warnings": warnings,
+        }
+    )
 
 
 def _problem(scan: Scan, error: Exception) -> Problem:
+    """Return what is wrong with a scan that cannot be segmented."""
     from segbench.data.store.problem import Problem
 
     if not isinstance(error, DataError):
@@ -117,104 +131,103 @@ def _problem(scan: Scan, error: Exception) -> Problem:
             "a scan that can be read",
             "convert it to NIfTI and try again",
         )
-    d = error.details
+    details = error.details
     return Problem(
         scan.name,
-        str(d["where"] or scan.files[0]),
-        f"{error.what}: {d['found']}",
-        str(d["expected"] or ""),
-        str(d["fix"] or ""),
+        str(details["where"] or scan.files[0]),
+        f"{error.what}: {details['found']}",
+        str(details["expected"] or ""),
+        str(details["fix"] or ""),
     )
 
 
 def _predictor(
     settings: Settings, wanted: str, dataset: str | None, device: str | None
 ) -> Predictor:
-    from segbench import registry
-    from segbench.cli.run import machine_of, restore
-    from segbench.errors import unknown
+    """Return the trained network of a run, for the classes of one of its data sets."""
+    from segbench.cli.training import finished_run, machine_of, restore
     from segbench.evaluation.new_scans import Predictor
-    from segbench.results.rundir import find_run
     from segbench.training.reload import trained
 
-    folder = find_run(settings.root, wanted)
-    stored = folder.result()
-    if stored is None:
-        raise UsageError(
-            "the run is not finished", where=folder.path, fix=f"segbench resume {folder.run_id}"
-        )
-    machine = machine_of(settings, None, device, None)
+    folder, result = finished_run(settings, wanted)
+    machine = machine_of(settings, MachineOptions(device=device))
     run = restore(folder, machine)
-    names = [s.name for s in run.stores]
-    if dataset is None and len(names) > 1:
-        raise UsageError(
-            "the run was trained on several data sets",
-            found=", ".join(names),
-            fix=f"--dataset {names[0]}",
-        )
-    name = names[0] if dataset is None else dataset.replace("-", "_")
-    if ":" in name:  # a folder's data set, by its path
-        name = registry.get("dataset", str(dataset)).name
-    if name not in names:
-        raise unknown("data set of the run", name, names)
-    method, _ = trained(run, stored, machine.device)
-    source = names.index(name)
+    source = _source([store.name for store in run.stores], dataset)
+    method, _ = trained(run, result, machine.device)
     return Predictor(method, run.experiment, run.stores[source], source, machine.device)
 
 
-def _refuse_to_overwrite(scans: list[Scan], out: Path, probs: bool, overwrite: bool) -> None:
-    there = [p for scan in scans for p in _results(scan, out, probs) if p.exists()]
+def _source(names: list[str], dataset: str | None) -> int:
+    """Return the position of the chosen data set among those of the run."""
+    from segbench import registry
+
+    if dataset is None:
+        if len(names) > 1:
+            raise UsageError(
+                "the run was trained on several data sets",
+                found=", ".join(names),
+                fix=f"--dataset {names[0]}",
+            )
+        return 0
+    is_folder = ":" in dataset  # such as folder:PATH
+    name = registry.get("dataset", dataset).name if is_folder else dataset.replace("-", "_")
+    if name not in names:
+        raise unknown("data set of the run", name, names)
+    return names.index(name)
+
+
+def _result_files(scan: Scan, out: Path, with_probabilities: bool) -> list[Path]:
+    kinds = ["seg", "probs"] if with_probabilities else ["seg"]
+    return [out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]
+
+
+def _refuse_to_overwrite(
+    scans: list[Scan], results: dict[str, list[Path]], out: Path, overwrite: bool
+) -> None:
     inputs = {file.resolve() for scan in scans for file in scan.files}
-    if any(p.resolve() in inputs for p in there):
+    existing = [file for files in results.values() for file in files if file.exists()]
+    if any(file.resolve() in inputs for file in existing):
         raise UsageError(
             "a result would replace a scan", where=out, fix="choose another folder: -o DIR"
         )
-    if there and not overwrite:
+    if existing and not overwrite:
         raise UsageError(
-            "there are results already",
+            "results exist already",
             where=out,
-            found=first_few(there),
+            found=shortened(existing),
             fix="--overwrite, or another folder: -o DIR",
         )
 
 
-def _results(scan: Scan, out: Path, probs: bool) -> list[Path]:
-    return [out / f"{scan.name}_{kind}.nii.gz" for kind in ("seg", *["probs"] * probs)]
-
-
 def _write(
-    settings: Settings, prediction: Prediction, predictor: Predictor, out: Path, probs: bool
+    settings: Settings, prediction: Prediction, predictor: Predictor, files: list[Path]
 ) -> dict[str, Any]:
-    """Write one scan's results, say so, and describe them."""
+    """Write the results of one scan, report them and return them as a document."""
     import numpy as np
 
     from segbench.evaluation.new_scans import write_nifti
 
-    scan, files = prediction.scan, _results(prediction.scan, out, probs)
-    arrays = (prediction.label, np.moveaxis(prediction.probabilities, 0, -1))
-    for file, array in zip(files, arrays, strict=False):
-        write_nifti(file, array, prediction)
-    counts = np.bincount(
-        prediction.label.ravel(), minlength=1 + len(predictor.store.classes)
-    ).tolist()
-    voxels = dict(zip(("background", *predictor.store.classes), counts, strict=True))
+    scan = prediction.scan
+    write_nifti(files[0], prediction.label, prediction)
+    if len(files) > 1:
+        write_nifti(files[1], np.moveaxis(prediction.probabilities, 0, -1), prediction)
+    classes = ["background", *predictor.store.classes]
+    counts = np.bincount(prediction.label.ravel(), minlength=len(classes)).tolist()
+    voxels = dict(zip(classes, counts, strict=True))
     for warning in prediction.warnings:
-        click.echo(f"warning: {safe(scan.name)}: {safe(warning)}", err=True)
+        settings.warn(f"{scan.name}: {warning}")
+
     shape = "x".join(map(str, prediction.label.shape))
-    what = ", ".join(
-        f"{value} {safe(name)}: {n:,} voxels"
-        for value, (name, n) in enumerate(voxels.items())
-        if value
-    )
-    if not settings.json:
-        click.echo(
-            f"{safe(scan.name)}  {shape}  {'; '.join([*prediction.steps, what])}  -> {safe(files[0])}"
-        )
+    found = []
+    for value, name in enumerate(predictor.store.classes, 1):
+        found.append(f"{value} {safe(name)}: {voxels[name]:,} voxels")
+    steps = "; ".join([*prediction.steps, ", ".join(found)])
+    settings.echo([f"{safe(scan.name)}  {shape}  {steps}  -> {safe(files[0])}"])
     return {
         "name": scan.name,
-        "inputs": [str(f) for f in scan.files],
+        "inputs": [str(file) for file in scan.files],
         "label": str(files[0]),
-        "probabilities": str(files[1]) if probs else None,
+        "probabilities": str(files[1]) if len(files) > 1 else None,
         "shape": list(prediction.label.shape),
         "voxels": voxels,
         "steps": prediction.steps,

@@ -1,82 +1,88 @@
-"""What a run shows while it works: bars with an ETA on a terminal, one plain line a minute off it."""
+"""Progress displays: bars with a remaining time on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from segbench.cli.common import Settings, console, safe
-from segbench.progress import Progress
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import console
+from segbench.progress import Progress, no_progress
+from segbench.text import safe
 from segbench.training.reporter import Reporter, StepReport
 
 if TYPE_CHECKING:
+    from segbench.data.store.store import Store
     from segbench.training.setup import Prepared
+
+INTERVAL = 60.0  # seconds between two lines
 
 
 class Lines(Reporter):
-    """One line a minute, on stderr."""
-
-    interval = 60.0
+    """One line per minute on stderr."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.began: tuple[float, int] | None = None
-        self.told = 0.0
+        self._first_time = 0.0  # when the first step of this attempt was reported
+        self._first_step: int | None = None
+        self._last_line = 0.0
 
     def start(self, run: Prepared) -> None:
-        """The header: what is about to happen."""
-        self.began, self.told = None, time.monotonic()
+        """Print what is about to happen."""
+        self._first_step = None
+        self._last_line = time.monotonic()
         self.settings.say(header(run))
 
     def train(self, report: StepReport) -> None:
-        """After a step."""
+        """Print the state of the training, at most once per minute."""
         now = time.monotonic()
-        if self.began is None:
-            self.began = (now, report.step)
-        if now - self.told >= self.interval or report.step == report.total:
-            self.told = now
-            self.settings.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {self.line(report, now)}")
-
-    def line(self, report: StepReport, now: float) -> str:
-        """Step, share, terms, learning rate, speed and time left."""
-        assert self.began is not None
-        rate = (report.step - self.began[1]) / max(now - self.began[0], 1e-9)
-        left = (
-            f" {rate:.2f} it/s ETA {duration((report.total - report.step) / rate)}"
-            if rate > 0
-            else ""
-        )
-        terms = " ".join(f"{safe(k)} {v:.4f}" for k, v in report.terms.items())
-        return (
-            f"step {report.step}/{report.total} {report.step * 100 // report.total}% "
-            f"{safe(report.phase)} {terms} lr {report.lr:.1e}{left}"
-        )
+        if self._first_step is None:
+            self._first_step = report.step
+            self._first_time = now
+        if self._is_due(last=report.step == report.total):
+            self._print(self._training_line(report, now))
 
     def check(self, done: int, total: int, case: str) -> None:
-        """After the files of a case were compared with their digests."""
-        if time.monotonic() - self.told >= self.interval:
-            self.told = time.monotonic()
-            self.settings.say(
-                f"{time.strftime('%Y-%m-%dT%H:%M:%S')} checked the files of {done}/{total} cases"
-            )
+        """Print how many cases were compared with their digests, at most once per minute."""
+        if self._is_due(last=False):
+            self._print(f"checked the files of {done}/{total} cases")
 
     def evaluate(self, done: int, total: int, case: str) -> None:
-        """After a test case."""
-        if done == total or time.monotonic() - self.told >= self.interval:
-            self.told = time.monotonic()
-            self.settings.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} test {done}/{total} cases")
+        """Print how many cases were evaluated, at most once per minute and at the end."""
+        if self._is_due(last=done == total):
+            self._print(f"test {done}/{total} cases")
 
     def warn(self, text: str) -> None:
-        """A warning."""
-        click.echo(f"warning: {safe(text)}", err=True)
+        """Print a warning."""
+        self.settings.warn(text)
 
     def stop(self) -> None:
-        """Put the terminal back."""
+        """Leave the terminal as it was."""
+
+    def _is_due(self, last: bool) -> bool:
+        return last or time.monotonic() - self._last_line >= INTERVAL
+
+    def _print(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        self.settings.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")
+
+    def _training_line(self, report: StepReport, now: float) -> str:
+        """Return step, percentage, loss terms, learning rate, speed and remaining time."""
+        assert self._first_step is not None
+        percent = report.step * 100 // report.total
+        parts = [f"step {report.step}/{report.total} {percent}%", safe(report.phase)]
+        parts += [f"{safe(name)} {value:.4f}" for name, value in report.terms.items()]
+        parts.append(f"lr {report.lr:.1e}")
+        elapsed = max(now - self._first_time, 1e-9)
+        steps_per_second = (report.step - self._first_step) / elapsed
+        if steps_per_second > 0:
+            remaining = (report.total - report.step) / steps_per_second
+            parts.append(f"{steps_per_second:.2f} it/s ETA {duration(remaining)}")
+        return " ".join(parts)
 
 
 class Bars(Lines):
@@ -84,98 +90,84 @@ class Bars(Lines):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.progress: Any = None
-
-    def _show(self, what: str, done: int, total: int, text: str) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        if self.progress is None or self.progress.tasks[0].description != what:
-            self.stop()
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                TextColumn("{task.completed}/{task.total}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", markup=False),
-                console=console(stderr=True),
-                transient=True,
-            )
-            self.progress.start()
-            self.progress.add_task(what, total=total, completed=done, text="")
-        self.progress.update(0, completed=done, text=text)
+        self._bar: Any = None
 
     def train(self, report: StepReport) -> None:
-        """After a step."""
-        terms = " ".join(f"{safe(k)} {v:.3f}" for k, v in report.terms.items())
-        self._show("train", report.step, report.total, terms)
+        """Show the step and the loss terms."""
+        terms = [f"{safe(name)} {value:.3f}" for name, value in report.terms.items()]
+        self._show("train", report.step, report.total, " ".join(terms))
 
     def check(self, done: int, total: int, case: str) -> None:
-        """After the files of a case were compared with their digests."""
+        """Show how many cases were compared with their digests."""
         self._show("check", done, total, safe(case))
 
     def evaluate(self, done: int, total: int, case: str) -> None:
-        """After a test case."""
+        """Show how many cases were evaluated."""
         self._show("test ", done, total, safe(case))
 
     def stop(self) -> None:
-        """Put the terminal back."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _show(self, what: str, done: int, total: int, text: str) -> None:
+        if self._bar is None or self._bar.tasks[0].description != what:
+            self.stop()
+            self._bar = _new_bar()
+            self._bar.start()
+            self._bar.add_task(what, total=total, completed=done, text="")
+        self._bar.update(0, completed=done, text=text)
 
 
-def reporter(settings: Settings) -> Lines:
-    """The one that fits where stderr goes."""
-    import os
+def _new_bar() -> Any:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
-    return Bars(settings) if live and settings.quiet == 0 else Lines(settings)
-
-
-def header(run: Prepared) -> str:
-    """Three lines before a run starts."""
-    e = run.experiment
-    draw = f", draw {e.draw}" if e.draw else ""
-    data = ", ".join(
-        f"{s.name} ({e.labeled[s.name]} of {len(s.patients)} labeled{draw}, {len(s.test)} test"
-        f"{', PARTIAL COPY' if s.partial else ''})"
-        for s in run.stores
-    )
-    modified = f" · modified: {', '.join(e.modified)}" if e.modified else ""
-    return (
-        f"{e.method} on {safe(data)}\n"
-        f"  {e.backbone} · protocol {e.protocol.name} {e.protocol.version}{modified} · seed {e.seed} · "
-        f"{e.protocol.steps * len(run.stores):,} steps · {e.precision} · selection: {e.protocol.selection} checkpoint\n"
-        f"  {run.folder.path}"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 42s, 3m05s or 1h12m."""
-    s = round(seconds)
-    return (
-        f"{s}s"
-        if s < 60
-        else f"{s // 60}m{s % 60:02d}s"
-        if s < 3600
-        else f"{s // 3600}h{s % 3600 // 60:02d}m"
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=console(stderr=True),
+        transient=True,
     )
 
 
 @contextmanager
-def counted(settings: Settings, title: str) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere a line at each tenth, so that a log shows life and stays short."""
+def reporting(settings: Settings) -> Iterator[Reporter]:
+    """Show progress on stderr as long as the context lasts."""
+    terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    live = terminal and not os.environ.get("CI") and settings.quiet == 0
+    reporter = Bars(settings) if live else Lines(settings)
+    try:
+        yield reporter
+    finally:
+        reporter.stop()
+
+
+@contextmanager
+def counting(settings: Settings, title: str) -> Iterator[Progress]:
+    """Show how far a long task is: a bar on a terminal, ten lines elsewhere."""
     if settings.quiet:
-        yield lambda done, total, case: None
-        return
-    if not sys.stderr.isatty():
+        yield no_progress
+    elif sys.stderr.isatty():
+        yield from _counting_bar(title)
+    else:
+        yield _counting_lines(settings, title)
 
-        def line(done: int, total: int, case: str) -> None:
-            if done == total or done * 10 // total > (done - 1) * 10 // total:
-                settings.say(safe(f"{title}  {done}/{total}  {case}"))
 
-        yield line
-        return
+def _counting_lines(settings: Settings, title: str) -> Progress:
+    def report(done: int, total: int, name: str) -> None:
+        tenth = done * 10 // total
+        previous_tenth = (done - 1) * 10 // total
+        if done == total or tenth > previous_tenth:
+            settings.say(safe(f"{title}  {done}/{total}  {name}"))
+
+    return report
+
+
+def _counting_bar(title: str) -> Iterator[Progress]:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import (
@@ -192,8 +184,47 @@ def counted(settings: Settings, title: str) -> Iterator[Progress]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task(escape(title), total=None)
-        yield lambda done, total, case: bars.update(
-            bar, completed=done, total=total, description=f"{escape(title)}  {escape(case)}"
-        )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(escape(title), total=None)
+
+        def report(done: int, total: int, name: str) -> None:
+            description = f"{escape(title)}  {escape(name)}"
+            bar.update(task, completed=done, total=total, description=description)
+
+        yield report
+
+
+def header(run: Prepared) -> str:
+    """Return three lines about a run that is going to start."""
+    experiment = run.experiment
+    protocol = experiment.protocol
+    data = ", ".join(_data_summary(run, store) for store in run.stores)
+    modified = f" · modified: {', '.join(experiment.modified)}" if experiment.modified else ""
+    facts = [
+        experiment.backbone,
+        f"protocol {protocol.name} {protocol.version}{modified}",
+        f"seed {experiment.seed}",
+        f"{protocol.steps * len(run.stores):,} steps",
+        experiment.precision,
+        f"selection: {protocol.selection} checkpoint",
+    ]
+    lines = [f"{experiment.method} on {safe(data)}", " · ".join(facts), str(run.folder.path)]
+    return "\n  ".join(lines)
+
+
+def _data_summary(run: Prepared, store: Store) -> str:
+    experiment = run.experiment
+    draw = f", draw {experiment.draw}" if experiment.draw else ""
+    partial = ", PARTIAL COPY" if store.partial else ""
+    labeled = f"{experiment.labeled[store.name]} of {len(store.patients)} labeled"
+    return f"{store.name} ({labeled}{draw}, {len(store.test)} test{partial})"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as 42s, 3m05s or 1h12m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

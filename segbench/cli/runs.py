@@ -1,30 +1,74 @@
-"""``segbench runs``: what has been run, and how it is handed on."""
+"""``segbench runs``: list, check, exchange and delete stored runs."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.common import Group, Settings, safe, table
+from segbench.cli.options import DEVICES, Group, MachineOptions
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
-from segbench.text import safe as inert
+from segbench.text import safe
 
 if TYPE_CHECKING:
     from segbench.results.rundir import RunDir
 
+SCHEMA = "segbench.runs/1"
+UNREADABLE = (IntegrityError, UsageError, KeyError, TypeError, AttributeError)
+
 
 @click.group(cls=Group)
 def runs() -> None:
-    """List, show, verify, hand on, take in and tidy up runs."""
+    """List, show, verify, export, import and prune runs."""
+
+
+# -- ls and show -----------------------------------------------------------------------------------
+
+
+@runs.command()
+@click.option("--dataset", metavar="NAME", help="Only this data set.")
+@click.option(
+    "--state",
+    type=click.Choice(["done", "half-done", "failed", "to do"]),
+    help="Only runs in this state.",
+)
+@click.pass_obj
+def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
+    """List runs.
+
+    \b
+    segbench runs ls --state half-done
+    """
+    from segbench.cli.boards import datasets_called
+    from segbench.results.rundir import all_runs
+
+    facts = [_facts(run) for run in all_runs(settings.root)]
+    known = {name for fact in facts for name in fact["dataset"].split("+")}
+    wanted = datasets_called(dataset, known)
+    shown = []
+    for fact in facts:
+        names = set(fact["dataset"].split("+"))
+        if (wanted is None or wanted & names) and state in (None, fact["state"]):
+            shown.append(fact)
+    document = {"schema": SCHEMA, "status": "ok", "runs": shown}
+    if shown:
+        settings.show(document, [_facts_table(shown)])
+    else:
+        settings.show(document)
+        settings.say(f"no such runs in {settings.root}")
 
 
 def _facts(run: RunDir) -> dict[str, Any]:
-    """What a list tells of a run; unreadable parts are None."""
+    """Return the facts about a run that a list shows; those that cannot be read are None."""
+    origin = "own"
+    if run.origin is not None:
+        origin = "reported" if run.reported else "verified"
     facts: dict[str, Any] = {
         "run_id": run.run_id,
         "dir": str(run.path),
@@ -34,50 +78,32 @@ def _facts(run: RunDir) -> dict[str, Any]:
         "labeled": None,
         "seed": None,
         "dice": None,
-        "origin": "own",
+        "origin": origin,
     }
     try:
         experiment = run.config()["experiment"]
-        facts |= {"labeled": sum(experiment["labeled"].values()), "seed": experiment["seed"]}
-        result = run.result()
-        dice = [m["columns"]["dice"]["mean"] for m in (result or {"metrics": []})["metrics"]]
-        facts["dice"] = 100 * sum(dice) / len(dice) if dice and None not in dice else None
-    except (IntegrityError, UsageError, KeyError, TypeError, AttributeError) as error:
-        facts["state"], facts["problem"] = "failed", str(error).splitlines()[0]
-    if run.origin is not None:
-        facts["origin"] = "reported" if run.reported else "verified"
+        facts["labeled"] = sum(experiment["labeled"].values())
+        facts["seed"] = experiment["seed"]
+        facts["dice"] = _mean_dice(run.result())
+    except UNREADABLE as error:
+        facts["state"] = "failed"
+        facts["problem"] = str(error).splitlines()[0]
     return facts
 
 
-@runs.command()
-@click.option("--dataset", metavar="NAME", help="Only this data set.")
-@click.option(
-    "--state", type=click.Choice(["done", "half-done", "failed", "to do"]), help="Only these."
-)
-@click.pass_obj
-def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
-    """List runs.
+def _mean_dice(result: dict[str, Any] | None) -> float | None:
+    """Return the mean over data sets and classes, in percent; None if one is undefined."""
+    if not result or not result["metrics"]:
+        return None
+    means = [row["columns"]["dice"]["mean"] for row in result["metrics"]]
+    if None in means:
+        return None
+    return 100 * sum(means) / len(means)
 
-    \b
-    segbench runs ls --state half-done
-    """
-    from segbench.cli.leaderboard import members
+
+def _facts_table(facts: list[dict[str, Any]]) -> str:
     from segbench.results.export import number
-    from segbench.results.rundir import all_runs
 
-    facts = [_facts(run) for run in all_runs(settings.root)]
-    wanted = members(dataset, (name for f in facts for name in f["dataset"].split("+")))
-    found = [
-        f
-        for f in facts
-        if (wanted is None or wanted & {*f["dataset"].split("+")}) and state in (None, f["state"])
-    ]
-    settings.document = {"schema": "segbench.runs/1", "status": "ok", "runs": found}
-    if settings.json:
-        return
-    if not found:
-        settings.say(f"no such runs in {settings.root}")
-        return
     columns = [
         ("run", "<"),
         ("data set", "<"),
@@ -88,205 +114,203 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
         ("Dice %", ">"),
         ("numbers", "<"),
     ]
-    click.echo(
-        table(
-            columns,
-            [
-                [
-                    f["run_id"],
-                    f["dataset"],
-                    f["method"],
-                    f["labeled"],
-                    f["seed"],
-                    f["state"],
-                    number(f["dice"], 1),
-                    f["origin"],
-                ]
-                for f in found
-            ],
-            drop=("numbers", "labeled", "seed", "data set"),
-        )
-    )
+    keys = ("run_id", "dataset", "method", "labeled", "seed", "state")
+    rows = []
+    for fact in facts:
+        cells = [fact[key] for key in keys]
+        rows.append([*cells, number(fact["dice"], 1), fact["origin"]])
+    return table(columns, rows, drop=("numbers", "labeled", "seed", "data set"))
 
 
 @runs.command()
 @click.argument("wanted", metavar="RUN")
 @click.pass_obj
 def show(settings: Settings, wanted: str) -> None:
-    """Show a run: what it was, what it gave, where it ran, why it failed."""
-    from segbench.cli.run import lines
+    """Show the settings of a run, its results, where it ran, and why it failed.
+
+    \b
+    segbench runs show 3f9c2a7b
+    """
+    from segbench.cli.documents import result_lines
     from segbench.results.rundir import find_run, read_object
 
     run = find_run(settings.root, wanted)
-    facts, experiment, manifest = _facts(run), run.config()["experiment"], run.manifest()
-    failed = read_object(run.path / "failed.json")
-    settings.document = {
-        "schema": "segbench.runs/1",
+    document = {
+        "schema": SCHEMA,
         "status": "ok",
-        **facts,
-        "experiment": experiment,
-        "failed": failed or None,
-        "manifest": manifest,
-        "result": run.result() if facts["state"] == "done" else None,
+        **_facts(run),
+        "experiment": run.config()["experiment"],
+        "failed": read_object(run.path / "failed.json") or None,
+        "manifest": run.manifest(),
+        "result": None,
     }
+    if document["state"] == "done":
+        document["result"] = run.result()
     if settings.json:
+        settings.show(document)
         return
     try:
-        told = _told(run, facts, experiment, manifest, failed)
+        summary = _summary(run, document)
     except (KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(
             "the stored configuration is incomplete", where=run.path / "config.yaml", found=error
         ) from error
-    for key, value in told.items():
-        if value is not None:
-            click.echo(f"{key:<11} {safe(value)}")
-    if settings.document["result"]:
-        for line in lines(settings.document["result"]):
-            click.echo(line)
+    lines = [f"{key:<11} {safe(value)}" for key, value in summary.items() if value is not None]
+    if document["result"]:
+        lines += result_lines(document["result"])
+    settings.show(document, lines)
 
 
-def _told(
-    run: RunDir,
-    facts: dict[str, Any],
-    experiment: dict[str, Any],
-    manifest: dict[str, Any],
-    failed: dict[str, Any],
-) -> dict[str, Any]:
-    """What ``show`` tells of a run before its results."""
-    protocol = experiment["protocol"]
-    modified = f" (modified: {', '.join(experiment['modified'])})" if experiment["modified"] else ""
+def _summary(run: RunDir, document: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``show`` prints above the results."""
+    experiment = document["experiment"]
+    manifest = document["manifest"]
+    protocol = f"{experiment['protocol']['name']} {experiment['protocol']['version']}"
+    if experiment["modified"]:
+        protocol += f" (modified: {', '.join(experiment['modified'])})"
+    parameters = [f"{name} {value}" for name, value in experiment["params"].items()]
+    machine = [str(manifest[key]) for key in ("device", "torch", "platform") if key in manifest]
+    datasets = "+".join(experiment["datasets"])
+    failure = document["failed"] or {}
+    origin = run.origin or {}
     return {
         "folder": run.path,
-        "state": facts["state"],
-        "numbers": facts["origin"],
-        "what": f"{experiment['method']} on {'+'.join(experiment['datasets'])}, {facts['labeled']} labeled, "
-        f"seed {experiment['seed']}",
-        "protocol": f"{protocol['name']} {protocol['version']}{modified}, {experiment['backbone']}, "
-        f"{experiment['precision']}",
-        "parameters": ", ".join(f"{k} {v}" for k, v in experiment["params"].items()) or "none",
-        "machine": ", ".join(
-            str(manifest[k]) for k in ("device", "torch", "platform") if k in manifest
-        )
-        or None,
+        "state": document["state"],
+        "numbers": document["origin"],
+        "what": (
+            f"{experiment['method']} on {datasets}, {document['labeled']} labeled, "
+            f"seed {experiment['seed']}"
+        ),
+        "protocol": f"{protocol}, {experiment['backbone']}, {experiment['precision']}",
+        "parameters": ", ".join(parameters) or "none",
+        "machine": ", ".join(machine) or None,
         "seconds": manifest.get("train_seconds"),
-        "problem": facts.get("problem"),
-        "failure": failed.get("what"),
-        "why not": (run.origin or {}).get("why") or None,
+        "problem": document.get("problem"),
+        "failure": failure.get("what"),
+        "unverified": origin.get("why") or None,
     }
+
+
+# -- tail ------------------------------------------------------------------------------------------
 
 
 @runs.command()
 @click.argument("wanted", metavar="RUN")
-@click.option("-n", "count", type=click.IntRange(1), default=10, show_default=True, help="Lines.")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the run ends.")
+@click.option(
+    "-n", "count", type=click.IntRange(1), default=10, show_default=True, help="Number of lines."
+)
+@click.option("-f", "--follow", is_flag=True, help="Print new lines until the run ends.")
 @click.pass_obj
 def tail(settings: Settings, wanted: str, count: int, follow: bool) -> None:
-    """Show the last lines of a run's log, from any machine that sees its folder."""
+    """Show the last lines of a run's log. This works on any machine that can read its folder.
+
+    \b
+    segbench runs tail 3f9c2a7b -f
+    """
     from segbench.results.rundir import find_run
 
     run = find_run(settings.root, wanted)
-    entries = _log(run)
-    settings.document = {"status": "ok", "run_id": run.run_id, "lines": entries[-count:]}
-    if settings.json:
-        return
-    for entry in entries[-count:]:
-        click.echo(_line(entry))
-    while follow and run.state not in ("done", "failed"):
+    entries = run.log()
+    document = {"status": "ok", "run_id": run.run_id, "lines": entries[-count:]}
+    settings.show(document, map(_log_line, entries[-count:]))
+    while follow and not settings.json and run.state not in ("done", "failed"):
         time.sleep(1)
-        fresh = _log(run)
-        for entry in fresh[len(entries) :]:
-            click.echo(_line(entry))
-        entries = fresh
+        printed = len(entries)
+        entries = run.log()
+        settings.echo(map(_log_line, entries[printed:]))
 
 
-def _log(run: RunDir) -> list[dict[str, Any]]:
-    try:
-        lines = (run.path / "log.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    entries = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):  # the last line may be torn
-            continue
-        entries += [entry] if isinstance(entry, dict) else []
-    return entries
+def _log_line(entry: dict[str, Any]) -> str:
+    parts = []
+    for key, value in entry.items():
+        parts.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+    return safe("  ".join(parts))
 
 
-def _line(entry: dict[str, Any]) -> str:
-    return inert(
-        "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items())
-    )
+# -- verify, export and import ---------------------------------------------------------------------
 
 
 @runs.command()
 @click.argument("wanted", metavar="RUN")
 @click.pass_obj
 def verify(settings: Settings, wanted: str) -> None:
-    """Check a finished run: digests, means, weights, and the metrics of the predictions where they are stored."""
-    from segbench.results import bundle
-    from segbench.results.rundir import find_run
-    from segbench.training import checkpoint
+    """Check a finished run: digests, means, weights, and the metrics of stored predictions.
 
-    run = find_run(settings.root, wanted)
+    \b
+    segbench runs verify 3f9c2a7b
+    """
+    from segbench.cli.training import finished_run
+    from segbench.results import bundle
+
+    run, result = finished_run(settings, wanted)
     records = run.cases()
-    result = run.result()
-    assert result is not None
-    checks = [f"{len(records)} rows of cases: as written, and their means are those of the result"]
-    stored = checkpoint.load(run.path / "ckpt") if (run.path / "ckpt").is_dir() else None
-    if stored is not None:
-        weights = checkpoint.digest(stored[1]["method"])
-        if weights != result["weights_sha256"]:
-            raise IntegrityError(
-                "the weights are not those of the result",
-                where=run.path / "ckpt",
-                found=weights[:16],
-                expected=str(result["weights_sha256"])[:16],
-            )
+    checks = [f"{len(records)} rows of cases are unchanged and give the means of the result"]
+    if _verified_weights(run, result):
         checks.append("weights: those of the result")
     found = bundle.verify(run, settings.data_root)
-    checks.append(
-        "predictions: they give the metrics of every case"
-        if found["verified"]
-        else f"predictions: not checked, {found['why']}"
-    )
-    if (
-        run.origin is not None and found["verified"]
-    ):  # without predictions now, it stays what it was
+    if found["verified"]:
+        checks.append("predictions: they give the metrics of every case")
+    else:
+        checks.append(f"predictions: not checked, {found['why']}")
+    # An imported run whose predictions were deleted here keeps its status.
+    if run.origin is not None and found["verified"]:
         run.write_json("import.json", {**run.origin, **found})
-    for line in checks:
-        if not settings.json:
-            click.echo(safe(line))
-    settings.document = {
+    document = {
         "status": "ok",
         "run_id": run.run_id,
         "dir": str(run.path),
         "checks": checks,
         **found,
     }
+    settings.show(document, map(safe, checks))
+
+
+def _verified_weights(run: RunDir, result: dict[str, Any]) -> bool:
+    """Check the digest of stored weights; return False if there are none.
+
+    Raises:
+        IntegrityError: they are not the weights of the result.
+    """
+    from segbench.training import checkpoint
+
+    folder = run.path / "ckpt"
+    stored = checkpoint.load(folder) if folder.is_dir() else None
+    if stored is None:
+        return False
+    digest = checkpoint.digest(stored[1]["method"])
+    if digest != result["weights_sha256"]:
+        raise IntegrityError(
+            "the weights are not those of the result",
+            where=folder,
+            found=digest[:16],
+            expected=str(result["weights_sha256"])[:16],
+        )
+    return True
 
 
 @runs.command("export")
 @click.argument("wanted", metavar="RUN")
 @click.option(
-    "-o", "out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="[RUN.zip]"
+    "-o",
+    "out",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write [RUN.zip].",
 )
 @click.option(
     "--no-predictions",
     is_flag=True,
-    help="Leave the predictions out; nobody can verify the numbers then.",
+    help="Leave out the predictions; the numbers cannot be verified then.",
 )
-@click.option(
-    "--device", metavar="DEV", help="Where to predict: auto, cpu, cuda, cuda:N or mps [auto]."
-)
+@click.option("--device", metavar="DEV", help=f"Where to predict: {DEVICES} [auto].")
 @click.pass_obj
 def export_run(
     settings: Settings, wanted: str, out: Path | None, no_predictions: bool, device: str | None
 ) -> None:
-    """Write a finished run to one file: settings, log, cases, predictions. No weights, no images, no paths.
+    """Write a finished run to one file with its settings, log, cases and predictions.
 
-    The predictions are made from the run's weights, and must be those that were scored.
+    The file has no weights, no images and no paths. The predictions are computed from the weights
+    and must be those that were scored.
 
     \b
     segbench runs export 3f9c2a7b -o versemi.zip
@@ -296,155 +320,177 @@ def export_run(
     from segbench.storage import make_folder
 
     run = find_run(settings.root, wanted)
-    run.cases()
-    out = out or Path(f"{run.run_id}.zip")
-    make_folder(out.parent)
-    if out.exists() and not settings.yes:
+    run.cases()  # raises unless it is finished and intact
+    file = out or Path(f"{run.run_id}.zip")
+    make_folder(file.parent)
+    if file.exists() and not settings.yes:
         raise UsageError(
-            "the file exists already", where=out, fix="another name (-o), or --yes to replace it"
+            "the file exists already",
+            where=file,
+            fix="choose another name with -o, or replace the file with --yes",
         )
     if not no_predictions and not (run.path / bundle.PREDICTIONS).is_file():
-        _predict(settings, run, device)
-    names = bundle.export(run, out, not no_predictions)
-    settings.document = {
+        _store_predictions(settings, run, device)
+    names = bundle.export(run, file, not no_predictions)
+    size = file.stat().st_size
+    document = {
         "status": "ok",
         "run_id": run.run_id,
-        "file": str(out),
-        "bytes": out.stat().st_size,
+        "file": str(file),
+        "bytes": size,
         "files": names,
     }
-    if not settings.json:
-        click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {', '.join(names)}")
+    settings.show(document, [f"{file}: {size / 1e6:.1f} MB, {', '.join(names)}"])
 
 
-def _predict(settings: Settings, run: RunDir, device: str | None) -> None:
-    """Store the predictions of a run, made anew from its weights."""
-    from segbench.cli.reporter import reporter
-    from segbench.cli.run import machine_of, restore
+def _store_predictions(settings: Settings, run: RunDir, device: str | None) -> None:
+    """Predict the test cases of a run from its weights, and store the predictions.
+
+    Raises:
+        IntegrityError: they are not the predictions that were scored.
+    """
+    from segbench.cli.reporter import reporting
+    from segbench.cli.training import finished_run, machine_of, restore
     from segbench.results import bundle, predictions
     from segbench.storage import atomic_write
     from segbench.training.reload import reevaluate
 
-    machine, show = machine_of(settings, None, device, None), reporter(settings)
-    stored = run.result()
-    assert stored is not None
+    _, result = finished_run(settings, str(run.path))
+    machine = machine_of(settings, MachineOptions(device=device))
+    restored = restore(run, machine)
 
-    def write(file: Any) -> None:
-        with predictions.writer(file) as keep:
-            digest = reevaluate(restore(run, machine), stored, machine, show.evaluate, keep)[1]
-        if digest != stored["cases_sha256"]:
-            raise IntegrityError(
-                "on this machine the weights do not give the stored results",
-                where=run.path,
-                fix="export where it was trained, or --no-predictions",
-            )
+    with reporting(settings) as reporter:
 
-    try:
+        def write(file: IO[bytes]) -> None:
+            with predictions.writer(file) as keep:
+                _, digest, _ = reevaluate(restored, result, machine, reporter.evaluate, keep)
+            if digest != result["cases_sha256"]:
+                raise IntegrityError(
+                    "on this machine the weights do not reproduce the stored results",
+                    where=run.path,
+                    fix="export on the machine it was trained on, or use --no-predictions",
+                )
+
         atomic_write(run.path / bundle.PREDICTIONS, write)
-    finally:
-        show.stop()
 
 
 @runs.command("import")
 @click.argument(
-    "bundles", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
 @click.pass_obj
-def import_run(settings: Settings, bundles: tuple[Path, ...]) -> None:
-    """Take in runs of others. Metrics are computed again from the predictions: verified; else they count as reported.
+def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
+    """Import runs of others.
+
+    Metrics are recomputed from the predictions; if they agree, the run counts as verified, otherwise
+    as reported.
 
     \b
     segbench runs import versemi.zip
     """
     from segbench.results import bundle
 
-    taken = []
-    for path in bundles:
-        run, origin = bundle.take_in(path, settings.root, settings.data_root)
-        taken.append(
+    documents = []
+    for file in files:
+        run, origin = bundle.take_in(file, settings.root, settings.data_root)
+        verified = origin["verified"]
+        documents.append(
             {
                 "run_id": run.run_id,
                 "dir": str(run.path),
-                "verified": origin["verified"],
+                "verified": verified,
                 "why": origin["why"],
             }
         )
-        if not settings.json:
-            click.echo(
-                f"{safe(run.path)}: "
-                + ("verified" if origin["verified"] else f"reported ({safe(origin['why'])})")
-            )
-    settings.document = {"status": "ok", "runs": taken}
+        status = "verified" if verified else f"reported ({safe(origin['why'])})"
+        settings.echo([f"{safe(run.path)}: {status}"])
+    settings.show({"status": "ok", "runs": documents})
+
+
+# -- prune -----------------------------------------------------------------------------------------
 
 
 @runs.command()
 @click.argument("wanted", metavar="[RUN]...", nargs=-1)
 @click.option(
-    "--weights", is_flag=True, help="Weights and predictions of finished runs; their results stay."
+    "--weights",
+    is_flag=True,
+    help="Delete weights and predictions of finished runs, but not their results.",
 )
-@click.option("--failed", is_flag=True, help="Failed runs.")
-@click.option("--half-done", is_flag=True, help="Runs that were stopped.")
+@click.option("--failed", is_flag=True, help="Delete failed runs.")
+@click.option("--half-done", is_flag=True, help="Delete interrupted runs.")
 @click.pass_obj
 def prune(
     settings: Settings, wanted: tuple[str, ...], weights: bool, failed: bool, half_done: bool
 ) -> None:
-    """Free disk space. Without --yes it only says what would go.
+    """Free disk space. Without --yes it only shows what would be deleted.
 
     \b
     segbench runs prune --failed
     segbench runs prune --weights --yes
     """
-    from segbench.results.bundle import PREDICTIONS
     from segbench.results.rundir import all_runs, find_run
-    from segbench.storage import lock
 
-    states = {"done": weights, "failed": failed, "half-done": half_done}
-    if not any(states.values()):
-        raise UsageError("say what may go", expected="--weights, --failed, --half-done")
-    rows, freed = [], 0
-    for run in (
-        [find_run(settings.root, w) for w in wanted] if wanted else list(all_runs(settings.root))
-    ):
+    options = {"done": weights, "failed": failed, "half-done": half_done}
+    states = {state for state, chosen in options.items() if chosen}
+    if not states:
+        raise UsageError("say what to delete", expected="--weights, --failed or --half-done")
+    selected = [find_run(settings.root, run) for run in wanted] or list(all_runs(settings.root))
+    rows = []
+    freed = 0
+    for run in selected:
         state = run.state
-        damaged = (
-            state != "done" and (run.path / "result.json").exists()
-        )  # it was finished once: not for us to remove
-        parts = (
-            []
-            if damaged or not states.get(state)
-            else [run.path]
-            if state != "done"
-            else [
-                p
-                for p in (run.path / "ckpt", run.path / "snapshots", run.path / PREDICTIONS)
-                if p.exists()
-            ]
-        )
-        size = sum(
-            f.stat().st_size
-            for p in parts
-            if not p.is_symlink()
-            for f in ([p] if p.is_file() else p.rglob("*"))
-            if f.is_file()
-        )
-        if not parts:
+        paths = _deletable(run) if state in states else []
+        if not paths:
             continue
-        rows.append([run.run_id, "+".join(run.path.parts[-3:-1]), state, f"{size / 1e6:.1f}"])
+        size = sum(_size(path) for path in paths)
         freed += size
+        what = "+".join(run.path.parts[-3:-1])
+        rows.append([run.run_id, what, state, f"{size / 1e6:.1f}"])
         if settings.yes:
-            with lock(run.path / "lock"):
-                for part in parts:
-                    part.unlink() if part.is_file() or part.is_symlink() else shutil.rmtree(part)
-    settings.document = {
+            _delete(run, paths)
+    document = {
         "status": "ok",
         "removed": settings.yes,
         "bytes": freed,
-        "runs": [r[0] for r in rows],
+        "runs": [row[0] for row in rows],
     }
-    if not settings.json:
-        if rows:
-            click.echo(table([("run", "<"), ("what", "<"), ("state", "<"), ("MB", ">")], rows))
-        click.echo(
-            f"{freed / 1e6:.1f} MB "
-            + ("freed" if settings.yes else "would be freed; --yes does it")
-        )
+    settings.show(document, _prune_lines(rows, freed, settings.yes))
+
+
+def _deletable(run: RunDir) -> list[Path]:
+    """Return what may be deleted of a run: everything, or the weights of a finished one."""
+    from segbench.results.bundle import PREDICTIONS
+
+    if run.state == "done":
+        parts = [run.path / name for name in ("ckpt", "snapshots", PREDICTIONS)]
+        return [part for part in parts if part.exists()]
+    if (run.path / "result.json").exists():
+        return []  # it was finished once and is damaged now: the user must decide
+    return [run.path]
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file or of all files in a folder; symbolic links do not count."""
+    if path.is_symlink():
+        return 0
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _delete(run: RunDir, paths: list[Path]) -> None:
+    from segbench.storage import lock
+
+    with lock(run.path / "lock"):
+        for path in paths:
+            if path.is_file() or path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+
+
+def _prune_lines(rows: list[list[str]], freed: int, done: bool) -> Iterator[str]:
+    if rows:
+        yield table([("run", "<"), ("what", "<"), ("state", "<"), ("MB", ">")], rows)
+    outcome = "freed" if done else "would be freed; to do it, add --yes"
+    yield f"{freed / 1e6:.1f} MB {outcome}"

@@ -7,7 +7,7 @@ rest is read from the system when a checkpoint is written, and added up over the
 from __future__ import annotations
 
 import functools
-import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,11 +45,7 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         """``cpu_seconds`` of all processes, ``peak_memory_bytes`` of the device (or of this process), ``energy_joules`` of
         the GPU or None where that is not measured, ``volumes`` a step by phase."""
-        peak = (
-            torch.cuda.max_memory_allocated(self.device)
-            if self.cuda
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )  # of all this process has done so far
+        peak = torch.cuda.max_memory_allocated(self.device) if self.cuda else _peak_memory()
         return {
             "cpu_seconds": _sum(self._before["cpu_seconds"], _cpu_seconds(), self._cpu),
             "energy_joules": _sum(
@@ -104,11 +100,20 @@ def _sum(before: float | None, now: float | None, start: float | None) -> float 
 
 
 def _cpu_seconds() -> float:
-    """Of this process and of the loader's that have ended."""
-    return sum(
-        u.ru_utime + u.ru_stime
-        for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    """Return the processor time of this process and of loader processes that have ended."""
+    import resource  # Windows does not have it
+
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _peak_memory() -> int:
+    """Return the most memory, in bytes, that this process has used since it started."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _energy(device: torch.device) -> float | None:

@@ -1,0 +1,68 @@
+"""Results of runs as JSON documents and as lines of text."""
+
+from __future__ import annotations
+
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from segbench.results.export import number
+from segbench.text import safe
+
+
+def run_document(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return what ``--json`` prints of one run."""
+    metrics: dict[str, dict[str, Any]] = {}
+    for row in result["metrics"]:
+        means = {name: column["mean"] for name, column in row["columns"].items()}
+        metrics.setdefault(row["dataset"], {})[row["class"]] = {**row["counts"], **means}
+    return {
+        "schema": "segbench.run/1",
+        "status": "done",
+        "run_id": result["run_id"],
+        "dir": str(folder),
+        "cached": bool(result.get("cached")),
+        "method": result["method"],
+        "seed": result["seed"],
+        "labeled": result["labeled"],
+        "protocol": result["protocol"],
+        "metrics": metrics,
+    }
+
+
+def joint_document(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one document for several runs.
+
+    It has the fields of the first run, the metrics of all data sets and all runs under ``runs``. Of
+    several seeds of one data set, ``metrics`` holds the first.
+    """
+    if len(documents) == 1:
+        return documents[0]
+    metrics: dict[str, Any] = {}
+    for document in documents:
+        metrics = {**document["metrics"], **metrics}
+    first = documents[0] if documents else {}
+    return {**first, "status": "done", "metrics": metrics, "runs": documents}
+
+
+def result_lines(result: dict[str, Any]) -> list[str]:
+    """Return a result as one line per data set and class.
+
+    Classes that occur in no test case show no numbers.
+    """
+    lines = []
+    for row in result["metrics"]:
+        means = {}
+        for name, column in row["columns"].items():
+            means[name] = nan if column["mean"] is None else column["mean"]
+        unit = "mm" if "hd95_mm" in means else "vox"
+        what = f"{safe(result['method'])} on {safe(row['dataset'])} ({safe(row['class'])})"
+        numbers = [
+            f"Dice {number(100 * means['dice'], 2)}",
+            f"Jaccard {number(100 * means['jaccard'], 2)}",
+            f"HD95 {number(means[f'hd95_{unit}'], 2)} {unit}",
+            f"ASD {number(means[f'asd_{unit}'], 2)} {unit}",
+            f"missed {row['counts']['empty_prediction']}",
+        ]
+        lines.append(f"{what}, {row['counts']['n']} test cases: {'  '.join(numbers)}")
+    return lines

@@ -1,0 +1,312 @@
+"""Options that several commands share, and command classes that accept the global ones anywhere."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from segbench.cli.settings import Settings
+from segbench.errors import SegbenchError, UsageError
+
+MOST_SEEDS = 1000
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
+
+# -- global options --------------------------------------------------------------------------------
+
+
+def keep_option(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Click callback: store a global option in the settings of the whole program."""
+    if value in (None, (), False, 0) or context.resilient_parsing:
+        return
+    settings = context.find_root().ensure_object(Settings)
+    if parameter.name == "plugins":
+        value = (*settings.plugins, *_added_plugins(value))
+    setattr(settings, str(parameter.name), value)
+
+
+def _added_plugins(files: Sequence[str]) -> list[str]:
+    """Register plug-in files and return their full paths."""
+    from segbench import registry
+
+    for file in files:
+        registry.add_file(file)
+    return [str(Path(file).resolve()) for file in files]
+
+
+def global_options(hidden: bool) -> list[click.Option]:
+    """Return the options that are accepted before and after the verb."""
+
+    def option(*names: str, **details: Any) -> click.Option:
+        return click.Option(
+            names, expose_value=False, callback=keep_option, hidden=hidden, **details
+        )
+
+    folder = click.Path(file_okay=False)
+    return [
+        option(
+            "--root",
+            "chosen_root",
+            metavar="DIR",
+            type=folder,
+            help="Folder of the results [./segbench-out].",
+        ),
+        option(
+            "--data-root",
+            "chosen_data_root",
+            metavar="DIR",
+            type=folder,
+            help="Folder of the prepared data [./segbench-data].",
+        ),
+        option(
+            "--plugin",
+            "plugins",
+            metavar="FILE",
+            multiple=True,
+            is_eager=True,
+            help="Add a plug-in file; may be repeated.",
+        ),
+        option("--json", is_flag=True, help="Print one JSON document on stdout."),
+        option("--yes", is_flag=True, help="Do not ask for confirmation."),
+        option("-q", "--quiet", count=True, help="Print less."),
+        option("-v", "--verbose", count=True, help="Print more."),
+        option("--debug", is_flag=True, is_eager=True, help="Show tracebacks."),
+    ]
+
+
+class Command(click.Command):
+    """A command that accepts the global options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += global_options(hidden=True)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Register the user's linked data sets and run the command."""
+        settings = ctx.find_object(Settings)
+        if settings is not None:
+            _register_links(settings)
+        return super().invoke(ctx)
+
+
+def _register_links(settings: Settings) -> None:
+    # Commands that need a broken configuration report it themselves.
+    with suppress(SegbenchError):
+        if not any(settings.data_root.glob("*/link.json")):
+            return
+        from segbench.data.links import load_links
+
+        for problem in load_links(settings.data_root):
+            settings.say(f"warning: {problem.what} ({problem.details['where']})")
+
+
+class Group(click.Group):
+    """A group that accepts the global options, as all of its commands do."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += global_options(hidden=self.name not in (None, "cli"))
+
+
+# -- limits on what may be read --------------------------------------------------------------------
+
+
+def _keep_limit(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value and not context.resilient_parsing:
+        from segbench.data.formats.limits import limited, limits
+
+        changed = replace(limits(), **{str(parameter.name): value})
+        context.with_resource(limited(changed))
+
+
+size_option = click.option(
+    "--max-voxels",
+    "voxels",
+    type=click.IntRange(1),
+    metavar="N",
+    expose_value=False,
+    callback=_keep_limit,
+    help="Largest volume to read [1e9].",
+)
+mismatch_option = click.option(
+    "--allow-affine-mismatch",
+    "other_spacing",
+    is_flag=True,
+    expose_value=False,
+    callback=_keep_limit,
+    help="Match voxels by index where the spacing in two headers differs.",
+)
+
+
+# -- how to compute --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Options of one command that cannot change a number."""
+
+    save_every: str | None = None
+    device: str | None = None
+    workers: int | None = None
+
+
+device_option = click.option("--device", metavar="DEV", help=f"{DEVICES} [auto].")
+leak_option = click.option(
+    "--leak-meter",
+    is_flag=True,
+    help="Keep ten checkpoints and report how much choosing among them on the test cases would gain.",
+)
+MACHINE_OPTIONS = (
+    click.option(
+        "--save-every", metavar="N|TIME", help="Checkpoint every N steps, or 30s, 5m [5m]."
+    ),
+    device_option,
+    click.option(
+        "--workers",
+        metavar="N",
+        type=click.IntRange(0, 64),
+        help="Loader processes; 0 loads in a thread [0].",
+    ),
+    click.option(
+        "--recompute",
+        is_flag=True,
+        expose_value=False,
+        callback=keep_option,
+        help="Recompute activations in the backward pass: less memory, more time.",
+    ),
+)
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the machine options; the command gets them as ``machine_options``."""
+    return _bundled(command, "machine_options", MachineOptions, MACHINE_OPTIONS)
+
+
+# -- what to compute -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScienceOptions:
+    """Options of one command that decide the numbers."""
+
+    dataset: str = "phantom"
+    labeled: str | None = None
+    draw: int = 0
+    unlabeled: str = "all"
+    backbone: str | None = None
+    protocol: str | None = None
+    seed: int | None = None
+    seeds: str | None = None
+    steps: int | None = None
+    precision: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    def chosen_seeds(self) -> list[int]:
+        """Return the seeds that ``--seed`` or ``--seeds`` asks for.
+
+        Raises:
+            UsageError: both are given, or ``--seeds`` is neither a range nor a list.
+        """
+        if self.seed is not None and self.seeds is not None:
+            raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
+        return parse_seeds(self.seeds) if self.seeds else [self.seed or 0]
+
+
+SCIENCE_OPTIONS = (
+    click.option(
+        "--dataset",
+        metavar="NAME[,NAME]",
+        default="phantom",
+        show_default=True,
+        help="Data sets.",
+    ),
+    click.option(
+        "--labeled",
+        metavar="N|P%|all",
+        help="Number of labeled training cases [the data set's default].",
+    ),
+    click.option(
+        "--draw",
+        metavar="N",
+        type=click.IntRange(0, 9999),
+        default=0,
+        show_default=True,
+        help="Which cases are labeled: 0 the first of the list, as published; others at random.",
+    ),
+    click.option(
+        "--unlabeled",
+        type=click.Choice(["all", "labeled"]),
+        default="all",
+        show_default=True,
+        help="Images of the unlabeled stream; labeled: train without unlabeled images.",
+    ),
+    click.option("--backbone", metavar="NAME", help="Network [the protocol's]."),
+    click.option("--protocol", metavar="NAME|FILE", help="Protocol [the data set's]."),
+    click.option("--seed", metavar="N", type=int, help="Seed [0]."),
+    click.option("--seeds", metavar="A-B|A,B", help="Several seeds, one run per seed."),
+    click.option(
+        "--steps",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Training steps; this modifies the protocol.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16", "fp16"]),
+        help="Arithmetic precision [the protocol's].",
+    ),
+    click.option(
+        "-o",
+        "overrides",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Set a parameter of the method, backbone.NAME, or a key of the protocol.",
+    ),
+)
+
+
+def science_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that decide the numbers; the command gets them as ``science``."""
+    return _bundled(command, "science", ScienceOptions, SCIENCE_OPTIONS)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of a range such as ``0-2`` or a list such as ``0,1,5``.
+
+    Raises:
+        UsageError: the text is neither.
+    """
+    span = re.fullmatch(r"(\d+)-(\d+)", text)
+    if span:
+        first, last = int(span[1]), int(span[2])
+        if first <= last < first + MOST_SEEDS:
+            return list(range(first, last + 1))
+    elif re.fullmatch(r"\d+(,\d+)*", text):
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    raise UsageError(f"--seeds: '{text}'", expected="a range such as 0-2 or a list such as 0,1,5")
+
+
+def _bundled(
+    command: Callable[..., Any], name: str, kind: Callable[..., Any], options: Sequence[Any]
+) -> Callable[..., Any]:
+    """Add options to a command, which gets their values as one object."""
+    keys = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+
+    @functools.wraps(command)
+    def with_bundle(*args: Any, **values: Any) -> Any:
+        bundle = kind(**{key: values.pop(key) for key in keys})
+        return command(*args, **values, **{name: bundle})
+
+    decorated: Callable[..., Any] = with_bundle
+    for option in reversed(options):  # click shows the option first that is applied last
+        decorated = option(decorated)
+    return decorated

@@ -1,0 +1,110 @@
+"""Set up and execute the runs of suites."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from segbench.cli.main import run as main
+from segbench.cli.reporter import duration
+from segbench.cli.settings import Settings
+from segbench.cli.training import case_counts
+from segbench.config import Experiment
+from segbench.errors import DataError, PluginError, SegbenchError
+from segbench.suites.local import Outcome, ended, last_words, run_all
+from segbench.suites.suite import choices, expand, find_suite, load_suite
+from segbench.text import safe
+from segbench.training.setup import Machine, Prepared, prepare
+
+
+def prepared_suite(
+    settings: Settings, suite: str, machine: Machine
+) -> tuple[list[Prepared], list[SegbenchError]]:
+    """Return the runs of a suite, ready to start, and the reasons why others cannot start.
+
+    Raises:
+        SegbenchError: none of them can start.
+    """
+    runs: dict[str, Prepared] = {}
+    problems: list[SegbenchError] = []
+    for found in _experiments(settings, suite):
+        if isinstance(found, SegbenchError):
+            problems.append(found)
+            continue
+        try:
+            run = prepare(found, machine)
+        except (DataError, PluginError) as error:
+            problems.append(error)
+            continue
+        runs[run.run_id] = run  # entries that overlap name a run twice
+    if problems and not runs:
+        raise problems[0]
+    for reason, count in Counter(map(str, problems)).items():
+        lines = [safe(line) for line in reason.splitlines()]
+        settings.say("\n".join([f"{count} runs of the suite cannot start:", *lines]))
+    return list(runs.values()), problems
+
+
+def _experiments(settings: Settings, suite: str) -> Iterator[Experiment | SegbenchError]:
+    """Return the experiments of a suite, or the error of a combination that has none."""
+    counts = case_counts(settings)
+    loaded, document = load_suite(find_suite(suite))
+    for choice in choices(loaded):
+        try:
+            yield from expand(loaded, document, choice, **counts)
+        except (DataError, PluginError) as error:
+            yield error
+
+
+def run_in_slots(
+    settings: Settings, runs: list[Prepared], machine: Machine, slots: int
+) -> list[Outcome]:
+    """Execute runs, several at a time, and report how each ended."""
+    waiting = sum(not ended(run, machine) for run in runs)
+    at_once = min(slots, max(waiting, 1))
+    settings.say(f"{len(runs)} runs, {len(runs) - waiting} already done, {at_once} at a time")
+    finished = 0
+
+    def report(outcome: Outcome) -> None:
+        nonlocal finished
+        finished += 1
+        settings.say(f"[{finished}/{waiting}] {_outcome_text(outcome)}")
+
+    return run_all(runs, machine, slots, report, main)
+
+
+def _outcome_text(outcome: Outcome) -> str:
+    experiment = outcome.run.experiment
+    draw = f", draw {experiment.draw}" if experiment.draw else ""
+    what = (
+        f"{row_name(outcome.run)} on {'+'.join(experiment.datasets)}, "
+        f"{sum(experiment.labeled.values())} labeled{draw}, seed {experiment.seed}"
+    )
+    folder = outcome.run.folder
+    result = folder.result() if outcome.code == 0 else None
+    if result is not None:
+        means = [row["columns"]["dice"]["mean"] for row in result["metrics"]]
+        shown = " ".join("–" if mean is None else f"{100 * mean:.1f}" for mean in means)
+        return f"{safe(what)}: Dice {shown} in {duration(outcome.seconds)}"
+    lines = [f"{what}: FAILED (exit {outcome.code})", *last_words(Path(folder.path)).splitlines()]
+    return "\n".join(safe(line) for line in lines)
+
+
+def row_name(run: Prepared) -> str:
+    """Return the method, and what distinguishes a reference run."""
+    experiment = run.experiment
+    if experiment.unlabeled == "labeled":
+        return f"{experiment.method} (no unlabeled images)"
+    return experiment.method
+
+
+def default_slots() -> int:
+    """Return one slot per GPU; without a GPU, up to two.
+
+    Small networks gain more from runs side by side than from more threads.
+    """
+    import torch
+
+    return torch.cuda.device_count() or min(2, os.cpu_count() or 1)

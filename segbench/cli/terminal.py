@@ -1,0 +1,122 @@
+"""Text for terminals of any width and encoding."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from segbench.errors import SegbenchError
+from segbench.text import safe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+NO_LIMIT = 10_000  # columns
+MARKS = {"error": "✗", "warning": "!", "ok": "✓"}
+ASCII_MARKS = {"error": "x", "warning": "!", "ok": "ok"}
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a rich console that neither wraps nor colors its output when it is redirected."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else _columns(200),
+        highlight=False,
+        emoji=False,
+        markup=False,
+        safe_box=True,
+        legacy_windows=False,
+    )
+
+
+def width() -> int:
+    """Return the width of the terminal; without a terminal, $COLUMNS or no limit."""
+    if sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return _columns(NO_LIMIT)
+
+
+def is_width(text: str) -> bool:
+    """Return whether a value of $COLUMNS is a usable width."""
+    return re.fullmatch("[1-9][0-9]{0,5}", text) is not None
+
+
+def _columns(default: int) -> int:
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if is_width(text) else default
+
+
+def table(
+    columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], drop: Sequence[str] = ()
+) -> str:
+    """Return a plain table. Text is escaped, and no digit is ever cut off.
+
+    Args:
+        columns: the title and the alignment, "<" or ">", of each column.
+        drop: titles of columns to leave out, in this order, until the table fits the terminal.
+    """
+    titles = [title for title, _ in columns]
+    lines = [titles]
+    for row in rows:
+        lines.append([safe(value) for value in row])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    kept = list(range(len(columns)))
+    for title in drop:
+        if sum(widths[i] + 2 for i in kept) - 2 > width():
+            kept = [i for i in kept if titles[i] != title]
+
+    texts = []
+    for line in lines:
+        cells = [f"{line[i]:{columns[i][1]}{widths[i]}}" for i in kept]
+        texts.append("  ".join(cells).rstrip())
+    bar = "─" if _can_encode("─") else "-"
+    texts.insert(1, bar * max(map(len, texts)))
+    return "\n".join(texts)
+
+
+def wrapped(text: str, indent: str = "  ") -> list[str]:
+    """Return a text as lines that fit the terminal; lines after the first are indented."""
+    lines = textwrap.wrap(safe(text), width(), subsequent_indent=indent, replace_whitespace=False)
+    return lines or [""]
+
+
+def mark(level: str) -> str:
+    """Return the mark of an "error", a "warning" or an "ok" that the terminal can show."""
+    return MARKS[level] if _can_encode(MARKS[level]) else ASCII_MARKS[level]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 case" or "2 cases"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def error_text(error: SegbenchError) -> str:
+    """Return an error as one screen of text."""
+    lines = [f"error: {error.what}"]
+    for name, value in error.details.items():
+        if value is None:
+            continue
+        label = name
+        for part in str(value).splitlines() or [""]:
+            if part.strip() or label:
+                lines.append(f"  {label:<9} {part.strip()}")
+                label = ""
+    return "\n".join(safe(line) for line in "\n".join(lines).splitlines())
+
+
+def _can_encode(text: str) -> bool:
+    encoding: Any = getattr(sys.stdout, "encoding", None) or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

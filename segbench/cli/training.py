@@ -1,0 +1,236 @@
+"""Set up, execute and restore runs on behalf of commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from segbench import registry
+from segbench.cli.documents import result_lines, run_document
+from segbench.cli.options import DEVICES, MachineOptions, ScienceOptions
+from segbench.cli.reporter import reporting
+from segbench.cli.settings import Settings
+from segbench.config import Experiment, resolve
+from segbench.config.experiment import Resolved
+from segbench.data.store.checks import changed_cases
+from segbench.data.store.problem import DataProblems, Problem
+from segbench.data.store.store import Store, open_store
+from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
+from segbench.results.rundir import RunDir, find_run, read_object
+from segbench.suites.local import own_command
+from segbench.training.distributed import launched
+from segbench.training.run import execute
+from segbench.training.setup import Cadence, Machine, Prepared, device_of, prepare
+
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+# -- from options to runs --------------------------------------------------------------------------
+
+
+def machine_of(
+    settings: Settings,
+    options: MachineOptions = MachineOptions(),  # noqa: B008 (it cannot be changed)
+    leak_meter: bool = False,
+) -> Machine:
+    """Return the machine that a command's options describe.
+
+    Raises:
+        UsageError: ``--save-every`` or ``--device`` has a wrong value.
+        PluginError: the device is not available.
+    """
+    save_every = _cadence(options.save_every)
+    configured = settings.machine
+    if configured.threads != "auto":
+        import torch
+
+        torch.set_num_threads(configured.threads)
+    device = options.device or configured.device
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UsageError(f"--device: '{device}'", expected=DEVICES, fix="--device auto")
+    workers = configured.workers if options.workers is None else options.workers
+    return Machine(
+        root=settings.root,
+        data_root=settings.data_root,
+        device=device_of(device),
+        # Measured: passing batches between processes costs more than cropping during a step.
+        workers=0 if workers == "auto" else workers,
+        save_every=save_every,
+        plugins=list(settings.plugins),
+        recompute=configured.recompute,
+        leak_meter=leak_meter,
+    )
+
+
+def _cadence(text: str | None) -> Cadence:
+    """Return how often to save, from ``500`` (steps) or ``30s``, ``5m``, ``1h``."""
+    if text is None:
+        return Cadence()
+    match = re.fullmatch(r"(\d+)([smh]?)", text)
+    if match is None or int(match[1]) == 0:
+        raise UsageError(
+            f"--save-every: '{text}'",
+            expected="a number of steps (500) or a time (30s, 5m, 1h)",
+        )
+    number, unit = int(match[1]), match[2]
+    if not unit:
+        return Cadence(steps=number, seconds=None)
+    return Cadence(seconds=number * SECONDS[unit])
+
+
+def experiments(settings: Settings, method: str, science: ScienceOptions) -> list[Experiment]:
+    """Return the experiments that a command line asks for.
+
+    There is one per seed and data set; a joint method has one per seed for all data sets.
+    """
+    found = []
+    for seed in science.chosen_seeds():
+        found += resolved(settings, method, science, seed).experiments
+    return found
+
+
+def resolved(settings: Settings, method: str, science: ScienceOptions, seed: int) -> Resolved:
+    """Return the experiments of one seed, and where their values came from."""
+    return resolve(
+        method,
+        dataset=science.dataset,
+        labeled=science.labeled,
+        backbone=science.backbone,
+        protocol=science.protocol,
+        seed=seed,
+        steps=science.steps,
+        precision=science.precision,
+        overrides=list(science.overrides),
+        draw=science.draw,
+        unlabeled=science.unlabeled,
+        **case_counts(settings),
+    )
+
+
+def case_counts(settings: Settings) -> dict[str, Any]:
+    """Return the functions with which ``resolve`` counts the cases of prepared data sets."""
+
+    @cache
+    def store(name: str) -> Store:
+        return open_store(name, settings.data_root)
+
+    return {
+        "train_sizes": lambda name: len(store(name).patients),
+        "labels": lambda name: len(store(name).with_label),
+    }
+
+
+# -- execution -------------------------------------------------------------------------------------
+
+
+def execute_run(
+    settings: Settings, run: Prepared, machine: Machine, restart: bool = False
+) -> dict[str, Any]:
+    """Train and evaluate a run, print its result and return its document."""
+    with reporting(settings) as reporter:
+        try:
+            result = execute(run, machine, reporter, restart)
+        except Interrupted as error:
+            error.details["fix"] = f"to continue: segbench resume {run.run_id[:8]}"
+            raise
+    if result.get("cached"):
+        settings.say(f"cached: {run.folder.path} (--restart retrains)")
+    settings.echo(result_lines(result))
+    if machine.leak_meter:
+        _measure_leak(settings, run, machine)
+    return run_document(result, run.folder.path)
+
+
+def _measure_leak(settings: Settings, run: Prepared, machine: Machine) -> None:
+    """Run ``segbench leak`` as a process of its own, unless its result is stored already.
+
+    No other process evaluates checkpoints on the test cases.
+    """
+    if not (run.folder.path / "snapshots").exists():
+        settings.warn(
+            "this run kept no checkpoints for the leak meter; --restart retrains and keeps them"
+        )
+        return
+    rank, _ = launched()
+    if rank > 0 or run.folder.leak():
+        return
+    stdout = subprocess.DEVNULL if settings.json else None
+    finished = subprocess.run(own_command(machine, "leak", run), stdout=stdout)
+    settings.exit_code = settings.exit_code or finished.returncode
+
+
+# -- stored runs -----------------------------------------------------------------------------------
+
+
+def finished_run(settings: Settings, wanted: str) -> tuple[RunDir, dict[str, Any]]:
+    """Return the folder and the result of a finished run.
+
+    Raises:
+        UsageError: there is no such run, or it is not finished.
+    """
+    folder = find_run(settings.root, wanted)
+    result = folder.result()
+    if result is None:
+        raise UsageError(
+            "the run is not finished", where=folder.path, fix=f"segbench resume {folder.run_id}"
+        )
+    return folder, result
+
+
+def restore(folder: RunDir, machine: Machine) -> Prepared:
+    """Return a stored run, ready to be continued, predicted or evaluated again.
+
+    Raises:
+        IntegrityError: this version of segbench cannot read the stored experiment.
+        UsageError: code or settings have changed since the run began.
+        DataProblems: its data have changed.
+    """
+    stored = folder.config()
+    for file in stored["plugins"]:
+        registry.add_file(file)
+    machine.plugins = list(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
+    try:
+        experiment = Experiment(**stored["experiment"])
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(
+            "this version of segbench cannot read the stored experiment",
+            where=folder.path / "config.yaml",
+            found=f"{key}: {first['msg']}",
+        ) from error
+    run = prepare(experiment, machine)
+    if run.run_id != stored["run_id"]:
+        raise _changed(run, stored, folder)
+    run.folder = folder
+    return run
+
+
+def _changed(run: Prepared, stored: dict[str, Any], folder: RunDir) -> SegbenchError:
+    """Return the error that says what has changed since a run began."""
+    fix = f"to start a new run beside it: segbench run {run.experiment.method} ..."
+    problems = _changed_data(run, folder)
+    if problems:
+        what = "the run cannot continue: its data have changed since it began"
+        return DataProblems(what, problems, where=folder.path, fix=fix)
+    changed = [key for key in run.science if run.science[key] != stored["science"].get(key)]
+    return UsageError(
+        "the run cannot continue: its code or settings have changed since it began",
+        where=folder.path,
+        found=f"changed: {', '.join(sorted(changed)) or '?'}",
+        expected="the code, data and settings it began with",
+        fix=fix,
+    )
+
+
+def _changed_data(run: Prepared, folder: RunDir) -> list[Problem]:
+    before = read_object(folder.path / "data.json")
+    problems = []
+    for store in run.stores:
+        if store.name in before:
+            problems += changed_cases(before[store.name], store)
+    return problems
