@@ -1,5 +1,6 @@
 """The command line, and the only part of segbench that prints.
 
-Modules that define commands import click and little else, so that ``segbench --help`` is fast; what a
-command needs beyond that is imported inside its function. Everything else here is shared by commands.
+Modules that define commands import click and little else, so that ``segbench --help`` is fast. What
+a command needs beyond that is imported inside its function; the modules that commands share
+(``training``, ``suites``, ``boards``, ``pages``, ``documents``) import it at the top.
 """

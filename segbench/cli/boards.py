@@ -9,8 +9,8 @@ from typing import Any
 from segbench import registry
 from segbench.cli.terminal import table, width, wrapped
 from segbench.results import export
+from segbench.results.board import Board
 from segbench.results.export import TableColumn, number
-from segbench.results.leaderboard import Board
 from segbench.results.published import Published, published
 from segbench.text import safe
 
@@ -115,10 +115,13 @@ def _dropped_to_fit(columns: list[TableColumn], board: Board) -> list[TableColum
         "Jaccard %",
         "ranks",
         "seeds",
+        "draws",
         "missed",
         f"HD95 {board.unit}",
         *differences,
         *intervals,
+        export.GAP_TITLE,
+        export.GAIN_TITLE,
         "published",
     ]
     for title in droppable:

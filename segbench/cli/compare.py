@@ -15,7 +15,7 @@ from segbench.cli.terminal import plural, wrapped
 from segbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from segbench.results.leaderboard import Board
+    from segbench.results.board import Board
     from segbench.results.scores import Scores
     from segbench.results.stats import Difference
 
@@ -90,11 +90,12 @@ def compare(
             fix="segbench compare A B",
         )
     every_board, warnings = boards(all_runs(settings.root))
-    wanted = datasets_called(dataset, {board.dataset for board in every_board})
+    wanted = datasets_called(dataset, {name for board in every_board for name in board.datasets})
     candidates = [
         board
         for board in every_board
-        if labeled in (None, board.labeled) and (wanted is None or board.dataset in wanted)
+        if labeled in (None, board.labeled)
+        and (wanted is None or wanted.issuperset(board.datasets))
     ]
     for warning in warnings:
         settings.warn(warning)
@@ -163,18 +164,12 @@ def _choices(board: Board, names: Sequence[str]) -> list[Choice]:
 
 
 def _matches(board: Board, name: str) -> list[Choice]:
-    """Return the rows that have this name, else the rows of this method, else the runs with this id."""
-    from segbench.results.leaderboard import is_called
-
-    rows = list(enumerate(board.rows))
-    exact = [Choice(name, row.method, i) for i, row in rows if row.method == name]
-    if exact:
-        return exact
-    of_method = [Choice(name, row.method, i) for i, row in rows if is_called(name, row.method)]
-    if of_method or len(name) < SHORTEST_ID:
-        return of_method
+    """Return the rows that a name means, or else the runs with this id."""
+    rows = [Choice(name, row.method, board.rows.index(row)) for row in board.find(name)]
+    if rows or len(name) < SHORTEST_ID:
+        return rows
     runs = []
-    for i, row in rows:
+    for i, row in enumerate(board.rows):
         for j, run in enumerate(row.runs):
             if run.result["run_id"].startswith(name):
                 runs.append(Choice(name, run.folder.run_id, i, j))
@@ -188,7 +183,7 @@ def _compare(
     settings: Settings, board: Board, choices: Sequence[Choice], all_cases: bool
 ) -> dict[str, Any]:
     """Print the comparison on one board and return it as a document."""
-    from segbench.results.leaderboard import TIES
+    from segbench.results.board import TIES
     from segbench.results.rundir import plain
     from segbench.results.stats import pairwise
 
@@ -197,11 +192,13 @@ def _compare(
         scores = [choice.scores(board, metric) for choice in choices]
         higher = metric == "dice"
         differences[metric] = pairwise(scores, higher, TIES[metric], board.family(metric))
-    runs = {choice.shown: len(choice.scores(board, "dice").values) for choice in choices}
+    counts = {}
+    for choice in choices:
+        counts[choice.shown] = len(choice.scores(board, "dice").replicates)
 
     settings.echo(wrapped(board.title, "    "))
     for dice, hd95 in zip(differences["dice"], differences["hd95"], strict=True):
-        for line in _pair_lines(board, dice, hd95, runs, all_cases):
+        for line in _pair_lines(board, dice, hd95, counts, all_cases):
             settings.echo(wrapped(line, "    "))
 
     pairs = []
@@ -215,7 +212,7 @@ def _compare(
             "backbone": board.backbone,
             "protocol": board.protocol,
             "names": {choice.typed: choice.shown for choice in choices},
-            "seeds": runs,
+            "seeds": counts,
             "pairs": pairs,
         }
     )
@@ -232,11 +229,10 @@ def _pair_document(board: Board, metric: str, difference: Difference) -> dict[st
 
 
 def _pair_lines(
-    board: Board, dice: Difference, hd95: Difference, runs: dict[str, int], all_cases: bool
+    board: Board, dice: Difference, hd95: Difference, counts: dict[str, int], all_cases: bool
 ) -> Iterator[str]:
     """Return the comparison of two methods as lines of text."""
-    several_draws = len(board.draws) > 1
-    yield _pair_title(dice, runs, "run" if several_draws else "seed")
+    yield _pair_title(dice, counts, board.replicate_word)
     if any(scores.has_undefined_classes for scores in board.scores("dice")):
         yield (
             "  not every case has every class: Dice is the mean over the classes' means, "
@@ -244,8 +240,7 @@ def _pair_lines(
         )
     yield _difference_line("Dice", dice, "", 1)
     yield _difference_line("HD95", hd95, f" {board.unit}", 2)
-    fewest = min(runs[dice.a], runs[dice.b])
-    yield f"  {verdict(dice, fewest, 'draws' if several_draws else 'seeds')}"
+    yield f"  {verdict(dice, board.replicate_word)}"
 
     gains = []
     for value, case in zip(dice.by_case, board.case_ids, strict=True):
@@ -261,11 +256,12 @@ def _pair_lines(
     yield f"  largest gains   {_listed(best)}"
 
 
-def _pair_title(difference: Difference, runs: dict[str, int], noun: str) -> str:
-    first, second = runs[difference.a], runs[difference.b]
-    nouns = noun if max(first, second) == 1 else f"{noun}s"
+def _pair_title(difference: Difference, counts: dict[str, int], nouns: str) -> str:
+    first = counts[difference.a]
+    second = counts[difference.b]
+    word = nouns.removesuffix("s") if max(first, second) == 1 else nouns
     paired = plural(len(difference.by_case) - difference.left_out, "case")
-    title = f"{difference.a} minus {difference.b}: {paired} paired, {first} and {second} {nouns}"
+    title = f"{difference.a} minus {difference.b}: {paired} paired, {first} and {second} {word}"
     if difference.left_out:
         title += f", {plural(difference.left_out, 'case')} not defined in all runs"
     return title
@@ -289,31 +285,46 @@ def _listed(gains: Sequence[tuple[float, str]]) -> str:
     return ", ".join(f"{case} {value:+.1f}" for value, case in gains) or "none"
 
 
-def verdict(found: Difference, seeds: int, unit: str) -> str:
-    """Return in one sentence whether two methods differ.
+def verdict(difference: Difference, unit: str) -> str:
+    """Return what the test says, and how many replicates would settle the pair.
 
     Args:
-        seeds: the smaller number of runs of the two.
-        unit: what is repeated, "seeds" or "draws".
+        unit: what the replicates are, "draws" or "seeds".
     """
-    if found.p != found.p:
+    if difference.p != difference.p:
         return "one case: nothing can be tested"
-    if seeds < 2:
+    if difference.replicates < 2:
         return (
             "one seed: the p value may hold for these trainings only; "
             "at least three seeds are needed (--seeds 0-2)"
         )
-    word = "distinguishable" if found.distinguishable else "not distinguishable"
-    if found.replicates_needed is not None:
+    size = f"{abs(difference.mean):.1f}"
+    needed = difference.replicates_needed
+    if difference.distinguishable:
+        return _distinguishable(needed, unit, size)
+    if needed is None:
         return (
-            f"{word} at 5 %; to show a true difference of {abs(found.mean):.1f} takes "
-            f"{found.replicates_needed} {unit} per method (power 80 %)"
+            f"not distinguishable at 5 %; no number of {unit} would show a difference of {size} "
+            "with so few cases"
         )
-    if found.distinguishable:
-        return f"{word} at 5 %"
+    more = needed - difference.replicates
+    if more <= 0:
+        return (
+            f"not distinguishable at 5 %, although {needed} {unit} per method find a true "
+            f"difference of {size} in 80 % of studies"
+        )
     return (
-        f"{word} at 5 %; no number of {unit} would show a difference of "
-        f"{abs(found.mean):.1f} with so few cases"
+        f"not distinguishable at 5 %; {more} more {unit} per method ({needed} in all) would find "
+        f"a true difference of {size} (power 80 %)"
+    )
+
+
+def _distinguishable(needed: int | None, unit: str, size: str) -> str:
+    if needed is None:
+        return "distinguishable at 5 %"
+    return (
+        f"distinguishable at 5 %; {needed} {unit} per method find a true difference of {size} "
+        "(power 80 %)"
     )
 
 

@@ -85,7 +85,7 @@ def _table(rows: list[tuple[str, object, str]], sources: bool) -> str:
 
 def _own_optimizers(settings: Settings, experiment: Experiment) -> Iterator[str]:
     """Return a line for each optimizer that the method sets differently from the protocol."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
     from segbench.training.build import optimizers
 
     usual = experiment.protocol.optim

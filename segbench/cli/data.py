@@ -51,9 +51,7 @@ def data() -> None:
 @mismatch_option
 @size_option
 @click.pass_obj
-def prepare(
-    settings: Settings, name: str, source: Path | None, download: bool, jobs: int
-) -> None:
+def prepare(settings: Settings, name: str, source: Path | None, download: bool, jobs: int) -> None:
     """Check all cases of a data set and store them in the form that training reads.
 
     It is safe to repeat this.
@@ -79,12 +77,12 @@ def _prepare(settings: Settings, entry: Entry, source: Path | None, jobs: int) -
     Raises:
         DataProblems: the data set cannot be used as it is.
     """
-    from segbench.data.store import store as stores
+    from segbench.data.open import prepare as prepare_store
     from segbench.data.store.checks import check_facts
     from segbench.data.store.problem import DataProblems
 
     with counting(settings, f"prepare {entry.name}") as progress:
-        store = stores.prepare(entry.name, source, settings.data_root, jobs, progress)
+        store = prepare_store(entry.name, source, settings.data_root, jobs, progress)
     problems = check_facts(store)
     for warning in store.warnings:
         settings.say(safe(f"{mark('warning')} {warning}"))
@@ -131,7 +129,7 @@ def _require_source(name: str, entries: Sequence[Entry], source: Path | None) ->
 
 
 def _downloaded(settings: Settings, entries: Sequence[Entry], source: Path | None) -> Path:
-    """Download the archive of a data set into ``downloads`` of the data root and return its path."""
+    """Download the archive of a data set below the data root and return its path."""
     from segbench.data.preparation.download import fetch
     from segbench.data.preparation.pipeline import expected_files
 
@@ -202,8 +200,8 @@ def _is_prepared(settings: Settings, name: str) -> bool:
 
 def _check_prepared(settings: Settings, name: str, cases: tuple[str, ...]) -> None:
     from segbench.config.protocol import load_protocol
+    from segbench.data.open import open_store
     from segbench.data.store.checks import check_store
-    from segbench.data.store.store import open_store
 
     errors = []
     documents = []
@@ -306,7 +304,7 @@ def info(settings: Settings, name: str) -> None:
 
 def _about(settings: Settings, entry: Entry) -> dict[str, Any]:
     """Return the facts about a data set, and those about its prepared copy if there is one."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
 
     about: dict[str, Any] = {"name": entry.name}
     about.update({key: getattr(entry.cls, key) for key in ABOUT})
@@ -465,8 +463,7 @@ def link(
     }
     counts = f"{len(split.train)} train cases, {dataset.labeled} of them labeled"
     line = (
-        f"{mark('ok')} {name}: {counts}, {len(split.test)} test; "
-        f"next: segbench data prepare {name}"
+        f"{mark('ok')} {name}: {counts}, {len(split.test)} test; next: segbench data prepare {name}"
     )
     settings.show(_document("segbench.data.link/1", [document]), [safe(line)])
 
@@ -477,7 +474,9 @@ def _numbers(option: str, text: str, separator: str, count: int) -> list[float]:
     except ValueError:
         numbers = []
     if len(numbers) != count:
-        raise UsageError(f"{option}: '{text}'", expected=f"{count} numbers separated by {separator}")
+        raise UsageError(
+            f"{option}: '{text}'", expected=f"{count} numbers separated by {separator}"
+        )
     return numbers
 
 
@@ -519,7 +518,7 @@ def _listed(settings: Settings, name: str) -> dict[str, Any]:
 
 
 def _state(settings: Settings, name: str, dataset: Any) -> str:
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
 
     if dataset.family:
         return f"your own folders: {name}:PATH"

@@ -52,11 +52,10 @@ def evaluate(
     labels: str | None,
     csv_file: Path | None,
 ) -> None:
-    """Predict the test cases of a finished RUN again and compare with its stored results, or compare
-    two folders.
+    """Evaluate a finished RUN again, or compare two folders of label files.
 
-    Files of two folders are paired by name. NIfTI, NRRD, MetaImage (.mha) and HDF5 (key 'label') are
-    read.
+    A run predicts its test cases again, and the metrics are compared with the stored ones. Files of
+    two folders are paired by name; NIfTI, NRRD, MetaImage (.mha) and HDF5 (key 'label') are read.
 
     \b
     segbench evaluate 3f9c2a7b

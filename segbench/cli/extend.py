@@ -122,8 +122,8 @@ def test_command(settings: Settings, what: str, backbone: str) -> None:
     import torch
 
     from segbench import registry
-    from segbench.conformance import trials
     from segbench.config.experiment import find_backbone
+    from segbench.conformance import trials
 
     torch.set_num_threads(1)
     if what.endswith(".py"):

@@ -12,7 +12,7 @@ from segbench.errors import UsageError, did_you_mean
 from segbench.text import safe
 
 if TYPE_CHECKING:
-    from segbench.results.leaderboard import Board
+    from segbench.results.board import Board
     from segbench.results.published import Published
 
 
@@ -50,8 +50,8 @@ def leaderboard(
 ) -> None:
     """Rank finished runs.
 
-    Only runs of the same data, split, labeled count, backbone and protocol share a table. Ranks need
-    at least three seeds, and methods that are not distinguishable share a rank.
+    Only runs of the same data, split, labeled count, backbone and protocol share a table. Ranks
+    need at least three seeds, and methods that are not distinguishable share a rank.
 
     \b
     segbench leaderboard --dataset la --against supervised
@@ -72,8 +72,8 @@ def leaderboard(
         )
     beside = published if with_published else None
     every_board, warnings = boards(all_runs(settings.root), sort=sort, against=against)
-    wanted = datasets_called(dataset, {board.dataset for board in every_board})
-    shown = [board for board in every_board if wanted is None or board.dataset in wanted]
+    wanted = datasets_called(dataset, {name for board in every_board for name in board.datasets})
+    shown = [board for board in every_board if wanted is None or wanted.issuperset(board.datasets)]
     _check_against(against, shown)
     for warning in warnings:
         settings.warn(warning)
@@ -91,7 +91,7 @@ def leaderboard(
 
 def _check_against(against: str | None, shown: list[Board]) -> None:
     """Refuse a name that fits no row."""
-    from segbench.results.leaderboard import is_called
+    from segbench.results.board import is_called
 
     names = {row.method for board in shown for row in board.rows}
     if against is None or not names:

@@ -163,7 +163,7 @@ device_option = click.option("--device", metavar="DEV", help=f"{DEVICES} [auto].
 leak_option = click.option(
     "--leak-meter",
     is_flag=True,
-    help="Keep ten checkpoints and report how much choosing among them on the test cases would gain.",
+    help="Keep ten checkpoints; report what choosing among them on the test cases would gain.",
 )
 MACHINE_OPTIONS = (
     click.option(

@@ -1,4 +1,4 @@
-"""Results in a table that were computed by older code, and the commands that train them again."""
+"""Results that were computed by older code, and the commands that retrain them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def outdated_results(boards: Iterable[Board]) -> list[str]:
-    """Return a text for every row with results of older code: what has changed since, and what to type."""
+    """Return, for every row with results of older code, what has changed and what to type."""
     from segbench.identity.outdated import outdated_parts
     from segbench.report.commands import command
 
@@ -26,7 +26,7 @@ def outdated_results(boards: Iterable[Board]) -> list[str]:
                 same = [other for other in row.runs if other.draw == run.draw]
                 count = "1 result" if len(same) == 1 else f"{len(same)} results"
                 texts[command(same)] = (
-                    f"{count} of {safe(row.method)} on {safe(board.dataset)} were computed by older code "
-                    f"({safe(', '.join(parts))}); train again with:"
+                    f"{count} of {safe(row.method)} on {safe(board.dataset)} computed by older code "
+                    f"(changed since: {safe(', '.join(parts))}); to retrain:"
                 )
     return [f"{text}\n  {line}" for line, text in texts.items()]

@@ -16,7 +16,7 @@ from segbench.cli.options import (
 )
 from segbench.cli.settings import Settings
 from segbench.errors import DataError, UsageError, unknown
-from segbench.text import safe, shortened
+from segbench.text import first_few, safe
 
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
@@ -54,7 +54,7 @@ DISCLAIMER = "for research only: not a medical device, not for diagnosis or trea
 @mismatch_option
 @size_option
 @click.pass_obj
-def predict(  # noqa: PLR0913 (one argument per option)
+def predict(
     settings: Settings,
     wanted: str,
     inputs: tuple[Path, ...],
@@ -194,7 +194,7 @@ def _refuse_to_overwrite(
         raise UsageError(
             "results exist already",
             where=out,
-            found=shortened(existing),
+            found=first_few(existing),
             fix="--overwrite, or another folder: -o DIR",
         )
 

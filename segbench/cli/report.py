@@ -98,14 +98,16 @@ def _export_curves(settings: Settings, runs: list[RunDir], folder: Path) -> None
     from segbench.report.tensorboard import export
 
     count = export(runs, folder)
-    line = f"{safe(folder)}: curves of {count} runs; to see them: tensorboard --logdir {safe(folder)}"
+    line = (
+        f"{safe(folder)}: curves of {count} runs; to see them: tensorboard --logdir {safe(folder)}"
+    )
     settings.show({"schema": SCHEMA, "status": "ok", "dir": str(folder), "runs": count}, [line])
 
 
 def _selected(
     settings: Settings, wanted: tuple[str, ...], machine: Machine
 ) -> tuple[str, list[RunDir], list[str]]:
-    """Return the name of the page, the runs it shows, and a line on each unfinished run of a suite."""
+    """Return the page's name, its runs, and a line on each unfinished run of a suite."""
     from segbench.results.rundir import all_runs, find_run
     from segbench.suites.suite import find_suite
 
@@ -171,7 +173,7 @@ def _request(science: dict[str, Any]) -> bytes:
 
 def _experiments(settings: Settings, file: Path) -> Iterator[Experiment]:
     """Return the experiments of a suite; without its data, with the published number of cases."""
-    from segbench.data.store.store import open_store
+    from segbench.data.open import open_store
     from segbench.suites.suite import choices, expand, load_suite
 
     def patients(name: str) -> int:

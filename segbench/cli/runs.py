@@ -98,7 +98,7 @@ def _mean_dice(result: dict[str, Any] | None) -> float | None:
     means = [row["columns"]["dice"]["mean"] for row in result["metrics"]]
     if None in means:
         return None
-    return 100 * sum(means) / len(means)
+    return 100 * float(sum(means)) / len(means)
 
 
 def _facts_table(facts: list[dict[str, Any]]) -> str:
@@ -382,8 +382,8 @@ def _store_predictions(settings: Settings, run: RunDir, device: str | None) -> N
 def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
     """Import runs of others.
 
-    Metrics are recomputed from the predictions; if they agree, the run counts as verified, otherwise
-    as reported.
+    Metrics are recomputed from the predictions. If they agree, the run counts as verified,
+    otherwise as reported.
 
     \b
     segbench runs import versemi.zip

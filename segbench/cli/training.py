@@ -16,9 +16,10 @@ from segbench.cli.reporter import reporting
 from segbench.cli.settings import Settings
 from segbench.config import Experiment, resolve
 from segbench.config.experiment import Resolved
+from segbench.data.open import open_store
 from segbench.data.store.checks import changed_cases
 from segbench.data.store.problem import DataProblems, Problem
-from segbench.data.store.store import Store, open_store
+from segbench.data.store.store import Store
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
 from segbench.results.rundir import RunDir, find_run, read_object
 from segbench.suites.local import own_command
@@ -120,7 +121,7 @@ def case_counts(settings: Settings) -> dict[str, Any]:
 
     return {
         "train_sizes": lambda name: len(store(name).patients),
-        "labels": lambda name: len(store(name).with_label),
+        "labels": lambda name: len(store(name).patients_with_label),
     }
 
 

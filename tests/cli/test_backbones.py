@@ -11,12 +11,12 @@ TINY = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 
 
 def test_matrix(lab, monkeypatch):
-    lacking = json.loads(lab.call("list", "--matrix", "--json").stdout)["lacking"]
-    assert set(lacking) == set(names("method")) and {"vnet", "unet3d", "timm", "monai"} <= set(
-        lacking["urpc"]
+    missing = json.loads(lab.call("list", "--matrix", "--json").stdout)["missing"]
+    assert set(missing) == set(names("method")) and {"vnet", "unet3d", "timm", "monai"} <= set(
+        missing["urpc"]
     )
     assert not any(
-        lacking[method][b] for method in lacking for b in ("vnet", "unet3d", "timm", "monai")
+        missing[method][b] for method in missing for b in ("vnet", "unet3d", "timm", "monai")
     )
     monkeypatch.setattr(get("backbone", "unet3d").cls, "provides", frozenset({"features"}))
     shown = {line.split()[0]: line for line in lab.call("list", "--matrix").stdout.splitlines()}

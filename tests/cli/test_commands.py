@@ -152,6 +152,25 @@ def test_errors_name_the_thing_and_have_their_code(lab, args, code, says):
     assert as_json["status"] == "error" and as_json["code"] == code
 
 
+def test_windows_is_refused_at_once(lab, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    refused = lab.call("--help")
+    assert refused.returncode == 7 and refused.stdout == ""
+    for part in ("does not run on Windows", "found", "expected", "WSL", "fix", "(exit 7)"):
+        assert part in refused.stderr
+
+
+def test_the_program_starts_without_modules_that_only_posix_has(lab):
+    code = (
+        "import sys; sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+        "import segbench.cli.main, segbench.cli.training, segbench.storage, segbench.training.cost"
+    )
+    path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert started.returncode == 0, started.stderr
+
+
 def test_dry_run_writes_nothing(lab):
     plan = lab.call(*RUN, "--seeds", "0-1", "--dry-run", "--json")
     assert [r["state"] for r in json.loads(plan.stdout)["runs"]] == ["to do", "to do"]

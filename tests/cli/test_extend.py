@@ -106,12 +106,12 @@ class Of{0}(Method):
 
 
 def test_ablation_takes_the_terms_of_the_parameters(lab):
-    from segbench.cli.extend import _terms
+    from segbench.cli.extend import loss_terms
 
     both, first = (
         lab.prepared("versemi", overrides=change).experiment for change in ([], ["stages=1"])
     )
-    assert "consistency" in _terms(both) and "consistency" not in _terms(first)
+    assert "consistency" in loss_terms(both) and "consistency" not in loss_terms(first)
 
 
 def test_ablation_tells_what_does_not_train_and_goes_on(lab):
@@ -135,13 +135,13 @@ class Half(Method):
 
 
 def test_a_class_that_the_whole_method_has_no_dice_of_has_no_change():
-    from segbench.cli.extend import _differences
+    from segbench.cli.extend import changes_in_dice
 
     rows = [
         {"without": w, "dataset": "d", "class": c, "dice": 1.0}
         for w, c in ((None, "a"), ("term", "a"), ("term", "b"))
     ]
-    assert [r["change"] for r in _differences(rows)] == [0, 0, None]
+    assert [r["change"] for r in changes_in_dice(rows)] == [0, 0, None]
 
 
 def test_ablation_tabulates_each_term(lab):

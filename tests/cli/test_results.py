@@ -137,10 +137,25 @@ def test_compare_says_what_it_may(lab, trained):
     for args, says in (
         (("supervised", "supervsed"), "Did you mean 'supervised'?"),
         (("supervised",), "two different"),
-        (("supervised", trained[0], "--labeled", "9"), "no common table"),
+        (("supervised", trained[0], "--labeled", "9"), "they share no table"),
     ):
         wrong = lab.call("compare", *args)
         assert wrong.returncode == 2 and says in wrong.stderr, wrong.stderr
+
+
+def test_compare_takes_methods_by_their_name_and_shows_the_name_of_the_row(lab, trained):
+    other = ("run", "mean_teacher", *RUN[2:], "-o", "decay=0.9")
+    run_id = json.loads(lab.call(*other, "--json").stdout)["runs"][0]["run_id"]
+    shown = "mean_teacher[decay=0.9]"
+    document = json.loads(lab.call("compare", "supervised", "mean_teacher", "--json").stdout)
+    (table,) = document["tables"]
+    assert table["names"] == {"supervised": "supervised", "mean_teacher": shown}
+    assert table["seeds"] == {"supervised": 3, shown: 3}
+    assert {(pair["a"], pair["b"]) for pair in table["pairs"]} == {("supervised", shown)}
+    text = lab.call("compare", "mean_teacher", trained[0]).stdout
+    assert f"{shown} minus {trained[0][:8]}: 2 cases paired, 3 and 1 seeds" in text
+    part = lab.call("compare", "mean_teacher", run_id)
+    assert part.returncode == 2 and "one is part of the other" in part.stderr
 
 
 def test_cite_names_method_backbone_data_and_segbench(lab, trained):

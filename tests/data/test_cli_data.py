@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from segbench.cli.common import Settings
 from segbench.cli.data import data
+from segbench.cli.settings import Settings
 from segbench.data.store.problem import DataProblems
 from segbench.errors import DataError, UsageError
 
@@ -17,7 +17,7 @@ def call(toy):
     """Runs a command; gives the result and the settings with the JSON document."""
 
     def run(*args, **flags):
-        settings = Settings({"data_root": str(toy.data_root), **flags})
+        settings = Settings(chosen_data_root=str(toy.data_root), **flags)
         result = CliRunner().invoke(data, [str(a) for a in args], obj=settings)
         if result.exit_code == 0 and flags.get("json"):
             json.dumps(settings.document, allow_nan=False)
@@ -160,7 +160,7 @@ def test_info_of_an_embedded_data_set_makes_nothing(toy, call):
     toy.fill()
     toy.code(embedded=True)
     result, _ = call("info", "toy")
-    assert "made by code" in result.stdout and toy.loads() == []
+    assert "generated on first use" in result.stdout and toy.loads() == []
     result, _ = call("prepare", "toy")
     assert result.exit_code == 0 and len(toy.loads()) == 5
 
@@ -178,7 +178,7 @@ def test_a_poor_terminal_gets_plain_marks(toy):
     result = CliRunner(charset="ascii").invoke(
         data,
         ["prepare", "toy", "--from", str(toy.source)],
-        obj=Settings({"data_root": str(toy.data_root)}),
+        obj=Settings(chosen_data_root=str(toy.data_root)),
     )
     assert result.exit_code == 0 and result.stdout.startswith("ok toy")
 
@@ -187,13 +187,13 @@ def test_a_bar_on_a_terminal_takes_foreign_names(toy, call, monkeypatch):
     import io
     import sys
 
-    from segbench.cli.reporter import counted
+    from segbench.cli.reporter import counting
 
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with counted(Settings({}), "prepare [bold]x[/]") as progress:
+    with counting(Settings(), "prepare [bold]x[/]") as progress:
         progress(1, 2, "x[/]\x1b[31m")
     assert "\x1b[31mx" not in sys.stderr.getvalue()

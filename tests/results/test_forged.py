@@ -349,7 +349,7 @@ def hostile_study(study, name):
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_names_are_inert_wherever_they_are_shown(study, name):
-    from segbench.cli.leaderboard import show
+    from segbench.cli.boards import board_text
 
     if len(name) > 200:
         name = name[:200]
@@ -357,7 +357,7 @@ def test_hostile_names_are_inert_wherever_they_are_shown(study, name):
     found, warnings = boards(all_runs(study.root))
     assert not warnings and len(found) == 1 and found[0].case_ids == [name, "b"]
     texts = {
-        "table": show(found[0], wide=True),
+        "table": board_text(found[0], wide=True),
         "csv": export.as_csv(found),
         "md": export.as_markdown(found),
         "latex": export.as_latex(found),

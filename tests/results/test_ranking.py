@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.cli.common import console, width
-from segbench.cli.compare import _verdict
-from segbench.cli.leaderboard import show, show_published
+from segbench.cli.boards import board_text, published_text
+from segbench.cli.compare import verdict
 from segbench.cli.main import main
+from segbench.cli.terminal import console, width
 from segbench.config import resolve
 from segbench.report.page import _cases, _matrix
 from segbench.results import export, leaderboard, stats
@@ -159,7 +159,7 @@ def test_long_names_go_below_before_columns_go(study, monkeypatch):
         change=lambda r: r.update(changed_params=LONG),
     )
     monkeypatch.setenv("COLUMNS", "80")
-    text = show(tables(study)[0][0])
+    text = board_text(tables(study)[0][0])
     assert (
         max(map(len, text.splitlines())) <= 80
         and "mean_teacher (1) " in text
@@ -186,7 +186,7 @@ def test_what_ranks_and_what_was_asked_for_stays_at_80_columns(study, monkeypatc
     (board,), _ = tables(study, sort=sort, against="dtc")
     board.dataset, board.labeled, board.standard = "la", 8, True
     monkeypatch.setenv("COLUMNS", "80")
-    text = show(board, published=published)
+    text = board_text(board, published=published)
     heads, answer = text.splitlines()[1], " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80 and title in heads and "published" in heads
     assert ("missed:" in answer, "CI over" in answer, "* p <" in answer) == (
@@ -237,7 +237,7 @@ def test_the_table_is_whole_at_any_width(study, columns, monkeypatch):
     )
     (board,), _ = tables(study, against="supervised")
     monkeypatch.setenv("COLUMNS", str(columns))
-    text = show(board)
+    text = board_text(board)
     assert max(map(len, text.splitlines())) <= columns
     assert "mean_teacher[decay=0.5]" in text and "1 seed: not ranked" in " ".join(text.split())
     for row in board.rows:
@@ -281,7 +281,7 @@ def test_doubtful_published_rows_are_marked():
 
 def test_published_table_keeps_the_checkpoint_rule_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    lines = show_published("la", 8).splitlines()
+    lines = published_text("la", 8).splitlines()
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if line.startswith("BCP"))
     assert "89.62" in row and row.endswith("best on test"), row
@@ -571,7 +571,7 @@ def test_a_verdict_does_not_contradict_itself():
     assert (
         d.distinguishable
         and d.replicates_needed is None
-        and _verdict(d, "seeds") == "distinguishable at 5 %"
+        and verdict(d, "seeds") == "distinguishable at 5 %"
     )
 
 
@@ -593,7 +593,7 @@ def test_unknown_names_are_answered_with_known_ones(study, lab):
 def test_a_strange_width_is_no_width(study, lab, monkeypatch, columns):
     study.methods(supervised=0.80, mean_teacher=0.90)
     monkeypatch.setenv("COLUMNS", columns)
-    assert width() == 10_000 and max(map(len, show(tables(study)[0][0]).splitlines())) > 80
+    assert width() == 10_000 and max(map(len, board_text(tables(study)[0][0]).splitlines())) > 80
     with pytest.raises(SystemExit):
         main(["--version"])
     assert "COLUMNS" not in os.environ and console().width == 200

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from segbench import registry
-from segbench.cli.run import restore
+from segbench.cli.training import restore
 from segbench.errors import DataError
 from segbench.training import checkpoint
 from segbench.training.run import execute
