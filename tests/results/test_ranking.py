@@ -393,7 +393,7 @@ def test_compare_refuses_what_is_the_same(study, lab):
     for names in ((one, one[:8]), (one, "supervised"), ("mean_teacher", other, "supervised")):
         assert "part of the other" in lab.call("compare", *names).stderr, names
     answer = lab.call("compare", one[:8] + "f" * 8, "mean_teacher")
-    assert answer.returncode == 2 and "nothing finished" in answer.stderr
+    assert answer.returncode == 2 and "no finished method or run" in answer.stderr
 
 
 def test_compare_over_draws_counts_draws(study, lab):
@@ -581,7 +581,7 @@ def test_unknown_names_are_answered_with_known_ones(study, lab):
     assert (
         answer.returncode == 0
         and "no finished runs of la" in answer.stderr
-        and "there are some of tiny" in answer.stderr
+        and "there are finished runs of tiny" in answer.stderr
     )
     answer = lab.call("leaderboard", "--against", "supervise")
     assert answer.returncode == 2 and "Did you mean 'supervised'?" in answer.stderr
