@@ -72,7 +72,7 @@ class CPS(Method):
         return self.first(image).softmax(1)
 
 
-def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> None:
+def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
     """Fill the weights of all convolutions, but not of transposed ones, and reset batch normalization.
 
     Biases of convolutions stay as they are.
@@ -82,6 +82,7 @@ def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> None:
             rule(module.weight)
         elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
             module.reset_parameters()
+    return network
 
 
 def pseudo_supervision(logits: Tensor, teacher: Tensor) -> Tensor:
