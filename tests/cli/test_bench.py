@@ -126,3 +126,57 @@ def test_a_suite_file_that_is_not_there_is_no_built_in_one():
     assert find_suite("benchmarks/phantom.yaml").is_file()
     with pytest.raises(UsageError, match="no such suite file"):
         find_suite("mylab/phantom.yaml")
+
+
+REPLICATES = """schema: 1
+name: replicates
+protocol: {protocol}
+matrix: {{method: [supervised, mean_teacher], dataset: [tiny]}}
+replicates: 2
+reference: supervised
+"""
+
+
+def test_replicates_and_reference_rows(lab):
+    suite_file = lab.folder / "replicates.yaml"
+    suite_file.write_text(REPLICATES.format(protocol=PLUGINS / "tiny.yaml"))
+    suite, document = load_suite(suite_file)
+    found = [expand(suite, document, choice, lambda name: 6)[0] for choice in choices(suite)]
+    rows = [(e.method, e.draw, e.seed, e.labeled["tiny"], e.unlabeled) for e in found]
+    assert rows == [
+        ("supervised", 0, 0, 2, "all"),
+        ("mean_teacher", 0, 0, 2, "all"),
+        ("supervised", 0, 0, 6, "all"),
+        ("mean_teacher", 0, 0, 2, "labeled"),
+        ("supervised", 1, 1, 2, "all"),
+        ("mean_teacher", 1, 1, 2, "all"),
+        ("supervised", 1, 1, 6, "all"),
+        ("mean_teacher", 1, 1, 2, "labeled"),
+    ]
+
+
+def test_replicates_exclude_draws_and_seeds(tmp_path):
+    suite_file = tmp_path / "both.yaml"
+    text = REPLICATES.format(protocol="tiny").replace("name: replicates", "name: both")
+    suite_file.write_text(text.replace("dataset: [tiny]", "dataset: [tiny], seed: [0, 1]"))
+    with pytest.raises(UsageError, match="leave draw and seed out"):
+        load_suite(suite_file)
+
+
+def test_without_unlabeled_images_no_other_image_is_read(lab, monkeypatch):
+    from segbench.data.sampling.batches import TrainingData
+    from segbench.training.run import execute
+
+    seen = []
+    real = TrainingData.__init__
+
+    def spy(self, stores, *args, **kwargs):
+        seen.append({name: store.train for name, store in stores.items()})
+        real(self, stores, *args, **kwargs)
+
+    monkeypatch.setattr(TrainingData, "__init__", spy)
+    run = lab.prepared("mean_teacher", steps=2, unlabeled="labeled")
+    result = execute(run, lab.machine())
+    assert seen == [{"tiny": ("case0", "case1")}]
+    assert result["unlabeled"] == "labeled"
+    assert run.run_id != lab.prepared("mean_teacher", steps=2).run_id
