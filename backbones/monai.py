@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segbench import Backbone, BackboneParams, Field, backbone
 from segbench.errors import unknown
-from segbench.nn.blocks import KINDS, Encoder, EncoderDecoder, Linear, halve
+from segbench.nn.blocks import KINDS, Encoder, EncoderDecoder, Enlarge, halve
 
 
 class Halve(nn.Module):
@@ -33,7 +33,7 @@ def deterministic(net: nn.Module, dims: int) -> nn.Module:
     """Exchange layers without a deterministic gradient on CUDA for equal ones."""
     for name, layer in list(net.named_modules()):
         if isinstance(layer, nn.Upsample):
-            net.set_submodule(name, Linear((2,) * dims))
+            net.set_submodule(name, Enlarge((2,) * dims))
         elif isinstance(layer, (nn.MaxPool2d, nn.MaxPool3d)):
             net.set_submodule(name, Halve())
     return net
@@ -118,13 +118,11 @@ class Monai(EncoderDecoder):
             module, self.levels(), tuple((2**i,) * self.dims for i in range(len(self.levels())))
         )
 
-    def make_decoder(self, kind: str) -> list[nn.Module]:
+    def make_decoder(self, kind: str) -> nn.Module:
         """MONAI's own decoder, or one of ours."""
-        return (
-            self.stages_of(deterministic(self.whole(1), self.dims))
-            if kind == "own"
-            else super().make_decoder(kind)
-        )
+        if kind != "own":
+            return super().make_decoder(kind)
+        return nn.ModuleList(self.stages_of(deterministic(self.whole(1), self.dims)))
 
     def whole(self, channels: int) -> Any:
         """MONAI's network."""

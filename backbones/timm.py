@@ -446,7 +446,7 @@ class Timm(EncoderDecoder):
         left = dict(encoder.named_parameters())
         for name in set(idle(self.architecture, levels)) & set(left):
             left[name].requires_grad_(False)
-        stem = Layers(self.dims).unit(channels, p.width, convs=1)
+        stem = Layers(self.dims).unit(channels, p.width, count=1)
         return Encoder(
             Body(stem, encoder, fold, known.channels_last),
             (p.width, *known.channels[:levels]),

@@ -159,7 +159,7 @@ def test_maps_that_are_not_as_declared_are_the_plug_ins_fault(monkeypatch):
         "make_encoder",
         lambda self, c: make(self, c)._replace(strides=((1, 1), (2, 2), (3, 3))),
     )
-    monkeypatch.setattr(cls, "make_decoder", lambda self, kind: [torch.nn.Bilinear(1, 1, 1)] * 2)
+    monkeypatch.setattr(cls, "make_decoder", lambda self, kind: torch.nn.Identity())
     monkeypatch.setattr(cls, "decode", lambda self, pyramid: [torch.zeros(1, 4, 16, 16)])
     setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
     with pytest.raises(PluginError, match="not those it declares"):

@@ -1,8 +1,8 @@
-"""What backbones are built from: an encoder's feature pyramid, decoders with a chosen enlargement over it, heads on top.
+"""Parts that backbones are built from: encoders, decoders that enlarge feature maps step by step, and heads.
 
-A backbone that derives from ``EncoderDecoder`` writes ``make_encoder`` and has all of the contract; ``make_decoder`` may
-replace the decoder. Shapes: N items, C channels, ``*S`` two or three spatial axes; strides and factors have one number
-an axis.
+A backbone that derives from ``EncoderDecoder`` writes ``make_encoder`` and so fulfills the whole contract; the other
+``make_...`` methods, ``join`` and ``head_layer`` are there to replace a part. Shapes: N items, C channels, ``*S`` two or
+three spatial axes. Strides and factors have one number per axis.
 """
 
 from __future__ import annotations
@@ -10,134 +10,182 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.errors import UsageError, unknown
 
-__all__ = ["KINDS", "Encoder", "EncoderDecoder", "Layers", "Linear", "Stage", "enlarge", "halve"]
+__all__ = [
+    "KINDS",
+    "Encoder",
+    "EncoderDecoder",
+    "Enlarge",
+    "Layers",
+    "Stage",
+    "enlarge",
+    "halve",
+]
 
 KINDS = ("transposed", "trilinear", "nearest")
-SCALES = (
-    1 / 3,
-    2 / 3,
-    1,
-    5 / 3,
-)  # parts of ``dropout`` by decoder scale, fine to coarse: of 0.3 URPC's 0.1 to 0.5
+# Parts of ``dropout`` by decoder scale, fine to coarse; with dropout 0.3 they are URPC's 0.1 to 0.5.
+SCALES = (1 / 3, 2 / 3, 1, 5 / 3)
+
+
+# -- enlarging and reducing feature maps ------------------------------------------------------------
 
 
 @lru_cache(maxsize=256)
-def _weights(size: int, factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _interpolation(
+    size: int, factor: int, align_corners: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Linear interpolation along one axis as a matrix (factor * size, size)."""
-    with torch.inference_mode(
-        False
-    ):  # a cached inference tensor would be useless to later training steps
-        at = (torch.arange(size * factor, dtype=torch.float64, device=device) + 0.5) / factor - 0.5
-        distance = at.clamp(0, size - 1)[:, None] - torch.arange(size, device=device)
-        return (1 - distance.abs()).clamp(min=0).to(dtype)
+    # Later training steps could not use a cached inference tensor.
+    with torch.inference_mode(False):
+        steps = torch.arange(size * factor, dtype=torch.float64)
+        if align_corners:
+            place = steps * (size - 1) / max(size * factor - 1, 1)
+        else:
+            place = (steps + 0.5) / factor - 0.5
+        distance = place.clamp(0, size - 1)[:, None] - torch.arange(size)
+        return (1 - distance.abs()).clamp(min=0).to(device, dtype)
 
 
-def enlarge(x: Tensor, factors: Sequence[int]) -> Tensor:
-    """Bi- or trilinear enlargement of (N, C, *S), corners not aligned; matrix products have a deterministic gradient."""
-    for axis, factor in enumerate(factors, start=2):
-        if factor > 1:
-            matrix = _weights(x.shape[axis], factor, x.dtype, x.device)
-            rows = x.reshape(x.shape[:axis].numel(), x.shape[axis], -1)
-            x = (matrix.expand(len(rows), -1, -1) @ rows).reshape(
-                *x.shape[:axis], len(matrix), *x.shape[axis + 1 :]
-            )
+def enlarge(x: Tensor, factors: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Enlarge (N, C, *S) by bi- or trilinear interpolation.
+
+    Matrix products do the work, because torch's own interpolation has no deterministic gradient on CUDA.
+    """
+    last = x.ndim - 1
+    if factors[-1] > 1:
+        x = F.linear(
+            x, _interpolation(x.shape[last], factors[-1], align_corners, x.dtype, x.device)
+        )
+    for axis, factor in enumerate(factors[:-1], start=2):
+        if factor == 1:
+            continue
+        before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+        matrix = _interpolation(size, factor, align_corners, x.dtype, x.device)
+        rows = x.reshape(before.numel(), size, -1)
+        enlarged = matrix.expand(len(rows), -1, -1) @ rows  # a batch of products copies nothing
+        x = enlarged.reshape(*before, size * factor, *after)
     return x
 
 
 def halve(x: Tensor, factors: Sequence[int]) -> Tensor:
-    """Maxima of pairs along the axes of (N, C, *S) whose factor is 2: max pooling with a deterministic gradient."""
+    """Max pooling of (N, C, *S) with a deterministic gradient: maxima of pairs along axes whose factor is 2."""
     for axis, factor in enumerate(factors, start=2):
         if factor == 2:
-            x = torch.maximum(*x.unflatten(axis, (-1, 2)).unbind(axis + 1))
+            first, second = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
+            x = torch.maximum(first, second)
     return x
 
 
-class Linear(nn.Module):
-    """Linear enlargement as a layer."""
+class Enlarge(nn.Module):
+    """Linear interpolation as a layer."""
 
-    def __init__(self, factors: Sequence[int]) -> None:
+    def __init__(self, factors: Sequence[int], align_corners: bool = False) -> None:
         super().__init__()
         self.factors = tuple(factors)
+        self.align_corners = align_corners
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *S) to (N, C, *(S * factors))."""
-        return enlarge(x, self.factors)
+        return enlarge(x, self.factors, self.align_corners)
+
+
+# -- layers -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes layers for one number of axes; ``norm`` is batch, instance (which learns nothing) or affine (instance, too)."""
+    """Makes layers for one number of spatial axes and one kind of normalization.
+
+    ``norm`` is batch, instance (which learns nothing), affine (instance normalization that learns), group or none.
+    """
 
     dims: int
     norm: str = "batch"
 
     def of(self, kind: str, *args: Any, **kwargs: Any) -> nn.Module:
-        """``of("Conv", 1, 2, 3)`` is ``nn.Conv2d(1, 2, 3)`` or ``nn.Conv3d(1, 2, 3)``."""
-        return getattr(nn, f"{kind}{self.dims}d")(*args, **kwargs)
+        """Return a layer: ``of("Conv", 1, 2, 3)`` is ``nn.Conv2d(1, 2, 3)`` or ``nn.Conv3d(1, 2, 3)``."""
+        layer: nn.Module = getattr(nn, f"{kind}{self.dims}d")(*args, **kwargs)
+        return layer
 
     def after(self, width: int) -> list[nn.Module]:
-        """What follows a convolution."""
-        norm = (
-            self.of("BatchNorm", width)
-            if self.norm == "batch"
-            else self.of("InstanceNorm", width, affine=self.norm == "affine")
-        )
-        return [norm, nn.ReLU(inplace=True)]
+        """Return the layers that follow a convolution: normalization and ReLU."""
+        layers: list[nn.Module] = []
+        if self.norm == "batch":
+            layers.append(self.of("BatchNorm", width))
+        elif self.norm == "group":
+            layers.append(nn.GroupNorm(gcd(16, width), width))
+        elif self.norm in ("instance", "affine"):
+            layers.append(self.of("InstanceNorm", width, affine=self.norm == "affine"))
+        return [*layers, nn.ReLU(inplace=True)]
 
-    def unit(self, a: int, b: int, convs: int = 2) -> nn.Sequential:
-        """Convolutions of edge 3 from ``a`` to ``b`` channels."""
-        return nn.Sequential(
-            *(
-                layer
-                for i in range(convs)
-                for layer in (self.of("Conv", b if i else a, b, 3, padding=1), *self.after(b))
-            )
-        )
+    def convolutions(self, inputs: int, outputs: int, count: int) -> list[nn.Module]:
+        """Return convolutions of edge 3, each with the layers that follow it."""
+        layers: list[nn.Module] = []
+        for i in range(count):
+            channels = inputs if i == 0 else outputs
+            layers.append(self.of("Conv", channels, outputs, 3, padding=1))
+            layers += self.after(outputs)
+        return layers
 
-    def up(self, kind: str, a: int, b: int, factors: Sequence[int]) -> tuple[nn.Module, int]:
-        """An enlargement of maps of ``a`` channels, and the channels it leaves; one that learns goes to ``b``."""
-        if kind == "transposed":
-            layers: list[nn.Module] = []
-            rest = tuple(factors)
-            while not layers or max(rest) > 1:
-                step = tuple(2 if f % 2 == 0 else f for f in rest)
-                layers += [
-                    self.of("ConvTranspose", b if layers else a, b, step, step),
-                    *self.after(b),
-                ]
-                rest = tuple(f // s for f, s in zip(rest, step, strict=True))
-            return nn.Sequential(*layers), b
-        return Linear(factors) if kind == "trilinear" else nn.Upsample(
-            scale_factor=tuple(map(float, factors))
-        ), a
+    def unit(self, inputs: int, outputs: int, count: int = 2) -> nn.Sequential:
+        """Return ``convolutions`` as one module."""
+        return nn.Sequential(*self.convolutions(inputs, outputs, count))
+
+    def up(
+        self, kind: str, inputs: int, outputs: int, factors: Sequence[int]
+    ) -> tuple[nn.Module, int]:
+        """Return an enlargement of maps with ``inputs`` channels, and the channels of its result.
+
+        Only transposed convolutions change the number of channels, to ``outputs``.
+        """
+        if kind == "trilinear":
+            return Enlarge(factors), inputs
+        if kind == "nearest":
+            return nn.Upsample(scale_factor=tuple(float(factor) for factor in factors)), inputs
+
+        # Larger factors than 2 take several convolutions.
+        layers: list[nn.Module] = []
+        rest = tuple(factors)
+        channels = inputs
+        while not layers or max(rest) > 1:
+            step = tuple(2 if factor % 2 == 0 else factor for factor in rest)
+            layers.append(self.of("ConvTranspose", channels, outputs, step, step))
+            layers += self.after(outputs)
+            rest = tuple(factor // done for factor, done in zip(rest, step, strict=True))
+            channels = outputs
+        return nn.Sequential(*layers), outputs
 
 
 class Stage(nn.Module):
-    """One step of a U-Net's decoder: enlarge, put behind the encoder's maps, convolve."""
+    """One step of a U-Net's decoder: enlarge, concatenate with the encoder's map, convolve."""
 
     def __init__(
         self, layers: Layers, kind: str, deep: int, skip: int, out: int, factors: Sequence[int]
     ) -> None:
-        """``deep``, ``skip`` and ``out`` channels of the coarser map, the encoder's and the result."""
+        """``deep``, ``skip`` and ``out``: channels of the coarser map, of the encoder's map and of the result."""
         super().__init__()
         self.up, width = layers.up(kind, deep, out, factors)
         self.convs = layers.unit(skip + width, out)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """The coarser map and the encoder's to a map of the encoder's size."""
+        """Return a map of the size of ``skip`` from the coarser map ``x``."""
         return self.convs(torch.cat([skip, self.up(x)], 1))
 
 
+# -- the whole network ------------------------------------------------------------------------------
+
+
 class Encoder(NamedTuple):
-    """An encoder from (N, C, *S) to maps, fine (of full size) to coarse, with their channels and strides."""
+    """An encoder from (N, C, *S) to maps, fine (full size) to coarse, with their channels and strides."""
 
     module: nn.Module
     channels: tuple[int, ...]
@@ -145,16 +193,16 @@ class Encoder(NamedTuple):
 
 
 class EncoderDecoder(Backbone):
-    """Base of backbones of an encoder and decoders of the engine.
+    """Base of backbones with an encoder and one or more decoders.
 
-    Dropout: single values at the bottleneck (one draw for all decoders) and before the heads (one a decoder); with
-    ``side_outputs`` whole channels after each decoder stage instead, more at coarse scales. Heads, and what ``forward``
-    returns, are numbered decoder by decoder; with ``side_outputs`` scale by scale, fine to coarse.
+    Dropout: single values at the bottleneck (one draw for all decoders) and before the heads (one per decoder); with
+    ``side_outputs`` whole channels after each decoder stage instead, more of them at coarse scales. Heads, and what
+    ``forward`` returns, are numbered decoder by decoder; with ``side_outputs`` scale by scale, fine to coarse.
     """
 
     provides = frozenset({"heads", "decoders", "side_outputs", "features", "dropout"})
     kinds: ClassVar[tuple[str, ...]] = KINDS  # of decoders
-    norm: ClassVar[str] = "batch"  # of our decoders
+    norm: ClassVar[str] = "batch"  # in the decoders of this module
 
     def __init__(
         self,
@@ -172,31 +220,20 @@ class EncoderDecoder(Backbone):
             raise UsageError(
                 "side outputs go with one head and one decoder", found=f"{heads}, {decoders}"
             )
-        self.dims, self.side_outputs, p = dims, side_outputs, self.p.dropout
+        self.dims = dims
+        self.side_outputs = side_outputs
         self.encoder, self.channels, self.strides = self.make_encoder(channels)
         self.width = self.widths[0]
-        self.outputs = (
-            heads * (len(self.channels) - 1) if side_outputs else heads
-        )  # of each decoder
-        self.decoders: Any = nn.ModuleList(
-            nn.ModuleList(self.make_decoder(kind)) for kind in decoders
-        )
-        layers = Layers(dims)
-        self.heads = nn.ModuleList(
-            layers.of("Conv", self.widths[i if side_outputs else 0], k, 1)
-            for _ in decoders
-            for i, k in enumerate(self.outputs)
-        )
-        self.bottom = nn.Dropout(0 if side_outputs else p)
-        scales: list[nn.Module] = [
-            layers.of("Dropout", p * SCALES[min(i, 3)]) for i in range(len(self.channels) - 1)
-        ]
-        self.dropouts = nn.ModuleList(
-            scales if side_outputs else [nn.Dropout(p), *[nn.Identity()] * (len(scales) - 1)]
-        )
+        self.scales = len(self.channels) - 1  # of a decoder's maps
+        self.outputs = heads * self.scales if side_outputs else heads  # of each decoder's heads
+        self.decoders: Any = nn.ModuleList(self.make_decoder(kind) for kind in decoders)
+        self.heads = self.make_heads(len(decoders))
+        self.bottom, self.dropouts = self.make_dropouts(self.p.dropout)
+
+    # What a backbone writes or may replace.
 
     def make_encoder(self, channels: int) -> Encoder:
-        """The encoder for images of ``channels``."""
+        """Return the encoder for images of ``channels``."""
         raise NotImplementedError
 
     @property
@@ -204,50 +241,94 @@ class EncoderDecoder(Backbone):
         """Channels of the decoder's maps, fine to coarse."""
         return self.channels[:-1]
 
-    def make_decoder(self, kind: str) -> list[nn.Module]:
-        """Stages coarse to fine, each called with the coarser map and the encoder's."""
-        layers, deep = Layers(self.dims, self.norm), self.channels[-1]
-        stages: list[nn.Module] = []
-        for i in reversed(range(len(self.channels) - 1)):
-            factors = [b // a for a, b in zip(self.strides[i], self.strides[i + 1], strict=True)]
+    def make_decoder(self, kind: str) -> nn.Module:
+        """Return a decoder: its stages coarse to fine, each called with the coarser map and the encoder's."""
+        layers = Layers(self.dims, self.norm)
+        deep = self.channels[-1]
+        stages = nn.ModuleList()
+        for i in reversed(range(self.scales)):
+            steps = zip(self.strides[i], self.strides[i + 1], strict=True)
+            factors = [coarse // fine for fine, coarse in steps]
             stages.append(Stage(layers, kind, deep, self.channels[i], self.widths[i], factors))
             deep = self.widths[i]
         return stages
 
+    def make_heads(self, decoders: int) -> nn.ModuleList:
+        """Return the heads of all decoders, in the order of ``head_layer``."""
+        layers = Layers(self.dims)
+        heads = nn.ModuleList()
+        for _ in range(decoders):
+            for i, classes in enumerate(self.outputs):
+                width = self.widths[i if self.side_outputs else 0]
+                heads.append(layers.of("Conv", width, classes, 1))
+        return heads
+
+    def make_dropouts(self, p: float) -> tuple[nn.Module, nn.ModuleList]:
+        """Return the dropout of the bottleneck and that of the decoder's maps, fine to coarse."""
+        if not self.side_outputs:
+            inner = [nn.Identity() for _ in range(self.scales - 1)]
+            return nn.Dropout(p), nn.ModuleList([nn.Dropout(p), *inner])
+        layers = Layers(self.dims)
+        parts = [SCALES[min(i, len(SCALES) - 1)] for i in range(self.scales)]
+        return nn.Dropout(0), nn.ModuleList(layers.of("Dropout", p * part) for part in parts)
+
+    def join(self, decoder: int, scale: int, x: Tensor, skip: Tensor) -> Tensor:
+        """Return a decoder's map at ``scale`` from its coarser map ``x`` and the encoder's map ``skip``."""
+        return self.decoders[decoder][self.scales - 1 - scale](x, skip)
+
+    def head_layer(self, head: int) -> nn.Module:
+        """Return the convolution of one head."""
+        return self.heads[head]
+
+    # The contract of backbones.
+
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Maps, fine to coarse, the bottleneck before its dropout; UsageError where an edge does not fit."""
+        """Return maps, fine to coarse, the bottleneck before its dropout.
+
+        Raises:
+            UsageError: an edge of the image does not fit.
+        """
         self.check_patch(self.p, tuple(image.shape[2:]))
         return self.encoder(image)
 
     def decode(
         self, pyramid: list[Tensor], decoder: int = 0, dropped: bool = False
     ) -> list[Tensor]:
-        """Decoder maps, fine to coarse; with dropout on the bottleneck first, unless the caller has done that."""
+        """Return a decoder's maps, fine to coarse.
+
+        Args:
+            dropped: the bottleneck has had its dropout.
+        """
         x = pyramid[-1] if dropped else self.bottom(pyramid[-1])
         maps: list[Tensor] = []
-        for stage, i in zip(
-            self.decoders[decoder], reversed(range(len(self.channels) - 1)), strict=True
-        ):
-            x = self.dropouts[i](stage(x, pyramid[i]))
+        for scale in reversed(range(self.scales)):
+            x = self.dropouts[scale](self.join(decoder, scale, x, pyramid[scale]))
             maps.insert(0, x)
         return maps
 
     def head(self, features: Tensor, head: int = 0) -> Tensor:
-        """Logits of one head; those of a coarse scale are enlarged to full size."""
-        logits = self.heads[head](features)
-        return enlarge(logits, self.strides[head]) if self.side_outputs and head else logits
+        """Return the logits of one head; those of a coarse scale are enlarged to full size."""
+        logits = self.head_layer(head)(features)
+        if self.side_outputs and head > 0:
+            return enlarge(logits, self.strides[head])
+        return logits
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        pyramid, count = self.encode(image), len(self.outputs)
-        pyramid[-1] = self.bottom(pyramid[-1])
+        pyramid = self.encode(image)
+        pyramid[-1] = self.bottom(pyramid[-1])  # one draw for all decoders
         outputs: list[Tensor] = []
-        for d in range(len(self.decoders)):
-            maps = self.decode(pyramid, d, dropped=True)
-            outputs += [
-                self.head(maps[i if self.side_outputs else 0], d * count + i) for i in range(count)
-            ]
-        return outputs[0] if len(outputs) == 1 and not self.side_outputs else tuple(outputs)
+        for decoder in range(len(self.decoders)):
+            maps = self.decode(pyramid, decoder, dropped=True)
+            for i in range(len(self.outputs)):
+                features = maps[i if self.side_outputs else 0]
+                outputs.append(self.head(features, decoder * len(self.outputs) + i))
+        if len(outputs) == 1 and not self.side_outputs:
+            return outputs[0]
+        return tuple(outputs)
 
     def stages(self) -> list[nn.Module]:
-        """The encoder and every stage of the decoders."""
-        return [self.encoder, *(stage for decoder in self.decoders for stage in decoder)]
+        """Return the encoder and every stage of the decoders."""
+        stages = [self.encoder]
+        for decoder in self.decoders:
+            stages += decoder.children()
+        return stages

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segbench.errors import UsageError
+from segbench.nn.blocks import _interpolation, enlarge
 
 vnet = importlib.import_module("segbench.backbones.vnet")
-VNet, upsample, load_published, published_names = (
+VNet, load_published, published_names = (
     vnet.VNet,
-    vnet.upsample,
     vnet.load_published,
     vnet.published_names,
 )
@@ -310,7 +310,7 @@ def test_versemi_encoder():
 
 def test_enlargement():
     x = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
-    got = upsample(x, 2, align_corners=True)[0, 0, 1]
+    got = enlarge(x, (2,) * (x.ndim - 2), align_corners=True)[0, 0, 1]
     third = 1 / 3
     expected = torch.tensor([[4, 5, 6, 7], [6, 7, 8, 9], [8, 9, 10, 11], [10, 11, 12, 13]]) * third
     assert torch.allclose(got, expected, atol=1e-12)
@@ -325,7 +325,7 @@ def test_enlargement_is_torchs_own(shape, factor, align_corners):
     torch.manual_seed(0)
     x = torch.rand(shape, requires_grad=True)
     other = x.detach().clone().requires_grad_()
-    ours = upsample(x, factor, align_corners)
+    ours = enlarge(x, (factor,) * (x.ndim - 2), align_corners)
     mode = "bilinear" if len(shape) == 4 else "trilinear"
     theirs = F.interpolate(other, scale_factor=factor, mode=mode, align_corners=align_corners)
     assert torch.allclose(ours, theirs, atol=1e-12)
@@ -336,11 +336,11 @@ def test_enlargement_is_torchs_own(shape, factor, align_corners):
 
 
 def test_enlargement_first_used_without_gradients_can_train_later():
-    vnet._weights.cache_clear()
+    _interpolation.cache_clear()
     with torch.inference_mode():
-        upsample(torch.rand(1, 1, 3, 3), 2, True)
+        enlarge(torch.rand(1, 1, 3, 3), (2, 2), True)
     x = torch.rand(1, 1, 3, 3, requires_grad=True)
-    upsample(x, 2, True).sum().backward()
+    enlarge(x, (2, 2), True).sum().backward()
     assert x.grad.sum() == pytest.approx(36)
 
 
@@ -440,7 +440,7 @@ def test_first_skip_and_last_block():
 def test_unfit_inputs_and_unknown_decoders():
     with pytest.raises(UsageError) as error:
         build(width=2)(torch.zeros(1, 1, 112, 112, 81))
-    assert "(112, 112, 96)" in error.value.details["fix"]
+    assert "112x112x80" in error.value.details["fix"]
     with pytest.raises(UsageError, match="does not fit"):
         build(width=2, norm="instance")(torch.zeros(1, 1, 16, 16, 16))
     with pytest.raises(UsageError, match="Did you mean 'trilinear'"):
