@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def safe(text: object) -> str:
-    """Return text without control characters, escape sequences and line breaks, which are spelled out."""
+    """Return text with control characters, escape sequences and line breaks spelled out."""
     shown = ""
     for character in str(text):
         shown += character if character.isprintable() else repr(character)[1:-1]

@@ -1,4 +1,7 @@
-"""Data sets of the user by name: ``<data_root>/<name>/link.json`` says which folder it is and how to prepare it."""
+"""The user's own data sets by name.
+
+``<data_root>/<name>/link.json`` says which folder a name stands for and how to prepare it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ SCHEMA = "segbench.link/1"
 
 
 def load_links(data_root: Path) -> list[SegbenchError]:
-    """Make all linked data sets of a data root known to the registry; gives what is wrong with the others."""
+    """Register all linked data sets of a data root; return the errors of unusable links."""
     problems: list[SegbenchError] = []
     for file in sorted(data_root.glob("*/link.json")):
         try:
@@ -25,7 +28,7 @@ def load_links(data_root: Path) -> list[SegbenchError]:
                 file.parent.name,
                 registry.Link(content["family"], content["text"], content["settings"]),
             )
-        except SegbenchError as error:  # the name is a plug-in's by now
+        except SegbenchError as error:  # a plug-in has that name now
             problems.append(error)
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(IntegrityError(f"a link is damaged: {error!r}", where=file))
@@ -33,13 +36,14 @@ def load_links(data_root: Path) -> list[SegbenchError]:
 
 
 def write_link(data_root: Path, name: str) -> None:
-    """Keep a data set that the registry knows by a link; nothing happens for others.
+    """Store the link of a data set; nothing happens for data sets without a link.
 
     Raises:
-        UsageError: the data root knows another folder by that name.
+        UsageError: the data root has another folder under that name.
         StorageError: the data root is not writable.
     """
-    link, file = registry.links().get(name), data_root / name / "link.json"
+    link = registry.links().get(name)
+    file = data_root / name / "link.json"
     if link is None:
         return
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -114,7 +114,7 @@ def _require_no_family(entry: registry.Entry, fix: str) -> None:
 
 
 def _require_current(store: Store, entry: registry.Entry, fix: str) -> None:
-    """Refuse a store prepared by another version of the adapter, or with other lists or settings."""
+    """Refuse a store made by another adapter version, or with other lists or settings."""
     found = store.adapter.get("version")
     if found != entry.cls.version:
         raise DataError(
@@ -142,7 +142,7 @@ def _require_current(store: Store, entry: registry.Entry, fix: str) -> None:
 
 
 def _open_embedded(entry: registry.Entry, root: Path) -> Store:
-    """Open the store of a data set made by code; make it if it is missing or its code has changed."""
+    """Open the store of a data set made by code; make it if missing or if the code changed."""
     identity = adapter_identity(entry)
 
     def is_current(store: Store) -> bool:

@@ -173,11 +173,11 @@ FAULTS = {  # what is done to the folder, and what the message must say
         lambda r: (r / "labelsTr/c5.nii.gz").unlink(),
         ("cases without a label", "c5"),
     ),
-    "no dataset.json": (lambda r: (r / "dataset.json").unlink(), "no data folder of a known form"),
+    "no dataset.json": (lambda r: (r / "dataset.json").unlink(), "neither the Decathlon nor the nnU-Net v2 layout"),
     "a broken dataset.json": (lambda r: cut(r, "dataset.json"), "dataset.json cannot be read"),
     "a channel too many": (
         lambda r: save(r / "imagesTr/c1_0001.nii.gz", volume(1)),
-        "do not fit the channels",
+        "do not match the channels",
     ),
 }
 
@@ -331,7 +331,7 @@ def test_a_missing_spacing_is_reported_by_check_and_by_prepare(lab):
         result = lab.call("data", call, f"folder:{root}")
         assert (
             result.returncode == 3
-            and "c3: the file does not say its spacing" in result.stdout + result.stderr
+            and "c3: the file does not state its spacing" in result.stdout + result.stderr
         ), call
 
 

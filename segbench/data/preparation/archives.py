@@ -1,7 +1,7 @@
-"""Archives from elsewhere, taken apart by hand so that nothing lands outside the target folder.
+"""Extract archives from elsewhere so that nothing lands outside the target folder.
 
-Regular files and folders only. A name with ``..``, an absolute name, a link, a device, too many members or too many bytes
-refuse the whole archive, and nothing of it stays.
+Only regular files and folders are accepted. A name with ``..``, an absolute name, a link, a device,
+too many members or too many bytes: then the whole archive is refused, and nothing of it stays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from segbench.storage import replace, storage_error, temp_path
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 MAX_BYTES = 500 * 10**9
 MAX_MEMBERS = 10**6
-MAX_RATIO = 1000  # bytes out for each byte in; a volume of air packs well, a bomb packs better
+MAX_RATIO = 1000  # bytes out per byte in: a volume of air compresses well, a zip bomb better
 DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -46,26 +46,31 @@ class _Member:
     name: str
     size: int
     time: float  # of the last change, seconds
-    open: Callable[[], IO[bytes] | None] | None  # None: a folder
+    open: Callable[[], IO[bytes] | None] | None  # None for a folder
     done: int  # bytes of the archive read so far
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file's name says that it is an archive that can be read here."""
+    """Return whether a file's name is that of an archive that can be extracted."""
     return path.is_file() and path.name.lower().endswith(ENDINGS)
 
 
 def extract(archive: Path, target: Path, progress: Progress = no_progress) -> Path:
-    """Take an archive apart into the new folder ``target``, whole or not at all; files keep their times.
+    """Extract an archive into the new folder ``target``, completely or not at all.
 
-    ``progress`` is told bytes read of the archive, its size, and the member's name.
+    Args:
+        archive: the file.
+        target: the folder; files in it keep their modification times.
+        progress: called with the bytes read of the archive, its size, and the member's name.
 
     Raises:
-        DataError: damaged, or a member that could do harm; names it.
-        StorageError: disk full or not writable.
+        DataError: the archive is damaged, or a member could do harm; names it.
+        StorageError: the disk is full or not writable.
     """
-    temp, total = temp_path(target), archive.stat().st_size
-    limit, written = min(MAX_BYTES, MAX_RATIO * max(total, 10**6)), 0
+    temp = temp_path(target)
+    total = archive.stat().st_size
+    limit = min(MAX_BYTES, MAX_RATIO * max(total, 10**6))
+    written = 0
     try:
         temp.mkdir(parents=True)
         for count, member in enumerate(_members(archive), 1):
@@ -87,7 +92,7 @@ def extract(archive: Path, target: Path, progress: Progress = no_progress) -> Pa
             "the archive is damaged or cut short",
             where=archive,
             found=f"{error} ({total:,} bytes)",
-            expected="a whole zip or tar, packed or not",
+            expected="a complete zip or tar, compressed or not",
             fix="copy or download it again",
         ) from error
     finally:
@@ -96,6 +101,7 @@ def extract(archive: Path, target: Path, progress: Progress = no_progress) -> Pa
 
 
 def _members(archive: Path) -> Iterator[_Member]:
+    """Yield the members of an archive; refuse those that are no regular file or folder."""
     if archive.name.lower().endswith(".zip"):
         yield from _zip_members(archive)
         return
@@ -105,11 +111,10 @@ def _members(archive: Path) -> Iterator[_Member]:
                 kind = "a link" if info.issym() or info.islnk() else "a device or pipe"
                 raise _refused(archive, info.name, kind, "files and folders only")
             opener = None if info.isdir() else lambda info=info: tar.extractfile(info)
-            yield _Member(
-                info.name, 0 if info.isdir() else info.size, info.mtime, opener, raw.tell()
-            )
+            size = 0 if info.isdir() else info.size
+            yield _Member(info.name, size, info.mtime, opener, raw.tell())
         assert tar.fileobj is not None
-        tar.fileobj.read(1 << 20)  # to the end, where the checksum of a packed tar stands
+        tar.fileobj.read(1 << 20)  # to the end, where the checksum of a compressed tar is
 
 
 def _zip_members(archive: Path) -> Iterator[_Member]:
@@ -131,20 +136,30 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
 
 
 def _write(archive: Path, folder: Path, member: _Member) -> None:
-    path = folder / _safe(archive, member.name)
+    """Write a member below a folder."""
+    path = folder / _safe_path(archive, member.name)
     try:
         (path if member.open is None else path.parent).mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise _refused(
-            archive, member.name, "a file and a folder of one name", "each name once"
+            archive, member.name, "a file and a folder of the same name", "each name once"
         ) from None
     if member.open is None:
         return
     source = member.open()
     if source is None or path.exists():
         raise _refused(archive, member.name, "a name that occurs twice", "each name once")
+    with source:
+        _copy(archive, member, source, path)
+    # A modification time that cannot be set is no reason to refuse the file.
+    with suppress(OverflowError, ValueError):
+        os.utime(path, (member.time, member.time))
+
+
+def _copy(archive: Path, member: _Member, source: IO[bytes], path: Path) -> None:
+    """Copy a member's bytes to a new file; there must be as many as its header says."""
     left = member.size
-    with source, open(path, "xb") as file:
+    with open(path, "xb") as file:
         while block := source.read(1 << 20):
             left -= len(block)
             if left < 0:
@@ -157,20 +172,19 @@ def _write(archive: Path, folder: Path, member: _Member) -> None:
             file.write(block)
     if left:
         raise EOFError(f"{member.name} ends {left:,} bytes early")
-    with suppress(
-        OverflowError, ValueError
-    ):  # a time that no clock can show is no reason to refuse the file
-        os.utime(path, (member.time, member.time))
 
 
-def _safe(archive: Path, name: str) -> Path:
+def _safe_path(archive: Path, name: str) -> Path:
+    """Return a member's name as a relative path that stays below its folder."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    bad = name.startswith(("/", "\\")) or any(
-        p == ".." or ":" in p or not p.isprintable() or len(p) > 200 for p in parts
-    )
-    if bad:
+    is_absolute = name.startswith(("/", "\\"))
+    if is_absolute or any(_is_unsafe(part) for part in parts):
         raise _refused(archive, name, "a name that leads elsewhere", "plain names below one folder")
     return Path(*parts)
+
+
+def _is_unsafe(part: str) -> bool:
+    return part == ".." or ":" in part or not part.isprintable() or len(part) > 200
 
 
 def _refused(archive: Path, name: str, found: str, expected: str) -> DataError:
@@ -179,5 +193,5 @@ def _refused(archive: Path, name: str, found: str, expected: str) -> DataError:
         where=f"{archive}, member {name[:200]!r}",
         found=found,
         expected=expected,
-        fix="do not use it, or take it apart yourself and give the folder: --from DIR",
+        fix="do not use it, or extract it yourself and give the folder: --from DIR",
     )

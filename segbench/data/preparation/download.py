@@ -1,4 +1,4 @@
-"""Downloads with a known digest: resumed where they stopped, checked before anybody uses them."""
+"""Download files with a known digest: downloads resume, and files are checked before use."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ TIMEOUT = 60.0  # seconds without a byte
 
 
 def fetch(archive: Archive, folder: Path, progress: Progress = no_progress) -> Path:
-    """The file in ``folder``, downloaded unless it is there and right. A part that is there is gone on with.
+    """Return the file in ``folder``; download it unless it is there with the right digest.
+
+    A partial download is resumed.
 
     Raises:
         DataError: the connection ended early (the part is kept), or the server sent a page instead.
         IntegrityError: the digest is wrong (the file is removed).
         PluginError: the server cannot be reached or does not have the file.
-        StorageError: disk full or not writable.
+        StorageError: the disk is full or not writable.
     """
-    path, part = folder / archive.name, folder / f"{archive.name}.part"
+    path = folder / archive.name
+    part = folder / f"{archive.name}.part"
     with lock(folder / f"{archive.name}.lock"):
         if path.is_file() and _digest(path, archive) == archive.digest:
             return path
@@ -45,7 +48,7 @@ def fetch(archive: Archive, folder: Path, progress: Progress = no_progress) -> P
             raise PluginError(
                 f"the download failed: {getattr(error, 'reason', error)}",
                 where=archive.url,
-                fix="repeat the command: it goes on where it stopped",
+                fix="repeat the command: the download resumes",
             ) from error
         except OSError as error:
             raise storage_error(error, existing(part)) from error
@@ -54,16 +57,15 @@ def fetch(archive: Archive, folder: Path, progress: Progress = no_progress) -> P
 
 def _download(archive: Archive, part: Path, progress: Progress) -> None:
     have = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": f"segbench/{__version__}"} | (
-        {"Range": f"bytes={have}-"} if have else {}
-    )
+    headers = {"User-Agent": f"segbench/{__version__}"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(archive.url, headers=headers)
     try:
-        answer: Any = urllib.request.urlopen(
-            urllib.request.Request(archive.url, headers=headers), timeout=TIMEOUT
-        )
+        answer: Any = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            return  # all of it is there already
+            return  # the file is complete already
         raise
     with answer:
         if answer.headers.get_content_type() == "text/html":
@@ -75,7 +77,7 @@ def _download(archive: Archive, part: Path, progress: Progress) -> None:
                 fix="download it by hand, then: --from FILE",
             )
         if answer.status != http.client.PARTIAL_CONTENT:
-            have = 0  # the server begins anew
+            have = 0  # the server starts from the beginning
         total = have + int(answer.headers.get("Content-Length") or 0)
         with open(part, "ab" if have else "wb") as file:
             while block := answer.read(BLOCK):
@@ -88,7 +90,7 @@ def _download(archive: Archive, part: Path, progress: Progress) -> None:
             where=archive.url,
             found=f"{have:,} bytes",
             expected=f"{total:,} bytes",
-            fix="repeat the command: it goes on where it stopped",
+            fix="repeat the command: the download resumes",
         )
 
 

@@ -1,4 +1,4 @@
-"""How source folders are laid out: folders nested by archives, and the Decathlon and nnU-Net v2 layouts."""
+"""Layouts of source folders: nested by archives, and those of the Decathlon and nnU-Net v2."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def find_below(folder: Path, pattern: str) -> list[Path]:
 
 
 def _folders_to_visit(parent: str, folders: list[str]) -> list[str]:
-    """Return the visible folders, real ones before links, so that a link is what counts as the repeat."""
+    """Return the visible folders, links last, so that a link counts as the repeat."""
     visible = [name for name in folders if name != "__MACOSX" and name[0] != "."]
     return sorted(visible, key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
 
@@ -89,7 +89,7 @@ def find_cases(dataset: Dataset, source: Path, depth: int = DEPTH) -> list[RawCa
 
 
 def only_subfolder(folder: Path) -> Path | None:
-    """Return the only content of a folder if that is a folder; hidden files and case lists do not count."""
+    """Return the only subfolder of a folder that has no files but hidden ones and case lists."""
     inner = [
         path
         for path in folder.iterdir()
@@ -232,7 +232,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """Return the content of a folder, sorted, without hidden files and side files of other systems."""
+    """Return the sorted content of a folder without hidden files and side files."""
     if not folder.is_dir():
         return []
     return [path for path in sorted(folder.iterdir()) if path.name[0] not in "._"]
@@ -307,7 +307,7 @@ def suggest_layout_fix(root: Path, layout: FolderLayout) -> str | None:
 def layout_warnings(
     root: Path, layout: FolderLayout, cases: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Warn about files that no case uses and an unexpected number of cases: mostly a misspelled name."""
+    """Warn about unused files and an unexpected number of cases: mostly a misspelled name."""
     used = set(_used_files(cases))
     notes = []
     for subfolder in ("imagesTr", "labelsTr", "imagesUn"):

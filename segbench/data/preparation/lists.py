@@ -1,4 +1,4 @@
-"""Case lists: checks of their ids, and the ``train.list`` and ``test.list`` that a source may bring."""
+"""Case lists: checks of their ids, and the ``train.list`` and ``test.list`` of a source."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def require_disjoint(split: Split, where: str) -> None:
 
 
 def find_lists(source: Path, depth: int = DEPTH) -> tuple[Path, ...]:
-    """Return ``train.list`` and ``test.list`` of a source or of its only subfolder; empty if it has none."""
+    """Return ``train.list`` and ``test.list`` of a source or its only subfolder, or nothing."""
     files = tuple(source / name for name in LIST_FILES)
     if all(file.is_file() for file in files):
         return files

@@ -1,4 +1,4 @@
-"""Read one raw case with its adapter and check it, for preparation and for the survey of a source."""
+"""Read one raw case with its adapter and check it."""
 
 from __future__ import annotations
 

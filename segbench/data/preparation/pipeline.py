@@ -64,7 +64,7 @@ def plan(dataset: Dataset, source: Path | None) -> Plan:
     """Compare what a source holds with the published split.
 
     A source folder with its own ``train.list`` and ``test.list`` (one case or patient id per line)
-    is a deliberate copy of part of the data: only the listed cases are used, in the published order.
+    is a deliberate copy of part of the data: only listed cases are used, in the published order.
 
     Raises:
         DataError: a case is missing, or an id is unsafe, repeated or in two lists.
@@ -190,7 +190,7 @@ def digests_of_inputs(dataset: Dataset) -> dict[str, str]:
 
 
 def _case_source(adapter: dict[str, Any], raw: RawCase) -> dict[str, Any]:
-    """Return the code and files of a case; equal sources mean that it need not be prepared again."""
+    """Return the code and files of a case; if they are equal, the case can be kept."""
     return {"adapter": adapter, "group": raw.group, "from": source_facts(raw.where)}
 
 
@@ -264,7 +264,10 @@ def _write_store(
 
 
 def _add_shared_facts(dataset: Dataset, todo: Plan, source: Path | None) -> list[RawCase]:
-    """Add shared facts such as the common spacing; if a file is unreadable, report all unreadable files."""
+    """Add shared facts such as the common spacing.
+
+    If a file is unreadable, all unreadable files are reported.
+    """
     try:
         return dataset.add_shared_facts(list(todo.raw.values()), todo.split)
     except Exception:  # an adapter may fail in any way; problems of the files are reported first

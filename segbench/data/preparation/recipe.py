@@ -40,13 +40,13 @@ class Gray:
 
     @property
     def by_voxel(self) -> bool:
-        """Whether no voxel's value depends on another's: then a crop may come first, which is cheaper."""
+        """Whether voxels are scaled independently: a crop may then come first, which is cheaper."""
         return self.scale == "none" or (self.scale == "unit" and self.window is not None)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a raw volume becomes a case. Steps in this order: orientation, resampling, gray values, crop.
+    """How a raw volume becomes a case: orientation, resampling, gray values, crop, in this order.
 
     ``crop``:
 
@@ -74,11 +74,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """A case made by a recipe: image (C, *S) float32, label (*S) uint8 or None, affine (4, 4) or None."""
+    """A case made by a recipe."""
 
-    image: np.ndarray
-    label: np.ndarray | None
-    affine: np.ndarray | None
+    image: np.ndarray  # (C, *S) float32
+    label: np.ndarray | None  # (*S) uint8
+    affine: np.ndarray | None  # (4, 4)
     # JSON: what is needed to go back to the source's grid.
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # labeled voxels that were lost

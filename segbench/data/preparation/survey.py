@@ -121,7 +121,7 @@ def check_cases(
     problems: list[Problem] = []
 
     def add_facts_alone(raw: RawCase) -> RawCase:
-        """Add the shared facts as if this were the only case: another unreadable file does not matter."""
+        """Add shared facts as if this were the only case; other files need not be readable."""
         return dataset.add_shared_facts([raw], Split((raw.id,), ()))[0]
 
     for done, raw in enumerate(raws, 1):
@@ -140,7 +140,7 @@ def check_cases(
 def _resampling_problems(
     dataset: Dataset, good: list[RawCase], split: Split, infos: Mapping[str, CaseInfo]
 ) -> dict[str, list[Problem]]:
-    """Return problems of cases without a spacing if the data set is resampled because others have one."""
+    """Return problems of cases without a spacing if the data set is resampled."""
     without_spacing = [raw for raw in good if infos[raw.id].spacing is None]
     if len(without_spacing) == len(good):
         return {}

@@ -45,7 +45,7 @@ def rng(*key: object) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class _File:
-    """Where a memory-mapped array lies. Unlike the map it holds no file open, and pickling it copies no voxels."""
+    """Where a memory-mapped array lies; it holds no file open, and pickling copies no voxels."""
 
     file: str
     dtype: np.dtype
@@ -58,7 +58,7 @@ class _File:
 
 
 def _reference(array: np.ndarray, preload: bool) -> np.ndarray | _File:
-    """Return where a memory map lies; any other array, or a copy in memory if wanted, stays an array."""
+    """Return where a memory map lies; other arrays, or with ``preload`` a copy, stay arrays."""
     if preload:
         return np.array(array)
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename:
@@ -154,7 +154,7 @@ def _all(places: range) -> range:
 
 
 class TrainingData:
-    """The training cases of one or several data sets: the first N of each list labeled, the rest not.
+    """The training cases of one or several data sets; the first N of each list are labeled.
 
     Epochs are those of the literature's two-stream sampler: one pass over a fresh permutation of
     the labeled cases in groups of L, with the remainder dropped. Unlabeled groups come from a chain
@@ -228,10 +228,12 @@ class TrainingData:
         return max(len(self._labeled) // labeled, 1)
 
     def batch(self, phase: int, step: int, labeled: int, unlabeled: int) -> Batch:
-        """Return the batch of a step: images (L, C, *P) and (U, C, *P) float32, labels (L, *P) int64.
+        """Return the batch of a step.
 
-        Raises:
-            DataError: a case cannot be read; names it.
+        Images are (L, C, *P) and (U, C, *P) float32, labels (L, *P) int64.
+
+            Raises:
+                DataError: a case cannot be read; names it.
         """
         everything = self._choose(phase, step, labeled, unlabeled)
         own_labeled = self.share(range(labeled))

@@ -171,7 +171,7 @@ def around(
 
 
 def _turned(cut: Cut, voxel: Sequence[int], shape: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return the indices of a voxel and the size of the volume after the turns and mirror of a cut."""
+    """Return the place of a voxel and the volume's size after the turns and mirror of a cut."""
     position = list(voxel)
     size = list(shape)
     for _ in range(cut.turns):

@@ -35,7 +35,7 @@ class _Steps(Dataset[Any]):
         try:
             return self.data.batch(*step)
         except SegbenchError as error:
-            # Returned, because torch would rebuild a raised error from its text and lose its fields.
+            # Returned, because torch would rebuild a raised error from text and lose its fields.
             return error
 
 
@@ -77,7 +77,7 @@ def _worker_init(_: int) -> None:
 
 @contextmanager
 def _own_sigchld() -> Iterator[None]:
-    """Keep torch from installing its SIGCHLD handler, which raises at any place in the main process."""
+    """Keep torch from installing its SIGCHLD handler, which raises anywhere in the main process."""
     usable = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if usable else None
     try:

@@ -14,7 +14,9 @@ HELD_OUT_LEAST = 2
 
 
 def with_draw(store: Store, draw: int) -> Store:
-    """Return the store with its training list in the order of a draw; its first N patients are labeled.
+    """Return the store with its training list in the order of a draw.
+
+    The first N patients of that order are labeled.
 
     Draw 0 is the list as published. Any other draw shuffles the patients. The order depends only on
     ``draw`` and the patients' ids (a hash of both), so neither the run's seed nor an added case

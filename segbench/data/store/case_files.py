@@ -1,4 +1,7 @@
-"""One prepared case on disk: ``image.npy`` float32 (C, *S), ``label.npy`` uint8 (*S) and ``case.json``."""
+"""One prepared case on disk.
+
+Its folder holds ``image.npy`` float32 (C, *S), ``label.npy`` uint8 (*S) and ``case.json``.
+"""
 
 from __future__ import annotations
 
@@ -139,7 +142,7 @@ def _path_facts(path: Path) -> list[Any]:
 
 
 def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
-    """Return all problems of a case that an adapter's ``load`` returned; none means it can be written."""
+    """Return all problems of a case from an adapter's ``load``; none means it can be written."""
     file = common_path(where)
     own_label = where.get("label") if isinstance(where, Mapping) else None
     label_file = str(own_label) if isinstance(own_label, Path) else file
@@ -303,7 +306,7 @@ def remove(folder: Path) -> None:
 
 
 def read_case(folder: Path, source: Any) -> CaseInfo | None:
-    """Return the case in ``folder`` if it is complete, unchanged and made from ``source``, else None."""
+    """Return the case in a folder if it is complete, unchanged and made from ``source``."""
     try:
         info = CaseInfo.from_json(json.loads((folder / "case.json").read_bytes()))
         if json.loads(json_bytes(source)) != info.source:

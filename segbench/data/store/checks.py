@@ -1,4 +1,4 @@
-"""Checks of a prepared store: leaks between train and test, damaged files, labels nothing can be learned from."""
+"""Checks of a prepared store: leaks between train and test, damaged files, useless labels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 def check_split(
     train: Sequence[str], test: Sequence[str], cases: Mapping[str, CaseInfo]
 ) -> list[Problem]:
-    """Find cases shared by train and test: by id, voxels, the scan they were cropped from, or patient.
+    """Find cases shared by train and test: by id, voxels, scan before the crop, or patient.
 
     Also reports repeated ids and ids without a case. Equal voxels inside one list are a warning:
     the case counts double, but nothing leaks.
@@ -97,7 +97,7 @@ def _equal_pairs(keys: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _shared(what: str, pair: tuple[str, str], side: Mapping[str, str]) -> Problem:
-    """Return the problem of two cases that share something; an error if they are in train and test."""
+    """Return the problem of two cases that share something; an error across train and test."""
     first, second = pair
     found = f"same {what} as case {first}: {side[second]} and {side[first]}"
     if side[first] == side[second]:

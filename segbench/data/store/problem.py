@@ -60,7 +60,7 @@ class DataProblems(DataError):
     def __init__(
         self, what: str, problems: Iterable[Problem] = (), *, listed: bool = True, **details: object
     ) -> None:
-        """``listed``: False leaves the problems out of the text, for a caller that shows them itself."""
+        """``listed``: False leaves the problems out of the text; the caller shows them."""
         self.problems = tuple(problems)
         if listed and "found" not in details:
             details["found"] = "".join(f"\n    {problem}" for problem in self.problems)

@@ -104,7 +104,10 @@ class Store:
 
 
 def fingerprint(cases: Iterable[CaseInfo], train: Iterable[str], test: Iterable[str]) -> str:
-    """Return the sha256 of everything in the data that can change a number; no path, no time, no file format."""
+    """Return the sha256 of everything in the data that can change a number.
+
+    No path, time or file format enters it.
+    """
     rows = sorted(_identity_row(case) for case in cases)
     return hashlib.sha256(json_bytes([rows, list(train), list(test)])).hexdigest()
 
@@ -123,7 +126,7 @@ def _identity_row(case: CaseInfo) -> list[Any]:
 
 
 def case_digests(store: Store) -> dict[str, str]:
-    """Return a digest per case of its part of the fingerprint, to find out later which cases changed."""
+    """Return a digest per case of its part of the fingerprint, to detect changed cases."""
     digests = {}
     for case, info in store.cases.items():
         row = json_bytes(_identity_row(info))
@@ -202,7 +205,7 @@ def _check_sizes(root: Path, info: CaseInfo, fix: str) -> None:
 
 
 def verify(store: Store, case: str) -> list[Problem]:
-    """Read a case's files in full and compare them with the digests taken when they were written."""
+    """Read a case's files in full and compare them with the digests of when they were written."""
     problems = []
     for name, (size, digest) in store.cases[case].files.items():
         path = store.root / "cases" / case / name
@@ -224,7 +227,7 @@ def verify(store: Store, case: str) -> list[Problem]:
 
 
 def require_intact(store: Store, cases: Iterable[str], progress: Progress = no_progress) -> None:
-    """Read the files of ``cases`` in full and refuse changed ones; only a digest reveals a flipped bit.
+    """Read the files of cases in full and refuse changed ones, such as by a flipped bit.
 
     Raises:
         DataError: files have changed since they were written; lists all of them.
