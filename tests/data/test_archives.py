@@ -1,4 +1,4 @@
-"""Archives that are whole, that are not, and that mean harm."""
+"""Complete, damaged and malicious archives."""
 
 import io
 import os
@@ -53,7 +53,7 @@ def member(name, kind=tarfile.REGTYPE, size=0, link=""):
         lambda p: make_zip(p / "a.zip"),
     ],
 )
-def test_whole(tmp_path, make):
+def test_complete(tmp_path, make):
     path, seen = make(tmp_path), []
     target = extract(path, tmp_path / "out", lambda *step: seen.append(step))
     assert {

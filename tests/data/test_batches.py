@@ -344,14 +344,14 @@ def test_worker_count_changes_nothing(data: TrainingData, workers: int, context:
 
 
 def test_plan_is_read_as_needed(data: TrainingData) -> None:
-    def endless() -> Any:
+    def infinite_steps() -> Any:
         step = 0
         while True:
             yield 0, step, 2, 1
             step += 1
 
     for workers in (0, 1):
-        batches = loader(data, endless(), workers)
+        batches = loader(data, infinite_steps(), workers)
         assert [digest(next(batches)) for _ in range(3)] == [
             digest(data.batch(0, s, 2, 1)) for s in range(3)
         ]

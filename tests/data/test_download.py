@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine: whole, resumed, cut short, wrong, a page instead of a file."""
+"""Downloads from a local server: complete, resumed, cut short, wrong, a page instead of a file."""
 
 import hashlib
 import http.server
@@ -111,7 +111,7 @@ def test_wrong_digest(server, tmp_path):
         caught.value
     )
     assert [p.name for p in tmp_path.iterdir()] == ["data.tar.lock"]
-    (tmp_path / "data.tar.part").write_bytes(b"a foreign part" * 10)
+    (tmp_path / "data.tar.part").write_bytes(b"of another file" * 10)
     with pytest.raises(IntegrityError):
         fetch(archive(server), tmp_path)
     assert fetch(archive(server), tmp_path).read_bytes() == CONTENT
@@ -131,7 +131,7 @@ def test_a_page_a_missing_file_and_no_server(server, tmp_path):
 
 
 def test_prepare_download_on_the_command_line(server, lab, monkeypatch):
-    """The whole way, with a server that stops once."""
+    """From start to end, with a server that stops once."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         info = tarfile.TarInfo("Task09_Spleen/labelsTr/spleen_2.nii.gz")

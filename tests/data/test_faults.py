@@ -173,7 +173,10 @@ FAULTS = {  # what is done to the folder, and what the message must say
         lambda r: (r / "labelsTr/c5.nii.gz").unlink(),
         ("cases without a label", "c5"),
     ),
-    "no dataset.json": (lambda r: (r / "dataset.json").unlink(), "neither the Decathlon nor the nnU-Net v2 layout"),
+    "no dataset.json": (
+        lambda r: (r / "dataset.json").unlink(),
+        "neither the Decathlon nor the nnU-Net v2 layout",
+    ),
     "a broken dataset.json": (lambda r: cut(r, "dataset.json"), "dataset.json cannot be read"),
     "a channel too many": (
         lambda r: save(r / "imagesTr/c1_0001.nii.gz", volume(1)),
