@@ -14,7 +14,7 @@ import click
 from segbench.text import safe
 
 if TYPE_CHECKING:
-    from segbench.config import Machine
+    from segbench.config import MachineSettings
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Settings:
     exit_code: int = 0
 
     @cached_property
-    def machine(self) -> Machine:
+    def machine(self) -> MachineSettings:
         """Machine settings with the options applied."""
         from segbench.config import machine_settings
 

@@ -1,6 +1,6 @@
-"""Machine settings: where things lie and how fast they go. Nothing that decides a number is set here.
+"""Machine settings: where files are and how fast things run. Nothing that decides a number is set here.
 
-Lowest to highest: built in, ``~/.config/segbench/config.yaml``, ``SEGBENCH_*``, flags.
+Later layers overrule earlier ones: built in, ``~/.config/segbench/config.yaml``, ``SEGBENCH_*``, flags.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from segbench.config.schema import Strict, flatten, suggest, validate
 from segbench.config.yaml import load_yaml, parse_scalar
 from segbench.errors import UsageError
 
-__all__ = ["Machine", "machine_settings"]
+__all__ = ["MachineSettings", "machine_settings"]
 
 ENV = "SEGBENCH_"
 
 
-class Machine(Strict):
-    """Settings of this machine; ``sources`` tells where each one was set."""
+class MachineSettings(Strict):
+    """Settings of this machine; ``sources`` holds where each one was set."""
 
     root: Path = Field(Path("segbench-out"), description="where runs are written")
     data_root: Path = Field(Path("segbench-data"), description="where prepared data lie")
@@ -44,13 +44,13 @@ class Machine(Strict):
     sources: dict[str, str] = Field({}, description="origin of each setting")
 
 
-SETTINGS = tuple(name for name in Machine.model_fields if name != "sources")
+SETTINGS = tuple(name for name in MachineSettings.model_fields if name != "sources")
 
 
 def machine_settings(
     env: Mapping[str, str] | None = None, user_config_path: Path | None = None, **flags: Any
-) -> Machine:
-    """The settings in force; flags that are None were not given.
+) -> MachineSettings:
+    """Return the settings in force; flags that are None were not given.
 
     Raises:
         UsageError: a wrong value, an unknown key, or a key that decides numbers in the user's file or environment.
@@ -65,12 +65,15 @@ def machine_settings(
     ):
         for key, (value, origin) in layer.items():
             if value is not None:
-                values[key], sources[key] = value, origin
+                values[key] = value
+                sources[key] = origin
     for key in ("root", "data_root"):
         if isinstance(values.get(key), (str, Path)):
             values[key] = str(Path(values[key]).expanduser())
     return validate(
-        Machine, {**values, "sources": sources}, lambda key: sources.get(key.partition(".")[0], "")
+        MachineSettings,
+        {**values, "sources": sources},
+        lambda key: sources.get(key.partition(".")[0], ""),
     )
 
 
@@ -110,7 +113,7 @@ def _environment(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 
 
 def _is_science(key: str) -> bool:
-    """Is ``key`` a protocol key, a part of one (``lr``, ``optim``), one below such a part, or a choice with a flag."""
+    """Return whether ``key`` is a protocol key, a part of one (``lr``, ``optim``), or a choice with a flag."""
     names = {*FLAGS, "seeds", "params"}
     for dotted in protocol_keys():
         names |= {dotted.replace(".", "_"), dotted.partition(".")[0], dotted.rpartition(".")[2]}

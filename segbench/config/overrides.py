@@ -1,4 +1,4 @@
-"""``-o key=value``, suite parameters and flags: which keys there are, and who set them."""
+"""``-o key=value``, suite parameters and flags: which keys exist, and where they were set."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ NOT_SETTABLE = (
 
 
 def protocol_keys() -> dict[str, FieldInfo]:
-    """Keys of a protocol that ``-o`` may change."""
+    """Return the keys of a protocol that ``-o`` may change."""
     return {key: field for key, field in leaves(Protocol).items() if key not in NOT_SETTABLE}
 
 
 @dataclass(frozen=True)
 class Value:
-    """A value somebody set, and who."""
+    """A value that the user set, and where."""
 
     value: Any
     origin: str
@@ -61,10 +61,10 @@ class Keys:
 
     @classmethod
     def of(cls, method: Any, backbone: Any) -> Keys:
-        """The keys of a method and a backbone class.
+        """Return the keys of a method and a backbone class.
 
         Raises:
-            PluginError: a parameter of the method bears the name of a protocol key or of a flag.
+            PluginError: a parameter of the method has the name of a protocol key or of a flag.
         """
         fields = method.Params.model_fields
         for name in sorted(fields.keys() & {*Protocol.model_fields, *FLAGS}):
@@ -76,10 +76,10 @@ class Keys:
         return cls(method.name, fields, own, protocol_keys())
 
     def check(self, values: Mapping[str, Value]) -> None:
-        """Every key must exist.
+        """Check that every key exists.
 
         Raises:
-            UsageError: with the nearest key, its type and default.
+            UsageError: an unknown key; names the nearest one with its type and default.
         """
         known = {**self.method, **self.backbone, **self.protocol}
         for key, value in values.items():
@@ -95,24 +95,20 @@ class Keys:
             )
 
     def suite(self, params: Mapping[str, Any] | None, where: Mapping[str, str]) -> dict[str, Value]:
-        """A suite's parameters for this method; nested mappings count as dotted keys."""
-        flat: dict[str, Any] = {}
+        """Return a suite's parameters for this method; nested mappings count as dotted keys."""
+        values: dict[str, Value] = {}
         for key, value in (params or {}).items():
-            flat |= (
-                {key: value}
-                if key in self.method or not isinstance(value, Mapping)
-                else flatten({key: value})
-            )
-        return {
-            key: Value(value, where.get(key) or where.get(key.partition(".")[0]) or "suite")
-            for key, value in flat.items()
-        }
+            origin = where.get(key) or "suite"
+            nested = isinstance(value, Mapping) and key not in self.method
+            for dotted, single in (flatten({key: value}) if nested else {key: value}).items():
+                values[dotted] = Value(single, origin)
+        return values
 
 
 def parse_overrides(
     overrides: Iterable[str] | Mapping[str, Any], origin: str = "-o"
 ) -> dict[str, Value]:
-    """``["decay=0.9", "optim.lr=1e-3"]`` (or a mapping, from Python) as typed values.
+    """Return ``["decay=0.9", "optim.lr=1e-3"]``, or a mapping from Python, as typed values.
 
     Raises:
         UsageError: no ``=``, an empty key, or one key twice.

@@ -1,4 +1,4 @@
-"""Protocols: everything two runs must share to be comparable; named, versioned files in ``benchmarks/protocols``."""
+"""Protocols: everything that comparable runs share. Named, versioned files in ``benchmarks/protocols``."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class BackboneChoice(Strict):
 
 
 class Protocol(Strict):
-    """One way to train and evaluate. ``labeled`` and ``backbone`` are choices for when nothing else is said."""
+    """One way to train and evaluate. ``labeled``, ``methods`` and ``backbone`` are defaults that a user may overrule."""
 
     name: str = Field(min_length=1, description="the file's stem")
     version: int = Field(1, ge=1, description="raised whenever a value changes")
@@ -127,66 +127,80 @@ class Protocol(Strict):
 
     @property
     def least(self) -> Edge | None:
-        """Below this size a volume is padded; None where every slice is resized to the patch."""
+        """The size to which smaller volumes are padded; None where every slice is resized to the patch."""
         return None if self.crop.labeled == "zoom" else self.patch
 
     @model_validator(mode="after")
-    def _consistent(self) -> Protocol:
-        if len(self.patch) not in (2, 3) or min(self.patch) < 1:
+    def _check_patch(self) -> Protocol:
+        axes = len(self.patch)
+        if axes not in (2, 3) or min(self.patch) < 1:
             raise ValueError(f"patch: expected two or three edges ≥ 1, got {list(self.patch)}")
         stride = self.inference.stride
-        if len(stride) != len(self.patch) or any(
-            not 1 <= s <= p for s, p in zip(stride, self.patch, strict=False)
-        ):
+        fits = len(stride) == axes
+        for step, edge in zip(stride, self.patch, strict=False):
+            fits = fits and 1 <= step <= edge
+        if not fits:
             raise ValueError(
-                f"inference.stride: expected {len(self.patch)} numbers from 1 to the patch's edge "
+                f"inference.stride: expected {axes} numbers from 1 to the patch's edge "
                 f"{list(self.patch)}, got {list(stride)}"
             )
-        if isinstance(self.downsample, dict) and any(
-            len(f) != len(self.patch) for f in self.downsample.values()
-        ):
-            raise ValueError(
-                f"downsample: expected {len(self.patch)} factors for each data set, got {self.downsample}"
-            )
-        if any(n < 1 for n in self.labeled):
-            raise ValueError(f"labeled: expected counts ≥ 1, got {list(self.labeled)}")
-        if (self.crop.labeled == "zoom") != (self.crop.unlabeled == "zoom"):
+        if isinstance(self.downsample, dict):
+            for factors in self.downsample.values():
+                if len(factors) != axes:
+                    raise ValueError(
+                        f"downsample: expected {axes} factors for each data set, got {self.downsample}"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _check_crop(self) -> Protocol:
+        crop = self.crop
+        if (crop.labeled == "zoom") != (crop.unlabeled == "zoom"):
             raise ValueError("crop: zoom is for both streams or for none")
-        if self.crop.foreground and (self.crop.labeled != "random" or self.augment == "turn"):
+        if crop.foreground and (crop.labeled != "random" or self.augment == "turn"):
             raise ValueError("crop.foreground needs crop.labeled random, and no augment turn")
-        if len(self.patch) == 3 and (self.augment == "turn" or self.crop.labeled == "zoom"):
+        if len(self.patch) == 3 and (self.augment == "turn" or crop.labeled == "zoom"):
             raise ValueError(
                 "augment turn and crop zoom are for slices: they need a patch of two edges"
             )
-        marks = self.optim.milestones
-        if self.optim.schedule == "step" and not marks:
+        return self
+
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> Protocol:
+        milestones = list(self.optim.milestones)
+        if self.optim.schedule == "step" and not milestones:
             raise ValueError("optim.milestones: a step schedule needs at least one")
-        if list(marks) != sorted(set(marks)) or any(
-            not 0 < m <= self.optim.reference for m in marks
-        ):
+        rising = milestones == sorted(set(milestones))
+        within = all(0 < step <= self.optim.reference for step in milestones)
+        if not rising or not within:
             raise ValueError(
                 f"optim.milestones: expected rising steps within optim.reference = "
-                f"{self.optim.reference}, got {list(marks)}"
+                f"{self.optim.reference}, got {milestones}"
             )
-        if not all(0 <= b < 1 for b in self.optim.betas):
+        if not all(0 <= beta < 1 for beta in self.optim.betas):
             raise ValueError(
                 f"optim.betas: expected numbers in [0, 1), got {list(self.optim.betas)}"
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_labeled(self) -> Protocol:
+        if any(count < 1 for count in self.labeled):
+            raise ValueError(f"labeled: expected counts ≥ 1, got {list(self.labeled)}")
+        return self
+
     def factors(self, dataset: str, dims: int) -> tuple[int, ...]:
-        """By how much a data set's volumes of ``dims`` axes are reduced along each."""
+        """Return by how much a data set's volumes of ``dims`` axes are reduced along each axis."""
         if isinstance(self.downsample, int):
             return (self.downsample,) * dims
         chosen = self.downsample.get(dataset, (1,) * dims)
-        return (
-            *chosen,
-            *(1,) * (dims - len(chosen)),
-        )  # a network for slices leaves their number alone
+        # A protocol for slices has two factors: the number of slices stays as it is.
+        unchanged = (1,) * (dims - len(chosen))
+        return chosen + unchanged
 
 
 def _files() -> dict[str, Path]:
-    """Protocol files by name over all roots (built in, then ``SEGBENCH_PATH``)."""
+    """Return the protocol files by name, in all plug-in folders (built in, then ``SEGBENCH_PATH``)."""
     found: dict[str, Path] = {}
     for root in importlib.import_module("segbench").__path__:
         for file in sorted((Path(root) / "benchmarks" / "protocols").glob("*.yaml")):
@@ -202,18 +216,18 @@ def _files() -> dict[str, Path]:
 
 
 def protocol_names() -> list[str]:
-    """Names of the protocols that can be asked for, sorted."""
+    """Return the names of all protocols, sorted."""
     return sorted(_files())
 
 
 def protocols_for(datasets: Iterable[str]) -> list[str]:
-    """Names of the protocols made for exactly these data sets together."""
+    """Return the names of the protocols made for exactly these data sets together."""
     wanted = set(datasets)
     return [name for name in protocol_names() if set(load_protocol(name).datasets) == wanted]
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:
-    """A protocol by its name, or from a ``.yaml`` file.
+    """Return a protocol by its name, or from a ``.yaml`` file.
 
     Raises:
         UsageError: no such protocol, a key or value is wrong, or a file's ``name`` is not its stem or is taken.
@@ -222,7 +236,7 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
 
 
 def read_protocol(name_or_path: str | Path) -> tuple[Protocol, dict[str, str]]:
-    """The protocol and the origin of each key: ``protocol la``, ``mine.yaml:14`` or ``default``."""
+    """Return a protocol and the origin of each key: ``protocol la``, ``mine.yaml:14`` or ``default``."""
     known = _files()
     text = str(name_or_path)
     by_path = text.endswith((".yaml", ".yml"))

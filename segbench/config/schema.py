@@ -1,4 +1,4 @@
-"""Typed coercion against pydantic models, with messages that name key, expectation, value and origin."""
+"""Validation with pydantic models, with messages that name the key, what was expected, the value and who set it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 
 class Strict(BaseModel):
-    """Base of the configuration's models: frozen, no unknown keys, no NaN."""
+    """Base of all models of the configuration: frozen, no unknown keys, no NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -30,13 +30,13 @@ class Strict(BaseModel):
 def validate(
     model: type[M], data: Mapping[str, Any], origin: Callable[[str], str], prefix: str = ""
 ) -> M:
-    """``data`` as ``model``, every value of the declared type, defaults included (a default 1 of a float is 1.0).
+    """Return ``data`` as a ``model`` whose values all have the declared types, also the defaults.
 
-    No guessing: text is never read as a number, nor 1 as true. ``origin`` tells where a dotted key (``prefix``
-    included) was set.
+    Nothing is guessed: text is never read as a number, nor 1 as true. ``origin`` returns where a dotted key, with
+    ``prefix``, was set.
 
     Raises:
-        UsageError: ``lr: expected float > 0, got 'abc' (suite.yaml:12)``, one line for each fault.
+        UsageError: ``lr: expected float > 0, got 'abc' (suite.yaml:12)``, one line per fault.
     """
     try:
         first = model.model_validate_json(_json(data), strict=True)
@@ -47,21 +47,28 @@ def validate(
 
 
 def _json(data: Mapping[str, Any]) -> str:
-    # NaN passes here and is refused by the models, which know the key. numpy's scalars and arrays have tolist.
-    return json.dumps(
-        data, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
-    )
+    # NaN passes here: the models refuse it, and they know its key.
+    return json.dumps(data, default=_plain_value)
+
+
+def _plain_value(value: Any) -> Any:
+    """Return values of numpy as Python's, and anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def _message(model: type[BaseModel], fault: Any, origin: Callable[[str], str], prefix: str) -> str:
-    owner, field, path = _field(model, [part for part in fault["loc"] if isinstance(part, str)])
+    """Return one line about one of pydantic's faults."""
+    names = [part for part in fault["loc"] if isinstance(part, str)]
+    owner, field, path = _field(model, names)
     key = prefix + ".".join(path)
     text = fault["msg"].removeprefix("Value error, ")
-    if not path and (named := text.partition(":")[0]) in leaves(
-        model
-    ):  # a model's own check that begins with a key
-        key, text = prefix + named, text.partition(":")[2].strip()
-    place = f" ({where})" if (where := origin(key)) else ""
+    # The models' own checks concern several keys; their messages begin with the one to name.
+    named, _, rest = text.partition(":")
+    if not path and named in leaves(model):
+        key = prefix + named
+        text = rest.strip()
+    set_by = origin(key)
+    place = f" ({set_by})" if set_by else ""
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'.{suggest(path[-1], owner.model_fields)}{place}"
     if fault["type"] == "missing":
@@ -69,20 +76,29 @@ def _message(model: type[BaseModel], fault: Any, origin: Callable[[str], str], p
     if fault["type"] == "value_error" or field is None:
         return f"{key}: {text}{place}" if key else f"{text}{place}"
     value = fault["input"]
-    zero = isinstance(value, str) and value[1:].isdigit() and value.lstrip("+-").startswith("0")
-    hint = "; a number has no leading zero" if zero else ""
+    hint = "; a number has no leading zero" if _has_leading_zero(value) else ""
     return f"{key}: expected {describe(field)}, got {value!r}{hint}{place}"
+
+
+def _has_leading_zero(value: object) -> bool:
+    if not isinstance(value, str) or not value[1:].isdigit():
+        return False
+    return value.lstrip("+-").startswith("0")
 
 
 def _field(
     model: type[BaseModel], path: list[str]
 ) -> tuple[type[BaseModel], FieldInfo | None, list[str]]:
-    """The field ``path`` leads to, the model that owns it, and the path as far as declared (unions add to it)."""
-    owner, field = model, None
-    for i, part in enumerate(path, 1):
+    """Return the model that owns a field, the field, and the path to it.
+
+    pydantic adds the members of unions to the path; these are left out.
+    """
+    owner = model
+    field = None
+    for length, part in enumerate(path, 1):
         field = owner.model_fields.get(part)
-        if field is None or not _is_model(field.annotation) or i == len(path):
-            return owner, field, path[:i]
+        if field is None or not _is_model(field.annotation) or length == len(path):
+            return owner, field, path[:length]
         owner = field.annotation  # type: ignore[assignment]
     return owner, field, path
 
@@ -92,63 +108,76 @@ def _is_model(annotation: Any) -> bool:
 
 
 def describe(field: FieldInfo) -> str:
-    """A field's type and range in words: ``float > 0``, ``int in [0, 4)``, ``one of random, center``."""
+    """Return a field's type and range in words: ``float > 0``, ``int in [0, 4)``, ``one of random, center``."""
     if any(getattr(meta, "pattern", None) for meta in field.metadata):
         return field.description or "text"
-    return _bounded(_type(field.annotation), field.metadata)
+    return _with_bounds(_type(field.annotation), field.metadata)
 
 
-def _bounded(text: str, metadata: Iterable[Any]) -> str:
-    bounds = {
-        sign: getattr(meta, sign) for meta in metadata for sign in _SIGNS if hasattr(meta, sign)
-    }
-    low, high = (
-        next((s for s in ("gt", "ge") if s in bounds), ""),
-        next((s for s in ("lt", "le") if s in bounds), ""),
-    )
+def _with_bounds(text: str, metadata: Iterable[Any]) -> str:
+    bounds = {}
+    for meta in metadata:
+        for sign in _SIGNS:
+            if hasattr(meta, sign):
+                bounds[sign] = getattr(meta, sign)
+    low = "gt" if "gt" in bounds else "ge" if "ge" in bounds else ""
+    high = "lt" if "lt" in bounds else "le" if "le" in bounds else ""
     if low and high:
-        return f"{text} in {'(' if low == 'gt' else '['}{bounds[low]}, {bounds[high]}{')' if high == 'lt' else ']'}"
-    return text + "".join(f" {_SIGNS[sign]} {bounds[sign]}" for sign in (low, high) if sign)
+        opening = "(" if low == "gt" else "["
+        closing = ")" if high == "lt" else "]"
+        return f"{text} in {opening}{bounds[low]}, {bounds[high]}{closing}"
+    for sign in (low, high):
+        if sign:
+            text += f" {_SIGNS[sign]} {bounds[sign]}"
+    return text
 
 
 def _type(annotation: Any) -> str:
-    origin, args = get_origin(annotation), get_args(annotation)
+    """Return a type annotation in words."""
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin is Annotated:
-        return _bounded(
-            _type(args[0]), [meta for arg in args[1:] for meta in getattr(arg, "metadata", [arg])]
-        )
+        metadata: list[Any] = []
+        for argument in arguments[1:]:
+            metadata += getattr(argument, "metadata", [argument])
+        return _with_bounds(_type(arguments[0]), metadata)
     if origin is Literal:
-        return repr(args[0]) if len(args) == 1 else "one of " + ", ".join(map(str, args))
+        choices = ", ".join(map(str, arguments))
+        return repr(arguments[0]) if len(arguments) == 1 else f"one of {choices}"
     if origin in (Union, types.UnionType):
-        return " or ".join(_type(arg) for arg in args)
+        return " or ".join(_type(argument) for argument in arguments)
     if origin in (tuple, list):
-        any_length = origin is list or Ellipsis in args
-        return f"list of {_type(args[0])}" if any_length else f"list of {len(args)} numbers"
+        if origin is list or Ellipsis in arguments:
+            return f"list of {_type(arguments[0])}"
+        return f"list of {len(arguments)} numbers"
     if _is_model(annotation) or origin is dict:
         return "mapping"
     return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def suggest(key: str, known: Mapping[str, FieldInfo] | Iterable[str]) -> str:
-    """``" Did you mean 'decay' (float in [0, 1), default 0.99)?"`` for the nearest known key, or nothing."""
-    names = list(known)
-    # 'lr' should find 'optim.lr': the last part of a dotted name counts as well.
-    short = {name.rpartition(".")[2]: name for name in names}
-    last = difflib.get_close_matches(key.lower().rpartition(".")[2], list(short), n=1, cutoff=0.6)
-    close = difflib.get_close_matches(key.lower(), names, n=1, cutoff=0.6) or [
-        short[name] for name in last
-    ]
-    if not close:
+    """Return ``" Did you mean 'decay' (float in [0, 1), default 0.99)?"`` for the nearest known key, or nothing."""
+    close = _closest(key, list(known))
+    if close is None:
         return ""
-    field = known[close[0]] if isinstance(known, Mapping) else None
+    field = known[close] if isinstance(known, Mapping) else None
     if field is None:
-        return f" Did you mean '{close[0]}'?"
-    default = (
-        ""
-        if field.is_required()
-        else f", default {_shown(field.get_default(call_default_factory=True))}"
-    )
-    return f" Did you mean '{close[0]}' ({describe(field)}{default})?"
+        return f" Did you mean '{close}'?"
+    default = ""
+    if not field.is_required():
+        default = f", default {_shown(field.get_default(call_default_factory=True))}"
+    return f" Did you mean '{close}' ({describe(field)}{default})?"
+
+
+def _closest(key: str, names: list[str]) -> str | None:
+    """Return the most similar name; the last part of a dotted name counts too, so that 'lr' finds 'optim.lr'."""
+    wanted = key.lower()
+    close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
+    if close:
+        return close[0]
+    by_last_part = {name.rpartition(".")[2]: name for name in names}
+    last = difflib.get_close_matches(wanted.rpartition(".")[2], list(by_last_part), n=1, cutoff=0.6)
+    return by_last_part[last[0]] if last else None
 
 
 def _shown(value: Any) -> str:
@@ -156,7 +185,7 @@ def _shown(value: Any) -> str:
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
-    """All keys of a model and its nested models, dotted."""
+    """Return all keys of a model and its nested models, dotted."""
     found: dict[str, FieldInfo] = {}
     for name, field in model.model_fields.items():
         if _is_model(field.annotation):
@@ -167,7 +196,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
+    """Return nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, Mapping) and value:
@@ -178,7 +207,7 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``flatten``."""
+    """Return the nested mapping of which ``flatten`` makes ``flat``."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, last = key.split(".")

@@ -1,7 +1,7 @@
-"""Strict YAML: what a file says is what is meant.
+"""Strict YAML, without surprises.
 
-Plain scalars follow YAML 1.2's core schema: ``1e-4`` is a number, ``no`` is text, ``010`` and ``12:30:45`` are text too
-(and then refused where a number is wanted). Refused with file, line and column: duplicate keys, keys that are not text,
+Plain scalars follow YAML 1.2's core schema: ``1e-4`` is a number, and ``no``, ``010`` and ``12:30:45`` are text (which is
+refused where a number is expected). Refused with file, line and column: duplicate keys, keys that are not text,
 anchors, aliases, tags, tabs, NaN and infinity, nesting deeper than 20, files over 1 MB.
 """
 
@@ -33,7 +33,7 @@ _EDGES = re.compile(r"[0-9]+(?:[x×][0-9]+)+")
 
 
 class Document(dict[str, Any]):
-    """A file's top-level mapping. Plain dicts, lists and scalars inside; ``where`` knows the place of every value."""
+    """A file's top-level mapping of plain dicts, lists and scalars; ``where`` returns the place of a value."""
 
     def __init__(
         self, values: dict[str, Any], file: str, marks: dict[tuple[str | int, ...], tuple[int, int]]
@@ -43,11 +43,12 @@ class Document(dict[str, Any]):
         self._marks = marks
 
     def where(self, *path: str | int, column: bool = True) -> str:
-        """``file:line:column`` of the value at ``path``, or of the nearest enclosing one."""
+        """Return ``file:line:column`` of the value at ``path``, or of the nearest enclosing one."""
         while path and path not in self._marks:
             path = path[:-1]
-        line, col = self._marks.get(path, (1, 1))
-        return f"{self.file}:{line}:{col}" if column else f"{self.file}:{line}"
+        line, column_number = self._marks.get(path, (1, 1))
+        place = f"{self.file}:{line}"
+        return f"{place}:{column_number}" if column else place
 
 
 def load_yaml(path: str | Path) -> Document:
@@ -77,7 +78,7 @@ def load_yaml(path: str | Path) -> Document:
 
 
 def parse_yaml(text: str, name: str = "<text>") -> Document:
-    """The same for text; ``name`` stands for the file in messages."""
+    """Read text as ``load_yaml`` reads a file; ``name`` stands for the file in messages."""
     for number, line in enumerate(text.split("\n"), 1):
         if "\t" in line:
             raise UsageError(
@@ -109,7 +110,7 @@ def parse_yaml(text: str, name: str = "<text>") -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; scalars are understood by ``_plain``, so no constructor of PyYAML ever runs."""
+    """Composes nodes only; ``_plain`` interprets scalars, so no constructor of PyYAML ever runs."""
 
     def __init__(self, text: str, name: str) -> None:
         super().__init__(text)
@@ -118,15 +119,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
-        refused = (
-            "an alias"
-            if isinstance(event, yaml.AliasEvent)
-            else "an anchor"
-            if getattr(event, "anchor", None) is not None
-            else "a tag"
-            if getattr(event, "tag", None) is not None
-            else None
-        )
+        refused = _refused(event)
         if refused:
             raise UsageError(
                 f"{refused} is not allowed here",
@@ -145,19 +138,36 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _refused(event: Any) -> str | None:
+    """Return the name of a YAML feature that is not allowed, None for anything else."""
+    if isinstance(event, yaml.AliasEvent):
+        return "an alias"
+    if getattr(event, "anchor", None) is not None:
+        return "an anchor"
+    if getattr(event, "tag", None) is not None:
+        return "a tag"
+    return None
+
+
 def _place(name: str, mark: Any) -> str:
     return f"{name}:{mark.line + 1}:{mark.column + 1}"
 
 
-def _value(node: Any, path: tuple[str | int, ...], marks: dict, name: str) -> Any:
+def _value(
+    node: Any,
+    path: tuple[str | int, ...],
+    marks: dict[tuple[str | int, ...], tuple[int, int]],
+    name: str,
+) -> Any:
+    """Return a node as plain Python values and note in ``marks`` where each of them stands."""
     marks[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
     if isinstance(node, yaml.SequenceNode):
         return [_value(item, (*path, i), marks, name) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
         return {key: _value(item, (*path, key), marks, name) for key, item in _keys(node, name)}
-    return (
-        node.value if node.style is not None else _plain(node.value, _place(name, node.start_mark))
-    )
+    if node.style is not None:  # quoted
+        return node.value
+    return _plain(node.value, _place(name, node.start_mark))
 
 
 def _keys(node: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -178,7 +188,7 @@ def _keys(node: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(text: str, where: str) -> Any:
-    """What an unquoted scalar means."""
+    """Return the value of an unquoted scalar."""
     if text in _BOOLS:
         return _BOOLS[text]
     if text in _NULLS:
@@ -195,31 +205,36 @@ def _plain(text: str, where: str) -> Any:
             raise UsageError("the number is too large", where=where, found=text[:30])
         return int(text)
     if _FLOAT.fullmatch(text):
-        if not math.isfinite(value := float(text)):
+        value = float(text)
+        if not math.isfinite(value):
             raise UsageError("the number is too large", where=where, found=text[:30])
         return value
     return text
 
 
 def parse_scalar(text: str, where: str = "-o") -> Any:
-    """The value of ``-o key=value``: scalars as in the YAML files, ``96x96x64`` and ``96,96,64`` are lists.
+    """Return the value of ``-o key=value``.
 
-    ``[0.5, 0.999]`` is a list as well, ``8,`` a list of one; quotes make text of anything.
+    Scalars are read as in YAML files. ``96x96x64``, ``96,96,64`` and ``[96, 96, 64]`` are lists, and ``8,`` is a list of one
+    number. Anything in quotes is text.
     """
     text = text.strip()
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
         return text[1:-1]
     if _EDGES.fullmatch(text):
         return [_plain(edge, where) for edge in re.split("[x×]", text)]
-    inner = text[1:-1].strip() if text.startswith("[") and text.endswith("]") else text
-    if inner != text or "," in text:
+    bracketed = text.startswith("[") and text.endswith("]")
+    if bracketed or "," in text:
+        inner = text[1:-1] if bracketed else text
         parts = [part.strip() for part in inner.split(",")]
-        return [parse_scalar(part, where) for part in (parts[:-1] if parts[-1] == "" else parts)]
+        if parts[-1] == "":  # after a last comma
+            parts.pop()
+        return [parse_scalar(part, where) for part in parts]
     return _plain(text, where)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block style, no anchors, and quotes around every text that would be read as something else."""
+    """Writes block style without anchors, and quotes text that would be read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -245,11 +260,11 @@ _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def dump_yaml(obj: Any) -> str:
-    """Text which ``load_yaml`` reads back identically (tuples as lists). Keys keep their order.
+    """Return text that ``load_yaml`` reads back identically (tuples as lists). Keys keep their order.
 
     Raises:
         ValueError: a number is not finite.
-        yaml.YAMLError: something that is not a mapping, list, text, number, truth value or None.
+        yaml.YAMLError: a value is not a mapping, list, text, number, truth value or None.
     """
     _check_finite(obj)
     return yaml.dump(
@@ -265,7 +280,11 @@ def dump_yaml(obj: Any) -> str:
 def _check_finite(obj: Any) -> None:
     if isinstance(obj, float) and not math.isfinite(obj):
         raise ValueError(f"not a finite number: {obj}")
-    for item in (
-        obj.values() if isinstance(obj, dict) else obj if isinstance(obj, (list, tuple)) else ()
-    ):
+    if isinstance(obj, dict):
+        items = list(obj.values())
+    elif isinstance(obj, (list, tuple)):
+        items = list(obj)
+    else:
+        return
+    for item in items:
         _check_finite(item)
