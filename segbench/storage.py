@@ -19,9 +19,8 @@ import numpy as np
 
 from segbench.errors import BusyError, StorageError
 
-_held: set[Path] = (
-    set()
-)  # POSIX locks do not exclude a second holder in the same process; this does
+# POSIX locks do not exclude a second holder in the same process; this set does.
+_held: set[Path] = set()
 _STORAGE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -33,7 +32,7 @@ _STORAGE = {
 
 
 def storage_error(error: OSError, path: Path) -> StorageError:
-    """The error a user sees when ``path`` cannot be written."""
+    """Return the error that the user sees when ``path`` cannot be written."""
     free = None
     with suppress(OSError):
         free = f"{shutil.disk_usage(existing(path)).free / 1e9:.1f} GB free"
@@ -46,15 +45,15 @@ def storage_error(error: OSError, path: Path) -> StorageError:
 
 
 def existing(path: Path) -> Path:
-    """``path`` itself or its nearest parent that exists."""
+    """Return ``path`` itself, or its nearest parent that exists."""
     return next(p for p in (path, *path.parents) if p.exists())
 
 
 def make_folder(path: Path) -> None:
-    """A folder and its parents.
+    """Create a folder and its parents.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -63,17 +62,20 @@ def make_folder(path: Path) -> None:
 
 
 def is_storage(error: OSError) -> bool:
-    """Whether it tells of a disk that is full or may not be written to, and not of a file that is missing."""
+    """Return whether the disk is full or not writable, as opposed to a missing file."""
     return error.errno in _STORAGE
 
 
 def temp_path(path: Path) -> Path:
-    """A fresh hidden name beside ``path``; ``sweep`` removes what a killed process left under such names."""
+    """Return a new hidden name beside ``path``.
+
+    ``sweep`` removes the files that a killed process leaves under such names.
+    """
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files and folders left by dead processes. Call it only while holding the folder's lock."""
+    """Remove temporary files and folders of dead processes; the caller must hold the lock."""
     for path in folder.glob(".*.tmp"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -82,13 +84,14 @@ def sweep(folder: Path) -> None:
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
-    """Write a file so that a reader sees the old or the new content, whatever happens in between.
+    """Write a file so that a reader sees either the old or the new content, even after a crash.
 
     Args:
-        content: the bytes, or a function that writes them to the binary file it is given.
+        content: the bytes, or a function that writes them to a binary file.
 
     Raises:
-        StorageError: disk full, quota, read-only; the old file is untouched and no temporary file stays.
+        StorageError: the disk is full or read-only, or the quota is used up. The old file is
+            unchanged then, and no temporary file is left.
     """
     path = Path(path)
     temp = temp_path(path)
@@ -112,7 +115,10 @@ def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) 
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename over ``target`` and make it durable. A network file system may report an error though it has renamed."""
+    """Rename a file over ``target`` and make that durable.
+
+    Network file systems may report an error although they have renamed the file.
+    """
     inode = os.stat(source).st_ino
     for wait in (0.05, 0.2, 0.8, None):
         try:
@@ -129,7 +135,7 @@ def replace(source: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable; some network file systems cannot, which is no reason to fail."""
+    """Make renames in a folder durable, on file systems that can."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -140,15 +146,16 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
-    """Hold the lock file ``path``; the kernel frees it when the process dies, so it is never stale.
+    """Hold the lock file ``path``.
 
-    POSIX locks (``lockf``): children do not inherit them, and they hold on NFS. The file stays behind: harmless.
+    The kernel releases the lock when the process dies, so it is never stale. POSIX locks
+    (``lockf``) are not inherited by children and work on NFS. The file itself is not deleted.
 
     Args:
         wait: seconds to wait for another holder.
 
     Raises:
-        BusyError: somebody else holds it; names process, host and since when.
+        BusyError: another process holds it. The message names the process, its host and the time.
         StorageError: the folder is not writable or its file system has no locks.
     """
     path = Path(path).resolve()
@@ -203,7 +210,7 @@ def _try_lock(handle: int, path: Path) -> bool:
 
 
 def file_digest(path: str | Path) -> str:
-    """blake2b (32 hex digits) of a file's bytes."""
+    """Return the blake2b digest (32 hex digits) of a file's bytes."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -212,14 +219,17 @@ def file_digest(path: str | Path) -> str:
 
 
 def array_digest(array: np.ndarray) -> str:
-    """blake2b (32 hex digits) of dtype, shape and values; memory order does not count."""
+    """Return the blake2b digest (32 hex digits) of dtype, shape and values.
+
+    The order in memory does not matter.
+    """
     digest = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
 def json_bytes(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, no NaN, one trailing line break."""
+    """Return canonical JSON: sorted keys, no NaN, one line break at the end."""
     return (
         json.dumps(value, sort_keys=True, allow_nan=False, indent=1, ensure_ascii=False) + "\n"
     ).encode()

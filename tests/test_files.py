@@ -1,6 +1,7 @@
 """Atomic writes, locks and digests."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def none(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files.fcntl, "lockf", none)
+    monkeypatch.setattr(fcntl, "lockf", none)
     with pytest.raises(StorageError, match="no locks"), files.lock(tmp_path / "lock"):
         pass
 

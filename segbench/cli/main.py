@@ -120,7 +120,7 @@ def run(argv: list[str]) -> int:
         document = _error_document("UsageError", USAGE, error.format_message())
         return _fail(settings, argv, document, _usage_text(error))
     except SegbenchError as error:
-        # Keep what is known in spite of the error, such as a suite's counts.
+        # Add what is known although the command failed, such as a suite's counts.
         document = {**(settings.document or {}), **error.to_dict()}
         return _fail(settings, argv, document, error_text(error))
     except (KeyboardInterrupt, click.Abort):

@@ -188,7 +188,7 @@ MACHINE_OPTIONS = (
 
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the machine options; the command gets them as ``machine_options``."""
-    return _bundled(command, "machine_options", MachineOptions, MACHINE_OPTIONS)
+    return bundled(command, "machine_options", MachineOptions, MACHINE_OPTIONS)
 
 
 # -- what to compute -------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ SCIENCE_OPTIONS = (
 
 def science_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that decide the numbers; the command gets them as ``science``."""
-    return _bundled(command, "science", ScienceOptions, SCIENCE_OPTIONS)
+    return bundled(command, "science", ScienceOptions, SCIENCE_OPTIONS)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -295,7 +295,7 @@ def parse_seeds(text: str) -> list[int]:
     raise UsageError(f"--seeds: '{text}'", expected="a range such as 0-2 or a list such as 0,1,5")
 
 
-def _bundled(
+def bundled(
     command: Callable[..., Any], name: str, kind: Callable[..., Any], options: Sequence[Any]
 ) -> Callable[..., Any]:
     """Add options to a command, which gets their values as one object."""

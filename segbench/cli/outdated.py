@@ -25,8 +25,9 @@ def outdated_results(boards: Iterable[Board]) -> list[str]:
                     continue
                 same = [other for other in row.runs if other.draw == run.draw]
                 count = "1 result" if len(same) == 1 else f"{len(same)} results"
+                changed = safe(", ".join(parts))
+                what = f"{count} of {safe(row.method)} on {safe(board.dataset)}"
                 texts[command(same)] = (
-                    f"{count} of {safe(row.method)} on {safe(board.dataset)} computed by older code "
-                    f"(changed since: {safe(', '.join(parts))}); to retrain:"
+                    f"{what} computed by older code (changed since: {changed}); to retrain:"
                 )
     return [f"{text}\n  {line}" for line, text in texts.items()]

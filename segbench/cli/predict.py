@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import click
 from segbench.cli.options import (
     Command,
     MachineOptions,
+    bundled,
     device_option,
     mismatch_option,
     size_option,
@@ -27,29 +30,48 @@ BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 DISCLAIMER = "for research only: not a medical device, not for diagnosis or treatment"
 
 
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where and what to write."""
+
+    out: Path
+    with_probabilities: bool
+    overwrite: bool
+
+
+OUTPUT_OPTIONS = (
+    click.option(
+        "-o",
+        "--out",
+        metavar="DIR",
+        required=True,
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Folder for the label files.",
+    ),
+    click.option(
+        "--probs",
+        "with_probabilities",
+        is_flag=True,
+        help="Also write the probability of each class, as a 4-D file.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace existing results."),
+)
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about the output; the command gets them as ``output``."""
+    return bundled(command, "output", OutputOptions, OUTPUT_OPTIONS)
+
+
 @click.command(cls=Command)
 @click.argument("wanted", metavar="RUN")
 @click.argument(
     "inputs", metavar="FILE|DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@click.option(
-    "-o",
-    "--out",
-    metavar="DIR",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the label files.",
-)
+@output_options
 @click.option(
     "--dataset", metavar="NAME", help="Data set whose classes to segment, if the run has several."
 )
-@click.option(
-    "--probs",
-    "with_probabilities",
-    is_flag=True,
-    help="Also write the probability of each class, as a 4-D file.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace existing results.")
 @device_option
 @mismatch_option
 @size_option
@@ -58,10 +80,8 @@ def predict(
     settings: Settings,
     wanted: str,
     inputs: tuple[Path, ...],
-    out: Path,
+    output: OutputOptions,
     dataset: str | None,
-    with_probabilities: bool,
-    overwrite: bool,
     device: str | None,
 ) -> None:
     """Segment your own scans with a finished RUN.
@@ -79,9 +99,9 @@ def predict(
 
     predictor = _predictor(settings, wanted, dataset, device)
     scans = find_scans(inputs, predictor.store.channels)
-    results = {scan.name: _result_files(scan, out, with_probabilities) for scan in scans}
-    _refuse_to_overwrite(scans, results, out, overwrite)
-    make_folder(out)
+    results = {scan.name: _result_files(scan, output) for scan in scans}
+    _refuse_to_overwrite(scans, results, output)
+    make_folder(output.out)
     settings.say(DISCLAIMER)
     warnings = left_out(inputs, scans)
     for warning in warnings:
@@ -176,24 +196,24 @@ def _source(names: list[str], dataset: str | None) -> int:
     return names.index(name)
 
 
-def _result_files(scan: Scan, out: Path, with_probabilities: bool) -> list[Path]:
-    kinds = ["seg", "probs"] if with_probabilities else ["seg"]
-    return [out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]
+def _result_files(scan: Scan, output: OutputOptions) -> list[Path]:
+    kinds = ["seg", "probs"] if output.with_probabilities else ["seg"]
+    return [output.out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]
 
 
 def _refuse_to_overwrite(
-    scans: list[Scan], results: dict[str, list[Path]], out: Path, overwrite: bool
+    scans: list[Scan], results: dict[str, list[Path]], output: OutputOptions
 ) -> None:
     inputs = {file.resolve() for scan in scans for file in scan.files}
     existing = [file for files in results.values() for file in files if file.exists()]
     if any(file.resolve() in inputs for file in existing):
         raise UsageError(
-            "a result would replace a scan", where=out, fix="choose another folder: -o DIR"
+            "a result would replace a scan", where=output.out, fix="choose another folder: -o DIR"
         )
-    if existing and not overwrite:
+    if existing and not output.overwrite:
         raise UsageError(
             "results exist already",
-            where=out,
+            where=output.out,
             found=first_few(existing),
             fix="--overwrite, or another folder: -o DIR",
         )

@@ -1,7 +1,8 @@
-"""What a training costs: processor time, memory, energy, and how many volumes go through the networks in a step.
+"""The cost of a training: processor time, memory, energy, and volumes per step.
 
-Nothing here changes a number or the time of a step: volumes are counted in the first step that is done of each phase, the
-rest is read from the system when a checkpoint is written, and added up over the attempts of a run.
+Volumes through the networks are counted in the first step of each phase. The rest is read from the
+system when a checkpoint is written, and added up over the attempts of a run. Nothing here changes a
+number or slows down other steps.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Cost:
             torch.cuda.reset_peak_memory_stats(device)
 
     def restore(self, stored: dict[str, Any] | None) -> None:
-        """Take over what earlier attempts used; None: nobody knows."""
+        """Add what earlier attempts used; None: it is unknown."""
         self._before = dict(
             stored
             or {"cpu_seconds": None, "energy_joules": None, "peak_memory_bytes": 0, "volumes": {}}
@@ -43,8 +44,11 @@ class Cost:
         self.volumes = {**self._before.pop("volumes"), **self.volumes}
 
     def to_dict(self) -> dict[str, Any]:
-        """``cpu_seconds`` of all processes, ``peak_memory_bytes`` of the device (or of this process), ``energy_joules`` of
-        the GPU or None where that is not measured, ``volumes`` a step by phase."""
+        """Return the cost as JSON types.
+
+        ``cpu_seconds`` of all processes, ``peak_memory_bytes`` of the GPU (or of this process),
+        ``energy_joules`` of the GPU (None where it is not measured), ``volumes`` per step by phase.
+        """
         peak = torch.cuda.max_memory_allocated(self.device) if self.cuda else _peak_memory()
         return {
             "cpu_seconds": _sum(self._before["cpu_seconds"], _cpu_seconds(), self._cpu),
@@ -57,9 +61,9 @@ class Cost:
 
     @contextmanager
     def counted(self, method: nn.Module, phase: str) -> Iterator[None]:
-        """Count the volumes of one step, if it is the phase's first one here.
+        """Count the volumes of one step, if it is the first of its phase in this attempt.
 
-        The classes of the backbones are wrapped, not the networks: a method may copy those in the middle of a step.
+        Classes of backbones are wrapped, because a method may copy its networks during a step.
         """
         if phase in self.volumes:
             yield
@@ -93,7 +97,7 @@ def _counting(function: Any, total: list[int], depth: list[int]) -> Any:
 
 
 def _sum(before: float | None, now: float | None, start: float | None) -> float | None:
-    """What was used before and since ``start``; None where a part is unknown: a part is not the whole."""
+    """Return what was used before and since ``start``; None if either is unknown."""
     return (
         None if before is None or now is None or start is None else round(before + now - start, 2)
     )
@@ -105,7 +109,7 @@ def _cpu_seconds() -> float:
 
     own = resource.getrusage(resource.RUSAGE_SELF)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return float(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime)
 
 
 def _peak_memory() -> int:
@@ -117,7 +121,10 @@ def _peak_memory() -> int:
 
 
 def _energy(device: torch.device) -> float | None:
-    """Joules the GPU has used since its driver was loaded, by NVML; None without a GPU, the package, or the counter."""
+    """Return the joules that the GPU has used since its driver was loaded, from NVML.
+
+    None without a GPU, the package ``pynvml``, or the counter.
+    """
     if device.type != "cuda":
         return None
     try:
@@ -125,12 +132,8 @@ def _energy(device: torch.device) -> float | None:
 
         pynvml.nvmlInit()
         name = torch.cuda.get_device_properties(device).uuid
-        return (
-            pynvml.nvmlDeviceGetTotalEnergyConsumption(
-                pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{name}")
-            )
-            / 1000
-        )
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{name}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)  # from mJ
     except (ImportError, AttributeError):
         return None
     except pynvml.NVMLError:

@@ -1,4 +1,4 @@
-"""Suites: planned, executed in slots, skipped when done, resumed when half-done, a failure does not stop the rest."""
+"""Suites are planned and executed; finished runs are skipped and failed ones stop nothing."""
 
 import json
 from pathlib import Path
@@ -67,11 +67,13 @@ def test_a_failing_run_does_not_stop_the_rest_and_repeating_is_safe(lab):
         ("schema: 2\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}", "schema"),
         ("schema: 1\nname: x\nmatrix: {method: [], dataset: [tiny]}", "method"),
         (
-            "schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nparams: {versemi: {}}",
+            "schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\n"
+            "params: {versemi: {}}",
             "versemi",
         ),
         (
-            "schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\nexclude: [{sede: 1}]",
+            "schema: 1\nname: x\nmatrix: {method: [supervised], dataset: [tiny]}\n"
+            "exclude: [{sede: 1}]",
             "seed",
         ),
     ],
@@ -103,7 +105,7 @@ def test_suites_that_come_with_segbench_can_be_planned(file):
     assert all(expand(suite, document, choice, lambda name: 80) for choice in choices(suite))
 
 
-def test_what_cannot_start_is_told_and_the_rest_goes_on(lab):
+def test_runs_that_cannot_start_are_reported_and_the_others_run(lab):
     text = (
         SUITE.replace(", broken_method]", "]")
         .replace("[tiny]", "[la, tiny]")

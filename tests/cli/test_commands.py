@@ -230,7 +230,8 @@ def test_poor_terminals(lab, env):
 
 def test_closed_pipe_is_quiet(lab):
     path = os.pathsep.join([str(PLUGINS.parents[1]), os.environ.get("PYTHONPATH", "")])
-    command = f"{sys.executable} -m segbench.cli.main describe protocol la | true; exit ${{PIPESTATUS[0]}}"
+    program = f"{sys.executable} -m segbench.cli.main"
+    command = f"{program} describe protocol la | true; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
         ["bash", "-c", command],
         capture_output=True,
@@ -245,7 +246,8 @@ def test_closed_pipe_is_quiet(lab):
 def test_help_imports_nothing_heavy(lab):
     code = (
         "import sys; from segbench.cli.main import run; run(['--help']); run(['run', '--help']);"
-        "print([m for m in ('torch', 'pydantic', 'numpy', 'scipy', 'monai', 'timm', 'rich') if m in sys.modules])"
+        "heavy = ('torch', 'pydantic', 'numpy', 'scipy', 'monai', 'timm', 'rich');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

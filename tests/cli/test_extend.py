@@ -1,4 +1,4 @@
-"""From scaffold to leaderboard, as somebody outside the repository does it; ablation."""
+"""From scaffold to leaderboard, as a user outside the repository does it; ablation."""
 
 import json
 import subprocess
@@ -114,7 +114,7 @@ def test_ablation_takes_the_terms_of_the_parameters(lab):
     assert "consistency" in loss_terms(both) and "consistency" not in loss_terms(first)
 
 
-def test_ablation_tells_what_does_not_train_and_goes_on(lab):
+def test_ablation_reports_a_variant_that_fails_and_continues(lab):
     (lab.folder / "half.py").write_text("""
 import torch
 from segbench import Method, method

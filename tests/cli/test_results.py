@@ -1,4 +1,4 @@
-"""Commands on results: compare, runs, cite; small runs go all the way to somebody else's leaderboard."""
+"""Commands on results, from small runs to the leaderboard of another user."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def trained(lab):
     return [r["run_id"] for r in document["runs"]]
 
 
-def test_from_training_to_somebody_else_s_leaderboard(lab, trained):
+def test_from_training_to_the_leaderboard_of_another_user(lab, trained):
     for i, run in enumerate(trained):
         exported = lab.call("runs", "export", run, "-o", f"{i}.zip")
         assert exported.returncode == 0 and "predictions.zip" in exported.stdout, exported.stderr

@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 @dataset("toy")
 class Toy(Dataset):
     title, classes, files, embedded, version = "Toy", ("a", "b"), ("<case>.npz",), EMBEDDED, 1
-    license, citation, homepage = "none", "nobody", "https://example.org"
+    license, citation, homepage = "none", "no one", "https://example.org"
     protocol = "phantom"
 
     def split(self):

@@ -62,8 +62,8 @@ def test_prepare_needs_a_folder_and_reports_bad_cases(toy, call):
 
 def test_a_file_that_is_no_archive_says_what_is_read(toy, call):
     (toy.folder / "toy.7z").write_bytes(b"7z")
-    told, _ = call("prepare", "toy", "--from", toy.folder / "toy.7z")
-    assert told.exception.code == 3 and ".tar.xz" in str(told.exception)
+    answer, _ = call("prepare", "toy", "--from", toy.folder / "toy.7z")
+    assert answer.exception.code == 3 and ".tar.xz" in str(answer.exception)
 
 
 def test_json_is_one_document_with_a_status(toy, call):
@@ -151,7 +151,7 @@ def test_info_shows_facts_and_measurements(toy, call):
         sum(v["voxels"] for v in facts["voxels"].values()) == 5 * 120
         and facts["voxels"]["b"]["cases"] == 5
     )
-    assert (facts["license"], facts["citation"]) == ("none", "nobody")
+    assert (facts["license"], facts["citation"]) == ("none", "no one")
     result, _ = call("info", "toy")
     assert facts["fingerprint"] in result.stdout and "5 x 6 x 4" in result.stdout
 
@@ -183,7 +183,7 @@ def test_a_poor_terminal_gets_plain_marks(toy):
     assert result.exit_code == 0 and result.stdout.startswith("ok toy")
 
 
-def test_a_bar_on_a_terminal_takes_foreign_names(toy, call, monkeypatch):
+def test_a_bar_on_a_terminal_takes_any_name(toy, call, monkeypatch):
     import io
     import sys
 

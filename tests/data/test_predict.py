@@ -92,7 +92,7 @@ def test_resampling_is_exact_for_a_plane_and_keeps_places():
     np.testing.assert_allclose(back[0][inner], image[inner], atol=1e-4)
 
 
-def test_what_a_crop_left_out_is_background():
+def test_what_a_crop_removed_is_background():
     gray = np.zeros((9, 8, 7), np.float32)
     gray[2:6, 3:5, 1:7] = 1
     made = apply(Recipe(crop="nonzero"), Volume(gray[::-1], np.diag([-1.0, 1.0, 2.0, 1.0])))
@@ -106,7 +106,7 @@ def test_what_a_crop_left_out_is_background():
 
 
 class Oracle(torch.nn.Module):
-    """Class 1 where it is bright; else class 2 in the first half of the first axis, as training had it."""
+    """Class 1 where it is bright; elsewhere class 2 in half of the first training axis."""
 
     class setting:
         channels = 1
@@ -145,7 +145,7 @@ def truth(gray):
 
 @pytest.mark.parametrize("dataset", ["scans", "scans_recipe"])
 def test_every_orientation_comes_back_exactly(scans, tmp_path, dataset):
-    """48 storages of one anisotropic scan: the truth in each, worked out from the gray values and the world alone."""
+    """One anisotropic scan in 48 orientations; the truth follows from gray values and positions."""
     gray = np.random.default_rng(1).integers(0, 1001, (12, 10, 8)).astype(np.int16)
     predict = predictor(scans, dataset=dataset)
     for axes, signs in ORIENTATIONS:
@@ -161,7 +161,7 @@ def test_every_orientation_comes_back_exactly(scans, tmp_path, dataset):
 
 
 def test_the_network_sees_what_it_was_trained_on(scans, tmp_path):
-    """Random weights, windows smaller than the scan: any storage gives the same probabilities, bit for bit."""
+    """With random weights and small windows, every orientation gives the same probabilities."""
     from segbench.training.build import build
 
     run = scans.prepared(
@@ -404,7 +404,7 @@ def test_what_is_found_in_folders(tmp_path, write_dicom):
         find_scans([tmp_path / "in", tmp_path / "c"], 1)
 
 
-def test_what_is_left_out_of_a_folder_is_told(tmp_path, write_dicom):
+def test_what_is_left_out_of_a_folder_is_reported(tmp_path, write_dicom):
     folder = write_dicom(
         tmp_path / "in", np.zeros((3, 3, 2), np.int16), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)
     )
@@ -413,15 +413,15 @@ def test_what_is_left_out_of_a_folder_is_told(tmp_path, write_dicom):
     for name in ("a.nii.gz", "sub/b.nii.gz", "notes.txt", ".hidden", "study/c.nii.gz"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
-    (told,) = left_out([folder], find_scans([folder], 1))  # "a", and "study" as a series
-    assert told.endswith("not taken as scans: notes.txt, study/c.nii.gz, sub/b.nii.gz")
+    (warning,) = left_out([folder], find_scans([folder], 1))  # "a", and "study" as a series
+    assert warning.endswith("not taken as scans: notes.txt, study/c.nii.gz, sub/b.nii.gz")
     for file in slices:  # loose slices make the folder itself a series
         file.rename(folder / file.name)
     scans = find_scans([folder], 1)
-    (told,) = left_out([folder, folder / "a.nii.gz"], scans)
+    (warning,) = left_out([folder, folder / "a.nii.gz"], scans)
     assert [s.name for s in scans] == [
         "in"
-    ] and "a.nii.gz, notes.txt, study/c.nii.gz, sub/b.nii.gz" in told
+    ] and "a.nii.gz, notes.txt, study/c.nii.gz, sub/b.nii.gz" in warning
 
 
 def test_the_command(scans, tmp_path, monkeypatch):
