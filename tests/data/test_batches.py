@@ -24,7 +24,10 @@ from segbench.errors import DataError, TrainingError, UsageError
 
 
 class Canary:
-    """A store on disk that refuses what training must not touch. Image values tell the case: 1000 source + number + 1."""
+    """A store on disk that refuses what training must not touch.
+
+    Image values identify the case: 1000 source + number + 1.
+    """
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ def data(store: Canary) -> TrainingData:
     return TrainingData({"toy": store}, {"toy": 4}, protocol(), 0)
 
 
-# -- composition -------------------------------------------------------------------------------------------------------
+# Composition.
 
 
 def test_shapes_and_types(data: TrainingData) -> None:
@@ -201,7 +204,7 @@ def test_steps_per_epoch_of_la(tmp_path: Path, n: int, steps: int) -> None:
 
 
 def test_unlabeled_chain_restarts_with_the_epoch(data: TrainingData) -> None:
-    """Three unlabeled cases, two a step, two steps an epoch: an epoch shows one permutation and a bit of the next."""
+    """Three unlabeled cases, two per step, two steps per epoch: one permutation and a bit more."""
     firsts = set()
     for epoch in range(12):
         shown = [case for i in range(2) for case in ids(data.batch(0, 2 * epoch + i, 2, 2).u)]
@@ -255,7 +258,7 @@ def test_center_crop_of_unlabeled(tmp_path: Path) -> None:
     assert len({x.numpy().tobytes() for b in batches for x in b.x}) > 10
 
 
-# -- several data sets -------------------------------------------------------------------------------------------------
+# Several data sets.
 
 
 def _joint(tmp_path: Path, sampling: str) -> TrainingData:
@@ -301,7 +304,7 @@ def test_balanced(tmp_path: Path) -> None:
     )  # the next case, not any: none comes twice before all came once
 
 
-# -- purity ------------------------------------------------------------------------------------------------------------
+# Purity.
 
 
 def test_rng_depends_on_its_key_only() -> None:
@@ -360,7 +363,7 @@ def test_plan_is_read_as_needed(data: TrainingData) -> None:
     assert not [t.name for t in threading.enumerate() if t.name.startswith("segbench")]
 
 
-# -- what training cannot see ------------------------------------------------------------------------------------------
+# What training cannot see.
 
 
 def _reachable(start: object) -> list[object]:
@@ -405,7 +408,7 @@ def test_garbage_in_hidden_files_changes_nothing(store: Canary, data: TrainingDa
     assert [digest(again.batch(0, s, 2, 2)) for s in range(4)] == before
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# Errors.
 
 
 @pytest.mark.parametrize("labeled", [{"toy": 0}, {"toy": 8}, {}])
@@ -449,7 +452,7 @@ def test_broken_file_surfaces_as_it_is(store: Canary, data: TrainingData, worker
 
 
 class Sick(TrainingData):
-    """Kills its worker at step 3: while ``times`` files are left to use up. Or sleeps there."""
+    """Kills its worker at step 3 as long as files in ``times`` are left, or sleeps there."""
 
     flags: Path
     sleeps = False

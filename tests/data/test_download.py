@@ -16,7 +16,7 @@ CONTENT = bytes(range(256)) * 4000
 
 
 class Server:
-    """Serves ``files``; ``cut`` ends each answer after so many bytes, ``ranges`` says whether parts can be asked for."""
+    """Serves ``files``; ``cut`` ends each answer after that many bytes, ``ranges`` allows partial requests."""
 
     def __init__(self):
         self.files, self.asked = {"/data.tar": CONTENT}, []

@@ -206,7 +206,7 @@ def test_input_is_left_alone() -> None:
 
 
 def _resident(file: Path) -> int:
-    """Bytes of a mapped file that have been read, from the kernel's own account."""
+    """Bytes of a mapped file that have been read, as counted by the kernel."""
     total, mine = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if "-" in line.split(" ")[0]:
