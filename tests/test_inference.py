@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segbench.errors import TrainingError, UsageError
@@ -194,12 +196,26 @@ def test_labels() -> None:
     assert labels.dtype == np.uint8 and labels.tolist() == [[0, 1, 1]]
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 9))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_labels_are_those_of_argmax(seed: int, classes: int, levels: int) -> None:
+    """With few levels most voxels have ties; the lower class wins."""
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randint(levels, (classes, 5, 4, 3), generator=generator) / levels
+    before = probabilities.clone()
+    expected = np.argmax(probabilities.numpy(), axis=0)  # the first of several maxima
+    np.testing.assert_array_equal(labels_from(probabilities), expected)
+    assert torch.equal(probabilities, before)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_prediction_that_is_not_finite(bad: float) -> None:
     probabilities = torch.full((2, 4, 4), 0.5)
-    probabilities[1, 2, 3] = bad
-    with pytest.raises(TrainingError, match="not finite"):
-        labels_from(probabilities)
+    for channel in (0, 1):
+        spoiled = probabilities.clone()
+        spoiled[channel, 2, 3] = bad
+        with pytest.raises(TrainingError, match="not finite"):
+            labels_from(spoiled)
 
 
 def test_nan_of_one_window_is_found() -> None:

@@ -130,8 +130,8 @@ def _compare_folders(
     csv_file: Path | None,
 ) -> None:
     from segbench.cli.reporter import reporting
+    from segbench.evaluation.case_rows import cases_csv, summarize
     from segbench.evaluation.label_folders import evaluate_folders
-    from segbench.evaluation.test_set import cases_csv, summarize
     from segbench.storage import atomic_write
 
     with reporting(settings) as reporter:

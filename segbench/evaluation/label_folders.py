@@ -1,11 +1,11 @@
-"""Metrics of any two folders of label files: predictions against references, paired by name."""
+"""Score any two folders of label files: predictions against references, paired by name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,91 +14,162 @@ from segbench.data.formats.volume import Volume, spacing_of
 from segbench.data.geometry import orientation_codes
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
-from segbench.metrics import evaluate_labels
+from segbench.evaluation.case_rows import Row, score_case
+from segbench.evaluation.prediction import LabelMap
+from segbench.progress import Progress, no_progress
 from segbench.text import first_few
 
 SUFFIX = re.compile(r"_(seg|gt|label|mask|pred)$")
-PROBABILITIES = "_probs"  # of segbench predict: no label map
-WHOLE = 1e-3  # how far a label value may be from a whole number
-MOST = 255  # a label map has no more classes; gray values have
+PROBABILITIES = "_probs"  # ends the names of probability maps that segbench predict writes
+INTEGER_TOLERANCE = 1e-3  # a label value may be this far from a whole number
+HIGHEST_LABEL = 255  # higher values are gray values, not classes
+DIRECTION_TOLERANCE = 1e-3  # of the largest spacing
+ORIGIN_TOLERANCE = 1e-2  # mm
+
+Spacing = tuple[float, ...]
 
 
-def pairs(pred: Path, ref: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
-    """Files of one case by its name, and warnings on what is left out: other files, predictions without a reference.
+class Files(NamedTuple):
+    """The two label files of a case."""
 
-    The name is the file's without ending and without ``_seg``, ``_gt``, ``_label``, ``_mask`` or ``_pred``.
+    pred: Path
+    ref: Path
+
+
+class CheckedCase(NamedTuple):
+    """What a first look at both files of a case finds."""
+
+    spacing: Spacing | None  # mm by axis, None if unknown
+    values: set[int]  # label values in either file
+    warnings: list[str]
+
+
+def evaluate_folders(
+    pred: Path,
+    ref: Path,
+    names: Mapping[int, str] | None = None,
+    progress: Progress = no_progress,
+) -> tuple[list[Row], list[str]]:
+    """Return one row per case and class, and warnings.
+
+    Distances are in voxels and, if all cases have a spacing, in mm as well. The spacing is the
+    reference's. If the reference has none, the prediction's is used and a warning says so, unless
+    it is the identity matrix that ``segbench predict`` writes for scans without a spacing.
+
+    Args:
+        names: label value to class name; None takes all values above 0 in either folder.
 
     Raises:
-        DataProblems: a reference without a prediction, or two files of one name; all of them listed.
+        DataError: files do not pair, are damaged, or lie on different grids; all of them are listed.
     """
-    predictions, others = _by_case(pred, (PROBABILITIES,))
-    references, unread = _by_case(ref)
-    missing = [
-        Problem(
-            case,
-            str(references[case]),
-            "no prediction of this name",
-            f"a file {case}.nii.gz in {pred}",
+    found, warnings = pairs(pred, ref)
+    checked = _checked_cases(found)
+    values: set[int] = set()
+    for case in checked.values():
+        warnings += case.warnings
+        values |= case.values
+    classes = names or {value: str(value) for value in sorted(values - {0})}
+    if not classes:
+        raise DataError(
+            "no label above 0 in any file", where=ref, fix="name the classes: --labels 1=organ"
         )
-        for case in references
-        if case not in predictions
-    ]
+
+    # One unknown spacing leaves out the distances in mm, so that all rows have the same columns.
+    in_mm = all(case.spacing is not None for case in checked.values())
+    rows: list[Row] = []
+    for done, (name, files) in enumerate(found.items(), start=1):
+        pred_labels, _ = read_labels(files.pred)
+        ref_labels, _ = read_labels(files.ref)
+        spacing = checked[name].spacing if in_mm else None
+        rows += score_case(ref.name, name, pred_labels, ref_labels, classes, spacing)
+        progress(done, len(found), name)
+    return rows, warnings
+
+
+def pairs(pred: Path, ref: Path) -> tuple[dict[str, Files], list[str]]:
+    """Return the files of each case by its name, and warnings about files that are left out.
+
+    The name is the file's without its ending and without ``_seg``, ``_gt``, ``_label``, ``_mask`` or ``_pred``.
+
+    Raises:
+        DataProblems: a reference has no prediction, or two files have one name; all of them are listed.
+    """
+    predictions, warnings = _files_by_case(pred, ignored=(PROBABILITIES,))
+    references, reference_warnings = _files_by_case(ref)
+    warnings += reference_warnings
+
+    missing = [case for case in references if case not in predictions]
     if missing:
+        problems = []
+        for case in missing:
+            expected = f"a file {case}.nii.gz in {pred}"
+            problems.append(
+                Problem(case, str(references[case]), "no prediction of this name", expected)
+            )
         raise DataProblems(
             f"{len(missing)} of {len(references)} references have no prediction",
-            missing,
-            fix="predict them too, or take them out of the folder of references: none is left out silently",
+            problems,
+            fix="predict them too, or remove them from the folder of references; "
+            "no reference is left out silently",
         )
+
     extra = [case for case in predictions if case not in references]
-    warnings = (
-        others
-        + unread
-        + (
-            [f"{len(extra)} predictions have no reference and are left out: {first_few(extra)}"]
-            if extra
-            else []
+    if extra:
+        warnings.append(
+            f"{len(extra)} predictions have no reference and are left out: {first_few(extra)}"
         )
-    )
-    return {case: (predictions[case], references[case]) for case in references}, warnings
+    return {case: Files(predictions[case], file) for case, file in references.items()}, warnings
 
 
-def _by_case(folder: Path, no_label: tuple[str, ...] = ()) -> tuple[dict[str, Path], list[str]]:
-    """Label files by case, but for names that end with ``no_label``; and a warning on what cannot be one."""
+def _files_by_case(
+    folder: Path, ignored: tuple[str, ...] = ()
+) -> tuple[dict[str, Path], list[str]]:
+    """Return the label files of a folder by case, and a warning about other files in it.
+
+    Args:
+        ignored: names with these endings are skipped without a warning.
+    """
     if not folder.is_dir():
         raise DataError("no such folder", where=folder)
     found: dict[str, Path] = {}
     unread: list[str] = []
-    for file in sorted(p for p in folder.iterdir() if p.name[0] != "."):
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith("."):
+            continue
         name = stem(file)
         if not file.name.lower().endswith(ENDINGS):
             unread.append(file.name)
-        elif not name.endswith(no_label):
-            case = SUFFIX.sub("", name)
-            if case in found:
-                raise DataError(
-                    f"two files of case '{case}'",
-                    where=folder,
-                    found=f"{found[case].name} and {file.name}",
-                    expected="one label file a case",
-                )
-            found[case] = file
+            continue
+        if ignored and name.endswith(ignored):
+            continue
+        case = SUFFIX.sub("", name)
+        if case in found:
+            raise DataError(
+                f"two files of case '{case}'",
+                where=folder,
+                found=f"{found[case].name} and {file.name}",
+                expected="one label file per case",
+            )
+        found[case] = file
+
+    endings = " ".join(ENDINGS)
     if not found:
         raise DataError(
             "no label file in the folder",
             where=folder,
             found=first_few(unread) or None,
-            expected=" ".join(ENDINGS),
+            expected=endings,
         )
-    return found, [
-        f"{folder}: not read, for no ending of {' '.join(ENDINGS)}: {first_few(unread)}"
-    ] if unread else []
+    if not unread:
+        return found, []
+    return found, [f"{folder}: not read, as the ending is none of {endings}: {first_few(unread)}"]
 
 
-def read_labels(file: Path) -> tuple[np.ndarray, Volume]:
-    """A label map (*S) of small whole numbers, and the volume it came from; an HDF5 file's key is ``label``.
+def read_labels(file: Path) -> tuple[LabelMap, Volume]:
+    """Return a label map (*S) and the volume it was read from; in HDF5 files the key is ``label``.
 
     Raises:
-        DataError: damaged, not three or two axes, or values that are no labels.
+        DataError: the file is damaged, has other than two or three axes, or holds values that are no labels.
     """
     volume = read_volume(file, "label")
     array = np.asarray(volume.array)
@@ -106,114 +177,62 @@ def read_labels(file: Path) -> tuple[np.ndarray, Volume]:
         raise DataError(
             "not a label map", where=file, found=f"shape {array.shape}", expected="three axes"
         )
-    whole = np.rint(array) if array.dtype.kind == "f" else array
-    good = np.isfinite(array) & (np.abs(array - whole) < WHOLE) & (whole >= 0) & (whole <= MOST)
-    if not good.all():
-        values = np.unique(array[~good])[:5]
+    labels = np.rint(array) if array.dtype.kind == "f" else array
+    is_whole = np.isfinite(array) & (np.abs(array - labels) < INTEGER_TOLERANCE)
+    is_label = is_whole & (labels >= 0) & (labels <= HIGHEST_LABEL)
+    if not is_label.all():
+        others = np.unique(array[~is_label])[:5]
         raise DataError(
             "values that are no labels",
             where=file,
-            found=", ".join(f"{v:g}" for v in values.tolist()),
-            expected=f"whole numbers from 0 to {MOST}",
-            fix="is it an image or a map of probabilities?",
+            found=", ".join(f"{value:g}" for value in others.tolist()),
+            expected=f"whole numbers from 0 to {HIGHEST_LABEL}",
+            fix="check that it is not an image or a probability map",
         )
-    return whole.astype(np.uint8), volume
+    return labels.astype(np.uint8), volume
 
 
-def evaluate_folders(
-    pred: Path,
-    ref: Path,
-    names: Mapping[int, str] | None = None,
-    progress: Callable[[int, int, str], None] = lambda done, total, case: None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row a case and class, distances in voxels and, where every case has a spacing, in mm; and warnings.
-
-    The spacing is the reference's. Where that tells none it is the prediction's, which a warning says, unless it is the unit
-    matrix that ``segbench predict`` writes where a scan told none either.
-
-    Args:
-        names: label value to class name; None takes all values above 0 in either folder.
+def _checked_cases(found: Mapping[str, Files]) -> dict[str, CheckedCase]:
+    """Read all files once and compare the grids of each pair.
 
     Raises:
-        DataError: files that do not pair, are damaged, or lie on different grids; all of them listed.
+        DataProblems: files cannot be read or pairs cannot be compared; all of them are listed.
     """
-    found, warnings = pairs(pred, ref)
+    checked: dict[str, CheckedCase] = {}
     problems: list[Problem] = []
-    grids: dict[str, tuple[float, ...] | None] = {}
-    values: set[int] = set()
-    for case, (one, other) in found.items():
+    for case, files in found.items():
         try:
-            (p, pv), (r, rv) = read_labels(one), read_labels(other)
-            warnings += _same_grid(case, one, pv, rv)
+            checked[case] = _checked_case(case, files)
         except SegbenchError as error:
-            d = error.details
+            details = error.details
             problems.append(
                 Problem(
                     case,
-                    str(d["where"] or one),
-                    f"{error.what}: {d['found']}",
-                    str(d["expected"] or ""),
+                    str(details["where"] or files.pred),
+                    f"{error.what}: {details['found']}",
+                    str(details["expected"] or ""),
                 )
             )
-            continue
-        grids[case], doubts = _spacing(case, pv, rv)
-        warnings += doubts
-        values |= {*np.unique(p).tolist(), *np.unique(r).tolist()}
     if problems:
         raise DataProblems(
             f"{len(problems)} of {len(found)} cases cannot be compared",
             problems,
-            fix="mend or remove them",
+            fix="repair or remove them",
         )
-    chosen = names or {v: str(v) for v in sorted(values - {0})}
-    if not chosen:
-        raise DataError(
-            "no label above 0 in any file", where=ref, fix="name the classes: --labels 1=organ"
-        )
-    in_mm = all(spacing is not None for spacing in grids.values())
-    rows: list[dict[str, Any]] = []
-    for done, (case, (one, other)) in enumerate(found.items(), 1):
-        rows += _rows(ref.name, case, one, other, chosen, grids[case] if in_mm else None)
-        progress(done, len(found), case)
-    return rows, warnings
+    return checked
 
 
-def _spacing(case: str, pred: Volume, ref: Volume) -> tuple[tuple[float, ...] | None, list[str]]:
-    """The spacing of a case in mm by axis, and a warning where it is not the reference's own."""
-    if ref.affine is not None:
-        return spacing_of(ref.affine)[: ref.array.ndim], []
-    if pred.affine is None or np.array_equal(pred.affine, np.eye(4)):
-        return None, []
-    return (
-        spacing_of(pred.affine)[: ref.array.ndim],
-        [f"{case}: the reference tells no spacing; the prediction's is taken, {_mm(pred)}"],
-    )
+def _checked_case(case: str, files: Files) -> CheckedCase:
+    pred_labels, pred = read_labels(files.pred)
+    ref_labels, ref = read_labels(files.ref)
+    _require_same_grid(files.pred, pred, ref)
+    spacing, warnings = _spacing(case, pred, ref)
+    values = {*np.unique(pred_labels).tolist(), *np.unique(ref_labels).tolist()}
+    return CheckedCase(spacing, values, _origin_warnings(case, pred, ref) + warnings)
 
 
-def _rows(
-    dataset: str,
-    case: str,
-    one: Path,
-    other: Path,
-    names: Mapping[int, str],
-    spacing: tuple[float, ...] | None,
-) -> list[dict[str, Any]]:
-    (p, _), (r, _) = read_labels(one), read_labels(other)
-    results = [x.to_dict() for x in evaluate_labels(p, r, classes=list(names))]
-    if spacing is not None:
-        in_mm = [x.to_dict() for x in evaluate_labels(p, r, classes=list(names), spacing=spacing)]
-        results = [vox | mm for vox, mm in zip(results, in_mm, strict=True)]
-    return [
-        {"dataset": dataset, "case": case, "class": names[x.pop("label")], **x} for x in results
-    ]
-
-
-def _same_grid(case: str, file: Path, pred: Volume, ref: Volume) -> list[str]:
-    """Warnings on origins that differ; orientation, spacing and shape must agree.
-
-    Raises:
-        DataError: they do not.
-    """
+def _require_same_grid(file: Path, pred: Volume, ref: Volume) -> None:
+    """Raise DataError unless shape, orientation and spacing agree."""
     if pred.array.shape != ref.array.shape:
         raise DataError(
             "prediction and reference differ in shape",
@@ -222,21 +241,37 @@ def _same_grid(case: str, file: Path, pred: Volume, ref: Volume) -> list[str]:
             expected="x".join(map(str, ref.array.shape)),
         )
     if pred.affine is None or ref.affine is None:
-        return []
-    if np.abs(pred.affine[:3, :3] - ref.affine[:3, :3]).max() > 1e-3 * max(spacing_of(ref.affine)):
+        return
+    difference = np.abs(pred.affine[:3, :3] - ref.affine[:3, :3]).max()
+    if difference > DIRECTION_TOLERANCE * max(spacing_of(ref.affine)):
         raise DataError(
             "prediction and reference differ in orientation or spacing",
             where=file,
-            found=f"{orientation_codes(pred.affine)} {_mm(pred)}",
-            expected=f"{orientation_codes(ref.affine)} {_mm(ref)}",
+            found=f"{orientation_codes(pred.affine)} {_in_mm(pred)}",
+            expected=f"{orientation_codes(ref.affine)} {_in_mm(ref)}",
         )
-    away = float(np.abs(pred.affine[:3, 3] - ref.affine[:3, 3]).max())
-    return (
-        [f"{case}: the origins are {away:.3g} mm apart; voxels are compared by index"]
-        if away > 1e-2
-        else []
-    )
 
 
-def _mm(volume: Volume) -> str:
-    return " x ".join(f"{s:.4g}" for s in volume.spacing or ()) + " mm"
+def _origin_warnings(case: str, pred: Volume, ref: Volume) -> list[str]:
+    if pred.affine is None or ref.affine is None:
+        return []
+    distance = float(np.abs(pred.affine[:3, 3] - ref.affine[:3, 3]).max())
+    if distance <= ORIGIN_TOLERANCE:
+        return []
+    return [f"{case}: the origins are {distance:.3g} mm apart; voxels are compared by index"]
+
+
+def _spacing(case: str, pred: Volume, ref: Volume) -> tuple[Spacing | None, list[str]]:
+    """Return the spacing of a case in mm by axis, and a warning if it is not the reference's own."""
+    axes = ref.array.ndim
+    if ref.affine is not None:
+        return spacing_of(ref.affine)[:axes], []
+    if pred.affine is None or np.array_equal(pred.affine, np.eye(4)):
+        return None, []
+    warning = f"{case}: the reference has no spacing; the prediction's is used, {_in_mm(pred)}"
+    return spacing_of(pred.affine)[:axes], [warning]
+
+
+def _in_mm(volume: Volume) -> str:
+    spacing: Any = volume.spacing or ()
+    return " x ".join(f"{step:.4g}" for step in spacing) + " mm"

@@ -28,8 +28,8 @@ from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
 from segbench.errors import DataError, UsageError
+from segbench.evaluation.prediction import Inference, postprocess, predict_image
 from segbench.evaluation.sliding_window import labels_from
-from segbench.evaluation.test_set import finished, predict_image
 from segbench.storage import atomic_write
 from segbench.text import first_few
 
@@ -170,13 +170,10 @@ class Predictor:
     def __init__(
         self, method: Method, experiment: Any, store: Store, source: int, device: str
     ) -> None:
-        self.method, self.protocol, self.store, self.source = (
-            method,
-            experiment.protocol,
-            store,
-            source,
-        )
-        self.precision, self.device = experiment.precision, device
+        self.protocol = experiment.protocol
+        self.inference = Inference(method, self.protocol, device, experiment.precision)
+        self.store = store
+        self.source = source
         self.dataset: Dataset = registry.get("dataset", store.name).cls()
         self.codes = _orientation(store)
         recipe, self.stored = _recipe(store)
@@ -213,7 +210,7 @@ class Predictor:
         probabilities = sample_on_grid(
             probabilities, grid, affine, shape, self.recipe.crop != "none"
         )
-        label = finished(labels_from(torch.from_numpy(probabilities)), self.protocol)
+        label = postprocess(labels_from(torch.from_numpy(probabilities)), self.protocol)
         if is_h5(scan.files[0]):  # back to the axes of the file
             axes = np.argsort(self.dataset.h5_axes)
             label, probabilities = label.transpose(axes), probabilities.transpose(0, *1 + axes)
@@ -306,17 +303,7 @@ class Predictor:
         if max(factors) > 1:
             small = np.stack([block_mean(channel, factors) for channel in image])
         return (
-            predict_image(
-                self.method,
-                small,
-                image.shape[1:],
-                self.source,
-                self.protocol,
-                self.store.name,
-                self.device,
-                self.precision,
-                pad,
-            )
+            predict_image(self.inference, small, image.shape[1:], self.source, self.store.name, pad)
             .float()
             .cpu()
             .numpy()

@@ -154,4 +154,11 @@ def labels_from(probabilities: Tensor) -> np.ndarray:
             expected="probabilities from 0 to 1",
             fix="train again with --precision fp32 or a lower learning rate",
         )
-    return probabilities.argmax(0).to(torch.uint8).cpu().numpy()
+    # A running maximum over the classes is many times faster than argmax over the first axis.
+    highest = probabilities[0].clone()
+    labels = torch.zeros(highest.shape, dtype=torch.uint8, device=highest.device)
+    for value in range(1, len(probabilities)):
+        is_higher = probabilities[value] > highest
+        torch.maximum(labels, is_higher.to(torch.uint8) * value, out=labels)
+        torch.maximum(highest, probabilities[value], out=highest)
+    return labels.cpu().numpy()

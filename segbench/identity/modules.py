@@ -22,6 +22,8 @@ PLUGIN_VOCABULARY = (
 ENGINE_MODULES = (
     "segbench.data.sampling.*",
     "segbench.data.store.downsample",
+    "segbench.evaluation.case_rows",
+    "segbench.evaluation.prediction",
     "segbench.evaluation.sliding_window",
     "segbench.evaluation.test_set",
     "segbench.training.build",

@@ -7,7 +7,7 @@ This package needs NumPy and SciPy only, and imports nothing else of segbench.
 
 from .aggregate import Column, Row, Spread, aggregate, mean_over
 from .components import largest_component
-from .pair import PairResult, evaluate_labels, evaluate_pair, surface_distances
+from .pair import PairResult, evaluate_labels, evaluate_pair, score_labels, surface_distances
 
 __all__ = [
     "Column",
@@ -19,5 +19,6 @@ __all__ = [
     "evaluate_pair",
     "largest_component",
     "mean_over",
+    "score_labels",
     "surface_distances",
 ]

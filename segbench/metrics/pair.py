@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite, isnan, nan
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from .masks import (
     tight_box,
 )
 from .masks import overlap as count_overlap
+
+# Distances prediction -> reference and reference -> prediction, one per surface voxel.
+DistanceLists = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 EXTRA = ("hd", "hd95_max", "masd")
 
@@ -101,7 +105,7 @@ def evaluate_pair(
     """
     pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
-    return _evaluate(cut(pred), cut(ref), request)
+    return _MaskPair(cut(pred), cut(ref)).result(request)
 
 
 def evaluate_labels(
@@ -116,20 +120,37 @@ def evaluate_labels(
 
     Labels outside `classes` count as background of each class. Otherwise as `evaluate_pair`.
     """
-    if not len(classes) or len(set(classes)) != len(classes):
-        raise ValueError(f"classes must be distinct and at least one, found {tuple(classes)}")
     pred, ref = labels_on_host(pred, "prediction"), labels_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
-    pred_finder, ref_finder = _ClassFinder(pred, 0 in classes), _ClassFinder(ref, 0 in classes)
-    return [
-        _evaluate(pred_finder.cut(value), ref_finder.cut(value), request, int(value))
-        for value in classes
-    ]
+    return [pair.result(request, value) for value, pair in _class_pairs(pred, ref, classes)]
 
 
-def surface_distances(
-    pred: Any, ref: Any, spacing: Sequence[float] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def score_labels(
+    pred: Any,
+    ref: Any,
+    classes: Sequence[int],
+    spacing: Sequence[float] | None = None,
+    nsd_tolerances: Collection[float] = (1.0,),
+    extra: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Return the stored record of every class of two label maps, one per class in that order.
+
+    Distances are in voxels and, if a spacing in mm is given, in mm as well. Both units share one
+    pass over the masks. Otherwise as `evaluate_labels`.
+    """
+    pred, ref = labels_on_host(pred, "prediction"), labels_on_host(ref, "reference")
+    in_voxels = _checked_request(pred, ref, None, nsd_tolerances, extra)
+    in_mm = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
+    records = []
+    for value, pair in _class_pairs(pred, ref, classes):
+        record = pair.result(in_voxels, value).to_dict()
+        if spacing is not None:
+            record |= pair.result(in_mm, value).to_dict()
+        records.append(record)
+    return records
+
+
+def surface_distances(pred: Any, ref: Any, spacing: Sequence[float] | None = None) -> DistanceLists:
     """Return the distances prediction -> reference and reference -> prediction.
 
     Each list holds one value per surface voxel of its mask in raster order, in the unit of
@@ -137,16 +158,95 @@ def surface_distances(
     """
     pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, (), ())
-    parts = [cut(pred), cut(ref)]
-    surfaces = [
-        np.empty((pred.ndim, 0), dtype=np.int64)
-        if part is None
-        else surface(part, int(np.count_nonzero(part.padded)))
-        for part in parts
-    ]
-    if any(part is None for part in parts):
-        return np.full(surfaces[0].shape[1], nan), np.full(surfaces[1].shape[1], nan)
-    return _both_ways(surfaces[0], surfaces[1], request)
+    pair = _MaskPair(cut(pred), cut(ref))
+    if pair.pred is None or pair.ref is None:
+        pred_size = 0 if pair.pred is None else pair.pred_surface.shape[1]
+        ref_size = 0 if pair.ref is None else pair.ref_surface.shape[1]
+        return np.full(pred_size, nan), np.full(ref_size, nan)
+    return pair.distances(request.spacing)
+
+
+class _MaskPair:
+    """Two masks on one grid; what several units share is computed once."""
+
+    def __init__(self, pred: Cut | None, ref: Cut | None) -> None:
+        self.pred = pred
+        self.ref = ref
+        self.pred_voxels = 0 if pred is None else int(np.count_nonzero(pred.padded))
+        self.ref_voxels = 0 if ref is None else int(np.count_nonzero(ref.padded))
+
+    @cached_property
+    def common_voxels(self) -> int:
+        assert self.pred is not None and self.ref is not None
+        return count_overlap(self.pred, self.ref)
+
+    @cached_property
+    def pred_surface(self) -> NDArray[np.int64]:
+        assert self.pred is not None
+        return surface(self.pred, self.pred_voxels)
+
+    @cached_property
+    def ref_surface(self) -> NDArray[np.int64]:
+        assert self.ref is not None
+        return surface(self.ref, self.ref_voxels)
+
+    @cached_property
+    def voxel_distances(self) -> DistanceLists:
+        return self._measured((1.0,) * len(self.pred_surface))
+
+    def distances(self, spacing: tuple[float, ...] | None) -> DistanceLists:
+        """Return the distances prediction -> reference and reference -> prediction."""
+        if spacing is None:
+            return self.voxel_distances
+        if len(set(spacing)) > 1:
+            return self._measured(spacing)
+        to_ref, to_pred = self.voxel_distances
+        return to_ref * spacing[0], to_pred * spacing[0]
+
+    def _measured(self, spacing: tuple[float, ...]) -> DistanceLists:
+        return (
+            nearest_distances(self.pred_surface, self.ref_surface, spacing),
+            nearest_distances(self.ref_surface, self.pred_surface, spacing),
+        )
+
+    def result(self, request: _Request, label: int | None = None) -> PairResult:
+        """Return the metrics of the pair in the unit of the request."""
+        if self.pred is None or self.ref is None:
+            values = _empty_values(self.pred_voxels, self.ref_voxels, request)
+        else:
+            common = self.common_voxels
+            both = self.pred_voxels + self.ref_voxels
+            to_ref, to_pred = self.distances(request.spacing)
+            values = {
+                "status": "ok",
+                "dice": 2 * common / both,
+                "jaccard": common / (both - common),
+                **_distance_values(to_ref, to_pred, request),
+            }
+        return PairResult(
+            **values,
+            pred_voxels=self.pred_voxels,
+            ref_voxels=self.ref_voxels,
+            shape=request.shape,
+            spacing=request.spacing,
+            label=label,
+        )
+
+
+def _class_pairs(
+    pred: NDArray[Any], ref: NDArray[Any], classes: Sequence[int]
+) -> Iterator[tuple[int, _MaskPair]]:
+    """Yield the mask pair of every class of two label maps.
+
+    Raises ValueError if a class is named twice, or none is.
+    """
+    if not len(classes) or len(set(classes)) != len(classes):
+        raise ValueError(f"classes must be distinct and at least one, found {tuple(classes)}")
+    with_background = 0 in classes
+    pred_finder = _ClassFinder(pred, with_background)
+    ref_finder = _ClassFinder(ref, with_background)
+    for value in classes:
+        yield int(value), _MaskPair(pred_finder.cut(value), ref_finder.cut(value))
 
 
 class _ClassFinder:
@@ -189,32 +289,6 @@ def _checked_request(
     return _Request(ref.shape, checked, values, tuple(extra))
 
 
-def _evaluate(
-    pred: Cut | None, ref: Cut | None, request: _Request, label: int | None = None
-) -> PairResult:
-    pred_voxels = 0 if pred is None else int(np.count_nonzero(pred.padded))
-    ref_voxels = 0 if ref is None else int(np.count_nonzero(ref.padded))
-    if pred is None or ref is None:
-        values = _empty_values(pred_voxels, ref_voxels, request)
-    else:
-        common = count_overlap(pred, ref)
-        to_ref, to_pred = _both_ways(surface(pred, pred_voxels), surface(ref, ref_voxels), request)
-        values = {
-            "status": "ok",
-            "dice": 2 * common / (pred_voxels + ref_voxels),
-            "jaccard": common / (pred_voxels + ref_voxels - common),
-            **_distance_values(to_ref, to_pred, request),
-        }
-    return PairResult(
-        **values,
-        pred_voxels=pred_voxels,
-        ref_voxels=ref_voxels,
-        shape=request.shape,
-        spacing=request.spacing,
-        label=label,
-    )
-
-
 def _empty_values(pred_voxels: int, ref_voxels: int, request: _Request) -> dict[str, Any]:
     if pred_voxels == ref_voxels:
         status, score = "both_empty", nan
@@ -223,16 +297,6 @@ def _empty_values(pred_voxels: int, ref_voxels: int, request: _Request) -> dict[
     undefined = dict.fromkeys(("hd95", "asd", "assd", *request.extra), nan)
     nsd = dict.fromkeys(request.tolerances, score)
     return {"status": status, "dice": score, "jaccard": score, "nsd": nsd, **undefined}
-
-
-def _both_ways(
-    pred_surface: NDArray[np.int64], ref_surface: NDArray[np.int64], request: _Request
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    spacing = request.spacing or (1.0,) * len(request.shape)
-    return (
-        nearest_distances(pred_surface, ref_surface, spacing),
-        nearest_distances(ref_surface, pred_surface, spacing),
-    )
 
 
 def _distance_values(

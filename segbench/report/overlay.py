@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from segbench.data.store.store import Store
-from segbench.evaluation.test_set import predict_labels
+from segbench.evaluation.prediction import predict_labels
 from segbench.results.finished import FinishedRun
+from segbench.storage import array_digest
 from segbench.training.reload import trained
 from segbench.training.setup import Prepared
 
@@ -81,14 +82,13 @@ def pictures(run: FinishedRun, prepared: Prepared, dataset: str, device: str) ->
     names = [store.name for store in prepared.stores]
     source = names.index(dataset)
     store = prepared.stores[source]
-    experiment = prepared.experiment
+    inference = prepared.inference(method, device)
     for which, case, dice in choose(run, dataset):
-        label, digest = predict_labels(
-            method, store, case, source, experiment.protocol, device, experiment.precision
-        )
+        label = predict_labels(inference, store, case, source)
         records = [record for record in run.cases_of(dataset) if record["case"] == case]
         scored = {record.get("prediction") for record in records}
-        yield Picture(case, which, dice, picture(store, case, label), scored == {digest})
+        is_scored_one = scored == {array_digest(label)}
+        yield Picture(case, which, dice, picture(store, case, label), is_scored_one)
 
 
 def picture(store: Store, case: str, label: Labels) -> str:

@@ -230,7 +230,6 @@ def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str
     """Recompute the metrics of one data set; return why that is not possible, empty if it is."""
     from segbench.data.open import open_store
     from segbench.evaluation.test_set import score
-    from segbench.storage import array_digest
 
     try:
         store = open_store(name, data_root)
@@ -251,7 +250,7 @@ def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str
     labels = predictions.read(run.path / PREDICTIONS, wanted)
     for case, label in zip(cases, labels, strict=True):
         own = [record for record in records if record["case"] == case]
-        true = score(label, array_digest(label), store, case)
+        true = score(label, store, case)
         _check_case(run, case, own, true)
     return ""
 

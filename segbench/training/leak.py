@@ -1,6 +1,7 @@
-"""The leak meter: what a run would have scored, had its checkpoint been chosen on the test cases, as much of the field does.
+"""The leak meter: what a run would have scored if its checkpoint had been selected on the test cases.
 
-It evaluates the checkpoints that ``segbench run --leak-meter`` kept. Nothing of it flows back: the result stays as it is.
+Much of the field selects that way. The meter evaluates the checkpoints that ``segbench run --leak-meter`` kept, and
+leaves the result as it is.
 """
 
 from __future__ import annotations
@@ -8,58 +9,78 @@ from __future__ import annotations
 from typing import Any
 
 from segbench.errors import IntegrityError
+from segbench.progress import Progress
 from segbench.storage import lock
 from segbench.training.build import build
 from segbench.training.placement import to_device
-from segbench.training.selection import Report, mean_dice, snapshots, validation_stores
+from segbench.training.selection import mean_dice, snapshots, validation_stores
 from segbench.training.setup import Prepared, device_of
 
 SCHEMA = "segbench.leak/1"
 
 
-def measure(run: Prepared, stored: dict[str, Any], device: str, report: Report) -> dict[str, Any]:
-    """Test Dice in percent of the last, the validation-best and the test-best checkpoint, written to ``leak.json``.
+def measure(run: Prepared, stored: dict[str, Any], device: str, report: Progress) -> dict[str, Any]:
+    """Score the last, the validation-best and the test-best checkpoint; write and return ``leak.json``.
 
-    ``gap`` is test-best minus the checkpoint of the run's own rule. Where the rule is ``last``, the validation cases were
-    in the training as unlabeled images: their labels were not.
+    All scores are test Dice in percent. ``gap`` is the score of the test-best checkpoint minus that of
+    the checkpoint which the run itself selected. If it selected the last one, the validation cases
+    were trained on as unlabeled images, without their labels.
 
     Raises:
-        IntegrityError: the checkpoints are not there, damaged, or not those of the result.
-        BusyError: another process is at work on this run.
+        IntegrityError: the checkpoints are missing, damaged, or not those of the result.
+        BusyError: another process is working on this run.
     """
     folder = run.folder.path
     with lock(folder / "lock"):
-        method, device = build(run.experiment, run.stores, fresh=False), device_of(device)
-        to_device(method, device)
-        validation, partial = validation_stores(run), folder / "leak.jsonl"
-        rows: list[dict[str, Any]] = []
-        for step, weights in snapshots(run, method):
-            scores = [
-                100 * mean_dice(method, stores, run, partial, weights, device, report)
-                for stores in (validation, run.stores)
-            ]
-            rows.append(
-                {"step": step, "weights": weights, "validation": scores[0], "test": scores[1]}
-            )
-        by_rule = [row for row in rows if row["weights"] == stored["weights_sha256"]]
-        if not by_rule:
-            raise IntegrityError(
-                "none of the kept checkpoints is that of the result", where=folder / "snapshots"
-            )
-        chosen, best = by_rule[-1]["test"], max(row["test"] for row in rows)
-        by_validation = max(rows, key=lambda row: (row["validation"], row["step"]))
+        rows = _score_checkpoints(run, device_of(device), report)
         record = {
             "schema": SCHEMA,
             "run_id": run.run_id,
             "selection": stored["selection"],
             "checkpoints": rows,
-            "validation_cases": {s.name: list(s.test) for s in validation},
-            "last": rows[-1]["test"],
-            "validation_best": by_validation["test"],
-            "test_best": best,
-            "gap": best - chosen,
+            "validation_cases": {store.name: list(store.test) for store in validation_stores(run)},
+            **_summary(run, rows, stored["weights_sha256"]),
             "test_evaluations": stored["test_evaluations"] + len(rows),
         }
         run.folder.write_json("leak.json", record)
-        partial.unlink(missing_ok=True)
+        (folder / "leak.jsonl").unlink(missing_ok=True)
     return record
+
+
+def _score_checkpoints(run: Prepared, device: str, report: Progress) -> list[dict[str, Any]]:
+    """Return the validation and test Dice in percent of every kept checkpoint."""
+    method = to_device(build(run.experiment, run.stores, fresh=False), device)
+    inference = run.inference(method, device)
+    validation = validation_stores(run)
+    partial = run.folder.path / "leak.jsonl"
+    rows = []
+    for step, weights in snapshots(run, method):
+        on_validation = mean_dice(inference, validation, partial, weights, report)
+        on_test = mean_dice(inference, run.stores, partial, weights, report)
+        rows.append(
+            {
+                "step": step,
+                "weights": weights,
+                "validation": 100 * on_validation,
+                "test": 100 * on_test,
+            }
+        )
+    return rows
+
+
+def _summary(run: Prepared, rows: list[dict[str, Any]], result_weights: str) -> dict[str, float]:
+    """Return the test scores of the last, the validation-best and the test-best checkpoint, and the gap."""
+    selected = [row["test"] for row in rows if row["weights"] == result_weights]
+    if not selected:
+        raise IntegrityError(
+            "none of the kept checkpoints is that of the result",
+            where=run.folder.path / "snapshots",
+        )
+    validation_best = max(rows, key=lambda row: (row["validation"], row["step"]))
+    test_best = max(row["test"] for row in rows)
+    return {
+        "last": rows[-1]["test"],
+        "validation_best": validation_best["test"],
+        "test_best": test_best,
+        "gap": test_best - selected[-1],
+    }

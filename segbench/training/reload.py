@@ -1,77 +1,79 @@
-"""Finished runs: their trained method, and their metrics computed once more."""
+"""Load the trained method of a finished run, and compute its metrics again."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from segbench.contracts.method import Method
 from segbench.errors import IntegrityError
-from segbench.evaluation.test_set import cases_csv, evaluate, summarize
+from segbench.evaluation.case_rows import Row, cases_csv, summarize
+from segbench.evaluation.test_set import Keep, evaluate, keep_nothing
+from segbench.progress import Progress
 from segbench.training import checkpoint
 from segbench.training.build import build
 from segbench.training.memory import keep_freed_memory
 from segbench.training.placement import memory_format, to_device
-from segbench.training.selection import Report
 from segbench.training.setup import Machine, Prepared, device_of
+
+
+class Reevaluation(NamedTuple):
+    """The metrics of a finished run, computed again from its weights."""
+
+    metrics: list[Row]  # as in the result
+    cases_sha256: str  # digest of the case table
+    same_machine: bool  # as in the training, so the digest must be the same, too
 
 
 def reevaluate(
     run: Prepared,
     stored: dict[str, Any],
     machine: Machine,
-    report: Report,
-    keep: Callable[[str, str, np.ndarray], None] = lambda dataset, case, label: None,
-) -> tuple[list[dict[str, Any]], str, bool]:
-    """Metrics of a finished run computed once more from its weights, the digest of the case table they give, and whether
-    this machine must give the very same (device and torch of the training).
+    report: Progress,
+    keep: Keep = keep_nothing,
+) -> Reevaluation:
+    """Predict and score the test cases of a finished run again.
+
+    Args:
+        stored: the run's result.
+        keep: called with each label map.
 
     Raises:
         IntegrityError: the weights are missing or not those of the result.
     """
     device = device_of(machine.device)
     method, header = trained(run, stored, device)
+    inference = run.inference(method, device)
     with tempfile.TemporaryDirectory() as folder:
-        rows = evaluate(
-            method,
-            run.stores,
-            run.experiment.protocol,
-            Path(folder) / "rows",
-            "",
-            device,
-            run.experiment.precision,
-            report,
-            keep,
-        )
-    digest = hashlib.sha256(cases_csv(rows)).hexdigest()
-    return (
-        summarize(rows, run.experiment.protocol.policy),
-        digest,
-        _same_machine(method, header, device),
+        partial = Path(folder) / "rows"
+        rows = evaluate(inference, run.stores, partial, stamp="", report=report, keep=keep)
+    return Reevaluation(
+        metrics=summarize(rows, run.experiment.protocol.policy),
+        cases_sha256=hashlib.sha256(cases_csv(rows)).hexdigest(),
+        same_machine=_is_same_machine(method, header, device),
     )
 
 
 def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method, dict[str, Any]]:
-    """The method of a finished run with its weights, on the device, and the header of its checkpoint.
+    """Return the method of a finished run with its weights, on the device, and its checkpoint's header.
 
     Raises:
         IntegrityError: the weights are missing or not those of the result.
     """
-    found = checkpoint.load(run.folder.path / "ckpt")
+    folder = run.folder.path / "ckpt"
+    found = checkpoint.load(folder)
     if found is None:
-        raise IntegrityError("the run has no weights", where=run.folder.path / "ckpt")
+        raise IntegrityError("the run has no weights", where=folder)
     _, state, header, _ = found
     weights = checkpoint.digest(state["method"])
     if weights != stored["weights_sha256"]:
         raise IntegrityError(
             "the weights are not those of the result",
-            where=run.folder.path / "ckpt",
+            where=folder,
             found=weights[:16],
             expected=stored["weights_sha256"][:16],
         )
@@ -82,12 +84,12 @@ def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method,
     return method.eval(), header
 
 
-def _same_machine(method: Method, header: dict[str, Any], device: str) -> bool:
-    """Whether the last digits must be those of the training."""
+def _is_same_machine(method: Method, header: dict[str, Any], device: str) -> bool:
+    """Whether everything that decides the last digits is as it was in the training."""
     here = {
         "torch": torch.__version__,
         "device": device,
         "threads": torch.get_num_threads(),
         "memory_format": memory_format(method),
     }
-    return all(header.get(key) == value for key, value in here.items())
+    return all(header.get(name) == value for name, value in here.items())

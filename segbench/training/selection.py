@@ -1,70 +1,57 @@
-"""Which checkpoint counts: the last one, or the best on cases held out from the training list, never on test cases.
+"""Select the checkpoint that counts: the last one, or the best on cases held out from the training list.
 
-Checkpoints to choose from are the weights after every tenth of the training, kept in the snapshots folder of the run where
-the protocol says ``selection: validation`` and for the leak meter, which tells what choosing on the test cases would
-have gained: an own command, run after the training in a process of its own.
+Test cases never take part. The candidates are the weights after every tenth of the training, which a run keeps in its
+``snapshots`` folder if the protocol says ``selection: validation``, and for the leak meter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segbench.contracts.method import Method
 from segbench.data.sampling.splits import held_out, with_draw
 from segbench.data.store.store import Store
 from segbench.errors import IntegrityError
-from segbench.evaluation.test_set import evaluate, summarize
+from segbench.evaluation.case_rows import summarize
+from segbench.evaluation.prediction import Inference
+from segbench.evaluation.test_set import evaluate
+from segbench.progress import Progress
 from segbench.training import checkpoint
-
-if TYPE_CHECKING:
-    from segbench.training.setup import Prepared
+from segbench.training.setup import Prepared
 
 CHECKPOINTS = 10
-Report = Callable[[int, int, str], None]
 
 
 def snapshot_steps(total: int) -> frozenset[int]:
-    """The numbers of completed steps after which weights are kept; the last one is among them."""
-    return frozenset(max(1, round(total * i / CHECKPOINTS)) for i in range(1, CHECKPOINTS + 1))
+    """Return the numbers of completed steps after which weights are kept, the last step included."""
+    steps = set()
+    for number in range(1, CHECKPOINTS + 1):
+        steps.add(max(1, round(total * number / CHECKPOINTS)))
+    return frozenset(steps)
 
 
 def validation_stores(run: Prepared) -> list[Store]:
-    """The run's data sets with the held-out cases in the place of the test cases."""
-    chosen = run.experiment
-    return [
-        replace(s, test=held_out(with_draw(s, chosen.draw), chosen.labeled[s.name]))
-        for s in run.stores
-    ]
+    """Return the run's data sets with the held-out cases in place of the test cases."""
+    experiment = run.experiment
+    stores = []
+    for store in run.stores:
+        view = with_draw(store, experiment.draw)
+        cases = held_out(view, experiment.labeled[store.name])
+        stores.append(replace(store, test=cases))
+    return stores
 
 
 def snapshots(run: Prepared, method: Method) -> Iterator[tuple[int, str]]:
-    """(completed steps, digest of the weights) of each kept checkpoint, in order; ``method`` has its weights meanwhile.
+    """Load the kept checkpoints into ``method`` in turn; yield their completed steps and digest of the weights.
 
     Raises:
-        IntegrityError: not all are there, or one is damaged.
+        IntegrityError: a checkpoint is missing, damaged, or of another run.
     """
-    folder = run.folder.path / "snapshots"
-    found = list(checkpoint.files(folder))
-    wanted = len(snapshot_steps(run.experiment.protocol.steps * len(run.stores)))
-    if found and len(found) < wanted:
-        raise IntegrityError(
-            "checkpoints to choose from are missing",
-            where=folder,
-            found=len(found),
-            expected=wanted,
-            fix="segbench run ... --leak-meter --restart trains anew and keeps them",
-        )
-    if not found:
-        raise IntegrityError(
-            "the run kept no checkpoints to choose from",
-            where=folder,
-            fix="segbench run ... --leak-meter --restart trains anew and keeps them",
-        )
-    for file in found:
+    for file in _snapshot_files(run):
         step, state, header = checkpoint.read(file)
         if header.get("run_id") != run.run_id:
             raise IntegrityError(
@@ -77,50 +64,60 @@ def snapshots(run: Prepared, method: Method) -> Iterator[tuple[int, str]]:
         yield step, checkpoint.digest(state["method"])
 
 
-def mean_dice(
-    method: Method,
-    stores: list[Store],
-    run: Prepared,
-    partial: Path,
-    stamp: str,
-    device: str,
-    report: Report,
-) -> float:
-    """Mean Dice over the classes of all data sets on the cases in ``stores``' test lists; what is nowhere has no part."""
-    rows = evaluate(
-        method,
-        stores,
-        run.experiment.protocol,
-        partial,
-        stamp,
-        device,
-        run.experiment.precision,
-        report,
+def _snapshot_files(run: Prepared) -> list[Path]:
+    folder = run.folder.path / "snapshots"
+    found = checkpoint.files(folder)
+    total = run.experiment.protocol.steps * len(run.stores)
+    wanted = len(snapshot_steps(total))
+    if len(found) >= wanted:
+        return found
+    what = "checkpoints are missing" if found else "the run kept no checkpoints to select from"
+    raise IntegrityError(
+        what,
+        where=folder,
+        found=len(found),
+        expected=wanted,
+        fix="segbench run ... --leak-meter --restart trains again and keeps them",
     )
-    means = [s["columns"]["dice"]["mean"] for s in summarize(rows, run.experiment.protocol.policy)]
-    return fmean([m for m in means if m is not None] or [0.0])
 
 
-def choose(run: Prepared, method: Method, device: str, report: Report) -> dict[str, Any]:
-    """Leave ``method`` with the weights that are best on the held-out cases, the later ones where two are equal.
+def mean_dice(
+    inference: Inference, stores: list[Store], partial: Path, stamp: str, report: Progress
+) -> float:
+    """Return the mean Dice over all classes on the cases in the test lists of ``stores``.
 
-    Returns what a result says of it: the cases, the score of each checkpoint, and the step of the chosen one.
+    Classes that are absent everywhere do not count. ``partial`` and ``stamp`` are those of ``evaluate``.
     """
-    stores, partial, best = validation_stores(run), run.folder.path / "validation.jsonl", None
+    rows = evaluate(inference, stores, partial, stamp, report)
+    means = []
+    for row in summarize(rows, inference.protocol.policy):
+        mean = row["columns"]["dice"]["mean"]
+        if mean is not None:
+            means.append(mean)
+    return fmean(means) if means else 0.0
+
+
+def choose(run: Prepared, method: Method, device: str, report: Progress) -> dict[str, Any]:
+    """Load the weights that are best on the held-out cases into ``method``; of equal ones the latest.
+
+    Returns:
+        What the result records: the cases, the score of each checkpoint, and the chosen step.
+    """
+    stores = validation_stores(run)
+    partial = run.folder.path / "validation.jsonl"
+    inference = run.inference(method, device)
     scores: list[dict[str, Any]] = []
     for step, weights in snapshots(run, method):
-        scores.append(
-            {"step": step, "dice": mean_dice(method, stores, run, partial, weights, device, report)}
-        )
-        if best is None or scores[-1]["dice"] >= best[1]:
-            best = step, scores[-1]["dice"]
-    assert best is not None
+        dice = mean_dice(inference, stores, partial, weights, report)
+        scores.append({"step": step, "dice": dice})
+
+    best = max(scores, key=lambda score: (score["dice"], score["step"]))
     for step, _ in snapshots(run, method):
-        if step == best[0]:
-            break
+        if step == best["step"]:
+            break  # ``method`` has its weights now
     partial.unlink(missing_ok=True)
     return {
-        "cases": {s.name: list(s.test) for s in stores},
+        "cases": {store.name: list(store.test) for store in stores},
         "checkpoints": scores,
-        "chosen": best[0],
+        "chosen": best["step"],
     }

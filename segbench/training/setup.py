@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from segbench.config import Experiment
-from segbench.contracts.method import Optim
+from segbench.contracts.method import Method, Optim
 from segbench.data.open import open_store
 from segbench.data.sampling.splits import held_out, with_draw
 from segbench.data.store.checks import require_apart, require_learnable, require_no_leak
 from segbench.data.store.store import Store
 from segbench.errors import DataError, PluginError, UsageError
+from segbench.evaluation.prediction import Inference
 from segbench.identity.run_id import run_id, science
 from segbench.identity.sources import loaded_digest
 from segbench.results.rundir import RunDir, run_folder
@@ -67,6 +68,10 @@ class Prepared:
     def train_sizes(self) -> dict[str, int]:
         """The number of training patients of each data set. Most patients have one case."""
         return {store.name: len(store.patients) for store in self.stores}
+
+    def inference(self, method: Method, device: str) -> Inference:
+        """Return how the run's method predicts on a device."""
+        return Inference(method, self.experiment.protocol, device, self.experiment.precision)
 
 
 def device_of(wanted: str) -> str:

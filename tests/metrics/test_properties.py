@@ -13,6 +13,7 @@ from segbench.metrics import (
     evaluate_labels,
     evaluate_pair,
     largest_component,
+    score_labels,
     surface_distances,
 )
 
@@ -261,3 +262,35 @@ def test_largest_component_of_ties_empties_and_slices():
     assert kept[0, 3] and kept[1, 2] and kept.sum() == 2
     assert largest_component(mask, 4).sum() == 1 and largest_component(mask, 4)[0, 3]
     assert not largest_component(mask & False).any()
+
+
+@some
+@given(seeds, st.booleans(), st.booleans())
+def test_both_units_in_one_pass_are_those_of_two_passes(oracle, seed, isotropic, empty):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 14, 3))
+    pred, ref = (rng.integers(0, 3, shape).astype(np.uint8) for _ in range(2))
+    if empty:
+        pred[pred == 1] = 0
+    spacing = tuple(rng.uniform(0.3, 3.0, 3))
+    if isotropic:
+        spacing = (spacing[0],) * 3
+    found = score_labels(pred, ref, [1, 2, 3], spacing)
+    in_voxels = evaluate_labels(pred, ref, [1, 2, 3])
+    in_mm = evaluate_labels(pred, ref, [1, 2, 3], spacing)
+    assert found == [a.to_dict() | b.to_dict() for a, b in zip(in_voxels, in_mm, strict=True)]
+    assert [list(r) for r in found] == [
+        list(a.to_dict() | b.to_dict()) for a, b in zip(in_voxels, in_mm, strict=True)
+    ]
+    assert score_labels(pred, ref, [1, 2, 3]) == [a.to_dict() for a in in_voxels]
+
+
+@some
+@given(seeds)
+def test_isotropic_millimeters_are_voxels_times_the_spacing(oracle, seed):
+    pred, ref, _ = oracle.random_pair(seed)
+    step = np.random.default_rng(seed).uniform(0.3, 3.0)
+    found = surface_distances(pred, ref, (step,) * 3)
+    expected = (oracle.directed(pred, ref, (step,) * 3), oracle.directed(ref, pred, (step,) * 3))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)

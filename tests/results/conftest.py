@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segbench.config import resolve
-from segbench.evaluation.test_set import cases_csv, summarize
+from segbench.evaluation.case_rows import cases_csv, summarize
 from segbench.identity.run_id import run_id, science
 from segbench.results.rundir import SCHEMA, RunDir, run_folder
 from segbench.storage import atomic_write, json_bytes

@@ -28,7 +28,10 @@ def scored(study, store, seed=0, better=False):
     """
     labels = {c: np.roll(np.asarray(store.label(c)), 1, 0) for c in store.test}
     shown = {c: np.asarray(store.label(c)) for c in store.test} if better else labels
-    rows = [r for c in store.test for r in score(shown[c], array_digest(labels[c]), store, c)]
+    rows = []
+    for case in store.test:
+        for row in score(shown[case], store, case):
+            rows.append({**row, "prediction": array_digest(labels[case])})
     run = study.add("supervised", seed, rows=rows, fingerprint=store.fingerprint)
     with (run.path / bundle.PREDICTIONS).open("wb") as file, predictions.writer(file) as keep:
         for case, label in labels.items():

@@ -10,7 +10,9 @@ import torch
 from segbench.contracts.method import Method, Setting, Source
 from segbench.data.open import derived, open_store
 from segbench.data.sampling.crops import zoom
-from segbench.evaluation.test_set import cases_csv, evaluate, predict_case, summarize
+from segbench.evaluation.case_rows import cases_csv, summarize
+from segbench.evaluation.prediction import Inference, predict_case
+from segbench.evaluation.test_set import evaluate
 from segbench.training.run import execute
 
 
@@ -29,7 +31,7 @@ class Oracle(Method):
 
 
 def rows_of(method, store, protocol, folder):
-    return evaluate(method, [store], protocol, folder / "rows", "stamp", "cpu")
+    return evaluate(Inference(method, protocol), [store], folder / "rows", "stamp")
 
 
 def test_scores_are_those_of_the_metrics(lab):
@@ -59,7 +61,7 @@ def test_a_network_for_slices_is_scored_on_volumes(lab, crop):
     store = open_store("tiny", lab.folder / "data")
     image = np.asarray(store.image("case6"))[0]
     seen = zoom(zoom(image, (16, 16, 20)), image.shape) if crop == "zoom" else image
-    p = predict_case(Oracle(), store, "case6", 0, run.experiment.protocol, "cpu")
+    p = predict_case(Inference(Oracle(), run.experiment.protocol), store, "case6", 0)
     np.testing.assert_array_equal(np.asarray(p.argmax(0)), seen > 0.5)
     result = execute(run, lab.machine())
     with open(run.folder.path / "cases.csv") as file:
@@ -83,7 +85,7 @@ def test_downsampled_protocol_is_scored_on_the_full_grid(lab):
         "supervised", overrides=["downsample=2", "patch=8x8x8", "inference.stride=4x4x4"]
     )
     store = open_store("tiny", lab.folder / "data")
-    p = predict_case(Oracle(), store, "case6", 0, run.experiment.protocol, "cpu")
+    p = predict_case(Inference(Oracle(), run.experiment.protocol), store, "case6", 0)
     assert p.shape == (2, 20, 20, 20)
     assert derived(store, 2).cases["case6"].shape == (10, 10, 10)
     result = execute(run, lab.machine())
@@ -97,7 +99,7 @@ def test_images_with_fewer_channels_are_filled_up(lab):
     method = Oracle()
     method.setting = Setting((Source("tiny", ("ball",)),), 3, (16, 16, 16))
     store = open_store("tiny", lab.folder / "data")
-    assert predict_case(method, store, "case6", 0, protocol, "cpu").shape == (2, 20, 20, 20)
+    assert predict_case(Inference(method, protocol), store, "case6", 0).shape == (2, 20, 20, 20)
 
 
 def test_one_unknown_spacing_leaves_out_the_millimeters(lab):
@@ -115,23 +117,17 @@ def test_largest_component_is_kept_per_class(lab):
     protocol = lab.prepared("supervised", overrides=["largest_component=true"]).experiment.protocol
     store = open_store("tiny", lab.folder / "data")
     kept = rows_of(Oracle(), store, protocol, lab.folder)
-    plain = evaluate(
-        Oracle(),
-        [store],
-        protocol.model_copy(update={"largest_component": False}),
-        lab.folder / "other",
-        "stamp",
-        "cpu",
-    )
+    without = protocol.model_copy(update={"largest_component": False})
+    plain = evaluate(Inference(Oracle(), without), [store], lab.folder / "other", "stamp")
     assert all(k["pred_voxels"] < p["pred_voxels"] for k, p in zip(kept, plain, strict=True))
 
 
 def test_rows_of_other_weights_are_not_taken_over(lab):
     protocol = lab.prepared("supervised").experiment.protocol
     store = open_store("tiny", lab.folder / "data")
-    first = evaluate(Oracle(), [store], protocol, lab.folder / "rows", "one", "cpu")
-    again = evaluate(Oracle(level=99), [store], protocol, lab.folder / "rows", "one", "cpu")
-    other = evaluate(Oracle(level=99), [store], protocol, lab.folder / "rows", "two", "cpu")
+    first = evaluate(Inference(Oracle(), protocol), [store], lab.folder / "rows", "one")
+    again = evaluate(Inference(Oracle(level=99), protocol), [store], lab.folder / "rows", "one")
+    other = evaluate(Inference(Oracle(level=99), protocol), [store], lab.folder / "rows", "two")
     assert again == first != other
 
 

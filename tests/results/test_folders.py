@@ -67,7 +67,7 @@ def test_h5_references_and_float_labels(folders):
         file["label"] = label(11).astype(np.float32) + 1e-5
     rows, warnings = evaluate_folders(pred, ref)
     assert warnings == [
-        "c1: the reference tells no spacing; the prediction's is taken, 0.5 x 1 x 3 mm"
+        "c1: the reference has no spacing; the prediction's is used, 0.5 x 1 x 3 mm"
     ]
     (expected,) = evaluate_labels(label(1), label(11), [1], spacing=(0.5, 1.0, 3.0))
     assert (

@@ -1,0 +1,151 @@
+"""Predict whole volumes with a trained method, in the way a protocol prescribes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segbench.config import Protocol
+from segbench.contracts.method import Method
+from segbench.data.open import derived
+from segbench.data.sampling.crops import nearest
+from segbench.data.store.store import Store
+from segbench.evaluation.sliding_window import labels_from, predict_probabilities
+from segbench.metrics import largest_component
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+LabelMap = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A trained method, in eval mode, and how it predicts."""
+
+    method: Method
+    protocol: Protocol
+    device: str = "cpu"
+    precision: str = "fp32"
+
+    def windows(self, windows: Tensor, source: int) -> Tensor:
+        """Return class probabilities (B, K, *P) of windows (B, C, *P) of data set number ``source``."""
+        dtype = DTYPES.get(self.precision)
+        device_type = torch.device(self.device).type
+        with torch.autocast(device_type, dtype, enabled=dtype is not None):
+            return self.method.predict(windows, source)
+
+    def slices(self, windows: Tensor, source: int) -> Tensor:
+        """Return the same for windows (B, C, *P, 1) and a network for slices (B, C, *P)."""
+        return self.windows(windows[..., 0], source)[..., None]
+
+
+def predict_labels(inference: Inference, store: Store, case: str, source: int) -> LabelMap:
+    """Return the label map (*S) of a case, on the grid of its reference label."""
+    probabilities = predict_case(inference, store, case, source)
+    return postprocess(labels_from(probabilities), inference.protocol)
+
+
+def predict_case(inference: Inference, store: Store, case: str, source: int) -> Tensor:
+    """Return class probabilities (K, *S) of a case on the grid of its label, on the device."""
+    view = derived(store, inference.protocol.factors(store.name, store.dims))
+    image = np.array(view.image(case))
+    shape = store.cases[case].shape
+    return predict_image(inference, image, shape, source, store.name, store.pad(case))
+
+
+def predict_image(
+    inference: Inference,
+    small: np.ndarray[Any, Any],
+    full: Sequence[int],
+    source: int,
+    dataset: str,
+    pad: Sequence[float] = (),
+) -> Tensor:
+    """Return class probabilities (K, *full), on the device, of one volume.
+
+    A protocol with a patch of two axes predicts a volume slice by slice; the result is the volume.
+
+    Args:
+        small: image (C, *S), already downsampled as the protocol says for ``dataset``.
+        full: shape of the image before downsampling.
+        source: index of the data set in the method's ``Setting.sources``.
+        pad: value per channel outside the image; empty for zeros.
+    """
+    protocol = inference.protocol
+    image, pad = _with_all_channels(torch.from_numpy(small), pad, inference.method.setting.channels)
+    shape = tuple(image.shape[1:])
+    if protocol.crop.labeled == "zoom":
+        patch_axes = len(protocol.patch)
+        image = _resized(image, (*protocol.patch, *shape[patch_axes:]))
+
+    patch = tuple(protocol.patch)
+    stride = tuple(protocol.inference.stride)
+    predict = inference.windows
+    if len(patch) < len(shape):  # a network for slices: windows are one voxel thick
+        patch = (*patch, 1)
+        stride = (*stride, 1)
+        predict = inference.slices
+    probabilities = predict_probabilities(
+        lambda windows: predict(windows, source),
+        image,
+        patch,
+        stride,
+        batch=protocol.inference.batch,
+        device=inference.device,
+        pad=pad,
+    )
+
+    if protocol.crop.labeled == "zoom":
+        probabilities = _resized(probabilities, shape)
+    return _upsampled(probabilities, protocol.factors(dataset, len(full)), full)
+
+
+def postprocess(label: LabelMap, protocol: Protocol) -> LabelMap:
+    """Keep only the largest component of each class if the protocol says so; changes ``label`` in place."""
+    if not protocol.largest_component:
+        return label
+    for value in np.unique(label[label > 0]):
+        mask = label == value
+        label[mask & ~largest_component(mask)] = 0
+    return label
+
+
+def _with_all_channels(
+    image: Tensor, pad: Sequence[float], channels: int
+) -> tuple[Tensor, tuple[float, ...]]:
+    """Append channels of zeros: joint training does so where a data set has fewer than another one."""
+    missing = channels - len(image)
+    if not missing:
+        return image, tuple(pad)
+    image = torch.cat([image, image.new_zeros(missing, *image.shape[1:])])
+    if not pad:
+        return image, ()
+    return image, (*pad, *[0.0] * missing)
+
+
+def _resized(volume: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resize (C, *S) to (C, *shape) by the nearest neighbor, as the training loader does."""
+    for axis, size in enumerate(shape, start=1):
+        if volume.shape[axis] != size:
+            index = torch.from_numpy(nearest(volume.shape[axis], size))
+            volume = volume.index_select(axis, index.to(volume.device))
+    return volume
+
+
+def _upsampled(probabilities: Tensor, factors: Sequence[int], full: Sequence[int]) -> Tensor:
+    """Interpolate (K, *S) to the grid before downsampling."""
+    if max(factors) == 1:
+        return probabilities
+    mode = "trilinear" if len(full) == 3 else "bilinear"
+    probabilities = functional.interpolate(
+        probabilities[None], scale_factor=list(factors), mode=mode, align_corners=False
+    )[0]
+    # The last block of an axis may reach beyond the volume.
+    inside = tuple(slice(size) for size in full)
+    return probabilities[(slice(None), *inside)]
