@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -141,7 +142,7 @@ def run(argv: list[str]) -> int:
 
 def _require_posix() -> None:
     """Refuse to run on Windows, before anything is imported that needs POSIX."""
-    if sys.platform == "win32":
+    if platform.system() == "Windows":
         raise PluginError(
             "segbench does not run on Windows directly",
             found="Windows",

@@ -153,7 +153,7 @@ def test_errors_name_the_thing_and_have_their_code(lab, args, code, says):
 
 
 def test_windows_is_refused_at_once(lab, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr("platform.system", lambda: "Windows")
     refused = lab.call("--help")
     assert refused.returncode == 7 and refused.stdout == ""
     for part in ("does not run on Windows", "found", "expected", "WSL", "fix", "(exit 7)"):
