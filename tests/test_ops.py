@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from segbench.nn.blocks import InstanceNorm2d, InstanceNorm3d
 from segbench.nn.ops import (
     Ema,
     box_edges,
@@ -132,3 +133,26 @@ def test_mix():
         1, (6, 6), 0.5, torch.Generator().manual_seed(0)
     )  # one box for the whole batch
     assert mix(one, outer, inner).sum() == 2 * 3 * 9
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(
+    ("dims", "own", "torchs"),
+    [(2, InstanceNorm2d, nn.InstanceNorm2d), (3, InstanceNorm3d, nn.InstanceNorm3d)],
+)
+def test_instance_normalization_is_torchs_own(dims, own, torchs, affine):
+    ours, theirs = own(3, affine=affine), torchs(3, affine=affine)
+    torch.manual_seed(0)
+    if affine:
+        nn.init.normal_(ours.weight)
+        nn.init.normal_(ours.bias)
+        theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 3, *(5,) * dims, requires_grad=True)
+    other = x.detach().clone().requires_grad_()
+    weight = torch.randn(2, 3, *(5,) * dims)
+    (ours(x) * weight).sum().backward()
+    (theirs(other) * weight).sum().backward()
+    torch.testing.assert_close(ours(x), theirs(other), rtol=0, atol=2e-6)
+    torch.testing.assert_close(x.grad, other.grad, rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match="more than one voxel"):
+        ours(torch.zeros(2, 3, *(1,) * dims))
