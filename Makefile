@@ -1,11 +1,11 @@
-# Everything lives in .venv; the first target that needs it makes it (a few minutes, several GB), later ones find it.
+# Everything is installed in .venv by the first target that needs it (a few minutes, several GB).
 PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := methods datasets backbones benchmarks
 
-.PHONY: test test-slow demo lint clean
+.PHONY: test test-slow demo lint types clean
 
-# The kill tests fork, which wants processes in which nothing else has run: they come first, by themselves.
+# The kill tests fork, so they run first, in processes in which nothing else has run.
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -q -n 2 tests/training
 	$(BIN)/python -m pytest -q -n 2 --ignore=tests/training
@@ -16,9 +16,13 @@ test-slow: .venv/dev.stamp
 demo: .venv/run.stamp
 	$(BIN)/segbench demo
 
-# mypy cannot see the mapping of the plug-in folders, so it gets a tree of links that looks like the installed package.
-lint: .venv/dev.stamp
+lint: .venv/dev.stamp types
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+# mypy cannot see the mapping of the plug-in folders, so it gets a tree of links that looks like the installed package.
+types: .venv/dev.stamp
 	@rm -rf build/types && mkdir -p build/types/segbench
 	@ln -s $(CURDIR)/segbench/* $(addprefix $(CURDIR)/,$(PLUGINS)) build/types/segbench/
 	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p segbench

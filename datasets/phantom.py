@@ -22,11 +22,13 @@ Every case is a function of (data set, index) alone: PCG64 keyed by blake2b, sin
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from segbench import Case, Dataset, RawCase, Split, dataset
@@ -79,198 +81,252 @@ MR = Look(
 )
 
 
+Image = NDArray[np.float32]
+Point = Sequence[float] | NDArray[np.floating[Any]]
+
+
 def _rng(*key: object) -> np.random.Generator:
+    """Return a generator of random numbers that depends on the key alone."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
-def _smooth(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> np.ndarray:
-    """Smooth noise of mean 0 and standard deviation 1 with about ``cells`` hills along each axis."""
-    field = rng.standard_normal(
-        (cells + 2,) * 3
-    )  # one more than the cells on either side, as heights of hills
-    for n in shape:  # along each axis in turn: interpolate, then let the next axis come first
-        gap = np.linspace(0, cells + 1, n)[:, None] - np.arange(cells + 2)
-        field = np.einsum(
-            "ni,ijk->jkn", np.exp(-np.square(gap)), field
-        )  # sums of Gaussian hills, no BLAS
-    return ((field - field.mean()) / field.std()).astype(np.float32)
+def _smooth(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Image:
+    """Return smooth noise of mean 0 and standard deviation 1 with about ``cells`` hills along each axis.
+
+    It is a sum of Gaussian hills, one more than the cells on either side, computed without BLAS.
+    """
+    field = rng.standard_normal((cells + 2,) * 3)
+    for size in shape:  # interpolate along the first axis, then let the next axis come first
+        positions = np.linspace(0, cells + 1, size)[:, None]
+        gap = positions - np.arange(cells + 2)
+        hills = np.exp(-np.square(gap))
+        field = np.einsum("ni,ijk->jkn", hills, field)
+    field = (field - field.mean()) / field.std()
+    return field.astype(np.float32)
 
 
-def _grain(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:
-    """White noise blurred by ``sigma`` voxels, standard deviation 1."""
-    field = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma)
-    return field / field.std()
+def _grain(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Image:
+    """Return white noise blurred by ``sigma`` voxels, with standard deviation 1."""
+    white = rng.standard_normal(shape, dtype=np.float32)
+    field: Image = ndimage.gaussian_filter(white, sigma)
+    field /= field.std()
+    return field
 
 
-def _ellipsoid(q: np.ndarray, center, radii, angles=(0.0, 0.0, 0.0)) -> np.ndarray:
-    """Radius relative to the surface (below 1 inside) of an ellipsoid turned by ``angles`` about the three axes."""
-    d = [q[i] - np.float32(center[i]) for i in range(3)]
+def _ellipsoid(grid: Image, center: Point, radii: Point, angles: Point = (0.0, 0.0, 0.0)) -> Image:
+    """Return the distance from an ellipsoid's center relative to its surface: below 1 inside.
+
+    The ellipsoid is turned by ``angles`` about the three axes.
+    """
+    offset = [grid[axis] - np.float32(center[axis]) for axis in range(3)]
     for axis, angle in enumerate(angles):
-        if angle:
-            a, b = (axis + 1) % 3, (axis + 2) % 3
-            cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-            d[a], d[b] = cos * d[a] + sin * d[b], cos * d[b] - sin * d[a]
-    return np.sqrt(sum(np.square(d[i] / np.float32(radii[i])) for i in range(3)))
+        if angle == 0:
+            continue
+        first = (axis + 1) % 3
+        second = (axis + 2) % 3
+        cosine = np.float32(np.cos(angle))
+        sine = np.float32(np.sin(angle))
+        turned = cosine * offset[first] + sine * offset[second]
+        offset[second] = cosine * offset[second] - sine * offset[first]
+        offset[first] = turned
+    squares = [np.square(offset[axis] / np.float32(radii[axis])) for axis in range(3)]
+    return np.asarray(np.sqrt(sum(squares)))
 
 
-def _tube(q: np.ndarray, start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
-    """Mask of a straight vessel from ``start`` to ``end``."""
-    axis = end - start
-    along = sum((q[i] - start[i]) * axis[i] for i in range(3)) / max(
-        float(np.square(axis).sum()), 1e-6
-    )
-    along = np.clip(along, 0, 1)
-    return sum(np.square(q[i] - start[i] - along * axis[i]) for i in range(3)) < radius**2
+def _tube(grid: Image, start: Point, end: Point, radius: float) -> NDArray[np.bool_]:
+    """Return the mask of a straight vessel from ``start`` to ``end``."""
+    direction = np.asarray(end) - np.asarray(start)
+    length = max(float(np.square(direction).sum()), 1e-6)
+    projection = sum((grid[i] - start[i]) * direction[i] for i in range(3))
+    along = np.clip(projection / length, 0, 1)
+    squares = [np.square(grid[i] - start[i] - along * direction[i]) for i in range(3)]
+    return np.asarray(sum(squares) < radius**2)
 
 
-def _anatomy(rng: np.random.Generator) -> np.ndarray:
-    """Tissue map (*S) uint8 of one case; coordinates run from -1 to 1 over the volume before they are bent."""
-    shape = (int(rng.integers(44, 57)), int(rng.integers(40, 53)), int(rng.integers(34, 45)))
-    axes = [np.linspace(-1, 1, n, dtype=np.float32) for n in shape]
-    flat = np.stack(np.meshgrid(*axes, indexing="ij"))
-    bend = rng.uniform(0.03, 0.09)
-    q = flat + np.stack([np.float32(bend) * _smooth(rng, shape, 3) for _ in range(3)])
+class _Anatomy:
+    """The tissues of one case. Coordinates run from -1 to 1 over the volume before they are bent."""
 
-    tissue = np.zeros(shape, np.uint8)
-    trunk = _ellipsoid(q, (0, 0, 0), (rng.uniform(0.88, 1.0), rng.uniform(0.84, 0.98), 9))
-    wall = rng.uniform(0.05, 0.18)
-    tissue[trunk < 1] = MUSCLE
-    tissue[(trunk < 1) & (trunk > 1 - wall)] = FAT
-    inner = trunk < 1 - wall - rng.uniform(0.06, 0.14)
-    gut = _smooth(rng, shape, 6) < rng.normal(
-        -0.9, 0.6
-    )  # lean bodies have hardly any fat between the organs
-    tissue[inner] = np.where(gut, BOWEL, FAT)[inner]
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        # Right-left, front-back, up-down.
+        self.shape = (
+            int(rng.integers(44, 57)),
+            int(rng.integers(40, 53)),
+            int(rng.integers(34, 45)),
+        )
+        axes = [np.linspace(-1, 1, size, dtype=np.float32) for size in self.shape]
+        self.flat: Image = np.stack(np.meshgrid(*axes, indexing="ij"))
+        strength = np.float32(rng.uniform(0.03, 0.09))
+        bend = np.stack([strength * _smooth(rng, self.shape, 3) for _ in range(3)])
+        self.grid: Image = self.flat + bend
+        self.tissue = np.zeros(self.shape, np.uint8)
+        self._trunk()
+        self._organs()
+        self._spine_and_aorta()
+        self._vessels()
+        self._spots()
 
-    def put(what: int, center, radii, turn=0.3, jitter=0.06):
-        where = np.asarray(center) + rng.normal(0, jitter, 3)
-        size = np.asarray(radii) * rng.uniform(0.8, 1.2, 3)
-        inside = _ellipsoid(q, where, size, rng.uniform(-turn, turn, 3)) < 1
-        tissue[inside & inner] = what
+    def _trunk(self) -> None:
+        width = self.rng.uniform(0.88, 1.0)
+        depth = self.rng.uniform(0.84, 0.98)
+        trunk = _ellipsoid(self.grid, (0, 0, 0), (width, depth, 9))
+        wall = self.rng.uniform(0.05, 0.18)
+        self.tissue[trunk < 1] = MUSCLE
+        self.tissue[(trunk < 1) & (trunk > 1 - wall)] = FAT
+        self.inner = trunk < 1 - wall - self.rng.uniform(0.06, 0.14)
+        # Lean bodies have hardly any fat between the organs.
+        hills = _smooth(self.rng, self.shape, 6)
+        bowel = hills < self.rng.normal(-0.9, 0.6)
+        self.tissue[self.inner] = np.where(bowel, BOWEL, FAT)[self.inner]
 
-    put(STOMACH, (0.28, -0.38, 0.1), (0.36, 0.30, 0.48), turn=0.6, jitter=0.1)
-    put(SPLEEN, (0.55, 0.25, 0.2), (0.22, 0.36, 0.50), turn=0.5)
-    put(KIDNEY, (0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
-    put(KIDNEY, (-0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
-    lobe = np.array([-0.38, -0.05, 0.1]) + rng.normal(0, 0.07, 3)
-    put(ORGAN, lobe, np.array([0.40, 0.52, 0.62]) * rng.uniform(0.8, 1.15), turn=0.4, jitter=0.0)
-    put(
-        ORGAN,
-        lobe + np.array([0.32, -0.32, 0.15]),
-        (rng.uniform(0.2, 0.6), 0.24, 0.30),
-        turn=0.5,
-        jitter=0.04,
-    )
-    tissue[_ellipsoid(q, (0, 0.62, 0), (0.17, 0.17, 9)) < 1] = BONE
-    tissue[_ellipsoid(q, (0, 0.68, 0), (0.06, 0.06, 9)) < 1] = CANAL
-    tissue[_ellipsoid(q, (rng.uniform(0.02, 0.15), 0.34, 0), (0.08, 0.08, 9)) < 1] = AORTA
-    _vessels(rng, tissue, q)
-    _spots(rng, tissue, flat)
-    return tissue
+    def _put(
+        self, tissue: int, center: Point, radii: Point, turn: float = 0.3, jitter: float = 0.06
+    ) -> None:
+        """Draw an ellipsoid near a place, turned and scaled at random."""
+        where = np.asarray(center) + self.rng.normal(0, jitter, 3)
+        size = np.asarray(radii) * self.rng.uniform(0.8, 1.2, 3)
+        angles = self.rng.uniform(-turn, turn, 3)
+        inside = _ellipsoid(self.grid, where, size, angles) < 1
+        self.tissue[inside & self.inner] = tissue
 
+    def _organs(self) -> None:
+        self._put(STOMACH, (0.28, -0.38, 0.1), (0.36, 0.30, 0.48), turn=0.6, jitter=0.1)
+        self._put(SPLEEN, (0.55, 0.25, 0.2), (0.22, 0.36, 0.50), turn=0.5)
+        self._put(KIDNEY, (0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
+        self._put(KIDNEY, (-0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
+        right = np.array([-0.38, -0.05, 0.1]) + self.rng.normal(0, 0.07, 3)
+        size = np.array([0.40, 0.52, 0.62]) * self.rng.uniform(0.8, 1.15)
+        self._put(ORGAN, right, size, turn=0.4, jitter=0.0)
+        left = right + np.array([0.32, -0.32, 0.15])
+        size = np.array([self.rng.uniform(0.2, 0.6), 0.24, 0.30])
+        self._put(ORGAN, left, size, turn=0.5, jitter=0.04)
 
-def _point(rng: np.random.Generator, mask: np.ndarray, depth: int) -> np.ndarray | None:
-    """A random voxel of a mask at least ``depth`` voxels under its surface."""
-    deep = np.argwhere(ndimage.binary_erosion(mask, iterations=depth))
-    return deep[rng.integers(len(deep))] if len(deep) else None
+    def _spine_and_aorta(self) -> None:
+        self.tissue[_ellipsoid(self.grid, (0, 0.62, 0), (0.17, 0.17, 9)) < 1] = BONE
+        self.tissue[_ellipsoid(self.grid, (0, 0.68, 0), (0.06, 0.06, 9)) < 1] = CANAL
+        place = (self.rng.uniform(0.02, 0.15), 0.34, 0)
+        self.tissue[_ellipsoid(self.grid, place, (0.08, 0.08, 9)) < 1] = AORTA
 
+    def _vessels(self) -> None:
+        organ = self.tissue == ORGAN
+        inside = self.grid[:, organ]  # (3, voxels)
+        root = inside[:, self.rng.integers(inside.shape[1])]
+        for _ in range(int(self.rng.integers(2, 5))):
+            tip = inside[:, self.rng.integers(inside.shape[1])]
+            radius = self.rng.uniform(0.05, 0.09)
+            self.tissue[_tube(self.grid, root, tip, radius) & organ] = VESSEL
 
-def _vessels(rng: np.random.Generator, tissue: np.ndarray, q: np.ndarray) -> None:
-    organ = tissue == ORGAN
-    inside = q[:, organ]  # (3, voxels)
-    root = inside[:, rng.integers(inside.shape[1])]
-    for _ in range(int(rng.integers(2, 5))):
-        tip = inside[:, rng.integers(inside.shape[1])]
-        tissue[_tube(q, root, tip, rng.uniform(0.05, 0.09)) & organ] = VESSEL
+    def _spots(self) -> None:
+        """Draw lesions in the organ, their look-alikes in spleen and stomach, and round cysts."""
+        rough = 1 + 0.22 * _grain(self.rng, self.shape, 1.6)  # makes borders irregular
+        for _ in range(int(self.rng.integers(1, 4))):
+            self._spot(LESION, ORGAN, self.rng.uniform(3.2, 6.0), rough)
+        for _ in range(int(self.rng.integers(0, 3))):
+            self._spot(CYST, ORGAN, self.rng.uniform(2.0, 3.6), None)
+        for host in (SPLEEN, STOMACH):
+            for _ in range(int(self.rng.integers(0, 2))):
+                self._spot(SPOT, host, self.rng.uniform(2.2, 4.0), rough)
 
-
-def _spots(rng: np.random.Generator, tissue: np.ndarray, flat: np.ndarray) -> None:
-    """Lesions in the organ, their look-alikes in spleen and stomach, and round cysts."""
-    rough = 1 + 0.22 * _grain(
-        rng, tissue.shape, 1.6
-    )  # makes the borders of lesions and look-alikes irregular
-
-    def spot(what: int, host: int, radius: float, ragged: bool):
-        center = _point(rng, tissue == host, 2)
-        if center is None:
+    def _spot(self, tissue: int, host: int, radius: float, rough: Image | None) -> None:
+        """Draw a ball of ``radius`` voxels in an organ; with ``rough`` two balls with a rough border."""
+        voxel = self._deep_voxel(self.tissue == host, 2)
+        if voxel is None:
             return
-        x, y, z = center
-        at = flat[:, x, y, z]
-        size = radius * 2 / np.asarray(tissue.shape)
-        distance = _ellipsoid(flat, at, size * rng.uniform(0.75, 1.3, 3), rng.uniform(-1.5, 1.5, 3))
-        if ragged:  # a second ball beside the first, and a rough border
-            shifted = at + size * rng.normal(0, 0.6, 3)
-            distance = np.minimum(distance, _ellipsoid(flat, shifted, 0.7 * size)) * rough
+        center = self.flat[:, voxel[0], voxel[1], voxel[2]]
+        size = radius * 2 / np.asarray(self.shape)
+        stretch = self.rng.uniform(0.75, 1.3, 3)
+        angles = self.rng.uniform(-1.5, 1.5, 3)
+        distance = _ellipsoid(self.flat, center, size * stretch, angles)
+        if rough is not None:
+            second = center + size * self.rng.normal(0, 0.6, 3)
+            nearest = np.minimum(distance, _ellipsoid(self.flat, second, 0.7 * size))
+            distance = nearest * rough
         hosts = (ORGAN, VESSEL) if host == ORGAN else (host,)
-        tissue[(distance < 1) & np.isin(tissue, hosts)] = what
+        self.tissue[(distance < 1) & np.isin(self.tissue, hosts)] = tissue
 
-    for _ in range(int(rng.integers(1, 4))):
-        spot(LESION, ORGAN, rng.uniform(3.2, 6.0), ragged=True)
-    for _ in range(int(rng.integers(0, 3))):
-        spot(CYST, ORGAN, rng.uniform(2.0, 3.6), ragged=False)
-    for host in (SPLEEN, STOMACH):
-        for _ in range(int(rng.integers(0, 2))):
-            spot(SPOT, host, rng.uniform(2.2, 4.0), ragged=True)
+    def _deep_voxel(self, mask: NDArray[np.bool_], depth: int) -> NDArray[np.intp] | None:
+        """Return a random voxel at least ``depth`` voxels below the surface of a mask."""
+        deep = np.argwhere(ndimage.binary_erosion(mask, iterations=depth))
+        if len(deep) == 0:
+            return None
+        return np.asarray(deep[self.rng.integers(len(deep))])
 
 
-def _means(rng: np.random.Generator, look: Look) -> np.ndarray:
-    """Mean intensity of every tissue of one case, (15,), without what lies outside the soft tissues."""
+def _means(rng: np.random.Generator, look: Look) -> NDArray[np.float64]:
+    """Return the mean intensity of every tissue (15,); those outside the soft tissues stay 0."""
     mean = np.zeros(15)
-    organ = mean[ORGAN] = rng.uniform(*look.organ)
+    organ = rng.uniform(*look.organ)
+    mean[ORGAN] = organ
     for tissue in (MUSCLE, STOMACH, SPLEEN, KIDNEY, BOWEL):
         mean[tissue] = organ + rng.uniform(-look.neighbor, look.neighbor)
     lesion = look.sign * rng.uniform(*look.lesion)
-    mean[LESION] = mean[SPOT] = organ + lesion
+    mean[LESION] = organ + lesion
+    mean[SPOT] = organ + lesion
     mean[VESSEL] = organ + abs(lesion) * rng.uniform(-0.4, 1.0)
     mean[CYST] = organ + lesion * rng.uniform(0.8, 1.6)
     return mean
 
 
 def _paint(
-    rng: np.random.Generator, tissue: np.ndarray, mean: np.ndarray, texture: float
-) -> np.ndarray:
-    """Means and textures with a partial-volume blur: coarse in stomach and lesions, fine elsewhere."""
-    coarse = np.isin(tissue, (STOMACH, BOWEL, LESION))
-    grain = np.where(coarse, 1.6 * _grain(rng, tissue.shape, 2.2), _grain(rng, tissue.shape, 0.8))
+    rng: np.random.Generator,
+    tissue: NDArray[np.uint8],
+    mean: NDArray[np.float64],
+    texture: float,
+) -> Image:
+    """Return means with textures, blurred by the partial volume: coarse in stomach and lesions, fine elsewhere."""
+    is_coarse = np.isin(tissue, (STOMACH, BOWEL, LESION))
+    coarse = 1.6 * _grain(rng, tissue.shape, 2.2)
+    fine = _grain(rng, tissue.shape, 0.8)
+    grain = np.where(is_coarse, coarse, fine)
     image = mean.astype(np.float32)[tissue] + np.float32(texture) * grain * (tissue != AIR)
-    return ndimage.gaussian_filter(image, 0.6)
+    blurred: Image = ndimage.gaussian_filter(image, 0.6)
+    return blurred
 
 
-def _ct(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
-    """Hounsfield-like: blurred noise, streaks that fan out from the spine, window -100..240."""
+def _ct(rng: np.random.Generator, tissue: NDArray[np.uint8]) -> Image:
+    """Return a CT-like image: Hounsfield units with blurred noise and streaks, clipped to -100..240."""
     mean = _means(rng, CT)
-    mean[[AIR, FAT, BONE, CANAL, AORTA]] = (
-        -1000,
-        rng.uniform(-110, -80),
-        400,
-        30,
-        mean[ORGAN] + rng.uniform(0, 80),
-    )
+    mean[AIR] = -1000
+    mean[FAT] = rng.uniform(-110, -80)
+    mean[BONE] = 400
+    mean[CANAL] = 30
+    mean[AORTA] = mean[ORGAN] + rng.uniform(0, 80)
     image = _paint(rng, tissue, mean, CT.texture)
-    image += np.float32(rng.uniform(*CT.noise)) * _grain(rng, tissue.shape, 0.7)
-    x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in tissue.shape[:2]), indexing="ij")
-    angle = np.arctan2(y - 0.8 * tissue.shape[1], x - 0.5 * tissue.shape[0])
-    fan = np.cos(angle * rng.integers(9, 17) + rng.uniform(0, 6.3)).astype(np.float32)
-    image += (
-        rng.uniform(0, 16)
-        * fan[..., None]
-        * np.abs(rng.standard_normal(tissue.shape[2])).astype(np.float32)
-    )
+    noise = np.float32(rng.uniform(*CT.noise))
+    image += noise * _grain(rng, tissue.shape, 0.7)
+    image += _streaks(rng, tissue.shape)
     return np.clip(image, -100, 240)
 
 
-def _mr(rng: np.random.Generator, tissue: np.ndarray) -> np.ndarray:
-    """Dark fat and blood, a smooth multiplicative bias, Rician noise, a random gamma."""
+def _streaks(rng: np.random.Generator, shape: tuple[int, ...]) -> Image:
+    """Return streaks that fan out from the spine, of another strength in each slice."""
+    axes = [np.arange(size, dtype=np.float32) for size in shape[:2]]
+    x, y = np.meshgrid(*axes, indexing="ij")
+    angle = np.arctan2(y - 0.8 * shape[1], x - 0.5 * shape[0])
+    rays = angle * rng.integers(9, 17)
+    fan = np.cos(rays + rng.uniform(0, 6.3)).astype(np.float32)
+    strength = rng.uniform(0, 16)
+    of_slice = np.abs(rng.standard_normal(shape[2])).astype(np.float32)
+    streaks: Image = strength * fan[..., None] * of_slice
+    return streaks
+
+
+def _mr(rng: np.random.Generator, tissue: NDArray[np.uint8]) -> Image:
+    """Return an MR-like image: dark fat and blood, a smooth bias, Rician noise and a random gamma."""
     mean = _means(rng, MR)
-    mean[[FAT, BONE, CANAL, AORTA]] = rng.uniform((0.1, 0.1, 0.7, 0.05), (0.4, 0.3, 1.0, 0.3))
+    low = (0.1, 0.1, 0.7, 0.05)
+    high = (0.4, 0.3, 1.0, 0.3)
+    mean[[FAT, BONE, CANAL, AORTA]] = rng.uniform(low, high)
     image = _paint(rng, tissue, mean, MR.texture)
-    image *= np.exp(np.float32(rng.uniform(0.05, 0.2)) * _smooth(rng, tissue.shape, 2))
+    strength = np.float32(rng.uniform(0.05, 0.2))
+    image *= np.exp(strength * _smooth(rng, tissue.shape, 2))
     sigma = np.float32(rng.uniform(*MR.noise))
-    real, imaginary = (
-        sigma * rng.standard_normal(tissue.shape, dtype=np.float32) for _ in range(2)
-    )
-    return np.hypot(image + real, imaginary) ** np.float32(rng.uniform(0.8, 1.25))
+    real = sigma * rng.standard_normal(tissue.shape, dtype=np.float32)
+    imaginary = sigma * rng.standard_normal(tissue.shape, dtype=np.float32)
+    gamma = np.float32(rng.uniform(0.8, 1.25))
+    noisy: Image = np.hypot(image + real, imaginary) ** gamma
+    return noisy
 
 
 class Phantom(Dataset):
@@ -309,9 +365,10 @@ class Phantom(Dataset):
         """Tissue map (*S) uint8 and image (*S) float32, not normalized, of one case."""
         for attempt in range(100):
             rng = _rng("segbench phantom", self.version, self.name, index, attempt)
-            tissue = _anatomy(rng)
+            tissue = _Anatomy(rng).tissue
             if (tissue == LESION).sum() >= MIN_LESION:
-                return tissue, (_ct if self.look == "ct" else _mr)(rng, tissue)
+                take_image = _ct if self.look == "ct" else _mr
+                return tissue, take_image(rng, tissue)
         raise AssertionError("unreachable: nearly every draw has lesions")
 
 

@@ -1,0 +1,64 @@
+"""The quick protocol: its oracle stands still, no method falls in its second half, and none is broken by its other terms.
+
+Trained on the development family of the phantoms, which no reported number uses.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+METHODS = (
+    "supervised",
+    "mean_teacher",
+    "ua_mt",
+    "sassnet",
+    "dtc",
+    "urpc",
+    "mc_net",
+    "ss_net",
+    "bcp",
+    "cps",
+    "versemi",
+)
+WEIGHTED = ("mean_teacher", "ua_mt", "dtc", "urpc", "mc_net", "ss_net", "cps", "sassnet")
+DATASET = "phantom2d_dev_a"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("convergence")
+
+
+def train(folder, method, *options):
+    """Return the test Dice in percent after every tenth of the training."""
+    from segbench.cli.main import run
+
+    root = folder / "-".join([method, *options]).replace("/", "_")
+    places = ["--root", str(root), "--data-root", str(folder / "data"), "--quiet"]
+    words = ["run", method, "--dataset", DATASET, "--draw", "1", "--seed", "1", "--leak-meter"]
+    assert run([*words, *options, *places]) == 0
+    (leak,) = root.glob("runs/**/leak.json")
+    return [row["test"] for row in json.loads(leak.read_text())["checkpoints"]]
+
+
+def test_the_oracle_has_converged(folder):
+    curve = train(folder, "supervised", "--labeled", "54")  # the leak meter holds six cases out
+    assert curve[-1] > 80
+    assert curve[-1] - curve[7] < 1  # the last fifth
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_falls_after_half_time(folder, method):
+    curve = train(folder, method)
+    assert curve[-1] > curve[4] - 3
+
+
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_without_its_weight_a_method_is_supervised_training(folder, method):
+    supervised = train(folder, "supervised")[-1]
+    alone = train(folder, method, "-o", "weight=0")[-1]
+    assert abs(alone - supervised) < 6
