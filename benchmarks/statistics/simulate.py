@@ -2,17 +2,22 @@
 
     python benchmarks/statistics/simulate.py [--studies 2000] [--only NAME]
 
-A score is the sum of the mean, a case effect, a method x case effect, a run effect and a rest, all
-of them random. All methods are equally good, so every difference that a test finds is false. Tests
-over cases alone, which mistake the runs for the method, are shown for comparison. 95 of 100
-intervals should contain the truth; 5 of 100 tests, and 5 of 100 families of tests, should err.
+A score is the sum of the mean, a case effect, a method x case effect, effects of the labeled draw
+(common to all methods, and of each method), a run effect and a rest, all of them random.
+
+1. All methods are equally good, so every difference that a test finds is false. Tests over cases
+   alone, which mistake the runs for the method, are shown for comparison. 95 of 100 intervals
+   should contain the truth; 5 of 100 tests, and 5 of 100 families of tests, should err.
+2. Supervised, oracle, a method and its control differ by known amounts: 95 of 100 intervals of
+   *gap closed* and of *unlabeled gain* should contain the truth.
+3. One method is better by 2 Dice: how often that is found, by the number of draws.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -23,8 +28,9 @@ from scipy import stats as scipy_stats  # noqa: E402
 
 from segbench.results import variance  # noqa: E402
 from segbench.results.ranking import ranking  # noqa: E402
+from segbench.results.reference import gap_closed, unlabeled_gain  # noqa: E402
 from segbench.results.scores import Array, Scores  # noqa: E402
-from segbench.results.stats import estimate, holm  # noqa: E402
+from segbench.results.stats import compare, estimate, holm, pairwise  # noqa: E402
 
 TRUTH = 80.0  # mean Dice of every method
 FEW_RESAMPLES = 500  # of the bootstrap: enough for shares, and four times as fast
@@ -35,8 +41,8 @@ class Design:
     """A study: counts, and standard deviations in Dice points."""
 
     name: str
-    cases: int = 20
-    runs: int = 3
+    cases: tuple[int, ...] = (20,)  # of each data set
+    runs: int = 3  # seeds of each labeled draw
     methods: int = 4
     case: float = 5.0  # how much cases differ
     method_case: float = 2.0  # how much methods differ in which cases they find hard
@@ -44,29 +50,45 @@ class Design:
     first_run: float | None = None  # of the first method, if its runs scatter differently
     rest: float = 1.0
     skewed: bool = False  # a few cases fail badly, as in real studies
-    draws: int = 1  # labeled draws, each with ``runs`` seeds
+    draws: int = 1
     draw: float = 0.0  # effect of a draw on all methods
+    method_draw: float = 0.0  # effect of a draw on one method
+    better: tuple[float, ...] = ()  # by how much each method is better than TRUTH
 
     def study(self, rng: np.random.Generator) -> list[Scores]:
         """Return the scores of all methods in one study."""
-        case = self.case * self._deviation(rng, self.cases)
-        total = self.runs * self.draws
-        drawn = np.repeat(rng.standard_normal(self.draws) * self.draw, self.runs)
-        draws: tuple[int, ...] = ()
-        if self.draws > 1:
-            draws = tuple(np.repeat(np.arange(self.draws), self.runs).tolist())
+        dataset_of_case = np.repeat(np.arange(len(self.cases)), self.cases)
+        draw_of_run = np.repeat(np.arange(self.draws), self.runs)
+        shifts = 10.0 * (np.arange(len(self.cases)) - (len(self.cases) - 1) / 2)
+        common = shifts[dataset_of_case] + self.case * self._deviation(rng, len(dataset_of_case))
+        draw = self.draw * self._draw_effects(rng)
         result = []
         for method in range(self.methods):
-            own_draw = np.repeat(rng.standard_normal(self.draws) * self.draw / 2, self.runs)
+            draw_effects = draw + self.method_draw * self._draw_effects(rng)
             scatter = self.run
             if method == 0 and self.first_run is not None:
                 scatter = self.first_run
-            run = scatter * rng.standard_normal(total) + drawn + own_draw
-            method_case = self.method_case * self._deviation(rng, self.cases)
-            rest = self.rest * rng.standard_normal((total, self.cases))
-            values = TRUTH + case + method_case + run[:, None] + rest
-            result.append(Scores(f"m{method}", values, draws))
+            run = scatter * rng.standard_normal(len(draw_of_run))
+            method_case = self.method_case * self._deviation(rng, len(dataset_of_case))
+            rest = self.rest * rng.standard_normal((len(draw_of_run), len(dataset_of_case)))
+            values = TRUTH + common + method_case + run[:, None] + rest
+            values += draw_effects[np.ix_(draw_of_run, dataset_of_case)]
+            if self.better:
+                values += self.better[method]
+            scores = Scores(
+                name=f"m{method}",
+                values=values,
+                draws=tuple(draw_of_run.tolist()) if self.draws > 1 else (),
+                datasets=tuple(dataset_of_case.tolist()) if len(self.cases) > 1 else (),
+            )
+            result.append(scores)
         return result
+
+    def _draw_effects(self, rng: np.random.Generator) -> Array:
+        """Return random numbers (draw, data set); those of one draw are half alike."""
+        shared = rng.standard_normal((self.draws, 1))
+        own = rng.standard_normal((self.draws, len(self.cases)))
+        return np.asarray((shared + own) / np.sqrt(2))
 
     def _deviation(self, rng: np.random.Generator, count: int) -> Array:
         """Return random numbers with mean 0 and variance 1."""
@@ -75,6 +97,7 @@ class Design:
         return rng.standard_normal(count)
 
 
+DRAWS = Design("20 draws", cases=(60,), runs=1, draws=20, draw=3.0, method_draw=2.0)
 DESIGNS = [
     Design("usual"),
     Design("runs agree", run=0.0, rest=0.5),
@@ -85,10 +108,45 @@ DESIGNS = [
     Design("one scatters more", first_run=2.0),
     Design("skewed", skewed=True),
     Design("skewed, runs scatter", skewed=True, run=2.0),
-    Design("8 cases", cases=8),
-    Design("50 cases", cases=50),
-    Design("4 draws x 2 seeds", draws=4, runs=2, draw=1.0),
+    Design("8 cases", cases=(8,)),
+    Design("50 cases", cases=(50,)),
+    Design("4 draws x 2 seeds", draws=4, runs=2, draw=1.0, method_draw=0.5),
+    replace(DRAWS, name="3 draws", draws=3),
+    replace(DRAWS, name="5 draws", draws=5),
+    replace(DRAWS, name="10 draws", draws=10),
+    DRAWS,
+    replace(DRAWS, name="20 draws, skewed", skewed=True),
+    replace(DRAWS, name="3 draws, 8 methods", draws=3, methods=8),
+    replace(DRAWS, name="10 draws, 11 methods", draws=10, methods=11),
+    replace(DRAWS, name="20 draws, 11 methods", methods=11),
+    replace(DRAWS, name="5 draws, 2 data sets", draws=5, cases=(60, 20)),
+    replace(DRAWS, name="20 draws, 2 data sets", cases=(60, 20)),
 ]
+
+# Supervised, oracle, a method and its control; the scatter is that of DRAWS.
+BETTER = (0.0, 12.0, 5.0, 4.0)
+EFFECT_DESIGNS = [
+    replace(DRAWS, name=f"{draws} draws", draws=draws, better=BETTER) for draws in (3, 5, 10, 20)
+]
+EFFECT_DESIGNS += [
+    replace(DRAWS, name="20 draws, 2 data sets", cases=(60, 20), better=BETTER),
+    replace(DRAWS, name="3 seeds", draws=1, runs=3, run=1.0, better=BETTER),
+]
+
+# One of the methods of the quick suite is better by 2 Dice.
+POWER_DESIGNS = []
+for method_draw in (1.5, 3.0):
+    for draws in (5, 10, 20, 40):
+        POWER_DESIGNS.append(
+            replace(
+                DRAWS,
+                name=f"{draws} draws, scatter {method_draw}",
+                draws=draws,
+                method_draw=method_draw,
+                methods=11,
+                better=(2.0, *[0.0] * 10),
+            )
+        )
 
 
 class Shares(NamedTuple):
@@ -134,6 +192,58 @@ def _measure_one(design: Design, rng: np.random.Generator) -> Shares:
     )
 
 
+class EffectShares(NamedTuple):
+    """Shares of the studies."""
+
+    gap: float  # intervals of the gap closed that contain the truth
+    no_interval: float  # the gap is too unclear for an interval; counts as containing the truth
+    gain: float  # intervals of the unlabeled gain that contain the truth
+
+
+def measure_effects(design: Design, studies: int, seed: int = 0) -> EffectShares:
+    """Simulate studies with supervised, oracle, a method and its control."""
+    rng = np.random.default_rng(seed)
+    supervised, oracle, method, control = design.better
+    true_gap = 100 * (method - supervised) / (oracle - supervised)
+    rows = []
+    for _ in range(studies):
+        scores = design.study(rng)
+        gap = gap_closed(scores[2], scores[0], scores[1])
+        gain = unlabeled_gain(scores[2], scores[3])
+        unclear = bool(np.isnan(gap.low) or np.isnan(gap.high))
+        row = EffectShares(
+            gap=float(unclear or gap.low <= true_gap <= gap.high),
+            no_interval=float(unclear),
+            gain=float(gain.low <= method - control <= gain.high),
+        )
+        rows.append(row)
+    return EffectShares(*np.mean(rows, axis=0).tolist())
+
+
+class PowerShares(NamedTuple):
+    """Shares of the studies, and a number of draws."""
+
+    single: float  # tests of one pair that find the difference
+    family: float  # the same after Holm's correction for all pairs of methods
+    needed: float  # median of the draws that ``compare`` asks for, one pair
+
+
+def measure_power(design: Design, studies: int, seed: int = 0) -> PowerShares:
+    """Simulate studies in which the first method is better than the others."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    needed = []
+    for _ in range(studies):
+        scores = design.study(rng)
+        pair = compare(scores[0], scores[1])
+        family = pairwise(scores)
+        found = [d.distinguishable for d in family if "m0" in (d.a, d.b)]
+        rows.append((float(pair.p < variance.ALPHA), float(np.mean(found))))
+        needed.append(pair.replicates_needed or variance.MAX_REPLICATES)
+    single, holm_share = np.mean(rows, axis=0).tolist()
+    return PowerShares(single, holm_share, float(np.median(needed)))
+
+
 def main() -> None:
     """Print one line per design."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -145,13 +255,25 @@ def main() -> None:
     print(f"{options.studies} studies per design, in %; standard error of a 5 is {error:.1f}")
     print(f"{'':24s} {'--------------- ours ---------------':>41s}  {'---- cases only ----':>24s}")
     print(
-        f"{'design':24s} {'mean':>8s}{'differ.':>9s}{'test':>8s}{'family':>8s}{'ranks':>8s}  "
-        f"{'t':>8s}{'Wilcoxon':>9s}{'family':>8s}"
+        f"{'equally good methods':24s} {'mean':>8s}{'differ.':>9s}{'test':>8s}{'family':>8s}"
+        f"{'ranks':>8s}  {'t':>8s}{'Wilcoxon':>9s}{'family':>8s}"
     )
     for design in DESIGNS:
         if options.only in design.name:
-            found = measure(design, options.studies)
-            print(_line(design.name, found), flush=True)
+            print(_line(design.name, measure(design, options.studies)), flush=True)
+    print(f"\n{'known effects':24s} {'gap closed':>11s}{'unclear':>9s}{'gain':>8s}")
+    for design in EFFECT_DESIGNS:
+        if options.only in design.name:
+            effects = [100 * share for share in measure_effects(design, options.studies)]
+            gap, unclear, gain = effects
+            print(f"{design.name:24s} {gap:11.1f}{unclear:9.1f}{gain:8.1f}", flush=True)
+    variance.RESAMPLES = 2  # no interval is looked at
+    print(f"\n{'a difference of 2 Dice':24s} {'one pair':>11s}{'11 methods':>12s}{'needed':>8s}")
+    for design in POWER_DESIGNS:
+        if options.only in design.name:
+            power = measure_power(design, options.studies)
+            shares = f"{100 * power.single:11.1f}{100 * power.family:12.1f}{power.needed:8.0f}"
+            print(f"{design.name:24s} {shares}", flush=True)
 
 
 def _line(name: str, found: Shares) -> str:

@@ -27,8 +27,11 @@ from segbench.results.variance import (
     moments,
     p_value,
     pooled,
+    pooled_pairs,
     replicates_needed,
 )
+
+MANY_DRAWS = 10  # from here on, a pair's own variance between draws is used as it is
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def compare(
     Args:
         higher: larger scores are better.
         tie: cases that differ by no more than this count as ties.
-        family: methods whose pooled variance between replicates is the least that is assumed.
+        family: methods whose pooled variance between replicates is the least that is assumed;
+            with many shared draws, each pair's own variance is used.
         tests: number of pairs that are tested together, for ``replicates_needed``.
 
     Raises:
@@ -111,9 +115,8 @@ def compare(
             f"{a.name} has {first.shape[1]} cases, {b.name} {second.shape[1]}: nothing to pair"
         )
     contrast = align([a, b]).contrast([1, -1])
-    # A paired contrast measures the scatter of differences; the pool is about single methods.
     paired = len(contrast.groups) == 1
-    pool = Pool() if paired else _pool(family)
+    pool = _pool_of_pairs(family) if paired else _pool(family)
     found = moments(contrast, pool)
     low, high = interval(contrast, found, f"{a.name}\0{b.name}")
     p = p_value(found)
@@ -252,12 +255,32 @@ def shared_cases(*methods: Scores) -> Flags:
 
 def _pool(family: Sequence[Scores]) -> Pool:
     """Return the pooled variance between the replicates of all methods."""
+    return pooled(_replicates(family))
+
+
+def _pool_of_pairs(family: Sequence[Scores]) -> Pool:
+    """Return the pooled variance between the draws of differences of two methods.
+
+    With many draws each pair shows its own variance, and methods differ in how much they scatter:
+    then nothing is pooled.
+    """
+    paired = [scores for scores in family if len(scores.distinct_draws) > 1]
+    if len(paired) < 2 or len(paired[0].distinct_draws) >= MANY_DRAWS:
+        return Pool()
+    replicates = _replicates(on_shared_draws(paired))
+    if len({len(values) for values in replicates}) != 1:  # no draws in common
+        return Pool()
+    return pooled_pairs(replicates)
+
+
+def _replicates(family: Sequence[Scores]) -> list[Array]:
+    """Return the replicates (replicate, case) of the methods with any shared case."""
     replicates = []
     for scores in family:
         cases = shared_cases(scores)
         if cases.any():
             replicates.append(scores.balanced(cases))
-    return pooled(replicates)
+    return replicates
 
 
 def _wilcoxon(differences: Array) -> float:

@@ -89,6 +89,21 @@ def pooled(replicates: Sequence[Array]) -> Pool:
     return Pool(squares / freedom, freedom)
 
 
+def pooled_pairs(replicates: Sequence[Array]) -> Pool:
+    """Return the variance between replicates of the difference of two methods, over all pairs.
+
+    Args:
+        replicates: scores (replicate, case) of each method, over the same labeled draws.
+    """
+    means = np.stack([values.mean(1) for values in replicates])  # (method, replicate)
+    if not np.isfinite(means).all():
+        return Pool()
+    rest = means - means.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean()
+    methods, count = means.shape
+    freedom = (methods - 1) * (count - 1)
+    return Pool(2 * float((rest**2).sum()) / freedom, freedom)
+
+
 def components(contrast: Contrast, pool: Pool) -> Components:
     """Return the variance components of a contrast.
 

@@ -260,3 +260,130 @@ def test_where_all_classes_are_there_nothing_changes():
 def test_without_scatter_two_seeds_suffice():
     d = compare(Scores("a", np.ones((3, 4))), Scores("b", np.zeros((3, 4))))
     assert d.replicates_needed == 2 and d.p == 0
+
+
+# -- labeled draws and data sets as units ---------------------------------------------------
+
+
+def by_draw(name, draws, mean=0.0, cases=12, scatter=0.3, seed=0):
+    """Return one run per draw; a draw moves all methods alike."""
+    rng = np.random.default_rng([seed, len(name), *name.encode()])
+    effects = np.random.default_rng(7).normal(0, 4, 100)[list(draws), None]
+    case = np.random.default_rng(8).normal(0, 3, cases)
+    noise = rng.normal(0, scatter, (len(draws), 1)) + rng.normal(0, 0.3, (len(draws), cases))
+    return Scores(name, 80 + mean + effects + case + noise, tuple(draws))
+
+
+def test_methods_are_compared_over_the_draws_that_both_have():
+    a, b = by_draw("a", range(12)), by_draw("b", range(4, 16), mean=-1.0)
+    found = compare(a, b)
+    same = compare(a.of_draws(range(4, 12)), b.of_draws(range(4, 12)))
+    assert found.paired and found.replicates == 8 and found.mean == same.mean
+    assert found.se == same.se < 0.3
+    apart = compare(a, by_draw("b", range(20, 32)))
+    assert not apart.paired and apart.se > 1
+
+
+def test_seeds_of_one_draw_are_not_paired():
+    a, b = (
+        Scores(n, np.random.default_rng(i).normal(80, 1, (3, 9)), (0, 0, 0))
+        for i, n in enumerate("ab")
+    )
+    assert not compare(a, b).paired
+
+
+def test_few_draws_share_their_scatter_with_the_family():
+    """Three draws that agree by chance prove nothing; ten draws speak for themselves."""
+    family = [by_draw(name, range(3), scatter=2.0) for name in "cdef"]
+    calm = [by_draw("a", range(3), 1.0, scatter=0.0), by_draw("b", range(3), scatter=0.0)]
+    alone, together = compare(*calm), compare(*calm, family=[*calm, *family])
+    assert together.se > 3 * alone.se and together.p > 0.05 > alone.p
+    many = [by_draw("a", range(10), 1.0, scatter=0.0), by_draw("b", range(10), scatter=0.0)]
+    wild = [by_draw(name, range(10), scatter=2.0) for name in "cdef"]
+    assert compare(*many, family=[*many, *wild]).se == compare(*many).se
+
+
+def test_more_draws_than_needed_find_the_difference():
+    """A true difference is found in about 80 of 100 studies of the size that ``compare`` names."""
+    rng = np.random.default_rng(0)
+
+    def study(draws):
+        result = []
+        for name, mean in (("a", 81), ("b", 80)):
+            values = mean + rng.normal(0, 1.5, (draws, 1)) + rng.normal(0, 1, (draws, 30))
+            result.append(Scores(name, values, tuple(range(draws))))
+        return result
+
+    # Many draws, so that the scatter is known well.
+    first, second = study(400)
+    large = compare(first, second)
+    needed = large.replicates_needed
+    assert 30 < needed < 60
+    found = [compare(*study(needed)).p < 0.05 for _ in range(100)]
+    assert 65 <= sum(found) <= 95
+    assert compare(first, second, tests=55).replicates_needed > needed
+
+
+def two_datasets(rng, means=(80.0, 60.0), counts=(40, 8), draws=5):
+    """Return scores on two data sets with different means and numbers of cases."""
+    parts = []
+    for mean, count in zip(means, counts, strict=True):
+        effect = rng.normal(0, 1, (draws, 1)) + rng.normal(0, 0.5, (draws, count))
+        parts.append(mean + rng.normal(0, 3, count) + effect)
+    numbers = np.repeat([0, 1], counts)
+    return Scores("a", np.hstack(parts), tuple(range(draws)), datasets=tuple(numbers.tolist()))
+
+
+def test_the_mean_over_data_sets_weighs_them_equally():
+    scores = two_datasets(np.random.default_rng(0))
+    first, second = scores.values[:, :40], scores.values[:, 40:]
+    found = estimate(scores)
+    assert found.mean == pytest.approx((first.mean() + second.mean()) / 2)
+    assert found.low < found.mean < found.high
+    per_draw = scores.balanced(np.ones(48, bool)).mean(1)
+    assert per_draw == pytest.approx((first.mean(1) + second.mean(1)) / 2)
+
+
+def test_data_sets_are_fixed_and_their_cases_random():
+    """Compare the standard error with the spread of 2000 means."""
+    rng = np.random.default_rng(3)
+    found = [estimate_moments(two_datasets(rng)) for _ in range(2000)]
+    means, errors = np.array(found).T
+    assert np.mean(errors**2) == pytest.approx(np.var(means), rel=0.12)
+
+
+def estimate_moments(scores):
+    cases = np.ones(scores.values.shape[1], bool)
+    mean, se, _ = moments(Contrast([scores.balanced(cases)]))
+    return mean, se
+
+
+def test_classes_of_two_data_sets_have_equal_weight_in_their_own():
+    classes = np.full((2, 5, 3), np.nan)
+    classes[:, :3, 0] = 90.0  # the first data set has one class
+    classes[:, 3:, 1] = 40.0  # the second has two, of which a case lacks one
+    classes[:, 3, 2] = 80.0
+    missing = np.zeros((2, 5), bool)
+    scores = Scores("a", np.nanmean(classes, 2), (), classes, missing, (0, 0, 0, 1, 1))
+    assert scores.balanced(np.ones(5, bool)).mean(1) == pytest.approx((90 + (40 + 80) / 2) / 2)
+    assert scores.has_undefined_classes
+    complete = replace(scores, classes=np.where(np.isnan(classes), 80.0, classes)[..., :1])
+    assert not complete.has_undefined_classes
+
+
+@pytest.mark.parametrize("name", ["3 draws", "5 draws, 2 data sets"])
+def test_draws_as_units_in_simulated_studies(simulate, name, monkeypatch):
+    """100 studies: 5 in 100 may err; 14 in 100 would be four standard errors more."""
+    monkeypatch.setattr("segbench.results.variance.RESAMPLES", 200)
+    design = next(d for d in simulate.DESIGNS if d.name == name)
+    shares = simulate.measure(replace(design, methods=3), 100)
+    assert shares.mean > 0.85 and shares.difference > 0.86
+    assert shares.single < 0.14 and shares.family < 0.14
+    assert shares.naive > 0.3, "tests over cases alone mistake the draws for the method"
+
+
+def test_effects_of_known_size_in_simulated_studies(simulate, monkeypatch):
+    monkeypatch.setattr("segbench.results.variance.RESAMPLES", 200)
+    design = next(d for d in simulate.EFFECT_DESIGNS if d.name == "5 draws")
+    shares = simulate.measure_effects(design, 100)
+    assert shares.gap > 0.86 and shares.gain > 0.86 and shares.no_interval < 0.1
