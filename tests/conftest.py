@@ -69,7 +69,7 @@ class Lab:
         return prepare(experiment, machine or self.machine())
 
     def call(self, *args):
-        """Run the program in this process, which saves importing torch anew; the result looks like ``cli``'s."""
+        """Run the program in this process, which saves importing torch again; the result looks like ``cli``'s."""
         from segbench.cli.main import run
 
         out, err, here = io.StringIO(), io.StringIO(), os.getcwd()

@@ -1,7 +1,7 @@
 """Every way to have segbench works from every folder: wheel, editable install, bare checkout.
 
 The layout needs proof because the plug-in folders lie beside the package and one of them is called ``datasets``. Each
-variant lives in an empty environment with a foreign ``datasets`` package; probe plug-ins need nothing but the registry.
+variant lives in an empty environment with a other ``datasets`` package; probe plug-ins need nothing but the registry.
 """
 
 import json
@@ -38,7 +38,7 @@ if __name__ == "__main__":
         "files": sorted({str(place.file) for place in registry.catalog().values()}),
         "yaml": [(importlib.resources.files("segbench.benchmarks") / "protocols" / "probe.yaml").read_text(),
                  (importlib.resources.files("segbench.datasets") / "probe.yaml").read_text()],
-        "foreign": getattr(datasets, "foreign", False),
+        "other": getattr(datasets, "other", False),
     }))
 """
 
@@ -103,7 +103,7 @@ def environments(checkout, wheel) -> dict[str, tuple[Path, dict[str, str]]]:
             ).strip()
         )
         (site / "datasets").mkdir()
-        (site / "datasets/__init__.py").write_text("foreign = True\n")
+        (site / "datasets/__init__.py").write_text("other = True\n")
         if variant != "bare":
             built = wheel if variant == "wheel" else build(checkout, "editable")
             pip = (sys.executable, "-m", "pip", "--python", python)
@@ -136,7 +136,7 @@ def test_it_works_from_every_folder(environments, checkout, tmp_path, variant, p
     ]
     assert found["files"] == sorted(str(home / f.relative_to(checkout)) for f in plugins)
     assert found["yaml"] == ["name: probe\n", "train: [a]\n"]
-    assert found["foreign"] is True
+    assert found["other"] is True
 
 
 def test_the_console_script_is_installed(environments):

@@ -28,7 +28,7 @@ def save(file: Path, rows: list[dict[str, Any]], note: str = "") -> None:
             versions[name] = version(name)
         except PackageNotFoundError:
             versions[name] = ""
-    # Where files lie on this machine is nobody's business.
+    # Paths of this machine do not belong in a stored result.
     words = [Path(word).name if word.startswith(("/", "..")) else word for word in sys.argv]
     atomic_write(
         file,

@@ -34,7 +34,7 @@ FORMS = (
     "no readahead",
     "blosc2 zstd",
     "blosc2 lz4",
-)  # the second: the first, told to be read at random
+)  # the second: the first, mapped for random reads
 CHUNK, BLOCK = (
     (64, 64, 64),
     (16, 16, 16),
@@ -75,7 +75,7 @@ def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:
 
 
 def opened(form: str, path: Path) -> Any:
-    """Something that gives a crop when indexed; opened anew for each crop, as the loader does."""
+    """Something that gives a crop when indexed; opened again for each crop, as the loader does."""
     if not form.startswith("blosc2"):
         array: Any = np.load(path, mmap_mode="r")
         if form == "no readahead":

@@ -128,7 +128,7 @@ def _write_dicom(
             generate_uid(),
             series,
         )
-        data.Modality, data.PatientID, data.InstanceNumber = "CT", "nobody", z + first
+        data.Modality, data.PatientID, data.InstanceNumber = "CT", "P1", z + first
         data.Columns, data.Rows = array.shape[:2]
         data.PixelSpacing = [float(spacing[1]), float(spacing[0])]  # between rows, between columns
         data.SliceThickness = abs(float(spacing[2]))

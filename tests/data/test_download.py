@@ -150,7 +150,7 @@ def test_prepare_download_on_the_command_line(server, lab, monkeypatch):
     second = lab.call("data", "prepare", "msd_spleen", "--download")
     assert (
         second.returncode == 3 and "40 of 41 cases are missing" in second.stderr
-    )  # downloaded, taken apart, looked at
+    )  # downloaded, unpacked, checked
     assert (
         lab.folder / "segbench-data" / "downloads" / "Task09_Spleen.tar"
     ).read_bytes() == content

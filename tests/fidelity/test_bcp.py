@@ -359,7 +359,7 @@ def test_one_box_for_all_pairs_of_a_step_and_another_one_in_the_next():
 
 
 def test_labels_of_both_parts_come_from_the_right_images():
-    """A teacher that calls everything class 2, labels of class 1: the student is told so in the right places."""
+    """A teacher that calls everything class 2, labels of class 1: the student learns so in the right places."""
     model = build(lambda: Recorder(2, 3), (12, 12), 3, weight=0.25)
     nn.init.zeros_(model.teacher.model.conv.weight)
     model.teacher.model.conv.bias.data = torch.tensor([0.0, 0.0, 1.0])

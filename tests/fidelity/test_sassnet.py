@@ -68,7 +68,7 @@ class Pair(nn.Module):
 
 
 class Verdicts(nn.Module):
-    """A critic that says what it is told to."""
+    """A critic with a fixed answer."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

@@ -172,9 +172,9 @@ def test_another_machine_is_noted(lab):
     assert killed_after(lab, run, lab.machine(), 4) == -signal.SIGKILL
     step, state, header, _ = checkpoint.load(run.folder.path / "ckpt")
     checkpoint.save(run.folder.path / "ckpt", step, state, {**header, "torch": "1.0"})
-    told = []
-    execute(run, lab.machine(), lab.reporter(warn=told.append))
-    assert any("torch 1.0 ->" in text for text in told)
+    warnings = []
+    execute(run, lab.machine(), lab.reporter(warn=warnings.append))
+    assert any("torch 1.0 ->" in text for text in warnings)
 
 
 def test_restart_replaces_a_damaged_result(lab):

@@ -122,14 +122,14 @@ def test_what_is_not_that_run_s_is_refused(lab):
 def test_validation_chooses_the_best_on_held_out_cases(lab):
     run = lab.prepared("supervised", overrides=VALIDATION)
     result = execute(run, lab.machine())
-    told = result["validation"]
-    best = max(told["checkpoints"], key=lambda row: (row["dice"], row["step"]))
+    recorded = result["validation"]
+    best = max(recorded["checkpoints"], key=lambda row: (row["dice"], row["step"]))
     assert (
         result["selection"] == "validation"
-        and told["chosen"] == best["step"]
+        and recorded["chosen"] == best["step"]
         and result["test_evaluations"] == 1
     )
-    assert told["cases"] == {"tiny": ["case4", "case5"]}
+    assert recorded["cases"] == {"tiny": ["case4", "case5"]}
     assert result["weights_sha256"] == weights(run)[best["step"]]
     assert (
         run.run_id != lab.prepared("supervised").run_id
@@ -212,8 +212,8 @@ def test_commands(lab):
     assert "kept no checkpoints" in lab.call(*words, "--leak-meter").stderr
     again = lab.cli(*words, "--leak-meter", "--restart")
     assert again.returncode == 0 and "3 evaluations on the test cases" in again.stdout, again.stderr
-    told = lab.call("leak", run_id, *where)
-    assert told.returncode == 0 and "3 evaluations on the test cases" in told.stdout, told.stderr
+    shown = lab.call("leak", run_id, *where)
+    assert shown.returncode == 0 and "3 evaluations on the test cases" in shown.stdout, shown.stderr
     document = json.loads(lab.call("leak", run_id, *where, "--json").stdout)
     assert document["test_evaluations"] == 3 and document["gap"] >= 0
     page = lab.folder / "page.html"
