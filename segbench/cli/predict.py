@@ -23,7 +23,8 @@ from segbench.text import first_few, safe
 
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
-    from segbench.evaluation.new_scans import Prediction, Predictor, Scan
+    from segbench.evaluation.new_scans import Prediction, Predictor
+    from segbench.evaluation.scan_files import Scan
 
 # What a malformed file may still raise, somewhere in a library.
 BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
@@ -94,7 +95,7 @@ def predict(
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
     """
     from segbench.data.store.problem import DataProblems
-    from segbench.evaluation.new_scans import find_scans, left_out
+    from segbench.evaluation.scan_files import find_scans, left_out
     from segbench.storage import make_folder
 
     predictor = _predictor(settings, wanted, dataset, device)

@@ -1,185 +1,101 @@
-"""A trained run on scans it has never seen: through the preprocessing it was trained with, and back to the scan's own grid.
+"""Apply a trained run to new scans: preprocess as in training, predict, and return to the scan's own grid.
 
-The preprocessing is the recipe stored with the training cases. Data that came without one is described by what its prepared
-cases share: orientation, spacing, and ``Dataset.normalize`` for the gray values. A crop around the label, as in most
-published numbers, is left out: it needs the label. An HDF5 file of data that is spread so is taken as prepared.
+The preprocessing is the recipe that is stored with the training cases. If there is none, it is derived from what the
+prepared cases share: their orientation and spacing, and ``Dataset.normalize`` for the gray values. A crop around the label,
+as in most published numbers, is left out, because it needs the label. HDF5 files of a data set that is distributed as
+preprocessed HDF5 are assumed to be preprocessed.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import gzip
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from segbench import registry
+from segbench.config import Experiment
 from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.formats.hdf5 import is_h5
-from segbench.data.formats.read import ENDINGS, read_volume, stem
+from segbench.data.formats.read import read_volume
 from segbench.data.formats.volume import Volume, check_pair, require_finite
 from segbench.data.geometry import orientation_codes, reorient, sample_on_grid, translation
-from segbench.data.preparation.recipe import Gray, Recipe, apply
+from segbench.data.preparation.recipe import Gray, Recipe, RecipeResult, apply
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
-from segbench.errors import DataError, UsageError
-from segbench.evaluation.prediction import Inference, postprocess, predict_image
+from segbench.errors import DataError
+from segbench.evaluation.prediction import Inference, LabelMap, postprocess, predict_image
+from segbench.evaluation.scan_files import Scan
 from segbench.evaluation.sliding_window import labels_from
 from segbench.storage import atomic_write
-from segbench.text import first_few
 
-SLICE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
-FAR = 3.0  # times the training's: a scan that differs by more in the width or place of its gray values is suspicious
+SUSPICIOUS_FACTOR = 3.0  # gray values that differ from the training's by more than this factor
+AS_STORED = Recipe(orientation="file")  # changes nothing
 
+Array = np.ndarray[Any, Any]
 
-@dataclass(frozen=True)
-class Scan:
-    """One scan by its name and files: one, or one a channel; a folder is a DICOM series."""
-
-    name: str
-    files: tuple[Path, ...]
+# Header fields that say where a NIfTI volume lies in space.
+GEOMETRY_FIELDS = (
+    "qform_code",
+    "sform_code",
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+    "srow_x",
+    "srow_y",
+    "srow_z",
+    "xyzt_units",
+)
 
 
 @dataclass
 class Prediction:
-    """What was found in a scan, on the scan's own grid."""
+    """What a run predicts for a scan, on the scan's own grid."""
 
     scan: Scan
-    label: np.ndarray  # (*S) uint8
-    probabilities: np.ndarray  # (K, *S) float32, background first
-    affine: np.ndarray  # (4, 4) voxel to mm, the unit matrix where the file tells none
-    steps: list[str]  # what was done to the scan, in words
+    label: LabelMap  # (*S)
+    probabilities: Array  # (K, *S) float32, background first
+    affine: Array  # (4, 4) voxel to mm, the identity matrix if the file has none
+    steps: list[str]  # descriptions of the preprocessing
     warnings: list[str]
 
 
-def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
-    """The scans that files and folders name. A folder is one DICOM series, or holds files and folders of series.
+class Preprocessing(NamedTuple):
+    """How new scans of a data set are prepared."""
 
-    With several channels ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... are one scan.
-
-    Raises:
-        DataError: nothing there.
-        UsageError: two scans of one name, whose results would overwrite each other.
-    """
-    found: list[Scan] = []
-    for path in paths:
-        if not path.exists():
-            raise DataError("no such file or folder", where=path)
-        files = [path] if not path.is_dir() or _has_dicom(path) else _volumes(path)
-        if len(files) == 1 and files[0].is_dir():
-            files = [path]  # a patient's folder with one study in it
-        if not files:
-            raise DataError(
-                "no scan in the folder",
-                where=path,
-                expected=" ".join(ENDINGS) + ", or DICOM slices",
-            )
-        found += (
-            _grouped(files, channels) if channels > 1 else [Scan(_name(f), (f,)) for f in files]
-        )
-    if (
-        channels == 1
-        and len(plain := {s.name.removesuffix("_0000") for s in found}) == len(found)
-        and all(plain)
-    ):
-        found = [
-            replace(s, name=s.name.removesuffix("_0000")) for s in found
-        ]  # as the label files are called
-    for name, n in Counter(s.name for s in found).items():
-        if n > 1:
-            raise UsageError(
-                f"{n} scans are called '{name}': their results would overwrite each other",
-                found=", ".join(str(s.files[0]) for s in found if s.name == name),
-                fix="predict them in two calls with two output folders",
-            )
-    return found
-
-
-def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
-    """A warning for each folder on the files in it that belong to no scan; hidden ones are left alone."""
-    from segbench.data.formats.dicom import dicom_files
-    from segbench.data.preparation.layouts import find_below
-
-    read = {
-        f
-        for scan in scans
-        for file in scan.files
-        for f in (dicom_files(file) if file.is_dir() else (file,))
-    }
-    lost = {
-        path: [p.relative_to(path) for p in find_below(path, "*") if p.is_file() and p not in read]
-        for path in paths
-    }
-    return [
-        f"{path}: not taken as scans: {first_few(files)}" for path, files in lost.items() if files
-    ]
-
-
-def _name(path: Path) -> str:
-    return path.resolve().name if path.is_dir() else stem(path)
-
-
-def _volumes(folder: Path) -> list[Path]:
-    """Volume files in a folder, and its folders of DICOM slices, by name; hidden files are left alone."""
-    return [
-        p
-        for p in sorted(folder.iterdir())
-        if not p.name.startswith(".")
-        and (_has_dicom(p, deep=True) if p.is_dir() else p.name.lower().endswith(ENDINGS))
-    ]
-
-
-def _has_dicom(folder: Path, deep: bool = False) -> bool:
-    from segbench.data.formats.dicom import dicom_files
-
-    files = dicom_files(folder)
-    return bool(files) and (deep or any(f.parent == folder for f in files))
-
-
-def _grouped(files: Sequence[Path], channels: int) -> list[Scan]:
-    groups: dict[str, list[tuple[int | None, Path]]] = {}
-    for file in files:
-        match = SLICE.fullmatch(_name(file))
-        groups.setdefault(match[1] if match else _name(file), []).append(
-            (int(match[2]) if match else None, file)
-        )
-    for name, members in groups.items():
-        numbers = sorted(n for n, _ in members if n is not None)
-        if numbers != list(range(channels)) and (numbers or len(members) > 1):
-            raise DataError(
-                f"the files of scan '{name}' are not its channels",
-                where=members[0][1].parent,
-                found=", ".join(sorted(file.name for _, file in members)),
-                fix="one file a channel, each once",
-                expected=", ".join(f"{name}_{n:04d}" for n in range(channels)),
-            )
-    return [
-        Scan(name, tuple(file for _, file in sorted(members, key=lambda m: m[0] or 0)))
-        for name, members in groups.items()
-    ]
+    recipe: Recipe
+    is_stored: bool  # with the training cases; otherwise derived from what they share
 
 
 class Predictor:
-    """Predicts scans with one finished run, for one of its data sets."""
+    """Predicts scans with one finished run, for one of its data sets.
+
+    Args:
+        source: index of the data set in the run.
+    """
 
     def __init__(
-        self, method: Method, experiment: Any, store: Store, source: int, device: str
+        self, method: Method, experiment: Experiment, store: Store, source: int, device: str
     ) -> None:
-        self.protocol = experiment.protocol
-        self.inference = Inference(method, self.protocol, device, experiment.precision)
+        protocol = experiment.protocol
+        self.inference = Inference(method, protocol, device, experiment.precision)
         self.store = store
         self.source = source
         self.dataset: Dataset = registry.get("dataset", store.name).cls()
-        self.codes = _orientation(store)
-        recipe, self.stored = _recipe(store)
-        by_label = recipe.crop.startswith("label")
-        self.boxed = by_label or self.dataset.boxed
-        self.recipe = replace(recipe, crop="none") if by_label else recipe
+        self.orientation = _shared_orientation(store)
+        self.recipe, self.recipe_is_stored = _preprocessing(store)
+        self.trained_on_boxes = self.dataset.boxed
+        if self.recipe.crop.startswith("label"):
+            self.trained_on_boxes = True
+            self.recipe = replace(self.recipe, crop="none")
 
     def __call__(self, scan: Scan) -> Prediction:
         """Predict one scan.
@@ -187,36 +103,62 @@ class Predictor:
         Raises:
             DataError: a file is damaged, or not what the run was trained on.
         """
-        volume, doubts = self._read(scan)
-        affine, shape = (
-            np.eye(4) if volume.affine is None else volume.affine,
-            volume.array.shape[:3],
-        )
-        steps, warnings = self._told(volume)
-        warnings += doubts
-        turned = volume
-        if volume.affine is not None and self.codes is not None:
-            turned = Volume(*reorient(volume.array, volume.affine, self.codes))
-        prepared = volume.affine is None and not self.stored
-        made = apply(Recipe(orientation="file") if prepared else self.recipe, turned)
-        image = (
-            made.image
-            if prepared or self.stored
-            else np.asarray(self.dataset.normalize(made.image), np.float32)
-        )
-        warnings += self._unlike(image)
-        probabilities = self._probabilities(image, made.facts.get("pad", ()) if self.stored else ())
+        # Read and preprocess.
+        volume, warnings = self._read(scan)
+        warnings = [*self._warnings(volume), *warnings]
+        made = self._prepared(volume)
+        warnings += self._gray_value_warnings(made.image)
+
+        # Predict, then return to the scan's grid.
+        pad = made.facts.get("pad", ()) if self.recipe_is_stored else ()
+        probabilities = self._probabilities(made.image, pad)
+        scan_affine = np.eye(4) if volume.affine is None else volume.affine
         grid = translation(made.facts["crop_offset"]) if made.affine is None else made.affine
         probabilities = sample_on_grid(
-            probabilities, grid, affine, shape, self.recipe.crop != "none"
+            probabilities,
+            grid,
+            scan_affine,
+            volume.array.shape[:3],
+            cropped=self.recipe.crop != "none",
         )
-        label = postprocess(labels_from(torch.from_numpy(probabilities)), self.protocol)
-        if is_h5(scan.files[0]):  # back to the axes of the file
+        label = labels_from(torch.from_numpy(probabilities))
+        label = postprocess(label, self.inference.protocol)
+        if is_h5(scan.files[0]):  # back to the order of the axes in the file
             axes = np.argsort(self.dataset.h5_axes)
-            label, probabilities = label.transpose(axes), probabilities.transpose(0, *1 + axes)
-        return Prediction(scan, label, probabilities, affine, steps, warnings)
+            label = label.transpose(axes)
+            probabilities = probabilities.transpose(0, *1 + axes)
+        return Prediction(scan, label, probabilities, scan_affine, self._steps(volume), warnings)
 
-    def _volume(self, file: Path) -> Volume:
+    def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
+        """Return the scan as (X, Y, Z, C) float32, and warnings about channels that do not fit well."""
+        volumes = [self._read_file(file) for file in scan.files]
+        warnings: list[str] = []
+        for file, volume in zip(scan.files[1:], volumes[1:], strict=True):
+            warnings += check_pair(volumes[0], volume, file, "channel")
+
+        arrays = [volume.array for volume in volumes]
+        shapes = {array.shape for array in arrays}
+        if len(shapes) == 1 and arrays[0].ndim == 3:
+            arrays = [np.stack(arrays, axis=-1)]
+        is_expected = (
+            len(arrays) == 1
+            and arrays[0].ndim == 4
+            and arrays[0].shape[3] == self.store.channels
+            and arrays[0].size > 0
+        )
+        if not is_expected:
+            found = ["x".join(map(str, volume.array.shape)) for volume in volumes]
+            raise DataError(
+                "the scan is not what the run was trained on",
+                where=scan.files[0],
+                found=" + ".join(found),
+                expected=f"three axes and {self.store.channels} channels, equal in shape",
+            )
+        array = arrays[0]
+        require_finite(array, scan.files[0])
+        return Volume(array.astype(np.float32), volumes[0].affine), warnings
+
+    def _read_file(self, file: Path) -> Volume:
         """Return one file of a scan, read by the data set's own hook or, without one, by the file's ending."""
         own = self.dataset.scan(file)
         if own is not None:
@@ -226,162 +168,186 @@ class Predictor:
             return Volume(volume.array.transpose(self.dataset.h5_axes), None)
         return volume
 
-    def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
-        """The scan as (X, Y, Z, C) float32, and warnings."""
-        volumes = [self._volume(file) for file in scan.files]
-        doubts = [
-            text
-            for file, volume in zip(scan.files[1:], volumes[1:], strict=True)
-            for text in check_pair(volumes[0], volume, file, "channel")
-        ]
-        arrays = [v.array for v in volumes]
-        if len({a.shape for a in arrays}) == 1 and arrays[0].ndim == 3:
-            arrays = [np.stack(arrays, axis=-1)]
-        array = arrays[0]
-        if (
-            len(arrays) > 1
-            or array.ndim != 4
-            or array.shape[3] != self.store.channels
-            or 0 in array.shape
-        ):
-            raise DataError(
-                "the scan is not what the run was trained on",
-                where=scan.files[0],
-                found=" + ".join("x".join(map(str, v.array.shape)) for v in volumes),
-                expected=f"three axes and {self.store.channels} channels, equal in shape",
-            )
-        require_finite(array, scan.files[0])
-        return Volume(array.astype(np.float32), volumes[0].affine), doubts
+    def _prepared(self, volume: Volume) -> RecipeResult:
+        """Return the scan as the training cases were prepared."""
+        is_preprocessed = volume.affine is None and not self.recipe_is_stored
+        if is_preprocessed:
+            return apply(AS_STORED, volume)
+        if volume.affine is not None and self.orientation is not None:
+            volume = Volume(*reorient(volume.array, volume.affine, self.orientation))
+        made = apply(self.recipe, volume)
+        if self.recipe_is_stored:
+            return made
+        image = np.asarray(self.dataset.normalize(made.image), np.float32)
+        return replace(made, image=image)
 
-    def _told(self, volume: Volume) -> tuple[list[str], list[str]]:
-        """What will be done to a scan, in words, and warnings."""
-        steps: list[str] = []
-        warnings: list[str] = []
-        if self.boxed and (volume.affine is not None or self.stored):
-            warnings.append(
-                "the training cases were cut to a box around the label, which nobody knows here: the whole scan "
-                "is searched, and more may be found than there is"
-            )
+    def _steps(self, volume: Volume) -> list[str]:
+        """Describe what is done to a scan before it is predicted."""
         if volume.affine is None:
-            warnings.append(
-                "the file tells no space: its axes are taken as they are"
-                + ("" if self.stored else ", and its gray values as prepared")
-            )
-            return steps, warnings
+            return []
+        steps = []
         codes = orientation_codes(volume.affine)
-        if self.codes is None and self.recipe.orientation != "ras":
-            warnings.append(
-                "the training data's orientation is not recorded: the axes are taken as in the file"
-            )
-        elif codes != (self.codes or "RAS"):
-            steps.append(f"turned from {codes} to {self.codes or 'RAS'}")
+        target = self.orientation or "RAS"
+        if self._knows_orientation and codes != target:
+            steps.append(f"reoriented from {codes} to {target}")
         if self.recipe.spacing is not None and volume.spacing is not None:
-            steps.append(f"resampled from {_mm(volume.spacing)} to {_mm(self.recipe.spacing)}")
-        return steps, warnings
+            before = _in_mm(volume.spacing)
+            steps.append(f"resampled from {before} to {_in_mm(self.recipe.spacing)}")
+        return steps
 
-    def _unlike(self, image: np.ndarray) -> list[str]:
-        """A warning where the gray values are far from those of the training cases."""
-        cases = [self.store.cases[case].intensity for case in self.store.train]
-        widths = [c["max"] - c["min"] for c in cases]
-        low, high = min(c["min"] for c in cases), max(c["max"] for c in cases)
-        spread, means = FAR * max(c["std"] for c in cases), [c["mean"] for c in cases]
-        width, mean = float(image.max() - image.min()), float(image.mean(dtype=np.float64))
-        if (
-            width <= FAR * max(widths)
-            and FAR * width >= min(widths)
-            and min(means) - spread <= mean <= max(means) + spread
-        ):
+    @property
+    def _knows_orientation(self) -> bool:
+        return self.orientation is not None or self.recipe.orientation == "ras"
+
+    def _warnings(self, volume: Volume) -> list[str]:
+        """Warn about what is known of the training cases but not of a scan, or the other way round."""
+        warnings = []
+        has_affine = volume.affine is not None
+        if self.trained_on_boxes and (has_affine or self.recipe_is_stored):
+            warnings.append(
+                "the training cases were cropped to a box around the label; here the whole scan is "
+                "segmented, so expect more false positives"
+            )
+        if not has_affine:
+            text = "the file has no orientation or spacing: its axes are used as they are"
+            if not self.recipe_is_stored:
+                text += ", and its gray values are assumed to be preprocessed"
+            warnings.append(text)
+        elif not self._knows_orientation:
+            warnings.append(
+                "the orientation of the training cases is not recorded: the scan's axes are used as "
+                "they are"
+            )
+        return warnings
+
+    def _gray_value_warnings(self, image: Array) -> list[str]:
+        """Warn if the gray values are far from those of the training cases, as in another modality."""
+        intensities = [self.store.cases[case].intensity for case in self.store.train]
+        lows = [intensity["min"] for intensity in intensities]
+        highs = [intensity["max"] for intensity in intensities]
+        means = [intensity["mean"] for intensity in intensities]
+        ranges = [high - low for low, high in zip(lows, highs, strict=True)]
+        largest_sd = max(intensity["std"] for intensity in intensities)
+
+        low = float(image.min())
+        high = float(image.max())
+        mean = float(image.mean(dtype=np.float64))
+        too_wide = high - low > SUSPICIOUS_FACTOR * max(ranges)
+        too_narrow = SUSPICIOUS_FACTOR * (high - low) < min(ranges)
+        too_dark = mean < min(means) - SUSPICIOUS_FACTOR * largest_sd
+        too_bright = mean > max(means) + SUSPICIOUS_FACTOR * largest_sd
+        if not (too_wide or too_narrow or too_dark or too_bright):
             return []
         return [
-            f"gray values from {image.min():.4g} to {image.max():.4g} (mean {mean:.4g}) differ strongly from training "
-            f"({low:.4g} to {high:.4g}, mean {np.mean(means):.4g}): check modality and units"
+            f"gray values from {low:.4g} to {high:.4g} (mean {mean:.4g}) differ strongly from "
+            f"training ({min(lows):.4g} to {max(highs):.4g}, mean {np.mean(means):.4g}): "
+            "check modality and units"
         ]
 
-    def _probabilities(self, image: np.ndarray, pad: Sequence[float]) -> np.ndarray:
-        """(K, X, Y, Z) of a prepared image (C, X, Y, Z)."""
-        factors, small = self.protocol.factors(self.store.name, 3), image
+    def _probabilities(self, image: Array, pad: Sequence[float]) -> Array:
+        """Return class probabilities (K, X, Y, Z) of a prepared image (C, X, Y, Z)."""
+        factors = self.inference.protocol.factors(self.store.name, 3)
+        small = image
         if max(factors) > 1:
             small = np.stack([block_mean(channel, factors) for channel in image])
-        return (
-            predict_image(self.inference, small, image.shape[1:], self.source, self.store.name, pad)
-            .float()
-            .cpu()
-            .numpy()
+        probabilities = predict_image(
+            self.inference, small, image.shape[1:], self.source, self.store.name, pad
         )
+        array: Array = probabilities.float().cpu().numpy()
+        return array
 
 
-def _orientation(store: Store) -> str | None:
-    """The orientation all training cases have; None if it is unknown or differs."""
-    affines = [store.cases[case].affine for case in store.train]
-    codes = {None if affine is None else orientation_codes(np.array(affine)) for affine in affines}
-    return codes.pop() if len(codes) == 1 else None
+def _shared_orientation(store: Store) -> str | None:
+    """Return the orientation of all training cases; None if it is unknown or differs."""
+    found: set[str | None] = set()
+    for case in store.train:
+        affine = store.cases[case].affine
+        found.add(None if affine is None else orientation_codes(np.array(affine)))
+    return found.pop() if len(found) == 1 else None
 
 
-def _recipe(store: Store) -> tuple[Recipe, bool]:
-    """The recipe stored with the training cases, and True; else what the cases share, and False."""
-    infos = [store.cases[case] for case in store.train]
-    found = [
-        i.source["from"].get("recipe") if isinstance(i.source.get("from"), Mapping) else None
-        for i in infos
-    ]
-    if isinstance(found[0], Mapping) and all(f == found[0] for f in found):
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in found[0].items()
-        }
-        gray = tuple(
-            Gray(None if g["window"] is None else tuple(g["window"]), g["scale"])
-            for g in plain.pop("gray")
-        )
-        return Recipe(**plain, gray=gray), True
-    spacings = (
-        np.array([i.spacing for i in infos]) if all(i.spacing for i in infos) else np.empty((0, 3))
-    )
-    same = len(spacings) > 0 and np.ptp(spacings, axis=0).max() < 1e-3 * spacings.min()
-    if not same or spacings.shape[1] != 3:
-        return Recipe(orientation="file"), False
-    a, b, c = map(float, spacings[0])
-    return Recipe(orientation="file", spacing=(a, b, c)), False
+def _preprocessing(store: Store) -> Preprocessing:
+    """Return the recipe that is stored with the training cases, or one derived from what they share."""
+    stored = _stored_recipe(store)
+    if stored is not None:
+        return Preprocessing(_recipe_of(stored), is_stored=True)
+    spacing = _shared_spacing(store)
+    return Preprocessing(replace(AS_STORED, spacing=spacing), is_stored=False)
 
 
-def _mm(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{s:.4g}" for s in spacing) + " mm"
+def _stored_recipe(store: Store) -> Mapping[str, Any] | None:
+    """Return the recipe of the training cases as it is stored; None unless all have the same one."""
+    first: Mapping[str, Any] | None = None
+    for case in store.train:
+        origin = store.cases[case].source.get("from")
+        recipe = origin.get("recipe") if isinstance(origin, Mapping) else None
+        if not isinstance(recipe, Mapping):
+            return None
+        if first is None:
+            first = recipe
+        elif recipe != first:
+            return None
+    return first
 
 
-def write_nifti(path: Path, array: np.ndarray, prediction: Prediction) -> None:
-    """An array on the scan's grid as a NIfTI file with the scan's exact geometry and nothing else of its header.
+def _recipe_of(stored: Mapping[str, Any]) -> Recipe:
+    """Return a recipe from its stored form, in which tuples are lists."""
+    fields: dict[str, Any] = {}
+    for name, value in stored.items():
+        fields[name] = tuple(value) if isinstance(value, list) else value
+    gray = []
+    for rule in fields.pop("gray"):
+        window = None if rule["window"] is None else tuple(rule["window"])
+        gray.append(Gray(window, rule["scale"]))
+    return Recipe(**fields, gray=tuple(gray))
+
+
+def _shared_spacing(store: Store) -> tuple[float, float, float] | None:
+    """Return the spacing of all training cases in mm; None if it is unknown, differs or has two axes."""
+    known = [store.cases[case].spacing for case in store.train]
+    if not known or not all(known):
+        return None
+    spacings = np.array(known)
+    differ = np.ptp(spacings, axis=0).max() >= 1e-3 * spacings.min()
+    if differ or spacings.shape[1] != 3:
+        return None
+    x, y, z = spacings[0].tolist()
+    return (x, y, z)
+
+
+def _in_mm(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{step:.4g}" for step in spacing) + " mm"
+
+
+def write_nifti(path: Path, array: Array, prediction: Prediction) -> None:
+    """Write an array on the scan's grid as a NIfTI file.
+
+    If the scan is a NIfTI file, its geometry is copied exactly, and nothing else of its header.
 
     Raises:
-        StorageError: disk full or not writable.
+        StorageError: the disk is full or not writable.
     """
     import nibabel
 
-    image: Any = nibabel.Nifti1Image(array, prediction.affine)
-    source = prediction.scan.files[0]
-    if source.name.lower().endswith((".nii", ".nii.gz")):
-        loaded: Any = nibabel.load(source)
-        old, header = loaded.header, loaded.header_class()
-        header.set_data_shape(array.shape)
-        header.set_data_dtype(array.dtype)
-        for key in (
-            "qform_code",
-            "sform_code",
-            "quatern_b",
-            "quatern_c",
-            "quatern_d",
-            "qoffset_x",
-            "qoffset_y",
-            "qoffset_z",
-            "srow_x",
-            "srow_y",
-            "srow_z",
-            "xyzt_units",
-        ):
-            header[key] = old[key]
-        header["pixdim"][:4] = old["pixdim"][:4]
-        image = type(loaded)(array, None, header)
-    content = image.to_bytes()
+    scan_file = prediction.scan.files[0]
+    if scan_file.name.lower().endswith((".nii", ".nii.gz")):
+        loaded: Any = nibabel.load(scan_file)
+        header = _header_with_geometry_of(loaded.header, array)
+        image: Any = type(loaded)(array, None, header)
+    else:
+        make_image: Any = nibabel.Nifti1Image
+        image = make_image(array, prediction.affine)
+    content: bytes = image.to_bytes()
     if path.name.endswith(".gz"):
-        import gzip
-
         content = gzip.compress(content, 6, mtime=0)
     atomic_write(path, content)
+
+
+def _header_with_geometry_of(scan_header: Any, array: Array) -> Any:
+    header = type(scan_header)()
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
+    for field in GEOMETRY_FIELDS:
+        header[field] = scan_header[field]
+    header["pixdim"][:4] = scan_header["pixdim"][:4]
+    return header

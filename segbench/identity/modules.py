@@ -52,6 +52,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.evaluation",
     "segbench.evaluation.label_folders",
     "segbench.evaluation.new_scans",
+    "segbench.evaluation.scan_files",
     "segbench.identity.*",
     "segbench.progress",
     "segbench.registry",

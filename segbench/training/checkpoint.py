@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any instruction, notice a flipped bit and execute nothing when opened.
+"""Checkpoints that survive a kill at any instruction, detect a flipped bit and execute no code when opened.
 
 A checkpoint is one safetensors file (tensors, plus the rest of the state as JSON in its metadata) named after its step and
 the start of its sha256. It is written as a temporary file in the same folder, synced, renamed, the folder synced, and only
@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -27,21 +27,30 @@ SCHEMA = "segbench.checkpoint/1"
 NAME = re.compile(r"ck-(\d{8})-([0-9a-f]{16})\.st")
 
 
+class Checkpoint(NamedTuple):
+    """The newest usable checkpoint of a folder."""
+
+    step: int  # completed steps
+    state: Any
+    header: dict[str, Any]
+    warnings: list[str]  # about newer checkpoints that are damaged
+
+
 def pack(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Replace the tensors of a nested state by references and return what is left, fit for JSON.
+    """Return a nested state as JSON types, with its tensors moved to ``tensors`` and replaced by references.
 
     Raises:
-        TypeError: the state holds something else than tensors, numbers, text, None, dicts, lists and tuples.
+        TypeError: the state holds something other than tensors, numbers, text, None, dicts, lists and tuples.
     """
     if isinstance(state, Tensor):
         tensors[path] = state.detach().cpu().contiguous().clone()
         return {"$tensor": path}
     if isinstance(state, Mapping):
-        return {"$dict": [[k, pack(v, tensors, f"{path}.{k}")] for k, v in state.items()]}
-    if isinstance(state, tuple):
-        return {"$tuple": [pack(v, tensors, f"{path}.{i}") for i, v in enumerate(state)]}
-    if isinstance(state, list):
-        return [pack(v, tensors, f"{path}.{i}") for i, v in enumerate(state)]
+        items = [[key, pack(value, tensors, f"{path}.{key}")] for key, value in state.items()]
+        return {"$dict": items}
+    if isinstance(state, (tuple, list)):
+        items = [pack(value, tensors, f"{path}.{index}") for index, value in enumerate(state)]
+        return {"$tuple": items} if isinstance(state, tuple) else items
     if state is None or isinstance(state, (bool, int, float, str)):
         return state
     raise TypeError(
@@ -51,52 +60,41 @@ def pack(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of ``pack``."""
+    """Return the state that ``pack`` took apart."""
     if isinstance(tree, list):
-        return [unpack(v, tensors) for v in tree]
+        return [unpack(value, tensors) for value in tree]
     if not isinstance(tree, dict):
         return tree
     if "$tensor" in tree:
         return tensors[tree["$tensor"]]
     if "$tuple" in tree:
-        return tuple(unpack(v, tensors) for v in tree["$tuple"])
-    return {k: unpack(v, tensors) for k, v in tree["$dict"]}
+        return tuple(unpack(value, tensors) for value in tree["$tuple"])
+    return {key: unpack(value, tensors) for key, value in tree["$dict"]}
 
 
 def digest(state: Any) -> str:
-    """sha256 over a nested state: two runs agree in it exactly if they agree in every bit."""
+    """Return the sha256 of a nested state; two states have the same digest if all their bits are equal."""
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
     total = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
     for name in sorted(tensors):
-        total.update(name.encode() + str(tensors[name].dtype).encode())
-        total.update(
-            tensors[name].view(-1).view(torch.uint8).numpy().tobytes()
-            if tensors[name].numel()
-            else b""
-        )
+        tensor = tensors[name]
+        total.update(name.encode() + str(tensor.dtype).encode())
+        if tensor.numel():
+            total.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
 def save(folder: Path, step: int, state: Any, header: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write the state after ``step`` completed steps and return its file; the ``keep`` newest are kept.
+    """Write the state after ``step`` completed steps and return its file; keep the ``keep`` newest ones.
 
     Raises:
         TrainingError: a tensor of the state is not finite; such a state is never stored.
-        StorageError: disk full or not writable; what was there before is intact.
+        StorageError: the disk is full or not writable; older checkpoints are intact.
     """
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
-    bad = [
-        name for name, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()
-    ]
-    if bad:
-        raise TrainingError(
-            "the state is not finite, so it is not saved",
-            where=f"after step {step}",
-            found=bad[0],
-            fix="lower the learning rate, or use --precision fp32",
-        )
+    _require_finite(tensors, step)
     meta = {
         "schema": SCHEMA,
         "step": str(step),
@@ -108,36 +106,49 @@ def save(folder: Path, step: int, state: Any, header: Mapping[str, Any], keep: i
     file = folder / f"ck-{step:08d}-{sha[:16]}.st"
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(file, data)
+
+    # List the file, then remove those that are not listed any more.
     listed = [{"file": file.name, "step": step, "bytes": len(data), "sha256": sha}]
-    others = [
-        e for e in _listed(folder) if e["file"] != file.name and (folder / e["file"]).exists()
-    ]
-    listed += [e for e in others if e.get("step") != step][
-        : keep - 1
-    ]  # a step that was done again has one file
+    for entry in _listed(folder):
+        is_same_step = entry["file"] == file.name or entry.get("step") == step
+        if len(listed) < keep and not is_same_step and (folder / entry["file"]).exists():
+            listed.append(entry)
     atomic_write(folder / "last.json", json.dumps(listed, indent=1).encode())
-    wanted = {e["file"] for e in listed}
+    kept = {entry["file"] for entry in listed}
     for old in folder.iterdir():
-        if NAME.fullmatch(old.name) and old.name not in wanted:
+        if NAME.fullmatch(old.name) and old.name not in kept:
             old.unlink(missing_ok=True)
     return file
 
 
-def load(folder: Path) -> tuple[int, Any, dict[str, Any], list[str]] | None:
-    """(step, state, header, warnings) of the newest checkpoint that verifies; None if there never was one.
+def _require_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise TrainingError(
+                "the state is not finite, so it is not saved",
+                where=f"after step {step}",
+                found=name,
+                fix="lower the learning rate, or use --precision fp32",
+            )
+
+
+def load(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is not damaged; None if there never was one.
 
     Raises:
-        IntegrityError: there are checkpoints, but none verifies.
+        IntegrityError: there are checkpoints, but all are damaged.
     """
     warnings: list[str] = []
     candidates = _candidates(folder)
     for file, sha in candidates:
         try:
-            return (*_read(file, sha), warnings)
+            step, state, header = _read(file, sha)
         except IntegrityError as error:
             warnings.append(
                 f"checkpoint {file.name} cannot be used ({error.what}); trying the one before"
             )
+        else:
+            return Checkpoint(step, state, header, warnings)
     if candidates:
         raise IntegrityError(
             "no usable checkpoint",
@@ -149,47 +160,62 @@ def load(folder: Path) -> tuple[int, Any, dict[str, Any], list[str]] | None:
 
 
 def files(folder: Path) -> list[Path]:
-    """All checkpoint files of a folder, in order of their steps."""
-    return sorted((f for f in folder.glob("*.st") if NAME.fullmatch(f.name)), key=lambda f: f.name)
+    """Return all checkpoint files of a folder, in the order of their steps."""
+    found = [file for file in folder.glob("*.st") if NAME.fullmatch(file.name)]
+    return sorted(found, key=lambda file: file.name)
 
 
 def read(file: Path) -> tuple[int, Any, dict[str, Any]]:
-    """(step, state, header) of one file.
+    """Return (step, state, header) of one file.
 
     Raises:
-        IntegrityError: it is not what was written.
+        IntegrityError: the file is damaged.
     """
-    return _read(file, file.stem.rsplit("-", 1)[1])
+    return _read(file, _sha_in_name(file))
+
+
+def _sha_in_name(file: Path) -> str:
+    return file.stem.rsplit("-", 1)[1]
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:
+    """Return the entries of ``last.json``, newest first; empty if it is lost, as the names of the files verify them."""
     try:
         entries = json.loads((folder / "last.json").read_text())
-        return [e for e in entries if NAME.fullmatch(e["file"])]
+        return [entry for entry in entries if NAME.fullmatch(entry["file"])]
     except (OSError, ValueError, TypeError, KeyError):
-        return []  # a lost pointer is rebuilt from the files, whose names verify them
+        return []
 
 
 def _candidates(folder: Path) -> list[tuple[Path, str]]:
-    """Checkpoints newest first with what is known of their sha256. The order is by step, never by time stamps."""
+    """Return the checkpoints, newest first, with what is known of their sha256.
+
+    The order is by step, never by time stamps. Of two files of one step the one listed first is newer.
+    """
     if not folder.is_dir():
         return []
-    known = {e["file"]: str(e["sha256"]) for e in _listed(folder)}
-    order = list(reversed(known))  # of two files of one step the one listed first is the newer
-    files = [f for f in folder.iterdir() if NAME.fullmatch(f.name)]
-    files.sort(
-        key=lambda f: (f.name[:11], order.index(f.name) if f.name in order else -1), reverse=True
-    )
-    return [(f, known.get(f.name, f.stem.rsplit("-", 1)[1])) for f in files]
+    listed = {entry["file"]: str(entry["sha256"]) for entry in _listed(folder)}
+    oldest_first = list(reversed(listed))
+
+    def age(file: Path) -> tuple[str, int]:
+        step = file.name[: len("ck-00000000")]
+        position = oldest_first.index(file.name) if file.name in listed else -1
+        return step, position
+
+    found = [file for file in folder.iterdir() if NAME.fullmatch(file.name)]
+    found.sort(key=age, reverse=True)
+    return [(file, listed.get(file.name, _sha_in_name(file))) for file in found]
 
 
 def _read(file: Path, sha: str) -> tuple[int, Any, dict[str, Any]]:
+    """Read a file whose sha256 begins with ``sha``."""
     data = file.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if not found.startswith(sha):
         raise IntegrityError(f"sha256 is {found[:16]}, expected {sha[:16]}", where=file)
     try:
         tensors = load_tensors(data)
+        # A safetensors file begins with the length of its JSON header in 8 bytes.
         size = int.from_bytes(data[:8], "little")
         meta = json.loads(data[8 : 8 + size])["__metadata__"]
         if meta["schema"] != SCHEMA:
@@ -198,10 +224,7 @@ def _read(file: Path, sha: str) -> tuple[int, Any, dict[str, Any]]:
                 where=file,
                 fix="use the segbench version that wrote it",
             )
-        return (
-            int(meta["step"]),
-            unpack(json.loads(meta["tree"]), tensors),
-            json.loads(meta["header"]),
-        )
+        state = unpack(json.loads(meta["tree"]), tensors)
+        return int(meta["step"]), state, json.loads(meta["header"])
     except (SafetensorError, ValueError, KeyError) as error:
         raise IntegrityError(f"not a checkpoint: {error}", where=file) from error

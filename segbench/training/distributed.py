@@ -1,7 +1,8 @@
-"""Several processes for one training, started by torchrun: each takes its share of every batch, gradients are averaged.
+"""Several processes for one training, started by torchrun: each takes its share of every batch.
 
-The semantics of DistributedDataParallel without its wrapper, which cannot follow methods that call several networks in any
-order, call one twice or ask for gradients of an image. The first process alone writes, saves and evaluates.
+Gradients are averaged as in DistributedDataParallel, but without its wrapper: that cannot follow methods that call several
+networks in any order, call one network twice, or need gradients of an image. Only the first process writes, saves and
+evaluates.
 """
 
 from __future__ import annotations
@@ -18,21 +19,22 @@ from torch import Tensor, nn
 
 from segbench.errors import UsageError
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+TIMEOUT = timedelta(days=2)  # the others wait while the first process evaluates
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, as one of them sees them. Of one process alone every operation is the identity."""
+    """The processes of one training, seen from one of them. With one process every operation does nothing."""
 
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # number of this process
+    size: int = 1  # number of processes
 
     def share(self, places: range) -> range:
-        """This process's part of the places of a batch.
+        """Return this process's share of the places of a batch.
 
         Raises:
-            UsageError: they cannot be shared out evenly.
+            UsageError: the places cannot be divided evenly.
         """
         if len(places) % self.size:
             raise UsageError(
@@ -44,33 +46,39 @@ class World:
         return places[self.rank * part : (self.rank + 1) * part]
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their mean over the processes; one that is missing here counts as zero."""
-        mine = list(parameters) if self.size > 1 else []
+        """Replace gradients by their mean over the processes; a missing gradient counts as zero."""
+        if self.size == 1:
+            return
+        mine = list(parameters)
         if not mine:
             return
-        there = torch.tensor(
-            [p.grad is not None for p in mine], dtype=torch.float32, device=mine[0].device
-        )
-        flat = torch.cat(
-            [there, *(p.new_zeros(p.numel()) if p.grad is None else p.grad.flatten() for p in mine)]
-        )
+        # One message holds a flag per parameter, for whether it has a gradient, and all gradients.
+        flags = [parameter.grad is not None for parameter in mine]
+        message = [torch.tensor(flags, dtype=torch.float32, device=mine[0].device)]
+        for parameter in mine:
+            if parameter.grad is None:
+                message.append(parameter.new_zeros(parameter.numel()))
+            else:
+                message.append(parameter.grad.flatten())
+        flat = torch.cat(message)
         dist.all_reduce(flat)
-        found, means = (
-            flat[: len(mine)].tolist(),
-            (flat[len(mine) :] / self.size).split([p.numel() for p in mine]),
-        )
-        for parameter, anywhere, mean in zip(mine, found, means, strict=True):
-            parameter.grad = mean.view_as(parameter) if anywhere else None
+
+        exists_anywhere = flat[: len(mine)].tolist()
+        means = flat[len(mine) :] / self.size
+        sizes = [parameter.numel() for parameter in mine]
+        parts = torch.split(means, sizes)
+        for parameter, exists, mean in zip(mine, exists_anywhere, parts, strict=True):
+            parameter.grad = mean.view_as(parameter) if exists else None
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of a tensor over the processes."""
+        """Return the mean of a tensor over the processes."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
         return values
 
     def largest(self, number: int) -> int:
-        """The largest of the processes' numbers."""
+        """Return the largest of the processes' numbers."""
         if self.size == 1:
             return number
         numbers: list[int] = [0] * self.size
@@ -78,51 +86,53 @@ class World:
         return max(numbers)
 
     def first_says(self, number: int) -> int:
-        """The first process's number."""
+        """Return the first process's number in all processes."""
         if self.size == 1:
             return number
-        said = [number]
-        dist.broadcast_object_list(said, src=0)
-        return said[0]
+        message = [number]
+        dist.broadcast_object_list(message, src=0)
+        return message[0]
 
     def follow_first(self, module: nn.Module) -> None:
-        """Take the first process's buffers and untrained parameters (running statistics, memories, teachers)."""
+        """Copy the first process's buffers and untrained parameters (running statistics, teachers)."""
         if self.size == 1:
             return
-        state = [*module.buffers(), *(p.data for p in module.parameters() if not p.requires_grad)]
-        for kind in dict.fromkeys(t.dtype for t in state):
-            tensors = [t for t in state if t.dtype == kind and t.numel()]
-            flat = torch.cat([t.flatten() for t in tensors])
+        state = list(module.buffers())
+        for parameter in module.parameters():
+            if not parameter.requires_grad:
+                state.append(parameter.data)
+        for dtype in dict.fromkeys(tensor.dtype for tensor in state):
+            tensors = [tensor for tensor in state if tensor.dtype == dtype and tensor.numel()]
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
             dist.broadcast(flat, src=0)
-            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
 
 def launched() -> tuple[int, int]:
-    """(rank, number of processes) as torchrun set them; (0, 1) without it."""
+    """Return (rank, number of processes) as torchrun set them; (0, 1) without torchrun."""
     if not all(name in os.environ for name in LAUNCHED):
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 @cache
-def join(kind: str) -> World:
-    """Meet the other processes; ``kind`` of device is cpu, cuda or mps."""
+def join(device_type: str) -> World:
+    """Connect to the other processes and return the world; ``device_type`` is cpu, cuda or mps."""
     rank, size = launched()
     if size > 1:
-        if (
-            kind == "cuda"
-        ):  # nccl sends objects through the current GPU, which must not be that of another process
+        if device_type == "cuda":
+            # nccl sends objects through the current GPU, which must not be another process's.
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        # The others wait through evaluations of the first one, which may take hours.
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(days=2))
+        backend = "nccl" if device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
     return World(rank, size)
 
 
 def own_device(device: str) -> str:
-    """The GPU of this process of its machine; any other device as it is."""
-    return (
-        f"cuda:{os.environ['LOCAL_RANK']}"
-        if launched()[1] > 1 and device.startswith("cuda")
-        else device
-    )
+    """Return the GPU of this process if there are several processes, else ``device`` itself."""
+    _, size = launched()
+    if size > 1 and device.startswith("cuda"):
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device

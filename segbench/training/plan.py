@@ -1,4 +1,4 @@
-"""From a method's phases to steps: which phase a step belongs to, and the clock it shows."""
+"""Divide a training into its phases: which phase a step belongs to, and the clock that a method sees."""
 
 from __future__ import annotations
 
@@ -11,82 +11,110 @@ from segbench.errors import UsageError
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase with its place in the run: steps ``start`` to ``start + steps`` and its batch composition.
+    """A phase with its place in the run and the composition of its batches.
 
-    ``origin`` and ``span``: first step and length of the stretch of phases that share one optimizer; the learning-rate
-    schedule runs over it.
+    Consecutive phases that share an optimizer form a stretch, over which its learning-rate schedule runs.
     """
 
     phase: Phase
     index: int
-    start: int
+    start: int  # first step
     steps: int
-    labeled: int
+    labeled: int  # items per batch
     unlabeled: int
-    origin: int = 0
-    span: int = 1
+    origin: int = 0  # first step of the stretch
+    span: int = 1  # length of the stretch in steps
 
 
 def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) -> list[Stage]:
-    """Share ``total`` steps out over the phases; every phase gets at least one step.
+    """Divide ``total`` steps among the phases; every phase gets at least one step.
 
-    Places of unlabeled items that a phase does not want go to labeled ones: a step of every phase costs the same.
+    If a phase wants no unlabeled items, their places in the batch go to labeled ones, so that a step
+    of every phase costs the same.
+
+    Args:
+        labeled: the protocol's number of labeled items per batch.
+        unlabeled: the protocol's number of unlabeled items per batch.
 
     Raises:
-        UsageError: fewer steps than phases, or shares that do not add up to 1.
+        UsageError: there are fewer steps than phases, the shares do not add up to 1, or a phase
+            cannot have the batch that it wants.
     """
-    if abs(sum(p.share for p in phases) - 1) > 1e-6:
+    if abs(sum(phase.share for phase in phases) - 1) > 1e-6:
         raise UsageError(
-            "the shares of a method's phases must add up to 1", found=[p.share for p in phases]
+            "the shares of a method's phases must add up to 1",
+            found=[phase.share for phase in phases],
         )
     if total < len(phases):
         raise UsageError(
             f"{total} steps are too few for {len(phases)} phases",
             expected=f"steps >= {len(phases)}",
         )
-    result, start, share = [], 0, 0.0
-    for i, phase in enumerate(phases):
+    plan: list[Stage] = []
+    start = 0
+    share = 0.0
+    for index, phase in enumerate(phases):
         share += phase.share
-        end = total if i == len(phases) - 1 else round(share * total)
-        end = min(max(end, start + 1), total - (len(phases) - 1 - i))
-        if phase.unlabeled is None and unlabeled == 0:
-            raise UsageError(
-                f"phase '{phase.name}' needs unlabeled items, but the batch has none",
-                expected="batch.unlabeled >= 1",
-                fix="-o batch.unlabeled=2, or the method supervised",
-            )
-        if phase.labeled is not None and phase.labeled < 1:
-            raise UsageError(
-                f"phase '{phase.name}' wants {phase.labeled} labeled items",
-                expected="at least 1",
-                fix="leave out what the phase does not need in the loss",
-            )
-        u = unlabeled if phase.unlabeled is None else phase.unlabeled
-        default = labeled + unlabeled if phase.unlabeled == 0 else labeled
-        result.append(
-            Stage(
-                phase, i, start, end - start, default if phase.labeled is None else phase.labeled, u
-            )
-        )
+        is_last = index == len(phases) - 1
+        end = total if is_last else round(share * total)
+        later_phases = len(phases) - 1 - index
+        end = min(max(end, start + 1), total - later_phases)
+        own_labeled, own_unlabeled = _batch_of(phase, labeled, unlabeled)
+        plan.append(Stage(phase, index, start, end - start, own_labeled, own_unlabeled))
         start = end
-    return _with_spans(result, total)
+    return _with_stretches(plan, total)
 
 
-def _with_spans(plan: list[Stage], total: int) -> list[Stage]:
-    origins = [s.start for s in plan if s.start == 0 or s.phase.fresh_optimizer]
+def _batch_of(phase: Phase, labeled: int, unlabeled: int) -> tuple[int, int]:
+    """Return the labeled and unlabeled items per batch of a phase."""
+    if phase.unlabeled is None and unlabeled == 0:
+        raise UsageError(
+            f"phase '{phase.name}' needs unlabeled items, but the batch has none",
+            expected="batch.unlabeled >= 1",
+            fix="-o batch.unlabeled=2, or the method supervised",
+        )
+    if phase.labeled is not None and phase.labeled < 1:
+        raise UsageError(
+            f"phase '{phase.name}' wants {phase.labeled} labeled items",
+            expected="at least 1",
+            fix="leave the labeled items out in the loss",
+        )
+    own_unlabeled = unlabeled if phase.unlabeled is None else phase.unlabeled
+    if phase.labeled is not None:
+        return phase.labeled, own_unlabeled
+    if phase.unlabeled == 0:
+        return labeled + unlabeled, own_unlabeled
+    return labeled, own_unlabeled
+
+
+def _with_stretches(plan: list[Stage], total: int) -> list[Stage]:
+    """Set the origin and span of each stage."""
+    origins = []
+    for stage in plan:
+        if stage.start == 0 or stage.phase.fresh_optimizer:
+            origins.append(stage.start)
     result = []
     for stage in plan:
-        origin = max(o for o in origins if o <= stage.start)
-        end = min((o for o in origins if o > stage.start), default=total)
+        origin = max(step for step in origins if step <= stage.start)
+        end = min((step for step in origins if step > stage.start), default=total)
         result.append(replace(stage, origin=origin, span=end - origin))
     return result
 
 
 def stage_of(plan: Sequence[Stage], step: int) -> Stage:
-    """The stage a step (from 0) belongs to."""
-    return next(s for s in reversed(plan) if s.start <= step)
+    """Return the stage that a step, counted from 0, belongs to."""
+    return next(stage for stage in reversed(plan) if stage.start <= step)
 
 
 def clock(stage: Stage, step: int, total: int, epoch: int, seed: int, rank: int = 0) -> Clock:
-    """The clock of a step of a stage, in the process ``rank``."""
-    return Clock(step, total, stage.phase.name, step - stage.start, stage.steps, epoch, seed, rank)
+    """Return the clock of a step in the process ``rank``."""
+    return Clock(
+        step=step,
+        total=total,
+        phase=stage.phase.name,
+        phase_step=step - stage.start,
+        phase_total=stage.steps,
+        epoch=epoch,
+        seed=seed,
+        rank=rank,
+    )

@@ -1,4 +1,4 @@
-"""Signals: finish the step, save, leave with an exit code that says the run can be resumed."""
+"""Handle signals: finish the step, save, and exit with a code that says the run can be resumed."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import threading
 from types import FrameType
 from typing import Any
 
-# Exit codes: 128 + signal for a person or a supervisor who stops the run, 75 for a scheduler's warning before preemption.
+# 128 + signal if a person or a supervisor stops the run, 75 for a scheduler's warning before preemption.
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 
 
 def spared(name: str) -> bool:
-    """nohup asked to survive the end of the session; that stays so."""
+    """Whether a signal stays ignored: with nohup a run survives the end of the session."""
     return name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
 class StopRequest:
-    """While active, the first signal only sets ``code``; a second one has its usual effect."""
+    """Within the block, the first signal only sets ``code``; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.code: int | None = None

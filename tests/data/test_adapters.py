@@ -262,7 +262,8 @@ def test_predictions_of_h5_files_lie_on_the_grid_of_the_file(tmp_path, lab):
     """Predictions have axes (slices, rows, columns), as the labels in the files."""
     import torch
 
-    from segbench.evaluation.new_scans import Predictor, Scan
+    from segbench.evaluation.new_scans import Predictor
+    from segbench.evaluation.scan_files import Scan
 
     source = tmp_path / "ssl4mis"
     write_lists(source, "acdc", 2)

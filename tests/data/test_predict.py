@@ -16,7 +16,8 @@ from segbench.data.formats.volume import Volume
 from segbench.data.geometry import orientation_codes, reorient, sample_on_grid
 from segbench.data.preparation.recipe import Recipe, apply
 from segbench.errors import DataError, UsageError
-from segbench.evaluation.new_scans import Predictor, Scan, find_scans, left_out
+from segbench.evaluation.new_scans import Predictor
+from segbench.evaluation.scan_files import Scan, find_scans, left_out
 
 PROTOCOL = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 ORIENTATIONS = [
@@ -414,7 +415,7 @@ def test_what_is_left_out_of_a_folder_is_reported(tmp_path, write_dicom):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"x")
     (warning,) = left_out([folder], find_scans([folder], 1))  # "a", and "study" as a series
-    assert warning.endswith("not taken as scans: notes.txt, study/c.nii.gz, sub/b.nii.gz")
+    assert warning.endswith("not read as scans: notes.txt, study/c.nii.gz, sub/b.nii.gz")
     for file in slices:  # loose slices make the folder itself a series
         file.rename(folder / file.name)
     scans = find_scans([folder], 1)

@@ -1,0 +1,163 @@
+"""Find the scans that the user names: files, folders of files, and DICOM series."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segbench.data.formats.read import ENDINGS, stem
+from segbench.errors import DataError, UsageError
+from segbench.text import first_few
+
+CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
+FIRST_CHANNEL = "_0000"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan: its name and its files, one or one per channel. A folder is a DICOM series."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
+    """Return the scans that files and folders name.
+
+    A folder is one DICOM series, or holds files and folders of series. With several channels
+    ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... are one scan.
+
+    Raises:
+        DataError: a path does not exist or holds no scan.
+        UsageError: two scans have one name, so one result would overwrite the other.
+    """
+    scans: list[Scan] = []
+    for path in paths:
+        files = _volume_files(path)
+        if channels > 1:
+            scans += _grouped_by_channel(files, channels)
+        else:
+            scans += [Scan(_name(file), (file,)) for file in files]
+    if channels == 1:
+        scans = _without_channel_numbers(scans)
+    _require_distinct_names(scans)
+    return scans
+
+
+def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
+    """Return a warning for each folder with files that belong to no scan; hidden files are ignored."""
+    from segbench.data.formats.dicom import dicom_files
+    from segbench.data.preparation.layouts import find_below
+
+    read: set[Path] = set()
+    for scan in scans:
+        for file in scan.files:
+            read.update(dicom_files(file) if file.is_dir() else (file,))
+    warnings = []
+    for path in paths:
+        unread = []
+        for file in find_below(path, "*"):
+            if file.is_file() and file not in read:
+                unread.append(file.relative_to(path))
+        if unread:
+            warnings.append(f"{path}: not read as scans: {first_few(unread)}")
+    return warnings
+
+
+def _volume_files(path: Path) -> list[Path]:
+    """Return the volumes that a path names: files, and folders of DICOM slices."""
+    if not path.exists():
+        raise DataError("no such file or folder", where=path)
+    if not path.is_dir() or _has_dicom(path):
+        return [path]
+    files = _volumes_in(path)
+    if not files:
+        raise DataError(
+            "no scan in the folder",
+            where=path,
+            expected=" ".join(ENDINGS) + ", or DICOM slices",
+        )
+    if len(files) == 1 and files[0].is_dir():
+        return [path]  # a patient's folder with a single study in it
+    return files
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """Return the volume files and the folders of DICOM slices in a folder, sorted by name."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            is_volume = _has_dicom(path, deep=True)
+        else:
+            is_volume = path.name.lower().endswith(ENDINGS)
+        if is_volume:
+            found.append(path)
+    return found
+
+
+def _has_dicom(folder: Path, deep: bool = False) -> bool:
+    """Whether a folder holds DICOM slices itself or, with ``deep``, anywhere below it."""
+    from segbench.data.formats.dicom import dicom_files
+
+    files = dicom_files(folder)
+    if deep:
+        return bool(files)
+    return any(file.parent == folder for file in files)
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name if path.is_dir() else stem(path)
+
+
+def _grouped_by_channel(files: Sequence[Path], channels: int) -> list[Scan]:
+    """Put the files of one scan together, in the order of their channel numbers."""
+    groups: dict[str, list[tuple[int | None, Path]]] = defaultdict(list)
+    for file in files:
+        match = CHANNEL_FILE.fullmatch(_name(file))
+        if match is None:
+            groups[_name(file)].append((None, file))
+        else:
+            groups[match[1]].append((int(match[2]), file))
+
+    scans = []
+    for name, members in groups.items():
+        by_number = {number: file for number, file in members if number is not None}
+        is_complete = sorted(by_number) == list(range(channels)) and len(members) == channels
+        is_single_file = not by_number and len(members) == 1
+        if not is_complete and not is_single_file:
+            raise DataError(
+                f"the files of scan '{name}' are not its channels",
+                where=members[0][1].parent,
+                found=", ".join(sorted(file.name for _, file in members)),
+                fix="one file per channel, each once",
+                expected=", ".join(f"{name}_{number:04d}" for number in range(channels)),
+            )
+        ordered = sorted(members, key=lambda member: member[0] or 0)
+        scans.append(Scan(name, tuple(file for _, file in ordered)))
+    return scans
+
+
+def _without_channel_numbers(scans: list[Scan]) -> list[Scan]:
+    """Remove ``_0000`` from the names, as label files have none, unless two scans would get one name."""
+    names = {scan.name.removesuffix(FIRST_CHANNEL) for scan in scans}
+    if len(names) < len(scans) or "" in names:
+        return scans
+    return [replace(scan, name=scan.name.removesuffix(FIRST_CHANNEL)) for scan in scans]
+
+
+def _require_distinct_names(scans: list[Scan]) -> None:
+    by_name: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        by_name[scan.name].append(scan)
+    for name, members in by_name.items():
+        if len(members) > 1:
+            raise UsageError(
+                f"{len(members)} scans are called '{name}': their results would overwrite each other",
+                found=", ".join(str(scan.files[0]) for scan in members),
+                fix="predict them in two calls with two output folders",
+            )
