@@ -103,7 +103,7 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Ima
         hills = np.exp(-np.square(gap))
         field = np.einsum("ni,ijk->jkn", hills, field)
     field = (field - field.mean()) / field.std()
-    return field.astype(np.float32)
+    return np.asarray(field, dtype=np.float32)
 
 
 def _grain(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Image:

@@ -63,15 +63,17 @@ def literature_calls(pred: Mask, ref: Mask, spacing: Spacing = None) -> tuple[fl
 
 
 def _directed(source: Mask, target: Mask, spacing: Spacing) -> NDArray[np.float64]:
-    source_surface, target_surface = (m ^ ndimage.binary_erosion(m) for m in (source, target))
-    return ndimage.distance_transform_edt(~target_surface, sampling=spacing)[source_surface]
+    source_surface = source ^ ndimage.binary_erosion(source)
+    target_surface = target ^ ndimage.binary_erosion(target)
+    distance = ndimage.distance_transform_edt(~target_surface, sampling=spacing)
+    return np.asarray(distance[source_surface])
 
 
 def smooth_noise(shape: tuple[int, ...], sigma: float, seed: int) -> NDArray[np.float64]:
     """Return Gaussian noise smoothed with `sigma` voxels, scaled to unit standard deviation."""
     noise = np.random.default_rng(seed).standard_normal(shape)
     noise = ndimage.gaussian_filter(noise, sigma)
-    return noise / noise.std()
+    return np.asarray(noise / noise.std())
 
 
 def ball(shape: tuple[int, ...], center: tuple[int, ...], radius: float) -> Mask:

@@ -47,7 +47,7 @@ def volume(shape: tuple[int, ...]) -> np.ndarray:
     coarse = draw.normal(0, 400, [n // 16 + 2 for n in shape])
     zoomed = ndimage.zoom(coarse, 16, order=1)[tuple(slice(n) for n in shape)].astype(np.float32)
     hounsfield = np.rint(zoomed + draw.normal(0, 15, shape).astype(np.float32))
-    return (np.clip(hounsfield, -125, 275) + np.float32(125)) / np.float32(400)
+    return np.asarray((np.clip(hounsfield, -125, 275) + np.float32(125)) / np.float32(400))
 
 
 def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:

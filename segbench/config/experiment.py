@@ -17,6 +17,7 @@ from segbench import registry
 from segbench.config.overrides import NOT_SETTABLE, Keys, Value, parse_overrides
 from segbench.config.protocol import SPEED_KEYS, Protocol, protocols_for, read_protocol
 from segbench.config.schema import Strict, flatten, nest, validate
+from segbench.contracts.params import BackboneParams, MethodParams
 from segbench.errors import UsageError
 
 __all__ = ["Experiment", "Request", "Resolved", "labeled_count", "resolve"]
@@ -201,7 +202,7 @@ class Resolution:
             if key in self.settings:
                 values[key] = self.settings[key].value
                 self.origins[key] = self.settings[key].origin
-        params = validate(self.method.Params, values, self._origin)
+        params: MethodParams = validate(self.method.Params, values, self._origin)
         return params.model_dump(mode="json")
 
     def _backbone_params(self) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -231,7 +232,7 @@ class Resolution:
         return final, tuple(changed)
 
     def _validated_backbone(self, values: dict[str, Any]) -> dict[str, Any]:
-        params = validate(self.backbone.Params, values, self._origin, "backbone.")
+        params: BackboneParams = validate(self.backbone.Params, values, self._origin, "backbone.")
         return params.model_dump(mode="json")
 
     def _effective_protocol(self) -> Protocol:

@@ -36,7 +36,8 @@ class Optim(BaseModel):
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of ``step`` (from 0) of ``total``; a pure function, so resuming needs no scheduler state."""
         if self.schedule == "step":
-            return self.lr * 0.1 ** sum(step * self.reference >= m * total for m in self.milestones)
+            passed = [step * self.reference >= m * total for m in self.milestones]
+            return self.lr * float(0.1 ** sum(passed))
         if self.schedule == "poly":
-            return self.lr * (1 - step / total) ** self.power
+            return self.lr * float((1 - step / total) ** self.power)
         return self.lr

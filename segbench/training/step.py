@@ -148,7 +148,7 @@ class TrainingStep:
 
         optimizer.zero_grad(set_to_none=True)
         loss = torch.stack([value.float() for value in terms.values()]).sum()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()
         self.settings.world.average(
             parameter for group in optimizer.param_groups for parameter in group["params"]
         )
