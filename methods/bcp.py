@@ -2,11 +2,11 @@
 
 Bai, Chen, Li, Shen, Wang: Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023,
 arXiv:2305.00673. Official code: github.com/DeepMed-Lab-ECNU/BCP, consulted through a written specification; nothing
-copied. It holds three pipelines; the one of the left atrium (LA) is the default here, the others are told by name.
+copied. It has three pipelines; that of the left atrium (LA) is the default here, and the others are named.
 
 Paper                      Official code                       Here
 pretraining on labels      2000, then 15 000 steps             the same shares of the run; the places of unlabeled
-                                                               items go to labeled ones (LA: 4 of 8 stand empty)
+                                                               items go to labeled ones (LA: 4 of 8 stay empty)
 both networks start from   best on the test list               the last
 pretrained weights
 -                          LA: constant rate, then a fresh     the same, with the protocol's optimizer and, in the
@@ -20,12 +20,12 @@ pretrained weights
                            u_b; pancreas: x_b into u_a, u_b
                            into x_a
 -                          pancreas: nothing is shuffled, so   shuffled batches, random crops where the protocol has
-                           partners stay the same; unlabeled  them
+                           partners stay the same; unlabeled   them
                            crops are central
 one box a step             corner from NumPy's generator       from the step's own generator, the same range
 -                          teacher in train mode, dropout      the same; buffers neither averaged nor copied, except
                            and batch statistics                where the phase begins (2-D: buffers averaged too)
-largest component          26 neighbors; pancreas 18          connectivity=26; of each class of each image; ties go
+largest component          26 neighbors; pancreas 18           connectivity=26; of each class of each image; ties go
                                                                to the first in raster order; none stays none
 -                          two classes: foreground >= 0.5      the same; more classes: argmax, as in 2-D
 -                          Dice of all classes, linear         the same (2-D: squared denominators, and until October
@@ -40,113 +40,115 @@ largest component          26 neighbors; pancreas 18          connectivity=26; o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
+from segbench import Batch, Clock, Field, MethodParams, Optim, Phase, method
 from segbench.metrics import largest_component
+from segbench.nn.bases import StudentTeacher
 from segbench.nn.losses import cross_entropy, dice
-from segbench.nn.ops import Ema, context_mask, mix
+from segbench.nn.ops import context_mask, mix, pass_groups
 
 
 @method("bcp", paper="Bai et al., CVPR 2023")
-class BCP(Method):
-    """A student learns mixtures of labeled images, then of labeled images and images its moving average labels."""
+class BCP(StudentTeacher):
+    """A student learns from mixed images: first of labeled ones, then of labeled ones and those its teacher labels."""
 
     class Params(MethodParams):
         pretrain_share: float = Field(
-            2 / 17, gt=0, lt=1, description="of the steps for labeled pretraining"
+            2 / 17, gt=0, lt=1, description="share of the steps for labeled pretraining"
         )
-        box: float = Field(2 / 3, gt=0, lt=1, description="edge of the box relative to the patch's")
+        box: float = Field(
+            2 / 3, gt=0, lt=1, description="edge of the box relative to that of the patch"
+        )
         weight: float = Field(
-            0.5, ge=0, description="of voxels with a pseudo label; labeled ones have 1"
+            0.5, ge=0, description="weight of voxels with a pseudo label; labeled ones have 1"
         )
-        decay: float = Field(0.99, ge=0, lt=1, description="of the moving average")
+        decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving average")
         connectivity: Literal[6, 18, 26] = Field(
             26,
             description="neighbors of a voxel in its component (LA 26, pancreas 18); 2-D: 6 means 4, others 8",
         )
 
-    def build(self, network: Callable[..., Backbone]) -> None:
-        self.student = network()
-        self.teacher = Ema(self.student)
+    def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        size = tuple(batch.x.shape[2:])
+        # One box for all pairs: (1, *S), false inside.
+        outside = context_mask(1, size, self.p.box, t.generator("box"), batch.x.device)
+        if t.phase == "pretrain":
+            return self.pretrain(batch, outside)
+        return self.self_train(batch, outside)
+
+    def pretrain(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
+        """Boxes of labeled images in labeled images."""
+        pairs = (len(batch.x) + 1) // 2
+        x_a, x_b = halves(batch.x, pairs)
+        y_a, y_b = halves(batch.y, pairs)
+        logits = self.student(mix(outside, x_a, x_b))  # (P, K, *S)
+        return {"supervised": dice_and_entropy(logits, mix(outside, y_a, y_b))}
+
+    def self_train(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
+        """Boxes of unlabeled images in labeled ones, and boxes of labeled images in unlabeled ones."""
+        pairs = (max(len(batch.x), len(batch.u)) + 1) // 2
+        x_a, x_b = halves(batch.x, pairs)
+        y_a, y_b = halves(batch.y, pairs)
+        u_a, u_b = halves(batch.u, pairs)
+
+        # The teacher labels the unlabeled images: (P, *S) each.
+        pseudo_a, pseudo_b = (self.label(z) for z in pass_groups(self.teacher, u_a, u_b))
+
+        # Batch statistics are those of one kind of mixture. Logits (P, K, *S) each.
+        in_labeled, in_unlabeled = pass_groups(
+            self.student, mix(outside, x_a, u_a), mix(outside, u_b, x_b)
+        )
+        weight = self.p.weight
+        return {
+            "in_labeled": mixed_loss(in_labeled, y_a, pseudo_a, outside, 1, weight),
+            "in_unlabeled": mixed_loss(in_unlabeled, pseudo_b, y_b, outside, weight, 1),
+        }
+
+    def label(self, logits: Tensor) -> Tensor:
+        """Pseudo labels (P, *S) from the teacher's logits (P, K, *S)."""
+        return largest_components(harden(logits), self.classes, self.p.connectivity)
 
     def phases(self) -> tuple[Phase, ...]:
         share = self.p.pretrain_share
-        return Phase("pretrain", share, unlabeled=0), Phase(
-            "self_train", 1 - share, fresh_optimizer=True
-        )
+        pretrain = Phase("pretrain", share, unlabeled=0)
+        return pretrain, Phase("self_train", 1 - share, fresh_optimizer=True)
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
-        return (
-            default.model_copy(update={"schedule": "constant"})
-            if phase.name == "pretrain"
-            else default
-        )
+        if phase.name == "pretrain":
+            return default.model_copy(update={"schedule": "constant"})
+        return default
 
     def start_phase(self, phase: Phase) -> None:
+        # Both networks start from the pretrained weights.
         self.teacher.model.load_state_dict(self.student.state_dict())
-
-    def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        size = tuple(batch.x.shape[2:])
-        mask = context_mask(
-            1, size, self.p.box, t.generator("box"), batch.x.device
-        )  # (1, *S), one for all pairs
-        return self.pretrain(batch, mask) if t.phase == "pretrain" else self.self_train(batch, mask)
-
-    def pretrain(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
-        """Labeled images with boxes of labeled images."""
-        pairs = (len(batch.x) + 1) // 2
-        (x_a, x_b), (y_a, y_b) = halves(batch.x, pairs), halves(batch.y, pairs)
-        return {
-            "supervised": dice_and_entropy(self.student(mix(mask, x_a, x_b)), mix(mask, y_a, y_b))
-        }
-
-    def self_train(self, batch: Batch, mask: Tensor) -> dict[str, Tensor]:
-        """Labeled images with boxes of unlabeled ones, unlabeled images with boxes of labeled ones."""
-        pairs = (max(len(batch.x), len(batch.u)) + 1) // 2
-        (x_a, x_b), (y_a, y_b), (u_a, u_b) = (halves(v, pairs) for v in (batch.x, batch.y, batch.u))
-        guess_a, guess_b = self.guess(u_a), self.guess(u_b)  # (P, *S)
-        # A pass each, so that batch statistics are those of one kind of mixture.
-        in_labeled = self.student(mix(mask, x_a, u_a))  # (P, K, *S)
-        in_unlabeled = self.student(mix(mask, u_b, x_b))
-        return {
-            "in_labeled": mixed_loss(in_labeled, y_a, guess_a, mask, 1, self.p.weight),
-            "in_unlabeled": mixed_loss(in_unlabeled, guess_b, y_b, mask, self.p.weight, 1),
-        }
-
-    def guess(self, image: Tensor) -> Tensor:
-        """The teacher's labels (P, *S)."""
-        return largest_components(harden(self.teacher(image)), self.classes, self.p.connectivity)
 
     def after_step(self, t: Clock) -> None:
         if t.phase != "pretrain":
             self.teacher.follow(self.student, self.p.decay)
 
-    def predict(self, image: Tensor, source: int = 0) -> Tensor:
-        return self.student(image).softmax(1)
-
 
 def halves(items: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """First and second half of (N, ...), each of ``size`` items: it starts over where it is shorter."""
+    """First and second half of (N, ...), each repeated up to ``size`` items."""
     half = (len(items) + 1) // 2
     turn = torch.arange(size, device=items.device) % half
     return items[:half][turn], items[-half:][turn]
 
 
 def harden(logits: Tensor) -> Tensor:
-    """Labels (N, *S); of two classes the foreground has a tie (p >= 0.5), of more the first."""
-    return (logits[:, 1] >= logits[:, 0]).long() if logits.shape[1] == 2 else logits.argmax(1)
+    """Labels (N, *S). Ties: the foreground of two classes (p >= 0.5), the first of more classes."""
+    if logits.shape[1] == 2:
+        return (logits[:, 1] >= logits[:, 0]).long()
+    return logits.argmax(1)
 
 
 def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tensor:
-    """``labels`` (N, *S) without all but the largest connected component of each class of each item."""
-    neighbors = (
-        26 if labels.ndim == 3 and connectivity == 18 else connectivity
-    )  # in a plane both mean 8
+    """Keep only the largest connected component of each class in each item of ``labels`` (N, *S)."""
+    in_plane = labels.ndim == 3
+    neighbors = 26 if in_plane and connectivity == 18 else connectivity  # in a plane both mean 8
     kept = torch.zeros_like(labels)
     for item, out in zip(labels, kept, strict=True):
         for value in range(1, classes):
@@ -171,7 +173,7 @@ def mixed_loss(
     outer_weight: float,
     inner_weight: float,
 ) -> Tensor:
-    """The loss outside the box (where ``mask`` is true) and the one inside it, each against its own labels."""
-    return outer_weight * dice_and_entropy(logits, outer, mask) + inner_weight * dice_and_entropy(
-        logits, inner, ~mask
-    )
+    """Weighted sum of the loss outside the box (where ``mask`` is true) and inside it, each with its own labels."""
+    outside = dice_and_entropy(logits, outer, mask)
+    inside = dice_and_entropy(logits, inner, ~mask)
+    return outer_weight * outside + inner_weight * inside

@@ -1,4 +1,4 @@
-"""CPS: two networks that began differently teach each other with their hard predictions.
+"""CPS: two networks with different initial weights teach each other with their hard predictions.
 
 Chen, Yuan, Zeng, Wang: Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision, CVPR 2021,
 arXiv:2106.01226. Official code of the segmentation of volumes: SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT), consulted
@@ -6,7 +6,7 @@ through a written specification; nothing copied.
 
 Paper                      Official code                       Here
 natural images             3-D, two classes                    2-D and 3-D, two or more classes
-cross term on all images   on unlabeled images                on unlabeled images
+cross term on all images   on unlabeled images                 on unlabeled images
 constant weight, 1.5 or 6  0.1 after a ramp                    0.1 after a ramp
 CutMix as an option        none                                none
 two initializations        Kaiming and Xavier normal for       the same, whatever the backbone's own (pretrained
@@ -36,10 +36,10 @@ from segbench.nn.losses import cross_entropy, dice_ce
 
 @method("cps", paper="Chen et al., CVPR 2021")
 class CPS(Method):
-    """On unlabeled images each network's likeliest classes are the other's labels."""
+    """On unlabeled images, the most likely classes of each network are the labels of the other."""
 
     class Params(MethodParams):
-        weight: float = Field(0.1, ge=0, description="of the cross terms after their ramp")
+        weight: float = Field(0.1, ge=0, description="weight of the cross terms after their ramp")
         stairs: int = Field(
             40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)"
         )
@@ -57,7 +57,8 @@ class CPS(Method):
             initialize(self.second, nn.init.xavier_normal_)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        images, sizes = torch.cat([batch.x, batch.u]), [len(batch.x), len(batch.u)]
+        images = torch.cat([batch.x, batch.u])
+        sizes = [len(batch.x), len(batch.u)]
         labeled_1, unlabeled_1 = self.first(images).split(sizes)  # (L, K, *S), (U, K, *S)
         labeled_2, unlabeled_2 = self.second(images).split(sizes)
         weight = self.p.weight * t.ramp(self.p.stairs)
@@ -86,5 +87,5 @@ def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
 
 
 def pseudo_supervision(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Cross entropy of logits (N, K, *S) with the likeliest classes of others, which get no gradient."""
+    """Cross entropy of logits (N, K, *S) with the most likely classes of ``teacher``, which gets no gradient."""
     return cross_entropy(logits, teacher.argmax(1))

@@ -1,4 +1,4 @@
-"""MC-Net+: decoders that enlarge their maps differently should agree with each other's sharpened answers.
+"""MC-Net+: decoders that enlarge their maps in different ways should agree with each other's sharpened predictions.
 
 Wu, Ge, Zhang, Xu, Zhang, Xia, Cai: Mutual consistency learning for semi-supervised medical image segmentation, MedIA
 81 (2022) 102530, arXiv:2109.09960. With two decoders MC-Net: Wu, Xu, Ge, Cai, Zhang, MICCAI 2021, arXiv:2103.02911.
@@ -8,8 +8,8 @@ Paper                       Official code                      Here
 two or three decoders       --model mcnet3d_v1, mcnet3d_v2     decoders=2, decoders=3 (the default)
 two classes                 p^(1/T) / (p^(1/T) + (1-p)^(1/T))  p_c^(1/T) / sum_k p_k^(1/T), the same for two classes;
                                                                as softmax(z / T), which cannot underflow
-pseudo labels               differentiable: no side detached   the same
-consistency                 on labeled images too; a sum      the same: two decoders have 2 pairs, three have 6
+pseudo labels               differentiable: nothing detached   the same
+consistency                 on labeled images too; a sum       the same: two decoders have 2 pairs, three have 6
                             over ordered pairs
 -                           Dice only, summed over decoders    the same, averaged over the foreground classes
                             and halved
@@ -40,21 +40,29 @@ DECODERS = ("transposed", "trilinear", "nearest")
 
 @method("mc_net", paper="Wu et al., MedIA 2022 (MC-Net+)")
 class MCNet(Method):
-    """One encoder, several decoders; only the first one predicts."""
+    """One encoder and several decoders; the first decoder predicts."""
 
     class Params(MethodParams):
         decoders: int = Field(
             3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbor one"
         )
-        weight: float = Field(1.0, ge=0, description="of the mutual consistency after its ramp")
+        weight: float = Field(
+            1.0, ge=0, description="weight of the mutual consistency after its ramp"
+        )
         supervised_weight: float = Field(
-            0.5, gt=0, description="of the Dice losses, summed over the decoders"
+            0.5, gt=0, description="weight of the Dice losses, which are summed over the decoders"
         )
         temperature: float = Field(
-            0.1, gt=0, le=1, description="of the sharpening; 1 leaves probabilities as they are"
+            0.1,
+            gt=0,
+            le=1,
+            description="temperature of the sharpening; 1 leaves probabilities as they are",
         )
         ramp_share: float = Field(
-            1.0, gt=0, le=1, description="of the run until the weight is full (code: 0.4)"
+            1.0,
+            gt=0,
+            le=1,
+            description="share of the run after which the weight is full (code: 0.4)",
         )
 
     needs = frozenset({"decoders", "features"})
@@ -63,12 +71,13 @@ class MCNet(Method):
         self.network = network(decoders=DECODERS[: self.p.decoders])
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        logits = [
-            widened(z) for z in self.network(torch.cat([batch.x, batch.u]))
-        ]  # of each decoder (L + U, K, *S)
+        images = torch.cat([batch.x, batch.u])
+        logits = [widened(z) for z in self.network(images)]  # of each decoder (L + U, K, *S)
         p = [z.softmax(1) for z in logits]
         sharp = [sharpened(z, self.p.temperature) for z in logits]
-        supervised = sum(dice(q[: len(batch.x)], batch.y, squared=False, smooth=1e-8) for q in p)
+
+        labeled = [q[: len(batch.x)] for q in p]
+        supervised = sum(dice(q, batch.y, squared=False, smooth=1e-8) for q in labeled)
         stair = (t.step + 1) * 40 // (self.p.ramp_share * t.total)
         return {
             "supervised": self.p.supervised_weight * supervised,
@@ -81,7 +90,7 @@ class MCNet(Method):
 
 
 def widened(logits: Tensor) -> Tensor:
-    """In float32 at least: divided by the temperature, half precision's rounding would show."""
+    """``logits`` in float32 at least: division by the temperature would amplify the rounding of half precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -91,7 +100,6 @@ def sharpened(logits: Tensor, temperature: float) -> Tensor:
 
 
 def mutual_consistency(p: Sequence[Tensor], sharp: Sequence[Tensor]) -> Tensor:
-    """Squared errors between each decoder's probabilities and every other one's sharpened ones, summed over pairs."""
-    return torch.stack(
-        [squared_error(p[i], sharp[j]) for i, j in permutations(range(len(p)), 2)]
-    ).sum()
+    """Squared errors between each decoder's probabilities and the sharpened ones of every other, summed over pairs."""
+    pairs = permutations(range(len(p)), 2)
+    return torch.stack([squared_error(p[i], sharp[j]) for i, j in pairs]).sum()

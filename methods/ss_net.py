@@ -1,4 +1,4 @@
-"""SS-Net: predictions withstand the worst small change of the image, and voxels are drawn to prototypes of their class.
+"""SS-Net: predictions resist the worst small change of the image, and voxels move toward prototypes of their class.
 
 Wu, Wu, Wu, Ge, Cai: Exploring Smoothness and Class-Separation for Semi-supervised Medical Image Segmentation, MICCAI
 2022, arXiv:2203.01324. Official code: github.com/ycwu1997/SS-Net, consulted through a written specification; nothing
@@ -14,7 +14,7 @@ weighted prototypes         weights identically 1              left out, so dist
 -                           selectors of unused kinds have     no gradient (``dormant``), no weight decay either
                             zero gradient
 adversarial perturbation    of norm 10 in 3-D (2-D: 6),        magnitude=10, whatever the patch and dimension; over all
-                            labeled images included           channels of an item
+                            labeled images included            channels of an item
 -                           Dice of both channels of two       the same over K channels; at no perturbation it is the
                             soft maps                          mean Gini impurity, so it lowers entropy as well
 -                           running statistics move in the     the same
@@ -50,7 +50,7 @@ WIDTH = 32  # of projected features
 
 
 def head(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
-    """Works on rows (M, inputs), one a voxel."""
+    """Two linear layers for rows (M, inputs), one per voxel."""
     return nn.Sequential(
         nn.Linear(inputs, WIDTH), nn.BatchNorm1d(WIDTH), activation, nn.Linear(WIDTH, outputs)
     )
@@ -58,14 +58,18 @@ def head(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
 
 @method("ss_net", paper="Wu et al., MICCAI 2022")
 class SSNet(Method):
-    """Dice, virtual adversarial smoothness and attraction to prototypes, in one network and one stage."""
+    """Dice, virtual adversarial smoothness and attraction to prototypes, with one network in one stage."""
 
     class Params(MethodParams):
-        weight: float = Field(1.0, ge=0, description="of the unsupervised terms after their ramp")
-        separation_weight: float = Field(
-            0.1, ge=0, description="of the prototype term relative to smoothness"
+        weight: float = Field(
+            1.0, ge=0, description="weight of the unsupervised terms after their ramp"
         )
-        prototypes: int = Field(32, ge=2, le=4096, description="kept for each foreground class")
+        separation_weight: float = Field(
+            0.1, ge=0, description="weight of the prototype term relative to smoothness"
+        )
+        prototypes: int = Field(
+            32, ge=2, le=4096, description="number kept for each foreground class"
+        )
         magnitude: float = Field(
             10.0, gt=0, description="Euclidean norm of an image's perturbation (2-D code: 6)"
         )
@@ -73,7 +77,10 @@ class SSNet(Method):
             10.0, gt=0, description="norm of the random perturbation whose gradient is followed"
         )
         ramp_share: float = Field(
-            1.0, gt=0, le=1, description="of the run until the weight is full (code: 0.4)"
+            1.0,
+            gt=0,
+            le=1,
+            description="share of the run after which the weight is full (code: 0.4)",
         )
 
     needs = frozenset({"features"})
@@ -96,16 +103,15 @@ class SSNet(Method):
         self.register_buffer("filled", torch.zeros(self.classes, dtype=torch.int64))
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        image, count = torch.cat([batch.x, batch.u]), len(batch.x)
-        features = self.network.decode(self.network.encode(image))[
-            0
-        ]  # (L + U, F, *S), after dropout
+        image = torch.cat([batch.x, batch.u])
+        count = len(batch.x)
+        pyramid = self.network.encode(image)
+        features = self.network.decode(pyramid)[0]  # (L + U, F, *S), after dropout
         logits = self.network.head(features)  # (L + U, K, *S)
         with torch.autocast(image.device.type, enabled=False):
             separation = self.separation(wide(features), logits.argmax(1), batch.y)
-        weight = self.p.weight * sigmoid_ramp(
-            (t.step + 1) * 40 // (self.p.ramp_share * t.total), 40
-        )
+        stair = (t.step + 1) * 40 // (self.p.ramp_share * t.total)
+        weight = self.p.weight * sigmoid_ramp(stair, 40)
         return {
             "dice": dice(wide(logits[:count]).softmax(1), batch.y, squared=False, smooth=1e-8),
             "separation": weight * self.p.separation_weight * separation,
@@ -118,12 +124,13 @@ class SSNet(Method):
     # -- class separation ----------------------------------------------------------------------------------------------
 
     def separation(self, features: Tensor, guess: Tensor, y: Tensor) -> Tensor:
-        """Of labeled voxels by their labels ``y`` (L, *S), then of unlabeled ones by ``guess`` (L + U, *S)."""
-        rows, count = features.movedim(1, -1), len(y)  # (L + U, *S, F)
+        """Attraction of labeled voxels by their labels ``y`` (L, *S) plus that of unlabeled ones by ``guess`` (L + U, *S)."""
+        rows = features.movedim(1, -1)  # (L + U, *S, F)
+        count = len(y)
         self.remember(rows[:count], guess[:count], y)
-        return self.attraction(rows[:count].flatten(0, -2), y.flatten()) + self.attraction(
-            rows[count:].flatten(0, -2), guess[count:].flatten()
-        )
+        labeled = self.attraction(rows[:count].flatten(0, -2), y.flatten())
+        unlabeled = self.attraction(rows[count:].flatten(0, -2), guess[count:].flatten())
+        return labeled + unlabeled
 
     @torch.no_grad()
     def remember(self, rows: Tensor, guess: Tensor, y: Tensor) -> None:
@@ -145,19 +152,23 @@ class SSNet(Method):
         predicted = self.prediction(self.projection(rows))  # (M, 32)
         total = predicted.new_zeros(())
         for c in range(1, self.classes):
-            mine, prototypes = predicted[labels == c], self.bank[c, : self.filled[c]]
+            mine = predicted[labels == c]
+            prototypes = self.bank[c, : self.filled[c]]
             if len(mine) >= 2 and len(prototypes) >= 2:
                 total = total + distance(mine, prototypes, self.score(c, mine.detach()))
         return total / self.classes
 
     def score(self, c: int, rows: Tensor) -> Tensor:
-        """Of the feature selector of class ``c``, in (0, 1); (M, 32) to (M,)."""
+        """Score in (0, 1) of the feature selector of class ``c``; (M, 32) to (M,)."""
         return self.selectors[c](rows).sigmoid().squeeze(1)
 
     # -- smoothness ----------------------------------------------------------------------------------------------------
 
     def smoothness(self, image: Tensor) -> Tensor:
-        """Between the network's answer and that to the perturbed image, under other dropout masks."""
+        """Difference between the network's predictions for the image and for its worst perturbation.
+
+        The two passes have different dropout masks.
+        """
         with torch.no_grad():
             p = wide(self.network(image)).softmax(1)  # moves running statistics again
         with statistics_held(self.network):
@@ -177,9 +188,9 @@ def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
 def worst_direction(
     network: nn.Module, image: Tensor, p: Tensor, start: Tensor, probe: float
 ) -> Tensor:
-    """One power step from ``start`` to where the answer leaves ``p`` (N, K, *S) fastest; norm 1 an item.
+    """One power step from ``start`` toward where the prediction leaves ``p`` (N, K, *S) fastest; norm 1 per item.
 
-    No parameter's gradient is touched. The loss is a mean over voxels whose gradient float16 would round to 0.
+    No parameter gets a gradient. The loss is a mean over voxels whose gradient float16 would round to 0.
     """
     d, voxels = unit(start).requires_grad_(), p[:, 0].numel()
     change = overlap_loss(network(image + probe * d), p)
@@ -194,23 +205,22 @@ def unit(d: Tensor) -> Tensor:
 
 
 def overlap_loss(logits: Tensor, q: Tensor) -> Tensor:
-    """1 - 2 sum(p q) / sum(p + q) of p = softmax(logits) over everything: 1 - the voxels' mean of sum_c p_c q_c."""
+    """1 - 2 sum(p q) / sum(p + q) with p = softmax(logits), over everything: 1 - the mean over voxels of sum_c p_c q_c."""
     return soft_dice(wide(logits).softmax(1), q, squared=False, smooth=1e-8)
 
 
 @contextmanager
 def statistics_held(network: nn.Module) -> Iterator[None]:
-    """Whatever passes do inside, running statistics are afterwards what they were; batches normalize as ever."""
+    """Restore the running statistics afterwards. Passes inside still normalize by their batch."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield
     finally:
         for buffer, value in zip(network.buffers(), before, strict=True):
-            buffer.data.copy_(
-                value
-            )  # past autograd, which saves them without need and would refuse to go backward
+            # Around autograd, which has saved the buffers without need and would refuse the backward pass.
+            buffer.data.copy_(value)
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """``x`` in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

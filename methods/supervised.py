@@ -1,10 +1,10 @@
-"""Supervised baseline: the labeled cases and nothing else, the yardstick of every semi-supervised paper.
+"""Supervised baseline: trained on the labeled cases alone, the reference of every semi-supervised paper.
 
 Official code: the baseline script of UA-MT, github.com/yulequan/UA-MT (unlicensed), consulted through a written
 specification; nothing copied.
 
 Papers           Official code                             Here
-not specified    all places of the batch are labeled      the same
+not specified    all places of the batch are labeled       the same
 not specified    (CE + Dice) / 2, Dice of the foreground   the same, averaged over the foreground classes
 not specified    two classes                               two or more; dice=all as SSL4MIS has it
 """

@@ -1,4 +1,4 @@
-"""URPC: one network predicts at several scales, which agree on unlabeled images, less where they diverge.
+"""URPC: one network predicts at several scales, which should agree on unlabeled images, less so where they diverge.
 
 Luo, Liao, Chen, Song, Chen, Zhang, Chen, Wang, Zhang: Efficient Semi-supervised Gross Target Volume of Nasopharyngeal
 Carcinoma Segmentation via Uncertainty Rectified Pyramid Consistency, MICCAI 2021, arXiv:2012.07042; extended in Medical
@@ -42,10 +42,10 @@ from segbench.nn.losses import dice_ce
 
 @method("urpc", paper="Luo et al., MICCAI 2021")
 class URPC(Method):
-    """All scales learn from labels; without labels each learns from their mean."""
+    """All scales learn from labels; on unlabeled images each scale learns from the mean of all."""
 
     class Params(MethodParams):
-        weight: float = Field(0.1, ge=0, description="of the consistency term after its ramp")
+        weight: float = Field(0.1, ge=0, description="weight of the consistency after its ramp")
         stairs: int = Field(400, ge=1, description="equal steps of the sigmoid ramp over the run")
 
     needs = frozenset({"side_outputs"})
@@ -54,18 +54,16 @@ class URPC(Method):
         self.network = network(side_outputs=True)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        scales = self.network(
-            torch.cat([batch.x, batch.u])
-        )  # of each scale (L + U, K, *S), fine to coarse
-        labeled, unlabeled = zip(
-            *(z.split([len(batch.x), len(batch.u)]) for z in scales), strict=True
-        )
+        images = torch.cat([batch.x, batch.u])
+        scales = self.network(images)  # logits of each scale (L + U, K, *S), fine to coarse
+        labeled = [z[: len(batch.x)] for z in scales]
+        unlabeled = [z[len(batch.x) :] for z in scales]
+
         supervised = torch.stack([dice_ce(z, batch.y, background=True) for z in labeled])
+        weight = self.p.weight * t.ramp(self.p.stairs)
         return {
             "supervised": supervised.mean(),
-            "consistency": self.p.weight
-            * t.ramp(self.p.stairs)
-            * pyramid_consistency(unlabeled).mean(),
+            "consistency": weight * pyramid_consistency(unlabeled).mean(),
         }
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
@@ -73,9 +71,10 @@ class URPC(Method):
 
 
 def divergences(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean (N, K, *S) of the scales' predictions, given as logarithms (scales, N, K, *S), and D (scales, N, *S).
+    """Mean (N, K, *S) of the scales' predictions, and how far each scale diverges from it, D (scales, N, *S).
 
-    D = KL(mean | scale) = sum_c mean_c (ln mean_c - ln p_c) is the uncertainty of a scale.
+    ``log_p`` (scales, N, K, *S) are the logarithms of the predictions. D = KL(mean | scale) = sum_c mean_c (ln mean_c -
+    ln p_c) is the uncertainty of a scale.
     """
     log_mean = log_p.logsumexp(0) - log(len(log_p))
     mean = log_mean.exp()
@@ -83,7 +82,7 @@ def divergences(log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pyramid_consistency(scales: Sequence[Tensor]) -> Tensor:
-    """mean[w (mean - p)^2] / mean[w] + mean[D], w = exp(-D), one value a scale; ``scales`` are logits (N, K, *S)."""
+    """mean[w (mean - p)^2] / mean[w] + mean[D] with w = exp(-D), one value per scale; ``scales`` are logits (N, K, *S)."""
     log_p = torch.stack([z.float().log_softmax(1) for z in scales])  # (scales, N, K, *S)
     mean, divergence = divergences(log_p)
     gap = (mean - log_p.exp()).square().mean(2)  # (scales, N, *S)

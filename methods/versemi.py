@@ -42,11 +42,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
 from segbench.nn.losses import cross_entropy, soft_dice
-from segbench.nn.ops import context_mask, mix
+from segbench.nn.ops import context_mask, mix, normalizes_items
 
 RELEASED = {"stages": 1, "aux_mask": "pairs"}
 
@@ -207,9 +206,7 @@ class VerSemi(Method):
         self.head = PromptedHead(
             self.backbone.channels[-1], self.backbone.width, self.tasks + 1, self.setting.dims
         )
-        self.normalizes_items = not any(
-            isinstance(module, _BatchNorm) for module in self.backbone.modules()
-        )
+        self.normalizes_items = normalizes_items(self.backbone)
 
     def views(self, groups: Sequence[Tensor], prompts: Sequence[int]) -> list[View]:
         """What the head reads of several groups of images; ``prompts`` as in ``view``.

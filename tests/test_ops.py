@@ -17,6 +17,7 @@ from segbench.nn.ops import (
     mix,
     one_hot,
     outside_boxes,
+    pass_groups,
 )
 
 
@@ -156,3 +157,16 @@ def test_instance_normalization_is_torchs_own(dims, own, torchs, affine):
     torch.testing.assert_close(x.grad, other.grad, rtol=0, atol=2e-6)
     with pytest.raises(ValueError, match="more than one voxel"):
         ours(torch.zeros(2, 3, *(1,) * dims))
+
+
+@pytest.mark.parametrize(("norm", "passes"), [(nn.InstanceNorm2d, [5]), (nn.BatchNorm2d, [2, 3])])
+def test_groups_share_a_pass_where_items_do_not_influence_each_other(norm, passes):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), norm(4), nn.Conv2d(4, 2, 1))
+    sizes = []
+    net.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    groups = [torch.rand(2, 1, 6, 6), torch.rand(3, 1, 6, 6)]
+    found = pass_groups(net, *groups)
+    assert sizes == passes
+    for group, output in zip(groups, found, strict=True):
+        torch.testing.assert_close(output, net(group))

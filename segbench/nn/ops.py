@@ -1,4 +1,4 @@
-"""Operations that several methods share. Shapes: N items, C channels, K classes, ``*S`` two or three spatial axes."""
+"""Operations that methods share. Shapes: N items, C channels, K classes, ``*S`` two or three spatial axes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from math import floor
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = [
     "Ema",
@@ -15,16 +16,18 @@ __all__ = [
     "context_mask",
     "entropy",
     "mix",
+    "normalizes_items",
     "one_hot",
     "outside_boxes",
+    "pass_groups",
 ]
 
 
 class Ema(nn.Module):
     """A teacher: the moving average of a student's parameters.
 
-    It starts as a copy, takes no gradient and follows train() and eval() of the method it belongs to: while teaching
-    it uses dropout and batch statistics, as the literature's teachers do. Its buffers (running statistics) are moved
+    It starts as a copy, gets no gradient and follows train() and eval() of the method it belongs to: during training
+    it uses dropout and batch statistics, as the literature's teachers do. Its buffers (running statistics) are updated
     by its own passes; they are neither averaged nor copied.
     """
 
@@ -34,44 +37,63 @@ class Ema(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """The teacher's output, without gradient."""
+        """Return the teacher's output, without gradient."""
         return self.model(image)
 
     @torch.no_grad()
     def follow(self, student: nn.Module, decay: float) -> None:
-        """teacher <- decay teacher + (1 - decay) student."""
+        """Update the teacher: decay * teacher + (1 - decay) * student."""
         for mine, theirs in zip(self.model.parameters(), student.parameters(), strict=True):
             mine.mul_(decay).add_(theirs, alpha=1 - decay)
 
 
+def normalizes_items(network: nn.Module) -> bool:
+    """Return whether items of a batch do not influence each other: no layer uses batch statistics."""
+    return not any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def pass_groups(network: nn.Module, *groups: Tensor) -> list[Tensor]:
+    """Return the network's output for each group of images (N, C, *S).
+
+    Each group is a batch of its own for batch normalization. In networks without it, all groups share one pass, which
+    is faster and gives the same result.
+    """
+    if not normalizes_items(network):
+        return [network(group) for group in groups]
+    outputs: Tensor = network(torch.cat(groups))
+    return list(outputs.split([len(group) for group in groups]))
+
+
 def clipped_noise(like: Tensor, std: float) -> Tensor:
-    """Normal noise for each voxel, clipped at twice its standard deviation."""
+    """Return normal noise of the shape of ``like``, clipped at twice its standard deviation."""
     return (torch.randn_like(like) * std).clamp(-2 * std, 2 * std)
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """-sum_c p_c ln(p_c + 1e-6) of (N, K, *S), in nats: (N, *S)."""
+    """Return the entropy (N, *S) of (N, K, *S) in nats: -sum_c p_c ln(p_c + 1e-6)."""
     return -(probabilities * (probabilities + 1e-6).log()).sum(1)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Boolean masks (N, K, *S) of the classes of ``labels`` (N, *S)."""
+    """Return boolean masks (N, K, *S) of the classes in ``labels`` (N, *S)."""
     values = torch.arange(classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
     return labels.unsqueeze(1) == values
 
 
 def box_edges(size: tuple[int, ...], ratio: float) -> tuple[int, ...]:
-    """floor(edge ratio) of each axis, in voxels."""
+    """Return the edges of a box in voxels: floor(edge of the patch * ratio)."""
     return tuple(floor(edge * ratio) for edge in size)
 
 
 def outside_boxes(corners: Tensor, edges: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Boolean masks (N, *size), false inside boxes of ``edges`` voxels from ``corners`` (N, axes) on."""
+    """Return boolean masks (N, *size), false inside boxes of ``edges`` voxels that begin at ``corners`` (N, axes)."""
     inside = torch.ones(len(corners), *size, dtype=torch.bool, device=corners.device)
     for axis, (edge, extent) in enumerate(zip(edges, size, strict=True)):
         offset = torch.arange(extent, device=corners.device) - corners[:, axis, None]  # (N, extent)
         within = (offset >= 0) & (offset < edge)
-        inside &= within.view(-1, *(extent if i == axis else 1 for i in range(len(size))))
+        shape = [-1] + [1] * len(size)
+        shape[axis + 1] = extent
+        inside &= within.view(shape)
     return ~inside
 
 
@@ -82,10 +104,10 @@ def context_mask(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """CutMix masks (count, *size), false inside a box whose edges are ``ratio`` of the patch's.
+    """Return CutMix masks (count, *size), false inside a box whose edges are ``ratio`` times those of the patch.
 
-    Corners are uniform on {0, ..., size - edge - 1} and drawn on the CPU: the last place never comes, as in the code
-    of BCP and VerSemi. One mask (1, *size) serves a whole batch.
+    Corners are drawn on the CPU, uniform on {0, ..., size - edge - 1}: the last possible corner never occurs, as in the
+    code of BCP and VerSemi. One mask (1, *size) can serve a whole batch.
     """
     edges = box_edges(size, ratio)
     corners = [
@@ -96,5 +118,7 @@ def context_mask(
 
 
 def mix(mask: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
-    """``outer`` where ``mask`` (N, *S) is true, ``inner`` elsewhere; images (N, C, *S) or labels (N, *S)."""
-    return torch.where(mask.unsqueeze(1) if outer.ndim > mask.ndim else mask, outer, inner)
+    """Return ``outer`` where ``mask`` (N, *S) is true, ``inner`` elsewhere; images (N, C, *S) or labels (N, *S)."""
+    if outer.ndim > mask.ndim:
+        mask = mask.unsqueeze(1)
+    return torch.where(mask, outer, inner)

@@ -269,16 +269,17 @@ def test_network_of_the_pancreas():
 
 
 class Recorder(nn.Module):
-    """A network of one convolution that remembers what it was shown, and whether it was in train mode."""
+    """A small network with batch normalization that records its inputs, and whether it was in train mode."""
 
     def __init__(self, dims: int = 3, classes: int = 2) -> None:
         super().__init__()
         self.conv = nn.Conv3d(1, classes, 1) if dims == 3 else nn.Conv2d(1, classes, 1)
+        self.norm = nn.BatchNorm3d(classes) if dims == 3 else nn.BatchNorm2d(classes)
         self.seen: list[tuple[Tensor, bool]] = []
 
     def forward(self, image: Tensor) -> Tensor:
         self.seen.append((image, self.training))
-        return self.conv(image)
+        return self.norm(self.conv(image))
 
 
 def flat(values: range, dims: int = 3) -> Tensor:

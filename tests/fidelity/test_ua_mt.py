@@ -87,7 +87,7 @@ def test_uncertainty_of_eight_predictions():
         near(0.116293),
         near(0.691860),
     )
-    kept = {t: (u < model.limit(Clock(t, 6000))).sum().item() for t in (0, 1000, 3000)}
+    kept = {t: (u < model.threshold(Clock(t, 6000))).sum().item() for t in (0, 1000, 3000)}
     assert kept == {0: 93, 1000: 93, 3000: 100}
 
 
@@ -106,7 +106,7 @@ def test_a_step(t, limit, consistency, weight, total):
         model = build(weight=factor)
         teach(model, TARGET, *pairs(PASSES))
         terms.append(model.loss(BATCH, clock))
-    assert model.limit(clock) == near(limit)
+    assert model.threshold(clock) == near(limit)
     assert 0.1 * clock.ramp() == near(weight)
     assert list(terms[0]) == ["supervised", "consistency"]
     assert terms[0]["supervised"].item() == near(0.789934)
@@ -141,18 +141,20 @@ def test_weight_and_limit():
         near(v) for v in (0.000674, 0.000674, 0.000862, 0.006005, 0.028650, 0.073162, 0.099688)
     ]
     model = build()
-    assert model.limit(Clock(6000, 6000)) == pytest.approx(log(2))
+    assert model.threshold(Clock(6000, 6000)) == pytest.approx(log(2))
     even = entropy(torch.full((1, 2, 1), 0.5))  # the 1e-6 lets it pass in the end
     assert even.item() == near(0.693145)
-    assert [bool(even < model.limit(Clock(t, 6000))) for t in (5900, 5990, 5991, 5992, 5999)] == [
+    assert [
+        bool(even < model.threshold(Clock(t, 6000))) for t in (5900, 5990, 5991, 5992, 5999)
+    ] == [
         False,
         False,
         True,
         True,
         True,
     ]
-    assert build(classes=4).limit(Clock(0, 100)) == pytest.approx(
-        2 * model.limit(Clock(0, 100))
+    assert build(classes=4).threshold(Clock(0, 100)) == pytest.approx(
+        2 * model.threshold(Clock(0, 100))
     )  # ln 4 = 2 ln 2
 
 
