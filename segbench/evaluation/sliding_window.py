@@ -1,4 +1,4 @@
-"""Sliding-window prediction of the literature: windows flush with the border, uniform weights, mean probabilities."""
+"""Sliding-window prediction as in the literature: the last window ends at the border, probabilities are averaged."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ from segbench.errors import TrainingError, UsageError
 Predict = Callable[[Tensor], Tensor]  # (B, C, *P) to probabilities (B, K, *P)
 
 
-def _positions(n: int, p: int, s: int) -> list[int]:
-    """ceil((n - P) / s) + 1 window starts, the j-th at min(j s, n - P)."""
-    return [min(j * s, n - p) for j in range(-(-(n - p) // s) + 1)] if n > p else [0]
+def _positions(size: int, patch: int, stride: int) -> list[int]:
+    """Return the ceil((n - P) / s) + 1 window starts of an axis, the j-th at min(j s, n - P)."""
+    last = size - patch
+    if last <= 0:
+        return [0]
+    steps = -(-last // stride)  # rounded up
+    return [min(number * stride, last) for number in range(steps + 1)]
 
 
 def windows(
     shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]
 ) -> list[tuple[int, ...]]:
-    """Starts of the windows that cover a volume, first axis slowest; 0 where the volume is no longer than the patch.
+    """Return the starts of the windows that cover a volume, the first axis slowest.
+
+    An axis that is not longer than the patch has one window, at 0.
 
     Raises:
         UsageError: a stride below 1, or above the patch so that voxels would be left out.
@@ -34,9 +40,8 @@ def windows(
             found=f"stride {tuple(stride)}",
             expected=f"1 to {tuple(patch)}",
         )
-    return list(
-        product(*(_positions(n, p, s) for n, p, s in zip(shape, patch, stride, strict=True)))
-    )
+    starts = [_positions(*axis) for axis in zip(shape, patch, stride, strict=True)]
+    return list(product(*starts))
 
 
 def predict_probabilities(
@@ -49,33 +54,50 @@ def predict_probabilities(
     device: torch.device | str | None = None,
     pad: Sequence[float] = (),
 ) -> Tensor:
-    """Mean class probabilities (K, *S) float32 of all windows that see a voxel, on ``device`` (the image's if None).
+    """Return the mean class probabilities (K, *S), float32, of all windows that contain a voxel.
 
-    ``image`` is (C, *S). A volume smaller than the patch is padded with zeros, or with ``pad``, a number a channel, the
-    smaller half in front, and the result cut back. When the device's memory runs out the batch is halved and the sum kept
-    in main memory if need be; neither changes the result by more than rounding.
+    A volume smaller than the patch is padded, the smaller half in front, and the result is cropped.
+    If the device runs out of memory, the batch is halved, and the sum is kept in main memory if
+    necessary; neither changes the result by more than rounding.
+
+    Args:
+        image: (C, *S).
+        batch: windows that are predicted at once.
+        device: where to predict; None for the image's.
+        pad: value per channel to pad with; empty for zeros.
 
     Raises:
         TrainingError: memory runs out even with one window.
     """
+    shape = image.shape[1:]
+    missing = [max(window - size, 0) for size, window in zip(shape, patch, strict=True)]
+    before = [voxels // 2 for voxels in missing]
     with torch.no_grad():
-        shape = image.shape[1:]
-        missing = [max(p - n, 0) for n, p in zip(shape, patch, strict=True)]
-        before = [m // 2 for m in missing]
-        sides = [side for m, b in zip(missing, before, strict=True) for side in (m - b, b)]
-        padded = functional.pad(image.to(device or image.device, torch.float32), sides[::-1])
-        if any(missing) and any(pad):
-            outside = functional.pad(
-                torch.zeros(shape, device=padded.device), sides[::-1], value=1.0
-            )
-            padded += outside * torch.tensor(pad, device=padded.device).reshape(
-                -1, *(1,) * len(shape)
-            )
-        total = _accumulate(predict, padded, patch, windows(padded.shape[1:], patch, stride), batch)
+        padded = image.to(device or image.device, torch.float32)
+        if any(missing):
+            padded = _padded(padded, before, missing, pad)
+        starts = windows(padded.shape[1:], patch, stride)
+        total = _accumulate(predict, padded, patch, starts, batch)
         total /= _visits(padded.shape[1:], patch, stride, total.device)
-        for axis, (b, n) in enumerate(zip(before, shape, strict=True), start=1):
-            total = total.narrow(axis, b, n)
+        for axis, (first, size) in enumerate(zip(before, shape, strict=True), start=1):
+            total = total.narrow(axis, first, size)
         return total
+
+
+def _padded(
+    image: Tensor, before: Sequence[int], missing: Sequence[int], values: Sequence[float]
+) -> Tensor:
+    """Pad an image (C, *S) by ``missing`` voxels per axis, ``before`` of them in front."""
+    sides: list[int] = []  # of the last axis first, as torch wants them
+    for front, voxels in zip(reversed(before), reversed(missing), strict=True):
+        sides += [front, voxels - front]
+    padded = functional.pad(image, sides)
+    if any(values):
+        shape = image.shape[1:]
+        outside = functional.pad(torch.zeros(shape, device=image.device), sides, value=1.0)
+        per_channel = torch.tensor(values, device=image.device).reshape(-1, *[1] * len(shape))
+        padded += outside * per_channel
+    return padded
 
 
 def _accumulate(
@@ -85,19 +107,18 @@ def _accumulate(
     starts: list[tuple[int, ...]],
     batch: int,
 ) -> Tensor:
-    """Sum of the windows' probabilities (K, *S); windows are added in order, whatever the batch."""
-    boxes = [
-        (slice(None), *(slice(a, a + p) for a, p in zip(start, patch, strict=True)))
-        for start in starts
-    ]
+    """Return the sum of the windows' probabilities (K, *S); windows are added in order for any batch size."""
+    boxes = []
+    for start in starts:
+        sides = zip(start, patch, strict=True)
+        boxes.append((slice(None), *(slice(first, first + size) for first, size in sides)))
     total: Tensor | None = None
     done = 0
     while done < len(boxes):
         group = boxes[done : done + batch]
         try:
-            probabilities = predict(
-                torch.stack([volume[box] for box in group])
-            ).float()  # (B, K, *P)
+            batch_of_windows = torch.stack([volume[box] for box in group])
+            probabilities = predict(batch_of_windows).float()  # (B, K, *P)
         except torch.OutOfMemoryError as error:
             if len(group) == 1:
                 raise TrainingError(
@@ -107,9 +128,8 @@ def _accumulate(
                     fix="--precision bf16, or --device cpu",
                 ) from error
             probabilities = None
-        if (
-            probabilities is None
-        ):  # outside the handler, whose traceback would hold on to the network's tensors
+        # Outside the handler, whose traceback would keep the network's tensors in memory.
+        if probabilities is None:
             batch = len(group) // 2
             torch.cuda.empty_cache()
             continue
@@ -132,18 +152,18 @@ def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
 def _visits(
     shape: Sequence[int], patch: Sequence[int], stride: Sequence[int], device: torch.device
 ) -> Tensor:
-    """How many windows see each voxel (*S): the product of the axes' counts."""
+    """Return how many windows contain each voxel (*S): the product of the axes' counts."""
     visits = torch.ones((), device=device)
-    for n, p, s in zip(shape, patch, stride, strict=True):
-        count = torch.zeros(n)
-        for start in _positions(n, p, s):
-            count[start : start + p] += 1
+    for size, window, step in zip(shape, patch, stride, strict=True):
+        count = torch.zeros(size)
+        for start in _positions(size, window, step):
+            count[start : start + window] += 1
         visits = visits[..., None] * count.to(device)
     return visits
 
 
 def labels_from(probabilities: Tensor) -> np.ndarray:
-    """The likeliest class of every voxel, (K, *S) to (*S) uint8; the lower class where two are equal.
+    """Return the most probable class of every voxel, (K, *S) to (*S) uint8; ties go to the lower class.
 
     Raises:
         TrainingError: a probability is not finite (argmax would silently give a class).
