@@ -8,26 +8,48 @@ from typing import TYPE_CHECKING
 from segbench.text import safe
 
 if TYPE_CHECKING:
-    from segbench.results.board import Board
+    from segbench.results.board import Board, MethodRow
+    from segbench.results.finished import FinishedRun
+
+MOST_ROWS = 3
 
 
 def outdated_results(boards: Iterable[Board]) -> list[str]:
-    """Return, for every row with results of older code, what has changed and what to type."""
-    from segbench.identity.outdated import outdated_parts
+    """Return, for rows with results of older code, what has changed and what to type; the first rows in full."""
     from segbench.report.commands import command
 
     texts: dict[str, str] = {}
     for board in boards:
         for row in board.rows:
-            for run in row.runs:
-                parts = outdated_parts(run.science)
-                if not parts or run.folder.reported:
-                    continue
-                same = [other for other in row.runs if other.draw == run.draw]
-                count = "1 result" if len(same) == 1 else f"{len(same)} results"
-                changed = safe(", ".join(parts))
-                what = f"{count} of {safe(row.method)} on {safe(board.dataset)}"
-                texts[command(same)] = (
-                    f"{what} computed by older code (changed since: {changed}); to retrain:"
-                )
-    return [f"{text}\n  {line}" for line, text in texts.items()]
+            changed, runs = _outdated(row)
+            if not runs:
+                continue
+            count = "1 result" if len(runs) == 1 else f"{len(runs)} results"
+            text = (
+                f"{count} of {safe(row.method)} on {safe(board.dataset)} computed by older code "
+                f"(changed since: {safe(', '.join(changed))}); to retrain:"
+            )
+            same_draw = [run for run in runs if run.draw == runs[0].draw]
+            others = "" if len(same_draw) == len(runs) else "  # and so for the other draws"
+            line = command(same_draw)
+            texts[line] = f"{text}\n  {line}{others}"
+    found = list(texts.values())
+    if len(found) <= MOST_ROWS:
+        return found
+    rest = len(found) - MOST_ROWS
+    more = f"{rest} more rows with results of older code; segbench bench run SUITE retrains those of a suite"
+    return [*found[:MOST_ROWS], more]
+
+
+def _outdated(row: MethodRow) -> tuple[list[str], list[FinishedRun]]:
+    """Return what has changed and the runs of a row that were computed before."""
+    from segbench.identity.outdated import outdated_parts
+
+    changed: dict[str, None] = {}
+    runs = []
+    for run in row.runs:
+        parts = [] if run.folder.reported else outdated_parts(run.science)
+        if parts:
+            changed.update(dict.fromkeys(parts))
+            runs.append(run)
+    return list(changed), runs
