@@ -274,12 +274,12 @@ class Recorder(nn.Module):
     def __init__(self, dims: int = 3, classes: int = 2) -> None:
         super().__init__()
         self.conv = nn.Conv3d(1, classes, 1) if dims == 3 else nn.Conv2d(1, classes, 1)
-        self.norm = nn.BatchNorm3d(classes) if dims == 3 else nn.BatchNorm2d(classes)
+        self.norm = nn.BatchNorm3d(1) if dims == 3 else nn.BatchNorm2d(1)
         self.seen: list[tuple[Tensor, bool]] = []
 
     def forward(self, image: Tensor) -> Tensor:
         self.seen.append((image, self.training))
-        return self.norm(self.conv(image))
+        return self.conv(self.norm(image))
 
 
 def flat(values: range, dims: int = 3) -> Tensor:
