@@ -124,7 +124,7 @@ def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channel
         and store.classes == ("big", "small")
         and store.channels == len(channels)
     )
-    # Labeled before unlabeled; numbers in ids sort by value; a fifth of the labeled is for testing.
+    # Labeled before unlabeled; numbers in ids sort by value; one fifth is for testing.
     assert (
         len(store.test) == 1
         and store.train[-3:] == ("case_1", "case_2", "un_0")
