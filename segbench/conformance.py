@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from segbench import registry
+from segbench.config.machine import Cadence
 from segbench.contracts.method import Batch, Clock, Method, Optim, Setting, Source
 from segbench.data.sampling.batches import TrainingData
 from segbench.errors import TrainingError
@@ -30,7 +31,6 @@ from segbench.training.checkpoint import digest, pack
 from segbench.training.loop import Trainer
 from segbench.training.plan import Stage, stages
 from segbench.training.reporter import StepReport
-from segbench.training.setup import Cadence
 from segbench.training.step import StepSettings, TrainingStep
 
 STEPS = 8

@@ -43,10 +43,11 @@ class Lab:
     folder: Path
 
     def machine(self, **settings):
-        from segbench.training.setup import Cadence, Machine
+        from segbench.config.machine import Cadence, Machine
 
         settings.setdefault("save_every", Cadence(steps=2, seconds=None))
-        return Machine(self.folder / "out", self.folder / "data", "cpu", **settings)
+        root = self.folder / "out"
+        return Machine(root=root, data_root=self.folder / "data", device="cpu", **settings)
 
     def reporter(self, **hooks):
         """Return a reporter that calls the given functions: ``lab.reporter(train=stop)``."""

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from segbench.cli.settings import Settings
 from segbench.cli.training import restore
+from segbench.config import Machine
 from segbench.report.content import Content
 from segbench.report.write import report
 from segbench.results.rundir import RunDir
 from segbench.storage import atomic_write, make_folder
 from segbench.text import safe
-from segbench.training.setup import Machine, Prepared
+from segbench.training.setup import Prepared
 
 
 def write_page(

@@ -15,9 +15,8 @@ from segbench.errors import DataError, PluginError, SegbenchError, UsageError
 from segbench.text import safe
 
 if TYPE_CHECKING:
-    from segbench.config import Experiment
+    from segbench.config import Experiment, Machine
     from segbench.results.rundir import RunDir
-    from segbench.training.setup import Machine
 
 SCHEMA = "segbench.report/1"
 

@@ -20,8 +20,9 @@ from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageErr
 from segbench.text import safe
 
 if TYPE_CHECKING:
+    from segbench.config import Machine
     from segbench.results.rundir import RunDir
-    from segbench.training.setup import Machine, Prepared
+    from segbench.training.setup import Prepared
 
 SOME_FAILED = 5  # exit code
 

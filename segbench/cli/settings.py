@@ -14,7 +14,7 @@ import click
 from segbench.text import safe
 
 if TYPE_CHECKING:
-    from segbench.config import MachineSettings
+    from segbench.config import Machine
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Settings:
     exit_code: int = 0
 
     @cached_property
-    def machine(self) -> MachineSettings:
+    def machine(self) -> Machine:
         """Machine settings with the options applied."""
         from segbench.config import machine_settings
 

@@ -11,12 +11,12 @@ from segbench.cli.main import run as main
 from segbench.cli.reporter import duration
 from segbench.cli.settings import Settings
 from segbench.cli.training import case_counts
-from segbench.config import Experiment
+from segbench.config import Experiment, Machine
 from segbench.errors import DataError, PluginError, SegbenchError
 from segbench.suites.local import Outcome, ended, last_words, run_all
 from segbench.suites.suite import choices, expand, find_suite, load_suite
 from segbench.text import safe
-from segbench.training.setup import Machine, Prepared, prepare
+from segbench.training.setup import Prepared, prepare
 
 
 def prepared_suite(

@@ -14,8 +14,9 @@ from segbench.cli.documents import result_lines, run_document
 from segbench.cli.options import DEVICES, MachineOptions, ScienceOptions
 from segbench.cli.reporter import reporting
 from segbench.cli.settings import Settings
-from segbench.config import Experiment, resolve
+from segbench.config import Experiment, Machine, resolve
 from segbench.config.experiment import Resolved
+from segbench.config.machine import DEVICE_PATTERN, Cadence
 from segbench.data.open import open_store
 from segbench.data.store.checks import changed_cases
 from segbench.data.store.problem import DataProblems, Problem
@@ -25,10 +26,7 @@ from segbench.results.rundir import RunDir, find_run, read_object
 from segbench.suites.local import own_command
 from segbench.training.distributed import launched
 from segbench.training.run import execute
-from segbench.training.setup import Cadence, Machine, Prepared, device_of, prepare
-
-SECONDS = {"s": 1, "m": 60, "h": 3600}
-
+from segbench.training.setup import Prepared, device_of, prepare
 
 # -- from options to runs --------------------------------------------------------------------------
 
@@ -44,43 +42,24 @@ def machine_of(
         UsageError: ``--save-every`` or ``--device`` has a wrong value.
         PluginError: the device is not available.
     """
-    save_every = _cadence(options.save_every)
     configured = settings.machine
     if configured.threads != "auto":
         import torch
 
         torch.set_num_threads(configured.threads)
     device = options.device or configured.device
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+    if not re.fullmatch(DEVICE_PATTERN, device):
         raise UsageError(f"--device: '{device}'", expected=DEVICES, fix="--device auto")
-    workers = configured.workers if options.workers is None else options.workers
-    return Machine(
-        root=settings.root,
-        data_root=settings.data_root,
-        device=device_of(device),
-        # Measured: passing batches between processes costs more than cropping during a step.
-        workers=0 if workers == "auto" else workers,
-        save_every=save_every,
-        plugins=list(settings.plugins),
-        recompute=configured.recompute,
-        leak_meter=leak_meter,
-    )
-
-
-def _cadence(text: str | None) -> Cadence:
-    """Return how often to save, from ``500`` (steps) or ``30s``, ``5m``, ``1h``."""
-    if text is None:
-        return Cadence()
-    match = re.fullmatch(r"(\d+)([smh]?)", text)
-    if match is None or int(match[1]) == 0:
-        raise UsageError(
-            f"--save-every: '{text}'",
-            expected="a number of steps (500) or a time (30s, 5m, 1h)",
-        )
-    number, unit = int(match[1]), match[2]
-    if not unit:
-        return Cadence(steps=number, seconds=None)
-    return Cadence(seconds=number * SECONDS[unit])
+    chosen: dict[str, Any] = {
+        "device": device_of(device),
+        "plugins": settings.plugins,
+        "leak_meter": leak_meter,
+    }
+    if options.workers is not None:
+        chosen["workers"] = options.workers
+    if options.save_every is not None:
+        chosen["save_every"] = Cadence.parse(options.save_every)
+    return configured.model_copy(update=chosen)
 
 
 def experiments(settings: Settings, method: str, science: ScienceOptions) -> list[Experiment]:
@@ -160,7 +139,8 @@ def _measure_leak(settings: Settings, run: Prepared, machine: Machine) -> None:
     if rank > 0 or run.folder.leak():
         return
     stdout = subprocess.DEVNULL if settings.json else None
-    finished = subprocess.run(own_command(machine, "leak", run), stdout=stdout)
+    words = ["leak", str(run.folder.path), *machine.place_options()]
+    finished = subprocess.run(own_command(words), stdout=stdout)
     settings.exit_code = settings.exit_code or finished.returncode
 
 
@@ -193,7 +173,7 @@ def restore(folder: RunDir, machine: Machine) -> Prepared:
     stored = folder.config()
     for file in stored["plugins"]:
         registry.add_file(file)
-    machine.plugins = list(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
+    plugins = tuple(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
     try:
         experiment = Experiment(**stored["experiment"])
     except ValidationError as error:
@@ -204,7 +184,7 @@ def restore(folder: RunDir, machine: Machine) -> Prepared:
             where=folder.path / "config.yaml",
             found=f"{key}: {first['msg']}",
         ) from error
-    run = prepare(experiment, machine)
+    run = prepare(experiment, machine.model_copy(update={"plugins": plugins}))
     if run.run_id != stored["run_id"]:
         raise _changed(run, stored, folder)
     run.folder = folder

@@ -1,11 +1,12 @@
-"""Machine settings: where files are and how fast things run. Nothing that decides a number is set here.
+"""Machine settings: where files lie and how fast they are computed. They never decide a number.
 
-Later layers overrule earlier ones: built in, ``~/.config/segbench/config.yaml``, ``SEGBENCH_*``, flags.
+Later layers win: defaults, ``~/.config/segbench/config.yaml``, ``SEGBENCH_*``, flags.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,23 +15,65 @@ from pydantic import Field
 
 from segbench.config.overrides import FLAGS, protocol_keys
 from segbench.config.schema import Strict, flatten, suggest, validate
-from segbench.config.yaml import load_yaml, parse_scalar
+from segbench.config.yaml import Document, load_yaml, parse_scalar
 from segbench.errors import UsageError
 
-__all__ = ["MachineSettings", "machine_settings"]
+__all__ = ["Cadence", "Machine", "machine_settings"]
 
-ENV = "SEGBENCH_"
+ENVIRONMENT_PREFIX = "SEGBENCH_"
+SECONDS_PER_UNIT = {"s": 1, "m": 60, "h": 3600}
+DEVICE_PATTERN = r"^(auto|cpu|mps|cuda(:\d+)?)$"
 
 
-class MachineSettings(Strict):
-    """Settings of this machine; ``sources`` holds where each one was set."""
+class Cadence(Strict):
+    """How often to save: every so many steps, or after so many seconds, whichever is set."""
 
-    root: Path = Field(Path("segbench-out"), description="where runs are written")
-    data_root: Path = Field(Path("segbench-data"), description="where prepared data lie")
+    steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps between two checkpoints"
+    )
+    seconds: float | None = Field(
+        default=300.0, gt=0, description="wall time between two checkpoints"
+    )
+
+    def due(self, completed: int, since: float) -> bool:
+        """Return whether to save after ``completed`` steps, ``since`` seconds after the last save."""
+        if self.steps and completed % self.steps == 0:
+            return True
+        return bool(self.seconds and since >= self.seconds)
+
+    @classmethod
+    def parse(cls, text: str) -> Cadence:
+        """Return the cadence of ``500`` (steps), ``30s``, ``5m`` or ``1h``.
+
+        Raises:
+            UsageError: the text is none of these.
+        """
+        match = re.fullmatch(r"(\d+)([smh]?)", text)
+        if match is None or int(match[1]) == 0:
+            raise UsageError(
+                f"--save-every: '{text}'",
+                expected="a number of steps (500) or a time (30s, 5m, 1h)",
+            )
+        number = int(match[1])
+        unit = match[2]
+        if not unit:
+            return cls(steps=number, seconds=None)
+        return cls(seconds=number * SECONDS_PER_UNIT[unit])
+
+    def to_text(self) -> str | None:
+        """Return the text that ``parse`` reads back, or None for a cadence that never saves."""
+        if self.steps:
+            return str(self.steps)
+        return f"{round(self.seconds)}s" if self.seconds else None
+
+
+class Machine(Strict):
+    """Everything that may differ between two runs of one identity."""
+
+    root: Path = Field(Path("segbench-out"), description="folder of the runs")
+    data_root: Path = Field(Path("segbench-data"), description="folder of the prepared data")
     device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="auto, cpu, mps, cuda or cuda:N",
+        "auto", pattern=DEVICE_PATTERN, description="auto, cpu, mps, cuda or cuda:N"
     )
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         "auto", description="loader processes"
@@ -39,30 +82,78 @@ class MachineSettings(Strict):
         "auto", description="CPU threads"
     )
     recompute: bool = Field(
-        False, description="activations are computed again going backward, which saves memory"
+        False, description="recompute activations in the backward pass, which saves memory"
     )
-    sources: dict[str, str] = Field({}, description="origin of each setting")
+    save_every: Cadence = Field(Cadence(), description="how often checkpoints are written")
+    plugins: tuple[str, ...] = Field((), description="plug-in files given with --plugin")
+    leak_meter: bool = Field(
+        False, description="keep the checkpoints that the leak meter evaluates"
+    )
+    sources: dict[str, str] = Field({}, description="who set each of SETTINGS")
+
+    @property
+    def loader_processes(self) -> int:
+        """Processes that load batches.
+
+        ``auto`` means none: measured, passing batches between processes costs more time than
+        cropping them in a thread beside the training step.
+        """
+        return 0 if self.workers == "auto" else self.workers
+
+    def place_options(self) -> list[str]:
+        """Return the command-line options for the folders and the device, which all runs need."""
+        return [
+            "--root",
+            str(self.root),
+            "--data-root",
+            str(self.data_root),
+            "--device",
+            self.device,
+        ]
+
+    def to_argv(self) -> list[str]:
+        """Return the options with which ``segbench resume`` trains as this machine does.
+
+        The plug-in files are not among them, because every run stores its own.
+        """
+        options = [*self.place_options(), "--workers", str(self.loader_processes)]
+        save_every = self.save_every.to_text()
+        if save_every is not None:
+            options += ["--save-every", save_every]
+        if self.leak_meter:
+            options.append("--leak-meter")
+        if self.recompute:
+            options.append("--recompute")
+        return options
 
 
-SETTINGS = tuple(name for name in MachineSettings.model_fields if name != "sources")
+# Settings that the user's file and the environment may contain; the others belong to one command.
+SETTINGS = ("root", "data_root", "device", "workers", "threads", "recompute")
+NOT_TEXT = ("workers", "threads", "recompute")
+
+Layer = dict[str, tuple[Any, str]]  # values and who set them
 
 
 def machine_settings(
-    env: Mapping[str, str] | None = None, user_config_path: Path | None = None, **flags: Any
-) -> MachineSettings:
+    environment: Mapping[str, str] | None = None,
+    user_config_path: Path | None = None,
+    **flags: Any,
+) -> Machine:
     """Return the settings in force; flags that are None were not given.
 
     Raises:
-        UsageError: a wrong value, an unknown key, or a key that decides numbers in the user's file or environment.
+        UsageError: a wrong value, an unknown key, or a key that decides numbers in the user's
+            file or in the environment.
     """
-    env = os.environ if env is None else env
+    config_path = user_config_path or Path.home() / ".config" / "segbench" / "config.yaml"
+    layers = (
+        _user_file(config_path),
+        _from_environment(os.environ if environment is None else environment),
+        _from_flags(flags),
+    )
     values: dict[str, Any] = {}
     sources = dict.fromkeys(SETTINGS, "default")
-    for layer in (
-        _user_file(user_config_path or Path.home() / ".config" / "segbench" / "config.yaml"),
-        _environment(env),
-        {key: (value, f"--{key.replace('_', '-')}") for key, value in flags.items()},
-    ):
+    for layer in layers:
         for key, (value, origin) in layer.items():
             if value is not None:
                 values[key] = value
@@ -70,57 +161,70 @@ def machine_settings(
     for key in ("root", "data_root"):
         if isinstance(values.get(key), (str, Path)):
             values[key] = str(Path(values[key]).expanduser())
-    return validate(
-        MachineSettings,
-        {**values, "sources": sources},
-        lambda key: sources.get(key.partition(".")[0], ""),
-    )
+
+    def origin_of(key: str) -> str:
+        return sources.get(key.partition(".")[0], "")
+
+    return validate(Machine, {**values, "sources": sources}, origin_of)
 
 
-def _user_file(path: Path) -> dict[str, tuple[Any, str]]:
+def _user_file(path: Path) -> Layer:
     if not path.is_file():
         return {}
     document = load_yaml(path)
     for key in flatten(document):
-        if key in SETTINGS:
-            continue
-        place = document.where(key) if key in document else document.where(*key.split("."))
-        if _is_science(key):
-            raise _refuse(key, place)
-        raise UsageError(
-            f"unknown setting '{key}'.{suggest(key, SETTINGS)}",
-            where=place,
-            expected="one of " + ", ".join(SETTINGS),
-        )
+        if key not in SETTINGS:
+            raise _refused_key(key, document)
     return {key: (value, document.where(key, column=False)) for key, value in document.items()}
 
 
-def _environment(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    found: dict[str, tuple[Any, str]] = {}
-    for variable in sorted(name for name in env if name.startswith(ENV)):
-        key = variable.removeprefix(ENV).lower()
-        if key in SETTINGS:
-            text = env[variable]  # an empty variable counts as none
-            parsed = (
-                parse_scalar(text, variable)
-                if key in ("workers", "threads", "recompute")
-                else text or None
-            )
-            found[key] = (parsed, variable)
-        elif _is_science(key):
-            raise _refuse(key, variable)
+def _refused_key(key: str, document: Document) -> UsageError:
+    parts = (key,) if key in document else key.split(".")
+    place = document.where(*parts)
+    if _decides_numbers(key):
+        return _decisive(key, place)
+    return UsageError(
+        f"unknown setting '{key}'.{suggest(key, SETTINGS)}",
+        where=place,
+        expected="one of " + ", ".join(SETTINGS),
+    )
+
+
+def _from_environment(environment: Mapping[str, str]) -> Layer:
+    found: Layer = {}
+    for variable in sorted(environment):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        text = environment[variable]
+        if key in NOT_TEXT:
+            found[key] = (parse_scalar(text, variable), variable)
+        elif key in SETTINGS:
+            found[key] = (text or None, variable)  # an empty variable counts as not set
+        elif _decides_numbers(key):
+            raise _decisive(key, variable)
     return found
 
 
-def _is_science(key: str) -> bool:
-    """Return whether ``key`` is a protocol key, a part of one (``lr``, ``optim``), or a choice with a flag."""
+def _from_flags(flags: Mapping[str, Any]) -> Layer:
+    found = {}
+    for key, value in flags.items():
+        flag = "--" + key.replace("_", "-")
+        found[key] = (value, flag)
+    return found
+
+
+def _decides_numbers(key: str) -> bool:
+    """Return whether ``key`` is or contains a protocol key or a flag, such as ``lr`` or ``optim``."""
     names = {*FLAGS, "seeds", "params"}
     for dotted in protocol_keys():
-        names |= {dotted.replace(".", "_"), dotted.partition(".")[0], dotted.rpartition(".")[2]}
+        first_part = dotted.partition(".")[0]
+        last_part = dotted.rpartition(".")[2]
+        names |= {dotted.replace(".", "_"), first_part, last_part}
     return key.replace(".", "_") in names or key.partition(".")[0] in names
 
 
-def _refuse(key: str, where: str) -> UsageError:
+def _decisive(key: str, where: str) -> UsageError:
     return UsageError(
         f"'{key}' decides a run's numbers and cannot be set for a whole machine",
         where=where,

@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -75,7 +75,7 @@ class RunDir:
         return found
 
     def write_config(
-        self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: list[str]
+        self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: Iterable[str]
     ) -> None:
         """Write the experiment, before training starts."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class RunDir:
             "run_id": run_id,
             "experiment": experiment.model_dump(mode="json"),
             "science": science,
-            "plugins": plugins,
+            "plugins": list(plugins),
         }
         atomic_write(self.path / "config.yaml", dump_yaml(content).encode())
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from segbench.config import Machine
 from segbench.errors import Interrupted
-from segbench.training.setup import Machine, Prepared
+from segbench.training.setup import Prepared
 from segbench.training.signals import CODES, spared
 
 Main = Callable[[list[str]], int]  # the command line as a function: words to an exit code
@@ -108,55 +109,28 @@ def ended(run: Prepared, machine: Machine) -> bool:
     return run.folder.state == "done" and not unmeasured
 
 
-def own_words(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
-    """Return the arguments of ``segbench COMMAND RUN`` on this machine's folders and device."""
-    return [
-        "--root",
-        str(machine.root),
-        "--data-root",
-        str(machine.data_root),
-        command,
-        str(run.folder.path),
-        "--device",
-        machine.device,
-        *options,
-    ]
-
-
-def own_command(machine: Machine, command: str, run: Prepared, *options: str) -> list[str]:
-    """Return the command that starts ``segbench COMMAND RUN`` in a new interpreter."""
-    interpreter = [sys.executable, "-m", "segbench.cli.main"]
-    return [*interpreter, *own_words(machine, command, run, *options)]
+def own_command(words: list[str]) -> list[str]:
+    """Return the command that runs ``segbench WORDS`` in a new interpreter."""
+    return [sys.executable, "-m", "segbench.cli.main", *words]
 
 
 def _start(run: Prepared, machine: Machine, slot: int, slots: int, main: Main) -> Job:
     """Start ``segbench resume`` on a directory that holds the run's configuration."""
     if not (run.folder.path / "config.yaml").exists():
-        run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
-    options = _resume_options(machine)
+        run.folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
+    words = ["resume", str(run.folder.path), *machine.to_argv()]
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, (os.cpu_count() or 1) // slots)))
     log = run.folder.path / "console.log"
     process: Process
     if machine.device == "cpu" and sys.platform.startswith("linux"):
-        process = ForkedCommand(main, own_words(machine, "resume", run, *options), log, threads)
+        process = ForkedCommand(main, words, log, threads)
     else:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         if machine.device == "cuda":
             visible = _gpus()
             environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)]
-        process = _spawn(own_command(machine, "resume", run, *options), log, environment)
+        process = _spawn(own_command(words), log, environment)
     return Job(run, process, slot, time.monotonic())
-
-
-def _resume_options(machine: Machine) -> list[str]:
-    cadence = machine.save_every
-    save_every = str(cadence.steps) if cadence.steps else f"{round(cadence.seconds or 300)}s"
-    options = ["--workers", str(machine.workers), "--save-every", save_every]
-    if machine.leak_meter:
-        options.append("--leak-meter")
-    if machine.recompute:
-        options.append("--recompute")
-    return options
 
 
 def _spawn(command: list[str], log: Path, environment: dict[str, str]) -> Process:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from segbench.config.machine import Cadence
 from segbench.contracts.method import Batch
 from segbench.data.sampling.loader import Step as BatchRequest
 from segbench.errors import Interrupted
@@ -17,7 +18,6 @@ from segbench.training.cost import Cost
 from segbench.training.placement import memory_format
 from segbench.training.plan import stage_of
 from segbench.training.reporter import StepReport
-from segbench.training.setup import Cadence
 from segbench.training.signals import StopRequest
 from segbench.training.step import TrainingStep
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from segbench.config import Machine
 from segbench.contracts.method import Method
 from segbench.errors import IntegrityError
 from segbench.evaluation.case_rows import Row, cases_csv, summarize
@@ -18,7 +19,7 @@ from segbench.training import checkpoint
 from segbench.training.build import build
 from segbench.training.memory import keep_freed_memory
 from segbench.training.placement import memory_format, to_device
-from segbench.training.setup import Machine, Prepared, device_of
+from segbench.training.setup import Prepared, device_of
 
 
 class Reevaluation(NamedTuple):

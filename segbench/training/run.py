@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from segbench.config import Machine
 from segbench.contracts.method import Method
 from segbench.data.open import derived
 from segbench.data.sampling.loader import loader
@@ -35,7 +36,7 @@ from segbench.training.memory import keep_freed_memory
 from segbench.training.reporter import Reporter
 from segbench.training.result import write_result
 from segbench.training.selection import choose, snapshot_steps
-from segbench.training.setup import Machine, Prepared, device_of
+from segbench.training.setup import Prepared, device_of
 from segbench.training.step import StepSettings, TrainingStep
 
 FIRST_STOP_CODE = 75  # errors with this exit code or a higher one are requests to stop
@@ -96,7 +97,7 @@ def _train_and_evaluate(
     run: Prepared, machine: Machine, reporter: Reporter, world: World, attempt: Attempt
 ) -> dict[str, Any]:
     # Set up: write down what will be trained.
-    run.folder.write_config(run.run_id, run.experiment, run.science, machine.plugins)
+    run.folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
     digests = {store.name: case_digests(store) for store in run.stores}
     run.folder.write_json("data.json", digests)
 
@@ -216,7 +217,9 @@ def _train(
         snapshots = snapshot_steps(train_step.total)
     trainer = Trainer(train_step, run.folder.path, header, snapshots)
     trainer.fit(
-        lambda steps: loader(data, steps, machine.workers), machine.save_every, reporter.train
+        lambda steps: loader(data, steps, machine.loader_processes),
+        machine.save_every,
+        reporter.train,
     )
     for warning in trainer.warnings:
         reporter.warn(warning)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from segbench.config import Experiment
+from segbench.config import Experiment, Machine
 from segbench.contracts.method import Method, Optim
 from segbench.data.open import open_store
 from segbench.data.sampling.splits import held_out, with_draw
@@ -26,34 +25,6 @@ from segbench.training.build import optimizers
 
 
 @dataclass
-class Cadence:
-    """How often to save: every ``steps`` steps, or every ``seconds`` of wall time, whichever is set."""
-
-    steps: int | None = None
-    seconds: float | None = 300.0
-
-    def due(self, completed: int, since: float) -> bool:
-        """Whether to save after ``completed`` steps, ``since`` seconds after the last save."""
-        if self.steps and completed % self.steps == 0:
-            return True
-        return bool(self.seconds and since >= self.seconds)
-
-
-@dataclass
-class Machine:
-    """What may differ between two runs of one identity."""
-
-    root: Path
-    data_root: Path
-    device: str = "auto"
-    workers: int = 0
-    save_every: Cadence = field(default_factory=Cadence)
-    plugins: list[str] = field(default_factory=list)
-    recompute: bool = False  # recompute activations in the backward pass, which saves memory
-    leak_meter: bool = False  # keep the checkpoints that the leak meter evaluates
-
-
-@dataclass
 class Prepared:
     """An experiment with its data and identity, before anything is computed or written."""
 
@@ -63,6 +34,7 @@ class Prepared:
     run_id: str
     folder: RunDir
     splits: dict[str, str]  # digest of each data set's split
+    plugins: tuple[str, ...] = ()  # files that hold its plug-ins
 
     @property
     def train_sizes(self) -> dict[str, int]:
@@ -120,7 +92,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     identity = run_id(content)
     train_sizes = {store.name: len(store.patients) for store in stores}
     folder = run_folder(machine.root, experiment, train_sizes, identity)
-    return Prepared(experiment, stores, content, identity, folder, splits)
+    return Prepared(experiment, stores, content, identity, folder, splits, machine.plugins)
 
 
 def _with_process_count(experiment: Experiment) -> Experiment:

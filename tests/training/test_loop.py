@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from segbench import registry
+from segbench.config.machine import Cadence
 from segbench.contracts.method import Clock, Method, Optim, Phase, sigmoid_ramp
 from segbench.errors import Interrupted, TrainingError, UsageError
 from segbench.training import checkpoint
 from segbench.training.build import build
 from segbench.training.plan import stage_of, stages
 from segbench.training.run import execute
-from segbench.training.setup import Cadence
 
 
 def test_shares_add_up_to_all_steps():
@@ -141,8 +141,8 @@ class Diverging(Method):
 
 
 def test_not_finite_loss_stops_before_the_weights_are_touched(diverging):
+    from segbench.config.machine import Cadence
     from segbench.training import checkpoint
-    from segbench.training.setup import Cadence
 
     run = diverging.prepared("diverging")
     with pytest.raises(TrainingError, match="not finite") as error:

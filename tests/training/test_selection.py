@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segbench.config.machine import Cadence
 from segbench.data.open import open_store
 from segbench.data.sampling.splits import held_out, without_held_out
 from segbench.errors import IntegrityError, Interrupted, UsageError
@@ -16,7 +17,7 @@ from segbench.training.leak import measure
 from segbench.training.reload import reevaluate
 from segbench.training.run import execute
 from segbench.training.selection import snapshot_steps, snapshots
-from segbench.training.setup import Cadence, prepare
+from segbench.training.setup import prepare
 
 VALIDATION = ["selection=validation"]
 
