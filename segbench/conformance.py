@@ -1,7 +1,7 @@
-"""The conformance suite for methods: what the engine promises holds only for methods that keep the contract.
+"""The conformance suite: the engine's promises hold only for methods that keep the contract.
 
-Each check is a function of a ``Trial`` and raises ``AssertionError`` with what it found. The checks run on small synthetic
-images on the CPU, in less than a minute altogether.
+Each check is a function of a ``Trial`` and raises ``AssertionError`` with what it found. The checks
+run on small synthetic images on the CPU, in less than a minute altogether.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Trial:
     def patch(self) -> tuple[int, ...]:
         """A small patch that fits the backbone.
 
-        Its edges are 16 voxels or more, and the first one leaves two voxels at the bottleneck, which
-        instance normalization needs.
+        Its edges are 16 voxels or more, and the first one leaves two voxels at the bottleneck,
+        which instance normalization needs.
         """
         backbone_class = registry.get("backbone", self.backbone).cls
         unit = backbone_class.multiple(backbone_class.Params(**self.params), self.dims)
@@ -81,7 +81,7 @@ class Trial:
         return tuple(patch)
 
     def make(self) -> Method:
-        """Return the method with its networks, in training mode and with the same weights every time."""
+        """Return the method with its networks, in training mode, with the same weights always."""
         method_class = registry.get("method", self.name).cls
         classes = tuple(f"class {number}" for number in range(1, self.classes))
         sources = tuple(Source(f"set {number}", classes) for number in range(self.sources))
@@ -95,8 +95,8 @@ class Trial:
     def batch(self, labeled: int, unlabeled: int, seed: int = 0) -> Batch:
         """Return noise with a block per class, whose label every labeled item has.
 
-        Each class is three standard deviations brighter than the one before, so that it is learned within a
-        few steps: some loss terms need voxels that are predicted correctly.
+        Each class is three standard deviations brighter than the one before, so that it is learned
+        within a few steps: some loss terms need voxels that are predicted correctly.
         """
         generator = torch.Generator().manual_seed(seed)
         patch = self.patch
@@ -207,7 +207,7 @@ def batch_splits(trial: Trial) -> None:
 
 @check
 def probabilities(trial: Trial) -> None:
-    """``predict`` returns one probability map per class, of the windows' size, and the same when called again."""
+    """``predict`` returns one probability map per class, the same when called again."""
     method = Drill(trial).run(last=2).method.eval()
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(3, trial.channels, *trial.patch, generator=generator)
@@ -230,7 +230,7 @@ def probabilities(trial: Trial) -> None:
 
 @check
 def gradients(trial: Trial) -> None:
-    """A nonzero gradient reaches every trainable parameter, and ``after_step`` changes none of them."""
+    """A gradient reaches every trainable parameter, and ``after_step`` changes none."""
     drill = Drill(trial).run()
     method = drill.method
     reached: set[str] = set()
@@ -314,7 +314,7 @@ class _StoppedError(Exception):
 
 @check
 def training_on_disk(trial: Trial) -> None:
-    """A training that is killed and resumed from disk ends with the same bytes; no hidden label is read."""
+    """Killed and resumed from disk, a training ends the same; no hidden label is read."""
     protocol = SimpleNamespace(
         patch=trial.patch,
         sampling="proportional",
@@ -393,7 +393,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 def trials(name: str, backbone: str = "vnet") -> list[tuple[str, Callable[[], None]]]:
     """Return all checks of a method as (description, function to call).
 
-    All checks run on one data set of one class in 3-D; loss terms and predictions also run in other variants.
+    All checks run on one data set of one class in 3-D; loss terms and predictions also run in other
+    variants.
     """
     plain = Trial(name, backbone)
     found: list[tuple[str, Callable[[], None]]] = []

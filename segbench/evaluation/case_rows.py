@@ -54,7 +54,7 @@ def summarize(rows: list[Row], policy: str) -> list[Row]:
 
 
 def cases_csv(rows: list[Row]) -> bytes:
-    """Return the text of ``cases.csv``. Undefined values are empty; shapes are written as 180x140x88."""
+    """Return the text of ``cases.csv``; undefined values are empty, shapes like 180x140x88."""
     columns: dict[str, None] = {}
     for row in rows:
         columns.update(dict.fromkeys(row))

@@ -60,7 +60,8 @@ def evaluate_folders(
         names: label value to class name; None takes all values above 0 in either folder.
 
     Raises:
-        DataError: files do not pair, are damaged, or lie on different grids; all of them are listed.
+        DataError: files do not pair, are damaged, or lie on different grids; all of them are
+            listed.
     """
     found, warnings = pairs(pred, ref)
     checked = _checked_cases(found)
@@ -89,10 +90,12 @@ def evaluate_folders(
 def pairs(pred: Path, ref: Path) -> tuple[dict[str, Files], list[str]]:
     """Return the files of each case by its name, and warnings about files that are left out.
 
-    The name is the file's without its ending and without ``_seg``, ``_gt``, ``_label``, ``_mask`` or ``_pred``.
+    The name is the file's without its ending and without ``_seg``, ``_gt``, ``_label``, ``_mask``
+    or ``_pred``.
 
     Raises:
-        DataProblems: a reference has no prediction, or two files have one name; all of them are listed.
+        DataProblems: a reference has no prediction, or two files have one name; all of them are
+            listed.
     """
     predictions, warnings = _files_by_case(pred, ignored=(PROBABILITIES,))
     references, reference_warnings = _files_by_case(ref)
@@ -169,7 +172,8 @@ def read_labels(file: Path) -> tuple[LabelMap, Volume]:
     """Return a label map (*S) and the volume it was read from; in HDF5 files the key is ``label``.
 
     Raises:
-        DataError: the file is damaged, has other than two or three axes, or holds values that are no labels.
+        DataError: the file is damaged, has other than two or three axes, or holds values that
+            are no labels.
     """
     volume = read_volume(file, "label")
     array = np.asarray(volume.array)
@@ -262,7 +266,7 @@ def _origin_warnings(case: str, pred: Volume, ref: Volume) -> list[str]:
 
 
 def _spacing(case: str, pred: Volume, ref: Volume) -> tuple[Spacing | None, list[str]]:
-    """Return the spacing of a case in mm by axis, and a warning if it is not the reference's own."""
+    """Return the spacing of a case in mm by axis; warn if it is the prediction's."""
     axes = ref.array.ndim
     if ref.affine is not None:
         return spacing_of(ref.affine)[:axes], []

@@ -1,9 +1,10 @@
-"""Apply a trained run to new scans: preprocess as in training, predict, and return to the scan's own grid.
+"""Apply a trained run to new scans: preprocess, predict, and return to the scan's grid.
 
-The preprocessing is the recipe that is stored with the training cases. If there is none, it is derived from what the
-prepared cases share: their orientation and spacing, and ``Dataset.normalize`` for the gray values. A crop around the label,
-as in most published numbers, is left out, because it needs the label. HDF5 files of a data set that is distributed as
-preprocessed HDF5 are assumed to be preprocessed.
+The preprocessing is the recipe that is stored with the training cases. If there is none, it is
+derived from what the prepared cases share: their orientation and spacing, and ``Dataset.normalize``
+for the gray values. A crop around the label, as in most published numbers, is left out, because it
+needs the label. HDF5 files of a data set that is distributed as preprocessed HDF5 are assumed to be
+preprocessed.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class Predictor:
         return Prediction(scan, label, probabilities, scan_affine, self._steps(volume), warnings)
 
     def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
-        """Return the scan as (X, Y, Z, C) float32, and warnings about channels that do not fit well."""
+        """Return the scan as (X, Y, Z, C) float32, and warnings about its channels."""
         volumes = [self._read_file(file) for file in scan.files]
         warnings: list[str] = []
         for file, volume in zip(scan.files[1:], volumes[1:], strict=True):
@@ -159,7 +160,7 @@ class Predictor:
         return Volume(array.astype(np.float32), volumes[0].affine), warnings
 
     def _read_file(self, file: Path) -> Volume:
-        """Return one file of a scan, read by the data set's own hook or, without one, by the file's ending."""
+        """Read one file of a scan, by the data set's own hook or by the file's ending."""
         own = self.dataset.scan(file)
         if own is not None:
             return Volume(*own)
@@ -200,7 +201,7 @@ class Predictor:
         return self.orientation is not None or self.recipe.orientation == "ras"
 
     def _warnings(self, volume: Volume) -> list[str]:
-        """Warn about what is known of the training cases but not of a scan, or the other way round."""
+        """Warn where a scan cannot be treated as the training cases were."""
         warnings = []
         has_affine = volume.affine is not None
         if self.trained_on_boxes and (has_affine or self.recipe_is_stored):
@@ -215,13 +216,13 @@ class Predictor:
             warnings.append(text)
         elif not self._knows_orientation:
             warnings.append(
-                "the orientation of the training cases is not recorded: the scan's axes are used as "
-                "they are"
+                "the orientation of the training cases is not recorded: "
+                "the scan's axes are used as they are"
             )
         return warnings
 
     def _gray_value_warnings(self, image: Array) -> list[str]:
-        """Warn if the gray values are far from those of the training cases, as in another modality."""
+        """Warn if the gray values are far from those of the training cases."""
         intensities = [self.store.cases[case].intensity for case in self.store.train]
         lows = [intensity["min"] for intensity in intensities]
         highs = [intensity["max"] for intensity in intensities]
@@ -267,7 +268,7 @@ def _shared_orientation(store: Store) -> str | None:
 
 
 def _preprocessing(store: Store) -> Preprocessing:
-    """Return the recipe that is stored with the training cases, or one derived from what they share."""
+    """Return the recipe stored with the training cases, or one derived from them."""
     stored = _stored_recipe(store)
     if stored is not None:
         return Preprocessing(_recipe_of(stored), is_stored=True)
@@ -276,7 +277,7 @@ def _preprocessing(store: Store) -> Preprocessing:
 
 
 def _stored_recipe(store: Store) -> Mapping[str, Any] | None:
-    """Return the recipe of the training cases as it is stored; None unless all have the same one."""
+    """Return the stored recipe of the training cases; None unless all have the same."""
     first: Mapping[str, Any] | None = None
     for case in store.train:
         origin = store.cases[case].source.get("from")
@@ -303,7 +304,7 @@ def _recipe_of(stored: Mapping[str, Any]) -> Recipe:
 
 
 def _shared_spacing(store: Store) -> tuple[float, float, float] | None:
-    """Return the spacing of all training cases in mm; None if it is unknown, differs or has two axes."""
+    """Return the training cases' spacing in mm; None if unknown, different or of two axes."""
     known = [store.cases[case].spacing for case in store.train]
     if not known or not all(known):
         return None

@@ -34,7 +34,7 @@ class Inference:
     precision: str = "fp32"
 
     def windows(self, windows: Tensor, source: int) -> Tensor:
-        """Return class probabilities (B, K, *P) of windows (B, C, *P) of data set number ``source``."""
+        """Return class probabilities (B, K, *P) of windows (B, C, *P) of a data set."""
         dtype = DTYPES.get(self.precision)
         device_type = torch.device(self.device).type
         with torch.autocast(device_type, dtype, enabled=dtype is not None):
@@ -107,7 +107,7 @@ def predict_image(
 
 
 def postprocess(label: LabelMap, protocol: Protocol) -> LabelMap:
-    """Keep only the largest component of each class if the protocol says so; changes ``label`` in place."""
+    """Keep the largest component of each class if the protocol says so, in place."""
     if not protocol.largest_component:
         return label
     for value in np.unique(label[label > 0]):
@@ -119,7 +119,7 @@ def postprocess(label: LabelMap, protocol: Protocol) -> LabelMap:
 def _with_all_channels(
     image: Tensor, pad: Sequence[float], channels: int
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """Append channels of zeros: joint training does so where a data set has fewer than another one."""
+    """Append channels of zeros, as joint training does for data sets with fewer channels."""
     missing = channels - len(image)
     if not missing:
         return image, tuple(pad)

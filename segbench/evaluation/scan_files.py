@@ -48,7 +48,7 @@ def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
 
 
 def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
-    """Return a warning for each folder with files that belong to no scan; hidden files are ignored."""
+    """Return a warning for each folder with visible files that belong to no scan."""
     from segbench.data.formats.dicom import dicom_files
     from segbench.data.preparation.layouts import find_below
 
@@ -143,7 +143,7 @@ def _grouped_by_channel(files: Sequence[Path], channels: int) -> list[Scan]:
 
 
 def _without_channel_numbers(scans: list[Scan]) -> list[Scan]:
-    """Remove ``_0000`` from the names, as label files have none, unless two scans would get one name."""
+    """Remove ``_0000`` from the names, unless two scans would get one name."""
     names = {scan.name.removesuffix(FIRST_CHANNEL) for scan in scans}
     if len(names) < len(scans) or "" in names:
         return scans
@@ -157,7 +157,8 @@ def _require_distinct_names(scans: list[Scan]) -> None:
     for name, members in by_name.items():
         if len(members) > 1:
             raise UsageError(
-                f"{len(members)} scans are called '{name}': their results would overwrite each other",
+                f"{len(members)} scans are called '{name}': "
+                "their results would overwrite each other",
                 found=", ".join(str(scan.files[0]) for scan in members),
                 fix="predict them in two calls with two output folders",
             )

@@ -1,4 +1,4 @@
-"""Sliding-window prediction as in the literature: the last window ends at the border, probabilities are averaged."""
+"""Sliding-window prediction as in the literature, with averaged probabilities."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _accumulate(
     starts: list[tuple[int, ...]],
     batch: int,
 ) -> Tensor:
-    """Return the sum of the windows' probabilities (K, *S); windows are added in order for any batch size."""
+    """Return the sum of the windows' probabilities (K, *S), added in order for any batch."""
     boxes = []
     for start in starts:
         sides = zip(start, patch, strict=True)
@@ -163,7 +163,7 @@ def _visits(
 
 
 def labels_from(probabilities: Tensor) -> np.ndarray:
-    """Return the most probable class of every voxel, (K, *S) to (*S) uint8; ties go to the lower class.
+    """Return the most probable class of every voxel, (*S) uint8; ties go to the lower class.
 
     Raises:
         TrainingError: a probability is not finite (argmax would silently give a class).

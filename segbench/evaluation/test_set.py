@@ -1,7 +1,7 @@
 """Evaluate a trained method on test cases.
 
-This is the only place that opens test labels, after training has ended. Each finished case is written at once, so a killed
-evaluation continues where it stopped.
+This is the only place that opens test labels, after training has ended. Each finished case is
+written at once, so a killed evaluation continues where it stopped.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def evaluate(
 
     Args:
         stores: the data sets, in the order of the method's ``Setting.sources``.
-        partial: holds the finished cases of an interrupted evaluation; the caller removes it at the end.
+        partial: holds the finished cases of an interrupted evaluation; the caller removes it at
+            the end.
         stamp: digest of the weights; rows of other weights in ``partial`` are not used.
         keep: called with the label map of every case that is predicted now.
     """
@@ -72,7 +73,8 @@ def evaluate(
 def score(label: LabelMap, store: Store, case: str) -> list[Row]:
     """Return the rows of one case, one per class: a predicted label map (*S) against the reference.
 
-    Distances in mm are left out unless all test cases have a spacing, so that all rows have the same columns.
+    Distances in mm are left out unless all test cases have a spacing, so that all rows have the
+    same columns.
     """
     reference = np.asarray(store.label(case))
     has_spacing = all(store.cases[name].spacing is not None for name in store.test)

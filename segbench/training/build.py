@@ -1,4 +1,4 @@
-"""Build what an experiment trains with: its method, networks, optimizers, training data and phases."""
+"""Build what an experiment trains with: method, networks, optimizers, data and phases."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def network_factory(
 
 
 def require_fit(experiment: Experiment, stores: list[Store]) -> None:
-    """Build the method's networks and discard them, so that a misfit shows before anything is written.
+    """Build the method's networks and discard them, to find a misfit before anything is written.
 
     Raises:
         UsageError: the backbone does not fit the method or the patch.
@@ -120,7 +120,7 @@ def require_fit(experiment: Experiment, stores: list[Store]) -> None:
 
 
 def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> dict[str, Optim]:
-    """Return each player's optimizer, by "player, phase", if ``protocol`` is the protocol's optimizer."""
+    """Return each player's optimizer, by "player, phase", given the protocol's optimizer."""
     method = _without_networks(experiment, stores)
     return {
         f"{player}, {phase.name}": method.optimizer(player, protocol, phase)

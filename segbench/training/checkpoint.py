@@ -1,8 +1,9 @@
-"""Checkpoints that survive a kill at any instruction, detect a flipped bit and execute no code when opened.
+"""Checkpoints that survive a kill at any instruction and detect a flipped bit.
 
-A checkpoint is one safetensors file (tensors, plus the rest of the state as JSON in its metadata) named after its step and
-the start of its sha256. It is written as a temporary file in the same folder, synced, renamed, the folder synced, and only
-then listed in ``last.json``; older files are removed after that.
+A checkpoint is one safetensors file (tensors, plus the rest of the state as JSON in its metadata)
+named after its step and the start of its sha256. It is written as a temporary file in the same
+folder, synced, renamed, the folder synced, and only then listed in ``last.json``; older files are
+removed after that. Opening a checkpoint executes no code.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class Checkpoint(NamedTuple):
 
 
 def pack(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Return a nested state as JSON types, with its tensors moved to ``tensors`` and replaced by references.
+    """Return a nested state as JSON types, its tensors moved to ``tensors``.
 
     Raises:
-        TypeError: the state holds something other than tensors, numbers, text, None, dicts, lists and tuples.
+        TypeError: the state holds something other than tensors and plain Python values.
     """
     if isinstance(state, Tensor):
         tensors[path] = state.detach().cpu().contiguous().clone()
@@ -73,7 +74,7 @@ def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def digest(state: Any) -> str:
-    """Return the sha256 of a nested state; two states have the same digest if all their bits are equal."""
+    """Return the sha256 of a nested state; it is the same if all bits are equal."""
     tensors: dict[str, Tensor] = {}
     tree = pack(state, tensors)
     total = hashlib.sha256(json.dumps(tree, sort_keys=True).encode())
@@ -86,7 +87,7 @@ def digest(state: Any) -> str:
 
 
 def save(folder: Path, step: int, state: Any, header: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write the state after ``step`` completed steps and return its file; keep the ``keep`` newest ones.
+    """Write the state after ``step`` steps and return its file; keep the ``keep`` newest ones.
 
     Raises:
         TrainingError: a tensor of the state is not finite; such a state is never stored.
@@ -179,7 +180,7 @@ def _sha_in_name(file: Path) -> str:
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of ``last.json``, newest first; empty if it is lost, as the names of the files verify them."""
+    """Return the entries of ``last.json``, newest first; empty if the file is lost."""
     try:
         entries = json.loads((folder / "last.json").read_text())
         return [entry for entry in entries if NAME.fullmatch(entry["file"])]
@@ -190,7 +191,8 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
 def _candidates(folder: Path) -> list[tuple[Path, str]]:
     """Return the checkpoints, newest first, with what is known of their sha256.
 
-    The order is by step, never by time stamps. Of two files of one step the one listed first is newer.
+    The order is by step, never by time stamps. Of two files of one step the one listed first is
+    newer.
     """
     if not folder.is_dir():
         return []

@@ -1,8 +1,8 @@
 """Several processes for one training, started by torchrun: each takes its share of every batch.
 
-Gradients are averaged as in DistributedDataParallel, but without its wrapper: that cannot follow methods that call several
-networks in any order, call one network twice, or need gradients of an image. Only the first process writes, saves and
-evaluates.
+Gradients are averaged as in DistributedDataParallel, but without its wrapper: that cannot follow
+methods that call several networks in any order, call one network twice, or need gradients of an
+image. Only the first process writes, saves and evaluates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TIMEOUT = timedelta(days=2)  # the others wait while the first process evaluates
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, seen from one of them. With one process every operation does nothing."""
+    """The processes of one training, seen from one of them; with one, operations do nothing."""
 
     rank: int = 0  # number of this process
     size: int = 1  # number of processes
@@ -94,7 +94,7 @@ class World:
         return message[0]
 
     def follow_first(self, module: nn.Module) -> None:
-        """Copy the first process's buffers and untrained parameters (running statistics, teachers)."""
+        """Copy the first process's buffers and untrained parameters, such as teachers."""
         if self.size == 1:
             return
         state = list(module.buffers())

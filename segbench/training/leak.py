@@ -1,7 +1,7 @@
-"""The leak meter: what a run would have scored if its checkpoint had been selected on the test cases.
+"""The leak meter: what selecting the checkpoint on the test cases would have scored.
 
-Much of the field selects that way. The meter evaluates the checkpoints that ``segbench run --leak-meter`` kept, and
-leaves the result as it is.
+Much of the field selects that way. The meter evaluates the checkpoints that ``segbench run --leak-
+meter`` kept, and leaves the result as it is.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SCHEMA = "segbench.leak/1"
 
 
 def measure(run: Prepared, stored: dict[str, Any], device: str, report: Progress) -> dict[str, Any]:
-    """Score the last, the validation-best and the test-best checkpoint; write and return ``leak.json``.
+    """Score the last, validation-best and test-best checkpoints; return ``leak.json``.
 
-    All scores are test Dice in percent. ``gap`` is the score of the test-best checkpoint minus that of
-    the checkpoint which the run itself selected. If it selected the last one, the validation cases
-    were trained on as unlabeled images, without their labels.
+    All scores are test Dice in percent. ``gap`` is the score of the test-best checkpoint minus that
+    of the checkpoint which the run itself selected. If it selected the last one, the validation
+    cases were trained on as unlabeled images, without their labels.
 
     Raises:
         IntegrityError: the checkpoints are missing, damaged, or not those of the result.
@@ -69,7 +69,7 @@ def _score_checkpoints(run: Prepared, device: str, report: Progress) -> list[dic
 
 
 def _summary(run: Prepared, rows: list[dict[str, Any]], result_weights: str) -> dict[str, float]:
-    """Return the test scores of the last, the validation-best and the test-best checkpoint, and the gap."""
+    """Return the scores of the last, validation-best and test-best checkpoint, and the gap."""
     selected = [row["test"] for row in rows if row["weights"] == result_weights]
     if not selected:
         raise IntegrityError(

@@ -109,7 +109,7 @@ class Trainer:
         checkpoint.save(self.folder / "ckpt", self.completed, state, header, keep=1)
 
     def _counted_step(self, batch: Batch) -> StepReport:
-        """Make the next step; the first one of each phase counts the volumes that pass through the networks."""
+        """Make the next step; the first one of each phase counts the networks' input volumes."""
         phase = stage_of(self.plan, self.completed).phase.name
         with self.cost.counted(self.method, phase):
             return self.train_step(self.completed, batch)
@@ -189,7 +189,7 @@ class Trainer:
         }
 
     def _save_snapshot(self) -> None:
-        """Keep the weights beside the checkpoints; a step that is made again writes the same file."""
+        """Keep the weights in ``snapshots``; a step that is made again writes the same file."""
         if self.world.rank > 0:
             return
         checkpoint.save(

@@ -1,8 +1,9 @@
 """Keep freed memory in the process, so that the next step finds its pages ready.
 
-A training step or a window of a prediction frees and allocates the same large tensors again and again. By default glibc
-returns each of them to the system, which fills fresh pages with zeros: up to a third of the CPU time. No result changes;
-the peak memory of the process grows by up to a quarter.
+A training step or a window of a prediction frees and allocates the same large tensors again and
+again. By default glibc returns each of them to the system, which fills fresh pages with zeros: up
+to a third of the CPU time. No result changes; the peak memory of the process grows by up to a
+quarter.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ TOP_PAD = 256 << 20
 def keep_freed_memory() -> bool:
     """Tell glibc's allocator to keep what is freed; return whether it does.
 
-    On other systems, and with other C libraries, nothing happens. The setting lasts as long as the process.
+    On other systems, and with other C libraries, nothing happens. The setting lasts as long as the
+    process.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,8 +1,9 @@
-"""Move a method to its device, with the weights of its networks in the memory format that is fastest there.
+"""Move a method to its device, in the memory format that is fastest there.
 
-On the CPU, convolutions run 1.1 to 1.4 times as fast when the channels of a voxel lie side by side in memory
-(``benchmarks/speed/step.py``). A layer that normalizes every item for itself needs the channels one after the other and
-is slower then, so networks with such layers stay as they are. The last digits depend on the format: runs record it.
+On the CPU, convolutions run 1.1 to 1.4 times as fast when the channels of a voxel lie side by side
+in memory (``benchmarks/speed/step.py``). A layer that normalizes every item for itself needs the
+channels one after the other and is slower then, so networks with such layers stay as they are. The
+last digits depend on the format: runs record it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ NORMALIZES_ITEMS = (
 
 
 def to_device(method: Method, device: torch.device | str) -> Method:
-    """Move a method to a device and choose the memory format of its networks. Returns the method."""
+    """Move a method to a device, choose its networks' memory format, and return it."""
     method.to(device)
     for module in method.modules():
         if isinstance(module, Backbone) and _is_faster_channels_last(module, torch.device(device)):
@@ -35,7 +36,7 @@ def to_device(method: Method, device: torch.device | str) -> Method:
 
 
 def memory_format(method: Method) -> str:
-    """Return the memory format of a method's networks, as it is recorded: "channels_last" or "contiguous"."""
+    """Return the memory format of a method's networks: "channels_last" or "contiguous"."""
     for weight in method.parameters():
         chosen = FORMATS.get(weight.ndim)
         if chosen is None or weight.is_contiguous():

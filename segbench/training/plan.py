@@ -1,4 +1,4 @@
-"""Divide a training into its phases: which phase a step belongs to, and the clock that a method sees."""
+"""Divide a training into its phases, and make the clock that a method sees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from segbench.errors import UsageError
 class Stage:
     """A phase with its place in the run and the composition of its batches.
 
-    Consecutive phases that share an optimizer form a stretch, over which its learning-rate schedule runs.
+    Consecutive phases that share an optimizer form a stretch, over which its learning-rate schedule
+    runs.
     """
 
     phase: Phase
@@ -29,8 +30,8 @@ class Stage:
 def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) -> list[Stage]:
     """Divide ``total`` steps among the phases; every phase gets at least one step.
 
-    If a phase wants no unlabeled items, their places in the batch go to labeled ones, so that a step
-    of every phase costs the same.
+    If a phase wants no unlabeled items, their places in the batch go to labeled ones, so that a
+    step of every phase costs the same.
 
     Args:
         labeled: the protocol's number of labeled items per batch.

@@ -60,7 +60,7 @@ def reevaluate(
 
 
 def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method, dict[str, Any]]:
-    """Return the method of a finished run with its weights, on the device, and its checkpoint's header.
+    """Return a finished run's method with its weights, on the device, and the stored header.
 
     Raises:
         IntegrityError: the weights are missing or not those of the result.

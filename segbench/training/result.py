@@ -1,4 +1,4 @@
-"""Write the result of a finished training: test predictions, their metrics, and what the training cost."""
+"""Write the result of a finished training: its metrics on the test cases, and its cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from segbench.training.setup import Prepared
 def write_result(
     run: Prepared, trainer: Trainer, selection: dict[str, Any], device: str, report: Progress
 ) -> dict[str, Any]:
-    """Predict and score the test cases; write ``cases.csv``, ``manifest.json`` and, last, ``result.json``.
+    """Predict and score the test cases, and write the files of the result.
 
     Args:
         selection: what the result records about the selected checkpoint.

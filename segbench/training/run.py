@@ -160,7 +160,7 @@ def _cached(stored: dict[str, Any], world: World) -> dict[str, Any]:
 
 
 def _clean_folder(folder: RunDir, restart: bool) -> None:
-    """Remove temporary files and the last failure; when restarting, everything of earlier attempts."""
+    """Remove temporary files and the last failure; if restarting, all earlier results."""
     if restart:
         for pattern in LEFTOVERS:
             for file in folder.path.glob(pattern):
@@ -248,7 +248,7 @@ def _keeps_snapshots(run: Prepared, machine: Machine) -> bool:
 def _select_checkpoint(
     run: Prepared, trainer: Trainer, device: str, reporter: Reporter
 ) -> dict[str, Any]:
-    """Load the weights that the protocol selects; return what the result records about the choice."""
+    """Load the weights that the protocol selects; return what the result records of it."""
     if run.experiment.protocol.selection == "last":
         return {}
     chosen = choose(run, trainer.method, device, reporter.evaluate)

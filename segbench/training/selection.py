@@ -1,7 +1,8 @@
-"""Select the checkpoint that counts: the last one, or the best on cases held out from the training list.
+"""Select the checkpoint that counts: the last one, or the best on held-out training cases.
 
-Test cases never take part. The candidates are the weights after every tenth of the training, which a run keeps in its
-``snapshots`` folder if the protocol says ``selection: validation``, and for the leak meter.
+Test cases never take part. The candidates are the weights after every tenth of the training, which
+a run keeps in its ``snapshots`` folder if the protocol says ``selection: validation``, and for the
+leak meter.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CHECKPOINTS = 10
 
 
 def snapshot_steps(total: int) -> frozenset[int]:
-    """Return the numbers of completed steps after which weights are kept, the last step included."""
+    """Return after how many completed steps weights are kept; the last step is included."""
     steps = set()
     for number in range(1, CHECKPOINTS + 1):
         steps.add(max(1, round(total * number / CHECKPOINTS)))
@@ -46,7 +47,7 @@ def validation_stores(run: Prepared) -> list[Store]:
 
 
 def snapshots(run: Prepared, method: Method) -> Iterator[tuple[int, str]]:
-    """Load the kept checkpoints into ``method`` in turn; yield their completed steps and digest of the weights.
+    """Load the kept checkpoints into ``method`` in turn; yield their steps and digests.
 
     Raises:
         IntegrityError: a checkpoint is missing, damaged, or of another run.
@@ -86,7 +87,8 @@ def mean_dice(
 ) -> float:
     """Return the mean Dice over all classes on the cases in the test lists of ``stores``.
 
-    Classes that are absent everywhere do not count. ``partial`` and ``stamp`` are those of ``evaluate``.
+    Classes that are absent everywhere do not count. ``partial`` and ``stamp`` are those of
+    ``evaluate``.
     """
     rows = evaluate(inference, stores, partial, stamp, report)
     means = []
@@ -98,7 +100,7 @@ def mean_dice(
 
 
 def choose(run: Prepared, method: Method, device: str, report: Progress) -> dict[str, Any]:
-    """Load the weights that are best on the held-out cases into ``method``; of equal ones the latest.
+    """Load the weights that are best on the held-out cases; of equal ones the latest.
 
     Returns:
         What the result records: the cases, the score of each checkpoint, and the chosen step.

@@ -7,7 +7,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-# 128 + signal if a person or a supervisor stops the run, 75 for a scheduler's warning before preemption.
+# 128 + signal if someone stops the run, 75 for a scheduler's warning before preemption.
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 
 

@@ -1,7 +1,8 @@
 """One training step: seed, batch, one update per player, the method's own bookkeeping.
 
-Everything random in a step is a function of (seed, step): the batch, and torch's generators, which are seeded at the start
-of the step. So a checkpoint needs no generator state, and evaluation, logging or a restart cannot change what follows.
+Everything random in a step is a function of (seed, step): the batch, and torch's generators, which
+are seeded at the start of the step. So a checkpoint needs no generator state, and evaluation,
+logging or a restart cannot change what follows.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class TrainingStep:
         """Make step number ``step``, counted from 0 over the whole training.
 
         Raises:
-            TrainingError: a loss term is not a finite scalar; the weights of its player are unchanged.
+            TrainingError: a loss term is not a finite scalar; the weights of its player are
+                unchanged.
         """
         settings = self.settings
         rank = settings.world.rank
@@ -120,7 +122,7 @@ class TrainingStep:
         return StepReport(step + 1, self.total, t.phase, terms, lr)
 
     def start(self, stage: Stage) -> None:
-        """Begin a phase: let the method prepare for it, then make new optimizers if the phase wants them."""
+        """Begin a phase: the method prepares for it, then new optimizers are made if needed."""
         with torch.no_grad():
             self.method.start_phase(stage.phase)
         # The optimizers come second because ``start_phase`` may change what is trained.
@@ -175,7 +177,7 @@ class TrainingStep:
 
     def restore(self, step: int, state: dict[str, Any]) -> None:
         """Continue from the state after ``step`` completed steps."""
-        # Begin all phases up to that of the last completed step, in order, as they change the method.
+        # Begin all phases up to that of the last completed step: they change the method.
         last = stage_of(self.plan, max(step - 1, 0))
         for stage in self.plan[: last.index + 1]:
             self.start(stage)
