@@ -1,4 +1,4 @@
-"""Configuration: strict YAML, protocols, resolved experiments, machine settings. Imports no torch."""
+"""Configuration: YAML, protocols, resolved experiments, machine settings. Imports no torch."""
 
 from segbench.config.experiment import Experiment, Resolved, resolve
 from segbench.config.machine import Machine, machine_settings

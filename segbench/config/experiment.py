@@ -1,6 +1,7 @@
 """From names, numbers and files to fully resolved experiments, one for each training.
 
-Later layers overrule earlier ones: built-in defaults, protocol, data set, method, suite, flags, ``-o``.
+Later layers overrule earlier ones: built-in defaults, protocol, data set, method, suite, flags,
+``-o``.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class Experiment(Strict):
 
 @dataclass(frozen=True)
 class Resolved:
-    """Experiments, and for each key its value and where it was set (``protocol la``, ``suite.yaml:14``, ``-o``)."""
+    """Experiments, and for each key its value and who set it.
+
+    For example ``protocol la``, ``suite.yaml:14`` or ``-o``.
+    """
 
     experiments: list[Experiment]
     sources: dict[str, str]
@@ -83,9 +87,8 @@ class Request:
     overrides: Iterable[str] | Mapping[str, Any] = ()  # as given with -o
     suite: Mapping[str, Any] | None = None  # a suite's parameters for this method
     suite_where: Mapping[str, str] | None = None  # where the suite sets them
-    train_sizes: TrainSizes | None = (
-        None  # patients in each training list; None: the published lists
-    )
+    # Patients in each training list; None: those of the published lists.
+    train_sizes: TrainSizes | None = None
     # Labeled patients of a prepared data set, for own folders that are not reachable now.
     labels: Callable[[str], int] | None = None
 
@@ -101,7 +104,7 @@ def resolve(method: str, **choices: Any) -> Resolved:
 
 @dataclass(frozen=True)
 class ChosenDataset:
-    """A data set and its defaults; members of a group take the group's defaults where it has any."""
+    """A data set and its defaults; a group's defaults replace those of its members."""
 
     name: str
     cls: Any
@@ -110,7 +113,10 @@ class ChosenDataset:
 
 
 class Resolution:
-    """Resolves one request. Every step sets its part of the answer and records in ``origins`` who chose it."""
+    """Resolves one request.
+
+    Every step returns or keeps its part of the answer and records in ``origins`` who chose it.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -192,7 +198,8 @@ class Resolution:
         for key, value in self.named.methods.get(self.method.name, {}).items():
             if key not in fields:
                 raise UsageError(
-                    f"protocol '{self.named.name}' sets '{key}', which {self.method.name} does not have",
+                    f"protocol '{self.named.name}' sets '{key}', "
+                    f"which {self.method.name} does not have",
                     expected="one of " + ", ".join(fields),
                     fix=f"segbench describe method {self.method.name}",
                 )
@@ -206,7 +213,7 @@ class Resolution:
         return params.model_dump(mode="json")
 
     def _backbone_params(self) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Return the parameters and the keys that the user changed: another network is not the protocol's."""
+        """Return the parameters, and the keys by which the user changed the protocol's network."""
         fields = self.backbone.Params.model_fields
         layers = []
         if self.backbone_name == find_backbone(self.named.backbone.name)[0]:
@@ -261,7 +268,8 @@ class Resolution:
         for chosen in self.datasets:
             if chosen.cls.dims not in (axes, axes + 1):  # slices of volumes can be trained on
                 raise UsageError(
-                    f"data set '{chosen.name}' has {chosen.cls.dims} spatial axes, the patch {axes}",
+                    f"data set '{chosen.name}' has {chosen.cls.dims} spatial axes, "
+                    f"the patch {axes}",
                     found=list(protocol.patch),
                     fix="--protocol, or -o patch= and -o inference.stride=",
                 )
@@ -276,14 +284,18 @@ class Resolution:
         self.backbone.check_patch(params, protocol.patch)
 
     def _labeled(self, chosen: ChosenDataset, protocol: Protocol) -> int:
-        """Return the number of labeled patients: the one asked for, else the data set's, else the protocol's first."""
+        """Return the number of labeled patients.
+
+        It is the one asked for, else the data set's, else the first of the protocol's.
+        """
         number, origin = self._asked_number(chosen, protocol)
         self.origins[f"labeled.{chosen.name}"] = origin
         size = train_size(chosen, self.request.train_sizes)
         count = labeled_count(number, size, origin)
         if size is not None and count > size:
             raise UsageError(
-                f"labeled: {count} asked for, but '{chosen.name}' has {size} training cases ({origin})",
+                f"labeled: {count} asked for, but '{chosen.name}' has {size} training cases "
+                f"({origin})",
                 fix=f"--labeled N with N from 1 to {size}",
             )
         return count
@@ -400,7 +412,7 @@ def common_protocol(datasets: Sequence[ChosenDataset]) -> str:
 
 
 def described(datasets: Sequence[ChosenDataset]) -> str:
-    """Return ``data set la`` or ``data sets la, acdc``, the origin of a protocol that was not asked for."""
+    """Return who chose a protocol that was not asked for, such as ``data sets la, acdc``."""
     if len({chosen.protocol for chosen in datasets}) == 1:
         return f"data set {datasets[0].name}"
     return f"data sets {', '.join(chosen.name for chosen in datasets)}"
@@ -431,7 +443,8 @@ def _share_of(text: str, asked: str | int, size: int | None, origin: str) -> int
             f"labeled: the size of the training list is not known yet, got {asked!r} ({origin})",
             fix="prepare the data first, or give a number of cases",
         )
-    # Rounded down: 5 % of 70 are the published 3. A written share may miss a whole case by rounding (33.3333333333%).
+    # Rounded down, because 5 % of 70 are the published 3. A share such as 33.3333333333% misses a
+    # whole case by its own rounding only.
     tolerance = Fraction(1, 10**9)
     return max(1, int(size * Fraction(number) / 100 + tolerance))
 
@@ -444,7 +457,7 @@ def _wrong_count(asked: str | int, origin: str) -> UsageError:
 
 
 def train_size(chosen: ChosenDataset, sizes: TrainSizes | None) -> int | None:
-    """Return the number of training patients, None where it is not known before the data are prepared."""
+    """Return the number of training patients, None if it is known only after preparation."""
     if sizes is not None:
         return sizes(chosen.name) if callable(sizes) else sizes[chosen.name]
     try:

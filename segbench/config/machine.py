@@ -36,7 +36,7 @@ class Cadence(Strict):
     )
 
     def due(self, completed: int, since: float) -> bool:
-        """Return whether to save after ``completed`` steps, ``since`` seconds after the last save."""
+        """Return whether to save after ``completed`` steps and ``since`` seconds without a save."""
         if self.steps and completed % self.steps == 0:
             return True
         return bool(self.seconds and since >= self.seconds)
@@ -215,7 +215,7 @@ def _from_flags(flags: Mapping[str, Any]) -> Layer:
 
 
 def _decides_numbers(key: str) -> bool:
-    """Return whether ``key`` is or contains a protocol key or a flag, such as ``lr`` or ``optim``."""
+    """Return whether ``key`` is, or is part of, a protocol key or a flag (``lr``, ``optim``)."""
     names = {*FLAGS, "seeds", "params"}
     for dotted in protocol_keys():
         first_part = dotted.partition(".")[0]

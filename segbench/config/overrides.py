@@ -15,6 +15,7 @@ from segbench.errors import PluginError, UsageError
 
 __all__ = ["Keys", "Value", "parse_overrides"]
 
+# Set with --NAME, never with -o.
 FLAGS = (
     "method",
     "dataset",
@@ -24,7 +25,7 @@ FLAGS = (
     "seed",
     "draw",
     "unlabeled",
-)  # set with --NAME, never with -o
+)
 NOT_SETTABLE = (
     "name",
     "version",
@@ -52,7 +53,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Keys:
-    """All keys of one experiment: the method's by name, the backbone's as ``backbone.NAME``, the protocol's dotted."""
+    """All keys of one experiment.
+
+    Keys of the method are plain names, those of the backbone ``backbone.NAME``, and those of the
+    protocol dotted as in its file.
+    """
 
     method_name: str
     method: Mapping[str, FieldInfo]
@@ -69,7 +74,8 @@ class Keys:
         fields = method.Params.model_fields
         for name in sorted(fields.keys() & {*Protocol.model_fields, *FLAGS}):
             raise PluginError(
-                f"parameter '{name}' of method '{method.name}' has the name of a protocol key or a flag",
+                f"parameter '{name}' of method '{method.name}' "
+                "has the name of a protocol key or a flag",
                 fix="rename the parameter",
             )
         own = {f"backbone.{name}": field for name, field in backbone.Params.model_fields.items()}
@@ -89,7 +95,8 @@ class Keys:
                 raise UsageError(f"'{key}' is no parameter ({value.origin})", fix=f"--{key} VALUE")
             close = suggest(key, known)
             raise UsageError(
-                f"unknown parameter '{key}' of method '{self.method_name}'.{close} ({value.origin})",
+                f"unknown parameter '{key}' of method '{self.method_name}'.{close} "
+                f"({value.origin})",
                 expected=None if close else "one of " + ", ".join(known),
                 fix=f"segbench describe method {self.method_name}",
             )
@@ -99,8 +106,10 @@ class Keys:
         values: dict[str, Value] = {}
         for key, value in (params or {}).items():
             origin = where.get(key) or "suite"
-            nested = isinstance(value, Mapping) and key not in self.method
-            for dotted, single in (flatten({key: value}) if nested else {key: value}).items():
+            entry = {key: value}
+            if key not in self.method:
+                entry = flatten(entry)
+            for dotted, single in entry.items():
                 values[dotted] = Value(single, origin)
         return values
 

@@ -1,4 +1,4 @@
-"""Protocols: everything that comparable runs share. Named, versioned files in ``benchmarks/protocols``."""
+"""Protocols: what comparable runs share. Named, versioned files in ``benchmarks/protocols``."""
 
 from __future__ import annotations
 
@@ -29,16 +29,15 @@ SPEED_KEYS = frozenset({"inference.batch"})  # keys that decide speed and memory
 
 Edge = tuple[int, ...]
 Factor = Annotated[int, Field(ge=1, le=8)]
-Position = Literal[
-    "random", "center", "zoom"
-]  # zoom: the whole image, resized by the nearest neighbor
+# zoom: the whole image, resized by the nearest neighbor
+Position = Literal["random", "center", "zoom"]
 
 
 class BatchSize(Strict):
     """Items of one batch."""
 
-    labeled: int = Field(default=2, ge=1, le=1024, description="labeled patches a batch")
-    unlabeled: int = Field(default=2, ge=0, le=1024, description="unlabeled patches a batch")
+    labeled: int = Field(default=2, ge=1, le=1024, description="labeled patches per batch")
+    unlabeled: int = Field(default=2, ge=0, le=1024, description="unlabeled patches per batch")
 
 
 class Crop(Strict):
@@ -79,7 +78,10 @@ class BackboneChoice(Strict):
 
 
 class Protocol(Strict):
-    """One way to train and evaluate. ``labeled``, ``methods`` and ``backbone`` are defaults that a user may overrule."""
+    """One way to train and evaluate.
+
+    ``labeled``, ``methods`` and ``backbone`` are defaults that a user may overrule.
+    """
 
     name: str = Field(min_length=1, description="the file's stem")
     version: int = Field(1, ge=1, description="raised whenever a value changes")
@@ -95,14 +97,16 @@ class Protocol(Strict):
     crop: Crop = Field(default_factory=Crop)
     augment: Literal["none", "mirror", "turn"] = Field(
         "none",
-        description="mirror: quarter turn and mirror in plane; turn: that, or a rotation by up to 20 degrees",
+        description="mirror: quarter turn and mirror in plane; "
+        "turn: that, or a rotation by up to 20 degrees",
     )
     datasets: tuple[str, ...] = Field(
         (), description="used when exactly these are named together and no protocol is"
     )
     downsample: Factor | dict[str, tuple[Factor, ...]] = Field(
         1,
-        description="volumes are reduced by this factor first, or by factors per axis for each data set named",
+        description="volumes are reduced by this factor first, "
+        "or by factors per axis for each data set named",
     )
     sampling: Literal["proportional", "balanced"] = Field(
         "proportional", description="of data sets in joint training"
@@ -111,7 +115,7 @@ class Protocol(Strict):
     backbone: BackboneChoice = Field(default_factory=BackboneChoice)
     methods: dict[str, dict[str, Any]] = Field(
         {},
-        description="parameters of methods under this protocol, where they differ from the defaults",
+        description="parameters of methods, where they differ from the methods' defaults",
     )
     labeled: tuple[int, ...] = Field((), description="usual numbers of labeled cases")
     selection: Literal["last", "validation"] = Field(
@@ -127,7 +131,7 @@ class Protocol(Strict):
 
     @property
     def least(self) -> Edge | None:
-        """The size to which smaller volumes are padded; None where every slice is resized to the patch."""
+        """The size to which smaller volumes are padded; None if slices are resized to the patch."""
         return None if self.crop.labeled == "zoom" else self.patch
 
     @model_validator(mode="after")
@@ -148,7 +152,8 @@ class Protocol(Strict):
             for factors in self.downsample.values():
                 if len(factors) != axes:
                     raise ValueError(
-                        f"downsample: expected {axes} factors for each data set, got {self.downsample}"
+                        f"downsample: expected {axes} factors for each data set, "
+                        f"got {self.downsample}"
                     )
         return self
 
@@ -200,7 +205,7 @@ class Protocol(Strict):
 
 
 def _files() -> dict[str, Path]:
-    """Return the protocol files by name, in all plug-in folders (built in, then ``SEGBENCH_PATH``)."""
+    """Return the protocol files by name: the built-in ones, then those of ``SEGBENCH_PATH``."""
     found: dict[str, Path] = {}
     for root in importlib.import_module("segbench").__path__:
         for file in sorted((Path(root) / "benchmarks" / "protocols").glob("*.yaml")):
@@ -230,25 +235,42 @@ def load_protocol(name_or_path: str | Path) -> Protocol:
     """Return a protocol by its name, or from a ``.yaml`` file.
 
     Raises:
-        UsageError: no such protocol, a key or value is wrong, or a file's ``name`` is not its stem or is taken.
+        UsageError: no such protocol, a key or value is wrong, or a file's ``name`` is not its stem
+            or is taken.
     """
     return read_protocol(name_or_path)[0]
 
 
 def read_protocol(name_or_path: str | Path) -> tuple[Protocol, dict[str, str]]:
-    """Return a protocol and the origin of each key: ``protocol la``, ``mine.yaml:14`` or ``default``."""
+    """Return a protocol and who set each key: ``protocol la``, ``mine.yaml:14`` or ``default``."""
     known = _files()
     text = str(name_or_path)
-    by_path = text.endswith((".yaml", ".yml"))
-    name = Path(text).stem if by_path else text.replace("-", "_") if text not in known else text
-    file = Path(text) if by_path else known.get(name) or known.get(name.replace("_", "-"))
-    if file is None:
-        raise unknown(
-            "protocol",
-            text,
-            known,
-            fix="segbench list protocols, or give a file: --protocol ./mine.yaml",
-        )
+    if text.endswith((".yaml", ".yml")):
+        file = Path(text)
+        document, protocol = _parsed(file)
+        _require_free_name(protocol, file, known)
+        shown_name = ""
+    else:
+        document, protocol = _parsed(_file_of(text, known))
+        shown_name = protocol.name
+    origins = {key: _origin(key, document, shown_name) for key in leaves(Protocol)}
+    return protocol, origins
+
+
+def _file_of(name: str, known: dict[str, Path]) -> Path:
+    """Return the file of a protocol; ``-`` and ``_`` are the same in its name."""
+    for spelling in (name, name.replace("-", "_"), name.replace("_", "-")):
+        if spelling in known:
+            return known[spelling]
+    raise unknown(
+        "protocol",
+        name,
+        known,
+        fix="segbench list protocols, or give a file: --protocol ./mine.yaml",
+    )
+
+
+def _parsed(file: Path) -> tuple[Document, Protocol]:
     document = load_yaml(file)
     protocol = validate(Protocol, document, lambda key: document.where(*key.split(".")))
     if protocol.name != file.stem:
@@ -258,24 +280,24 @@ def read_protocol(name_or_path: str | Path) -> tuple[Protocol, dict[str, str]]:
             found=protocol.name,
             expected=file.stem,
         )
-    if (
-        by_path
-        and name in known
-        and known[name] != file.resolve()
-        and protocol != load_protocol(name)
-    ):
-        raise UsageError(
-            f"'{name}' is the name of another protocol: the results would be mixed up",
-            where=file,
-            found=known[name],
-            fix="rename the file and the name in it",
-        )
-    return protocol, {
-        key: _origin(key, document, "" if by_path else protocol.name) for key in leaves(Protocol)
-    }
+    return document, protocol
+
+
+def _require_free_name(protocol: Protocol, file: Path, known: dict[str, Path]) -> None:
+    """Refuse a file that has the name of a known protocol and other content."""
+    other = known.get(protocol.name)
+    if other is None or other == file.resolve() or protocol == load_protocol(protocol.name):
+        return
+    raise UsageError(
+        f"'{protocol.name}' is the name of another protocol: the results would be mixed up",
+        where=file,
+        found=other,
+        fix="rename the file and the name in it",
+    )
 
 
 def _origin(key: str, document: Document, name: str) -> str:
+    """Return who set a key: the protocol ``name``, or a line of the file if it has no name."""
     place: Any = document
     for part in key.split("."):
         if not isinstance(place, dict) or part not in place:

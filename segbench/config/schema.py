@@ -1,4 +1,7 @@
-"""Validation with pydantic models, with messages that name the key, what was expected, the value and who set it."""
+"""Validation with pydantic models.
+
+Messages name the key, what was expected, the value and who set it.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ def validate(
 ) -> M:
     """Return ``data`` as a ``model`` whose values all have the declared types, also the defaults.
 
-    Nothing is guessed: text is never read as a number, nor 1 as true. ``origin`` returns where a dotted key, with
-    ``prefix``, was set.
+    Nothing is guessed: text is never read as a number, nor 1 as true. ``origin`` returns where a
+    dotted key, with ``prefix``, was set.
 
     Raises:
         UsageError: ``lr: expected float > 0, got 'abc' (suite.yaml:12)``, one line per fault.
@@ -108,7 +111,10 @@ def _is_model(annotation: Any) -> bool:
 
 
 def describe(field: FieldInfo) -> str:
-    """Return a field's type and range in words: ``float > 0``, ``int in [0, 4)``, ``one of random, center``."""
+    """Return a field's type and range in words.
+
+    For example ``float > 0``, ``int in [0, 4)`` or ``one of random, center``.
+    """
     if any(getattr(meta, "pattern", None) for meta in field.metadata):
         return field.description or "text"
     return _with_bounds(_type(field.annotation), field.metadata)
@@ -120,8 +126,8 @@ def _with_bounds(text: str, metadata: Iterable[Any]) -> str:
         for sign in _SIGNS:
             if hasattr(meta, sign):
                 bounds[sign] = getattr(meta, sign)
-    low = "gt" if "gt" in bounds else "ge" if "ge" in bounds else ""
-    high = "lt" if "lt" in bounds else "le" if "le" in bounds else ""
+    low = next((sign for sign in ("gt", "ge") if sign in bounds), "")
+    high = next((sign for sign in ("lt", "le") if sign in bounds), "")
     if low and high:
         opening = "(" if low == "gt" else "["
         closing = ")" if high == "lt" else "]"
@@ -156,7 +162,10 @@ def _type(annotation: Any) -> str:
 
 
 def suggest(key: str, known: Mapping[str, FieldInfo] | Iterable[str]) -> str:
-    """Return ``" Did you mean 'decay' (float in [0, 1), default 0.99)?"`` for the nearest known key, or nothing."""
+    """Return a question that names the nearest known key, or an empty text.
+
+    For example ``" Did you mean 'decay' (float in [0, 1), default 0.99)?"``.
+    """
     close = _closest(key, list(known))
     if close is None:
         return ""
@@ -170,7 +179,10 @@ def suggest(key: str, known: Mapping[str, FieldInfo] | Iterable[str]) -> str:
 
 
 def _closest(key: str, names: list[str]) -> str | None:
-    """Return the most similar name; the last part of a dotted name counts too, so that 'lr' finds 'optim.lr'."""
+    """Return the most similar name.
+
+    The last part of a dotted name counts too, so that 'lr' finds 'optim.lr'.
+    """
     wanted = key.lower()
     close = difflib.get_close_matches(wanted, names, n=1, cutoff=0.6)
     if close:

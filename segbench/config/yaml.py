@@ -1,8 +1,9 @@
 """Strict YAML, without surprises.
 
-Plain scalars follow YAML 1.2's core schema: ``1e-4`` is a number, and ``no``, ``010`` and ``12:30:45`` are text (which is
-refused where a number is expected). Refused with file, line and column: duplicate keys, keys that are not text,
-anchors, aliases, tags, tabs, NaN and infinity, nesting deeper than 20, files over 1 MB.
+Plain scalars follow YAML 1.2's core schema: ``1e-4`` is a number, and ``no``, ``010`` and
+``12:30:45`` are text (which is refused where a number is expected). Refused with file, line and
+column: duplicate keys, keys that are not text, anchors, aliases, tags, tabs, NaN and infinity,
+nesting deeper than 20, files over 1 MB.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _EDGES = re.compile(r"[0-9]+(?:[x×][0-9]+)+")
 
 
 class Document(dict[str, Any]):
-    """A file's top-level mapping of plain dicts, lists and scalars; ``where`` returns the place of a value."""
+    """A file's top-level mapping of dicts, lists and scalars, with the place of each value."""
 
     def __init__(
         self, values: dict[str, Any], file: str, marks: dict[tuple[str | int, ...], tuple[int, int]]
@@ -215,8 +216,8 @@ def _plain(text: str, where: str) -> Any:
 def parse_scalar(text: str, where: str = "-o") -> Any:
     """Return the value of ``-o key=value``.
 
-    Scalars are read as in YAML files. ``96x96x64``, ``96,96,64`` and ``[96, 96, 64]`` are lists, and ``8,`` is a list of one
-    number. Anything in quotes is text.
+    Scalars are read as in YAML files. ``96x96x64``, ``96,96,64`` and ``[96, 96, 64]`` are lists,
+    and ``8,`` is a list of one number. Anything in quotes is text.
     """
     text = text.strip()
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "'\"":
@@ -260,7 +261,7 @@ _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def dump_yaml(obj: Any) -> str:
-    """Return text that ``load_yaml`` reads back identically (tuples as lists). Keys keep their order.
+    """Return text that ``load_yaml`` reads back, with tuples as lists. Keys keep their order.
 
     Raises:
         ValueError: a number is not finite.

@@ -1,4 +1,7 @@
-"""Local execution of a suite: slots, one process per run, GPUs shared out. The run directories are the only state."""
+"""Local execution of a suite: several runs at a time, each in a process of its own.
+
+The run directories are the only state.
+"""
 
 from __future__ import annotations
 
@@ -60,10 +63,11 @@ def run_all(
     report: Callable[[Outcome], None],
     main: Main,
 ) -> list[Outcome]:
-    """Execute the runs that are not finished, ``slots`` at a time; a failed one does not stop the others.
+    """Execute the runs that are not finished, ``slots`` at a time.
 
-    ``main`` runs a command in this process. On Linux, runs on the CPU are forked off this process, which saves each of
-    them the seconds that importing torch takes; elsewhere every run starts a new interpreter.
+    A failed run does not stop the others. ``main`` runs a command in this process. On Linux, runs
+    on the CPU are forked off this process, which saves each of them the seconds that importing
+    torch takes; elsewhere every run starts a new interpreter.
 
     Raises:
         Interrupted: stopped by a signal; the running ones have saved and can be resumed.
@@ -185,7 +189,7 @@ class ForkedCommand:
         os._exit(code)
 
     def poll(self) -> int | None:
-        """Return the exit code, None while the process is running; negative after a signal, as in subprocess."""
+        """Return the exit code, as ``subprocess.Popen`` does: None while the process is running."""
         self.returncode = self._process.exitcode
         return self.returncode
 
@@ -206,7 +210,7 @@ def _gpus() -> list[str]:
 
 @contextmanager
 def _forwarded_signals(jobs: list[Job]) -> Iterator[list[int]]:
-    """Pass signals on to the running processes, which save and leave; yields the signals received."""
+    """Pass signals on to the running processes, which save and exit; yield those received."""
     received: list[int] = []
 
     def handle(number: int, frame: object) -> None:

@@ -21,7 +21,7 @@ DEFAULT = "default"
 
 
 class Matrix(Strict):
-    """Choices; every combination is a run (a joint method's combination covers all data sets of one entry)."""
+    """Choices. Every combination is a run; a joint method trains on all data sets of one entry."""
 
     method: tuple[str, ...] = Field(min_length=1, description="registered names")
     dataset: tuple[str, ...] = Field(
@@ -59,8 +59,8 @@ class Suite(Strict):
     )
     reference: str | None = Field(
         None,
-        description="a supervised method; adds it, the oracle (it with all labels), and every other method "
-        "without unlabeled images",
+        description="a supervised method; adds it, the oracle (it with all labels), "
+        "and every other method without unlabeled images",
     )
     params: dict[str, dict[str, Any]] = Field(
         {}, description="of a method, where they differ from its defaults"
@@ -143,7 +143,7 @@ def load_suite(path: Path) -> tuple[Suite, Document]:
 
 
 def choices(suite: Suite) -> Iterator[Choice]:
-    """Yield all combinations, replicates and seeds outermost, so that every method has its first result early."""
+    """Yield all combinations, seed after seed, so that every method has its first result early."""
     seen = set()
     for choice in _all_choices(suite):
         if choice in seen or any(_fits(rule, choice) for rule in suite.exclude):
@@ -180,7 +180,10 @@ def expand(
     train_sizes: Any,
     labels: Any = None,
 ) -> list[Experiment]:
-    """Return the experiments of one combination: several where a single-task method meets several data sets."""
+    """Return the experiments of one combination.
+
+    A method that is not joint has one for each data set.
+    """
     params = suite.params.get(choice.method, {})
     return resolve(
         choice.method,

@@ -1,4 +1,4 @@
-"""Resolution with made-up plug-ins: precedence, overrides, data sets, labeled counts, and the identity of a run."""
+"""Resolution with made-up plug-ins: precedence, overrides, data sets, counts, and identity."""
 
 import itertools
 import json
@@ -13,7 +13,8 @@ from segbench.identity.run_id import run_id, science
 
 PLUGINS = """
 from typing import Literal
-from segbench import Backbone, BackboneParams, Dataset, Field, Method, MethodParams, Split, backbone, dataset, method
+from segbench import Backbone, BackboneParams, Dataset, Field, Method, MethodParams, Split
+from segbench import backbone, dataset, method
 
 @method("fake_solo")
 class Solo(Method):
@@ -294,7 +295,8 @@ def test_lists_and_floats_take_their_declared_types():
 WRONG = [
     (
         "decai=1",
-        r"unknown parameter 'decai' of method 'fake_solo'. Did you mean 'decay' \(float in \[0, 1\), default",
+        r"unknown parameter 'decai' of method 'fake_solo'. "
+        r"Did you mean 'decay' \(float in \[0, 1\), default",
     ),
     ("lr=0.1", r"Did you mean 'optim.lr' \(float > 0, default 0.01\)"),
     ("pathc=8,8,8", r"Did you mean 'patch' \(list of int\)"),

@@ -151,7 +151,10 @@ def test_a_user_s_folder_adds_protocols_but_replaces_none(tmp_path):
     folder = tmp_path / "benchmarks/protocols"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("name: mine\n" + SMALL)
-    code = "from segbench.config import *; print(*protocol_names()); print(load_protocol('mine').steps)"
+    code = (
+        "from segbench.config import *; print(*protocol_names()); "
+        "print(load_protocol('mine').steps)"
+    )
     run = {
         "env": {"SEGBENCH_PATH": str(tmp_path), "PYTHONPATH": str(ROOT)},
         "capture_output": True,

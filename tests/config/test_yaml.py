@@ -1,4 +1,4 @@
-"""The strict loader: a table of what is read as what, a table of what is refused, and the way back."""
+"""The strict loader: what is read as what, what is refused, and writing."""
 
 import os
 
