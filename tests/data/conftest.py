@@ -102,7 +102,7 @@ def toy(tmp_path) -> Toy:
     return Toy(tmp_path)
 
 
-def _write_dicom(
+def _write_dicom(  # noqa: PLR0913 - one argument per DICOM field that a test sets
     folder: Path, array: np.ndarray, spacing, origin, *, slope=1.0, intercept=0.0, uid=None, first=1
 ) -> Path:
     """A series ``folder/study/series/1-NNN.dcm`` of (columns, rows, slices) int16, slices numbered from ``first``.
