@@ -10,6 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from helpers import grid, near
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -22,10 +23,6 @@ from segbench.training.plan import stages
 bcp = import_module(get("method", "bcp").cls.__module__)
 PANCREAS = {"norm": "instance", "dropout": 0.0}
 HEADS = 8452  # learnable numbers of the official network's unused heads
-
-
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def build(network=None, size=(32, 32, 32), classes=2, **params) -> nn.Module:
@@ -53,10 +50,6 @@ def fill(network: nn.Module) -> nn.Module:
                 )
             p.copy_(wave.view_as(p))
     return network
-
-
-def grid(*shape: int) -> list[Tensor]:
-    return torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in shape), indexing="ij")
 
 
 def images(n: int, phase: float) -> Tensor:

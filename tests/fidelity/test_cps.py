@@ -9,7 +9,8 @@ from math import sqrt
 
 import pytest
 import torch
-from torch import Tensor, nn
+from helpers import Table, near, wave
+from torch import nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
@@ -19,29 +20,9 @@ cps = importlib.import_module(get("method", "cps").cls.__module__)
 RULES = (nn.init.kaiming_normal_, nn.init.xavier_normal_)
 
 
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
-def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (size * torch.sin(a * n + b)).view(shape)
-
-
 Z1, Z2 = wave((4, 2, 4, 4, 4), 0.37, 0.2, 2), wave((4, 2, 4, 4, 4), 0.41, 0.9, 2)
 Y = (wave((4, 4, 4, 4), 0.91, 0.4, 1) > 0.25).long()
 BATCH = Batch(torch.zeros(2, 1, 4, 4, 4), Y[:2], torch.zeros(2, 1, 4, 4, 4), torch.zeros(4).long())
-
-
-class Table(nn.Module):
-    """A network whose answer is a parameter, whatever it is shown."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.logits
 
 
 def build(network=None, setting=None, **params) -> nn.Module:

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from helpers import BALL, near, wave
 from torch import Tensor, nn
 
 from segbench import Batch, Clock
@@ -16,27 +17,9 @@ from segbench.nn.distance import signed_distance
 from segbench.registry import get
 
 SHAPE = (14, 15, 16)
-BALL = (
-    sum(
-        (x - c) ** 2
-        for x, c in zip(
-            torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"), (6, 7, 8), strict=True
-        )
-    )
-    <= 16
-)
 BATCH = Batch(
     torch.zeros(1, 1, *SHAPE), BALL[None].long(), torch.zeros(1, 1, *SHAPE), torch.zeros(2).long()
 )
-
-
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
-def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (size * torch.sin(a * n + b)).view(shape)
 
 
 class Pair(nn.Module):

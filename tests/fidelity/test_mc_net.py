@@ -7,6 +7,7 @@ import importlib
 
 import pytest
 import torch
+from helpers import grid, near, wave_fill
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -19,16 +20,8 @@ from segbench.registry import get
 SHAPE = (3, 3, 3)
 
 
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
 def module():
     return importlib.import_module("segbench.methods.mc_net")
-
-
-def grid(*shape: int) -> list[Tensor]:
-    return torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in shape), indexing="ij")
 
 
 class Table(nn.Module):
@@ -169,17 +162,6 @@ def images(n: int, phase: float) -> Tensor:
 def balls(n: int) -> Tensor:
     b, i, j, k = grid(n, 32, 32, 32)
     return ((i - 8 - 2 * b) ** 2 + (j - 10 - b) ** 2 + (k - 12 - b) ** 2 <= 49).long()
-
-
-def wave_fill(model: nn.Module) -> None:
-    for t, (key, tensor) in enumerate(model.named_parameters()):
-        k = torch.arange(1, tensor.numel() + 1, dtype=torch.float64).view(tensor.shape)
-        if key.endswith("bias"):
-            tensor.data = 0.1 * torch.cos(0.53 * k + t)
-        elif tensor.ndim > 1:
-            tensor.data = torch.sin(0.37 * k + t) / (tensor.numel() / len(tensor)) ** 0.5
-        else:
-            tensor.data = 1 + 0.1 * torch.sin(k + t)
 
 
 @pytest.mark.parametrize(

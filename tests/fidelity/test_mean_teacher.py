@@ -5,32 +5,13 @@ The 3-D U-Net and the sliding window are tested with the backbone and with infer
 
 import pytest
 import torch
-from torch import Tensor, nn
+from helpers import Table, near, wave
+from torch import nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
 from segbench.nn.losses import cross_entropy, dice, dice_ce, squared_error
 from segbench.registry import get
-
-
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
-def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (size * torch.sin(a * n + b)).view(shape)
-
-
-class Table(nn.Module):
-    """A network whose answer is a parameter, whatever it is shown."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.logits * (1 + 0 * image.sum())
 
 
 def build(**params) -> nn.Module:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers import BALL, near, wave
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim, Phase
@@ -17,25 +18,7 @@ from segbench.registry import get
 from segbench.training.step import make_optimizer
 
 SHAPE = (14, 15, 16)
-BALL = (
-    sum(
-        (x - c) ** 2
-        for x, c in zip(
-            torch.meshgrid(*map(torch.arange, SHAPE), indexing="ij"), (6, 7, 8), strict=True
-        )
-    )
-    <= 16
-)
 VERDICTS = [[0.3, -0.2], [1.1, 0.4], [-0.5, 0.9], [0.2, 0.1]]
-
-
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
-def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (size * torch.sin(a * n + b)).view(shape)
 
 
 def hash_fill(model: nn.Module, rename=lambda key: key) -> None:

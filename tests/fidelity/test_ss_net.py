@@ -8,6 +8,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import grid, near, wave_fill
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -17,16 +18,8 @@ from segbench.registry import get
 END = Clock(5999, 6000)
 
 
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
 def module():
     return importlib.import_module("segbench.methods.ss_net")
-
-
-def grid(*shape: int) -> list[Tensor]:
-    return torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in shape), indexing="ij")
 
 
 def images(n: int, phase: float, edge: int = 32) -> Tensor:
@@ -43,17 +36,6 @@ def start(n: int, edge: int) -> Tensor:
     """The random perturbation's direction, of values in [-0.5, 0.5]."""
     b, i, j, k = grid(n, edge, edge, edge)
     return 0.5 * torch.sin(1.3 * i + 0.9 * j + 2.1 * k + 0.4 + b)[:, None]
-
-
-def wave_fill(model: nn.Module) -> None:
-    for t, (key, tensor) in enumerate(model.named_parameters()):
-        k = torch.arange(1, tensor.numel() + 1, dtype=torch.float64).view(tensor.shape)
-        if key.endswith("bias"):
-            tensor.data = 0.1 * torch.cos(0.53 * k + t)
-        elif tensor.ndim > 1:
-            tensor.data = torch.sin(0.37 * k + t) / (tensor.numel() / len(tensor)) ** 0.5
-        else:
-            tensor.data = 1 + 0.1 * torch.sin(k + t)
 
 
 def build(network=None, classes: int = 2, dims: int = 3, **params) -> nn.Module:

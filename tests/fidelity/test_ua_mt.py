@@ -5,6 +5,7 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from helpers import near, wave
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -16,16 +17,6 @@ from segbench.nn.losses import cross_entropy, dice, dice_ce, squared_error
 from segbench.nn.ops import Ema, entropy
 from segbench.registry import get
 from segbench.training.step import make_optimizer
-
-
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
-def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (size * torch.sin(a * n + b)).view(shape)
-
 
 Z = wave((4, 2, 4, 4, 4), 0.37, 0.2, 2)
 TARGET = wave((2, 2, 4, 4, 4), 0.53, 1.1, 2)

@@ -7,6 +7,7 @@ import importlib
 
 import pytest
 import torch
+from helpers import near, wave
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -15,15 +16,6 @@ from segbench.nn.losses import cross_entropy, dice
 from segbench.registry import get
 
 urpc = importlib.import_module(get("method", "urpc").cls.__module__)
-
-
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
-
-
-def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
-    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return (size * torch.sin(a * n + b)).view(shape)
 
 
 Z = [

@@ -10,6 +10,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers import grid, near
 from torch import Tensor
 
 from segbench import Batch, Clock
@@ -22,10 +23,6 @@ VARIANT = {"norm": "instance", "last_block": False, "first_skip": False, "dropou
 
 
 NORM_WEIGHTS = (56, 60)  # places of the two batch normalizations' scales among the 64 tensors
-
-
-def near(value: float, digits: int = 6):
-    return pytest.approx(value, abs=0.51 * 10**-digits)
 
 
 def build(tasks: int = 4, **params) -> torch.nn.Module:
@@ -54,10 +51,6 @@ def fill(model: torch.nn.Module) -> torch.nn.Module:
 
 def parameters(model: torch.nn.Module) -> list[Tensor]:
     return [*model.backbone.parameters(), *model.head.parameters()]
-
-
-def grid(*shape: int) -> list[Tensor]:
-    return torch.meshgrid(*(torch.arange(s, dtype=torch.float64) for s in shape), indexing="ij")
 
 
 def images(n: int, phase: float) -> Tensor:
