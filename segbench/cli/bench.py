@@ -109,9 +109,14 @@ def run_suite(
 def _show(
     settings: Settings, runs: list[Prepared], problems: list[SegbenchError], status: str
 ) -> None:
+    from segbench.suites.estimate import remaining_seconds
+
     states = {run.run_id: run.folder.state for run in runs}
     state_counts = Counter(states.values())
     counts = {state: state_counts[state] for state in MARKS}
+    finished = [run for run in runs if states[run.run_id] == "done"]
+    unfinished = [run for run in runs if states[run.run_id] != "done"]
+    seconds = remaining_seconds(finished, unfinished)
     documents = [
         {"run_id": run.run_id, "dir": str(run.folder.path), "state": states[run.run_id]}
         for run in runs
@@ -120,21 +125,28 @@ def _show(
         {
             "status": status,
             "counts": counts,
+            "remaining_seconds": seconds,
             "cannot_start": [problem.to_dict() for problem in problems],
             "runs": documents,
         },
-        _state_lines(runs, states, counts),
+        _state_lines(runs, states, counts, seconds),
     )
 
 
 def _state_lines(
-    runs: list[Prepared], states: dict[str, str], counts: dict[str, int]
+    runs: list[Prepared],
+    states: dict[str, str],
+    counts: dict[str, int],
+    remaining: float | None,
 ) -> Iterator[str]:
     """Return the number of runs in each state, and a table of methods against settings."""
     from segbench.cli.suites import row_name
 
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     yield f"{len(runs)} runs: {', '.join(parts)}"
+    if remaining:
+        minutes = max(1, round(remaining / 60))
+        yield f"about {minutes} minutes of one CPU core or GPU are left"
 
     cells: dict[tuple[str, str], list[str]] = {}
     for run in runs:

@@ -35,6 +35,9 @@ NOT_SETTABLE = (
     "datasets",
     "backbone.name",
     "backbone.params",
+    "expected.oracle",
+    "expected.supervised",
+    "expected.seconds",
 )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "BackboneChoice",
     "BatchSize",
     "Crop",
+    "Expected",
     "Inference",
     "Optim",
     "Protocol",
@@ -77,6 +78,23 @@ class BackboneChoice(Strict):
     )
 
 
+class Expected(Strict):
+    """What unmodified runs of a protocol reached when it was made. It changes no run."""
+
+    oracle: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="mean Dice in % of supervised training on all labels",
+    )
+    supervised: float | None = Field(
+        default=None, ge=0, le=100, description="mean Dice in % on the usual number of labels"
+    )
+    seconds: float | None = Field(
+        default=None, gt=0, description="CPU seconds of a training, mean over the methods"
+    )
+
+
 class Protocol(Strict):
     """One way to train and evaluate.
 
@@ -128,6 +146,7 @@ class Protocol(Strict):
         False, description="keep only the largest component of each class"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
+    expected: Expected = Field(default_factory=Expected)
 
     @property
     def least(self) -> Edge | None:

@@ -10,8 +10,8 @@ from typing import Any
 from segbench.config.experiment import Experiment
 from segbench.identity.engine import ENGINE
 
-# Parts of a protocol that are titles, or choices the experiment makes itself.
-NOT_PART_OF_IDENTITY = {"title", "labeled", "methods", "backbone", "datasets"}
+# Parts of a protocol that describe it, or choices the experiment makes itself.
+NOT_PART_OF_IDENTITY = {"title", "labeled", "methods", "backbone", "datasets", "expected"}
 
 
 def science(

@@ -50,6 +50,7 @@ def test_a_failing_run_does_not_stop_the_rest_and_repeating_is_safe(lab):
     assert len(measured) == 4 and all(json.loads(m.read_bytes())["gap"] >= 0 for m in measured)
     status = json.loads(lab.cli(*plugin, "bench", "status", "mine.yaml", "--json").stdout)
     assert status["counts"] == {"done": 4, "half-done": 0, "failed": 1, "to do": 0}
+    assert status["remaining_seconds"] is None  # no run of the broken method has finished
     again = lab.cli(*plugin, "bench", "run", "mine.yaml")
     assert again.returncode == 5 and "4 already done" in again.stderr
 
@@ -182,3 +183,61 @@ def test_without_unlabeled_images_no_other_image_is_read(lab, monkeypatch):
     assert seen == [{"tiny": ("case0", "case1")}]
     assert result["unlabeled"] == "labeled"
     assert run.run_id != lab.prepared("mean_teacher", steps=2).run_id
+
+
+def test_the_remaining_time_is_estimated(lab):
+    text = SUITE.replace(", broken_method]", "]").partition("exclude")[0]
+    protocol = (PLUGINS / "tiny.yaml").read_text().replace("name: tiny", "name: timed")
+    (lab.folder / "timed.yaml").write_text(f"{protocol}\nexpected: {{seconds: 90}}\n")
+    (lab.folder / "mine.yaml").write_text(text.replace(str(PLUGINS / "tiny.yaml"), "timed.yaml"))
+    before = lab.call("bench", "plan", "mine.yaml")
+    assert "4 runs: 4 to do" in before.stdout, before.stderr
+    assert "about 6 minutes of one CPU core or GPU are left" in before.stdout
+
+    options = ("--dataset", "tiny", "--protocol", "timed.yaml", "--labeled", "2")
+    trained = lab.call("run", "mean_teacher", *options, "-o", "decay=0.9", "--json")
+    assert trained.returncode == 0, trained.stderr
+    plan = json.loads(lab.call("bench", "plan", "mine.yaml", "--json").stdout)
+    assert plan["counts"]["done"] == 1
+    folder = json.loads(trained.stdout)["dir"]
+    manifest = json.loads((lab.folder / folder / "manifest.json").read_bytes())
+    measured = manifest["train_seconds"] + manifest["evaluation_seconds"]
+    assert plan["remaining_seconds"] == pytest.approx(2 * 90 + measured)
+
+
+KILLED = '''
+import os, signal
+from segbench import Method, method
+
+@method("killed_method")
+class Killed(Method):
+    """Ends its process without a word."""
+    def build(self, network):
+        self.network = network()
+    def loss(self, batch, t):
+        os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+def test_a_killed_run_ends_no_other_and_forks_change_no_number(lab, monkeypatch):
+    """Runs of a suite are forked off one process; a run in an interpreter of its own is equal."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (lab.folder / "killed_method.py").write_text(KILLED)
+    text = SUITE.replace(
+        "[supervised, mean_teacher, broken_method]", "[killed_method, mean_teacher]"
+    )
+    text = text.replace("[2, 3]", "[2]").partition("exclude")[0]
+    (lab.folder / "mine.yaml").write_text(text)
+    suite = lab.cli("--plugin", "killed_method.py", "bench", "run", "mine.yaml", "--json")
+    assert suite.returncode == 5
+    states = [run["state"] for run in json.loads(suite.stdout)["runs"]]
+    assert states == ["to do", "done"]
+
+    forked = lab.folder / json.loads(suite.stdout)["runs"][1]["dir"]
+    assert "Dice" in (forked / "console.log").read_text()
+    options = ("--dataset", "tiny", "--protocol", PLUGINS / "tiny.yaml", "--labeled", "2")
+    alone = lab.cli("--root", "alone", "run", "mean_teacher", *options, "-o", "decay=0.9", "--json")
+    folder = lab.folder / json.loads(alone.stdout)["dir"]
+    for name in ("weights_sha256", "cases_sha256", "run_id"):
+        results = [json.loads((run / "result.json").read_bytes()) for run in (forked, folder)]
+        assert results[0][name] == results[1][name]

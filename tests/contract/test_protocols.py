@@ -1,6 +1,9 @@
 """Every protocol that comes with segbench: complete, frozen, and fit for its backbone."""
 
 import hashlib
+import json
+import statistics
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,8 @@ from segbench import registry
 from segbench.config import load_protocol, protocol_names
 from segbench.config.protocol import SPEED_KEYS
 from segbench.storage import json_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # A changed protocol is another protocol: raise its version and enter the new digest. Old results keep their version.
 FROZEN = {
@@ -28,7 +33,7 @@ FROZEN = {
 
 
 def content_digest(protocol):
-    content = protocol.model_dump(mode="json", exclude={"title", "datasets"})
+    content = protocol.model_dump(mode="json", exclude={"title", "datasets", "expected"})
     for key in SPEED_KEYS:
         outer, inner = key.split(".")
         del content[outer][inner]
@@ -51,3 +56,22 @@ def test_complete(name):
     backbone = registry.get("backbone", protocol.backbone.name).cls
     multiple = backbone.multiple(backbone.Params(**protocol.backbone.params), len(protocol.patch))
     assert not any(p % m for p, m in zip(protocol.patch, multiple, strict=True))
+
+
+def test_phantom2d_expects_what_its_development_runs_reached():
+    """The numbers are those of the runs that were trained with the protocol's own settings."""
+    file = ROOT / "benchmarks" / "results" / "phantom2d-development.json"
+    runs = [run for run in json.loads(file.read_text())["runs"] if not run["settings"]]
+
+    def mean_dice(labeled):
+        dice = []
+        for run in runs:
+            if run["method"] == "supervised" and run["labeled"] == labeled:
+                dice.append(run["dice_at_quarters"][-1])
+        return round(statistics.fmean(dice), 1)
+
+    few_labels = [run["train_cpu_seconds"] for run in runs if run["labeled"] == 4]
+    expected = load_protocol("phantom2d").expected
+    assert expected.oracle == mean_dice(60)
+    assert expected.supervised == mean_dice(4)
+    assert expected.seconds == round(statistics.fmean(few_labels), 1)
