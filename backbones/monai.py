@@ -1,4 +1,4 @@
-"""Networks of MONAI (Cardoso et al., arXiv:2211.02701, Apache-2.0), taken apart into encoder and decoder.
+"""Networks of MONAI (Cardoso et al., arXiv:2211.02701, Apache-2.0), split into encoder and decoder.
 
 ``monai:segresnet``   Myronenko, BrainLes 2018, arXiv:1810.11654
 ``monai:basic_unet``  Falk et al., Nature Methods 2019

@@ -28,7 +28,7 @@ from segbench import Backbone, BackboneParams, Field, backbone
 from segbench.errors import PluginError, UsageError, did_you_mean
 from segbench.nn.blocks import Encoder, EncoderDecoder, Layers
 
-# What some models need to be told before they take images of any size.
+# Options with which some models accept images of any size.
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 EDGE = 448  # of images for dry runs: a multiple of all strides, of 14 too

@@ -42,7 +42,7 @@ class Phase:
 
     ``labeled`` / ``unlabeled``: items a batch; None takes the protocol's numbers, and where no unlabeled items are
     wanted (0) their places go to labeled ones, so that a step costs the same. ``fresh_optimizer``: start the optimizer
-    and its schedule anew.
+    and its schedule again.
     """
 
     name: str = "train"

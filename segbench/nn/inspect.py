@@ -157,7 +157,7 @@ def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
 
 
 def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] | None:
-    """Voxels per axis of the image that one voxel of the bottleneck sees; None where that cannot be told: attention,
+    """Voxels per axis of the image that one voxel of the bottleneck sees; None where it cannot be determined: attention,
     or more than 512 voxels (2048 of an image).
 
     Counted by gradients at random positive weights, with thresholds taken out and maxima made means, so that every

@@ -1,4 +1,4 @@
-"""Networks of MONAI taken apart: maps, features and logits are those of MONAI's own networks for equal weights."""
+"""MONAI's networks, split into encoder and decoder, give the maps and logits of MONAI's own forward pass."""
 
 from __future__ import annotations
 

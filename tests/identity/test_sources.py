@@ -236,7 +236,7 @@ def test_the_engine_is_the_pinned_one():
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("segbench/evaluation/sliding_window.py", "min(j * s, n - p)", "min(j * s, n)"),
+        ("segbench/evaluation/sliding_window.py", "min(number * stride, last)", "number * stride"),
         ("segbench/metrics/components.py", "argmax", "argmin"),
         ("segbench/training/plan.py", "round(", "int("),
     ],

@@ -46,7 +46,7 @@ class Study:
     def __init__(self, root, plugins):
         self.root, self.plugins = root, plugins
 
-    def add(
+    def add(  # noqa: PLR0913 (one argument per property of a run)
         self,
         method,
         seed,
