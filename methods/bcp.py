@@ -1,41 +1,63 @@
-"""BCP: boxes copied between labeled and unlabeled images, both ways; each part is learned from its own label.
+"""BCP: paste boxes between labeled and unlabeled images in both directions.
 
-Bai, Chen, Li, Shen, Wang: Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation, CVPR 2023,
-arXiv:2305.00673. Official code: github.com/DeepMed-Lab-ECNU/BCP, consulted through a written specification; nothing
-copied. It has three pipelines; that of the left atrium (LA) is the default here, and the others are named.
+Bai, Chen, Li, Shen, Wang: Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation,
+CVPR 2023, arXiv:2305.00673. Official code: github.com/DeepMed-Lab-ECNU/BCP. The code was consulted
+through a written specification; nothing was copied.
 
-Paper                      Official code                       Here
-pretraining on labels      2000, then 15 000 steps             the same shares of the run; the places of unlabeled
-                                                               items go to labeled ones (LA: 4 of 8 stay empty)
-both networks start from   best on the test list               the last
-pretrained weights
--                          LA: constant rate, then a fresh     the same, with the protocol's optimizer and, in the
-                           optimizer, a tenth every 2500       second phase, its schedule
-                           steps; pancreas, 2-D: its state is
-                           kept; pancreas: Adam 1e-3
--                          batch 4 + 4 (2-D: 12 + 12): halves  any batch; a pair is the n-th item of each half, the
-                           a and b                             middle item of an odd number is in both halves, shorter
-                                                               halves start over; a sole item is mixed with itself
--                          LA: u_a goes into x_a, x_b into     as LA
-                           u_b; pancreas: x_b into u_a, u_b
-                           into x_a
--                          pancreas: nothing is shuffled, so   shuffled batches, random crops where the protocol has
-                           partners stay the same; unlabeled   them
-                           crops are central
-one box a step             corner from NumPy's generator       from the step's own generator, the same range
--                          teacher in train mode, dropout      the same; buffers neither averaged nor copied, except
-                           and batch statistics                where the phase begins (2-D: buffers averaged too)
-largest component          26 neighbors; pancreas 18           connectivity=26; of each class of each image; ties go
-                                                               to the first in raster order; none stays none
--                          two classes: foreground >= 0.5      the same; more classes: argmax, as in 2-D
--                          Dice of all classes, linear         the same (2-D: squared denominators, and until October
-                           denominators                        2023 no mask for the background)
--                          a ramp, logged only; projection,    left out
+Phase 1 trains the student on mixtures of two labeled images. In phase 2 the teacher, a moving
+average of the student, labels the unlabeled images; the student learns from labeled images with a
+box of an unlabeled one and from unlabeled images with a box of a labeled one. The loss inside and
+outside the box uses the label of the image that the voxels come from.
+
+The official code has three pipelines. The default here follows the one for the left atrium (LA);
+the table says so where another one is meant.
+
+Paper                    Official code                      Here
+pretraining on labeled   2000 steps, then 15,000 steps of   the same fractions of the run; labeled
+  images                   self-training                      images fill the whole batch (LA code:
+                                                              4 of 8 places stay empty)
+both networks start      from those with the best test      from the last ones
+  from the pretrained      score
+  weights
+-                        LA: constant learning rate, then   as LA, but with the protocol's optimizer
+                           a new optimizer whose rate is      and, in the second phase, its schedule
+                           divided by ten every 2500
+                           steps; pancreas and 2-D keep
+                           the optimizer's state;
+                           pancreas: Adam, 1e-3
+-                        batch 4 + 4 (2-D: 12 + 12), split  any batch size; a pair is the n-th item
+                           into halves a and b                of both halves; the middle item of an
+                                                              odd number is in both halves; shorter
+                                                              halves are repeated; a single item is
+                                                              mixed with itself
+-                        LA: u_a is pasted into x_a, x_b    as LA
+                           into u_b; pancreas: x_b into
+                           u_a, u_b into x_a
+-                        pancreas: no shuffling, so the     shuffled batches; random crops if the
+                           partners stay the same; central    protocol has them
+                           crops of unlabeled images
+one box per step         corner from NumPy's generator      corner from the step's own generator, in
+                                                              the same range
+-                        teacher in train mode, with        the same; its buffers are neither
+                           dropout and batch statistics       averaged nor copied, except when the
+                                                              phase begins (2-D code: buffers are
+                                                              averaged too)
+largest component        26 neighbors; pancreas: 18         connectivity=26; applied to each class
+                                                              of each image; ties go to the first
+                                                              component in raster order; an absent
+                                                              class stays absent
+-                        two classes: foreground if p >=    the same; more classes: argmax, as in
+                           0.5                                2-D
+-                        Dice of all classes with linear    the same (2-D code: squared denominators
+                           denominators                       and, until October 2023, no mask for
+                                                              the background)
+-                        computed but never used: a ramp    left out
+                           (only logged), projection,
                            prediction and selector heads,
-                           pooled features, never used
--                          pancreas: instance norm, no         the protocol's backbone; for vnet norm=instance,
-                           dropout                             dropout=0
--                          student, best on the test list      student, the last weights
+                           pooled features
+-                        pancreas: instance normalization,  the protocol's backbone; for vnet:
+                           no dropout                         norm=instance, dropout=0
+-                        student with the best test score   student with the last weights
 """
 
 from __future__ import annotations
@@ -54,34 +76,34 @@ from segbench.nn.ops import context_mask, mix, pass_groups
 
 @method("bcp", paper="Bai et al., CVPR 2023")
 class BCP(StudentTeacher):
-    """A student learns from mixed images: first of labeled ones, then of labeled ones and those its teacher labels."""
+    """A student trained on copy-paste mixtures; pretraining uses labeled images only."""
 
     class Params(MethodParams):
         pretrain_share: float = Field(
-            2 / 17, gt=0, lt=1, description="share of the steps for labeled pretraining"
+            2 / 17, gt=0, lt=1, description="fraction of the steps for labeled pretraining"
         )
         box: float = Field(
-            2 / 3, gt=0, lt=1, description="edge of the box relative to that of the patch"
+            2 / 3, gt=0, lt=1, description="edge length of the box relative to the patch"
         )
         weight: float = Field(
-            0.5, ge=0, description="weight of voxels with a pseudo label; labeled ones have 1"
+            0.5, ge=0, description="weight of voxels with a pseudo label; labeled voxels: 1"
         )
-        decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving average")
+        decay: float = Field(0.99, ge=0, lt=1, description="decay of the teacher's moving average")
         connectivity: Literal[6, 18, 26] = Field(
             26,
-            description="neighbors of a voxel in its component (LA 26, pancreas 18); 2-D: 6 means 4, others 8",
+            description="neighbors of a voxel (LA: 26, pancreas: 18); in 2-D: 6 means 4, others 8",
         )
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         size = tuple(batch.x.shape[2:])
-        # One box for all pairs: (1, *S), false inside.
+        # One box for all pairs: (1, *S), false inside the box.
         outside = context_mask(1, size, self.p.box, t.generator("box"), batch.x.device)
         if t.phase == "pretrain":
             return self.pretrain(batch, outside)
         return self.self_train(batch, outside)
 
     def pretrain(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
-        """Boxes of labeled images in labeled images."""
+        """Return the loss on labeled images with boxes of other labeled images."""
         pairs = (len(batch.x) + 1) // 2
         x_a, x_b = halves(batch.x, pairs)
         y_a, y_b = halves(batch.y, pairs)
@@ -89,16 +111,16 @@ class BCP(StudentTeacher):
         return {"supervised": dice_and_entropy(logits, mix(outside, y_a, y_b))}
 
     def self_train(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
-        """Boxes of unlabeled images in labeled ones, and boxes of labeled images in unlabeled ones."""
+        """Return the losses on labeled images with unlabeled boxes, and the other way round."""
         pairs = (max(len(batch.x), len(batch.u)) + 1) // 2
         x_a, x_b = halves(batch.x, pairs)
         y_a, y_b = halves(batch.y, pairs)
         u_a, u_b = halves(batch.u, pairs)
 
-        # The teacher labels the unlabeled images: (P, *S) each.
+        # Pseudo labels of the unlabeled images by the teacher: (P, *S) each.
         pseudo_a, pseudo_b = (self.label(z) for z in pass_groups(self.teacher, u_a, u_b))
 
-        # Batch statistics are those of one kind of mixture. Logits (P, K, *S) each.
+        # Each kind of mixture has its own batch statistics. Logits (P, K, *S) each.
         in_labeled, in_unlabeled = pass_groups(
             self.student, mix(outside, x_a, u_a), mix(outside, u_b, x_b)
         )
@@ -109,7 +131,7 @@ class BCP(StudentTeacher):
         }
 
     def label(self, logits: Tensor) -> Tensor:
-        """Pseudo labels (P, *S) from the teacher's logits (P, K, *S)."""
+        """Return pseudo labels (P, *S) for the teacher's logits (P, K, *S)."""
         return largest_components(harden(logits), self.classes, self.p.connectivity)
 
     def phases(self) -> tuple[Phase, ...]:
@@ -132,23 +154,26 @@ class BCP(StudentTeacher):
 
 
 def halves(items: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """First and second half of (N, ...), each repeated up to ``size`` items."""
+    """Return the first and second half of (N, ...), each repeated until it has ``size`` items."""
     half = (len(items) + 1) // 2
     turn = torch.arange(size, device=items.device) % half
     return items[:half][turn], items[-half:][turn]
 
 
 def harden(logits: Tensor) -> Tensor:
-    """Labels (N, *S). Ties: the foreground of two classes (p >= 0.5), the first of more classes."""
+    """Return hard labels (N, *S) for logits (N, K, *S).
+
+    Ties go to the foreground if there are two classes (p >= 0.5), else to the first class.
+    """
     if logits.shape[1] == 2:
         return (logits[:, 1] >= logits[:, 0]).long()
     return logits.argmax(1)
 
 
 def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tensor:
-    """Keep only the largest connected component of each class in each item of ``labels`` (N, *S)."""
+    """Keep only the largest connected component of each class in each item of (N, *S)."""
     in_plane = labels.ndim == 3
-    neighbors = 26 if in_plane and connectivity == 18 else connectivity  # in a plane both mean 8
+    neighbors = 26 if in_plane and connectivity == 18 else connectivity  # both mean 8 in 2-D
     kept = torch.zeros_like(labels)
     for item, out in zip(labels, kept, strict=True):
         for value in range(1, classes):
@@ -158,7 +183,10 @@ def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tenso
 
 
 def dice_and_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(Dice + cross entropy) / 2 of (N, K, *S) and (N, *S), over all voxels or those of a mask (1, *S)."""
+    """Return (Dice + cross entropy) / 2 of logits (N, K, *S) and labels (N, *S).
+
+    With a mask (1, *S), only voxels where it is true count.
+    """
     overlap = dice(
         logits.softmax(1), labels, background=True, per_item=True, squared=False, weight=mask
     )
@@ -173,7 +201,10 @@ def mixed_loss(
     outer_weight: float,
     inner_weight: float,
 ) -> Tensor:
-    """Weighted sum of the loss outside the box (where ``mask`` is true) and inside it, each with its own labels."""
+    """Return the weighted sum of the losses outside the box (``mask`` is true) and inside it.
+
+    ``outer`` and ``inner`` are the labels (N, *S) for the two regions.
+    """
     outside = dice_and_entropy(logits, outer, mask)
     inside = dice_and_entropy(logits, inner, ~mask)
     return outer_weight * outside + inner_weight * inside

@@ -1,25 +1,35 @@
-"""CPS: two networks with different initial weights teach each other with their hard predictions.
+"""CPS: two networks with different initial weights train each other with hard pseudo labels.
 
-Chen, Yuan, Zeng, Wang: Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision, CVPR 2021,
-arXiv:2106.01226. Official code of the segmentation of volumes: SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT), consulted
-through a written specification; nothing copied.
+Chen, Yuan, Zeng, Wang: Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision, CVPR
+2021, arXiv:2106.01226. Official code for volumes: SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT). The
+code was consulted through a written specification; nothing was copied.
 
-Paper                      Official code                       Here
-natural images             3-D, two classes                    2-D and 3-D, two or more classes
-cross term on all images   on unlabeled images                 on unlabeled images
-constant weight, 1.5 or 6  0.1 after a ramp                    0.1 after a ramp
-CutMix as an option        none                                none
-two initializations        Kaiming and Xavier normal for       the same, whatever the backbone's own (pretrained
-                           convolutions, not transposed ones   weights too, which are lost); other layers keep theirs
--                          2-D: neither is called              start=backbone; the default is that of 3-D
-not specified              Dice of all classes                 the same
--                          ramp of 200 stairs of 150 steps     stairs=40, those 150 steps at 6000, or stairs=200, as
-                                                               in the code at 30 000 steps; both end with the run
--                          two optimizers, lr 0.1, polynomial  the protocol's, over both networks: no update mixes
-                                                               parameters, so one optimizer equals two
--                          both networks tested, each at its   the first network, its last weights
-                           best validation
--                          3-D U-Net                           the protocol's backbone
+On unlabeled images, the argmax of each network's prediction is the label for the other network; no
+gradient flows through it.
+
+Paper                    Official code                      Here
+natural images           3-D, two classes                   2-D and 3-D, two or more classes
+cross term on all        on unlabeled images                on unlabeled images
+  images
+constant weight of 1.5   0.1 after a ramp                   0.1 after a ramp
+  or 6
+CutMix is optional       no CutMix                          no CutMix
+two different            Kaiming normal and Xavier normal   the same, replacing the backbone's own
+  initializations          for convolutions, except           weights (pretrained ones too); other
+                           transposed ones                    layers keep theirs
+-                        2-D: neither function is called    start=backbone; the default is the 3-D
+                                                              behavior
+not specified            Dice of all classes                the same
+-                        ramp of 200 stairs of 150 steps    stairs=40, which are stairs of 150 steps
+                                                              in a run of 6000; stairs=200 as in the
+                                                              code at 30,000 steps; both ramps end
+                                                              with the run
+-                        two optimizers, lr 0.1,            the protocol's optimizer for both
+                           polynomial schedule                networks: no update mixes parameters,
+                                                              so one optimizer is equivalent to two
+-                        both networks tested, each with    the first network with its last weights
+                           its best validation weights
+-                        3-D U-Net                          the protocol's backbone
 """
 
 from __future__ import annotations
@@ -36,16 +46,18 @@ from segbench.nn.losses import cross_entropy, dice_ce
 
 @method("cps", paper="Chen et al., CVPR 2021")
 class CPS(Method):
-    """On unlabeled images, the most likely classes of each network are the labels of the other."""
+    """Two networks; on unlabeled images each learns from the other's hard predictions."""
 
     class Params(MethodParams):
-        weight: float = Field(0.1, ge=0, description="weight of the cross terms after their ramp")
+        weight: float = Field(
+            0.1, ge=0, description="weight of the cross-supervision terms after the ramp"
+        )
         stairs: int = Field(
-            40, ge=1, description="equal steps of the sigmoid ramp over the run (SSL4MIS: 200)"
+            40, ge=1, description="number of stairs of the sigmoid ramp over the run (SSL4MIS: 200)"
         )
         start: Literal["normal", "backbone"] = Field(
             "normal",
-            description="initial weights: Kaiming and Xavier normal (SSL4MIS in 3-D), or the backbone's own (in 2-D)",
+            description="initialization: Kaiming and Xavier (SSL4MIS 3-D) or the backbone's (2-D)",
         )
 
     def build(self, network: Callable[..., Backbone]) -> None:
@@ -74,9 +86,9 @@ class CPS(Method):
 
 
 def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
-    """Fill the weights of all convolutions, but not of transposed ones, and reset batch normalization.
+    """Initialize the weights of all convolutions except transposed ones; reset batch normalization.
 
-    Biases of convolutions stay as they are.
+    The biases of convolutions are not changed.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
@@ -87,5 +99,8 @@ def initialize(network: Backbone, rule: Callable[[Tensor], Tensor]) -> Backbone:
 
 
 def pseudo_supervision(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Cross entropy of logits (N, K, *S) with the most likely classes of ``teacher``, which gets no gradient."""
+    """Return the cross entropy of logits (N, K, *S) with the argmax of ``teacher`` (N, K, *S).
+
+    No gradient flows into ``teacher``.
+    """
     return cross_entropy(logits, teacher.argmax(1))

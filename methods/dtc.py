@@ -1,23 +1,32 @@
-"""DTC: one network predicts a mask and a signed distance map, and the two must agree.
+"""DTC: one network predicts a mask and a signed distance map, which must be consistent.
 
-Luo, Chen, Song, Wang: Semi-supervised Medical Image Segmentation through Dual-task Consistency, AAAI 2021,
-arXiv:2009.04448. Official code: github.com/HiLab-git/DTC, consulted through a written specification; nothing
-copied.
+Luo, Chen, Song, Wang: Semi-supervised Medical Image Segmentation through Dual-task Consistency,
+AAAI 2021, arXiv:2009.04448. Official code: github.com/HiLab-git/DTC. The code was consulted through
+a written specification; nothing was copied.
 
-Paper                      Official code                       Here
-two classes                one channel per head, sigmoid       a channel of each head for each foreground class, K - 1
-                                                               binary problems; terms are averages over the classes
-distance of the mask       of the labeled crop, on the host    the same map, exact, on the labels' device
--                          a crop without the class: 0         absent=0; absent=1 makes all of it outside, which the
-                           everywhere, so a mask of 1/2        steep sigmoid turns into an empty mask
--                          a crop full of it: NaN              -1 everywhere
-steep sigmoid, k = 1500    sigmoid(-1500 s), labeled items     the same, in float32 also under lower precision
-                           included, nothing detached
--                          cross entropy logged, not used      left out
--                          ramp of 40 stairs of 150 steps      40 stairs over the run
--                          sigmoid > 0.5 of the mask's head    [1 - max p, p_1, ...]: the same for one class
--                          best test Dice at paper time, last  the last weights; the largest component is the protocol's
-                           weights now; largest component      choice
+On all images, sigmoid(-k s) with k = 1500 turns the predicted signed distance s into a soft mask,
+whose squared difference from the predicted mask is the consistency term.
+
+Paper                    Official code                      Here
+two classes              one channel per head, sigmoid      each head has one channel per foreground
+                                                              class, which gives K - 1 binary
+                                                              problems; the terms are averaged over
+                                                              the classes
+distance map of the      of the labeled crop, computed on   the same exact map, computed on the
+  mask                     the CPU                            device of the labels
+-                        class absent from the crop:        absent=0; with absent=1 the whole crop
+                           distance 0 everywhere, so the      is outside, which the steep sigmoid
+                           soft mask is 1/2                   turns into an empty mask
+-                        crop filled by the class: NaN      -1 everywhere
+steep sigmoid, k = 1500  sigmoid(-1500 s), on labeled       the same; in float32 also with reduced
+                           images too; nothing is detached    precision
+-                        cross entropy is logged, not used  left out
+-                        ramp of 40 stairs of 150 steps     ramp of 40 stairs over the run
+-                        sigmoid > 0.5 of the mask head     [1 - max p, p_1, ...], the same for one
+                                                              class
+-                        best test Dice when the paper was  the last weights; the protocol decides
+                           written, last weights now;         about the largest component
+                           largest component
 """
 
 from __future__ import annotations
@@ -36,11 +45,11 @@ STEEPNESS = 1500
 
 @method("dtc", paper="Luo et al., AAAI 2021")
 class DTC(TwoHeads):
-    """Segmentation and distance regression; a steep sigmoid turns distances into masks that are compared on all images."""
+    """Segmentation and distance regression, with consistency between both tasks on all images."""
 
     class Params(MethodParams):
         weight: float = Field(
-            1.0, ge=0, description="weight of the dual-task consistency after its ramp"
+            1.0, ge=0, description="weight of the dual-task consistency term after the ramp"
         )
         distance_weight: float = Field(
             0.3, ge=0, description="weight of the supervised distance term"
@@ -49,7 +58,8 @@ class DTC(TwoHeads):
             0.0,
             ge=0,
             le=1,
-            description="target distance in a crop without the class: 0 (all boundary, as in the code) to 1 (all outside)",
+            description="target distance in crops without the class: 0 (boundary, as in the code) "
+            "to 1 (outside)",
         )
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
@@ -66,5 +76,5 @@ class DTC(TwoHeads):
 
 
 def as_mask(distance: Tensor) -> Tensor:
-    """Soft mask of a signed distance map: 1 inside, 1/2 at the boundary, 0 outside."""
+    """Return the soft mask of a signed distance map: 1 inside, 1/2 at the boundary, 0 outside."""
     return (-STEEPNESS * distance).sigmoid()

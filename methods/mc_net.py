@@ -1,26 +1,39 @@
-"""MC-Net+: decoders that enlarge their maps in different ways should agree with each other's sharpened predictions.
+"""MC-Net+: decoders with different upsampling learn from each other's sharpened predictions.
 
-Wu, Ge, Zhang, Xu, Zhang, Xia, Cai: Mutual consistency learning for semi-supervised medical image segmentation, MedIA
-81 (2022) 102530, arXiv:2109.09960. With two decoders MC-Net: Wu, Xu, Ge, Cai, Zhang, MICCAI 2021, arXiv:2103.02911.
-Official code: MC-Net (github.com/ycwu1997/MC-Net), consulted through a written specification; nothing copied.
+Wu, Ge, Zhang, Xu, Zhang, Xia, Cai: Mutual consistency learning for semi-supervised medical image
+segmentation, MedIA 81 (2022) 102530, arXiv:2109.09960. The version with two decoders is MC-Net: Wu,
+Xu, Ge, Cai, Zhang, MICCAI 2021, arXiv:2103.02911. Official code: github.com/ycwu1997/MC-Net. The
+code was consulted through a written specification; nothing was copied.
 
-Paper                       Official code                      Here
-two or three decoders       --model mcnet3d_v1, mcnet3d_v2     decoders=2, decoders=3 (the default)
-two classes                 p^(1/T) / (p^(1/T) + (1-p)^(1/T))  p_c^(1/T) / sum_k p_k^(1/T), the same for two classes;
-                                                               as softmax(z / T), which cannot underflow
-pseudo labels               differentiable: nothing detached   the same
-consistency                 on labeled images too; a sum       the same: two decoders have 2 pairs, three have 6
-                            over ordered pairs
--                           Dice only, summed over decoders    the same, averaged over the foreground classes
-                            and halved
--                           cross entropy logged, not used     left out
--                           ramp of 40 stairs of 150 steps,    40 stairs over the run, from 1 too: the code's first
-                            counted from 1; 15 000 steps       6000 steps; ramp_share=0.4 gives its 15 000
--                           constant learning rate             the protocol's optimizer (-o optim.schedule=constant)
--                           foreground > 0.5 of decoder 1      its class probabilities, the same for two classes
--                           2-D: Dice without factor 2, other  as in 3-D; decoder 1 has transposed convolutions
-                            weights, decoder 1 bilinear
-best test Dice              best test Dice                     the last weights
+Sharpening with temperature T turns a probability p into p^(1/T) / (p^(1/T) + (1-p)^(1/T)). The
+consistency term sums the squared difference between the probabilities of each decoder and the
+sharpened probabilities of every other decoder.
+
+Paper                    Official code                      Here
+two or three decoders    --model mcnet3d_v1, mcnet3d_v2     decoders=2, decoders=3 (the default)
+two classes              p^(1/T) / (p^(1/T) + (1-p)^(1/T))  p_c^(1/T) / sum_k p_k^(1/T), the same
+                                                              for two classes; computed as softmax(z
+                                                              / T), which cannot underflow
+pseudo labels            differentiable: nothing is         the same
+                           detached
+consistency              on labeled images too; a sum over  the same: two decoders give 2 pairs,
+                           ordered pairs                      three give 6
+-                        supervised by Dice only, summed    the same, averaged over the foreground
+                           over the decoders and halved       classes
+-                        cross entropy is logged, not used  left out
+-                        ramp of 40 stairs of 150 steps,    40 stairs over the run, also counted
+                           with steps counted from 1; 15      from 1, as in the first 6000 steps of
+                           000 steps                          the code; ramp_share=0.4 reproduces
+                                                              its run of 15,000 steps
+-                        constant learning rate             the protocol's optimizer; -o
+                                                              optim.schedule=constant gives a
+                                                              constant rate
+-                        foreground > 0.5 of decoder 1      class probabilities of decoder 1, the
+                                                              same for two classes
+-                        2-D: Dice without the factor 2,    as in 3-D; decoder 1 has transposed
+                           other weights, bilinear decoder    convolutions
+                           1
+best test Dice           best test Dice                     the last weights
 """
 
 from __future__ import annotations
@@ -40,29 +53,29 @@ DECODERS = ("transposed", "trilinear", "nearest")
 
 @method("mc_net", paper="Wu et al., MedIA 2022 (MC-Net+)")
 class MCNet(Method):
-    """One encoder and several decoders; the first decoder predicts."""
+    """One encoder and several decoders; the first decoder is used for prediction."""
 
     class Params(MethodParams):
         decoders: int = Field(
-            3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbor one"
+            3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbor decoder"
         )
         weight: float = Field(
-            1.0, ge=0, description="weight of the mutual consistency after its ramp"
+            1.0, ge=0, description="weight of the mutual consistency term after the ramp"
         )
         supervised_weight: float = Field(
-            0.5, gt=0, description="weight of the Dice losses, which are summed over the decoders"
+            0.5, gt=0, description="weight of the sum of the Dice losses over the decoders"
         )
         temperature: float = Field(
             0.1,
             gt=0,
             le=1,
-            description="temperature of the sharpening; 1 leaves probabilities as they are",
+            description="sharpening temperature T; 1 means no sharpening",
         )
         ramp_share: float = Field(
             1.0,
             gt=0,
             le=1,
-            description="share of the run after which the weight is full (code: 0.4)",
+            description="fraction of the run at which the ramp ends (code: 0.4)",
         )
 
     needs = frozenset({"decoders", "features"})
@@ -72,7 +85,7 @@ class MCNet(Method):
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
-        logits = [widened(z) for z in self.network(images)]  # of each decoder (L + U, K, *S)
+        logits = [widened(z) for z in self.network(images)]  # (L + U, K, *S) per decoder
         p = [z.softmax(1) for z in logits]
         sharp = [sharpened(z, self.p.temperature) for z in logits]
 
@@ -90,16 +103,19 @@ class MCNet(Method):
 
 
 def widened(logits: Tensor) -> Tensor:
-    """``logits`` in float32 at least: division by the temperature would amplify the rounding of half precision."""
+    """Return ``logits`` in float32 or higher precision.
+
+    Division by the temperature would amplify rounding errors of half precision.
+    """
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def sharpened(logits: Tensor, temperature: float) -> Tensor:
-    """p^(1/T) / sum_k p_k^(1/T) of the softmax p of (N, K, *S)."""
+    """Return p^(1/T) / sum_k p_k^(1/T), where p is the softmax of ``logits`` (N, K, *S)."""
     return (logits / temperature).softmax(1)
 
 
 def mutual_consistency(p: Sequence[Tensor], sharp: Sequence[Tensor]) -> Tensor:
-    """Squared errors between each decoder's probabilities and the sharpened ones of every other, summed over pairs."""
+    """Return the squared error of p_i and sharp_j, summed over ordered pairs (i, j) of decoders."""
     pairs = permutations(range(len(p)), 2)
     return torch.stack([squared_error(p[i], sharp[j]) for i, j in pairs]).sum()

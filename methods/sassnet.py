@@ -1,29 +1,44 @@
-"""SASSNet: a critic judges whether a predicted signed distance map comes from a labeled image.
+"""SASSNet: a critic judges whether a signed distance map was predicted for a labeled image.
 
 Li, Zhang, He: Shape-aware Semi-supervised 3D Semantic Segmentation for Medical Images, MICCAI 2020,
-arXiv:2007.10732. Official code: github.com/kleinzcy/SASSnet, consulted through a written specification; nothing copied.
+arXiv:2007.10732. Official code: github.com/kleinzcy/SASSnet. The code was consulted through a
+written specification; nothing was copied.
 
-Paper                       Official code                      Here
-two classes                 one channel per head, sigmoid        a channel of each head for each foreground class, K - 1
-                                                               binary problems averaged; the critic reads all maps
-distance of the mask        of the labeled crop, on the host   the same map, exact, on the labels' device
--                           a crop without the class: 0        absent=0, or up to absent=1, all outside
-                            everywhere; full of it: NaN        -1 everywhere
-critic sees the image       pools 7x7x5, so one patch size     averages over all positions: the same there; patches
-                                                               below 16 are padded with zeros for it, 2-D too
-labeled or unlabeled        targets 1, 1, 0, 0                 any numbers of labeled and unlabeled items
--                           critic trained on maps of the      the same
-                            updated network in eval mode
--                           network trained with the critic    the same; that pass leaves no gradient in the critic, as
-                            in eval mode                       the code's next zero_grad throws it away
--                           critic: Adam 1e-4, (0.9, 0.99)     the same; the network has the protocol's optimizer
--                           weight 0.01; README: 0.015 for 8   weight=0.01 whatever the number of labels
-                            labels
--                           cross entropy logged, not used     left out
--                           ramp of 40 stairs of 150 steps     40 stairs over the run
--                           sigmoid > 0.5 of the mask's head   [1 - max p, p_1, ...]: the same for one class
--                           released weights are called best   the last weights; the largest component is the
-                                                               protocol's choice
+The network predicts a mask and a signed distance map. The critic learns to classify pairs of a
+distance map and its image as labeled or unlabeled; the adversarial term trains the network so that
+the critic classifies its maps of unlabeled images as labeled.
+
+Paper                    Official code                      Here
+two classes              one channel per head, sigmoid      each head has one channel per foreground
+                                                              class, which gives K - 1 binary
+                                                              problems; their losses are averaged;
+                                                              the critic gets all maps
+distance map of the      of the labeled crop, computed on   the same exact map, computed on the
+  mask                     the CPU                            device of the labels
+-                        class absent from the crop: 0      absent=0, up to absent=1 for a crop that
+                           everywhere; crop filled by it:     is all outside; filled crop: -1
+                           NaN                                everywhere
+critic gets the image    average pooling of 7x7x5, which    average over all positions, the same for
+                           requires one patch size            that patch size; for the critic,
+                                                              patches smaller than 16 are padded
+                                                              with zeros; 2-D too
+labeled or unlabeled     fixed targets 1, 1, 0, 0           any numbers of labeled and unlabeled
+                                                              images
+-                        critic trained on maps of the      the same
+                           updated network in eval mode
+-                        network trained with the critic    the same; this pass leaves no gradient
+                           in eval mode                       in the critic, where the code discards
+                                                              it with the next zero_grad
+-                        critic: Adam, lr 1e-4, betas       the same; the network has the protocol's
+                           (0.9, 0.99)                        optimizer
+-                        weight 0.01; README: 0.015 for 8   weight=0.01 for any number of labeled
+                           labeled images                     images
+-                        cross entropy is logged, not used  left out
+-                        ramp of 40 stairs of 150 steps     ramp of 40 stairs over the run
+-                        sigmoid > 0.5 of the mask head     [1 - max p, p_1, ...], the same for one
+                                                              class
+-                        released weights are named best    the last weights; the protocol decides
+                                                              about the largest component
 """
 
 from __future__ import annotations
@@ -45,16 +60,16 @@ from segbench.nn.ops import one_hot
 
 @method("sassnet", paper="Li et al., MICCAI 2020")
 class SASSNet(TwoHeads):
-    """A network and a critic, trained in turn: distance maps of unlabeled images should pass for maps of labeled ones.
+    """A network and a critic that are updated in alternation.
 
-    The engine calls train() before each player's update, so eval mode lasts until the end of an update only.
+    The engine calls ``train()`` before the update of each player, so eval mode ends with an update.
     """
 
     class Params(MethodParams):
         weight: float = Field(
             0.01,
             ge=0,
-            description="weight of the adversarial term after its ramp; 0.015 for 8 labels",
+            description="weight of the adversarial term after the ramp; README: 0.015 for 8 labels",
         )
         distance_weight: float = Field(
             0.3, ge=0, description="weight of the supervised distance term"
@@ -63,7 +78,8 @@ class SASSNet(TwoHeads):
             0.0,
             ge=0,
             le=1,
-            description="target distance in a crop without the class: 0 (all boundary, as in the code) to 1 (all outside)",
+            description="target distance in crops without the class: 0 (boundary, as in the code) "
+            "to 1 (outside)",
         )
 
     players = ("network", "critic")  # each has its own loss and optimizer
@@ -82,7 +98,7 @@ class SASSNet(TwoHeads):
         mask = one_hot(batch.y, self.classes)[:, 1:]  # (L, K-1, *S)
         target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
 
-        # The distance maps of unlabeled images should pass for those of labeled ones. The critic is fixed here.
+        # The critic, with fixed weights, should classify maps of unlabeled images as labeled.
         weights = {name: w.detach() for name, w in self.critic.named_parameters()}
         inputs = (distance[count:], batch.u)
         verdict = torch.func.functional_call(self.critic.eval(), weights, inputs)  # (U, 2)
@@ -93,7 +109,7 @@ class SASSNet(TwoHeads):
         }
 
     def loss_critic(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        """The critic's update, after the network's: its maps are computed again."""
+        """Return the critic's loss on maps that the updated network predicts."""
         image = torch.cat([batch.x, batch.u])
         self.network.eval()
         with torch.no_grad():
@@ -102,18 +118,24 @@ class SASSNet(TwoHeads):
 
 
 def verdict_loss(verdict: Tensor, labeled: int) -> Tensor:
-    """Cross entropy of the critic's logits (N, 2) with the verdict that the first ``labeled`` items are labeled."""
+    """Return the cross entropy of the critic's logits (N, 2).
+
+    The target of the first ``labeled`` items is "labeled", that of the others "unlabeled".
+    """
     is_labeled = torch.arange(len(verdict), device=verdict.device) < labeled
     return cross_entropy(verdict, is_labeled.long())
 
 
 class Critic(nn.Module):
-    """Judges whether the image of a distance map was labeled: logits (N, 2), no and yes. No normalization anywhere."""
+    """Predicts whether a distance map belongs to a labeled image: logits (N, 2) for no and yes.
 
-    SMALLEST = 16  # edge of a patch of which four halvings leave one position
+    It has no normalization layers.
+    """
+
+    SMALLEST = 16  # edge of a patch that four convolutions of stride 2 reduce to one position
 
     def __init__(self, maps: int, channels: int, dims: int) -> None:
-        """``maps`` distance maps, ``channels`` of the image, 2 or 3 ``dims``."""
+        """Build the layers for ``maps`` distance maps and ``channels`` of the image, 2-D or 3-D."""
         super().__init__()
         kind: Any = nn.Conv3d if dims == 3 else nn.Conv2d
         conv = partial(kind, kernel_size=4, stride=2, padding=1)
@@ -122,11 +144,11 @@ class Critic(nn.Module):
         self.conv2 = conv(64, 128)
         self.conv3 = conv(128, 256)
         self.conv4 = conv(256, 512)
-        self.dropout = nn.Dropout3d(0.5) if dims == 3 else nn.Dropout2d(0.5)  # whole channels
+        self.dropout = nn.Dropout3d(0.5) if dims == 3 else nn.Dropout2d(0.5)  # drops whole channels
         self.classifier = nn.Linear(512, 2)
 
     def forward(self, distance: Tensor, image: Tensor) -> Tensor:
-        """``distance`` (N, K-1, *S), ``image`` (N, C, *S)."""
+        """Return logits (N, 2) for ``distance`` (N, K-1, *S) and ``image`` (N, C, *S)."""
         x = self.conv0(self.padded(distance)) + self.conv1(self.padded(image))
         for conv in (self.conv2, self.conv3, self.conv4):
             x = conv(self.dropout(F.leaky_relu(x, 0.2)))
@@ -134,7 +156,7 @@ class Critic(nn.Module):
         return self.classifier(pooled)
 
     def padded(self, x: Tensor) -> Tensor:
-        """``x`` with zeros behind short axes."""
+        """Pad ``x`` with zeros at the end of each axis that is shorter than ``SMALLEST``."""
         sides: list[int] = []
         for edge in reversed(x.shape[2:]):
             sides += [0, max(self.SMALLEST - edge, 0)]

@@ -1,35 +1,53 @@
-"""SS-Net: predictions resist the worst small change of the image, and voxels move toward prototypes of their class.
+"""SS-Net: smooth predictions under adversarial noise, and class separation by prototypes.
 
-Wu, Wu, Wu, Ge, Cai: Exploring Smoothness and Class-Separation for Semi-supervised Medical Image Segmentation, MICCAI
-2022, arXiv:2203.01324. Official code: github.com/ycwu1997/SS-Net, consulted through a written specification; nothing
-copied.
+Wu, Wu, Wu, Ge, Cai: Exploring Smoothness and Class-Separation for Semi-supervised Medical Image
+Segmentation, MICCAI 2022, arXiv:2203.01324. Official code: github.com/ycwu1997/SS-Net. The code was
+consulted through a written specification; nothing was copied.
 
-Paper                       Official code                      Here
-best-scored prototypes      the 32 lowest scores of each       the same: stored as projected in evaluation mode, from
-                            step's correct voxels              features after dropout, in place of the previous ones
-classes are separated       background never gets prototypes,  the same, for classes 1 to K - 1, with the factor 1/K:
-                            so nothing repels; factor 1/2      prototypes attract only
-weighted prototypes         weights identically 1              left out, so distances are to the mean prototype: no
-                                                               voxels-by-prototypes matrix; the selectors are kept
--                           selectors of unused kinds have     no gradient (``dormant``), no weight decay either
-                            zero gradient
-adversarial perturbation    of norm 10 in 3-D (2-D: 6),        magnitude=10, whatever the patch and dimension; over all
-                            labeled images included            channels of an item
--                           Dice of both channels of two       the same over K channels; at no perturbation it is the
-                            soft maps                          mean Gini impurity, so it lowers entropy as well
--                           running statistics move in the     the same
-                            main pass and the clean one only
--                           float32 throughout                 heads and normalizations also under lower precision; the
-                                                               power step's gradient is scaled past float16's limit
-two classes                 Dice of the foreground             averaged over the foreground classes
--                           cross entropy logged, not used     left out
--                           ramp of 40 stairs of 150 steps,    40 stairs over the run, from 1 too: the code's first
-                            counted from 1; 15 000 steps       6000 steps; ramp_share=0.4 gives its 15 000
--                           lr / 10 every 2500 steps           the protocol's optimizer (la: the same)
--                           2-D: weight 0.1, ramp of 200       as in 3-D: weight 1 and 40 stairs
-                            stairs; both Dice losses with
-                            squared denominators
-best test Dice              best test Dice; largest component  the last weights; the component is the protocol's choice
+The smoothness term is the difference between the predictions for an image and for the same image
+with an adversarial perturbation, as in virtual adversarial training. The separation term moves the
+projected features of voxels toward stored prototypes of their class.
+
+Paper                    Official code                      Here
+prototypes with the      the 32 lowest scores among the     the same: projected in eval mode from
+  best scores              correctly segmented voxels of      features after dropout; they replace
+                           each step                          the previous prototypes
+classes are separated    background never gets prototypes,  the same for classes 1 to K - 1, with
+                           so nothing is pushed apart;        the factor 1/K: prototypes attract
+                           factor 1/2                         only
+weighted prototypes      the weights are always 1           left out; the distance is to the mean
+                                                              prototype, which needs no matrix of
+                                                              voxels by prototypes; the selectors
+                                                              are kept
+-                        selectors that are not used have   they have no gradient (``dormant``) and
+                           a zero gradient                    no weight decay either
+adversarial              norm 10 in 3-D (2-D: 6), on        magnitude=10 for any patch size and
+  perturbation             labeled images too                 dimension; the norm is over all
+                                                              channels of an image
+-                        Dice of both channels of two       the same over K channels; without a
+                           softmax maps                       perturbation it equals the mean Gini
+                                                              impurity, so it also lowers the
+                                                              entropy
+-                        running statistics are updated in  the same
+                           the main pass and in the clean
+                           pass only
+-                        float32 throughout                 with reduced precision, heads and
+                                                              normalizations stay in float32; the
+                                                              gradient of the power step is scaled
+                                                              because float16 would round it to 0
+two classes              Dice of the foreground             averaged over the foreground classes
+-                        cross entropy is logged, not used  left out
+-                        ramp of 40 stairs of 150 steps,    40 stairs over the run, also counted
+                           with steps counted from 1; 15      from 1, as in the first 6000 steps of
+                           000 steps                          the code; ramp_share=0.4 reproduces
+                                                              its run of 15,000 steps
+-                        lr divided by ten every 2500       the protocol's optimizer (la: the same)
+                           steps
+-                        2-D: weight 0.1, ramp of 200       as in 3-D: weight 1 and 40 stairs
+                           stairs; both Dice losses with
+                           squared denominators
+best test Dice           best test Dice; largest component  the last weights; the protocol decides
+                                                              about the largest component
 """
 
 from __future__ import annotations
@@ -46,11 +64,11 @@ from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.contracts.method import sigmoid_ramp
 from segbench.nn.losses import dice, soft_dice
 
-WIDTH = 32  # of projected features
+WIDTH = 32  # channels of the projected features
 
 
 def head(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
-    """Two linear layers for rows (M, inputs), one per voxel."""
+    """Return two linear layers that map rows (M, inputs), one per voxel, to (M, outputs)."""
     return nn.Sequential(
         nn.Linear(inputs, WIDTH), nn.BatchNorm1d(WIDTH), activation, nn.Linear(WIDTH, outputs)
     )
@@ -58,33 +76,33 @@ def head(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
 
 @method("ss_net", paper="Wu et al., MICCAI 2022")
 class SSNet(Method):
-    """Dice, virtual adversarial smoothness and attraction to prototypes, with one network in one stage."""
+    """Dice, virtual adversarial smoothness and attraction to prototypes; one network, one stage."""
 
     class Params(MethodParams):
         weight: float = Field(
-            1.0, ge=0, description="weight of the unsupervised terms after their ramp"
+            1.0, ge=0, description="weight of the unsupervised terms after the ramp"
         )
         separation_weight: float = Field(
             0.1, ge=0, description="weight of the prototype term relative to smoothness"
         )
         prototypes: int = Field(
-            32, ge=2, le=4096, description="number kept for each foreground class"
+            32, ge=2, le=4096, description="number of prototypes stored per foreground class"
         )
         magnitude: float = Field(
-            10.0, gt=0, description="Euclidean norm of an image's perturbation (2-D code: 6)"
+            10.0, gt=0, description="Euclidean norm of the adversarial perturbation (2-D code: 6)"
         )
         probe: float = Field(
-            10.0, gt=0, description="norm of the random perturbation whose gradient is followed"
+            10.0, gt=0, description="norm of the random perturbation at which the gradient is taken"
         )
         ramp_share: float = Field(
             1.0,
             gt=0,
             le=1,
-            description="share of the run after which the weight is full (code: 0.4)",
+            description="fraction of the run at which the ramp ends (code: 0.4)",
         )
 
     needs = frozenset({"features"})
-    # Background has no prototypes to be compared with, and weights of prototypes have no effect.
+    # These layers get no gradient: background has no prototypes, and prototypes are not weighted.
     dormant: ClassVar[tuple[str, ...]] = ("selectors.0.", "memory_selectors.")
     bank: Tensor
     filled: Tensor
@@ -121,10 +139,14 @@ class SSNet(Method):
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)
 
-    # -- class separation ----------------------------------------------------------------------------------------------
+    # -- class separation ----------------------------------------------------------------------
 
     def separation(self, features: Tensor, guess: Tensor, y: Tensor) -> Tensor:
-        """Attraction of labeled voxels by their labels ``y`` (L, *S) plus that of unlabeled ones by ``guess`` (L + U, *S)."""
+        """Return the attraction of labeled voxels plus that of unlabeled voxels.
+
+        The class of a labeled voxel is its label in ``y`` (L, *S), the class of an unlabeled voxel
+        its prediction in ``guess`` (L + U, *S).
+        """
         rows = features.movedim(1, -1)  # (L + U, *S, F)
         count = len(y)
         self.remember(rows[:count], guess[:count], y)
@@ -134,7 +156,7 @@ class SSNet(Method):
 
     @torch.no_grad()
     def remember(self, rows: Tensor, guess: Tensor, y: Tensor) -> None:
-        """Replace the prototypes of every foreground class that has correctly segmented voxels."""
+        """Replace the prototypes of each foreground class that has correctly segmented voxels."""
         for c in range(1, self.classes):
             correct = rows[(guess == c) & (y == c)]
             if len(correct):
@@ -148,7 +170,7 @@ class SSNet(Method):
                 self.filled[c] = len(projected)
 
     def attraction(self, rows: Tensor, labels: Tensor) -> Tensor:
-        """Mean over classes of the distance of the class's ``rows`` (M, F) to its prototypes."""
+        """Return the distance of ``rows`` (M, F) to their class's prototypes, averaged over K."""
         predicted = self.prediction(self.projection(rows))  # (M, 32)
         total = predicted.new_zeros(())
         for c in range(1, self.classes):
@@ -159,27 +181,28 @@ class SSNet(Method):
         return total / self.classes
 
     def score(self, c: int, rows: Tensor) -> Tensor:
-        """Score in (0, 1) of the feature selector of class ``c``; (M, 32) to (M,)."""
+        """Return scores (M,) in (0, 1) of rows (M, 32) by the feature selector of class ``c``."""
         return self.selectors[c](rows).sigmoid().squeeze(1)
 
-    # -- smoothness ----------------------------------------------------------------------------------------------------
+    # -- smoothness ----------------------------------------------------------------------------
 
     def smoothness(self, image: Tensor) -> Tensor:
-        """Difference between the network's predictions for the image and for its worst perturbation.
+        """Return the difference between the predictions for clean and for perturbed images.
 
-        The two passes have different dropout masks.
+        The passes have different dropout masks.
         """
         with torch.no_grad():
-            p = wide(self.network(image)).softmax(1)  # moves running statistics again
+            p = wide(self.network(image)).softmax(1)  # updates the running statistics again
         with statistics_held(self.network):
             d = worst_direction(self.network, image, p, torch.rand_like(image) - 0.5, self.p.probe)
             return overlap_loss(self.network(image + self.p.magnitude * d), p)
 
 
 def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
-    """Mean of a_i (1 - cos(feature i, prototype j)) over i of M and j, where a = M score / sum(score).
+    """Return the mean over i and j of a_i (1 - cos(feature i, prototype j)).
 
-    The mean over j is taken first, so that the memory needed is that of the (M, 32) features.
+    ``features`` is (M, 32), and a = M score / sum(score). The mean over j is computed first, so
+    no matrix (M, prototypes) is needed.
     """
     mean = F.normalize(prototypes, dim=1).mean(0)
     return (score * (1 - F.normalize(features, dim=1) @ mean)).sum() / score.sum()
@@ -188,9 +211,11 @@ def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
 def worst_direction(
     network: nn.Module, image: Tensor, p: Tensor, start: Tensor, probe: float
 ) -> Tensor:
-    """One power step from ``start`` toward where the prediction leaves ``p`` (N, K, *S) fastest; norm 1 per item.
+    """Return the adversarial direction after one power iteration from ``start``; norm 1 per item.
 
-    No parameter gets a gradient. The loss is a mean over voxels whose gradient float16 would round to 0.
+    It increases the difference of the prediction from ``p`` (N, K, *S) the most. Parameters get no
+    gradient. The loss is scaled by the number of voxels, because float16 would round its gradient
+    to 0.
     """
     d, voxels = unit(start).requires_grad_(), p[:, 0].numel()
     change = overlap_loss(network(image + probe * d), p)
@@ -199,28 +224,32 @@ def worst_direction(
 
 
 def unit(d: Tensor) -> Tensor:
-    """Each item of (N, C, *S) divided by its Euclidean norm."""
+    """Return each item of (N, C, *S) divided by its Euclidean norm."""
     norm = torch.linalg.vector_norm(wide(d), dim=tuple(range(1, d.ndim)), keepdim=True)
     return wide(d) / (norm + 1e-8)
 
 
 def overlap_loss(logits: Tensor, q: Tensor) -> Tensor:
-    """1 - 2 sum(p q) / sum(p + q) with p = softmax(logits), over everything: 1 - the mean over voxels of sum_c p_c q_c."""
+    """Return 1 - 2 sum(p q) / sum(p + q) with p = softmax(logits) and sums over all elements.
+
+    It equals 1 minus the mean over voxels of sum_c p_c q_c.
+    """
     return soft_dice(wide(logits).softmax(1), q, squared=False, smooth=1e-8)
 
 
 @contextmanager
 def statistics_held(network: nn.Module) -> Iterator[None]:
-    """Restore the running statistics afterwards. Passes inside still normalize by their batch."""
+    """Restore the running statistics at exit; passes inside still use their batch statistics."""
     before = [buffer.clone() for buffer in network.buffers()]
     try:
         yield
     finally:
         for buffer, value in zip(network.buffers(), before, strict=True):
-            # Around autograd, which has saved the buffers without need and would refuse the backward pass.
+            # ``data`` hides the change from autograd, which saved the buffers, although it does not
+            # need them, and would refuse the backward pass.
             buffer.data.copy_(value)
 
 
 def wide(x: Tensor) -> Tensor:
-    """``x`` in float32 at least."""
+    """Return ``x`` in float32 or higher precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,12 +1,14 @@
-"""Supervised baseline: trained on the labeled cases alone, the reference of every semi-supervised paper.
+"""Supervised baseline: training on the labeled cases only, the reference for all methods.
 
-Official code: the baseline script of UA-MT, github.com/yulequan/UA-MT (unlicensed), consulted through a written
-specification; nothing copied.
+Official code: the baseline script of UA-MT, github.com/yulequan/UA-MT (unlicensed). The code was
+consulted through a written specification; nothing was copied.
 
-Papers           Official code                             Here
-not specified    all places of the batch are labeled       the same
-not specified    (CE + Dice) / 2, Dice of the foreground   the same, averaged over the foreground classes
-not specified    two classes                               two or more; dice=all as SSL4MIS has it
+Paper                    Official code                      Here
+not specified            the whole batch is labeled         the same
+not specified            (CE + Dice) / 2, Dice of the       the same, averaged over the foreground
+                           foreground                         classes
+not specified            two classes                        two or more classes; dice=all as in
+                                                              SSL4MIS
 """
 
 from __future__ import annotations
@@ -22,14 +24,14 @@ from segbench.nn.losses import dice_ce
 
 @method("supervised", paper="baseline of Yu et al., MICCAI 2019")
 class Supervised(Method):
-    """One network, labeled images only."""
+    """One network that is trained on labeled images only."""
 
     semi_supervised = False
 
     class Params(MethodParams):
         dice: Literal["foreground", "all"] = Field(
             "foreground",
-            description="classes of the Dice term: without background (LA) or all (SSL4MIS)",
+            description="classes of the Dice term: foreground only (LA) or all (SSL4MIS)",
         )
 
     def build(self, network: Callable[..., Backbone]) -> None:

@@ -1,26 +1,34 @@
-"""UA-MT: a mean teacher whose predictions count only where they are certain.
+"""UA-MT: a mean teacher whose predictions are used only where their uncertainty is low.
 
-Yu, Wang, Li, Fu, Heng: Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation, MICCAI
-2019, arXiv:1907.07034. Official code: github.com/yulequan/UA-MT (unlicensed), consulted through a written
-specification; nothing copied.
+Yu, Wang, Li, Fu, Heng: Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium
+Segmentation, MICCAI 2019, arXiv:1907.07034. Official code: github.com/yulequan/UA-MT (unlicensed).
+The code was consulted through a written specification; nothing was copied.
 
-Paper                      Official code                       Here
-consistency on all items   two scripts, the recommended one    images=unlabeled, the default, or images=all
-                           on unlabeled items
-8 stochastic predictions   four passes of the teacher, every   the same two predictions per pass, because a pass shares
-                           item twice in each                  its batch statistics; the last of an odd number is alone
-threshold from 3/4 U_max   (3/4 + ramp/4) ln 2                 (3/4 + ramp/4) ln K
-target of the teacher      one more noisy pass, not the mean   the same
-two classes                Dice of the foreground              averaged over the foreground classes
--                          ramp of 40 stairs of 150 steps for  40 stairs over the run; smooth for the threshold, as in
-                           the weight, smooth for the          the code
-                           threshold
--                          the teacher has its own initial     starts as a copy; there is no difference after the
-                           weights                             first step, whose decay is 0
--                          buffers neither averaged nor        the same: the teacher stays in train mode
-                           copied
-not specified              student evaluated, last weights     the same
--                          KL instead of squares, as option    left out
+The uncertainty of a voxel is the entropy of the mean of several stochastic predictions of the
+teacher. The consistency term is the squared difference between student and teacher, averaged over
+the voxels whose uncertainty is below a threshold that rises during training.
+
+Paper                    Official code                      Here
+consistency on all       two scripts; the recommended one   images=unlabeled (the default) or
+  images                   uses unlabeled images              images=all
+8 stochastic             four passes of the teacher, each   the same two predictions per pass,
+  predictions              with every image twice             because a pass shares its batch
+                                                              statistics; if the number is odd, the
+                                                              last pass has one
+threshold rises from     (3/4 + ramp/4) ln 2                (3/4 + ramp/4) ln K
+  3/4 U_max
+teacher's target         one more noisy pass, not the mean  the same
+two classes              Dice of the foreground             averaged over the foreground classes
+-                        weight: ramp of 40 stairs of 150   weight: ramp of 40 stairs over the run;
+                           steps; threshold: smooth ramp      threshold: smooth ramp, as in the code
+-                        the teacher has its own initial    the teacher starts as a copy; after the
+                           weights                            first step, whose decay is 0, there is
+                                                              no difference
+-                        buffers are neither averaged nor   the same: the teacher stays in train
+                           copied                             mode
+not specified            student evaluated, last weights    the same
+-                        optional KL divergence instead of  left out
+                           squares
 """
 
 from __future__ import annotations
@@ -39,21 +47,23 @@ from segbench.nn.ops import clipped_noise, entropy
 
 @method("ua_mt", paper="Yu et al., MICCAI 2019")
 class UAMT(StudentTeacher):
-    """A student agrees with its own moving average where the average's predictions vary little."""
+    """A student that is trained to agree with its moving average where the latter is certain."""
 
     class Params(MethodParams):
-        weight: float = Field(0.1, ge=0, description="weight of the consistency after its ramp")
-        decay: float = Field(0.99, ge=0, lt=1, description="decay of the moving average")
+        weight: float = Field(
+            0.1, ge=0, description="weight of the consistency term after the ramp"
+        )
+        decay: float = Field(0.99, ge=0, lt=1, description="decay of the teacher's moving average")
         passes: int = Field(
-            8, ge=1, description="stochastic predictions from which the uncertainty is estimated"
+            8, ge=1, description="stochastic predictions for the uncertainty estimate"
         )
         noise: float = Field(
             0.1,
             ge=0,
-            description="standard deviation of the teacher's input noise, clipped at twice that",
+            description="standard deviation of the teacher's input noise, clipped at twice this",
         )
         images: Literal["unlabeled", "all"] = Field(
-            "unlabeled", description="images of the consistency term"
+            "unlabeled", description="images on which the consistency term is computed"
         )
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
@@ -70,12 +80,12 @@ class UAMT(StudentTeacher):
         }
 
     def noisy_prediction(self, images: Tensor) -> Tensor:
-        """The teacher's probabilities (N, K, *S) of noisy images, under dropout."""
+        """Return the teacher's probabilities (N, K, *S) for noisy images, with dropout."""
         noisy = images + clipped_noise(images, self.p.noise)
         return self.teacher(noisy).float().softmax(1)
 
     def uncertainty(self, images: Tensor) -> Tensor:
-        """Entropy (N, *S) of the mean of several noisy predictions, in nats."""
+        """Return the entropy (N, *S), in nats, of the mean of several noisy predictions."""
         total = torch.zeros((), device=images.device)
         for left in range(self.p.passes, 0, -2):
             copies = min(left, 2)
@@ -84,5 +94,8 @@ class UAMT(StudentTeacher):
         return entropy(total / self.p.passes)
 
     def threshold(self, t: Clock) -> float:
-        """The uncertainty below which the teacher counts: from 3/4 of the largest possible one up to all of it."""
+        """Return the uncertainty below which a voxel is used.
+
+        It rises from 3/4 of the largest possible uncertainty, ln K, to all of it.
+        """
         return (0.75 + 0.25 * t.smooth_ramp()) * log(self.classes)

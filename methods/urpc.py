@@ -1,31 +1,43 @@
-"""URPC: one network predicts at several scales, which should agree on unlabeled images, less so where they diverge.
+"""URPC: predictions at several scales are consistent on unlabeled images where they are certain.
 
-Luo, Liao, Chen, Song, Chen, Zhang, Chen, Wang, Zhang: Efficient Semi-supervised Gross Target Volume of Nasopharyngeal
-Carcinoma Segmentation via Uncertainty Rectified Pyramid Consistency, MICCAI 2021, arXiv:2012.07042; extended in Medical
-Image Analysis 80, 2022. Official code: SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT), consulted through a written
-specification; nothing copied.
+Luo, Liao, Chen, Song, Chen, Zhang, Chen, Wang, Zhang: Efficient Semi-supervised Gross Target Volume
+of Nasopharyngeal Carcinoma Segmentation via Uncertainty Rectified Pyramid Consistency, MICCAI 2021,
+arXiv:2012.07042; extended in Medical Image Analysis 80, 2022. Official code: SSL4MIS
+(github.com/HiLab-git/SSL4MIS, MIT). The code was consulted through a written specification; nothing
+was copied.
 
-Paper                      Official code                       Here
-3-D U-Net, four scales     the same; channel dropout 0.1 to    any backbone with side outputs, one prediction for each
-                           0.5 on each decoder stage           of its decoder's scales; the V-Net has that dropout too
-KL in inconsistent         KL(mean | scale)                    KL(mean | scale)
-notation
-weights normalized over    over each scale, then averaged      over each scale, then averaged
-all scales
--                          squares averaged over the classes,  the same
-                           KL summed over them
--                          nothing detached: gradients flow    the same
-                           into the mean and the weights
--                          log of the softmax                  log-softmax and log-sum-exp: the same where that is
-                                                               finite, and finite everywhere
--                          ramp of 400 stairs of 150 steps,    stairs=400 over the run, the same at 60 000 steps; ends
-                           also when trained half as long;     with every run (40 are 150 steps each of 6000), in 2-D
-                           2-D: 200, and lr 0.01               too
-not specified              Dice of all classes                 the same
--                          3 classes written down              K of the data set
--                          lr 0.1, polynomial with a lag of    the protocol's optimizer
-                           one step
-full resolution evaluated  the same                            the same
+The target of each scale is the mean prediction of all scales. The uncertainty D of a scale is its
+KL divergence from the mean; the squared error is weighted with w = exp(-D), and D itself is
+minimized too.
+
+Paper                    Official code                      Here
+3-D U-Net, four scales   the same; channel dropout of 0.1   any backbone with side outputs, one
+                           to 0.5 in the decoder stages       prediction for each scale of its
+                                                              decoder; the V-Net has this dropout
+                                                              too
+KL, inconsistent         KL(mean | scale)                   KL(mean | scale)
+  notation
+weights normalized over  over each scale, then averaged     over each scale, then averaged
+  all scales
+-                        squares averaged over the          the same
+                           classes, KL summed over the
+                           classes
+-                        nothing is detached: gradients     the same
+                           flow into the mean and the
+                           weights
+-                        logarithm of the softmax           log-softmax and log-sum-exp: the same
+                                                              where the logarithm is finite, and
+                                                              always finite
+-                        ramp of 400 stairs of 150 steps,   stairs=400 over the run, the same at 60
+                           even in a training of half that    000 steps, also in 2-D; always ends
+                           length; 2-D: 200 stairs, lr        with the run (in 6000 steps, 40 stairs
+                           0.01                               are of 150 steps each)
+not specified            Dice of all classes                the same
+-                        3 classes, fixed in the code       K classes of the data set
+-                        lr 0.1, polynomial schedule that   the protocol's optimizer
+                           is one step late
+full resolution          the same                           the same
+  evaluated
 """
 
 from __future__ import annotations
@@ -42,11 +54,15 @@ from segbench.nn.losses import dice_ce
 
 @method("urpc", paper="Luo et al., MICCAI 2021")
 class URPC(Method):
-    """All scales learn from labels; on unlabeled images each scale learns from the mean of all."""
+    """All scales learn from labels; on unlabeled images each learns from the mean of all scales."""
 
     class Params(MethodParams):
-        weight: float = Field(0.1, ge=0, description="weight of the consistency after its ramp")
-        stairs: int = Field(400, ge=1, description="equal steps of the sigmoid ramp over the run")
+        weight: float = Field(
+            0.1, ge=0, description="weight of the consistency term after the ramp"
+        )
+        stairs: int = Field(
+            400, ge=1, description="number of stairs of the sigmoid ramp over the run"
+        )
 
     needs = frozenset({"side_outputs"})
 
@@ -55,7 +71,7 @@ class URPC(Method):
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
-        scales = self.network(images)  # logits of each scale (L + U, K, *S), fine to coarse
+        scales = self.network(images)  # logits (L + U, K, *S) per scale, fine to coarse
         labeled = [z[: len(batch.x)] for z in scales]
         unlabeled = [z[len(batch.x) :] for z in scales]
 
@@ -71,10 +87,10 @@ class URPC(Method):
 
 
 def divergences(log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (N, K, *S) of the scales' predictions, and how far each scale diverges from it, D (scales, N, *S).
+    """Return the mean prediction (N, K, *S) and the uncertainty D (scales, N, *S) of each scale.
 
-    ``log_p`` (scales, N, K, *S) are the logarithms of the predictions. D = KL(mean | scale) = sum_c mean_c (ln mean_c -
-    ln p_c) is the uncertainty of a scale.
+    ``log_p`` (scales, N, K, *S) holds the logarithms of the predictions.
+    D = KL(mean | scale) = sum_c mean_c (ln mean_c - ln p_c).
     """
     log_mean = log_p.logsumexp(0) - log(len(log_p))
     mean = log_mean.exp()
@@ -82,7 +98,10 @@ def divergences(log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pyramid_consistency(scales: Sequence[Tensor]) -> Tensor:
-    """mean[w (mean - p)^2] / mean[w] + mean[D] with w = exp(-D), one value per scale; ``scales`` are logits (N, K, *S)."""
+    """Return mean[w (mean - p)^2] / mean[w] + mean[D] with w = exp(-D), one value per scale.
+
+    ``scales`` holds the logits (N, K, *S) of each scale.
+    """
     log_p = torch.stack([z.float().log_softmax(1) for z in scales])  # (scales, N, K, *S)
     mean, divergence = divergences(log_p)
     gap = (mean - log_p.exp()).square().mean(2)  # (scales, N, *S)
