@@ -37,7 +37,7 @@ class MethodRow:
     replicates: int  # number of labeled draws or, with one draw, of seeds
     hours: float  # of training, mean over runs
     rank: int | None = None  # of the first method that it is not distinguishable from
-    note: str = ""  # why it is not ranked
+    note: str = ""  # why it is not ranked; reference rows never are
     failed: int = 0  # number of failed runs
     tied: bool = False
     letters: str = ""  # rows that share a letter are not distinguishable
@@ -151,7 +151,8 @@ class Board:
 
     def family(self, metric: str) -> list[Scores]:
         """Return the scores of the ranked rows: only these show how much replicates scatter."""
-        return [row.scores[metric] for row in self.rows if not row.note]
+        ranked = [row for row in self.rows if row.kind == METHOD and not row.note]
+        return [row.scores[metric] for row in ranked]
 
     def find(self, name: str) -> list[MethodRow]:
         """Return the rows that a name means: the row with this label, or a method's rows.

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,13 +40,14 @@ def read_cases(content: bytes, where: Path) -> list[Record]:
     try:
         if len(content) > MAX_BYTES:
             raise ValueError(f"{len(content)} bytes")
-        lines = io.StringIO(content.decode(), newline="")
-        records = [_typed(row) for row in csv.DictReader(lines, strict=True)]
+        reader = csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True)
+        columns = MetricColumns.of(reader.fieldnames or ())
+        records = [_typed(row, columns) for row in reader]
         keys = {(record["dataset"], record["case"], record["class"]) for record in records}
         if len(keys) < len(records):
             raise ValueError("a case is listed twice")
         for record in records:
-            _check(record)
+            _check(record, columns)
     except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise IntegrityError(
             "the case table was not written by segbench", where=where, found=error
@@ -54,42 +55,68 @@ def read_cases(content: bytes, where: Path) -> list[Record]:
     return records
 
 
-def _typed(row: Mapping[str, str]) -> Record:
+class MetricColumns(NamedTuple):
+    """The columns of a table that hold metrics."""
+
+    scores: list[str]  # between 0 and 1
+    distances: list[str]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> MetricColumns:
+        """Return the metrics among column names."""
+        found = cls([], [])
+        for name in names:
+            if DISTANCE.fullmatch(name):
+                found.distances.append(name)
+            elif is_metric(name):
+                found.scores.append(name)
+        return found
+
+
+def _typed(row: Mapping[str, str], columns: MetricColumns) -> Record:
     """Return a line of the table with numbers as numbers."""
     record: Record = dict(row)
-    for name, text in row.items():
-        if name in ("pred_voxels", "ref_voxels"):
-            record[name] = int(text)
-        elif name == "shape":
-            record[name] = [int(size) for size in text.split("x")] if text else None
-        elif name == "spacing":
-            record[name] = [float(size) for size in text.split("x")] if text else None
-        elif is_metric(name) and name.endswith("_mm") and not row["spacing"]:
+    if None in record:
+        raise ValueError("a line has more values than there are columns")
+    for name in ("pred_voxels", "ref_voxels"):
+        record[name] = int(row[name])
+    shape = row["shape"]
+    record["shape"] = [int(size) for size in shape.split("x")] if shape else None
+    spacing = row["spacing"]
+    record["spacing"] = [float(size) for size in spacing.split("x")] if spacing else None
+    for name in columns.scores + columns.distances:
+        if name.endswith("_mm") and not spacing:
             # The column belongs to another data set of a joint run, whose voxel size is known.
             del record[name]
-        elif is_metric(name):
-            record[name] = float(text) if text else None
+        else:
+            record[name] = float(row[name]) if row[name] else None
     return record
 
 
-def _check(record: Record) -> None:
+def _check(record: Record, columns: MetricColumns) -> None:
     """Raise ValueError unless some pair of masks can have these values."""
     case = f"case {str(record['case'])[:100]!r}"
     _check_voxels(record, case)
-    units = ("vox", "mm") if record["spacing"] else ("vox",)
-    required = {f"{metric}_{unit}" for metric in ("hd95", "asd") for unit in units}
-    missing = required - set(record)
-    if missing:
-        raise ValueError(f"{case}: no column {', '.join(sorted(missing))}")
-    for name, value in record.items():
-        if not is_metric(name) or value is None:
-            continue
-        is_distance = DISTANCE.fullmatch(name) is not None
-        limit = diagonal(record, name) * (1 + TOLERANCE) if is_distance else 1
-        if not (isfinite(value) and 0 <= value <= limit):
-            raise ValueError(f"{case}: {name} {value}, possible are 0 to {limit}")
+    for unit in ("vox", "mm") if record["spacing"] else ("vox",):
+        for name in (f"hd95_{unit}", f"asd_{unit}"):
+            if name not in record:
+                raise ValueError(f"{case}: no column {name}")
+    for name in columns.scores:
+        _check_range(record, name, 1, case)
+    longest_vox = diagonal(record, "_vox") * (1 + TOLERANCE)
+    longest_mm = diagonal(record, "_mm") * (1 + TOLERANCE) if record["spacing"] else 0.0
+    for name in columns.distances:
+        in_mm = record["spacing"] is not None and not name.endswith("_vox")
+        _check_range(record, name, longest_mm if in_mm else longest_vox, case)
     if record["status"] == "ok":
         _check_overlap(record, case)
+
+
+def _check_range(record: Record, name: str, limit: float, case: str) -> None:
+    """Raise ValueError unless a value is undefined or between 0 and a limit."""
+    value = record.get(name)
+    if value is not None and not (isfinite(value) and 0 <= value <= limit):
+        raise ValueError(f"{case}: {name} {value}, possible are 0 to {limit}")
 
 
 def _check_voxels(record: Record, case: str) -> None:

@@ -11,6 +11,7 @@ from math import nan
 from typing import Any, NamedTuple
 
 from segbench.results.board import DISTANCES, Board, MethodRow, ranges
+from segbench.results.comparable import CONTROL, ORACLE
 from segbench.results.published import Published
 from segbench.results.reference import Effect
 from segbench.results.rundir import plain
@@ -280,6 +281,7 @@ def footer(
         lines.append(line if board.cases > 1 else f"{line}; with one case nothing can be tested")
     if any(row.difference for row in board.rows) and "to " in titles:
         lines.append(_explain_stars(board))
+    lines += _explain_references(board)
     lines += _explain_effects(board, titles)
     if board.left_out_draws:
         lines.append(f"draws {ranges(board.left_out_draws)} left out: not all methods have them")
@@ -311,18 +313,24 @@ def _explain_numbers(board: Board, titles: str) -> str:
     return " · ".join(parts)
 
 
+def _explain_references(board: Board) -> list[str]:
+    kinds = {row.kind for row in board.rows}
+    parts = []
+    if CONTROL in kinds:
+        parts.append(
+            "(no unlabeled): the same method, its unlabeled stream shows labeled images only"
+        )
+    if ORACLE in kinds:
+        parts.append("oracle: supervised with all training cases labeled")
+    return [f"not ranked: {'; '.join(parts)}"] if parts else []
+
+
 def _explain_effects(board: Board, titles: str) -> list[str]:
     lines = []
     if any(row.gap_closed for row in board.rows) and GAP_TITLE in titles:
-        lines.append(
-            f"{GAP_TITLE}: share of the difference in Dice between supervised and the oracle "
-            "(supervised with all training cases labeled)"
-        )
+        lines.append(f"{GAP_TITLE}: (method - supervised) / (oracle - supervised), in Dice")
     if any(row.unlabeled_gain for row in board.rows) and GAIN_TITLE in titles:
-        lines.append(
-            f"{GAIN_TITLE}: Dice minus that of the same method whose unlabeled stream "
-            "shows labeled images only"
-        )
+        lines.append(f"{GAIN_TITLE}: Dice minus that of the same method (no unlabeled)")
     return lines
 
 

@@ -53,11 +53,6 @@ from segbench.results.rundir import RunDir, is_number
 from segbench.results.scores import Scores
 from segbench.results.tables import RANKED_REPLICATES, Replicate, TableContent, arrange
 
-REFERENCE_NOTES = {
-    ORACLE: "reference: all training cases labeled",
-    CONTROL: "reference: no unlabeled images",
-}
-
 
 def boards(
     runs: Iterable[RunDir], sort: str = "dice", against: str | None = None
@@ -226,7 +221,7 @@ def _row(name: str, kind: str, board: Board, groups: Sequence[Replicate]) -> Met
         seeds=len({(group[0].draw, group[0].seed) for group in groups}),
         replicates=len(means["dice"]),
         hours=fmean(value / 3600 if is_number(value) else nan for value in seconds),
-        note=REFERENCE_NOTES.get(kind) or _why_not_ranked(board, groups),
+        note=_why_not_ranked(board, kind, groups),
         run_groups=groups,
     )
     for metric in METRICS:
@@ -291,11 +286,10 @@ def _scores(row: MethodRow, board: Board, metric: str) -> Scores:
             missing[i, j] = case not in table
             for class_name, value in table.get(case, {}).items():
                 by_class[i, j, class_names[class_name]] = value
-    values = np.full((len(tables), board.cases), nan)
-    for place in np.ndindex(values.shape):
-        defined = by_class[place][np.isfinite(by_class[place])]
-        if defined.size:
-            values[place] = np.mean(defined)
+    defined = np.isfinite(by_class)
+    sums = np.where(defined, by_class, 0.0).sum(axis=2)
+    counts = defined.sum(axis=2)
+    values = np.where(counts > 0, sums / np.maximum(counts, 1), nan)
     numbers = {dataset: number for number, dataset in enumerate(board.datasets)}
     return Scores(
         name=row.method,
@@ -340,8 +334,8 @@ def _draws(row: MethodRow, board: Board) -> tuple[int, ...]:
     return draws
 
 
-def _why_not_ranked(board: Board, groups: Sequence[Replicate]) -> str:
-    """Return why a row is not ranked; empty if it is."""
+def _why_not_ranked(board: Board, kind: str, groups: Sequence[Replicate]) -> str:
+    """Return why a method is not ranked, empty if it is; the same problems of a reference row."""
     missing = max(_missing_cases(board, group) for group in groups)
     if missing:
         return f"{missing} test case{'s' if missing > 1 else ''} missing: not ranked"
@@ -350,7 +344,7 @@ def _why_not_ranked(board: Board, groups: Sequence[Replicate]) -> str:
         return "checkpoint picked on the test cases: not ranked"
     if any(run.folder.reported for run in runs):
         return "reported, not verified: not ranked"
-    return _too_few_replicates(board, groups)
+    return _too_few_replicates(board, groups) if kind == METHOD else ""
 
 
 def _missing_cases(board: Board, group: Replicate) -> int:
@@ -384,7 +378,7 @@ def _rank(board: Board) -> None:
     """Rank the rows and put them in order: ranked rows first, reference rows last."""
     higher = board.sort not in DISTANCES
     by_name = {row.method: row for row in board.rows}
-    ranked = [row.scores[board.sort] for row in board.rows if not row.note]
+    ranked = board.family(board.sort)
     places, board.pairs = ranking(ranked, higher, tie=TIES[board.sort])
     ordered = []
     for place in places:

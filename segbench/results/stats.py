@@ -83,7 +83,7 @@ def estimate(scores: Scores, limits: tuple[float, float] = (-inf, inf)) -> Estim
     """
     contrast = Contrast([scores.balanced(shared_cases(scores))])
     found = moments(contrast)
-    low, high = interval(contrast, found, scores.name)
+    low, high = interval(contrast, found)
     return Estimate(found.mean, max(low, limits[0]), min(high, limits[1]), found.se, found.df)
 
 
@@ -118,7 +118,7 @@ def compare(
     paired = len(contrast.groups) == 1
     pool = _pool_of_pairs(family) if paired else _pool(family)
     found = moments(contrast, pool)
-    low, high = interval(contrast, found, f"{a.name}\0{b.name}")
+    low, high = interval(contrast, found)
     p = p_value(found)
     defined = np.isfinite(first).all(0) & np.isfinite(second).all(0)
     by_case = np.where(defined, first.mean(0) - second.mean(0), nan)

@@ -8,13 +8,13 @@ replicate this is the t test over cases; without differences between cases it is
 
 Intervals are percentiles of a hierarchical bootstrap over cases and replicates (Davison & Hinkley
 1997, section 3.8), scaled to that standard error and to Student's t, because three resampled runs
-spread too little. The generator is seeded from the numbers: equal scores give equal intervals.
+spread too little. All intervals use the same resamples: equal scores give equal intervals.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from math import inf, isnan, nan, sqrt
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from segbench.results.scores import Array
 ALPHA = 0.05
 POWER = 0.8
 RESAMPLES = 2000
+SEED = 0  # of the resamples
 MAX_REPLICATES = 1000  # replicates_needed looks no further
 
 
@@ -164,17 +165,16 @@ def p_value(found: Moments) -> float:
     return float(2 * stats.t.sf(abs(found.mean) / found.se, found.df))
 
 
-def interval(contrast: Contrast, found: Moments, name: str) -> tuple[float, float]:
+def interval(contrast: Contrast, found: Moments) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of a contrast.
 
     Args:
         found: the contrast's moments, to which the interval is scaled.
-        name: enters the seed of the generator.
     """
     if isnan(found.se):
         return nan, nan
-    generator = _generator(name, contrast.groups)
-    weights = _case_weights(generator, contrast.cases)
+    weights = _case_weights(contrast.cases, RESAMPLES)
+    generator = np.random.default_rng(SEED)
     each = np.arange(RESAMPLES)
     totals = np.zeros(RESAMPLES)
     for group in contrast.groups:
@@ -192,21 +192,13 @@ def interval(contrast: Contrast, found: Moments, name: str) -> tuple[float, floa
     return found.mean + scale * float(low), found.mean + scale * float(high)
 
 
-def _case_weights(generator: np.random.Generator, cases: int) -> Array:
+@lru_cache(maxsize=8)
+def _case_weights(cases: int, resamples: int) -> Array:
     """Return how often each resample holds each case, as a share (case, resample)."""
-    chosen = generator.integers(cases, size=(RESAMPLES, cases))
-    places = chosen + cases * np.arange(RESAMPLES)[:, None]
-    counts = np.bincount(places.ravel(), minlength=RESAMPLES * cases)
-    return counts.reshape(RESAMPLES, cases).T / cases
-
-
-def _generator(name: str, groups: Sequence[Array]) -> np.random.Generator:
-    """Return a generator that is seeded from a name and the scores."""
-    digest = hashlib.blake2b(name.encode(errors="replace"), digest_size=16)
-    for group in groups:
-        digest.update(np.ascontiguousarray(group).tobytes())
-    seed = int.from_bytes(digest.digest(), "big")
-    return np.random.Generator(np.random.PCG64(seed))
+    chosen = np.random.default_rng(SEED).integers(cases, size=(resamples, cases))
+    places = chosen + cases * np.arange(resamples)[:, None]
+    counts = np.bincount(places.ravel(), minlength=resamples * cases)
+    return np.ascontiguousarray(counts.reshape(resamples, cases).T / cases)
 
 
 def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.cli.leaderboard import show
+from segbench.cli.boards import board_text
 from segbench.report.write import report
 from segbench.results import export
 from segbench.results.board import ranges
@@ -84,7 +84,8 @@ def test_reference_rows_are_shown_last_and_not_ranked(quick):
         ("oracle", "oracle", None),
     ]
     oracle = by_name(board)["oracle"]
-    assert oracle.dice == pytest.approx(90, abs=1.5) and "reference" in oracle.note
+    assert oracle.dice == pytest.approx(90, abs=1.5)
+    assert "not ranked: (no unlabeled)" in "\n".join(export.footer(board))
     assert len(board.pairs) == 3, "reference rows are not tested"
 
 
@@ -113,7 +114,7 @@ def test_effects_are_in_every_format(quick):
     assert {"gap closed %", "unlabeled gain"} <= set(titles)
     text = f"{gap.mean:.0f} ({gap.low:.0f} to {gap.high:.0f})"
     page, _ = report(all_runs(quick.root), "A title", None)
-    for content in (show(found[0], wide=True), export.as_html(found), page):
+    for content in (board_text(found[0], wide=True), export.as_html(found), page):
         assert text in content and "oracle" in content and "bcp (no unlabeled)" in content
     assert r"gap closed \%" in export.as_latex(found) and text in export.as_markdown(found)
     lines = {row["method"]: row for row in csv.DictReader(io.StringIO(export.as_csv(found)))}
