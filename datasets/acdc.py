@@ -2,18 +2,18 @@
 
 Three layouts can be read:
 
-* the challenge's own ``training/patientXXX`` folders, where ``Info.cfg`` names the two frames;
-* the h5 volumes shared by SSL4MIS, ``patientXXX_frameYY.h5`` with axes (slices, rows, columns);
-* the h5 slices shared by SSL4MIS, ``patientXXX_frameYY_slice_N.h5``, stacked by number for frames
-  without a volume.
+* the challenge's own ``training/patientXXX`` folders, in which ``Info.cfg`` names the two frames;
+* the h5 volumes of SSL4MIS, ``patientXXX_frameYY.h5`` with axes (slices, rows, columns);
+* the h5 slices of SSL4MIS, ``patientXXX_frameYY_slice_N.h5``, stacked by number; they are used for
+  frames without a volume.
 
-Every case is one frame with axes (x, y, slices): ``frame01`` is end diastole and ``frame02`` end
-systole, whatever their numbers in the cine. Gray values are scaled to [0, 1] by the smallest and
-largest value of the volume, as in the shared files; nothing is resampled or cropped. A labeled
-count counts patients: 7 means 14 volumes.
+Each case is one frame with axes (x, y, slices): ``frame01`` is end diastole and ``frame02`` is end
+systole, regardless of their numbers in the cine sequence. Gray values are scaled to [0, 1] by the
+minimum and maximum of the volume, as in the h5 files; nothing is resampled or cropped. Counts of
+labeled cases are counts of patients: 7 means 14 volumes.
 
-The h5 files carry no spacing, so their distances are in voxels of a very anisotropic grid, as in
-the literature. The challenge's files give distances in millimeters as well.
+The h5 files do not store the spacing, so distances are in voxels of a very anisotropic grid, as in
+the literature. With the challenge's files, distances are also given in millimeters.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ SLICE = re.compile(r"(patient\d{3}_frame\d\d)_slice_(\d+)\.h5")
 class ACDC(Dataset):
     """ACDC, one case per frame.
 
-    Networks see slices under the protocol ``acdc`` and volumes under ``acdc-3d``; metrics are
-    always computed on volumes.
+    Protocol ``acdc`` trains on slices and ``acdc-3d`` on volumes; metrics are always computed on
+    volumes.
     """
 
     title = "ACDC (Automated Cardiac Diagnosis Challenge)"
@@ -80,7 +80,7 @@ class ACDC(Dataset):
     def split(self) -> Split:
         """Return 70 train, 10 validation and 20 test patients, two frames each.
 
-        Patients 074 and 076 share their images.
+        The images of patients 074 and 076 are identical.
         """
         lists = read_lists(LISTS)
         return Split(
@@ -95,7 +95,7 @@ class ACDC(Dataset):
         return case.partition("_")[0]
 
     def find(self, source: Path | None) -> list[RawCase]:
-        """Return the cases in any of the layouts, anywhere below ``source``."""
+        """Return the cases of any layout, in ``source`` or any of its subfolders."""
         assert source is not None
         raw = _raw_frames(source)
         h5 = _h5_frames(source)
@@ -108,11 +108,11 @@ class ACDC(Dataset):
         return [RawCase(case, where, self.group(case)) for case, where in sorted(found.items())]
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
-        """Scale gray values as in the shared h5 files."""
+        """Scale gray values as in the h5 files of SSL4MIS."""
         return normalize(image, RECIPE.gray)
 
     def load(self, raw: RawCase) -> Case:
-        """Return one frame as (1, x, y, slices) in [0, 1]."""
+        """Return one frame as (1, x, y, slices) with values in [0, 1]."""
         where: dict[str, Any] = raw.where
         if "fault" in where:
             what, details = where["fault"]
@@ -148,7 +148,7 @@ def _raw_frames(source: Path) -> dict[str, dict[str, Any]]:
 
 
 def _frames_of_patient(info: Path) -> dict[str, dict[str, Any]]:
-    """Return the two frames of a patient's folder, named by ``Info.cfg``."""
+    """Return the two frames of a patient's folder, which ``Info.cfg`` names."""
     patient = info.parent.name
     try:
         text = info.read_text(encoding="utf-8", errors="replace")
@@ -223,7 +223,7 @@ def _missing_slices(
 
     Args:
         case: the frame.
-        numbers: of its slices, in order.
+        numbers: numbers of its slices, in ascending order.
         paths: files of all frames; the patient's other frame shows whether the last slices are
             missing.
     """
@@ -254,7 +254,10 @@ def _other_frame(case: str) -> str:
 
 
 def _depth(files: Sequence[Path]) -> int:
-    """Return the number of slices of a frame, 0 if its volume cannot be read (loading says why)."""
+    """Return the number of slices of a frame, or 0 if its volume cannot be read.
+
+    The error is raised when the frame is loaded.
+    """
     if not files or SLICE.fullmatch(files[0].name):
         return len(files)
     with suppress(DataError):
@@ -280,6 +283,6 @@ def _read_h5_frame(files: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """Return slices as one volume; a single array with three axes is a volume already."""
+    """Return slices as one volume; a single array with three axes is already a volume."""
     is_volume = len(arrays) == 1 and arrays[0].ndim != 2
     return arrays[0] if is_volume else np.stack(arrays)

@@ -1,19 +1,19 @@
-"""The user's own volumes in a folder of the Medical Segmentation Decathlon or of nnU-Net v2.
+"""The user's own volumes in a folder with the layout of the Decathlon or of nnU-Net v2.
 
-Named ``folder:/data/Dataset007_Mine``, or linked once with ``segbench data link``. ``dataset.json``
-names channels and labels; cases lie in ``imagesTr`` with labels in ``labelsTr``. Unlabeled cases
-lie in ``imagesTr`` too (without a label file) or in ``imagesUn``. A case in ``imagesTs`` is never
-trained on unless ``splits_ssl.json`` lists it as unlabeled.
+The data set is named by its path, ``folder:/data/Dataset007_Mine``, or linked once with ``segbench
+data link``. ``dataset.json`` names channels and labels; images are in ``imagesTr`` and labels in
+``labelsTr``. Unlabeled cases are in ``imagesTr`` too (without a label file) or in ``imagesUn``. A
+case in ``imagesTs`` is never used for training unless ``splits_ssl.json`` lists it as unlabeled.
 
-``splits_ssl.json`` holds the lists ``labeled``, ``unlabeled``, ``val`` (not used yet) and ``test``.
-If it is missing, one in five labeled cases is drawn for testing with a fixed seed, and the file is
-written, so that cases added later do not change the test set.
+``splits_ssl.json`` contains the lists ``labeled``, ``unlabeled``, ``val`` (not used yet) and
+``test``. If the file is missing, one in five labeled cases is drawn for testing with a fixed seed,
+and the file is written, so that cases that are added later do not change the test set.
 
-Preparation, unless settings say otherwise: nearest RAS axes; the median spacing of the training
-images, with linear interpolation for images and nearest neighbor for labels; CT: from the 0.5 to
-the 99.5 percentile of the labeled cases' foreground to [0, 1], cropped to the body; other channels:
-z-score over the voxels that are not 0, cropped to these voxels. No label influences a crop unless
-the user asks for it.
+Default preparation: images are reoriented to the nearest RAS axes and resampled to the median
+spacing of the training images, with linear interpolation for images and nearest neighbor for
+labels. CT: the range from the 0.5 to the 99.5 percentile of the labeled cases' foreground is mapped
+to [0, 1], and the image is cropped to the body. Other channels: z-score over the nonzero voxels,
+cropped to these voxels. Labels are used for the crop only if the user asks for it.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ SCALES = {
     "rescale_to_0_1": Gray(None, "minmax"),
     "rgb_to_0_1": Gray((0.0, 255.0), "unit"),
 }
-# A crop by the label alone would show where the target is, so it leaves room, as published ones do.
+# A tight crop to the label would reveal where the target is; published recipes leave a margin too.
 LABEL_MARGIN = (25, 25)
 LABEL_LEAST = 96
-TEST_SHARE = 5  # one labeled case in five is for testing
-SEED = 0  # of the draw of test cases
-VOXELS_PER_CASE = 10**6  # most foreground voxels of a case that enter the percentiles
+TEST_SHARE = 5  # one in five labeled cases is for testing
+SEED = 0  # for drawing the test cases
+VOXELS_PER_CASE = 10**6  # maximum number of foreground voxels per case for the percentiles
 ANISOTROPIC = 3  # ratio of spacings above which cubic patches are a poor choice
 
-Files = dict[str, Any]  # of a case: "place", "images" and perhaps "label"
+Files = dict[str, Any]  # keys: "place", "images" and, if there is one, "label"
 
 
 @dataset("folder")
 class Folder(Dataset):
-    """A family: ``variant`` makes the data set of one folder."""
+    """A family of data sets: ``variant`` returns the data set of one folder."""
 
     family = True
     title = "Your own data: a Decathlon or nnU-Net v2 folder, as folder:/PATH"
@@ -91,14 +91,14 @@ class Folder(Dataset):
 
     @classmethod
     def variant(cls, text: str, settings: dict[str, Any]) -> type[Dataset]:
-        """Return the data set of one folder; reads ``dataset.json`` and lists files.
+        """Return the data set of one folder; read ``dataset.json`` and list the files.
 
-        A folder that is not available (on a disk that is not mounted) still gives a data set, so
-        that what was prepared from it can be used.
+        A folder that is not available (its disk is not mounted) still gives a data set, so that
+        its prepared cases can be used.
 
         Args:
             text: path of the folder.
-            settings: ``spacing`` (three mm), ``window`` (two gray values, for CT channels) and
+            settings: ``spacing`` (three values in mm), ``window`` (two gray values, for CT) and
                 ``crop`` (none, nonzero, body or label).
         """
         checked = _checked(settings)
@@ -127,7 +127,7 @@ class Folder(Dataset):
         return made
 
     def lists(self) -> dict[str, list[str]]:
-        """Return the four lists of ``splits_ssl.json``, or those that will be written there.
+        """Return the four lists of ``splits_ssl.json``, or those that will be written to it.
 
         Raises:
             DataError: the folder or a case is not available, a list has an unknown name or no case,
@@ -158,10 +158,10 @@ class Folder(Dataset):
         return lists
 
     def cases(self) -> dict[str, Files]:
-        """Return the files of every case, in the order of the numbers in the ids.
+        """Return the files of each case, ordered by the numbers in the ids.
 
         Raises:
-            DataError: a case lies in two folders.
+            DataError: a case is in two folders.
         """
         assert self.source is not None
         found: dict[str, Files] = {}
@@ -181,7 +181,7 @@ class Folder(Dataset):
         return {case: found[case] for case in sorted(found, key=_by_number)}
 
     def split(self) -> Split:
-        """Return the lists as a split, with training cases in the order labeled, unlabeled."""
+        """Return the lists as a split; training cases are the labeled, then the unlabeled ones."""
         assert self.source is not None
         lists = self.lists()
         cases = self.cases()
@@ -195,7 +195,7 @@ class Folder(Dataset):
         )
 
     def _notes(self, lists: dict[str, list[str]], cases: dict[str, Files]) -> list[str]:
-        """Return what a user should know about how the lists are used."""
+        """Return notes for the user about how the lists are used."""
         notes = []
         if lists["val"]:
             notes.append(
@@ -217,7 +217,7 @@ class Folder(Dataset):
         return notes
 
     def find(self, source: Path | None) -> list[RawCase]:
-        """Return all cases of the folder, without the labels of cases listed as unlabeled."""
+        """Return all cases of the folder; cases that are listed as unlabeled get no label."""
         assert self.source is not None
         if source is not None and source.resolve() != self.source.resolve():
             raise DataError(
@@ -236,9 +236,9 @@ class Folder(Dataset):
         return found
 
     def add_shared_facts(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
-        """Add the recipe of all cases.
+        """Add the recipe to all cases.
 
-        Spacing and window come from the training cases unless the settings give them.
+        Spacing and window are computed from the training cases unless the settings give them.
         """
         crop = self._crop(raw)
         train = set(split.train)
@@ -260,10 +260,10 @@ class Folder(Dataset):
         return [replace(case, where={**case.where, "recipe": recipe}) for case in raw]
 
     def _crop(self, raw: Sequence[RawCase]) -> Any:
-        """Return the crop that was set, or the usual one of the first channel.
+        """Return the crop of the settings, or the default for the first channel.
 
         Raises:
-            DataError: a crop by the label, and a case without one.
+            DataError: the crop uses the label, but a case has no label.
         """
         usual = "body" if _is_ct(self.layout.channels[0]) else "nonzero"
         crop = self.settings.get("crop") or usual
@@ -279,7 +279,7 @@ class Folder(Dataset):
         return crop
 
     def _gray(self, name: str, labeled: Sequence[RawCase], channel: int) -> Gray:
-        """Return the normalization that nnU-Net chooses by the channel's name."""
+        """Return the normalization that nnU-Net uses for a channel of this name."""
         if not _is_ct(name):
             return SCALES.get(name.lower(), Gray(None, "zscore_nonzero"))
         window = self.settings.get("window") or foreground_percentiles(labeled, channel)
@@ -289,7 +289,7 @@ class Folder(Dataset):
         return Gray((float(low), float(high)), "unit")
 
     def inputs(self) -> dict[str, Any]:
-        """Return the link's settings and, if available, the lists and facts of ``dataset.json``."""
+        """Return the settings and, if available, the lists and the contents of ``dataset.json``."""
         assert self.source is not None
         if not self.source.exists():
             return {"settings": self.settings}
@@ -297,12 +297,12 @@ class Folder(Dataset):
         return {"settings": self.settings, "lists": self.lists(), "dataset.json": facts}
 
     def after_preparation(self) -> None:
-        """Write the lists that were drawn, so that files added later change nothing."""
+        """Write the drawn lists, so that files that are added later do not change them."""
         assert self.source is not None
         keep_lists(self.source / LISTS_FILE, self.lists())
 
     def load(self, raw: RawCase) -> Case:
-        """Return one case by the recipe, without a label if it counts as unlabeled."""
+        """Return one case, prepared by the recipe; an unlabeled case has no label."""
         where: dict[str, Any] = raw.where
         image, warnings = _read_channels(where["images"])
         warnings += _suspicious(image)
@@ -319,7 +319,7 @@ def _is_ct(channel: str) -> bool:
 
 
 def _checked(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings with tuples for lists.
+    """Return the settings with tuples in place of lists.
 
     Raises:
         UsageError: a name is unknown, or a value has the wrong type or range.
@@ -348,11 +348,11 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored_lists(file: Path) -> dict[str, list[str]]:
-    """Return the lists of ``splits_ssl.json``; a list that is missing is empty.
+    """Return the lists of ``splits_ssl.json``; a missing list is empty.
 
     Raises:
-        DataError: a list has an unknown name, is not a list of texts, or has no case to train or
-            test with.
+        DataError: a list has an unknown name, is not a list of strings, or has no case for training
+            or testing.
     """
     content = read_json(file)
     for name in content:
@@ -388,7 +388,7 @@ def _is_list_of_texts(value: object) -> bool:
 def problems_of_lists(
     lists: Mapping[str, list[str]], cases: Mapping[str, Files]
 ) -> dict[str, list[str]]:
-    """Return the cases with each kind of problem; all values are empty if the lists can be used."""
+    """Return the cases with each kind of problem; all values are empty if the lists are valid."""
     ids = [case for name in LISTS for case in lists[name]]
     need_label = [case for name in LISTS_WITH_LABELS for case in lists[name] if case in cases]
     return {
@@ -403,7 +403,7 @@ def problems_of_lists(
 def drawn_lists(
     cases: Mapping[str, Files], root: Path, layout: FolderLayout
 ) -> dict[str, list[str]]:
-    """Return lists for a folder without them, with cases in the order of their numbers.
+    """Return lists for a folder that has none, with cases ordered by number.
 
     Raises:
         DataError: fewer than two cases have a label.
@@ -434,9 +434,9 @@ def drawn_lists(
 
 
 def keep_lists(file: Path, lists: dict[str, list[str]]) -> None:
-    """Write lists that were drawn, unless the file exists.
+    """Write drawn lists, unless the file exists.
 
-    A folder that cannot be written to is not an error: the same cases give the same lists again.
+    A folder that cannot be written to is not an error: the same cases always give the same lists.
     """
     if file.exists():
         return
@@ -447,7 +447,7 @@ def keep_lists(file: Path, lists: dict[str, list[str]]) -> None:
 
 
 def _by_number(case: str) -> list[tuple[int, int | str]]:
-    """Return a sort key that orders numbers inside ids by value; ``7`` and ``07`` stay two ids."""
+    """Return a sort key that orders numbers in ids by value; ``7`` and ``07`` remain different."""
     key: list[tuple[int, int | str]] = []
     for part in re.split(r"(\d+)", case):
         if part:
@@ -459,7 +459,7 @@ def _by_number(case: str) -> list[tuple[int, int | str]]:
 def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
     """Return the median spacing of the images along the right, anterior and superior axes in mm.
 
-    None if no file says its spacing.
+    Return None if no file has a spacing.
     """
     known = []
     for case in raw:
@@ -473,7 +473,7 @@ def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
 
 
 def _ras_spacing(path: Path) -> list[float] | None:
-    """Return a file's spacing along the right, anterior and superior axes, None if unknown."""
+    """Return a file's spacing along the right, anterior and superior axes, or None if unknown."""
     is_nifti = path.name.endswith((".nii", ".nii.gz"))
     affine = nifti_header(path)[1] if is_nifti else read_volume(path).affine
     if affine is None:
@@ -483,9 +483,9 @@ def _ras_spacing(path: Path) -> list[float] | None:
 
 
 def foreground_percentiles(raw: Iterable[RawCase], channel: int) -> tuple[float, float] | None:
-    """Return the 0.5 and 99.5 percentile of a channel inside the labels, None without foreground.
+    """Return the 0.5 and 99.5 percentiles of a channel's foreground, or None if there is none.
 
-    Each case adds at most about ``VOXELS_PER_CASE`` evenly spread voxels.
+    At most about ``VOXELS_PER_CASE`` evenly spaced voxels of each case are used.
     """
     inside = []
     for case in raw:
@@ -523,7 +523,7 @@ def _read_channels(files: Sequence[Path]) -> tuple[Volume, list[str]]:
 
 
 def _suspicious(image: Volume) -> list[str]:
-    """Warn about what can be used but looks wrong."""
+    """Return warnings about images that can be used but look wrong."""
     warnings = []
     if image.affine is not None and np.array_equal(np.abs(image.affine[:3, :3]), np.eye(3)):
         warnings.append(

@@ -2,16 +2,16 @@
 
 Two layouts can be read:
 
-* the h5 files that most papers share, ``<case>/mri_norm2.h5``: used as they are (already z-scored
-  and cropped);
+* the preprocessed h5 files that most papers use, ``<case>/mri_norm2.h5``: already z-scored and
+  cropped, used without changes;
 * the challenge's own ``<case>/lgemri.nrrd`` and ``laendo.nrrd``, prepared by the published recipe.
 
-Deviation: the recipe draws the margins of its crop at random and without a seed, 10 to 19 voxels in
-x and y. Here they are fixed near their mean, so that the raw files always give the same volumes,
-but never those of the shared files. The fingerprints differ, and the prepared cases record
-``margin``. Numbers in the literature belong to the shared files.
+Deviation: the recipe draws the margins of its crop, 10 to 19 voxels in x and y, at random without a
+seed. Here they are fixed near their mean, so that the raw files always give the same volumes; these
+never equal the volumes in the h5 files. The fingerprints differ, and the prepared cases record
+``margin``. Published results were computed on the h5 files.
 
-The crop uses the label, in test cases too: published numbers are for a box around the true atrium.
+The crop uses the label, also in test cases: published results are for a box around the true atrium.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ H5 = "mri_norm2.h5"
 IMAGE = "lgemri.nrrd"
 LABEL = "laendo.nrrd"
 ATRIUM = 255  # value of the challenge's labels
-PATCH = (112, 112)  # x, y: the recipe widens a box that is smaller than the patch
+PATCH = (112, 112)  # x, y; the recipe enlarges a box that is smaller than the patch
 MARGIN = 14  # voxels
 
 
@@ -66,12 +66,12 @@ class LeftAtrium(Dataset):
     spacing = (0.625, 0.625, 0.625)  # mm
 
     def split(self) -> Split:
-        """Return 80 train and 20 test cases, in the order of every repository that uses the set."""
+        """Return 80 train and 20 test cases, in the order that all public repositories use."""
         lists = read_lists(LISTS)
         return Split(tuple(lists["train"]), tuple(lists["test"]), "UA-MT, Yu et al., MICCAI 2019")
 
     def find(self, source: Path | None) -> list[RawCase]:
-        """Return the cases in ``source`` or in its folder of the published name."""
+        """Return the cases in ``source``, or in its subfolder ``FOLDER`` if there is one."""
         assert source is not None  # only embedded data sets have no source
         base = source / FOLDER if (source / FOLDER).is_dir() else source
         folders = sorted(path for path in base.iterdir() if path.is_dir())
@@ -98,9 +98,10 @@ class LeftAtrium(Dataset):
         return scored
 
     def load(self, raw: RawCase) -> Case:
-        """Return one volume.
+        """Return one case.
 
-        It is z-scored over the whole scan, so the crop has neither mean 0 nor standard deviation 1.
+        Gray values are z-scored over the whole scan, so the crop has neither mean 0 nor standard
+        deviation 1.
         """
         where: dict[str, Any] = raw.where
         if where["layout"] == "h5":
@@ -129,10 +130,10 @@ def _raw_files(folder: Path) -> dict[str, Any]:
 
 
 def _check_spacing(scan: Volume, file: Path) -> list[str]:
-    """Check the header's spacing (0.625 mm); a header reset to 1 mm only warns.
+    """Check that the header has a spacing of 0.625 mm; return a warning if it was reset to 1 mm.
 
     Raises:
-        DataError: another spacing.
+        DataError: the header has another spacing.
     """
     if scan.spacing is None or np.allclose(scan.spacing, LeftAtrium.spacing, atol=1e-3):
         return []
@@ -155,14 +156,15 @@ def _prepared(
     Args:
         gray: (X, Y, Z) gray values.
         mask: (X, Y, Z) 0 and 255.
-        image_file: file of the gray values, for messages.
-        label_file: file of the label, for messages.
+        image_file: file of the gray values, for error messages.
+        label_file: file of the label, for error messages.
 
     Returns:
         Crops (x, y, z) of the image, float32, and the label, uint8.
 
     Raises:
-        DataError: not a volume, unknown label values, an empty label or a constant image.
+        DataError: the image is not a volume or is constant, or the label is empty or has unknown
+            values.
     """
     require_finite(gray, image_file)
     if gray.ndim != 3:
@@ -209,7 +211,8 @@ def _require_known_values(mask: np.ndarray, file: Path) -> None:
 def _crop_side(occupied: np.ndarray, patch: int) -> slice:
     """Return the crop along one axis.
 
-    It is the label's extent, ``MARGIN`` voxels on both sides, and what is missing to the patch.
+    It covers the label and ``MARGIN`` voxels on both sides, and is enlarged if the label is smaller
+    than the patch.
     """
     positions = np.flatnonzero(occupied)
     low = int(positions[0])

@@ -1,15 +1,16 @@
-"""Spleen and lung of the Medical Segmentation Decathlon, labeled cases in the split of VerSemi.
+"""Spleen and lung of the Medical Segmentation Decathlon: labeled cases in the split of VerSemi.
 
-The official folders or tar files are read. The code that made VerSemi's files has not been
-released, so the recipes here are our own: nearest RAS axes, 1 mm, a window to [0, 1], and a crop.
+The official folders or tar files are read. The code that prepared VerSemi's files has not been
+released, so the recipes here are our own: reorient to the nearest RAS axes, resample to 1 mm, map a
+gray-value window to [0, 1], and crop.
 
-* ``msd_spleen``: window -125..275 HU as for the pancreas; box of the label with 25 voxels around
-  it, at least 96 a side.
-* ``msd_lung``: the same box, window -1024..325 HU, because the abdominal window would hide a
-  tumor's border towards air. The tumor is always near the center, which is far easier than finding
-  it. Numbers belong to this variant.
-* ``msd_lung_thorax``: box of the body; no label is used. Harder, fair, and possible for unlabeled
-  scans.
+* ``msd_spleen``: window -125..275 HU as for the pancreas; crop to the label's bounding box plus 25
+  voxels on each side, at least 96 voxels per axis.
+* ``msd_lung``: the same crop, with window -1024..325 HU, because the abdominal window would hide
+  the border between tumor and air. The tumor is always near the center, which is far easier than
+  finding it. Results hold for this variant only.
+* ``msd_lung_thorax``: crop to the body, without using a label. It is harder and fair, and it works
+  for unlabeled scans.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from segbench.data.preparation.adapters import finished_case, read_lists
 from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError
 
-# Used by MONAI, which publishes the digests.
+# The mirror that MONAI uses; MONAI publishes the digests.
 MIRROR = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
 ENDING = ".nii.gz"
 SOFT_TISSUE = Gray(window=(-125.0, 275.0), scale="unit")
@@ -39,9 +40,9 @@ def _box(gray: Gray) -> Recipe:
 
 
 class Decathlon(Dataset):
-    """One task: ``imagesTr`` and ``labelsTr`` with equal file names.
+    """One task of the Decathlon: ``imagesTr`` and ``labelsTr`` with the same file names.
 
-    Label value 1 is the target, everything else is background.
+    Label value 1 is the target; all other values are background.
     """
 
     modality = "CT"
@@ -57,7 +58,7 @@ class Decathlon(Dataset):
     recipe: ClassVar[Recipe]
 
     def split(self) -> Split:
-        """Return VerSemi's split: ascending case numbers, the last ones are the test set."""
+        """Return VerSemi's split: cases by number; the last ones are the test set."""
         lists = read_lists(self.lists)
         return Split(
             tuple(lists["train"]), tuple(lists["test"]), "VerSemi, Zeng et al., IEEE TMI 2025"
@@ -83,7 +84,7 @@ class Decathlon(Dataset):
         return cases
 
     def load(self, raw: RawCase) -> Case:
-        """Return one case by the recipe."""
+        """Return one case, prepared by the recipe."""
         where: dict[str, Any] = raw.where
         image = read_nifti(where["image"])
         label = read_nifti(where["label"])

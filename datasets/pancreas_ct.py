@@ -1,16 +1,16 @@
-"""NIH Pancreas-CT in the two forms that papers use; their numbers must not be mixed.
+"""NIH Pancreas-CT in the two versions that papers use; their results must not be mixed.
 
-* ``pancreas_ct``, protocol A (CoraNet, BCP, VerSemi): all axes scaled by the in-plane factor to 1
-  mm in plane, window -125..275 HU to [0, 1], box of the label with 25 voxels around it, at least 96
-  a side. 62 train, 18 test.
-* ``pancreas_ct_mcnet``, protocol B (MC-Net, MC-Net+): 1 mm cubes by cubic splines, the same window,
-  box of the label in x and y only, then mean 0 and standard deviation 1 of the crop. The published
-  list counts one scan three times (0002, 0025, 0070), in train and in test; 0025 and 0070, which
-  the archive has withdrawn, are left out here: 61 train, 19 test.
+* ``pancreas_ct``, protocol A (CoraNet, BCP, VerSemi): all axes are scaled by the factor that gives
+  1 mm in plane; the window -125..275 HU is mapped to [0, 1]; crop to the label's bounding box plus
+  25 voxels on each side, at least 96 voxels per axis. 62 train and 18 test cases.
+* ``pancreas_ct_mcnet``, protocol B (MC-Net, MC-Net+): voxels of 1 mm by cubic spline interpolation;
+  the same window; crop to the label's bounding box in x and y only; then z-score over the crop. The
+  published lists contain one scan three times (0002, 0025, 0070), both in train and in test. 0025
+  and 0070, which the archive has withdrawn, are left out here: 61 train and 19 test cases.
 
-The archive's DICOM series with its NIfTI labels can be read, or the h5 files that authors share.
-The series and the labels agree by voxel index and not by header: slices are stacked by their
-instance number, and the label's own affine is ignored.
+Either the archive's DICOM series and NIfTI labels or the h5 files that authors share can be read.
+Series and labels match by voxel index, not by header: slices are stacked by instance number, and
+the affine of the label is ignored.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ from segbench.errors import DataError
 LISTS = Path(__file__).with_name("pancreas_ct_split.yaml")
 WITHDRAWN = ("0025", "0070")  # crops of the scan of case 0002
 WINDOW = (-125.0, 275.0)  # HU
-# HU: range of the mean inside an enhanced pancreas. A mirrored label includes fat and air and
-# leaves it.
+# HU: possible means inside an enhanced pancreas. A mirrored label includes fat and air, and its
+# mean is outside this range.
 POSSIBLE_MEAN = (0.0, 200.0)
-# HU: range in which it usually lies, and a standard deviation that only a mixture of tissues
-# exceeds.
+# HU: usual means, and a standard deviation that is exceeded only by a mixture of tissues.
 USUAL_MEAN = (50.0, 130.0)
 USUAL_DEVIATION = 80.0
 FOLDER = re.compile(r"PANCREAS_(\d{4})")
@@ -52,7 +51,7 @@ LABEL = re.compile(r"label(\d{4})\.nii(?:\.gz)?")
 
 
 class Pancreas(Dataset):
-    """What both protocols share. Case ids are the archive's four digits."""
+    """Base class of both protocols. Case ids are the four digits of the archive."""
 
     modality = "contrast CT, portal-venous phase"
     classes = ("pancreas",)
@@ -72,7 +71,7 @@ class Pancreas(Dataset):
     h5_spacing: ClassVar[tuple[float, ...] | None] = None
 
     def find(self, source: Path | None) -> list[RawCase]:
-        """Return the cases of the archive or of the shared files, anywhere below ``source``."""
+        """Return the cases of the archive or of the h5 files, in ``source`` or its subfolders."""
         assert source is not None
         h5 = {
             case: {"layout": "h5", "file": file}
@@ -91,9 +90,9 @@ class Pancreas(Dataset):
         return cases
 
     def _raw(self, source: Path) -> dict[str, dict[str, Any]]:
-        """Return the series with their labels by case.
+        """Return series and label of each case.
 
-        A label without a series (0025, 0070) is not a case.
+        Labels without a series (0025, 0070) are ignored.
         """
         labels = files_by_case(find_below(source, "label*.nii*"), LABEL)
         series = _series_folders(find_below(source, "PANCREAS_*"))
@@ -112,11 +111,11 @@ class Pancreas(Dataset):
         }
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
-        """Scale gray values as the recipe does; the h5 files hold such values."""
+        """Scale gray values as the recipe does; the h5 files have the same scale."""
         return normalize(image, self.recipe.gray)
 
     def load(self, raw: RawCase) -> Case:
-        """Return one case; shared files are used as they are, except for the labels' type."""
+        """Return one case; of h5 files, only the type of the labels is changed."""
         where: dict[str, Any] = raw.where
         if where["layout"] == "h5":
             arrays = read_h5(where["file"], ("image", "label"))
@@ -139,7 +138,7 @@ class Pancreas(Dataset):
 
 
 def _series_folders(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return the outermost folder of each case that has slices below it."""
+    """Return for each case the outermost folder that contains slices."""
     folders = {}
     for path in paths:
         match = FOLDER.fullmatch(path.name)
@@ -158,11 +157,11 @@ def _has_slices(folder: Path) -> bool:
 
 
 def _require_soft_tissue(inside: np.ndarray, file: Path) -> None:
-    """Refuse a label whose voxels cannot be pancreas: converted files are often mirrored.
+    """Reject a label whose voxels cannot be pancreas: converted files are often mirrored.
 
     Args:
         inside: HU of the voxels inside the label.
-        file: file of the label, for messages.
+        file: file of the label, for error messages.
     """
     mean = float(inside.mean()) if inside.size else 0.0
     low, high = POSSIBLE_MEAN
@@ -191,7 +190,7 @@ def _unusual_tissue(inside: np.ndarray) -> list[str]:
 
 
 def _binary(label: np.ndarray, file: Path) -> np.ndarray:
-    """Return a label of 0 and 1, stored as any type, as uint8."""
+    """Return a label with values 0 and 1 of any type as uint8."""
     whole = np.rint(label)
     if np.abs(label - whole).max(initial=0) > 1e-3 or not np.isin(whole, (0, 1)).all():
         raise DataError(
@@ -212,7 +211,7 @@ RAW = (
 
 @dataset("pancreas_ct", paper="Roth et al., MICCAI 2015")
 class ProtocolA(Pancreas):
-    """Protocol A: values in [0, 1], box around the pancreas in all axes."""
+    """Protocol A: values in [0, 1], cropped to a box around the pancreas in all axes."""
 
     title = "NIH Pancreas-CT, protocol A (CoraNet, BCP, VerSemi)"
     files = (RAW, "or 'NNNN.h5' or 'dataNNNN.h5' for 80 cases (CoraNet, VerSemi)")
@@ -237,7 +236,7 @@ class ProtocolA(Pancreas):
 
 @dataset("pancreas_ct_mcnet", paper="Roth et al., MICCAI 2015")
 class ProtocolB(Pancreas):
-    """Protocol B: z-scored values, box around the pancreas in x and y."""
+    """Protocol B: z-scored values, cropped to a box around the pancreas in x and y."""
 
     title = "NIH Pancreas-CT, protocol B (MC-Net) without the scan that counts three times"
     files = (RAW, "or 'imageNNNN_norm.h5' files (MC-Net)")

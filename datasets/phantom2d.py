@@ -1,22 +1,28 @@
-"""Two-dimensional phantoms: slices of a trunk made by code, for suites that finish on a CPU.
+"""Two-dimensional phantoms: synthetic slices of a trunk, for suites that finish on a CPU.
 
-Anatomy: an elliptic body with a ring of fat and a ring of muscle, fat inside, and in it a stomach, a spleen, two kidneys,
-an aorta, a spine, and the *organ*, which has a large lobe and a smaller one and holds one to three ragged lesions. Every
-shape moves, turns and changes its size from case to case, and the whole slice is bent by a smooth warp. The gray values
-of organ, stomach and spleen overlap, so that place and shape must tell them apart.
+Anatomy: an elliptic body with a ring of fat and a ring of muscle. The fat inside the muscle
+contains a stomach, a spleen, two kidneys, an aorta, a spine, and the *organ*, which has a large
+lobe and a smaller one and contains one to three irregular lesions. Position, rotation and size of
+each shape vary from case to case, and a smooth warp deforms the whole slice. The gray values of
+organ, stomach and spleen overlap, so they can only be distinguished by position and shape.
 
-Two looks: in ``a`` the organs are bright and the fat is dark, in ``b`` it is the other way round. One data set of each look
-has the organ (with its lesions) as its target. Named hard cases stand beside them:
+There are two looks: in ``a`` the organs are bright and the fat is dark; in ``b`` it is the other
+way round. For each look there is one data set whose target is the organ with its lesions. Further
+data sets are named hard cases:
 
-* ``phantom2d_kidney_a``: look ``a`` again with another target, for joint training of data sets that look alike;
-* ``phantom2d_shift``: look ``a``, but the test cases come from "another scanner" (other gray values, more noise);
-* ``phantom2d_classes``: organ, kidneys and aorta at once, of very different sizes.
+* ``phantom2d_kidney_a``: look ``a`` with another target, for joint training on data sets that look
+  alike;
+* ``phantom2d_shift``: look ``a``, but the test cases come from "another scanner" (other gray
+  values, more noise);
+* ``phantom2d_classes``: organ, kidneys and aorta as three classes of very different sizes.
 
-The settings of the generator and of its protocol were chosen on the family ``dev`` (``phantom2d_dev``) by the scores of
-supervised training with few and with all labels, and never by how methods compare. ``phantom2d_fresh`` is a third family, for
-confirming a result once on cases that nothing was chosen on.
+The settings of the generator and of its protocol were chosen on the data sets ``phantom2d_dev``, by
+the scores of supervised training with few and with all labels and never by comparing methods.
+``phantom2d_fresh`` is a third set of cases that no choice was based on, for confirming a result
+once.
 
-A case is a function of the data set's name and the case's index: PCG64 keyed by blake2b. Phantoms prove nothing about patients.
+A case depends only on the name of the data set and the index of the case, through PCG64 with a
+blake2b key. Results on phantoms are no evidence about patients.
 """
 
 from __future__ import annotations
@@ -42,7 +48,7 @@ AIR, FAT, MUSCLE, INNER_FAT, STOMACH, SPLEEN, KIDNEY, ORGAN, LESION, AORTA, BONE
 
 @dataclass(frozen=True)
 class Look:
-    """Mean gray value of every tissue, by its number, and the sign of a lesion's difference from the organ."""
+    """Mean gray value of each tissue, and whether lesions are brighter (1) or darker (-1)."""
 
     means: tuple[float, ...]
     lesion_sign: int
@@ -57,7 +63,7 @@ TISSUE_SCATTER = 0.09  # standard deviation of a tissue's mean from case to case
 
 @dataclass(frozen=True)
 class Scanner:
-    """How an image is taken: ranges of noise and bias, and the scatter of the gray-value curve."""
+    """Image acquisition: ranges of noise and bias field, and the variation of gray values."""
 
     noise: tuple[float, float] = (0.02, 0.06)
     bias: tuple[float, float] = (0.05, 0.20)
@@ -70,19 +76,19 @@ OTHER = Scanner(noise=(0.05, 0.10), bias=(0.15, 0.35), log_gamma=0.5, tissue_sca
 
 
 def generator(*key: object) -> np.random.Generator:
-    """Return a generator of random numbers that depends on the key alone."""
+    """Return a random number generator that depends only on the key."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
 
 def smooth_field(rng: np.random.Generator, sigma: float) -> np.ndarray:
-    """Return smooth noise (SIZE, SIZE) of mean 0 and standard deviation 1; ``sigma`` in pixels."""
+    """Return smooth noise (SIZE, SIZE), mean 0, standard deviation 1; ``sigma`` in pixels."""
     field = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), sigma, mode="reflect")
     return np.asarray((field - field.mean()) / field.std())
 
 
 def body_grid(rng: np.random.Generator) -> np.ndarray:
-    """Return body coordinates (2, SIZE, SIZE), about -1 to 1, turned, scaled, shifted and warped at random."""
+    """Return body coordinates (2, SIZE, SIZE), about -1 to 1, randomly transformed and warped."""
     axis = np.linspace(-1, 1, SIZE)
     x, y = np.meshgrid(axis, axis, indexing="ij")
     angle = rng.normal(0, 0.12)
@@ -99,7 +105,7 @@ def body_grid(rng: np.random.Generator) -> np.ndarray:
 def ellipse(
     grid: np.ndarray, center: tuple[float, float], radii: tuple[float, float], angle: float = 0.0
 ) -> np.ndarray:
-    """Return the distance from an ellipse's center relative to its border: below 1 inside."""
+    """Return the distance from the center of an ellipse, scaled to 1 at its border."""
     dx = grid[0] - center[0]
     dy = grid[1] - center[1]
     along = np.cos(angle) * dx + np.sin(angle) * dy
@@ -134,7 +140,7 @@ class Anatomy:
         radii: tuple[float, float],
         jitter: float = 0.05,
     ) -> tuple[float, float]:
-        """Draw an ellipse near a place and return its center."""
+        """Draw an ellipse near ``center`` and return its actual center."""
         dx, dy = self.rng.normal(0, jitter, size=2)
         width, height = self.rng.uniform(0.8, 1.2, size=2)
         angle = self.rng.normal(0, 0.3)
@@ -170,7 +176,7 @@ class Anatomy:
 def take_image(
     rng: np.random.Generator, tissue: np.ndarray, look: Look, scanner: Scanner
 ) -> np.ndarray:
-    """Return the image (SIZE, SIZE) of a tissue map, of mean 0 and standard deviation 1."""
+    """Return the image (SIZE, SIZE) of a tissue map, with mean 0 and standard deviation 1."""
     means = np.array(look.means)
     means[FAT:] += rng.normal(0, scanner.tissue_scatter, size=len(means) - 1)
     means[LESION] = means[ORGAN] + look.lesion_sign * rng.uniform(0.12, 0.30)
@@ -186,7 +192,7 @@ def take_image(
 
 
 class Phantom2D(Dataset):
-    """Base of the data sets of this file."""
+    """Base class of the single data sets in this file."""
 
     title = "Phantom slices, organ"
     modality = "synthetic"
@@ -229,7 +235,7 @@ class Phantom2D(Dataset):
 
 
 class Group(Dataset):
-    """Base of the groups of this file: two looks, one target."""
+    """Base class of the groups in this file: two looks, one target."""
 
     title = "Phantom slices, organ, two looks"
     modality = Phantom2D.modality
