@@ -1,9 +1,10 @@
 """Write finished runs to one compact JSON file under ``benchmarks/results``.
 
-    python benchmarks/results/record.py --root ROOT --command "segbench bench run benchmarks/la-mini.yaml" OUT.json
+    python benchmarks/results/record.py --root ROOT \\
+        --command "segbench bench run benchmarks/la-mini.yaml" OUT.json
 
-Every number is read from the runs; commit, versions and machine are recorded beside them. There is one line per run; the
-test cases of a run are stored column by column.
+All numbers are read from the runs; commit, versions and machine are recorded too. There is one line
+per run; the test cases of a run are stored column by column.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ COST_KEYS = (
 
 
 def record(run: RunDir, metrics: Sequence[str] = METRICS) -> dict[str, Any] | None:
-    """Return what a finished run was, what it gave and what it cost; None for an unfinished run."""
+    """Return settings, results and cost of a finished run, or None for an unfinished run."""
     result = run.result()
     if result is None:
         return None
@@ -79,7 +80,7 @@ def record(run: RunDir, metrics: Sequence[str] = METRICS) -> dict[str, Any] | No
 
 
 def columns(cases: Sequence[dict[str, str]], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
-    """Return a case table column by column; numbers with six digits, undefined ones as None."""
+    """Return a case table by columns; numbers have six digits, undefined ones are None."""
     stored: dict[str, Any] = {}
     for name in LABELS:
         values = [case[name] for case in cases]
@@ -94,7 +95,7 @@ def columns(cases: Sequence[dict[str, str]], metrics: Sequence[str] = METRICS) -
 
 
 def to_json(head: dict[str, Any], runs: Iterable[dict[str, Any]]) -> bytes:
-    """Return a document with one line per key of the head and one line per run."""
+    """Return a JSON document with one line per key of ``head`` and one line per run."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     rows = [json.dumps(run, separators=(",", ":"), allow_nan=False) for run in runs]
     lines.append('"runs": [\n' + ",\n".join(rows) + "\n]")
@@ -108,10 +109,10 @@ def main() -> None:
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--root", type=Path, default=Path("segbench-out"))
-    parser.add_argument("--command", required=True, help="the command that made the runs")
-    parser.add_argument("--commit", help="of the code that ran [the checkout's]")
+    parser.add_argument("--command", required=True, help="command that made the runs")
+    parser.add_argument("--commit", help="commit of the code that made the runs [the current one]")
     parser.add_argument("--note", default="")
-    parser.add_argument("--metrics", default=",".join(METRICS), help="stored per case [all]")
+    parser.add_argument("--metrics", default=",".join(METRICS), help="metrics to store [all]")
     arguments = parser.parse_args()
     commit = arguments.commit or current_commit()
     head = {
@@ -127,7 +128,7 @@ def main() -> None:
 
 
 def current_commit() -> str:
-    """Return the checkout's commit."""
+    """Return the commit that is checked out."""
     command = ["git", "rev-parse", "HEAD"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 

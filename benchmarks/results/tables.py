@@ -1,8 +1,8 @@
-"""Write the tables and pictures of ``docs/results`` from the JSON files beside this script.
+"""Write the tables and figures of ``docs/results`` from the JSON files next to this script.
 
     python benchmarks/results/tables.py
 
-A test runs it and compares, so no number in these pages can differ from its file.
+A test runs this script and compares the pages, so their numbers cannot differ from the JSON files.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ MOST_DRAWS = 400
 
 @dataclass
 class Study:
-    """The runs of a suite with replicates and reference rows."""
+    """Runs of a suite with replicates and reference rows."""
 
     title: str
     command: str
     commit: str
     datasets: list[str]
-    # Scores in percent by method, over the cases of all data sets, replicate by replicate.
+    # Scores in percent by method: one row per replicate, with the cases of all data sets.
     methods: dict[str, Scores] = field(default_factory=dict)
     without_unlabeled: dict[str, Scores] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds of a training
+    seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds of a training run
     cases_per_dataset: int = 0
 
     @property
     def draws(self) -> int:
-        """Number of replicates."""
+        """Return the number of replicates."""
         return len(self.methods[SUPERVISED].distinct_draws)
 
     @property
     def oracle(self) -> Scores | None:
-        """Supervised training with all labels."""
+        """Return the scores of supervised training with all labels, if there are any."""
         return self.methods.get(ORACLE)
 
     def of_dataset(self, scores: Scores, dataset: str) -> Scores:
@@ -63,7 +63,8 @@ class Study:
 def load_study(file: Path, title: str, datasets: Sequence[str]) -> Study:
     """Read the runs of a suite over data sets with equally many test cases and one class.
 
-    Only replicates that every row has are used, so that all rows are compared on the same labeled cases.
+    Only replicates that all rows have are used, so that all rows are compared with the same labeled
+    cases.
     """
     content = json.loads(file.read_text())
     dice: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
@@ -92,7 +93,7 @@ def load_study(file: Path, title: str, datasets: Sequence[str]) -> Study:
 
 
 def complete_draws(row: dict[tuple[int, str], list[float]], datasets: Sequence[str]) -> set[int]:
-    """Return the replicates for which a row has all data sets."""
+    """Return the replicates in which a row has all data sets."""
     found = {draw for draw, _ in row}
     return {draw for draw in found if all((draw, dataset) in row for dataset in datasets)}
 
@@ -103,17 +104,17 @@ def spread(scores: Scores) -> float:
 
 
 def shown(scores: Scores) -> str:
-    """Return mean and standard deviation over replicates."""
+    """Return the text of a mean and its standard deviation over replicates."""
     return f"{scores.values.mean():.1f} ± {spread(scores):.1f}"
 
 
 def signed(difference: Difference) -> str:
-    """Return a difference with its interval."""
+    """Return the text of a difference and its interval."""
     return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
 def main_table(study: Study) -> list[str]:
-    """Return the Markdown table of all methods, best first, with the reference rows."""
+    """Return the Markdown table of all methods and reference rows, best first."""
     supervised = study.methods[SUPERVISED]
     names = [name for name in study.methods if name not in (ORACLE, SUPERVISED)]
     differences = corrected([compare(study.methods[name], supervised) for name in names])
@@ -146,7 +147,7 @@ def main_table(study: Study) -> list[str]:
 
 
 def p_text(p: float) -> str:
-    """Return a p value with three digits."""
+    """Return the text of a p value with three digits."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -160,17 +161,20 @@ def gap_closed(study: Study, name: str) -> str:
 
 
 def unlabeled_gain(study: Study, name: str) -> str:
-    """Return the method minus itself without unlabeled images."""
+    """Return the difference between a method with and without unlabeled images."""
     if name not in study.without_unlabeled:
         return "–"
     return signed(compare(study.methods[name], study.without_unlabeled[name]))
 
 
 def draws_needed(scatter: float, difference: float, tests: int = 1) -> int | None:
-    """Return the replicates with which a true difference shows in 80 % of studies.
+    """Return the number of replicates that detects a true difference in 80 % of studies.
 
-    ``scatter``: standard deviation of the paired differences of one replicate. ``tests``: number of pairs that are tested
-    together; the strictest step of Holm's correction is assumed.
+    Args:
+        scatter: standard deviation of the paired differences of one replicate.
+        difference: true difference.
+        tests: number of pairs that are tested together; the strictest step of Holm's correction is
+            assumed.
     """
     for draws in range(3, MOST_DRAWS):
         limit = t.isf(ALPHA / tests / 2, draws - 1)
@@ -180,7 +184,7 @@ def draws_needed(scatter: float, difference: float, tests: int = 1) -> int | Non
 
 
 def paired_scatter(study: Study) -> dict[str, float]:
-    """Return for each method the standard deviation over replicates of its difference to supervised training."""
+    """Return the standard deviation over replicates of each method's gain over supervised."""
     supervised = study.methods[SUPERVISED].replicates.mean(axis=1)
     found = {}
     for name, scores in study.methods.items():
@@ -191,7 +195,7 @@ def paired_scatter(study: Study) -> dict[str, float]:
 
 
 def power_table(study: Study) -> list[str]:
-    """Return how many replicates a difference of 2 Dice takes, by method."""
+    """Return a table of the replicates each method needs to detect a difference of 2 Dice."""
     tests = len(study.methods) - 2
     lines = [
         "| method | sd of paired differences | draws, one test | draws, corrected for all methods |",
@@ -249,7 +253,7 @@ STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def pages() -> dict[Path, str]:
-    """Return every generated page by its file."""
+    """Return the text of each generated page by its file."""
     written = {}
     for name, (title, datasets) in STUDIES.items():
         source = HERE / f"{name}.json"

@@ -1,4 +1,4 @@
-"""Where the scripts beside this file keep what they measured."""
+"""Save the measurements of the scripts in this folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("numpy", "scipy", "medpy", "blosc2", "h5py", "torch")
 
 
 def save(file: Path, rows: list[dict[str, Any]], note: str = "") -> None:
-    """Write rows with the command, commit, versions and machine that they belong to."""
+    """Write rows with the command, the commit, the versions and the machine."""
     here = Path(__file__).resolve().parents[2]
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True

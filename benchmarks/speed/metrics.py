@@ -1,12 +1,14 @@
-"""Speed of `evaluate_pair` against the four metric calls of the literature, measured in one run.
+"""Compare the speed of `evaluate_pair` with the four metric calls of the literature.
 
-    python benchmarks/speed/metrics.py [--large] [--rounds 5] [--only half] [--label case.h5 ...] [--out FILE.json]
+    python benchmarks/speed/metrics.py [--large] [--rounds 5] [--only half]
+        [--label case.h5 ...] [--out FILE.json]
 
-The other side is medpy's `dc`, `jc`, `hd95`, `asd` where medpy is installed; else their pattern (three
-full-volume distance transforms and six erosions) with plain SciPy in float64. Both sides alternate in one process, and
-the CPU time of the process is measured; ratios can be compared between machines, seconds cannot.
-Both sides must give the same values to 1e-9. The pairs are synthetic stand-ins for left-atrium
-predictions and for large CT volumes; ``--label`` adds real masks, spoilt in the same ways.
+The baseline is medpy's `dc`, `jc`, `hd95` and `asd` if medpy is installed, else the same
+computation (three distance transforms of the full volume and six erosions) with plain SciPy in
+float64. Both sides alternate in one process, and the CPU time of the process is measured; ratios
+can be compared between machines, seconds cannot. Both sides must give the same values to 1e-9. The
+pairs are synthetic and imitate left-atrium predictions and large CT volumes; ``--label`` adds real
+masks with the same kinds of errors.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from scipy import ndimage  # noqa: E402
 
 from segbench.metrics import PairResult, evaluate_labels, evaluate_pair  # noqa: E402
 
-medpy: Any = None  # GPL-3: measured against, never needed
+medpy: Any = None  # GPL-3: a baseline only, never required
 with suppress(ImportError):
     from medpy.metric import binary as medpy  # type: ignore[no-redef]
 
@@ -42,7 +44,7 @@ TARGETS = {"good": 25, "mediocre": 10, "blobs": 15, "half": 12, "speckle": 15, "
 
 
 class Pair(NamedTuple):
-    """One row: the two sides to be timed and the ratio asked for."""
+    """One row: the two functions to time and the target ratio."""
 
     name: str
     target: float
@@ -51,7 +53,7 @@ class Pair(NamedTuple):
 
 
 def literature_calls(pred: Mask, ref: Mask, spacing: Spacing = None) -> tuple[float, ...]:
-    """Return dice, jaccard, hd95 and asd, each computed from the masks on its own."""
+    """Return dice, jaccard, hd95 and asd, each computed separately from the masks."""
     if medpy is not None:
         distances = (f(pred, ref, voxelspacing=spacing) for f in (medpy.hd95, medpy.asd))
         return float(medpy.dc(pred, ref)), float(medpy.jc(pred, ref)), *map(float, distances)
@@ -77,14 +79,14 @@ def smooth_noise(shape: tuple[int, ...], sigma: float, seed: int) -> NDArray[np.
 
 
 def ball(shape: tuple[int, ...], center: tuple[int, ...], radius: float) -> Mask:
-    """Return a ball of that radius in voxels."""
+    """Return the mask of a ball; ``radius`` in voxels."""
     grids = np.ogrid[tuple(slice(0, size) for size in shape)]
     squares = [(grid - at) ** 2 for grid, at in zip(grids, center, strict=True)]
     return np.asarray(sum(squares) <= radius**2)
 
 
 def atrium_pairs() -> tuple[Mask, dict[str, Mask]]:
-    """Return the reference of about 237 000 voxels and its six predictions."""
+    """Return a reference mask of about 237,000 voxels and its six predictions."""
     i, j, k = np.ogrid[:180, :140, :88]
     radius = np.sqrt(((i - 88) / 58) ** 2 + ((j - 68) / 38) ** 2 + ((k - 46) / 24) ** 2)
     ref = 30 * (1 - radius) + 3 * smooth_noise((180, 140, 88), 5, seed=1) > 0
@@ -101,7 +103,7 @@ def real_pairs(file: str) -> tuple[Mask, dict[str, Mask]]:
 
 
 def predictions(ref: Mask, middle: int) -> dict[str, Mask]:
-    """Return a mask spoilt in six ways; one of them keeps what lies before the slice ``middle``."""
+    """Return six imperfect copies of a mask; "half" keeps only the slices before ``middle``."""
     shape = ref.shape
     inside, outside = (ndimage.distance_transform_edt(mask) for mask in (ref, ~ref))
     signed = inside - outside
@@ -126,7 +128,7 @@ def predictions(ref: Mask, middle: int) -> dict[str, Mask]:
 
 
 def atrium_rows(title: str, pairs: tuple[Mask, dict[str, Mask]]) -> Iterator[Pair]:
-    """Yield left atria, in voxel units and with an anisotropic spacing."""
+    """Yield rows for a left atrium, in voxel units and with an anisotropic spacing."""
     ref, spoilt = pairs
     for spacing in (None, ANISOTROPIC):
         for name, pred in spoilt.items():
@@ -137,7 +139,7 @@ def atrium_rows(title: str, pairs: tuple[Mask, dict[str, Mask]]) -> Iterator[Pai
 
 
 def organ_row() -> Pair:
-    """Return thirteen ellipsoids in 256x256x128, every class evaluated."""
+    """Return a row for thirteen ellipsoids in 256x256x128 voxels, with all classes evaluated."""
     shape, rng = (256, 256, 128), np.random.default_rng(4)
     grids = np.ogrid[:256, :256, :128]
     maps = [np.zeros(shape, dtype=np.uint8) for _ in range(2)]
@@ -167,7 +169,7 @@ def _four(result: PairResult) -> tuple[float, ...]:
 
 
 def large_rows() -> Iterator[Pair]:
-    """Yield the 512x512x300 pairs; the literature's side takes half a minute and more a round."""
+    """Yield the pairs of 512x512x300 voxels; the baseline takes half a minute or more per round."""
     shape = (512, 512, 300)
     tumor, found = (ball(shape, (200 + shift, 260, 150), 9) for shift in (0, 1))
     yield _pair("512x512x300, small tumor", 1500, found, tumor)
@@ -188,8 +190,12 @@ def _pair(name: str, target: float, pred: Mask, ref: Mask, spacing: Spacing = No
 
 
 def measure(pair: Pair, rounds: int) -> tuple[float, float]:
-    """Return the median CPU seconds of both sides over alternating rounds; both must give the same values."""
-    # The first call fills caches that every later call of a run finds filled.
+    """Return the median CPU seconds of both sides over alternating rounds.
+
+    Raises:
+        AssertionError: the sides give different values.
+    """
+    # The first call also fills caches, so it is not timed.
     np.testing.assert_allclose(pair.ours(), pair.literature(), rtol=1e-9, err_msg=pair.name)
     literature, ours = [], []
     for _ in range(rounds):
@@ -206,13 +212,13 @@ def _cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def main() -> None:
-    """Print one line per pair: seconds of both sides, their ratio, the target."""
+    """Print one line per pair: seconds of both sides, their ratio and the target ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds, at least 5")
-    parser.add_argument("--large", action="store_true", help="also the 512x512x300 pairs")
+    parser.add_argument("--large", action="store_true", help="include the 512x512x300 pairs")
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     parser.add_argument("--label", nargs="*", default=[], help="h5 files with a dataset 'label'")
-    parser.add_argument("--out", type=Path, help="also as JSON")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file too")
     options = parser.parse_args()
     if options.rounds < 5:
         parser.error(f"--rounds must be at least 5, found {options.rounds}")

@@ -1,9 +1,10 @@
-"""What preparing a data set costs: seconds, memory, bytes read and written, for real files.
+"""Measure the cost of preparing a data set: seconds, memory, and bytes read and written.
 
     python benchmarks/speed/prepare.py la --from ~/Downloads/LA [--jobs 1 2] [--out FILE.json]
 
-Each row is the command ``segbench data prepare`` in a process of its own, into an empty folder; the last one repeats it
-there, when every case is kept. Memory is the most that the largest process had.
+Each row is one run of ``segbench data prepare`` in a separate process with an empty output folder.
+The last row repeats the command in the same folder, where all cases are already prepared. Memory is
+the peak of the largest process.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from measured import save
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Return the total size of all files in a folder in bytes."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def prepare(name: str, source: Path, data_root: Path, jobs: int) -> dict[str, Any]:
-    """One row."""
+    """Run the command once and return a row."""
     command = [
         sys.executable,
         "-m",
@@ -65,7 +66,7 @@ def prepare(name: str, source: Path, data_root: Path, jobs: int) -> dict[str, An
 
 
 def main() -> None:
-    """Print a line a row."""
+    """Print one line per row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -75,9 +76,9 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="on the disk in question [the system's folder for temporary files]",
+        help="output folder, on the disk to be measured [the system's temporary folder]",
     )
-    parser.add_argument("--out", type=Path, help="also as JSON")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file too")
     args = parser.parse_args()
     rows = []
     for jobs in args.jobs:

@@ -1,11 +1,13 @@
-"""Speed of a training step of every method, here and in another checkout of segbench, in one run.
+"""Measure the speed of a training step of each method, here and in another checkout of segbench.
 
-    python benchmarks/speed/step.py [METHOD ...] [--against DIR] [--patch 32x32x32] [--labeled 2] [--unlabeled 2]
-        [--backbone vnet] [-o KEY=VALUE ...] [--rounds 5] [--steps 2] [--out FILE.json]
+    python benchmarks/speed/step.py [METHOD ...] [--against DIR] [--patch 32x32x32]
+        [--labeled 2] [--unlabeled 2] [--backbone vnet] [-o KEY=VALUE ...]
+        [--rounds 5] [--steps 2] [--out FILE.json]
 
-Each side is one process. The sides alternate, step by step, and the CPU time (user and system) of the process is
-measured: on a busy machine it is steadier than wall time. Ratios can be compared between machines, seconds cannot.
-Without ``--against`` there is one side. The data are noise, as no time depends on them.
+Each side is one process. The sides alternate step by step, and the CPU time (user and system) of
+the process is measured, because on a busy machine it varies less than wall time. Ratios can be
+compared between machines, seconds cannot. Without ``--against`` there is one side. The data are
+noise, because the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -40,11 +42,11 @@ METHODS = (
 )
 
 
-# -- one side: a process that makes steps when it is asked to ----------------------------------------
+# -- one side: a process that makes steps on request ----------------------------------------
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """Read method names from standard input; train each one some steps and print the CPU seconds per step."""
+    """Read method names from standard input; make steps and print the CPU seconds per step."""
     import torch
 
     torch.set_num_threads(1)
@@ -129,7 +131,7 @@ def _place(method: Any) -> None:
     to_device(method, "cpu")
 
 
-# -- the comparison ----------------------------------------------------------------------------------
+# -- the comparison -------------------------------------------------------------------------
 
 
 class Side:
@@ -180,7 +182,7 @@ def compare(methods: list[str], sides: dict[str, Side], rounds: int) -> list[dic
 
 
 def options_of(texts: list[str]) -> dict[str, Any]:
-    """Return ``KEY=VALUE`` settings of the backbone."""
+    """Return the backbone parameters given as ``KEY=VALUE``."""
     options = {}
     for text in texts:
         key, _, value = text.partition("=")

@@ -1,13 +1,15 @@
-"""Random crops of a large CT: memory-mapped arrays (what the prepared store holds) against blosc2 (nnU-Net's choice).
+"""Compare random crops of a large CT from memory-mapped arrays (as in the store) and from blosc2.
 
-    pip install blosc2 && python benchmarks/speed/store.py [--shape 512x512x300] [--crop 96] [--crops 24] [--rounds 3]
+    pip install blosc2
+    python benchmarks/speed/store.py [--shape 512x512x300] [--crop 96] [--crops 24] [--rounds 3]
         [--out FILE.json]
 
-One volume is written in each form; the forms alternate in one process. Cold: the file's pages are dropped from the page
-cache before every crop (a disk that caches by itself still helps), warm: the file was read before. "read" is what the kernel
-fetched from the disk for one cold crop. Memory is measured in a process of its own for each form: the most private memory
-while a crop is held. The volume is a stand-in for a CT: smooth organs of whole Hounsfield units with noise, clipped to a
-window and scaled to [0, 1].
+nnU-Net uses blosc2. One volume is written in each format; the formats alternate in one process.
+Cold: the pages of the file are dropped from the page cache before each crop (a disk with its own
+cache can still be faster). Warm: the file has been read before. "read" is the number of bytes that
+the kernel read from the disk for one cold crop. Memory is measured in a separate process for each
+format, as the peak of private memory while a crop is held. The volume imitates a CT: smooth organs
+with integer Hounsfield units and noise, clipped to a window and scaled to [0, 1].
 """
 
 from __future__ import annotations
@@ -34,15 +36,15 @@ FORMS = (
     "no readahead",
     "blosc2 zstd",
     "blosc2 lz4",
-)  # the second: the first, mapped for random reads
+)  # "no readahead" is memmap with advice for random reads
 CHUNK, BLOCK = (
     (64, 64, 64),
     (16, 16, 16),
-)  # 1 MiB and 16 KiB: a block fits the first cache, as nnU-Net has it
+)  # 1 MiB and 16 KiB: a block fits into the L1 cache, as in nnU-Net
 
 
 def volume(shape: tuple[int, ...]) -> np.ndarray:
-    """Window [-125, 275] HU of an invented CT, float32 in [0, 1]."""
+    """Return a synthetic CT, windowed to [-125, 275] HU, as float32 in [0, 1]."""
     draw = np.random.default_rng(0)
     coarse = draw.normal(0, 400, [n // 16 + 2 for n in shape])
     zoomed = ndimage.zoom(coarse, 16, order=1)[tuple(slice(n) for n in shape)].astype(np.float32)
@@ -51,7 +53,7 @@ def volume(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:
-    """The file of a form and the seconds it took, on the disk."""
+    """Write the volume to disk in one format; return the file and the seconds."""
     path, start = folder / form.replace(" ", "_"), time.perf_counter()
     if not form.startswith("blosc2"):
         path = path.with_suffix(".npy")
@@ -75,7 +77,7 @@ def write(form: str, array: np.ndarray, folder: Path) -> tuple[Path, float]:
 
 
 def opened(form: str, path: Path) -> Any:
-    """Something that gives a crop when indexed; opened again for each crop, as the loader does."""
+    """Return an object that gives a crop when indexed; the loader opens it for each crop too."""
     if not form.startswith("blosc2"):
         array: Any = np.load(path, mmap_mode="r")
         if form == "no readahead":
@@ -83,28 +85,28 @@ def opened(form: str, path: Path) -> Any:
         return array
     import blosc2
 
-    blosc2.set_nthreads(1)  # a loader has a core to itself
+    blosc2.set_nthreads(1)  # each loader process has one core
     return blosc2.open(str(path), mode="r", mmap_mode="r")
 
 
 def crop(form: str, path: Path, corner: np.ndarray, edge: int) -> np.ndarray:
-    """One crop in memory."""
+    """Return one crop in memory."""
     return np.array(opened(form, path)[tuple(slice(c, c + edge) for c in corner.tolist())])
 
 
 def drop(path: Path) -> None:
-    """Take a file out of the page cache."""
+    """Remove a file from the page cache."""
     with open(path, "rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def fetched() -> int:
-    """Bytes this process has had read from disks."""
+    """Return the number of bytes that this process has read from disks."""
     return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
 
 
 def timed(calls: Sequence[Callable[[], Any]]) -> float:
-    """Seconds of all calls."""
+    """Return the total seconds of all calls."""
     start = time.perf_counter()
     for call in calls:
         call()
@@ -112,12 +114,12 @@ def timed(calls: Sequence[Callable[[], Any]]) -> float:
 
 
 def private(form: str, path: Path, corners: np.ndarray, edge: int) -> int:
-    """MiB of private memory after all crops beyond that before the first."""
+    """Return the peak increase of private memory over all crops in MiB."""
 
     def now() -> int:
         return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) // 1024
 
-    opened(form, path)  # the library itself does not count
+    opened(form, path)  # the memory of the library itself is not counted
     before = now()
     peak = 0
     for corner in corners:
@@ -130,7 +132,7 @@ def private(form: str, path: Path, corners: np.ndarray, edge: int) -> int:
 def measure(
     paths: dict[str, Path], corners: np.ndarray, edge: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Median milliseconds a crop, cold and warm, and MB read for a cold one."""
+    """Return the median milliseconds per crop, cold and warm, and the MB read per cold crop."""
     found: dict[str, dict[str, list[float]]] = {
         form: {"cold": [], "warm": [], "read": []} for form in paths
     }
@@ -162,9 +164,9 @@ def main() -> None:
     parser.add_argument(
         "--folder",
         type=Path,
-        help="on the disk in question [the system's folder for temporary files]",
+        help="folder on the disk to be measured [the system's temporary folder]",
     )
-    parser.add_argument("--out", type=Path, help="also as JSON")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file too")
     parser.add_argument("--memory", nargs=2, metavar=("FORM", "FILE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = tuple(int(n) for n in args.shape.split("x"))

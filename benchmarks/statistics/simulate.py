@@ -1,16 +1,17 @@
-"""Coverage of the intervals and false positives of the tests, in simulated studies.
+"""Measure the coverage of the intervals and the false positives of the tests in simulated studies.
 
     python benchmarks/statistics/simulate.py [--studies 2000] [--only NAME]
 
 A score is the sum of the mean, a case effect, a method x case effect, effects of the labeled draw
-(common to all methods, and of each method), a run effect and a rest, all of them random.
+(one common to all methods, one per method), a run effect and a residual. All effects are random.
 
-1. All methods are equally good, so every difference that a test finds is false. Tests over cases
-   alone, which mistake the runs for the method, are shown for comparison. 95 of 100 intervals
-   should contain the truth; 5 of 100 tests, and 5 of 100 families of tests, should err.
-2. Supervised, oracle, a method and its control differ by known amounts: 95 of 100 intervals of
-   *gap closed* and of *unlabeled gain* should contain the truth.
-3. One method is better by 2 Dice: how often that is found, by the number of draws.
+1. All methods are equally good, so each difference that a test finds is a false positive. Tests
+   over cases only, which confuse run effects with method effects, are shown for comparison. 95 % of
+   the intervals should contain the true value; 5 % of the tests, and 5 % of the families of tests,
+   should have a false positive.
+2. Supervised, oracle, a method and its control differ by known amounts: 95 % of the intervals of
+   *gap closed* and of *unlabeled gain* should contain the true value.
+3. One method is better by 2 Dice points: how often is this found, depending on the number of draws?
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ from segbench.results.scores import Array, Scores  # noqa: E402
 from segbench.results.stats import compare, estimate, holm, pairwise  # noqa: E402
 
 TRUTH = 80.0  # mean Dice of every method
-FEW_RESAMPLES = 500  # of the bootstrap: enough for shares, and four times as fast
+FEW_RESAMPLES = 500  # for the bootstrap: enough for these shares, and four times as fast
 
 
 @dataclass(frozen=True)
 class Design:
-    """A study: counts, and standard deviations in Dice points."""
+    """Design of a study: counts, and standard deviations in Dice points."""
 
     name: str
-    cases: tuple[int, ...] = (20,)  # of each data set
-    runs: int = 3  # seeds of each labeled draw
+    cases: tuple[int, ...] = (20,)  # per data set
+    runs: int = 3  # seeds per labeled draw
     methods: int = 4
-    case: float = 5.0  # how much cases differ
-    method_case: float = 2.0  # how much methods differ in which cases they find hard
+    case: float = 5.0  # variation between cases
+    method_case: float = 2.0  # interaction of method and case
     run: float = 0.5
-    first_run: float | None = None  # of the first method, if its runs scatter differently
+    first_run: float | None = None  # ``run`` of the first method, if it differs
     rest: float = 1.0
     skewed: bool = False  # a few cases fail badly, as in real studies
     draws: int = 1
@@ -85,7 +86,7 @@ class Design:
         return result
 
     def _draw_effects(self, rng: np.random.Generator) -> Array:
-        """Return random numbers (draw, data set); those of one draw are half alike."""
+        """Return random effects (draw, data set); those of the same draw have correlation 1/2."""
         shared = rng.standard_normal((self.draws, 1))
         own = rng.standard_normal((self.draws, len(self.cases)))
         return np.asarray((shared + own) / np.sqrt(2))
@@ -123,7 +124,7 @@ DESIGNS = [
     replace(DRAWS, name="20 draws, 2 data sets", cases=(60, 20)),
 ]
 
-# Supervised, oracle, a method and its control; the scatter is that of DRAWS.
+# Supervised, oracle, a method and its control, with the standard deviations of DRAWS.
 BETTER = (0.0, 12.0, 5.0, 4.0)
 EFFECT_DESIGNS = [
     replace(DRAWS, name=f"{draws} draws", draws=draws, better=BETTER) for draws in (3, 5, 10, 20)
@@ -150,27 +151,27 @@ for method_draw in (1.5, 3.0):
 
 
 class Shares(NamedTuple):
-    """Shares of the studies."""
+    """Fractions of the studies with equally good methods."""
 
-    mean: float  # intervals of means that contain the truth
+    mean: float  # intervals of means that contain the true value
     difference: float  # intervals of differences that contain 0
-    single: float  # single tests that err
-    family: float  # families of all pairs with an error after Holm's correction
-    ranks: float  # studies in which some rank interval leaves out a possible rank
-    paired_t: float  # scipy's tests over cases, on the means over runs
+    single: float  # single tests with a false positive
+    family: float  # families of all pairs with a false positive after Holm's correction
+    ranks: float  # studies in which a rank interval misses a possible rank
+    paired_t: float  # SciPy's tests over cases, on means over runs
     wilcoxon: float
     naive: float  # families of Wilcoxon tests over cases, with Holm's correction
 
 
 def measure(design: Design, studies: int, seed: int = 0) -> Shares:
-    """Simulate ``studies`` studies."""
+    """Simulate ``studies`` studies and return the shares."""
     rng = np.random.default_rng(seed)
     rows = [_measure_one(design, rng) for _ in range(studies)]
     return Shares(*np.mean(rows, axis=0).tolist())
 
 
 def _measure_one(design: Design, rng: np.random.Generator) -> Shares:
-    """Return what happens in one study: 1.0 for yes, 0.0 for no."""
+    """Return the outcomes of one study: 1.0 for yes, 0.0 for no."""
     scores = design.study(rng)
     mean = estimate(scores[0])
     places, differences = ranking(scores)
@@ -193,11 +194,11 @@ def _measure_one(design: Design, rng: np.random.Generator) -> Shares:
 
 
 class EffectShares(NamedTuple):
-    """Shares of the studies."""
+    """Fractions of the studies with known effects."""
 
-    gap: float  # intervals of the gap closed that contain the truth
-    no_interval: float  # the gap is too unclear for an interval; counts as containing the truth
-    gain: float  # intervals of the unlabeled gain that contain the truth
+    gap: float  # intervals of the gap closed that contain the true value
+    no_interval: float  # studies whose gap is too uncertain for an interval; counted in ``gap``
+    gain: float  # intervals of the unlabeled gain that contain the true value
 
 
 def measure_effects(design: Design, studies: int, seed: int = 0) -> EffectShares:
@@ -221,11 +222,11 @@ def measure_effects(design: Design, studies: int, seed: int = 0) -> EffectShares
 
 
 class PowerShares(NamedTuple):
-    """Shares of the studies, and a number of draws."""
+    """Fractions of the studies with one better method, and a number of draws."""
 
     single: float  # tests of one pair that find the difference
     family: float  # the same after Holm's correction for all pairs of methods
-    needed: float  # median of the draws that ``compare`` asks for, one pair
+    needed: float  # median of the draws that ``compare`` recommends, one pair
 
 
 def measure_power(design: Design, studies: int, seed: int = 0) -> PowerShares:
@@ -267,7 +268,7 @@ def main() -> None:
             effects = [100 * share for share in measure_effects(design, options.studies)]
             gap, unclear, gain = effects
             print(f"{design.name:24s} {gap:11.1f}{unclear:9.1f}{gain:8.1f}", flush=True)
-    variance.RESAMPLES = 2  # no interval is looked at
+    variance.RESAMPLES = 2  # no interval is used
     print(f"\n{'a difference of 2 Dice':24s} {'one pair':>11s}{'11 methods':>12s}{'needed':>8s}")
     for design in POWER_DESIGNS:
         if options.only in design.name:
