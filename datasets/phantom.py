@@ -294,7 +294,7 @@ def _paint(
 
 
 def _ct(rng: np.random.Generator, tissue: NDArray[np.uint8]) -> Image:
-    """Return a CT-like image: Hounsfield units with blurred noise and streaks, clipped to -100..240."""
+    """Return a CT-like image in HU with blurred noise and streaks, clipped to -100..240."""
     mean = _means(rng, CT)
     mean[AIR] = -1000
     mean[FAT] = rng.uniform(-110, -80)
