@@ -39,7 +39,7 @@ def deterministic(net: nn.Module, dims: int) -> nn.Module:
     return net
 
 
-class Row(nn.ModuleList):
+class Chain(nn.ModuleList):
     """An encoder of parts in a row, each of which gives a map."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -177,7 +177,7 @@ class SegRes(Monai):
 
     def encoder_of(self, net: Any) -> nn.Module:
         """The part of the network that encodes."""
-        return Row([nn.Sequential(net.convInit, net.down_layers[0]), *net.down_layers[1:]])
+        return Chain([nn.Sequential(net.convInit, net.down_layers[0]), *net.down_layers[1:]])
 
     def stages_of(self, net: Any) -> list[nn.Module]:
         """The steps of its decoder, coarse to fine."""
@@ -209,7 +209,7 @@ class Basic(Monai):
 
     def encoder_of(self, net: Any) -> nn.Module:
         """The part of the network that encodes."""
-        return Row([net.conv_0, net.down_1, net.down_2, net.down_3, net.down_4])
+        return Chain([net.conv_0, net.down_1, net.down_2, net.down_3, net.down_4])
 
     def stages_of(self, net: Any) -> list[nn.Module]:
         """The steps of its decoder, coarse to fine."""

@@ -18,7 +18,7 @@ from segbench.errors import UsageError
 from segbench.nn.blocks import Encoder, EncoderDecoder, Layers, halve
 
 
-class Contracting(nn.ModuleList):
+class UNetEncoder(nn.ModuleList):
     """The U-Net's left half: maxima of pairs between units of two convolutions."""
 
     def __init__(
@@ -89,7 +89,7 @@ class UNet3D(EncoderDecoder):
         for factors in halvings:
             strides.append(tuple(s * f for s, f in zip(strides[-1], factors, strict=True)))
         layers = Layers(self.dims, self.norm)
-        return Encoder(Contracting(layers, channels, widths, halvings), widths, tuple(strides))
+        return Encoder(UNetEncoder(layers, channels, widths, halvings), widths, tuple(strides))
 
     def stages(self) -> list[nn.Module]:
         return [*self.encoder.children(), *super().stages()[1:]]

@@ -49,7 +49,7 @@ class Block(nn.Module):
         return F.relu(y + x)
 
 
-class Contracting(nn.ModuleDict):
+class VNetEncoder(nn.ModuleDict):
     """The encoder: a block per level, and a strided convolution between two levels."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -97,7 +97,7 @@ class VNet(EncoderDecoder):
         # The order of the blocks, and so of the parameters, is that of the layers: test fixtures number the tensors.
         widths = tuple(self.p.width * 2**level for level in range(self.p.depth))
         strides = tuple((2**level,) * self.dims for level in range(self.p.depth))
-        blocks = Contracting()
+        blocks = VNetEncoder()
         inputs = channels
         for level, width in enumerate(widths):
             blocks[f"block_{ENCODER[level]}"] = self._block(CONVS[level], inputs, width)

@@ -412,7 +412,7 @@ class MRLesion(Phantom):
 
 
 @dataset("phantom")
-class Group(Dataset):
+class Phantoms(Dataset):
     title = "Phantoms: CT-like and MR-like, organ and lesion"
     modality = "synthetic CT and MR"
     license = Phantom.license

@@ -47,7 +47,7 @@ AIR, FAT, MUSCLE, INNER_FAT, STOMACH, SPLEEN, KIDNEY, ORGAN, LESION, AORTA, BONE
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """Mean gray value of each tissue, and whether lesions are brighter (1) or darker (-1)."""
 
     means: tuple[float, ...]
@@ -55,8 +55,8 @@ class Look:
 
 
 LOOKS = {
-    "a": Look((0.0, 0.15, 0.42, 0.25, 0.55, 0.66, 0.78, 0.60, 0.60, 0.85, 0.35), -1),
-    "b": Look((0.0, 0.90, 0.58, 0.80, 0.46, 0.36, 0.25, 0.42, 0.42, 0.15, 0.70), 1),
+    "a": Appearance((0.0, 0.15, 0.42, 0.25, 0.55, 0.66, 0.78, 0.60, 0.60, 0.85, 0.35), -1),
+    "b": Appearance((0.0, 0.90, 0.58, 0.80, 0.46, 0.36, 0.25, 0.42, 0.42, 0.15, 0.70), 1),
 }
 TISSUE_SCATTER = 0.09  # standard deviation of a tissue's mean from case to case
 
@@ -174,7 +174,7 @@ class Anatomy:
 
 
 def take_image(
-    rng: np.random.Generator, tissue: np.ndarray, look: Look, scanner: Scanner
+    rng: np.random.Generator, tissue: np.ndarray, look: Appearance, scanner: Scanner
 ) -> np.ndarray:
     """Return the image (SIZE, SIZE) of a tissue map, with mean 0 and standard deviation 1."""
     means = np.array(look.means)
@@ -234,7 +234,7 @@ class Phantom2D(Dataset):
         return tissue, take_image(rng, tissue, LOOKS[self.look], scanner)
 
 
-class Group(Dataset):
+class TwoLooks(Dataset):
     """Base class of the groups in this file: two looks, one target."""
 
     title = "Phantom slices, organ, two looks"
@@ -260,7 +260,7 @@ class LookB(Phantom2D):
 
 
 @dataset("phantom2d")
-class Main(Group):
+class Reported(TwoLooks):
     members = ("phantom2d_a", "phantom2d_b")
 
 
@@ -275,7 +275,7 @@ class DevelopmentB(LookB):
 
 
 @dataset("phantom2d_dev")
-class Development(Group):
+class Development(TwoLooks):
     title = "Phantom slices for choosing settings"
     members = ("phantom2d_dev_a", "phantom2d_dev_b")
 
@@ -291,7 +291,7 @@ class FreshB(LookB):
 
 
 @dataset("phantom2d_fresh")
-class Fresh(Group):
+class Fresh(TwoLooks):
     title = "Phantom slices for confirming a result"
     members = ("phantom2d_fresh_a", "phantom2d_fresh_b")
 

@@ -19,9 +19,9 @@ __all__ = [
     "BatchSize",
     "Crop",
     "Expected",
-    "Inference",
     "Optim",
     "Protocol",
+    "SlidingWindow",
     "load_protocol",
     "protocol_names",
 ]
@@ -60,7 +60,7 @@ class Crop(Strict):
     )
 
 
-class Inference(Strict):
+class SlidingWindow(Strict):
     """Sliding window of the evaluation."""
 
     stride: Edge = Field(description="voxels between windows, per axis")
@@ -129,7 +129,7 @@ class Protocol(Strict):
     sampling: Literal["proportional", "balanced"] = Field(
         "proportional", description="of data sets in joint training"
     )
-    inference: Inference
+    inference: SlidingWindow
     backbone: BackboneChoice = Field(default_factory=BackboneChoice)
     methods: dict[str, dict[str, Any]] = Field(
         {},

@@ -17,7 +17,7 @@ SPARSE = 1 / 24
 
 
 @dataclass(frozen=True)
-class Cut:
+class MaskBox:
     """A non-empty mask inside its tight box, with one layer of background around it."""
 
     start: tuple[int, ...]  # of the tight box in the volume
@@ -95,8 +95,8 @@ def tight_box(array: NDArray[Any]) -> Box | None:
     return tuple(sides[order.index(axis)] for axis in range(array.ndim))
 
 
-def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> Cut | None:
-    """Cut the mask `array != 0` to its tight box; `offset` is the position of `array[0, 0, ..]`."""
+def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> MaskBox | None:
+    """Crop the mask `array != 0` to its tight box; `offset` is the position of `array[0, 0, ..]`."""
     box = tight_box(array)
     if box is None:
         return None
@@ -105,10 +105,10 @@ def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> Cut | None:
     start = tuple(side.start for side in box)
     if offset is not None:
         start = tuple(a + b for a, b in zip(start, offset, strict=True))
-    return Cut(start, padded)
+    return MaskBox(start, padded)
 
 
-def overlap(a: Cut, b: Cut) -> int:
+def overlap(a: MaskBox, b: MaskBox) -> int:
     """Return the number of voxels that belong to both masks."""
     low = np.maximum(a.start, b.start)
     high = np.minimum(np.add(a.start, a.inner.shape), np.add(b.start, b.inner.shape))
@@ -121,7 +121,7 @@ def overlap(a: Cut, b: Cut) -> int:
     return int(np.count_nonzero(views[0] & views[1]))
 
 
-def surface(part: Cut, voxels: int) -> NDArray[np.int64]:
+def surface(part: MaskBox, voxels: int) -> NDArray[np.int64]:
     """Return the volume coordinates (axis, voxel) of the surface, in raster order.
 
     Surface: foreground with a face neighbor outside the mask; outside the image is outside.

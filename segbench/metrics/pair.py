@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .distances import nearest_distances
 from .masks import (
-    Cut,
+    MaskBox,
     check_same_grid,
     check_spacing,
     cut,
@@ -169,7 +169,7 @@ def surface_distances(pred: Any, ref: Any, spacing: Sequence[float] | None = Non
 class _MaskPair:
     """Two masks on one grid; what several units share is computed once."""
 
-    def __init__(self, pred: Cut | None, ref: Cut | None) -> None:
+    def __init__(self, pred: MaskBox | None, ref: MaskBox | None) -> None:
         self.pred = pred
         self.ref = ref
         self.pred_voxels = 0 if pred is None else int(np.count_nonzero(pred.padded))
@@ -264,7 +264,7 @@ class _ClassFinder:
         self._labels = inside
         self._mask = np.empty_like(inside, dtype=np.bool_)
 
-    def cut(self, value: int) -> Cut | None:
+    def cut(self, value: int) -> MaskBox | None:
         if self._start is None:
             return None
         np.equal(self._labels, value, out=self._mask)

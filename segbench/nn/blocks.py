@@ -22,11 +22,11 @@ from segbench.errors import UsageError, unknown
 
 __all__ = [
     "KINDS",
+    "DecoderStage",
     "Encoder",
     "EncoderDecoder",
     "Enlarge",
     "Layers",
-    "Stage",
     "enlarge",
     "halve",
 ]
@@ -190,7 +190,7 @@ class Layers:
         return nn.Sequential(*layers), outputs
 
 
-class Stage(nn.Module):
+class DecoderStage(nn.Module):
     """One step of a U-Net's decoder: enlarge, concatenate with the encoder's map, convolve."""
 
     def __init__(
@@ -274,7 +274,9 @@ class EncoderDecoder(Backbone):
         for i in reversed(range(self.scales)):
             steps = zip(self.strides[i], self.strides[i + 1], strict=True)
             factors = [coarse // fine for fine, coarse in steps]
-            stages.append(Stage(layers, kind, deep, self.channels[i], self.widths[i], factors))
+            stages.append(
+                DecoderStage(layers, kind, deep, self.channels[i], self.widths[i], factors)
+            )
             deep = self.widths[i]
         return stages
 

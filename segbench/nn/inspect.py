@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from segbench.contracts.backbone import Backbone
 from segbench.errors import PluginError, UsageError
 
-__all__ = ["Cost", "cost", "dry_run", "receptive_field", "recompute"]
+__all__ = ["NetworkCost", "cost", "dry_run", "receptive_field", "recompute"]
 
 
 def _ghost(net: Backbone) -> Backbone:
@@ -125,7 +125,7 @@ def _again(modes: dict[nn.Module, bool]) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """Of a network: parameters, and for one image of the patch's size FLOPs forward and bytes kept for going backward."""
 
     parameters: int
@@ -133,7 +133,7 @@ class Cost:
     activation_bytes: int
 
 
-def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
+def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> NetworkCost:
     """Counted in a run of shapes alone; a multiplication with an addition is two FLOPs, activations are float32."""
     ghost = _ghost(net).train()
     own = {
@@ -153,7 +153,9 @@ def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> Cost:
         outputs = ghost(image)
     del outputs
     size = sum(x.untyped_storage().nbytes() for x in kept.values())
-    return Cost(sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2, size // 2)
+    return NetworkCost(
+        sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2, size // 2
+    )
 
 
 def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] | None:

@@ -75,7 +75,7 @@ class Suite(Strict):
 
 
 @dataclass(frozen=True)
-class Choice:
+class Combination:
     """One combination of a suite."""
 
     method: str
@@ -142,7 +142,7 @@ def load_suite(path: Path) -> tuple[Suite, Document]:
     return suite, document
 
 
-def choices(suite: Suite) -> Iterator[Choice]:
+def choices(suite: Suite) -> Iterator[Combination]:
     """Yield all combinations, seed after seed, so that every method has its first result early."""
     seen = set()
     for choice in _all_choices(suite):
@@ -152,7 +152,7 @@ def choices(suite: Suite) -> Iterator[Choice]:
         yield choice
 
 
-def _all_choices(suite: Suite) -> Iterator[Choice]:
+def _all_choices(suite: Suite) -> Iterator[Combination]:
     matrix = suite.matrix
     if suite.replicates:
         pairs = [(number, number) for number in range(suite.replicates)]
@@ -162,21 +162,21 @@ def _all_choices(suite: Suite) -> Iterator[Choice]:
         pairs, matrix.dataset, matrix.labeled, matrix.backbone
     ):
         for unlabeled, method in itertools.product(matrix.unlabeled, matrix.method):
-            yield Choice(method, dataset, labeled, draw, unlabeled, backbone, seed)
+            yield Combination(method, dataset, labeled, draw, unlabeled, backbone, seed)
         if suite.reference is None:
             continue
-        supervised = Choice(suite.reference, dataset, labeled, draw, "all", backbone, seed)
+        supervised = Combination(suite.reference, dataset, labeled, draw, "all", backbone, seed)
         yield supervised
         yield replace(supervised, labeled="all")
         for method in matrix.method:
             if registry.get("method", method).cls.semi_supervised:
-                yield Choice(method, dataset, labeled, draw, "labeled", backbone, seed)
+                yield Combination(method, dataset, labeled, draw, "labeled", backbone, seed)
 
 
 def expand(
     suite: Suite,
     document: Document,
-    choice: Choice,
+    choice: Combination,
     train_sizes: Any,
     labels: Any = None,
 ) -> list[Experiment]:
@@ -201,7 +201,7 @@ def expand(
     ).experiments
 
 
-def _fits(rule: Mapping[str, Any], choice: Choice) -> bool:
+def _fits(rule: Mapping[str, Any], choice: Combination) -> bool:
     values = asdict(choice)
     for key, wanted in rule.items():
         allowed = wanted if isinstance(wanted, list) else [wanted]

@@ -321,3 +321,13 @@ def test_every_package_is_listed_for_the_wheel():
 )
 def test_every_module_of_the_engine_imports(module):
     importlib.import_module(module)
+
+
+def test_one_class_name_stands_for_one_thing():
+    places: dict[str, list[str]] = {}
+    for file in ENGINE + PLUGIN_FILES:
+        for node in ast.walk(tree(file)):
+            if isinstance(node, ast.ClassDef) and node.name != "Params":
+                places.setdefault(node.name, []).append(place(file, node))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert not twice, twice
