@@ -1,12 +1,15 @@
-"""Networks of MONAI (Cardoso et al., arXiv:2211.02701, Apache-2.0), split into encoder and decoder.
+"""Provide networks of MONAI, split into encoder and decoder.
+
+Source: Cardoso et al., arXiv:2211.02701, Apache-2.0.
 
 ``monai:segresnet``   Myronenko, BrainLes 2018, arXiv:1810.11654
 ``monai:basic_unet``  Falk et al., Nature Methods 2019
 ``monai:swin_unetr``  Hatamizadeh et al., BrainLes 2021, arXiv:2201.01266
 
-The encoder is MONAI's, and so is the first decoder (``own``): with one head and no dropout the whole is MONAI's network,
-parameter by parameter. Decoders that a method asks for by their enlargement (MC-Net) are the engine's. MONAI's linear
-enlargement and max pooling are exchanged for equal ones with a deterministic gradient.
+MONAI provides the encoder and the first decoder (``own``). With one head and no dropout, the
+network is identical to the MONAI network in every parameter. If a method requests decoders by
+upsampling method (MC-Net), the engine provides them. Linear upsampling and max pooling layers of MONAI are
+replaced by equivalent layers with a deterministic gradient.
 """
 
 from __future__ import annotations
@@ -22,15 +25,15 @@ from segbench.nn.blocks import KINDS, Encoder, EncoderDecoder, Enlarge, halve
 
 
 class Halve(nn.Module):
-    """Max pooling over pairs."""
+    """Max pooling over pairs of voxels along each axis."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) to (N, C, *(S / 2))."""
+        """Return (N, C, *(S / 2)) for an input (N, C, *S)."""
         return halve(x, (2,) * (x.ndim - 2))
 
 
 def deterministic(net: nn.Module, dims: int) -> nn.Module:
-    """Exchange layers without a deterministic gradient on CUDA for equal ones."""
+    """Replace layers whose gradient is not deterministic on CUDA by equivalent layers."""
     for name, layer in list(net.named_modules()):
         if isinstance(layer, nn.Upsample):
             net.set_submodule(name, Enlarge((2,) * dims))
@@ -40,10 +43,10 @@ def deterministic(net: nn.Module, dims: int) -> nn.Module:
 
 
 class Chain(nn.ModuleList):
-    """An encoder of parts in a row, each of which gives a map."""
+    """An encoder of sequential parts, each of which returns a map."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps of all levels."""
+        """Return the maps of all levels."""
         maps = []
         for part in self:
             x = part(x)
@@ -52,7 +55,11 @@ class Chain(nn.ModuleList):
 
 
 class SwinEncoder(nn.Module):
-    """Swin UNETR's: the transformer's states and the image, each through a residual block but the last state but one."""
+    """Encoder of Swin UNETR.
+
+    The image and the hidden states of the transformer each pass through a residual block, except
+    for the second to last state.
+    """
 
     def __init__(self, net: SwinUNETR) -> None:
         super().__init__()
@@ -62,7 +69,7 @@ class SwinEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps of six levels."""
+        """Return the maps of six levels."""
         return [
             block(m)
             for block, m in zip(self.blocks, [x, *self.swinViT(x, self.normalize)], strict=True)
@@ -70,21 +77,21 @@ class SwinEncoder(nn.Module):
 
 
 class Added(nn.Module):
-    """A step of SegResNet's decoder: enlarge, add the encoder's map, residual blocks."""
+    """Decoder stage of SegResNet: upsampling, addition of the encoder's map, residual blocks."""
 
     def __init__(self, up: nn.Module, convs: nn.Module, last: nn.Module) -> None:
-        """``last`` ends the decoder before its head; it is nothing for the other steps."""
+        """Build the stage; ``last`` ends the decoder and is an identity in all other stages."""
         super().__init__()
         self.up, self.convs, self.last = up, convs, last
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """The coarser map and the encoder's to a map of the encoder's size."""
+        """Return a map with the size of ``skip``, computed from the coarser map ``x``."""
         return self.last(self.convs(self.up(x) + skip))
 
 
 @backbone("monai", paper="Cardoso et al., MONAI, arXiv:2211.02701")
 class Monai(EncoderDecoder):
-    """Networks of MONAI as monai:NAME, as encoder and decoder."""
+    """Networks of MONAI, selected as monai:NAME and split into encoder and decoder."""
 
     variants = ("segresnet", "basic_unet", "swin_unetr")
     kinds = ("own", *KINDS)
@@ -104,7 +111,7 @@ class Monai(EncoderDecoder):
 
     @classmethod
     def variant(cls, name: str) -> type[Backbone]:
-        """The network of that name."""
+        """Return the class of the network with this name."""
         if name not in cls.members:
             raise unknown(
                 "backbone", f"monai:{name}", [f"monai:{member}" for member in cls.members]
@@ -112,42 +119,45 @@ class Monai(EncoderDecoder):
         return cls.members[name]
 
     def make_encoder(self, channels: int) -> Encoder:
-        """MONAI's encoder."""
+        """Return the encoder of the MONAI network."""
         module = self.encoder_of(deterministic(self.whole(channels), self.dims))
         return Encoder(
             module, self.levels(), tuple((2**i,) * self.dims for i in range(len(self.levels())))
         )
 
     def make_decoder(self, kind: str) -> nn.Module:
-        """MONAI's own decoder, or one of ours."""
+        """Return the decoder of the MONAI network, or a decoder of the engine."""
         if kind != "own":
             return super().make_decoder(kind)
         return nn.ModuleList(self.stages_of(deterministic(self.whole(1), self.dims)))
 
     def whole(self, channels: int) -> Any:
-        """MONAI's network."""
+        """Return the MONAI network."""
         raise NotImplementedError
 
     def levels(self) -> tuple[int, ...]:
-        """Channels of its encoder's maps, fine to coarse."""
+        """Return the numbers of channels of the encoder's maps, fine to coarse."""
         raise NotImplementedError
 
     def encoder_of(self, net: Any) -> nn.Module:
-        """The part of the network that encodes."""
+        """Return the encoder of the network."""
         raise NotImplementedError
 
     def stages_of(self, net: Any) -> list[nn.Module]:
-        """The steps of its decoder, coarse to fine."""
+        """Return the stages of the decoder, coarse to fine."""
         raise NotImplementedError
 
 
 DROPOUT: Any = Field(
-    0.3, ge=0, le=0.5, description="at bottleneck and end; with side outputs after each stage"
+    0.3,
+    ge=0,
+    le=0.5,
+    description="at the bottleneck and before the heads; with side outputs, after each stage",
 )
 
 
 class SegRes(Monai):
-    """SegResNet: residual blocks with group normalization, added skips, linear enlargement."""
+    """SegResNet: residual blocks with group normalization, additive skips, linear upsampling."""
 
     class Params(BackboneParams):
         width: int = Field(
@@ -155,13 +165,13 @@ class SegRes(Monai):
             ge=8,
             le=256,
             multiple_of=8,
-            description="channels at full resolution; doubled a level",
+            description="channels at full resolution; doubled at each level",
         )
         depth: int = Field(4, ge=2, le=4, description="number of levels; 4 in the paper")
         dropout: float = DROPOUT
 
     def whole(self, channels: int) -> Any:
-        """MONAI's network."""
+        """Return the MONAI network."""
         return SegResNet(
             self.dims,
             self.p.width,
@@ -172,57 +182,63 @@ class SegRes(Monai):
         )
 
     def levels(self) -> tuple[int, ...]:
-        """Channels of its encoder's maps, fine to coarse."""
+        """Return the numbers of channels of the encoder's maps, fine to coarse."""
         return tuple(self.p.width * 2**i for i in range(self.p.depth))
 
     def encoder_of(self, net: Any) -> nn.Module:
-        """The part of the network that encodes."""
+        """Return the encoder of the network."""
         return Chain([nn.Sequential(net.convInit, net.down_layers[0]), *net.down_layers[1:]])
 
     def stages_of(self, net: Any) -> list[nn.Module]:
-        """The steps of its decoder, coarse to fine."""
+        """Return the stages of the decoder, coarse to fine."""
         ends = [*[nn.Identity()] * (self.p.depth - 2), net.conv_final[:-1]]
         return [Added(*parts) for parts in zip(net.up_samples, net.up_layers, ends, strict=True)]
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        """The stride of the bottleneck."""
+        """Return the stride of the bottleneck for each axis."""
         return (2 ** (params.depth - 1),) * dims
 
 
 class Basic(Monai):
-    """Basic U-Net: instance normalization, leaky ReLU, concatenated skips, transposed convolutions."""
+    """U-Net with instance normalization, leaky ReLU, concatenation, transposed convolutions."""
 
     class Params(BackboneParams):
         width: int = Field(
-            32, ge=2, le=256, description="channels of the two finest levels; then doubled a level"
+            32,
+            ge=2,
+            le=256,
+            description="channels of the two finest levels; then doubled per level",
         )
         dropout: float = DROPOUT
 
     def whole(self, channels: int) -> Any:
-        """MONAI's network."""
+        """Return the MONAI network."""
         return BasicUNet(self.dims, channels, 1, (*self.levels(), self.p.width))
 
     def levels(self) -> tuple[int, ...]:
-        """Channels of its encoder's maps, fine to coarse."""
+        """Return the numbers of channels of the encoder's maps, fine to coarse."""
         return tuple(self.p.width * factor for factor in (1, 1, 2, 4, 8))
 
     def encoder_of(self, net: Any) -> nn.Module:
-        """The part of the network that encodes."""
+        """Return the encoder of the network."""
         return Chain([net.conv_0, net.down_1, net.down_2, net.down_3, net.down_4])
 
     def stages_of(self, net: Any) -> list[nn.Module]:
-        """The steps of its decoder, coarse to fine."""
+        """Return the stages of the decoder, coarse to fine."""
         return [net.upcat_4, net.upcat_3, net.upcat_2, net.upcat_1]
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        """The stride of the bottleneck."""
+        """Return the stride of the bottleneck for each axis."""
         return (16,) * dims
 
 
 class Swin(Monai):
-    """Swin UNETR: a shifted-window transformer, residual blocks with instance normalization, concatenated skips."""
+    """Swin UNETR: a shifted-window transformer with a convolutional decoder.
+
+    Residual blocks use instance normalization, and skip connections are concatenated.
+    """
 
     class Params(BackboneParams):
         width: int = Field(
@@ -230,29 +246,29 @@ class Swin(Monai):
             ge=12,
             le=192,
             multiple_of=12,
-            description="features at full resolution; MONAI's default 24",
+            description="channels at full resolution; 24 is the default of MONAI",
         )
         dropout: float = DROPOUT
 
     def whole(self, channels: int) -> Any:
-        """MONAI's network."""
+        """Return the MONAI network."""
         return SwinUNETR(channels, 1, feature_size=self.p.width, spatial_dims=self.dims)
 
     def levels(self) -> tuple[int, ...]:
-        """Channels of its encoder's maps, fine to coarse."""
+        """Return the numbers of channels of the encoder's maps, fine to coarse."""
         return tuple(self.p.width * factor for factor in (1, 1, 2, 4, 8, 16))
 
     def encoder_of(self, net: Any) -> nn.Module:
-        """The part of the network that encodes."""
+        """Return the encoder of the network."""
         return SwinEncoder(net)
 
     def stages_of(self, net: Any) -> list[nn.Module]:
-        """The steps of its decoder, coarse to fine."""
+        """Return the stages of the decoder, coarse to fine."""
         return [net.decoder5, net.decoder4, net.decoder3, net.decoder2, net.decoder1]
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        """The stride of the bottleneck."""
+        """Return the stride of the bottleneck for each axis."""
         return (32,) * dims
 
 

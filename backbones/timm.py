@@ -1,15 +1,19 @@
-"""Encoders of timm (Wightman: PyTorch Image Models, github.com/huggingface/pytorch-image-models, Apache-2.0).
+"""Provide encoders of timm.
 
-``timm:NAME`` is any model of timm's list that offers ``features_only`` for images of many sizes: a convolution at full
-resolution of ours, then timm's maps, then a decoder of ours. In two dimensions the maps are timm's own. In three a volume
-passes as a stack of slices along its last axis:
+Wightman: PyTorch Image Models, github.com/huggingface/pytorch-image-models, Apache-2.0.
 
-inflate  every convolution and pooling also spans slices, its weights averaged over them (Carreira, Zisserman: I3D, CVPR
-         2017, arXiv:1705.07750); beyond the first and last slice these are repeated, so that a volume that is constant
-         along the axis gives what the slice gives in two dimensions. Squeeze and excitation stay within a slice.
-slices   slices are encoded one by one; only the decoder joins them.
+``timm:NAME`` selects any timm model that supports ``features_only`` and several image sizes. The
+network consists of a convolution at full resolution, the timm encoder, and a decoder of the engine.
+In two dimensions, the encoder is unchanged. In three dimensions, a volume is processed as a stack
+of slices along its last axis, in one of two ways:
 
-``through=auto`` inflates encoders without attention whose layers allow it.
+inflate  Every convolution and pooling layer also spans slices, with its weights averaged over them
+         (Carreira, Zisserman: I3D, CVPR 2017, arXiv:1705.07750). The first and last slices are
+         repeated as padding, so that a volume that is constant along the last axis gives the same
+         result as its slice in 2D. Squeeze and excitation are computed within each slice.
+slices   Slices are encoded separately; only the decoder combines them.
+
+``through=auto`` inflates encoders that have no attention and whose layers support inflation.
 """
 
 from __future__ import annotations
@@ -28,26 +32,23 @@ from segbench import Backbone, BackboneParams, Field, backbone
 from segbench.errors import PluginError, UsageError, did_you_mean
 from segbench.nn.blocks import Encoder, EncoderDecoder, Layers
 
-# Options with which some models accept images of any size.
+# Options that let some models accept images of any size.
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"dynamic_img_size": True}, {"strict_img_size": False})
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
-EDGE = 448  # of images for dry runs: a multiple of all strides, of 14 too
-UNITS = (
-    0,
-    64,
-    224,
-    256,
-)  # edges are multiples of the largest stride, or of these: the windows of some kinds of attention
+EDGE = 448  # image size of dry runs: a multiple of all strides, including 14
+# Image sizes must be multiples of the largest stride (0) or of one of the other numbers, which are
+# required by the attention windows of some models.
+UNITS = (0, 64, 224, 256)
 
 
 class Fold:
-    """Number of volumes in the stack of slices that is being encoded; set before every pass."""
+    """Number of volumes in the current stack of slices; set before every forward pass."""
 
     volumes = 1
 
 
 def padded(x: Tensor, axis: int, edge: int, step: int) -> Tensor:
-    """With the first and last slice repeated, so that windows of ``edge`` slices leave one of ``step``."""
+    """Repeat the end slices as padding for windows of ``edge`` slices with stride ``step``."""
     total = edge - 1 if edge % 2 and edge != step else max(edge - step, 0)
     first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
     return (
@@ -58,10 +59,10 @@ def padded(x: Tensor, axis: int, edge: int, step: int) -> Tensor:
 
 
 class Inflated(nn.Conv3d):
-    """A convolution of slices that spans slices too; takes and gives stacks of slices."""
+    """A 2D convolution extended across slices; its input and output are stacks of slices."""
 
     def __init__(self, flat: nn.Conv2d, fold: Fold, step: int) -> None:
-        """``flat`` with its weights; one of ``step`` slices is left."""
+        """Build the layer with the weights of ``flat``; ``step`` is the stride along the stack."""
         edge = (
             1
             if step < min(flat.stride) and flat.kernel_size == flat.stride
@@ -97,7 +98,7 @@ class Inflated(nn.Conv3d):
 
 
 class InflatedPool(nn.Module):
-    """A pooling of slices, followed by the same along the stack."""
+    """Pooling of each slice, followed by the same pooling along the stack."""
 
     def __init__(self, flat: nn.MaxPool2d | nn.AvgPool2d, fold: Fold, step: int) -> None:
         super().__init__()
@@ -114,10 +115,12 @@ class InflatedPool(nn.Module):
 
 
 def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
-    """Make the layers of an encoder of slices span slices, in place; ``steps`` are strides along the stack, by name.
+    """Inflate the layers of a 2D encoder in place.
+
+    ``steps`` contains the strides along the stack by layer name.
 
     Raises:
-        UsageError: it has a kind of convolution that cannot be inflated.
+        UsageError: the encoder has a convolution that cannot be inflated.
     """
     for name, layer in list(body.named_modules()):
         if not isinstance(layer, STRIDED):
@@ -138,7 +141,10 @@ def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
 
 
 class Body(nn.Module):
-    """A convolution at full resolution, and timm's encoder: of images, or of volumes as stacks of slices."""
+    """A convolution at full resolution and a timm encoder.
+
+    The encoder processes images, or volumes as stacks of slices.
+    """
 
     def __init__(
         self, stem: nn.Module, encoder: nn.Module, fold: Fold, channels_last: bool
@@ -147,18 +153,18 @@ class Body(nn.Module):
         self.stem, self.encoder, self.fold, self.channels_last = stem, encoder, fold, channels_last
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """The maps of (N, C, H, W) or (N, C, H, W, D)."""
+        """Return the maps of an image (N, C, H, W) or a volume (N, C, H, W, D)."""
         return [
             self.stem(image),
             *(self.maps(image) if image.ndim == 4 else self.maps_of_volumes(image)),
         ]
 
     def maps(self, image: Tensor) -> list[Tensor]:
-        """timm's maps of (N, C, H, W)."""
+        """Return the timm maps of an image (N, C, H, W)."""
         return [m.movedim(-1, 1) if self.channels_last else m for m in self.encoder(image)]
 
     def maps_of_volumes(self, image: Tensor) -> list[Tensor]:
-        """Those of (N, C, H, W, D), which passes as (N D, C, H, W)."""
+        """Return the timm maps of a volume (N, C, H, W, D), encoded as (N D, C, H, W)."""
         self.fold.volumes = len(image)
         maps = self.maps(image.movedim(-1, 1).flatten(0, 1))
         return [m.unflatten(0, (len(image), -1)).movedim(1, -1) for m in maps]
@@ -166,28 +172,28 @@ class Body(nn.Module):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model of timm's list is like."""
+    """Properties of a timm model."""
 
     options: dict[str, Any]
     indices: tuple[int, ...]
     channels: tuple[int, ...]
     reductions: tuple[int, ...]
-    unit: int  # edges are multiples of it
+    unit: int  # image sizes must be multiples of this number
     channels_last: bool
     attention: bool
 
     @property
     def edge(self) -> int:
-        """Of images for dry runs."""
+        """Return the image size of dry runs."""
         return lcm(EDGE, self.unit) if self.unit != 256 else 512
 
 
 @cache
 def facts(architecture: str) -> Facts:
-    """Found with a model without numbers.
+    """Return the properties of a model, determined on the meta device.
 
     Raises:
-        UsageError: it gives no feature maps, or not of images of many sizes.
+        UsageError: the model returns no feature maps, or does not support several image sizes.
     """
     reason = "TypeError: none of its options"
     for options in OPTIONS:
@@ -197,8 +203,8 @@ def facts(architecture: str) -> Facts:
                     architecture, features_only=True, in_chans=1, **options
                 ).eval()
                 unit, shapes = _unit(net)
-        except Exception as error:  # whatever a model raises is its answer
-            if not isinstance(error, TypeError):  # that of an option which it does not know
+        except Exception as error:  # models raise errors of any type
+            if not isinstance(error, TypeError):  # the model does not support the option
                 reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
             continue
         info = net.feature_info
@@ -209,15 +215,19 @@ def facts(architecture: str) -> Facts:
         )
         return Facts(options, indices, channels, reductions, unit, last, attention)
     raise UsageError(
-        f"'timm:{architecture}' gives no feature maps of images of many sizes",
+        f"'timm:{architecture}' does not provide feature maps for several image sizes",
         found=reason,
-        expected="an encoder that is not made for one size of image",
-        fix="segbench list backbones names some",
+        expected="an encoder that supports several image sizes",
+        fix="choose another encoder (segbench list backbones)",
     )
 
 
 def _unit(net: Any) -> tuple[int, list[torch.Size]]:
-    """What edges must be a multiple of, tried at 3 x 1 and 5 x 10 of it, which few windows divide; and shapes of maps."""
+    """Return the number that image sizes must be a multiple of, and the shapes of the maps.
+
+    Each candidate is tested with images of 3 x 1 and 5 x 10 times its size, which few attention
+    windows divide.
+    """
     reductions, reason = net.feature_info.reduction(), Exception("no unit")
     for unit in dict.fromkeys(u or max(reductions) for u in UNITS):
         if unit % max(reductions):
@@ -234,16 +244,16 @@ def _unit(net: Any) -> tuple[int, list[torch.Size]]:
                         "times smaller"
                     )
             return unit, shapes
-        except Exception as error:  # the next unit may be its own
+        except Exception as error:  # try the next candidate
             reason = error
     raise reason
 
 
 def create(architecture: str, channels: int, levels: int, pretrained: bool = False) -> nn.Module:
-    """timm's encoder of ``channels``, its first ``levels`` maps.
+    """Build a timm encoder for ``channels`` channels that returns its first ``levels`` maps.
 
     Raises:
-        PluginError: the pretrained weights cannot be had.
+        PluginError: the pretrained weights cannot be loaded.
     """
     known = facts(architecture)
     try:
@@ -259,21 +269,24 @@ def create(architecture: str, channels: int, levels: int, pretrained: bool = Fal
         if not pretrained:
             raise
         raise PluginError(
-            f"the pretrained weights of 'timm:{architecture}' cannot be had",
+            f"the pretrained weights of 'timm:{architecture}' cannot be loaded",
             found=f"{type(error).__name__}: {error}".splitlines()[0],
-            expected="weights in Hugging Face's cache, or a network",
+            expected="weights in the Hugging Face cache, or an internet connection",
             fix="-o backbone.pretrained=false, or copy the cache of another machine (HF_HOME)",
         ) from error
 
 
 @cache
 def idle(architecture: str, levels: int) -> tuple[str, ...]:
-    """Parameters that none of the first ``levels`` maps depends on; timm does not always cut them off."""
+    """Return the parameters that do not affect the first ``levels`` maps.
+
+    timm does not always remove them.
+    """
     with (
         torch.device("meta"),
         torch.inference_mode(False),
         torch.enable_grad(),
-    ):  # whoever asks first
+    ):  # the first caller may have disabled gradients
         encoder = create(architecture, 1, levels).eval()
         edge = facts(architecture).edge
         torch.stack([m.sum() for m in encoder(torch.zeros(1, 1, edge, edge))]).sum().backward()
@@ -282,7 +295,10 @@ def idle(architecture: str, levels: int) -> tuple[str, ...]:
 
 @cache
 def unused(architecture: str, levels: int) -> tuple[str, ...]:
-    """Parts that can be cut out because none of the first ``levels`` maps depends on them; none where that fails."""
+    """Return the modules that can be removed because they do not affect the first ``levels`` maps.
+
+    Returns an empty tuple if the encoder fails without them.
+    """
     names, edge = idle(architecture, levels), facts(architecture).edge
     with torch.device("meta"):
         encoder = create(architecture, 1, levels).eval()
@@ -301,19 +317,22 @@ def unused(architecture: str, levels: int) -> tuple[str, ...]:
         cut(encoder, found)
         try:
             return tuple(found) if [m.shape for m in encoder(image)] == before else ()
-        except Exception:  # something that has no parameters wants what they gave
+        except Exception:  # a module without parameters needs their output
             return ()
 
 
 def cut(encoder: nn.Module, names: tuple[str, ...] | list[str]) -> None:
-    """Take parts out, in place."""
+    """Replace modules by identities, in place."""
     for name in names:
         encoder.set_submodule(name, nn.Identity())
 
 
 @cache
 def steps(architecture: str, flat: int) -> dict[str, int]:
-    """Strides along the stack of an inflated encoder by layer; the first ``flat`` halvings leave the number of slices."""
+    """Return the strides along the stack of an inflated encoder by layer name.
+
+    The first ``flat`` halvings do not reduce the number of slices.
+    """
     found: dict[str, int] = {}
     edge = facts(architecture).edge
     with torch.device("meta"):
@@ -337,10 +356,10 @@ def steps(architecture: str, flat: int) -> dict[str, int]:
 def layout(
     architecture: str, depth: int, through: str, flat: int
 ) -> tuple[str, tuple[tuple[int, ...], ...]]:
-    """How volumes pass (inflate or slices), and the strides of all levels.
+    """Return how volumes are processed (inflate or slices), and the strides of all levels.
 
     Raises:
-        UsageError: the encoder cannot be inflated, as ``through`` asks for.
+        UsageError: ``through`` is inflate, but the encoder cannot be inflated.
     """
     known, levels = facts(architecture), depth - 1
     sliced = tuple((s, s, 1) for s in (1, *known.reductions[:levels]))
@@ -356,7 +375,7 @@ def layout(
                 torch.zeros(1, 1, edge, edge, edge)
             )
         return "inflate", tuple(tuple(edge // n for n in m.shape[2:]) for m in maps)
-    except Exception as error:  # slices do not meet again, or a layer is of an unknown kind
+    except Exception as error:  # map sizes differ, or a layer type is unknown
         if through == "auto":
             return "slices", sliced
         raise (
@@ -372,7 +391,10 @@ def layout(
 
 @backbone("timm", paper="Wightman, PyTorch Image Models")
 class Timm(EncoderDecoder):
-    """Any encoder of timm's list that gives feature maps, as timm:NAME; volumes inflated or slice by slice."""
+    """Any timm encoder that returns feature maps, selected as timm:NAME.
+
+    Volumes are processed by an inflated encoder or slice by slice.
+    """
 
     class Params(BackboneParams):
         width: int = Field(
@@ -385,26 +407,26 @@ class Timm(EncoderDecoder):
             9,
             ge=2,
             le=9,
-            description="number of levels, with that at full resolution; 9: all there are",
+            description="number of levels, including full resolution; 9 uses all levels",
         )
         dropout: float = Field(
             0.3,
             ge=0,
             le=0.5,
-            description="at bottleneck and end; with side outputs after each stage",
+            description="at bottleneck and before the heads; with side outputs, after each stage",
         )
         pretrained: bool = Field(
-            False, description="begin with timm's weights; inflated, in three dimensions"
+            False, description="start with timm's weights, which are inflated in 3D if needed"
         )
         through: Literal["auto", "inflate", "slices"] = Field(
             "auto",
-            description="volumes: inflate the encoder, or slice by slice; auto: by what the encoder is",
+            description="encode volumes inflated or slice by slice; auto chooses by encoder type",
         )
         flat: int = Field(
             0,
             ge=0,
             le=5,
-            description="first halvings that leave the last axis alone (thick slices)",
+            description="number of first halvings that skip the last axis (thick slices)",
         )
 
     variants = ("resnet18", "resnet34", "convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224")
@@ -412,7 +434,7 @@ class Timm(EncoderDecoder):
 
     @classmethod
     def variant(cls, name: str) -> type[Backbone]:
-        """The encoder of that name in timm's list."""
+        """Return the class of the timm encoder with this name."""
         if not timm.is_model(name):
             known, near = timm.list_models(), get_close_matches(name, timm.list_models(), 5, 0.5)
             raise UsageError(
@@ -435,7 +457,7 @@ class Timm(EncoderDecoder):
         return _variant(cls, name)  # type: ignore[arg-type]
 
     def make_encoder(self, channels: int) -> Encoder:
-        """The stem, and timm's encoder."""
+        """Return the stem and the timm encoder."""
         p, known, fold = self.p, facts(self.architecture), Fold()
         levels = len(known.channels[: p.depth - 1])
         encoder = create(self.architecture, channels, levels, p.pretrained)
@@ -455,7 +477,7 @@ class Timm(EncoderDecoder):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Twice as many at each level, as far as the encoder has as many."""
+        """Return the channels per level: doubled at each level, at most those of the encoder."""
         return tuple(min(self.p.width * 2**i, c) for i, c in enumerate(self.channels[:-1]))
 
     @classmethod
@@ -464,13 +486,13 @@ class Timm(EncoderDecoder):
             return layout(cls.architecture, params.depth, params.through, params.flat)[1]
         if params.flat:
             raise UsageError(
-                "backbone.flat is for three axes", found="a patch of two", fix="-o backbone.flat=0"
+                "backbone.flat requires a 3D patch", found="a 2D patch", fix="-o backbone.flat=0"
             )
         return tuple((s, s) for s in (1, *facts(cls.architecture).reductions[: params.depth - 1]))
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        """The strides of the bottleneck; where windows of attention need more, that."""
+        """Return the strides of the bottleneck, or the multiples that attention windows need."""
         strides, unit = cls._strides(params, dims)[-1], facts(cls.architecture).unit
         special = unit > max(facts(cls.architecture).reductions)
         return tuple(lcm(s, unit) if special and axis < 2 else s for axis, s in enumerate(strides))

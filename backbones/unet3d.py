@@ -1,10 +1,12 @@
-"""The plain U-Net of the semi-supervised literature, in three dimensions or two.
+"""Implement the plain 2D or 3D U-Net of the semi-supervised literature.
 
-Çiçek, Abdulkadir, Lienkamp, Brox, Ronneberger: 3D U-Net, MICCAI 2016, arXiv:1606.06650, in the form of SSL4MIS
-(github.com/HiLab-git/SSL4MIS, MIT; consulted through a written specification, nothing copied): widths 16 to 256, two
-convolutions of edge 3 a stage, instance normalization that learns nothing, max pooling, linear enlargement without
-convolution, concatenation, dropout of single values. With side outputs it is URPC's network (Luo et al., MICCAI 2021).
-Extra decoders enlarge by transposed convolutions or nearest neighbors. All convolutions begin Kaiming-normal.
+Çiçek, Abdulkadir, Lienkamp, Brox, Ronneberger: 3D U-Net, MICCAI 2016, arXiv:1606.06650, as used in
+SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT; reimplemented from a written specification, no code
+copied). The network has 16 to 256 channels, two convolutions of kernel size 3 per stage, instance
+normalization without trainable parameters, max pooling, linear upsampling without convolution,
+concatenated skip connections and element-wise dropout. With side outputs it is the network of URPC
+(Luo et al., MICCAI 2021). Extra decoders upsample by transposed convolutions or nearest neighbors.
+The weights of all convolutions are initialized with Kaiming-normal values.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from segbench.nn.blocks import Encoder, EncoderDecoder, Layers, halve
 
 
 class UNetEncoder(nn.ModuleList):
-    """The U-Net's left half: maxima of pairs between units of two convolutions."""
+    """The encoder of the U-Net: units of two convolutions with max pooling between them."""
 
     def __init__(
         self,
@@ -28,14 +30,14 @@ class UNetEncoder(nn.ModuleList):
         widths: tuple[int, ...],
         halvings: list[tuple[int, ...]],
     ) -> None:
-        """``halvings`` between the levels, a factor an axis."""
+        """Build the encoder; ``halvings`` has one factor per axis for each pair of levels."""
         super().__init__(
             layers.unit(a, b) for a, b in zip((channels, *widths), widths, strict=False)
         )
         self.halvings = halvings
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The maps of all levels."""
+        """Return the maps of all levels."""
         maps = [self[0](x)]
         for unit, factors in zip(list(self)[1:], self.halvings, strict=True):
             maps.append(unit(halve(maps[-1], factors)))
@@ -44,7 +46,7 @@ class UNetEncoder(nn.ModuleList):
 
 @backbone("unet3d", paper="Çiçek et al., MICCAI 2016; as in SSL4MIS and URPC")
 class UNet3D(EncoderDecoder):
-    """Plain U-Net: concatenated skips, instance normalization, linear enlargement."""
+    """Plain U-Net with concatenated skip connections, instance normalization, linear upsampling."""
 
     class Params(BackboneParams):
         width: int = Field(
@@ -56,14 +58,15 @@ class UNet3D(EncoderDecoder):
             ge=0,
             le=0.5,
             description=(
-                "at bottleneck and end; with side outputs of channels after each stage, a third to five thirds of it"
+                "dropout rate at the bottleneck and before the heads; with side outputs, "
+                "channel dropout of 1/3 to 5/3 of this rate after each stage"
             ),
         )
         flat: int = Field(
             0,
             ge=0,
             le=5,
-            description="first halvings that leave the last axis alone (thick slices)",
+            description="number of first poolings that skip the last axis (thick slices)",
         )
 
     norm = "instance"
@@ -98,7 +101,7 @@ class UNet3D(EncoderDecoder):
     def _halvings(params: Any, dims: int) -> list[tuple[int, ...]]:
         if params.flat and dims == 2:
             raise UsageError(
-                "backbone.flat is for three axes", found="a patch of two", fix="-o backbone.flat=0"
+                "backbone.flat requires a 3D patch", found="a 2D patch", fix="-o backbone.flat=0"
             )
         return [(2,) * (dims - 1) + (1 if i < params.flat else 2,) for i in range(params.depth - 1)]
 

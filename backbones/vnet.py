@@ -1,9 +1,10 @@
-"""V-Net as the left-atrium literature uses it, in two or three dimensions.
+"""Implement the 2D or 3D V-Net that the left-atrium literature uses.
 
-Milletari, Navab, Ahmadi: V-Net, 3DV 2016, arXiv:1606.04797; since UA-MT (Yu et al., MICCAI 2019) with convolutions of
-edge 3, batch normalization, ReLU, additive skips and no residual stages. Several decoders as in MC-Net+ (Wu et al., MedIA
-2022), one prediction per scale as in URPC (Luo et al., MICCAI 2021). VerSemi (TMI 2025) uses norm=instance, dropout=0,
-last_block=false, first_skip=false.
+Milletari, Navab, Ahmadi: V-Net, 3DV 2016, arXiv:1606.04797. Since UA-MT (Yu et al., MICCAI
+2019), the literature uses convolutions of kernel size 3, batch normalization, ReLU, additive skip
+connections and no residual stages. Several decoders are supported as in MC-Net+ (Wu et al., MedIA
+2022), and one prediction per scale as in URPC (Luo et al., MICCAI 2021). VerSemi (TMI 2025) uses
+norm=instance, dropout=0, last_block=false, first_skip=false.
 """
 
 from __future__ import annotations
@@ -20,20 +21,21 @@ from segbench import BackboneParams, Field, backbone
 from segbench.errors import IntegrityError, UsageError
 from segbench.nn.blocks import Encoder, EncoderDecoder, Enlarge, Layers
 
-# By level, fine to coarse. The names are those of published weights.
+# Names and numbers by level, fine to coarse. The names match the published weights.
 ENCODER = ("one", "two", "three", "four", "five")
 DECODER = ("nine", "eight", "seven", "six")
 UP = ("eight", "seven", "six", "five")
 CONVS = (1, 2, 3, 3, 3)
-# Parts of ``dropout`` after the decoder's stages, fine to coarse; with side outputs and 0.5 they are URPC's.
+# Factors of ``dropout`` after each decoder stage, fine to coarse. With side outputs, 0.5 gives the
+# rates of URPC.
 DROPOUT = (1.0, 0.0, 0.0, 0.0)
 SIDE_DROPOUT = (0.2, 0.4, 0.6, 1.0)
-# Parts of SS-Net's and BCP's weights that take no part in a prediction.
+# Weights of SS-Net and BCP that are not used for prediction.
 EXTRA = re.compile(r"(module\.)?(projection_head|prediction_head|contrastive_class_selector_\w+)\.")
 
 
 class Block(nn.Module):
-    """Layers in a row. A residual block adds its input before the last ReLU."""
+    """Sequential layers. A residual block adds its input before the last ReLU."""
 
     def __init__(self, layers: list[nn.Module], residual: bool = False) -> None:
         super().__init__()
@@ -44,13 +46,13 @@ class Block(nn.Module):
         y = self.conv(x)
         if not self.residual:
             return y
-        if x.shape[1] != y.shape[1]:  # the image itself: its channels are repeated in turn
+        if x.shape[1] != y.shape[1]:  # input image: repeat its channels cyclically
             x = x[:, torch.arange(y.shape[1], device=x.device) % x.shape[1]]
         return F.relu(y + x)
 
 
 class VNetEncoder(nn.ModuleDict):
-    """The encoder: a block per level, and a strided convolution between two levels."""
+    """The encoder: one block per level, and a strided convolution between levels."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps of all levels."""
@@ -64,9 +66,11 @@ class VNetEncoder(nn.ModuleDict):
 
 @backbone("vnet", paper="Milletari et al., 3DV 2016; as in Yu et al., MICCAI 2019")
 class VNet(EncoderDecoder):
-    """V-Net. Dropout of whole channels at the bottleneck (one draw for all decoders) and before the heads (one each).
+    """V-Net with channel-wise dropout.
 
-    With ``side_outputs`` every decoder stage has its dropout. ``heads=()`` makes a network for features only.
+    Dropout is applied at the bottleneck (one draw for all decoders) and before the heads (one draw
+    per decoder). With ``side_outputs`` it is applied after every decoder stage. With ``heads=()``
+    the network returns features only.
     """
 
     class Params(BackboneParams):
@@ -77,24 +81,25 @@ class VNet(EncoderDecoder):
             "batch", description="normalization; instance has no trained parameters"
         )
         dropout: float = Field(
-            0.5, ge=0, lt=1, description="share of the channels dropped at bottleneck and end"
+            0.5, ge=0, lt=1, description="channel dropout at the bottleneck and before the heads"
         )
         depth: int = Field(5, ge=2, le=5, description="number of levels; 5 in the literature")
         last_block: bool = Field(
-            True, description="a convolution at full resolution after the last enlargement"
+            True, description="apply a convolution at full resolution after the last upsampling"
         )
         first_skip: bool = Field(
             True, description="add the encoder's full-resolution features in the decoder"
         )
         residual: bool = Field(
-            False, description="stages add their input; off in all published weights"
+            False, description="add the input of each stage; off in all published weights"
         )
 
     # The literature's trilinear decoder interpolates with aligned corners.
     align_corners: ClassVar[bool] = True
 
     def make_encoder(self, channels: int) -> Encoder:
-        # The order of the blocks, and so of the parameters, is that of the layers: test fixtures number the tensors.
+        # The order of the blocks determines the order of the parameters. Keep it: test fixtures
+        # identify tensors by number.
         widths = tuple(self.p.width * 2**level for level in range(self.p.depth))
         strides = tuple((2**level,) * self.dims for level in range(self.p.depth))
         blocks = VNetEncoder()
@@ -121,7 +126,7 @@ class VNet(EncoderDecoder):
         return blocks
 
     def make_heads(self, decoders: int) -> nn.ModuleList:
-        """Return nothing: the heads are part of the decoders, as in the published weights."""
+        """Return an empty list; the decoders contain the heads, as in the published weights."""
         return nn.ModuleList()
 
     def make_dropouts(self, p: float) -> tuple[nn.Module, nn.ModuleList]:
@@ -204,7 +209,11 @@ def _head_name(number: int) -> str:
 
 
 def published_names(net: VNet) -> dict[str, str]:
-    """Map our keys to the literature's: flat as UA-MT's with one decoder, ``decoder1.`` ... as MC-Net's with several."""
+    """Return the published name of each key of the state dict.
+
+    With one decoder, the names are flat, as in UA-MT. With several decoders they start with
+    ``decoder1.``, ``decoder2.`` and so on, as in MC-Net.
+    """
     names = {}
     for key in net.state_dict():
         if len(net.decoders) == 1:
@@ -215,9 +224,9 @@ def published_names(net: VNet) -> dict[str, str]:
 
 
 def _our_name(key: str) -> str:
-    """Return our key for a published one."""
+    """Return the key in our state dict for a published key."""
     key = key.removeprefix("module.")
-    # BCP for the pancreas; the number of its head depends on whether it was built with dropout.
+    # BCP for the pancreas; the index of its head depends on whether it was built with dropout.
     key = re.sub(r"^branchs\.0\.0\.", "block_nine.", key)
     key = re.sub(r"^branchs\.0\.[12]\.", "out_conv.", key)
     key = re.sub(r"^decoder(\d*)\.", lambda m: f"decoders.{int(m[1] or 1) - 1}.", key)
@@ -229,14 +238,16 @@ def _our_name(key: str) -> str:
 
 
 def load_published(net: VNet, state: Mapping[str, Any]) -> None:
-    """Load weights under any published naming: flat, ``encoder.``/``decoder.``, ``decoder1.``, maybe after ``module.``.
+    """Load published weights into a network.
 
-    ``heads[0]`` is ``out_conv`` (the distance of dual-task networks), ``heads[1]`` is ``out_conv2``. A wrapper with the
-    key "net" is opened, ``EXTRA`` is ignored, and ``num_batches_tracked`` may be missing. The names do not show whether a
-    network is ``residual``.
+    Keys can be flat or start with ``encoder.``, ``decoder.`` or ``decoder1.``, optionally after
+    ``module.``. ``heads[0]`` is ``out_conv`` (the distance map of dual-task networks) and
+    ``heads[1]`` is ``out_conv2``. If the state has a key "net", its value is loaded. Keys that
+    match ``EXTRA`` are ignored, and ``num_batches_tracked`` may be missing. The keys do not show
+    whether a network is ``residual``.
 
     Raises:
-        IntegrityError: any other difference; then nothing is loaded.
+        IntegrityError: the weights differ from the network in any other way; nothing is loaded.
     """
     state = state.get("net", state)
     ours = net.state_dict()

@@ -162,5 +162,5 @@ def test_maps_that_are_not_as_declared_are_the_plug_ins_fault(monkeypatch):
     monkeypatch.setattr(cls, "make_decoder", lambda self, kind: torch.nn.Identity())
     monkeypatch.setattr(cls, "decode", lambda self, pyramid: [torch.zeros(1, 4, 16, 16)])
     setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
-    with pytest.raises(PluginError, match="not those it declares"):
+    with pytest.raises(PluginError, match="differ from the declared shapes"):
         network_factory("unet3d", {"width": 4, "depth": 3}, setting, frozenset())()

@@ -1,14 +1,16 @@
-"""The contract of a backbone: an encoder giving a feature pyramid, decoders giving full-resolution features, heads on top.
+"""Define the interface of a backbone: an encoder, one or more decoders, and output heads.
 
-A method asks for what it needs when it builds its networks::
+The encoder returns a feature pyramid, the decoders return full-resolution features, and the heads
+return logits. A method requests the parts it needs when it builds its networks::
 
-    network()                                        one head with K outputs
+    network()                                        one head with K output channels
     network(heads=(1, 2))                            two heads on the same features (SASSNet, DTC)
-    network(heads=())                                features only, through encode and decode (VerSemi)
+    network(heads=())                                no head: call encode and decode (VerSemi)
     network(decoders=("transposed", "trilinear"))    several decoders, one head each (MC-Net)
-    network(side_outputs=True)                       one prediction a scale, all at full size (URPC)
+    network(side_outputs=True)                       one full-size prediction per scale (URPC)
 
-``forward`` gives logits: one tensor, or a tuple in the order of heads, decoders or scales when several were asked for.
+``forward`` returns logits: one tensor, or a tuple if several heads, decoders or scales were
+requested. The tuple follows the order of the heads, decoders or scales.
 """
 
 from __future__ import annotations
@@ -24,19 +26,20 @@ __all__ = ["Backbone", "BackboneParams"]
 
 
 class Backbone(nn.Module):
-    """Base of every backbone.
+    """Base class of all backbones.
 
-    Attributes set by the constructor: ``channels`` and ``strides`` of the pyramid, fine to coarse (strides per axis,
-    relative to the input), ``width`` of the full-resolution features a head reads.
+    The constructor of a subclass sets three attributes:
+
+    - ``channels``: number of channels of each pyramid level, fine to coarse.
+    - ``strides``: strides of each level along each axis relative to the input, fine to coarse.
+    - ``width``: number of channels of the full-resolution features, which a head takes as input.
     """
 
     Params: ClassVar[type[BackboneParams]] = BackboneParams
-    provides: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # of {"heads", "decoders", "side_outputs", "features", "dropout"}
-    variants: ClassVar[
-        tuple[str, ...]
-    ] = ()  # of a family: some of its members; the family itself is no network
+    # Supported options, a subset of {"heads", "decoders", "side_outputs", "features", "dropout"}.
+    provides: ClassVar[frozenset[str]] = frozenset()
+    # Example members of a family of networks. A family itself cannot be built.
+    variants: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str]
 
     channels: tuple[int, ...]
@@ -52,28 +55,46 @@ class Backbone(nn.Module):
         decoders: tuple[str, ...] = ("transposed",),
         side_outputs: bool = False,
     ) -> None:
-        """``channels`` input channels, ``dims`` 2 or 3, ``heads`` outputs of each head, ``decoders`` up-sampling of each."""
+        """Build the network.
+
+        Args:
+            params: the parameters of the backbone.
+            channels: number of input channels.
+            dims: number of spatial axes, 2 or 3.
+            heads: number of output channels of each head.
+            decoders: upsampling method of each decoder.
+            side_outputs: whether to return one full-size prediction per decoder scale.
+        """
         super().__init__()
         self.p: Any = params
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Feature pyramid of (B, C, *S), fine to coarse; the last entry is the bottleneck (before any dropout)."""
+        """Return the feature pyramid of an image (B, C, *S), fine to coarse.
+
+        The last entry is the bottleneck before dropout.
+        """
         raise NotImplementedError
 
     def decode(self, pyramid: list[Tensor], decoder: int = 0) -> list[Tensor]:
-        """Decoder features, fine to coarse; entry 0 has full resolution and is what a head reads (after dropout)."""
+        """Return the decoder features, fine to coarse.
+
+        Entry 0 has full resolution, includes dropout, and is the input of the heads.
+        """
         raise NotImplementedError
 
     def head(self, features: Tensor, head: int = 0) -> Tensor:
-        """Logits of one head from full-resolution features."""
+        """Return the logits of one head, computed from full-resolution features."""
         raise NotImplementedError
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Logits (B, K, *S), or a tuple of them (module docstring)."""
+        """Return logits (B, K, *S), or a tuple of logits; see the module docstring."""
         raise NotImplementedError
 
     def stages(self) -> list[nn.Module]:
-        """Parts whose activations may be computed again going backward: by default what lists and dictionaries hold."""
+        """Return the modules whose activations can be recomputed in the backward pass.
+
+        By default, these are the entries of all module lists and module dictionaries.
+        """
         return [
             m
             for box in self.modules()
@@ -84,10 +105,10 @@ class Backbone(nn.Module):
 
     @classmethod
     def variant(cls, name: str) -> type[Backbone]:
-        """The class of ``family:name``.
+        """Return the class of the backbone ``family:name``.
 
         Raises:
-            UsageError: there is no such member.
+            UsageError: the family has no member with this name.
         """
         raise UsageError(
             f"backbone '{cls.name}' has no variants",
@@ -97,15 +118,15 @@ class Backbone(nn.Module):
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        """What each edge of an input must be a multiple of."""
+        """Return the number that the input size must be a multiple of, for each axis."""
         raise NotImplementedError
 
     @classmethod
     def check_patch(cls, params: Any, patch: tuple[int, ...]) -> None:
-        """Refuse inputs of a size the network cannot take.
+        """Check that the network can process patches of this size.
 
         Raises:
-            UsageError: with the nearest sizes, and the depth, that would fit.
+            UsageError: the size does not fit; the error suggests a size and a depth that do.
         """
         unit = cls.multiple(params, len(patch))
         if not any(n % m for n, m in zip(patch, unit, strict=True)):
@@ -114,7 +135,7 @@ class Backbone(nn.Module):
             sorted({max(m, n // m * m), -(-n // m) * m}, key=lambda e, n=n: abs(e - n))[0]  # type: ignore[misc]
             for n, m in zip(patch, unit, strict=True)
         ]
-        if near == list(unit):  # one voxel at the bottleneck, which few networks can normalize
+        if near == list(unit):  # few networks can normalize a single bottleneck voxel
             near = [2 * m for m in unit]
         fix = f"-o patch={'x'.join(map(str, near))}"
         for depth in range(getattr(params, "depth", 2) - 1, 1, -1):
@@ -125,6 +146,6 @@ class Backbone(nn.Module):
         raise UsageError(
             f"the patch does not fit backbone '{cls.name}'",
             found="x".join(map(str, patch)),
-            expected=f"edges that are multiples of {'x'.join(map(str, unit))}",
+            expected=f"a patch size that is a multiple of {'x'.join(map(str, unit))}",
             fix=fix,
         )

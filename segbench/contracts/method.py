@@ -1,9 +1,10 @@
-"""The contract of a method: parameters, networks, named loss terms, prediction. Nothing else is a method's business.
+"""Define the interface of a method: its parameters, networks, named loss terms and prediction.
 
-The engine owns device, precision, loop, optimizer step, logging, checkpoint and evaluation.
+The engine handles everything else: device, precision, training loop, optimizer steps, logging,
+checkpoints and evaluation.
 
-Shapes: L labeled and U unlabeled items, C channels, K classes with background as class 0, ``*S`` two or three spatial
-axes.
+Shapes: L labeled and U unlabeled items, C channels, K classes with background as class 0, ``*S``
+two or three spatial axes.
 """
 
 from __future__ import annotations
@@ -40,20 +41,24 @@ __all__ = [
 class Phase:
     """One stage of training.
 
-    ``labeled`` / ``unlabeled``: items a batch; None takes the protocol's numbers, and where no unlabeled items are
-    wanted (0) their places go to labeled ones, so that a step costs the same. ``fresh_optimizer``: start the optimizer
-    and its schedule again.
+    ``labeled`` and ``unlabeled`` are the numbers of items per batch. None selects the number of
+    the protocol. If ``unlabeled`` is 0 and ``labeled`` is None, labeled items replace the unlabeled
+    items of the protocol, so that the cost of a step stays the same. ``fresh_optimizer`` restarts
+    the optimizer and its schedule.
     """
 
     name: str = "train"
-    share: float = 1.0  # of the run's steps
+    share: float = 1.0  # fraction of the steps of the run
     labeled: int | None = None
     unlabeled: int | None = None
     fresh_optimizer: bool = False
 
 
 def sigmoid_ramp(position: float, length: float) -> float:
-    """exp(-5 (1 - clip(position, 0, length) / length)^2), the literature's ramp-up (Laine & Aila, ICLR 2017)."""
+    """Return exp(-5 (1 - clip(position, 0, length) / length)^2).
+
+    This is the ramp-up function of the literature (Laine & Aila, ICLR 2017).
+    """
     if length <= 0:
         return 1.0
     return exp(-5.0 * (1.0 - min(max(position, 0.0), length) / length) ** 2)
@@ -61,10 +66,11 @@ def sigmoid_ramp(position: float, length: float) -> float:
 
 @dataclass(frozen=True)
 class Clock:
-    """Where training stands. Schedules are pure functions of it, so a method holds no counters.
+    """The current position in a training run.
 
-    The engine seeds torch's generators from (seed, step) before every step: ``torch.randn_like`` in ``loss`` is
-    reproducible and a resumed run draws the same numbers as one never stopped.
+    Schedules are pure functions of the clock, so a method needs no counters. The engine seeds the
+    generators of torch from (seed, step) before every step. Therefore ``torch.randn_like`` in
+    ``loss`` is reproducible, and a resumed run draws the same numbers as an uninterrupted run.
     """
 
     step: int  # from 0, over the whole run
@@ -74,21 +80,25 @@ class Clock:
     phase_total: int = 1
     epoch: int = 0  # passes over the labeled cases in this phase
     seed: int = 0
-    rank: int = 0  # of this process, where several share a training
+    rank: int = 0  # rank of this process in distributed training
 
     def ramp(self, stairs: int = 40, of_phase: bool = False) -> float:
-        """Sigmoid ramp in ``stairs`` equal steps over the run: floor(step / 150) of 40 when the run has 6000 steps."""
+        """Return the sigmoid ramp in ``stairs`` equal increments over the run or the phase.
+
+        With 40 increments and a run of 6000 steps, the position is floor(step / 150) of 40.
+        """
         step, total = (self.phase_step, self.phase_total) if of_phase else (self.step, self.total)
         return sigmoid_ramp(step * stairs // total, stairs)
 
     def smooth_ramp(self) -> float:
-        """Sigmoid ramp over the run without stairs."""
+        """Return the sigmoid ramp over the run, updated at every step."""
         return sigmoid_ramp(self.step, self.total)
 
     def generator(self, stream: str, own: bool = False) -> torch.Generator:
-        """A CPU generator that depends on (seed, stream, step) only; for draws that must not differ between devices.
+        """Return a CPU generator that depends only on (seed, stream, step).
 
-        All processes of a training draw the same, or each its ``own``.
+        Use it for draws that must be the same on all devices. All processes of a distributed run
+        draw the same numbers, unless ``own`` is set; then each process draws its own numbers.
         """
         place = (self.seed, stream, self.step, *[self.rank] * (own and self.rank > 0))
         key = hashlib.blake2b(repr(place).encode(), digest_size=8).digest()
@@ -97,7 +107,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as a method sees it: its name and foreground classes. Label value i + 1 is ``classes[i]``."""
+    """Name and foreground classes of a data set; label value i + 1 is ``classes[i]``."""
 
     name: str
     classes: tuple[str, ...]
@@ -105,10 +115,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Batch:
-    """One two-stream batch. Unlabeled images come without labels: there is nothing a method could peek at.
+    """A batch of labeled and unlabeled items.
 
-    ``source`` gives each item's data set as an index into ``Setting.sources``, labeled items first. (A volume with
-    several annotated classes serves several tasks at once, so the item names its data set and the tasks follow.)
+    The batch contains no labels of the unlabeled images, so a method cannot use them. ``source``
+    contains the data set of each item as an index into ``Setting.sources``, labeled items first.
+    The index identifies the data set and not the task, because a volume with several annotated
+    classes can serve several tasks.
     """
 
     x: Tensor  # (L, C, *S) float
@@ -117,7 +129,7 @@ class Batch:
     source: Tensor  # (L + U,) int64
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on a device."""
+        """Return a copy of the batch on a device."""
         x, y, u, source = (
             v.to(device, non_blocking=non_blocking) for v in (self.x, self.y, self.u, self.source)
         )
@@ -126,7 +138,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is built for."""
+    """The data sets, channels and patch size that a method is built for."""
 
     sources: tuple[Source, ...]
     channels: int
@@ -134,34 +146,32 @@ class Setting:
 
     @property
     def classes(self) -> int:
-        """K of the first data set, background included."""
+        """Return K, the number of classes of the first data set, including background."""
         return 1 + len(self.sources[0].classes)
 
     @property
     def dims(self) -> int:
-        """2 or 3."""
+        """Return the number of spatial axes, 2 or 3."""
         return len(self.patch)
 
 
 class Method(nn.Module):
-    """Base of every method. Its state dict is all its state.
+    """Base class of all methods. The state dict contains the complete state of a method.
 
-    A subclass writes ``Params``, ``build``, ``loss`` and ``predict``; most need nothing else.
+    A subclass defines ``Params``, ``build``, ``loss`` and ``predict``; most need nothing else.
     """
 
     Params: ClassVar[type[MethodParams]] = MethodParams
-    joint: ClassVar[bool] = False  # one training over several data sets
+    joint: ClassVar[bool] = False  # trains one model on several data sets
     semi_supervised: ClassVar[bool] = True  # uses the unlabeled images of the batch
-    players: ClassVar[tuple[str, ...]] = (
-        "network",
-    )  # each with its own optimizer; see ``loss_<player>``
-    needs: ClassVar[frozenset[str]] = frozenset()  # of the backbone, see Backbone.provides
-    backbone_defaults: ClassVar[
-        dict[str, dict[str, Any]]
-    ] = {}  # the paper's own variant of a backbone
-    dormant: ClassVar[
-        tuple[str, ...]
-    ] = ()  # prefixes of parameters that by the paper's design never get a gradient
+    # Players are the groups of parameters that are updated in turn in every step, each with its own
+    # loss (``loss`` for the first player, ``loss_<player>`` for the others) and its own optimizer.
+    players: ClassVar[tuple[str, ...]] = ("network",)
+    needs: ClassVar[frozenset[str]] = frozenset()  # required options, see Backbone.provides
+    # Default parameters by backbone name, as used in the paper.
+    backbone_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Name prefixes of parameters that never receive a gradient, by design of the paper.
+    dormant: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str]
 
     def __init__(self, params: MethodParams, setting: Setting) -> None:
@@ -171,36 +181,51 @@ class Method(nn.Module):
         self.classes = setting.classes
 
     def build(self, network: Callable[..., Backbone]) -> None:
-        """Make the networks: ``network()`` gives a fresh backbone with K outputs, ``network(heads=(1, 1))`` variants."""
+        """Build the networks.
+
+        ``network()`` returns a new backbone with K output channels. Arguments select a variant, for
+        example ``network(heads=(1, 1))``.
+        """
         raise NotImplementedError
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        """Named, already weighted terms of the first player. The engine sums, logs, checks and ablates them."""
+        """Return the weighted loss terms of the first player by name.
+
+        The engine sums, logs, checks and ablates the terms.
+        """
         raise NotImplementedError
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
-        """Class probabilities (B, K, *S) of a batch of windows (B, C, *S) of data set ``source``."""
+        """Return class probabilities (B, K, *S) for windows (B, C, *S) of data set ``source``."""
         raise NotImplementedError
 
     def after_step(self, t: Clock) -> None:
-        """Called after all players' optimizer steps: moving averages and the like."""
+        """Update state such as moving averages; called after the optimizer steps of all players."""
 
     def phases(self) -> tuple[Phase, ...]:
-        """The stages of training; shares add up to 1."""
+        """Return the phases of training; their shares add up to 1."""
         return (Phase(),)
 
     def start_phase(self, phase: Phase) -> None:
-        """Called once when a phase begins, before its optimizers are made (BCP: both networks from the first phase's)."""
+        """Prepare a phase; called once at its start, before its optimizers are built.
+
+        For example, BCP initializes both networks with the weights of its first phase.
+        """
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
-        """The optimizer of a player; the protocol's unless the method is defined with another.
+        """Return the optimizer settings of a player.
 
-        Asked again only where a phase wants a fresh one. The schedule runs over all phases that share an optimizer.
+        ``default`` holds the settings of the protocol; override this method if the paper uses other
+        settings. The settings take effect in the first phase and in each phase with
+        ``fresh_optimizer``. The schedule covers all phases that share an optimizer.
         """
         return default
 
     def trainable(self, player: str) -> list[nn.Parameter]:
-        """Parameters of a player: a later player owns the submodule of its name, the first one all the rest."""
+        """Return the trainable parameters of a player.
+
+        A later player owns the submodule with its name; the first player owns all other parameters.
+        """
         others = {id(p) for name in self.players[1:] for p in getattr(self, name).parameters()}
         mine = (
             getattr(self, player).parameters() if player in self.players[1:] else self.parameters()

@@ -1,4 +1,7 @@
-"""Optimizer and learning-rate schedule as data; no torch here, so that protocols can be read without it."""
+"""Define the optimizer and the learning-rate schedule as data.
+
+This module does not import torch, so that protocols can be read without it.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,37 @@ __all__ = ["Optim"]
 
 
 class Optim(BaseModel):
-    """An optimizer and its learning-rate schedule, as data; the engine builds it.
+    """Settings of an optimizer and its learning-rate schedule; the engine builds both.
 
-    ``milestones`` are steps of ``reference`` (the protocol's length), scaled when a run is longer or shorter.
+    ``milestones`` are step numbers in a run of ``reference`` steps, the length that the protocol
+    defines. They are scaled if a run is longer or shorter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="kind of optimizer")
-    lr: float = Field(default=0.01, gt=0, description="learning rate at the start")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD only")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam only")
-    weight_decay: float = Field(default=1e-4, ge=0, description="on all parameters")
+    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer algorithm")
+    lr: float = Field(default=0.01, gt=0, description="initial learning rate")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum (SGD only)")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="decay rates of the moment estimates (Adam and AdamW)"
+    )
+    weight_decay: float = Field(default=1e-4, ge=0, description="weight decay of all parameters")
     schedule: Literal["constant", "step", "poly"] = Field(
-        default="constant", description="of the learning rate"
+        default="constant", description="learning-rate schedule"
     )
     milestones: tuple[int, ...] = Field(
-        default=(), description="steps at which the rate drops by ten (step)"
+        default=(), description="steps that divide the learning rate by 10 (schedule step)"
     )
     reference: int = Field(
-        default=1, ge=1, description="length of training the milestones refer to"
+        default=1, ge=1, description="number of training steps that the milestones refer to"
     )
-    power: float = Field(default=0.9, gt=0, description="exponent (poly)")
+    power: float = Field(default=0.9, gt=0, description="exponent (schedule poly)")
 
     def lr_at(self, step: int, total: int) -> float:
-        """Learning rate of ``step`` (from 0) of ``total``; a pure function, so resuming needs no scheduler state."""
+        """Return the learning rate at ``step`` (from 0) of a run of ``total`` steps.
+
+        This is a pure function, so a resumed run needs no scheduler state.
+        """
         if self.schedule == "step":
             passed = [step * self.reference >= m * total for m in self.milestones]
             return self.lr * float(0.1 ** sum(passed))

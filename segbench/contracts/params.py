@@ -1,4 +1,7 @@
-"""Bases of declared parameters; no torch here, so that configuration can be read without it."""
+"""Define the base classes of declared parameters.
+
+This module does not import torch, so that configuration can be read without it.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ __all__ = ["BackboneParams", "MethodParams"]
 
 
 class MethodParams(BaseModel):
-    """Typed, ranged, documented hyper-parameters. Configuration, CLI, documentation and run hash come from them."""
+    """Base class of the hyperparameters of a method.
+
+    Each parameter has a type, a range and a description. The configuration, the CLI, the
+    documentation and the run hash are derived from them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BackboneParams(BaseModel):
-    """Typed, ranged, documented parameters of a backbone."""
+    """Base class of the parameters of a backbone, each with a type, a range and a description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,8 +1,8 @@
-"""Parts that backbones are built from: encoders, decoders that enlarge feature maps step by step, and heads.
+"""Implement building blocks of backbones: encoders, decoders with upsampling stages, and heads.
 
-A backbone that derives from ``EncoderDecoder`` writes ``make_encoder`` and so fulfills the whole contract; the other
-``make_...`` methods, ``join`` and ``head_layer`` are there to replace a part. Shapes: N items, C channels, ``*S`` two or
-three spatial axes. Strides and factors have one number per axis.
+A subclass of ``EncoderDecoder`` must define only ``make_encoder`` and ``multiple``. It can override
+the other ``make_...`` methods, ``join`` and ``head_layer`` to replace a part. Shapes: N items, C
+channels, ``*S`` two or three spatial axes. Strides and factors have one number per axis.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ __all__ = [
 ]
 
 KINDS = ("transposed", "trilinear", "nearest")
-# Parts of ``dropout`` by decoder scale, fine to coarse; with dropout 0.3 they are URPC's 0.1 to 0.5.
+# Factors of ``dropout`` by decoder scale, fine to coarse; 0.3 gives 0.1 to 0.5, as in URPC.
 SCALES = (1 / 3, 2 / 3, 1, 5 / 3)
 
 
-# -- enlarging and reducing feature maps ------------------------------------------------------------
+# -- enlarging and reducing feature maps -----------------------------------------------------------
 
 
 @lru_cache(maxsize=256)
 def _interpolation(
     size: int, factor: int, align_corners: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Linear interpolation along one axis as a matrix (factor * size, size)."""
-    # Later training steps could not use a cached inference tensor.
+    """Return the matrix (factor * size, size) of linear interpolation along one axis."""
+    # A cached inference tensor could not be used in later training steps.
     with torch.inference_mode(False):
         steps = torch.arange(size * factor, dtype=torch.float64)
         if align_corners:
@@ -58,7 +58,8 @@ def _interpolation(
 def enlarge(x: Tensor, factors: Sequence[int], align_corners: bool = False) -> Tensor:
     """Enlarge (N, C, *S) by bi- or trilinear interpolation.
 
-    Matrix products do the work, because torch's own interpolation has no deterministic gradient on CUDA.
+    The function uses matrix products, because the gradient of torch's interpolation is not
+    deterministic on CUDA.
     """
     last = x.ndim - 1
     if factors[-1] > 1:
@@ -71,13 +72,16 @@ def enlarge(x: Tensor, factors: Sequence[int], align_corners: bool = False) -> T
         before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
         matrix = _interpolation(size, factor, align_corners, x.dtype, x.device)
         rows = x.reshape(before.numel(), size, -1)
-        enlarged = matrix.expand(len(rows), -1, -1) @ rows  # a batch of products copies nothing
+        enlarged = matrix.expand(len(rows), -1, -1) @ rows  # batched, to avoid copies
         x = enlarged.reshape(*before, size * factor, *after)
     return x
 
 
 def halve(x: Tensor, factors: Sequence[int]) -> Tensor:
-    """Max pooling of (N, C, *S) with a deterministic gradient: maxima of pairs along axes whose factor is 2."""
+    """Return (N, C, *S) after max pooling over pairs along each axis whose factor is 2.
+
+    The gradient is deterministic.
+    """
     for axis, factor in enumerate(factors, start=2):
         if factor == 2:
             first, second = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
@@ -94,11 +98,11 @@ class Enlarge(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, *S) to (N, C, *(S * factors))."""
+        """Return (N, C, *(S * factors)) for an input (N, C, *S)."""
         return enlarge(x, self.factors, self.align_corners)
 
 
-# -- layers -----------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 def _instance_norm(x: Tensor, norm: nn.InstanceNorm2d | nn.InstanceNorm3d) -> Tensor:
@@ -106,7 +110,8 @@ def _instance_norm(x: Tensor, norm: nn.InstanceNorm2d | nn.InstanceNorm3d) -> Te
     if x.shape[2:].numel() == 1:
         raise ValueError("instance normalization needs more than one voxel per channel")
     if x.device.type == "cpu":
-        # Groups of one channel are the same and 1.1 to 1.2 times as fast (benchmarks/speed/step.py).
+        # Group normalization with one channel per group gives the same result and is 1.1 to 1.2
+        # times as fast (benchmarks/speed/step.py).
         return F.group_norm(x, x.shape[1], norm.weight, norm.bias, norm.eps)
     return F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
 
@@ -127,16 +132,21 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
 @dataclass(frozen=True)
 class Layers:
-    """Makes layers for one number of spatial axes and one kind of normalization.
+    """Build layers for a given number of spatial axes and a given normalization.
 
-    ``norm`` is batch, instance (which learns nothing), affine (instance normalization that learns), group or none.
+    ``norm`` is batch, instance (without trainable parameters), affine (instance normalization with
+    trainable parameters), group or none.
     """
 
     dims: int
     norm: str = "batch"
 
     def of(self, kind: str, *args: Any, **kwargs: Any) -> nn.Module:
-        """Return a layer: ``of("Conv", 1, 2, 3)`` is ``nn.Conv2d(1, 2, 3)`` or ``nn.Conv3d(1, 2, 3)``."""
+        """Return a layer of the given kind.
+
+        For example, ``of("Conv", 1, 2, 3)`` returns ``nn.Conv2d(1, 2, 3)`` or
+        ``nn.Conv3d(1, 2, 3)``.
+        """
         layer: nn.Module = getattr(nn, f"{kind}{self.dims}d")(*args, **kwargs)
         return layer
 
@@ -153,7 +163,7 @@ class Layers:
         return [*layers, nn.ReLU(inplace=True)]
 
     def convolutions(self, inputs: int, outputs: int, count: int) -> list[nn.Module]:
-        """Return convolutions of edge 3, each with the layers that follow it."""
+        """Return convolutions of kernel size 3, each followed by normalization and ReLU."""
         layers: list[nn.Module] = []
         for i in range(count):
             channels = inputs if i == 0 else outputs
@@ -162,13 +172,13 @@ class Layers:
         return layers
 
     def unit(self, inputs: int, outputs: int, count: int = 2) -> nn.Sequential:
-        """Return ``convolutions`` as one module."""
+        """Return the layers of ``convolutions`` as one module."""
         return nn.Sequential(*self.convolutions(inputs, outputs, count))
 
     def up(
         self, kind: str, inputs: int, outputs: int, factors: Sequence[int]
     ) -> tuple[nn.Module, int]:
-        """Return an enlargement of maps with ``inputs`` channels, and the channels of its result.
+        """Return an upsampling layer for ``inputs`` channels, and its number of output channels.
 
         Only transposed convolutions change the number of channels, to ``outputs``.
         """
@@ -177,7 +187,7 @@ class Layers:
         if kind == "nearest":
             return nn.Upsample(scale_factor=tuple(float(factor) for factor in factors)), inputs
 
-        # Larger factors than 2 take several convolutions.
+        # Factors larger than 2 need several convolutions.
         layers: list[nn.Module] = []
         rest = tuple(factors)
         channels = inputs
@@ -191,26 +201,38 @@ class Layers:
 
 
 class DecoderStage(nn.Module):
-    """One step of a U-Net's decoder: enlarge, concatenate with the encoder's map, convolve."""
+    """Decoder stage of a U-Net: upsampling, concatenation of the encoder's map, convolutions."""
 
     def __init__(
         self, layers: Layers, kind: str, deep: int, skip: int, out: int, factors: Sequence[int]
     ) -> None:
-        """``deep``, ``skip`` and ``out``: channels of the coarser map, of the encoder's map and of the result."""
+        """Build the stage.
+
+        Args:
+            layers: builder of the layers.
+            kind: upsampling method.
+            deep: number of channels of the coarser map.
+            skip: number of channels of the encoder's map.
+            out: number of output channels.
+            factors: upsampling factor of each axis.
+        """
         super().__init__()
         self.up, width = layers.up(kind, deep, out, factors)
         self.convs = layers.unit(skip + width, out)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Return a map of the size of ``skip`` from the coarser map ``x``."""
+        """Return a map with the size of ``skip``, computed from the coarser map ``x``."""
         return self.convs(torch.cat([skip, self.up(x)], 1))
 
 
-# -- the whole network ------------------------------------------------------------------------------
+# -- network ---------------------------------------------------------------------------------------
 
 
 class Encoder(NamedTuple):
-    """An encoder from (N, C, *S) to maps, fine (full size) to coarse, with their channels and strides."""
+    """An encoder with the channels and strides of its maps.
+
+    ``module`` takes (N, C, *S) and returns maps from fine (full size) to coarse.
+    """
 
     module: nn.Module
     channels: tuple[int, ...]
@@ -218,16 +240,17 @@ class Encoder(NamedTuple):
 
 
 class EncoderDecoder(Backbone):
-    """Base of backbones with an encoder and one or more decoders.
+    """Base class of backbones with an encoder and one or more decoders.
 
-    Dropout: single values at the bottleneck (one draw for all decoders) and before the heads (one per decoder); with
-    ``side_outputs`` whole channels after each decoder stage instead, more of them at coarse scales. Heads, and what
-    ``forward`` returns, are numbered decoder by decoder; with ``side_outputs`` scale by scale, fine to coarse.
+    Element-wise dropout is applied at the bottleneck (one draw for all decoders) and before the
+    heads (one draw per decoder). With ``side_outputs``, channel-wise dropout is applied after each
+    decoder stage instead, with a higher rate at coarser scales. The heads and the outputs of
+    ``forward`` are ordered by decoder; with ``side_outputs`` by scale, fine to coarse.
     """
 
     provides = frozenset({"heads", "decoders", "side_outputs", "features", "dropout"})
-    kinds: ClassVar[tuple[str, ...]] = KINDS  # of decoders
-    norm: ClassVar[str] = "batch"  # in the decoders of this module
+    kinds: ClassVar[tuple[str, ...]] = KINDS  # supported upsampling methods
+    norm: ClassVar[str] = "batch"  # normalization in the decoders of this module
 
     def __init__(
         self,
@@ -243,31 +266,36 @@ class EncoderDecoder(Backbone):
             raise unknown("decoder", kind, self.kinds)
         if side_outputs and (len(heads), len(decoders)) != (1, 1):
             raise UsageError(
-                "side outputs go with one head and one decoder", found=f"{heads}, {decoders}"
+                "side outputs require exactly one head and one decoder",
+                found=f"{heads}, {decoders}",
             )
         self.dims = dims
         self.side_outputs = side_outputs
         self.encoder, self.channels, self.strides = self.make_encoder(channels)
         self.width = self.widths[0]
-        self.scales = len(self.channels) - 1  # of a decoder's maps
-        self.outputs = heads * self.scales if side_outputs else heads  # of each decoder's heads
+        self.scales = len(self.channels) - 1  # number of maps of a decoder
+        # Output channels of the heads of each decoder.
+        self.outputs = heads * self.scales if side_outputs else heads
         self.decoders: Any = nn.ModuleList(self.make_decoder(kind) for kind in decoders)
         self.heads = self.make_heads(len(decoders))
         self.bottom, self.dropouts = self.make_dropouts(self.p.dropout)
 
-    # What a backbone writes or may replace.
+    # Methods that a subclass defines or may override.
 
     def make_encoder(self, channels: int) -> Encoder:
-        """Return the encoder for images of ``channels``."""
+        """Return the encoder for images with ``channels`` channels."""
         raise NotImplementedError
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the decoder's maps, fine to coarse."""
+        """Return the numbers of channels of the decoder's maps, fine to coarse."""
         return self.channels[:-1]
 
     def make_decoder(self, kind: str) -> nn.Module:
-        """Return a decoder: its stages coarse to fine, each called with the coarser map and the encoder's."""
+        """Return the stages of a decoder, coarse to fine.
+
+        Each stage takes the coarser map and the encoder's map.
+        """
         layers = Layers(self.dims, self.norm)
         deep = self.channels[-1]
         stages = nn.ModuleList()
@@ -291,7 +319,7 @@ class EncoderDecoder(Backbone):
         return heads
 
     def make_dropouts(self, p: float) -> tuple[nn.Module, nn.ModuleList]:
-        """Return the dropout of the bottleneck and that of the decoder's maps, fine to coarse."""
+        """Return the dropout of the bottleneck and of the decoder's maps, fine to coarse."""
         if not self.side_outputs:
             inner = [nn.Identity() for _ in range(self.scales - 1)]
             return nn.Dropout(p), nn.ModuleList([nn.Dropout(p), *inner])
@@ -300,20 +328,23 @@ class EncoderDecoder(Backbone):
         return nn.Dropout(0), nn.ModuleList(layers.of("Dropout", p * part) for part in parts)
 
     def join(self, decoder: int, scale: int, x: Tensor, skip: Tensor) -> Tensor:
-        """Return a decoder's map at ``scale`` from its coarser map ``x`` and the encoder's map ``skip``."""
+        """Return a decoder's map at ``scale``.
+
+        ``x`` is the coarser map of the decoder and ``skip`` the encoder's map at ``scale``.
+        """
         return self.decoders[decoder][self.scales - 1 - scale](x, skip)
 
     def head_layer(self, head: int) -> nn.Module:
         """Return the convolution of one head."""
         return self.heads[head]
 
-    # The contract of backbones.
+    # The interface of ``Backbone``.
 
     def encode(self, image: Tensor) -> list[Tensor]:
-        """Return maps, fine to coarse, the bottleneck before its dropout.
+        """Return the encoder's maps, fine to coarse, before dropout of the bottleneck.
 
         Raises:
-            UsageError: an edge of the image does not fit.
+            UsageError: the size of the image does not fit.
         """
         self.check_patch(self.p, tuple(image.shape[2:]))
         return self.encoder(image)
@@ -324,7 +355,7 @@ class EncoderDecoder(Backbone):
         """Return a decoder's maps, fine to coarse.
 
         Args:
-            dropped: the bottleneck has had its dropout.
+            dropped: whether dropout has already been applied to the bottleneck.
         """
         x = pyramid[-1] if dropped else self.bottom(pyramid[-1])
         maps: list[Tensor] = []
@@ -334,7 +365,7 @@ class EncoderDecoder(Backbone):
         return maps
 
     def head(self, features: Tensor, head: int = 0) -> Tensor:
-        """Return the logits of one head; those of a coarse scale are enlarged to full size."""
+        """Return the logits of one head; logits of a coarse scale are enlarged to full size."""
         logits = self.head_layer(head)(features)
         if self.side_outputs and head > 0:
             return enlarge(logits, self.strides[head])

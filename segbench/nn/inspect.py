@@ -1,4 +1,4 @@
-"""What the engine does with a built network: a dry run of its shapes, its costs, and saving memory going backward."""
+"""Inspect a network: check shapes, measure its cost, and save memory in training."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = ["NetworkCost", "cost", "dry_run", "receptive_field", "recompute"]
 
 
 def _ghost(net: Backbone) -> Backbone:
-    """A copy without numbers, in which only shapes are computed."""
+    """Return a copy on the meta device, which computes only shapes."""
     return copy.deepcopy(net).to("meta")
 
 
 def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
-    """Run shapes through a network; no random number is drawn and no value computed.
+    """Check the shapes of a network without computing values or drawing random numbers.
 
     Raises:
-        UsageError: the patch is too small for it, or of edges that it cannot take.
-        PluginError: its maps are not those it declares.
+        UsageError: the patch is too small for the network, or the network cannot process its size.
+        PluginError: the shapes of the feature maps differ from those that the network declares.
     """
     ghost = _ghost(net).eval()
     image = torch.zeros(1, channels, *patch, device="meta")
@@ -45,21 +45,21 @@ def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
         with torch.no_grad():
             pyramid = ghost.encode(image)
             maps = ghost.decode(pyramid)
-    except ValueError as error:  # torch refuses to normalize a single voxel
+    except ValueError as error:  # torch cannot normalize a single voxel
         raise UsageError(
             f"the patch is too small for backbone '{net.name}'",
             found=f"{'x'.join(map(str, patch))}: {error}",
             fix=larger,
         ) from error
-    except UsageError as error:  # a network knows what fits it, and nothing of the command line
+    except UsageError as error:  # the network does not know the command-line options
         if "-o " in str(error.details["fix"]):
             raise
         raise UsageError(error.what, **{**error.details, "fix": larger}) from error  # type: ignore[arg-type]
-    except Exception as error:  # such as windows of attention that do not divide a map
+    except Exception as error:  # for example, attention windows that do not divide a map
         raise UsageError(
-            f"backbone '{net.name}' cannot take patches of {'x'.join(map(str, patch))}",
+            f"backbone '{net.name}' cannot process patches of size {'x'.join(map(str, patch))}",
             found=f"{type(error).__name__}: {error}".splitlines()[0],
-            fix="another patch (-o patch=) or backbone (segbench list backbones)",
+            fix="choose another patch (-o patch=) or backbone (segbench list backbones)",
         ) from error
     found = [tuple(m.shape[1:]) for m in (*pyramid, maps[0])]
     declared = [
@@ -70,23 +70,25 @@ def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
     ]
     if found != declared:
         raise PluginError(
-            f"the maps of backbone '{net.name}' are not those it declares",
+            f"the feature maps of backbone '{net.name}' differ from the declared shapes",
             found=found,
             expected=declared,
         )
 
 
-# -- saving memory -----------------------------------------------------------------------------------------------------
+# -- saving memory ---------------------------------------------------------------------------------
 
 
 def recompute(module: nn.Module) -> None:
-    """Keep no activations inside the stages of all backbones in ``module``; they are computed again going backward.
+    """Recompute the activations of all backbones in ``module`` in the backward pass to save memory.
 
-    Outputs, gradients, running statistics and random draws stay what they were.
+    Activations inside the stages of a backbone are not stored. Outputs, gradients, running
+    statistics and random draws do not change.
     """
     for net in [m for m in module.modules() if isinstance(m, Backbone)]:
         for stage in net.stages():
-            stage.__class__ = _recomputed(type(stage))  # type: ignore[arg-type]  # unlike a replaced forward, it survives being copied
+            # A new class survives a copy of the module; a replaced forward method does not.
+            stage.__class__ = _recomputed(type(stage))  # type: ignore[arg-type]
 
 
 @cache
@@ -107,7 +109,10 @@ def _recomputed(cls: type) -> type:
 
 @contextmanager
 def _again(modes: dict[nn.Module, bool]) -> Iterator[None]:
-    """Modules in the modes of their first pass; running statistics stay what they are, for that pass has moved them."""
+    """Restore the training modes of the first forward pass while activations are recomputed.
+
+    Running statistics are kept unchanged, because the first pass has already updated them.
+    """
     now = {m: m.training for m in modes}
     statistics = [(b, b.clone()) for m in modes if isinstance(m, _NormBase) for b in m.buffers()]
     for m, mode in modes.items():
@@ -116,17 +121,22 @@ def _again(modes: dict[nn.Module, bool]) -> Iterator[None]:
         yield
     finally:
         for buffer, value in statistics:
-            buffer.data.copy_(value)  # past autograd, which has saved them without need
+            buffer.data.copy_(value)  # bypass autograd, which has saved the buffers
         for m, mode in now.items():
             m.training = mode
 
 
-# -- costs -------------------------------------------------------------------------------------------------------------
+# -- cost ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Of a network: parameters, and for one image of the patch's size FLOPs forward and bytes kept for going backward."""
+    """Cost of a network.
+
+    ``parameters`` is the number of parameters. For one image of the patch size, ``flops`` is the
+    number of FLOPs of the forward pass, and ``activation_bytes`` is the memory in bytes of the
+    activations that are stored for the backward pass.
+    """
 
     parameters: int
     flops: int
@@ -134,11 +144,13 @@ class NetworkCost:
 
 
 def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> NetworkCost:
-    """Counted in a run of shapes alone; a multiplication with an addition is two FLOPs, activations are float32."""
+    """Return the cost of a network for one patch, measured without computing values.
+
+    A multiply-add counts as two FLOPs. Activations are float32.
+    """
     ghost = _ghost(net).train()
-    own = {
-        x.untyped_storage()._cdata for x in (*ghost.parameters(), *ghost.buffers())
-    }  # their transposes too
+    # Comparing storages also excludes transposed parameters.
+    own = {x.untyped_storage()._cdata for x in (*ghost.parameters(), *ghost.buffers())}
     kept: dict[int, Tensor] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -146,9 +158,8 @@ def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> NetworkCost:
             kept[x.untyped_storage()._cdata] = x
         return x
 
-    image = torch.zeros(
-        2, channels, *patch, device="meta"
-    )  # two: batch statistics of one voxel are refused
+    # Two images, because torch cannot compute batch statistics of a single voxel.
+    image = torch.zeros(2, channels, *patch, device="meta")
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda x: x):
         outputs = ghost(image)
     del outputs
@@ -159,11 +170,14 @@ def cost(net: Backbone, channels: int, patch: tuple[int, ...]) -> NetworkCost:
 
 
 def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] | None:
-    """Voxels per axis of the image that one voxel of the bottleneck sees; None where it cannot be determined: attention,
-    or more than 512 voxels (2048 of an image).
+    """Return the size in voxels of the receptive field of a bottleneck voxel along each axis.
 
-    Counted by gradients at random positive weights, with thresholds taken out and maxima made means, so that every
-    dependence has one. Global statistics (normalization, squeeze and excitation) do not count.
+    Returns None if the size cannot be determined: if the network uses attention, or if the field is
+    larger than 512 voxels (2048 pixels in 2D).
+
+    The field is measured by gradients. Weights are random and positive, activation functions are
+    removed and maxima are replaced by means, so that every dependence has a nonzero gradient.
+    Global statistics (normalization, squeeze and excitation) are ignored.
     """
     if any(hasattr(m, "num_heads") for m in net.modules()):
         return None
@@ -176,7 +190,7 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
     unit = net.multiple(net.p, dims)
     field: list[int] = []
     for axis in range(dims):
-        if axis == 1 and unit[1] == unit[0]:  # the last axis of volumes may be treated otherwise
+        if axis == 1 and unit[1] == unit[0]:  # only the last axis may differ
             field.append(field[0])
             continue
         length = unit[axis] * max(4, 2048 // unit[axis] // (4 if dims == 3 else 1))
@@ -185,9 +199,8 @@ def receptive_field(net: Backbone, channels: int, dims: int) -> tuple[int, ...] 
             1, channels, *shape, generator=generator, dtype=torch.float64
         ).requires_grad_()
         with _Linear():
-            bottleneck = plain.encode(image.clone())[
-                -1
-            ]  # a copy: some layers write into what they are given
+            # Clone the image, because some layers modify their input in place.
+            bottleneck = plain.encode(image.clone())[-1]
         middle: Any = (0, slice(None), *(n // 2 for n in bottleneck.shape[2:]))
         (gradient,) = torch.autograd.grad(bottleneck[middle].sum(), image)
         seen = gradient[0].abs().sum(0).movedim(axis, 0).flatten(1).sum(1).nonzero().flatten()
@@ -224,7 +237,10 @@ SPATIAL = {"instance_norm", "group_norm"}
 
 
 class _Linear(TorchFunctionMode):
-    """Within it layers pass on every input: no thresholds, means for maxima, statistics over space as constants."""
+    """Make layers depend linearly on their inputs within this context.
+
+    Activation functions are skipped, maxima become means, and spatial statistics are constants.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", "").rstrip("_"), kwargs or {}

@@ -1,13 +1,16 @@
-"""Losses of the literature: tensors in, a scalar out; two or three dimensions, two or more classes.
+"""Compute losses of the literature in two or three dimensions, with two or more classes.
 
-Shapes: N items, K classes with background as class 0, ``*S`` space. Nothing is detached here: gradients flow into
-every tensor that requires them. Half-precision inputs are widened first: sums over a patch exceed float16's range.
+All losses take tensors and return a scalar. Shapes: N items, K classes with background as class 0,
+``*S`` two or three spatial axes. No tensor is detached: gradients flow into every tensor that
+requires them. Half-precision inputs are converted to float32 first, because sums over a patch can
+exceed the range of float16.
 
-    UA-MT, mean teacher      dice_ce(logits, y)                           squared denominators, joint over the batch
-    CPS, URPC (SSL4MIS)      dice_ce(logits, y, background=True)
-    MC-Net, SS-Net           dice(p, y, squared=False, smooth=1e-8)
-    BCP                      dice(p, y, background=True, squared=False, per_item=True, weight=mask)
-    DTC, SASSNet, VerSemi    soft_dice(p, y)                              foreground maps
+    UA-MT, mean teacher  dice_ce(logits, y)                       squared, joint over the batch
+    CPS, URPC (SSL4MIS)  dice_ce(logits, y, background=True)
+    MC-Net, SS-Net       dice(p, y, squared=False, smooth=1e-8)
+    BCP                  dice(p, y, background=True, squared=False, per_item=True, weight=mask)
+    DTC, SASSNet, VerSemi
+                         soft_dice(p, y)                          foreground maps
 """
 
 from __future__ import annotations
@@ -34,10 +37,12 @@ def soft_dice(
     squared: bool = True,
     smooth: float = 1e-5,
 ) -> Tensor:
-    """1 - (2 sum w p y + s) / (sum w p^2 + sum w y^2 + s) of two maps in [0, 1].
+    """Return the soft Dice loss of two maps in [0, 1].
 
-    Sums run jointly over all axes but ``keep``, over which the losses are averaged. ``y`` may be boolean or soft;
-    ``weight`` (of each voxel, or a mask) broadcasts to ``p``. Without ``squared`` the denominator is sum w p + sum w y.
+    The loss is 1 - (2 sum w p y + s) / (sum w p^2 + sum w y^2 + s). If ``squared`` is false, the
+    denominator is sum w p + sum w y + s. Sums run over all axes except ``keep``; the losses are
+    averaged over the axes ``keep``. ``y`` may be boolean or soft. ``weight`` contains voxel weights
+    or a mask and broadcasts to ``p``.
     """
     p = _wide(p)
     y = y.to(p.dtype)
@@ -59,10 +64,12 @@ def dice(
     squared: bool = True,
     smooth: float = 1e-5,
 ) -> Tensor:
-    """Soft Dice averaged over the classes, without background unless asked for.
+    """Return the soft Dice loss averaged over the classes.
 
-    ``probabilities`` (N, K, *S), ``labels`` (N, *S) integer, ``weight`` broadcasts to (N, *S). Sums run over the whole
-    batch, or with ``per_item`` over each item, whose losses are averaged.
+    ``probabilities`` has shape (N, K, *S), ``labels`` contains integers of shape (N, *S), and
+    ``weight`` broadcasts to (N, *S). Background is included only if ``background`` is true. Sums
+    run over the whole batch; with ``per_item`` they run over each item, and the losses of the items
+    are averaged.
     """
     first = 0 if background else 1
     target = one_hot(labels, probabilities.shape[1])
@@ -78,27 +85,35 @@ def dice(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Cross entropy of ``logits`` (N, K, *S) and ``labels`` (N, *S), averaged over voxels or those of a mask."""
-    each = F.cross_entropy(
-        _wide(logits), labels, reduction="none"
-    )  # torch's own mean is not deterministic on CUDA
+    """Return the cross entropy of ``logits`` (N, K, *S) and ``labels`` (N, *S).
+
+    The loss is averaged over all voxels, or weighted by ``weight``.
+    """
+    # The mean reduction of torch is not deterministic on CUDA.
+    each = F.cross_entropy(_wide(logits), labels, reduction="none")
     return each.mean() if weight is None else masked_mean(each, weight)
 
 
 def dice_ce(logits: Tensor, labels: Tensor, *, background: bool = False) -> Tensor:
-    """(cross entropy + Dice) / 2, the supervised loss of UA-MT; with ``background`` that of SSL4MIS."""
+    """Return (cross entropy + Dice) / 2, the supervised loss of UA-MT.
+
+    With ``background`` it is the supervised loss of SSL4MIS.
+    """
     return (
         cross_entropy(logits, labels) + dice(logits.softmax(1), labels, background=background)
     ) / 2
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` weighted by ``mask``, which broadcasts to them; 0 where the mask is empty."""
+    """Return the mean of ``values`` weighted by ``mask``, or 0 if the mask is empty.
+
+    The mask broadcasts to the shape of ``values``.
+    """
     values = _wide(values)
     mask = mask.to(values.dtype).expand_as(values)
     return (values * mask).sum() / (mask.sum() + 1e-16)
 
 
 def squared_error(p: Tensor, q: Tensor) -> Tensor:
-    """Mean of (p - q)^2 over items, channels and voxels; symmetric, in its gradient too."""
+    """Return the mean of (p - q)^2 over all elements; symmetric, including its gradient."""
     return (_wide(p) - _wide(q)).square().mean()

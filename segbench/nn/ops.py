@@ -1,4 +1,7 @@
-"""Operations that methods share. Shapes: N items, C channels, K classes, ``*S`` two or three spatial axes."""
+"""Implement operations that several methods share.
+
+Shapes: N items, C channels, K classes, ``*S`` two or three spatial axes.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +27,12 @@ __all__ = [
 
 
 class Ema(nn.Module):
-    """A teacher: the moving average of a student's parameters.
+    """A teacher: the exponential moving average of the parameters of a student.
 
-    It starts as a copy, gets no gradient and follows train() and eval() of the method it belongs to: during training
-    it uses dropout and batch statistics, as the literature's teachers do. Its buffers (running statistics) are updated
-    by its own passes; they are neither averaged nor copied.
+    The teacher starts as a copy of the student and receives no gradient. It follows train() and
+    eval() of its method: during training it uses dropout and batch statistics, as the teachers in
+    the literature do. Its forward passes update its buffers (running statistics); the buffers of
+    the student are neither averaged nor copied.
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -48,15 +52,15 @@ class Ema(nn.Module):
 
 
 def normalizes_items(network: nn.Module) -> bool:
-    """Return whether items of a batch do not influence each other: no layer uses batch statistics."""
+    """Return whether items of a batch are independent because no layer uses batch statistics."""
     return not any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
 def pass_groups(network: nn.Module, *groups: Tensor) -> list[Tensor]:
     """Return the network's output for each group of images (N, C, *S).
 
-    Each group is a batch of its own for batch normalization. In networks without it, all groups share one pass, which
-    is faster and gives the same result.
+    With batch normalization, each group is a separate batch. Without it, all groups share one pass,
+    which is faster and gives the same result.
     """
     if not normalizes_items(network):
         return [network(group) for group in groups]
@@ -65,7 +69,7 @@ def pass_groups(network: nn.Module, *groups: Tensor) -> list[Tensor]:
 
 
 def clipped_noise(like: Tensor, std: float) -> Tensor:
-    """Return normal noise of the shape of ``like``, clipped at twice its standard deviation."""
+    """Return Gaussian noise with the shape of ``like``, clipped at two standard deviations."""
     return (torch.randn_like(like) * std).clamp(-2 * std, 2 * std)
 
 
@@ -81,12 +85,15 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 
 def box_edges(size: tuple[int, ...], ratio: float) -> tuple[int, ...]:
-    """Return the edges of a box in voxels: floor(edge of the patch * ratio)."""
+    """Return the edge lengths of a box in voxels: floor(edge length of the patch * ratio)."""
     return tuple(floor(edge * ratio) for edge in size)
 
 
 def outside_boxes(corners: Tensor, edges: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-    """Return boolean masks (N, *size), false inside boxes of ``edges`` voxels that begin at ``corners`` (N, axes)."""
+    """Return boolean masks (N, *size) that are false inside boxes.
+
+    Each box has edges of ``edges`` voxels and starts at its row of ``corners`` (N, axes).
+    """
     inside = torch.ones(len(corners), *size, dtype=torch.bool, device=corners.device)
     for axis, (edge, extent) in enumerate(zip(edges, size, strict=True)):
         offset = torch.arange(extent, device=corners.device) - corners[:, axis, None]  # (N, extent)
@@ -104,10 +111,11 @@ def context_mask(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Return CutMix masks (count, *size), false inside a box whose edges are ``ratio`` times those of the patch.
+    """Return CutMix masks (count, *size) that are false inside a box.
 
-    Corners are drawn on the CPU, uniform on {0, ..., size - edge - 1}: the last possible corner never occurs, as in the
-    code of BCP and VerSemi. One mask (1, *size) can serve a whole batch.
+    The edges of the box are ``ratio`` times the edges of the patch. Corners are drawn on the CPU,
+    uniformly from {0, ..., size - edge - 1}: the last possible corner never occurs, as in the code
+    of BCP and VerSemi. One mask (1, *size) can be used for a whole batch.
     """
     edges = box_edges(size, ratio)
     corners = [
@@ -118,7 +126,10 @@ def context_mask(
 
 
 def mix(mask: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
-    """Return ``outer`` where ``mask`` (N, *S) is true, ``inner`` elsewhere; images (N, C, *S) or labels (N, *S)."""
+    """Return ``outer`` where ``mask`` (N, *S) is true and ``inner`` elsewhere.
+
+    The inputs are images (N, C, *S) or labels (N, *S).
+    """
     if outer.ndim > mask.ndim:
         mask = mask.unsqueeze(1)
     return torch.where(mask, outer, inner)

@@ -170,7 +170,9 @@ def test_refusals():
         "csatv2",
         "botnet26t_256",
     ):  # of one size; of three channels; whose error says nothing
-        with pytest.raises(UsageError, match="no feature maps of images of many sizes") as refused:
+        with pytest.raises(
+            UsageError, match="not provide feature maps for several image sizes"
+        ) as refused:
             build(name, 2)
         assert refused.value.details["expected"] and not str(
             refused.value.details["found"]
@@ -187,11 +189,11 @@ def test_pretrained_weights_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        PluginError, match=r"pretrained weights of 'timm:test_resnet' cannot be had"
+        PluginError, match=r"pretrained weights of 'timm:test_resnet' cannot be loaded"
     ) as error:
         build("test_resnet", 2, pretrained=True)
     assert "backbone.pretrained=false" in error.value.details["fix"]
-    with pytest.raises(PluginError, match="cannot be had"):
+    with pytest.raises(PluginError, match="cannot be loaded"):
         build("resnet50t", 2, pretrained=True)
 
 
