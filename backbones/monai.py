@@ -8,7 +8,8 @@ Source: Cardoso et al., arXiv:2211.02701, Apache-2.0.
 
 MONAI provides the encoder and the first decoder (``own``). With one head and no dropout, the
 network is identical to the MONAI network in every parameter. If a method requests decoders by
-upsampling method (MC-Net), the engine provides them. Linear upsampling and max pooling layers of MONAI are
+upsampling method (MC-Net), the engine provides them. Linear upsampling and max pooling layers of
+MONAI are
 replaced by equivalent layers with a deterministic gradient.
 """
 
