@@ -33,13 +33,14 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("convergence")
 
 
-def train(folder, method, *options):
+def train(folder, method, *options, draw=1):
     """Return the test Dice in percent after every tenth of the training."""
     from segbench.cli.main import run
 
-    root = folder / "-".join([method, *options]).replace("/", "_")
+    root = folder / "-".join([method, str(draw), *options]).replace("/", "_")
     places = ["--root", str(root), "--data-root", str(folder / "data"), "--quiet"]
-    words = ["run", method, "--dataset", DATASET, "--draw", "1", "--seed", "1", "--leak-meter"]
+    replicate = ["--draw", str(draw), "--seed", str(draw)]
+    words = ["run", method, "--dataset", DATASET, *replicate, "--leak-meter"]
     assert run([*words, *options, *places]) == 0
     (leak,) = root.glob("runs/**/leak.json")
     return [row["test"] for row in json.loads(leak.read_text())["checkpoints"]]
@@ -53,8 +54,10 @@ def test_the_oracle_has_converged(folder):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_method_falls_after_half_time(folder, method):
-    curve = train(folder, method)
-    assert curve[-1] > curve[4] - 3
+    """In the mean of three runs: rounding alone moves a single run by 1 to 3 Dice."""
+    curves = [train(folder, method, draw=draw) for draw in (1, 2, 3)]
+    falls = [curve[4] - curve[-1] for curve in curves]
+    assert sum(falls) / len(falls) < 3
 
 
 @pytest.mark.parametrize("method", WEIGHTED)
