@@ -370,6 +370,8 @@ def _too_few_replicates(board: Board, groups: Sequence[Replicate]) -> str:
     count = len(seeds[fewest])
     if len(board.draws) >= RANKED_REPLICATES or count >= RANKED_REPLICATES:
         return ""
+    if len(board.draws) > 1 and all(len(own) == 1 for own in seeds.values()):
+        return f"{len(board.draws)} draws: not ranked"
     where = f" of draw {fewest}" if len(board.draws) > 1 else ""
     return f"{count} seed{'s' if count > 1 else ''}{where}: not ranked"
 

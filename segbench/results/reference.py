@@ -11,7 +11,7 @@ unlabeled gain   method - its control: what the unlabeled images contribute
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import nan
+from math import isnan, nan
 from typing import NamedTuple
 
 from scipy import optimize, stats
@@ -20,7 +20,7 @@ from segbench.results.scores import Scores
 from segbench.results.stats import Aligned, align, compare
 from segbench.results.variance import ALPHA, moments
 
-FARTHEST = 10.0  # an interval of the gap that reaches farther (10 = 1000 %) is not shown
+FARTHEST = 10.0  # a gap whose interval reaches farther (10 = 1000 %) is not shown
 
 
 class Effect(NamedTuple):
@@ -44,7 +44,7 @@ def gap_closed(method: Scores, supervised: Scores, oracle: Scores) -> Effect:
 
     The interval is Fieller's (1954): it holds the shares R for which a test of
     ``method - supervised = R (oracle - supervised)`` does not reject. nan if the oracle is not
-    better than supervised.
+    clearly better than supervised: then every share would be accepted.
     """
     aligned = align([method, supervised, oracle])
     gain = aligned.contrast([1, -1, 0]).mean()
@@ -57,6 +57,8 @@ def gap_closed(method: Scores, supervised: Scores, oracle: Scores) -> Effect:
     rejection = _rejection(aligned)
     low = _bound(rejection, share, -1)
     high = _bound(rejection, share, 1)
+    if isnan(low) or isnan(high):
+        return Effect(nan)
     return Effect(100 * share, 100 * low, 100 * high)
 
 

@@ -199,6 +199,12 @@ def test_draws_that_only_some_methods_have(study):
     assert rows["dtc"].note == "no run of draws 3, 4: not ranked"
 
 
+def test_two_draws_are_too_few_to_be_ranked(study):
+    replicates(study, "bcp", 0.75, draws=range(2))
+    (board,), _ = tables(study)
+    assert board.rows[0].note == "2 draws: not ranked" and board.rows[0].replicates == 2
+
+
 def test_failed_runs_of_any_draw_are_counted(quick):
     run = quick.add("bcp", 5, [0.7] * CASES, draw=5)
     (run.path / "result.json").unlink()
@@ -283,12 +289,12 @@ def test_fieller_s_interval_is_the_set_that_a_test_accepts():
     assert found.low < found.mean < found.high
 
 
-def test_a_gap_that_is_not_clear_has_no_interval():
+def test_a_gap_that_is_not_clear_is_not_shown():
     rng = np.random.default_rng(0)
     noise = [Scores(n, rng.normal(80, 5, (4, 6)), draws_of(4)) for n in "abc"]
     ordered = sorted(noise, key=lambda s: s.values.mean())
     found = gap_closed(ordered[1], ordered[0], ordered[2])
-    assert np.isfinite(found.mean) and np.isnan(found.low + found.high)
+    assert np.isnan(found.mean) and np.isnan(found.low + found.high)
     assert np.isnan(gap_closed(ordered[1], ordered[2], ordered[0]).mean)
 
 
