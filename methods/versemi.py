@@ -37,8 +37,9 @@ not mentioned            the tumor branch is never used     not computed; the co
                                                               weights, so that sizes and initial
                                                               values agree
 not mentioned            a moving average is never used     left out
-not mentioned            Adam, lr 1e-3, betas (0.5, 0.999)  the same; optimizer=protocol uses the
-                                                              protocol's
+not mentioned            Adam, lr 1e-3, betas (0.5, 0.999), the same; optimizer=annealed lets the rate
+                           constant rate                      fall to zero (poly), optimizer=protocol
+                                                              uses the protocol's
 not mentioned            batches of 8 + 8, patch 96^3,      the protocol's batch, patch and crops
                            central crops of unlabeled
                            images
@@ -105,8 +106,10 @@ class VerSemi(Method):
         repeat_updates: bool = Field(
             True, description="update running statistics once per prompt, not once per pass"
         )
-        optimizer: Literal["paper", "protocol"] = Field(
-            "paper", description="Adam as in the official code, or the protocol's optimizer"
+        optimizer: Literal["paper", "annealed", "protocol"] = Field(
+            "paper",
+            description="Adam as in the official code, the same with a rate that falls to zero "
+            "(poly), or the protocol's optimizer",
         )
 
         @model_validator(mode="before")
@@ -209,7 +212,10 @@ class VerSemi(Method):
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
         if self.p.optimizer == "protocol":
             return default
-        return Optim(name="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0)
+        schedule: Literal["constant", "poly"] = "constant"
+        if self.p.optimizer == "annealed":
+            schedule = "poly"
+        return Optim(name="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0, schedule=schedule)
 
     # -- networks and prompts ------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ FROZEN = {
     ("pancreas_ct", 1): "19219ba636d50576",
     ("pancreas_ct_mcnet", 1): "0322182d62f561f3",
     ("phantom", 1): "a470c2ebc315c062",
-    ("phantom2d", 1): "e834d22c3304d217",
+    ("phantom2d", 1): "1ef47095f1f8c428",
     ("versemi", 1): "edadf49e0a52734f",
 }
 

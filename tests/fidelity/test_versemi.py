@@ -427,6 +427,9 @@ def test_optimizer():
     adam = small((1,)).optimizer("network", default, Phase())
     assert (adam.name, adam.lr, adam.betas, adam.weight_decay) == ("adam", 1e-3, (0.5, 0.999), 0)
     assert adam.lr_at(999, 1000) == 1e-3
+    annealed = small((1,), optimizer="annealed").optimizer("network", default, Phase())
+    assert (annealed.lr_at(0, 1000), annealed.betas) == (1e-3, adam.betas)
+    assert annealed.lr_at(999, 1000) < 1e-5
     assert small((1,), optimizer="protocol").optimizer("network", default, Phase()) is default
 
 

@@ -1,0 +1,63 @@
+"""The pages of docs/results are what the script writes from the stored runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks/results/tables.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["tables"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_pages_are_up_to_date(tables):
+    pages = tables.pages()
+    assert pages, "no stored study was found"
+    for file, text in pages.items():
+        shown = f"python benchmarks/results/tables.py writes {file.name} again"
+        assert file.read_text(encoding="utf-8") == text, shown
+
+
+def test_draws_needed_by_hand(tables):
+    # A paired t test of 16 differences with standard deviation 2 has 80 % power at 1.5 (tables of Cohen: 0.75 sd, n = 16).
+    assert tables.draws_needed(2.0, 1.5) == 16
+    assert tables.draws_needed(2.0, 1.5, tests=10) > 16
+    assert tables.draws_needed(100.0, 0.1) is None
+
+
+def test_only_complete_replicates_are_used(tables, tmp_path):
+    import json
+
+    def run(method, draw, dice, labeled=2, unlabeled="all"):
+        return {
+            "method": method,
+            "datasets": ["a"],
+            "labeled": {"a": labeled},
+            "train": {"a": 6},
+            "draw": draw,
+            "unlabeled": unlabeled,
+            "cost": {"cpu_seconds": 5.0},
+            "cases": {"dice": dice},
+        }
+
+    runs = []
+    for draw in (0, 1, 2):
+        runs.append(run("supervised", draw, [0.5, 0.6 + draw / 100]))
+        runs.append(run("supervised", draw, [0.8, 0.9], labeled=6))
+    runs += [run("bcp", draw, [0.7, 0.8]) for draw in (0, 1)]
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps({"command": "c", "commit": "d", "runs": runs}))
+    study = tables.load_study(file, "title", ["a"])
+    assert study.draws == 2
+    assert study.methods["bcp"].values.mean() == pytest.approx(75.0)
+    assert tables.gap_closed(study, "bcp") == f"{100 * (75 - 55.25) / (85 - 55.25):.0f} %"
