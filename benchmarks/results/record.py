@@ -70,8 +70,11 @@ def record(run: RunDir, metrics: Sequence[str] = METRICS) -> dict[str, Any] | No
     manifest = run.manifest()
     with (run.path / "cases.csv").open(newline="") as file:
         cases = list(csv.DictReader(file))
+    kept = {key: result[key] for key in RESULT_KEYS if key in result}
+    if len(metrics) < len(METRICS):
+        del kept["metrics"]  # the means follow from the cases
     return {
-        **{key: result[key] for key in RESULT_KEYS if key in result},
+        **kept,
         "params": experiment["params"],
         "modified": {key: values.get(key) for key in experiment["modified"]},
         "cost": {key: manifest[key] for key in COST_KEYS if key in manifest},

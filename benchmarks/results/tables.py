@@ -36,6 +36,7 @@ class Study:
     command: str
     commit: str
     datasets: list[str]
+    note: str = ""
     # Scores in percent by method: one row per replicate, with the cases of all data sets.
     methods: dict[str, Scores] = field(default_factory=dict)
     without_unlabeled: dict[str, Scores] = field(default_factory=dict)
@@ -80,7 +81,9 @@ def load_study(file: Path, title: str, datasets: Sequence[str]) -> Study:
         seconds.setdefault(name, []).append(run["cost"]["cpu_seconds"])
     shared = set.intersection(*(complete_draws(row, datasets) for row in dice.values()))
     draws = tuple(sorted(shared))
-    study = Study(title, content["command"], content["commit"], list(datasets))
+    study = Study(
+        title, content["command"], content["commit"], list(datasets), content.get("note", "")
+    )
     for (name, unlabeled), row in dice.items():
         values = np.array(
             [np.concatenate([row[draw, dataset] for dataset in datasets]) for draw in draws]
@@ -221,6 +224,8 @@ def page(study: Study, text: Sequence[str] = ()) -> str:
         f"`{study.command}` at commit `{study.commit[:10]}`: {study.draws} replicates (another draw of labeled cases and another "
         f"seed each), {len(study.datasets)} data sets, {study.cases_per_dataset} test cases each. Dice in percent with its "
         "standard deviation over replicates; differences are paired by replicate and case, with 95 % intervals.",
+        "",
+        study.note,
         "",
         *main_table(study),
         "",
