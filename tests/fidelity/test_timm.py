@@ -181,7 +181,7 @@ def test_refusals():
         get("backbone", "timm:resnet18.tv_in1")
     with pytest.raises(UsageError, match="inflated"):
         build("tf_efficientnet_b0", 3, through="inflate")
-    with pytest.raises(UsageError, match="three axes"):
+    with pytest.raises(UsageError, match="requires a 3D patch"):
         build("test_resnet", 2, flat=1)
 
 
