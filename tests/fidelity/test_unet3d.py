@@ -132,5 +132,5 @@ def test_thick_slices(kind):
         net.p, 3
     ) == (8, 8, 2)
     assert net(torch.rand(1, 1, 16, 24, 6)).shape == (1, 2, 16, 24, 6)
-    with pytest.raises(UsageError, match="three axes"):
+    with pytest.raises(UsageError, match="requires a 3D patch"):
         UNet3D(UNet3D.Params(flat=1), 1, 2, (2,))
