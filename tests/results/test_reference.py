@@ -259,7 +259,8 @@ def test_the_mean_over_data_sets_is_in_every_format(pair, lab):
     assert (
         lab.call("compare", "bcp", "supervised", "--dataset", "phantom").stdout.count("minus") == 3
     )
-    assert lab.call("leaderboard", "--dataset", "phantom").stdout.count("protocol tiny") == 3
+    shown = lab.call("leaderboard", "--dataset", "phantom").stdout
+    assert " ".join(shown.split()).count("protocol tiny") == 3  # a narrow terminal wraps titles
     assert lab.call("leaderboard", "--dataset", "tiny").stdout.count("protocol tiny") == 1
 
 
