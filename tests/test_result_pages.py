@@ -28,13 +28,6 @@ def test_the_pages_are_up_to_date(tables):
         assert file.read_text(encoding="utf-8") == text, shown
 
 
-def test_draws_needed_by_hand(tables):
-    # A paired t test of 16 differences with standard deviation 2 has 80 % power at 1.5 (tables of Cohen: 0.75 sd, n = 16).
-    assert tables.draws_needed(2.0, 1.5) == 16
-    assert tables.draws_needed(2.0, 1.5, tests=10) > 16
-    assert tables.draws_needed(100.0, 0.1) is None
-
-
 def test_only_complete_replicates_are_used(tables, tmp_path):
     import json
 

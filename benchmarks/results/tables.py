@@ -10,22 +10,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import sqrt
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import nct, t
 
-from segbench.results.scores import Array, Scores
+from segbench.results.scores import Scores
 from segbench.results.stats import Difference, compare, corrected, estimate
+from segbench.results.variance import Contrast, Pool, replicates_needed
 
 HERE = Path(__file__).resolve().parent
 PAGES = HERE.parents[1] / "docs" / "results"
 SUPERVISED = "supervised"
 ORACLE = "oracle"
-POWER = 0.8
-ALPHA = 0.05
-MOST_DRAWS = 400
 
 
 @dataclass
@@ -170,44 +166,38 @@ def unlabeled_gain(study: Study, name: str) -> str:
     return signed(compare(study.methods[name], study.without_unlabeled[name]))
 
 
-def draws_needed(scatter: float, difference: float, tests: int = 1) -> int | None:
-    """Return the number of replicates that detects a true difference in 80 % of studies.
+def draws_needed(study: Study, name: str, difference: float, tests: int = 1) -> int | None:
+    """Return the replicates with which a true difference to supervised training shows in 80 % of studies.
 
-    Args:
-        scatter: standard deviation of the paired differences of one replicate.
-        difference: true difference.
-        tests: number of pairs that are tested together; the strictest step of Holm's correction is
-            assumed.
+    The scatter over replicates and cases is the measured one. ``tests``: number of pairs that are tested together; the
+    strictest step of Holm's correction is assumed.
     """
-    for draws in range(3, MOST_DRAWS):
-        limit = t.isf(ALPHA / tests / 2, draws - 1)
-        if nct.sf(limit, draws - 1, difference / (scatter / sqrt(draws))) >= POWER:
-            return draws
-    return None
+    gains = study.methods[name].replicates - study.methods[SUPERVISED].replicates
+    shifted = gains - gains.mean() + difference
+    return replicates_needed(Contrast([shifted]), Pool(), tests)
 
 
-def paired_scatter(study: Study) -> dict[str, float]:
-    """Return the standard deviation over replicates of each method's gain over supervised."""
-    supervised = study.methods[SUPERVISED].replicates.mean(axis=1)
-    found = {}
-    for name, scores in study.methods.items():
-        if name not in (ORACLE, SUPERVISED):
-            gains: Array = scores.replicates.mean(axis=1) - supervised
-            found[name] = float(gains.std(ddof=1))
-    return found
+def paired_scatter(study: Study, name: str) -> float:
+    """Return the standard deviation over replicates of a method's difference to supervised training."""
+    gains = study.methods[name].replicates - study.methods[SUPERVISED].replicates
+    return float(gains.mean(axis=1).std(ddof=1))
 
 
 def power_table(study: Study) -> list[str]:
-    """Return a table of the replicates each method needs to detect a difference of 2 Dice."""
-    tests = len(study.methods) - 2
+    """Return how many replicates a difference of 2 Dice takes, by method."""
+    names = [name for name in study.methods if name not in (ORACLE, SUPERVISED)]
+    names.sort(key=lambda name: paired_scatter(study, name))
     lines = [
         "| method | sd of paired differences | draws, one test | draws, corrected for all methods |",
         "|---|---:|---:|---:|",
     ]
-    for name, scatter in sorted(paired_scatter(study).items(), key=lambda item: item[1]):
-        counts = [draws_needed(scatter, 2.0), draws_needed(scatter, 2.0, tests)]
-        texts = [f"over {MOST_DRAWS}" if count is None else str(count) for count in counts]
-        lines.append(f"| {name} | {scatter:.1f} | {texts[0]} | {texts[1]} |")
+    for name in names:
+        alone = draws_needed(study, name, 2.0)
+        together = draws_needed(study, name, 2.0, tests=len(names))
+        counts = [
+            "no number suffices" if count is None else str(count) for count in (alone, together)
+        ]
+        lines.append(f"| {name} | {paired_scatter(study, name):.1f} | {' | '.join(counts)} |")
     return lines
 
 

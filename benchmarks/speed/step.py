@@ -27,19 +27,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # before torch starts its threads
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = (
-    "supervised",
-    "mean_teacher",
-    "ua_mt",
-    "sassnet",
-    "dtc",
-    "urpc",
-    "mc_net",
-    "ss_net",
-    "bcp",
-    "cps",
-    "versemi",
-)
+METHODS = tuple(sorted(file.stem for file in (ROOT / "methods").glob("[!_]*.py")))
 
 
 # -- one side: a process that makes steps on request ----------------------------------------

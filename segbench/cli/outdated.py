@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from segbench.cli.terminal import plural
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -24,20 +25,19 @@ def outdated_results(boards: Iterable[Board]) -> list[str]:
             changed, runs = _outdated(row)
             if not runs:
                 continue
-            count = "1 result" if len(runs) == 1 else f"{len(runs)} results"
             text = (
-                f"{count} of {safe(row.method)} on {safe(board.dataset)} computed by older code "
+                f"{plural(len(runs), 'result')} of {safe(row.method)} on {safe(board.dataset)} computed by older code "
                 f"(changed since: {safe(', '.join(changed))}); to retrain:"
             )
             same_draw = [run for run in runs if run.draw == runs[0].draw]
-            others = "" if len(same_draw) == len(runs) else "  # and so for the other draws"
+            others = "" if len(same_draw) == len(runs) else "  # the other draws likewise"
             line = command(same_draw)
             texts[line] = f"{text}\n  {line}{others}"
     found = list(texts.values())
     if len(found) <= MOST_ROWS:
         return found
-    rest = len(found) - MOST_ROWS
-    more = f"{rest} more rows with results of older code; segbench bench run SUITE retrains those of a suite"
+    rows = plural(len(found) - MOST_ROWS, "more row")
+    more = f"{rows} with results of older code; segbench bench run SUITE retrains those of a suite"
     return [*found[:MOST_ROWS], more]
 
 

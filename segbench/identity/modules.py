@@ -66,7 +66,6 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.training.cost",
     "segbench.training.leak",
     "segbench.training.memory",
-    "segbench.training.memory",
     "segbench.training.reload",
     "segbench.training.reporter",
     "segbench.training.result",

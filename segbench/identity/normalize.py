@@ -75,12 +75,19 @@ class Normalizer:
             *filter(None, (arguments.vararg, arguments.kwarg)),
         ]
         names = {parameter.arg: parameter.arg for parameter in parameters}
-        # Default values and decorators are evaluated outside, but may only name what the function does not hide.
         inner = {**_extended(scope, _assigned_names(node)), **names}
-        parts = self._fields(node, inner, True, skip=frozenset({"decorator_list", "name"}))
+        # Default values and decorators are evaluated outside: `def f(x=x)` reads the outer x.
+        outside = frozenset({"decorator_list", "name", "args"})
+        parts = self._fields(node, inner, True, skip=outside)
+        signature = self._value(arguments, scope, True)
         decorators = self._value(getattr(node, "decorator_list", []), scope, True)
         name = getattr(node, "name", "")
-        return (*parts, ("name", scope.get(name, name)), ("decorators", decorators))
+        return (
+            *parts,
+            ("args", signature),
+            ("name", scope.get(name, name)),
+            ("decorators", decorators),
+        )
 
     def _Name(self, node: ast.Name, scope: Scope, in_function: bool) -> object:
         if node.id in scope:

@@ -11,7 +11,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -29,6 +29,7 @@ class Module:
     """A parsed source file: its top-level statements by the names they bind, and what it imports."""
 
     name: str
+    package: str
     statements: dict[str, list[ast.stmt]] = field(default_factory=dict)
     nameless: list[ast.stmt] = field(default_factory=list)
     imports: dict[str, str] = field(default_factory=dict)  # local name -> dotted name
@@ -110,9 +111,10 @@ class Closure:
 
     def _add_statement(self, module: Module, statement: ast.stmt) -> None:
         used: set[str] = set()
+        local_imports = statement_imports(module, statement)
 
         def resolve(name: str) -> str:
-            found = self.find(module, name)
+            found = self.find(module, name, local_imports)
             if isinstance(found, Definition):
                 self._todo.append(found)
                 used.add(f"{found.name} is {self._shallow(found)}")
@@ -130,16 +132,16 @@ class Closure:
         text = repr([plain(statement) for statement in statements])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def find(self, module: Module, name: str) -> Definition | str:
+    def find(self, module: Module, name: str, local_imports: dict[str, str]) -> Definition | str:
         """Return the definition that a name in a module stands for; for anything else a name without its import.
 
-        A name that leads inside a definition, such as ``Class.attribute``, comes back as it is.
+        ``local_imports`` are those inside the statement in which the name is used. A name that leads inside a definition, such as ``Class.attribute``, comes back as it is.
         """
         first, _, rest = name.partition(".")
-        if first in module.statements:
+        if first in module.statements and first not in local_imports:
             return name if rest else Definition(module.name, first)
-        if first in module.imports:
-            target = module.imports[first]
+        target = local_imports.get(first) or module.imports.get(first)
+        if target is not None:
             return self._find_dotted(f"{target}.{rest}" if rest else target) or name
         return name
 
@@ -151,7 +153,7 @@ class Closure:
         if module is None:
             return dotted
         if not inside:
-            self.add_later(module.name)
+            self._use_all_definitions(module.name)
             return dotted
         name, *rest = inside
         if name in module.imports and name not in module.statements:
@@ -174,8 +176,8 @@ class Closure:
                 return module, parts[length:]
         return None, parts
 
-    def add_later(self, module: str) -> None:
-        """Add a whole module that is used as an object."""
+    def _use_all_definitions(self, module: str) -> None:
+        """Add the definitions of a module that is used as an object."""
         if self.follows(module):
             parsed = self.module(module)
             for bound in parsed.statements if parsed else ():
@@ -185,11 +187,12 @@ class Closure:
 @lru_cache(maxsize=512)
 def parse(name: str, is_package: bool, source: bytes) -> Module:
     """Parse a source file into its top-level statements."""
-    module = Module(name)
-    package = name if is_package else name.rpartition(".")[0]
+    module = Module(name, package=name if is_package else name.rpartition(".")[0])
     tree = ast.parse(source)
-    for node in ast.walk(tree):
-        _add_import(module, node, package)
+    for node in _outside_definitions(tree):
+        module.imports.update(_imported(node, module.package))
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+            module.star_imports.append(_origin(node, module.package))
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom) or _is_for_type_checkers(statement):
             continue
@@ -209,19 +212,42 @@ def _is_for_type_checkers(statement: ast.stmt) -> bool:
     return isinstance(test, ast.Name) and test.id == "TYPE_CHECKING"
 
 
-def _add_import(module: Module, node: ast.AST, package: str) -> None:
+def _outside_definitions(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a module that are not inside a function or class; those inside ``if`` and ``try`` count."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        yield child
+        yield from _outside_definitions(child)
+
+
+def statement_imports(module: Module, statement: ast.stmt) -> dict[str, str]:
+    """Return what the import statements inside a function or class bind."""
+    found: dict[str, str] = {}
+    for node in ast.walk(statement):
+        found.update(_imported(node, module.package))
+    return found
+
+
+def _imported(node: ast.AST, package: str) -> dict[str, str]:
+    """Return the names that an import statement binds, with what they stand for; nothing for another node."""
+    found: dict[str, str] = {}
     if isinstance(node, ast.Import):
         for alias in node.names:
             top = alias.name.partition(".")[0]
-            module.imports[alias.asname or top] = alias.name if alias.asname else top
+            found[alias.asname or top] = alias.name if alias.asname else top
     elif isinstance(node, ast.ImportFrom):
-        origin = "." * node.level + (node.module or "")
-        base = importlib.util.resolve_name(origin, package) if node.level else origin
+        base = _origin(node, package)
         for alias in node.names:
-            if alias.name == "*":
-                module.star_imports.append(base)
-            else:
-                module.imports[alias.asname or alias.name] = f"{base}.{alias.name}"
+            if alias.name != "*":
+                found[alias.asname or alias.name] = f"{base}.{alias.name}"
+    return found
+
+
+def _origin(node: ast.ImportFrom, package: str) -> str:
+    """Return the absolute name of the module that is imported from."""
+    origin = "." * node.level + (node.module or "")
+    return importlib.util.resolve_name(origin, package) if node.level else origin
 
 
 def _names_bound_by(statement: ast.stmt) -> Iterable[str]:

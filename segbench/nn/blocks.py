@@ -110,8 +110,7 @@ def _instance_norm(x: Tensor, norm: nn.InstanceNorm2d | nn.InstanceNorm3d) -> Te
     if x.shape[2:].numel() == 1:
         raise ValueError("instance normalization needs more than one voxel per channel")
     if x.device.type == "cpu":
-        # Group normalization with one channel per group gives the same result and is 1.1 to 1.2
-        # times as fast (benchmarks/speed/step.py).
+        # Group normalization with one channel per group gives the same result and is faster.
         return F.group_norm(x, x.shape[1], norm.weight, norm.bias, norm.eps)
     return F.instance_norm(x, weight=norm.weight, bias=norm.bias, eps=norm.eps)
 

@@ -98,7 +98,7 @@ def run_all(
                 raise Interrupted(
                     f"{name}: the suite was stopped; its unfinished runs have saved their state",
                     CODES[name],
-                    fix="repeat the command to go on",
+                    fix="repeat the command to continue",
                 )
             time.sleep(0.02)
     return outcomes
@@ -129,7 +129,7 @@ def _forks(machine: Machine) -> bool:
 def _import_for_children() -> None:
     """Import what every training needs, so that no forked child has to.
 
-    torch imports its compiler, 800 modules in 1.3 CPU seconds, with the first optimizer.
+    torch imports its compiler, which is large, with the first optimizer.
     """
     importlib.import_module("torch._dynamo")
 

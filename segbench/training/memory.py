@@ -1,9 +1,8 @@
 """Keep freed memory in the process, so that the next step finds its pages ready.
 
 A training step or a window of a prediction frees and allocates the same large tensors again and
-again. By default glibc returns each of them to the system, which fills fresh pages with zeros: up
-to a third of the CPU time. No result changes; the peak memory of the process grows by up to a
-quarter.
+again. By default glibc returns each of them to the system, which fills fresh pages with zeros for
+the next one. No result changes; the peak memory of the process grows.
 """
 
 from __future__ import annotations

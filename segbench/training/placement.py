@@ -1,6 +1,6 @@
 """Move a method to its device, in the memory format that is fastest there.
 
-On the CPU, convolutions run 1.1 to 1.4 times as fast when the channels of a voxel lie side by side
+On the CPU, convolutions run faster when the channels of a voxel lie side by side
 in memory (``benchmarks/speed/step.py``). A layer that normalizes every item for itself needs the
 channels one after the other and is slower then, so networks with such layers stay as they are. The
 last digits depend on the format: runs record it.

@@ -187,6 +187,27 @@ def test_a_helper_that_moves_to_another_file_changes_nothing(lab_folder):
     assert child_digest(lab_folder, child, PARENT[:start], _elsewhere=moved) == before
 
 
+def test_a_default_value_is_read_outside_the_function(lab_folder):
+    before = child_digest(lab_folder, parent=PARENT.replace("factor=2", "SCALE=SCALE"))
+    changed = PARENT.replace("factor=2", "SCALE=SCALE").replace("SCALE = 3", "SCALE = 4")
+    assert child_digest(lab_folder, parent=changed) != before
+
+
+def test_imports_inside_functions_hold_there_alone(lab_folder):
+    """Two functions may import different helpers under one name."""
+    local = CHILD.replace("import double, helper", "import double")
+    local = local.replace(
+        "        value = double",
+        "        from segbench.methods._parent import helper\n\n        value = double",
+    )
+    assert child_digest(lab_folder, local) == child_digest(lab_folder)
+    second = "\n\ndef unused():\n    from segbench.methods._elsewhere import helper\n\n    return helper\n"
+    other = "def helper(x):\n    return x + 5\n"
+    before = child_digest(lab_folder, local + second, _elsewhere=other)
+    changed = PARENT.replace("x + 1", "x + 2")
+    assert child_digest(lab_folder, local + second, changed, _elsewhere=other) != before
+
+
 def test_two_helpers_of_one_name_are_told_apart(lab_folder):
     other = "def helper(x):\n    return x + 2\n"
     before = child_digest(lab_folder, _elsewhere=other)
