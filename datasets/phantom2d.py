@@ -116,8 +116,9 @@ def ellipse(
 class Anatomy:
     """The tissues of one slice; x runs from right to left, y from front to back."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, aorta_radius: float) -> None:
         self.rng = rng
+        self.aorta_radius = aorta_radius
         self.grid = body_grid(rng)
         self.tissue = np.full((SIZE, SIZE), AIR)
         self._body()
@@ -158,7 +159,8 @@ class Anatomy:
         reach = self.rng.uniform(0.22, 0.40)
         self._put(ORGAN, (lobe[0] + reach, lobe[1] - 0.18), (0.26, 0.14))
         self._put(BONE, (0.0, 0.52), (0.13, 0.13), jitter=0.02)
-        self._put(AORTA, (0.08, 0.28), (0.07, 0.07), jitter=0.03)
+        radii = (self.aorta_radius, self.aorta_radius)
+        self._put(AORTA, (0.08, 0.28), radii, jitter=0.03)
 
     def _lesions(self) -> None:
         ragged = 1 + 0.25 * smooth_field(self.rng, 1.0)
@@ -207,6 +209,7 @@ class Phantom2D(Dataset):
     look: ClassVar[str] = "a"
     targets: ClassVar[tuple[tuple[int, ...], ...]] = ((ORGAN, LESION),)  # tissues of each class
     test_scanner: ClassVar[Scanner] = USUAL
+    aorta_radius: ClassVar[float] = 0.07  # in body coordinates
 
     def split(self) -> Split:
         ids = tuple(raw.id for raw in self.find(None))
@@ -229,7 +232,7 @@ class Phantom2D(Dataset):
     def render(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the tissue map and the image of a case, both (SIZE, SIZE)."""
         rng = generator("segbench phantom2d", self.version, self.name, index)
-        tissue = Anatomy(rng).tissue
+        tissue = Anatomy(rng, self.aorta_radius).tissue
         scanner = USUAL if index < TRAIN else self.test_scanner
         return tissue, take_image(rng, tissue, LOOKS[self.look], scanner)
 
@@ -314,3 +317,4 @@ class Classes(Phantom2D):
     title = "Phantom slices, look a, three classes of very different sizes"
     classes = ("organ", "kidney", "aorta")
     targets = ((ORGAN, LESION), (KIDNEY,), (AORTA,))
+    aorta_radius = 0.12  # about 10 pixels: with fewer, not even training with all labels finds it
