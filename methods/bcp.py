@@ -96,8 +96,9 @@ class BCP(StudentTeacher):
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         size = tuple(batch.x.shape[2:])
+        generator = t.generator("box")
         # One box for all pairs: (1, *S), false inside the box.
-        outside = context_mask(1, size, self.p.box, t.generator("box"), batch.x.device)
+        outside = context_mask(1, size, self.p.box, generator, batch.x.device)
         if t.phase == "pretrain":
             return self.pretrain(batch, outside)
         return self.self_train(batch, outside)
@@ -107,23 +108,28 @@ class BCP(StudentTeacher):
         pairs = (len(batch.x) + 1) // 2
         x_a, x_b = halves(batch.x, pairs)
         y_a, y_b = halves(batch.y, pairs)
-        logits = self.student(mix(outside, x_a, x_b))  # (P, K, *S)
-        return {"supervised": dice_and_entropy(logits, mix(outside, y_a, y_b))}
+        images = mix(outside, x_a, x_b)
+        labels = mix(outside, y_a, y_b)
+        logits = self.student(images)  # (P, K, *S)
+        return {"supervised": dice_and_entropy(logits, labels)}
 
     def self_train(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
         """Return the losses on labeled images with unlabeled boxes, and the other way round."""
-        pairs = (max(len(batch.x), len(batch.u)) + 1) // 2
+        larger = max(len(batch.x), len(batch.u))
+        pairs = (larger + 1) // 2
         x_a, x_b = halves(batch.x, pairs)
         y_a, y_b = halves(batch.y, pairs)
         u_a, u_b = halves(batch.u, pairs)
 
         # Pseudo labels of the unlabeled images by the teacher: (P, *S) each.
-        pseudo_a, pseudo_b = (self.label(z) for z in pass_groups(self.teacher, u_a, u_b))
+        teacher_a, teacher_b = pass_groups(self.teacher, u_a, u_b)
+        pseudo_a = self.label(teacher_a)
+        pseudo_b = self.label(teacher_b)
 
         # Each kind of mixture has its own batch statistics. Logits (P, K, *S) each.
-        in_labeled, in_unlabeled = pass_groups(
-            self.student, mix(outside, x_a, u_a), mix(outside, u_b, x_b)
-        )
+        labeled_outside = mix(outside, x_a, u_a)
+        unlabeled_outside = mix(outside, u_b, x_b)
+        in_labeled, in_unlabeled = pass_groups(self.student, labeled_outside, unlabeled_outside)
         weight = self.p.weight
         return {
             "in_labeled": mixed_loss(in_labeled, y_a, pseudo_a, outside, 1, weight),
@@ -132,12 +138,14 @@ class BCP(StudentTeacher):
 
     def label(self, logits: Tensor) -> Tensor:
         """Return pseudo labels (P, *S) for the teacher's logits (P, K, *S)."""
-        return largest_components(harden(logits), self.classes, self.p.connectivity)
+        labels = harden(logits)
+        return largest_components(labels, self.classes, self.p.connectivity)
 
     def phases(self) -> tuple[Phase, ...]:
         share = self.p.pretrain_share
         pretrain = Phase("pretrain", share, unlabeled=0)
-        return pretrain, Phase("self_train", 1 - share, fresh_optimizer=True)
+        self_train = Phase("self_train", 1 - share, fresh_optimizer=True)
+        return pretrain, self_train
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
         if phase.name == "pretrain":
@@ -146,7 +154,8 @@ class BCP(StudentTeacher):
 
     def start_phase(self, phase: Phase) -> None:
         # Both networks start from the pretrained weights.
-        self.teacher.model.load_state_dict(self.student.state_dict())
+        pretrained = self.student.state_dict()
+        self.teacher.model.load_state_dict(pretrained)
 
     def after_step(self, t: Clock) -> None:
         if t.phase != "pretrain":
@@ -156,8 +165,10 @@ class BCP(StudentTeacher):
 def halves(items: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the first and second half of (N, ...), each repeated until it has ``size`` items."""
     half = (len(items) + 1) // 2
+    first = items[:half]
+    second = items[-half:]
     turn = torch.arange(size, device=items.device) % half
-    return items[:half][turn], items[-half:][turn]
+    return first[turn], second[turn]
 
 
 def harden(logits: Tensor) -> Tensor:
@@ -165,20 +176,25 @@ def harden(logits: Tensor) -> Tensor:
 
     Ties go to the foreground if there are two classes (p >= 0.5), else to the first class.
     """
-    if logits.shape[1] == 2:
-        return (logits[:, 1] >= logits[:, 0]).long()
-    return logits.argmax(1)
+    if logits.shape[1] > 2:
+        return logits.argmax(1)
+    background = logits[:, 0]
+    foreground = logits[:, 1]
+    return (foreground >= background).long()
 
 
 def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tensor:
     """Keep only the largest connected component of each class in each item of (N, *S)."""
     in_plane = labels.ndim == 3
-    neighbors = 26 if in_plane and connectivity == 18 else connectivity  # both mean 8 in 2-D
+    if in_plane and connectivity == 18:
+        connectivity = 26  # both mean 8 neighbors in 2-D
     kept = torch.zeros_like(labels)
     for item, out in zip(labels, kept, strict=True):
         for value in range(1, classes):
-            component = torch.from_numpy(largest_component(item == value, neighbors))
-            out.masked_fill_(component.to(labels.device), value)
+            mask = item == value
+            largest = largest_component(mask, connectivity)
+            component = torch.from_numpy(largest).to(labels.device)
+            out.masked_fill_(component, value)
     return kept
 
 
@@ -188,9 +204,15 @@ def dice_and_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None)
     With a mask (1, *S), only voxels where it is true count.
     """
     overlap = dice(
-        logits.softmax(1), labels, background=True, per_item=True, squared=False, weight=mask
+        logits.softmax(1),
+        labels,
+        background=True,
+        per_item=True,
+        squared=False,
+        weight=mask,
     )
-    return (overlap + cross_entropy(logits, labels, mask)) / 2
+    entropy = cross_entropy(logits, labels, mask)
+    return (overlap + entropy) / 2
 
 
 def mixed_loss(

@@ -61,11 +61,12 @@ class CPS(Method):
         )
 
     def build(self, network: Callable[..., Backbone]) -> None:
+        normal = self.p.start == "normal"
         self.first = network()
-        if self.p.start == "normal":
+        if normal:
             initialize(self.first, nn.init.kaiming_normal_)
         self.second = network()
-        if self.p.start == "normal":
+        if normal:
             initialize(self.second, nn.init.xavier_normal_)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
@@ -103,4 +104,5 @@ def pseudo_supervision(logits: Tensor, teacher: Tensor) -> Tensor:
 
     No gradient flows into ``teacher``.
     """
-    return cross_entropy(logits, teacher.argmax(1))
+    pseudo_labels = teacher.argmax(1)  # (N, *S)
+    return cross_entropy(logits, pseudo_labels)

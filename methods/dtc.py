@@ -63,15 +63,18 @@ class DTC(TwoHeads):
         )
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        distance, p = self.answer(torch.cat([batch.x, batch.u]))  # each (L + U, K-1, *S)
-        labeled = slice(0, len(batch.x))
+        images = torch.cat([batch.x, batch.u])
+        distance, p = self.answer(images)  # each (L + U, K-1, *S)
+        count = len(batch.x)
 
         mask = one_hot(batch.y, self.classes)[:, 1:]  # (L, K-1, *S)
         target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
+        consistency = squared_error(as_mask(distance), p)
+        weight = self.p.weight * t.ramp(40)
         return {
-            "dice": soft_dice(p[labeled], mask, keep=(1,)),
-            "distance": self.p.distance_weight * squared_error(distance[labeled], target),
-            "consistency": self.p.weight * t.ramp(40) * squared_error(as_mask(distance), p),
+            "dice": soft_dice(p[:count], mask, keep=(1,)),
+            "distance": self.p.distance_weight * squared_error(distance[:count], target),
+            "consistency": weight * consistency,
         }
 
 

@@ -81,7 +81,8 @@ class MCNet(Method):
     needs = frozenset({"decoders", "features"})
 
     def build(self, network: Callable[..., Backbone]) -> None:
-        self.network = network(decoders=DECODERS[: self.p.decoders])
+        decoders = DECODERS[: self.p.decoders]
+        self.network = network(decoders=decoders)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
@@ -91,14 +92,18 @@ class MCNet(Method):
 
         labeled = [q[: len(batch.x)] for q in p]
         supervised = sum(dice(q, batch.y, squared=False, smooth=1e-8) for q in labeled)
-        stair = (t.step + 1) * 40 // (self.p.ramp_share * t.total)
+        consistency = mutual_consistency(p, sharp)
+        ramp_steps = self.p.ramp_share * t.total
+        stair = (t.step + 1) * 40 // ramp_steps
+        weight = self.p.weight * sigmoid_ramp(stair, 40)
         return {
             "supervised": self.p.supervised_weight * supervised,
-            "consistency": self.p.weight * sigmoid_ramp(stair, 40) * mutual_consistency(p, sharp),
+            "consistency": weight * consistency,
         }
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
-        features = self.network.decode(self.network.encode(image), 0)[0]
+        pyramid = self.network.encode(image)
+        features = self.network.decode(pyramid, 0)[0]
         return self.network.head(features, 0).softmax(1)
 
 
@@ -107,7 +112,8 @@ def widened(logits: Tensor) -> Tensor:
 
     Division by the temperature would amplify rounding errors of half precision.
     """
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype)
 
 
 def sharpened(logits: Tensor, temperature: float) -> Tensor:
@@ -117,5 +123,7 @@ def sharpened(logits: Tensor, temperature: float) -> Tensor:
 
 def mutual_consistency(p: Sequence[Tensor], sharp: Sequence[Tensor]) -> Tensor:
     """Return the squared error of p_i and sharp_j, summed over ordered pairs (i, j) of decoders."""
-    pairs = permutations(range(len(p)), 2)
-    return torch.stack([squared_error(p[i], sharp[j]) for i, j in pairs]).sum()
+    errors = []
+    for i, j in permutations(range(len(p)), 2):
+        errors.append(squared_error(p[i], sharp[j]))
+    return torch.stack(errors).sum()

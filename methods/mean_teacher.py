@@ -67,8 +67,10 @@ class MeanTeacher(StudentTeacher):
         )
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        logits = self.student(torch.cat([batch.x, batch.u]))  # (L + U, K, *S)
+        images = torch.cat([batch.x, batch.u])
+        logits = self.student(images)  # (L + U, K, *S)
         labeled, unlabeled = logits.split([len(batch.x), len(batch.u)])
+        prediction = unlabeled.softmax(1)  # (U, K, *S)
 
         noisy = batch.u + clipped_noise(batch.u, self.p.noise)
         target = self.teacher(noisy).softmax(1)  # (U, K, *S)
@@ -76,5 +78,5 @@ class MeanTeacher(StudentTeacher):
         weight = self.p.weight * t.ramp(self.p.stairs)
         return {
             "supervised": dice_ce(labeled, batch.y, background=self.p.dice == "all"),
-            "consistency": weight * squared_error(unlabeled.softmax(1), target),
+            "consistency": weight * squared_error(prediction, target),
         }

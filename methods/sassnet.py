@@ -86,27 +86,37 @@ class SASSNet(TwoHeads):
 
     def build(self, network: Callable[..., Backbone]) -> None:
         super().build(network)
-        self.critic = Critic(self.classes - 1, self.setting.channels, self.setting.dims)
+        foreground = self.classes - 1
+        self.critic = Critic(foreground, self.setting.channels, self.setting.dims)
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
-        adam = Optim(name="adam", lr=1e-4, betas=(0.9, 0.99), weight_decay=0)
-        return adam if player == "critic" else default
+        if player == "critic":
+            return Optim(name="adam", lr=1e-4, betas=(0.9, 0.99), weight_decay=0)
+        return default
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        distance, p = self.answer(torch.cat([batch.x, batch.u]))  # each (L + U, K-1, *S)
-        count = len(batch.x)
+        images = torch.cat([batch.x, batch.u])
+        distance, p = self.answer(images)  # each (L + U, K-1, *S)
         mask = one_hot(batch.y, self.classes)[:, 1:]  # (L, K-1, *S)
         target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
+        count = len(batch.x)
+        distance_error = squared_error(distance[:count], target)
 
-        # The critic, with fixed weights, should classify maps of unlabeled images as labeled.
-        weights = {name: w.detach() for name, w in self.critic.named_parameters()}
-        inputs = (distance[count:], batch.u)
-        verdict = torch.func.functional_call(self.critic.eval(), weights, inputs)  # (U, 2)
+        # The network should make the critic classify its maps of unlabeled images as labeled.
+        verdict = self.fixed_verdict(distance[count:], batch.u)  # (U, 2)
+        adversarial = verdict_loss(verdict, labeled=len(verdict))
+        weight = self.p.weight * t.ramp(40)
         return {
             "dice": soft_dice(p[:count], mask, keep=(1,)),
-            "distance": self.p.distance_weight * squared_error(distance[:count], target),
-            "adversarial": self.p.weight * t.ramp(40) * verdict_loss(verdict, len(batch.u)),
+            "distance": self.p.distance_weight * distance_error,
+            "adversarial": weight * adversarial,
         }
+
+    def fixed_verdict(self, distance: Tensor, image: Tensor) -> Tensor:
+        """Return the critic's logits (N, 2) in eval mode; its weights get no gradient."""
+        weights = {name: weight.detach() for name, weight in self.critic.named_parameters()}
+        self.critic.eval()
+        return torch.func.functional_call(self.critic, weights, (distance, image))
 
     def loss_critic(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         """Return the critic's loss on maps that the updated network predicts."""
@@ -114,7 +124,8 @@ class SASSNet(TwoHeads):
         self.network.eval()
         with torch.no_grad():
             distance, _ = self.answer(image)
-        return {"critic": verdict_loss(self.critic(distance, image), len(batch.x))}
+        verdict = self.critic(distance, image)  # (L + U, 2)
+        return {"critic": verdict_loss(verdict, labeled=len(batch.x))}
 
 
 def verdict_loss(verdict: Tensor, labeled: int) -> Tensor:
@@ -122,8 +133,9 @@ def verdict_loss(verdict: Tensor, labeled: int) -> Tensor:
 
     The target of the first ``labeled`` items is "labeled", that of the others "unlabeled".
     """
-    is_labeled = torch.arange(len(verdict), device=verdict.device) < labeled
-    return cross_entropy(verdict, is_labeled.long())
+    number = torch.arange(len(verdict), device=verdict.device)
+    target = (number < labeled).long()
+    return cross_entropy(verdict, target)
 
 
 class Critic(nn.Module):
@@ -144,20 +156,27 @@ class Critic(nn.Module):
         self.conv2 = conv(64, 128)
         self.conv3 = conv(128, 256)
         self.conv4 = conv(256, 512)
-        self.dropout = nn.Dropout3d(0.5) if dims == 3 else nn.Dropout2d(0.5)  # drops whole channels
+        # Drops whole channels.
+        self.dropout = nn.Dropout3d(0.5) if dims == 3 else nn.Dropout2d(0.5)
         self.classifier = nn.Linear(512, 2)
 
     def forward(self, distance: Tensor, image: Tensor) -> Tensor:
         """Return logits (N, 2) for ``distance`` (N, K-1, *S) and ``image`` (N, C, *S)."""
-        x = self.conv0(self.padded(distance)) + self.conv1(self.padded(image))
+        distance = self.padded(distance)
+        image = self.padded(image)
+        x = self.conv0(distance) + self.conv1(image)
         for conv in (self.conv2, self.conv3, self.conv4):
-            x = conv(self.dropout(F.leaky_relu(x, 0.2)))
-        pooled = F.leaky_relu(x, 0.2).flatten(2).mean(2)  # (N, 512)
+            x = F.leaky_relu(x, 0.2)
+            x = self.dropout(x)
+            x = conv(x)
+        x = F.leaky_relu(x, 0.2)
+        pooled = x.flatten(2).mean(2)  # (N, 512)
         return self.classifier(pooled)
 
     def padded(self, x: Tensor) -> Tensor:
         """Pad ``x`` with zeros at the end of each axis that is shorter than ``SMALLEST``."""
         sides: list[int] = []
         for edge in reversed(x.shape[2:]):
-            sides += [0, max(self.SMALLEST - edge, 0)]
+            missing = max(self.SMALLEST - edge, 0)
+            sides += [0, missing]
         return F.pad(x, sides)

@@ -70,8 +70,17 @@ WIDTH = 32  # channels of the projected features
 def head(inputs: int, outputs: int, activation: nn.Module) -> nn.Sequential:
     """Return two linear layers that map rows (M, inputs), one per voxel, to (M, outputs)."""
     return nn.Sequential(
-        nn.Linear(inputs, WIDTH), nn.BatchNorm1d(WIDTH), activation, nn.Linear(WIDTH, outputs)
+        nn.Linear(inputs, WIDTH),
+        nn.BatchNorm1d(WIDTH),
+        activation,
+        nn.Linear(WIDTH, outputs),
     )
+
+
+def selectors(classes: int) -> nn.ModuleList:
+    """Return one feature selector per class, which maps rows (M, 32) to scores (M, 1)."""
+    heads = [head(WIDTH, 1, nn.LeakyReLU(0.2)) for _ in range(classes)]
+    return nn.ModuleList(heads)
 
 
 @method("ss_net", paper="Wu et al., MICCAI 2022")
@@ -111,29 +120,32 @@ class SSNet(Method):
         self.network = network()
         self.projection = head(self.network.width, WIDTH, nn.ReLU())
         self.prediction = head(WIDTH, WIDTH, nn.ReLU())
-        self.selectors = nn.ModuleList(
-            head(WIDTH, 1, nn.LeakyReLU(0.2)) for _ in range(self.classes)
-        )
-        self.memory_selectors = nn.ModuleList(
-            head(WIDTH, 1, nn.LeakyReLU(0.2)) for _ in range(self.classes)
-        )
-        self.register_buffer("bank", torch.zeros(self.classes, self.p.prototypes, WIDTH))
-        self.register_buffer("filled", torch.zeros(self.classes, dtype=torch.int64))
+        self.selectors = selectors(self.classes)
+        self.memory_selectors = selectors(self.classes)
+        bank = torch.zeros(self.classes, self.p.prototypes, WIDTH)
+        filled = torch.zeros(self.classes, dtype=torch.int64)
+        self.register_buffer("bank", bank)
+        self.register_buffer("filled", filled)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         image = torch.cat([batch.x, batch.u])
-        count = len(batch.x)
         pyramid = self.network.encode(image)
         features = self.network.decode(pyramid)[0]  # (L + U, F, *S), after dropout
         logits = self.network.head(features)  # (L + U, K, *S)
+        guess = logits.argmax(1)  # (L + U, *S)
         with torch.autocast(image.device.type, enabled=False):
-            separation = self.separation(wide(features), logits.argmax(1), batch.y)
-        stair = (t.step + 1) * 40 // (self.p.ramp_share * t.total)
+            separation = self.separation(wide(features), guess, batch.y)
+
+        labeled = wide(logits[: len(batch.x)])
+        overlap = dice(labeled.softmax(1), batch.y, squared=False, smooth=1e-8)
+        smoothness = self.smoothness(image)
+        ramp_steps = self.p.ramp_share * t.total
+        stair = (t.step + 1) * 40 // ramp_steps
         weight = self.p.weight * sigmoid_ramp(stair, 40)
         return {
-            "dice": dice(wide(logits[:count]).softmax(1), batch.y, squared=False, smooth=1e-8),
+            "dice": overlap,
             "separation": weight * self.p.separation_weight * separation,
-            "smoothness": weight * self.smoothness(image),
+            "smoothness": weight * smoothness,
         }
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
@@ -149,40 +161,53 @@ class SSNet(Method):
         """
         rows = features.movedim(1, -1)  # (L + U, *S, F)
         count = len(y)
-        self.remember(rows[:count], guess[:count], y)
-        labeled = self.attraction(rows[:count].flatten(0, -2), y.flatten())
-        unlabeled = self.attraction(rows[count:].flatten(0, -2), guess[count:].flatten())
-        return labeled + unlabeled
+        labeled = rows[:count]
+        unlabeled = rows[count:]
+        pseudo_labels = guess[count:]
+
+        self.remember(labeled, guess[:count], y)
+        of_labeled = self.attraction(labeled.flatten(0, -2), y.flatten())
+        of_unlabeled = self.attraction(unlabeled.flatten(0, -2), pseudo_labels.flatten())
+        return of_labeled + of_unlabeled
 
     @torch.no_grad()
     def remember(self, rows: Tensor, guess: Tensor, y: Tensor) -> None:
         """Replace the prototypes of each foreground class that has correctly segmented voxels."""
         for c in range(1, self.classes):
-            correct = rows[(guess == c) & (y == c)]
-            if len(correct):
-                self.projection.eval()
-                projected = self.projection(correct)
-                self.projection.train(self.training)
-                if len(projected) > self.p.prototypes:
-                    lowest = self.score(c, projected).argsort(stable=True)[: self.p.prototypes]
-                    projected = projected[lowest]
-                self.bank[c, : len(projected)] = projected
-                self.filled[c] = len(projected)
+            is_correct = (guess == c) & (y == c)
+            correct = rows[is_correct]  # (M, F)
+            if len(correct) == 0:
+                continue
+            self.projection.eval()
+            projected = self.projection(correct)  # (M, 32)
+            self.projection.train(self.training)
+            if len(projected) > self.p.prototypes:
+                order = self.score(c, projected).argsort(stable=True)
+                lowest = order[: self.p.prototypes]
+                projected = projected[lowest]
+            count = len(projected)
+            self.bank[c, :count] = projected
+            self.filled[c] = count
 
     def attraction(self, rows: Tensor, labels: Tensor) -> Tensor:
         """Return the distance of ``rows`` (M, F) to their class's prototypes, averaged over K."""
-        predicted = self.prediction(self.projection(rows))  # (M, 32)
+        projected = self.projection(rows)  # (M, 32)
+        predicted = self.prediction(projected)  # (M, 32)
         total = predicted.new_zeros(())
         for c in range(1, self.classes):
             mine = predicted[labels == c]
-            prototypes = self.bank[c, : self.filled[c]]
-            if len(mine) >= 2 and len(prototypes) >= 2:
-                total = total + distance(mine, prototypes, self.score(c, mine.detach()))
+            count = self.filled[c]
+            prototypes = self.bank[c, :count]
+            if len(mine) < 2 or len(prototypes) < 2:
+                continue
+            score = self.score(c, mine.detach())
+            total = total + distance(mine, prototypes, score)
         return total / self.classes
 
     def score(self, c: int, rows: Tensor) -> Tensor:
         """Return scores (M,) in (0, 1) of rows (M, 32) by the feature selector of class ``c``."""
-        return self.selectors[c](rows).sigmoid().squeeze(1)
+        selector = self.selectors[c]
+        return selector(rows).sigmoid().squeeze(1)
 
     # -- smoothness ----------------------------------------------------------------------------
 
@@ -192,10 +217,13 @@ class SSNet(Method):
         The passes have different dropout masks.
         """
         with torch.no_grad():
-            p = wide(self.network(image)).softmax(1)  # updates the running statistics again
+            logits = self.network(image)  # updates the running statistics again
+        p = wide(logits).softmax(1)
         with statistics_held(self.network):
-            d = worst_direction(self.network, image, p, torch.rand_like(image) - 0.5, self.p.probe)
-            return overlap_loss(self.network(image + self.p.magnitude * d), p)
+            start = torch.rand_like(image) - 0.5
+            d = worst_direction(self.network, image, p, start, self.p.probe)
+            perturbed = image + self.p.magnitude * d
+            return overlap_loss(self.network(perturbed), p)
 
 
 def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
@@ -204,8 +232,11 @@ def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
     ``features`` is (M, 32), and a = M score / sum(score). The mean over j is computed first, so
     no matrix (M, prototypes) is needed.
     """
-    mean = F.normalize(prototypes, dim=1).mean(0)
-    return (score * (1 - F.normalize(features, dim=1) @ mean)).sum() / score.sum()
+    features = F.normalize(features, dim=1)
+    prototypes = F.normalize(prototypes, dim=1)
+    cosine = features @ prototypes.mean(0)  # (M,)
+    weighted = score * (1 - cosine)
+    return weighted.sum() / score.sum()
 
 
 def worst_direction(
@@ -217,16 +248,20 @@ def worst_direction(
     gradient. The loss is scaled by the number of voxels, because float16 would round its gradient
     to 0.
     """
-    d, voxels = unit(start).requires_grad_(), p[:, 0].numel()
-    change = overlap_loss(network(image + probe * d), p)
+    d = unit(start).requires_grad_()
+    perturbed = image + probe * d
+    change = overlap_loss(network(perturbed), p)
+    voxels = p[:, 0].numel()
     (gradient,) = torch.autograd.grad(change * voxels, d)
     return unit(gradient / voxels)
 
 
 def unit(d: Tensor) -> Tensor:
     """Return each item of (N, C, *S) divided by its Euclidean norm."""
-    norm = torch.linalg.vector_norm(wide(d), dim=tuple(range(1, d.ndim)), keepdim=True)
-    return wide(d) / (norm + 1e-8)
+    d = wide(d)
+    axes = tuple(range(1, d.ndim))
+    norm = torch.linalg.vector_norm(d, dim=axes, keepdim=True)
+    return d / (norm + 1e-8)
 
 
 def overlap_loss(logits: Tensor, q: Tensor) -> Tensor:
@@ -234,7 +269,8 @@ def overlap_loss(logits: Tensor, q: Tensor) -> Tensor:
 
     It equals 1 minus the mean over voxels of sum_c p_c q_c.
     """
-    return soft_dice(wide(logits).softmax(1), q, squared=False, smooth=1e-8)
+    p = wide(logits).softmax(1)
+    return soft_dice(p, q, squared=False, smooth=1e-8)
 
 
 @contextmanager
@@ -252,4 +288,5 @@ def statistics_held(network: nn.Module) -> Iterator[None]:
 
 def wide(x: Tensor) -> Tensor:
     """Return ``x`` in float32 or higher precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.to(dtype)

@@ -41,9 +41,9 @@ class Supervised(Method):
         return (Phase(unlabeled=0),)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        return {
-            "supervised": dice_ce(self.network(batch.x), batch.y, background=self.p.dice == "all")
-        }
+        logits = self.network(batch.x)
+        background = self.p.dice == "all"
+        return {"supervised": dice_ce(logits, batch.y, background=background)}
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)

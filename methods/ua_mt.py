@@ -69,14 +69,19 @@ class UAMT(StudentTeacher):
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
         logits = self.student(images)  # (L + U, K, *S)
+        labeled = logits[: len(batch.x)]
 
         first = len(batch.x) if self.p.images == "unlabeled" else 0
-        target = self.noisy_prediction(images[first:])  # (N, K, *S)
-        certain = self.uncertainty(images[first:]) < self.threshold(t)  # (N, *S)
-        gap = (logits[first:].float().softmax(1) - target).square().mean(1)  # (N, *S)
+        compared = images[first:]  # (N, C, *S)
+        prediction = logits[first:].float().softmax(1)  # (N, K, *S)
+        target = self.noisy_prediction(compared)  # (N, K, *S)
+        uncertainty = self.uncertainty(compared)  # (N, *S)
+        certain = uncertainty < self.threshold(t)
+        gap = (prediction - target).square().mean(1)  # (N, *S)
+        weight = self.p.weight * t.ramp(40)
         return {
-            "supervised": dice_ce(logits[: len(batch.x)], batch.y),
-            "consistency": self.p.weight * t.ramp(40) * masked_mean(gap, certain),
+            "supervised": dice_ce(labeled, batch.y),
+            "consistency": weight * masked_mean(gap, certain),
         }
 
     def noisy_prediction(self, images: Tensor) -> Tensor:
@@ -86,16 +91,20 @@ class UAMT(StudentTeacher):
 
     def uncertainty(self, images: Tensor) -> Tensor:
         """Return the entropy (N, *S), in nats, of the mean of several noisy predictions."""
+        count = len(images)
         total = torch.zeros((), device=images.device)
-        for left in range(self.p.passes, 0, -2):
-            copies = min(left, 2)
-            p = self.noisy_prediction(torch.cat([images] * copies))  # (2 N, K, *S)
-            total = total + p.unflatten(0, (copies, len(images))).sum(0)
-        return entropy(total / self.p.passes)
+        for remaining in range(self.p.passes, 0, -2):
+            copies = min(remaining, 2)  # one pass of the teacher makes two predictions
+            repeated = torch.cat([images] * copies)
+            p = self.noisy_prediction(repeated)  # (copies N, K, *S)
+            total = total + p.unflatten(0, (copies, count)).sum(0)
+        mean = total / self.p.passes  # (N, K, *S)
+        return entropy(mean)
 
     def threshold(self, t: Clock) -> float:
         """Return the uncertainty below which a voxel is used.
 
         It rises from 3/4 of the largest possible uncertainty, ln K, to all of it.
         """
-        return (0.75 + 0.25 * t.smooth_ramp()) * log(self.classes)
+        largest = log(self.classes)
+        return (0.75 + 0.25 * t.smooth_ramp()) * largest

@@ -72,18 +72,21 @@ class URPC(Method):
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
         scales = self.network(images)  # logits (L + U, K, *S) per scale, fine to coarse
-        labeled = [z[: len(batch.x)] for z in scales]
-        unlabeled = [z[len(batch.x) :] for z in scales]
+        count = len(batch.x)
+        labeled = [logits[:count] for logits in scales]
+        unlabeled = [logits[count:] for logits in scales]
 
-        supervised = torch.stack([dice_ce(z, batch.y, background=True) for z in labeled])
+        supervised = [dice_ce(logits, batch.y, background=True) for logits in labeled]
+        consistency = pyramid_consistency(unlabeled)
         weight = self.p.weight * t.ramp(self.p.stairs)
         return {
-            "supervised": supervised.mean(),
-            "consistency": weight * pyramid_consistency(unlabeled).mean(),
+            "supervised": torch.stack(supervised).mean(),
+            "consistency": weight * consistency.mean(),
         }
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
-        return self.network(image)[0].softmax(1)
+        finest = self.network(image)[0]
+        return finest.softmax(1)
 
 
 def divergences(log_p: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,9 +95,11 @@ def divergences(log_p: Tensor) -> tuple[Tensor, Tensor]:
     ``log_p`` (scales, N, K, *S) holds the logarithms of the predictions.
     D = KL(mean | scale) = sum_c mean_c (ln mean_c - ln p_c).
     """
-    log_mean = log_p.logsumexp(0) - log(len(log_p))
+    scales = len(log_p)
+    log_mean = log_p.logsumexp(0) - log(scales)
     mean = log_mean.exp()
-    return mean, (mean * (log_mean - log_p)).sum(2)
+    divergence = mean * (log_mean - log_p)  # (scales, N, K, *S)
+    return mean, divergence.sum(2)
 
 
 def pyramid_consistency(scales: Sequence[Tensor]) -> Tensor:
@@ -104,7 +109,15 @@ def pyramid_consistency(scales: Sequence[Tensor]) -> Tensor:
     """
     log_p = torch.stack([z.float().log_softmax(1) for z in scales])  # (scales, N, K, *S)
     mean, divergence = divergences(log_p)
-    gap = (mean - log_p.exp()).square().mean(2)  # (scales, N, *S)
-    certainty = (-divergence).exp()
-    rectified = (certainty * gap).flatten(1).mean(1) / (certainty.flatten(1).mean(1) + 1e-8)
-    return rectified + divergence.flatten(1).mean(1)
+    p = log_p.exp()
+    gap = (mean - p).square().mean(2)  # (scales, N, *S)
+    certainty = (-divergence).exp()  # (scales, N, *S)
+    weighted_gap = mean_of_scale(certainty * gap)
+    mean_certainty = mean_of_scale(certainty)
+    rectified = weighted_gap / (mean_certainty + 1e-8)
+    return rectified + mean_of_scale(divergence)
+
+
+def mean_of_scale(values: Tensor) -> Tensor:
+    """Return the mean (scales,) over the items and voxels of (scales, N, *S)."""
+    return values.flatten(1).mean(1)
