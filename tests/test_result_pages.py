@@ -40,7 +40,7 @@ def test_only_complete_replicates_are_used(tables, tmp_path):
             "draw": draw,
             "unlabeled": unlabeled,
             "cost": {"cpu_seconds": 5.0},
-            "cases": {"dice": dice},
+            "cases": {"case": ["one", "two"], "dice": dice},
         }
 
     runs = []
@@ -49,8 +49,43 @@ def test_only_complete_replicates_are_used(tables, tmp_path):
         runs.append(run("supervised", draw, [0.8, 0.9], labeled=6))
     runs += [run("bcp", draw, [0.7, 0.8]) for draw in (0, 1)]
     file = tmp_path / "study.json"
-    file.write_text(json.dumps({"command": "c", "commit": "d", "runs": runs}))
-    study = tables.load_study(file, "title", ["a"])
+    file.write_text(json.dumps({"command": "c", "commit": "d", "note": "", "runs": runs}))
+    study = tables.load_study(file, tables.Part("title", ("a",)))
     assert study.draws == 2
     assert study.methods["bcp"].values.mean() == pytest.approx(75.0)
     assert tables.gap_closed(study, "bcp") == f"{100 * (75 - 55.25) / (85 - 55.25):.0f} %"
+
+
+def test_cases_are_averaged_over_classes_and_patients(tables):
+    names = ["p1_f1", "p1_f1", "p1_f2", "p1_f2", "p2_f1", "p2_f1"]
+    run = {"cases": {"case": names, "dice": [0.1, 0.3, 0.5, 0.7, 0.2, 0.4]}}
+    assert tables.case_scores(run) == pytest.approx([20, 60, 30])
+    assert tables.case_scores(run, by_patient=True) == pytest.approx([40, 30])
+
+
+def test_a_joint_training_is_compared_with_training_on_one_data_set(tables, tmp_path):
+    import json
+
+    def run(datasets, draw, dice):
+        owners = [name for name in datasets for _ in range(2)]
+        return {
+            "method": "versemi",
+            "datasets": datasets,
+            "labeled": dict.fromkeys(datasets, 2),
+            "train": dict.fromkeys(datasets, 6),
+            "draw": draw,
+            "cases": {"dataset": owners if len(datasets) > 1 else datasets[0], "dice": dice},
+        }
+
+    runs = []
+    for draw in (0, 1, 2):
+        low = 0.5 + draw / 100
+        supervised = run(["a"], draw, [low, low])
+        runs.append(supervised | {"method": "supervised"})
+        runs.append(run(["a"], draw, [low, low + 0.1]))
+        runs.append(run(["a", "b"], draw, [low - 0.2, low - 0.1, 0.9, 0.9]))
+    file = tmp_path / "joint.json"
+    file.write_text(json.dumps({"command": "c", "commit": "d", "note": "", "runs": runs}))
+    text = tables.joint_text(file)
+    assert "| 4 each | versemi | a | 56.0 ± 1.0 |" in text
+    assert "| 4 each | versemi | a + b | 36.0 ± 1.0 (-20.0 [" in text

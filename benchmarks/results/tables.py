@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,22 @@ HERE = Path(__file__).resolve().parent
 PAGES = HERE.parents[1] / "docs" / "results"
 SUPERVISED = "supervised"
 ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The runs of a suite that make one table."""
+
+    title: str
+    datasets: tuple[str, ...]
+    labeled: int | None = None  # only runs with this many labeled cases, and the oracle
+    by_patient: bool = False  # a case's name begins with its patient, as ``patient001_frame01``
+
+    def has_labels(self, run: dict[str, Any]) -> bool:
+        """Whether a run belongs to this part by its number of labeled cases."""
+        if self.labeled is None or has_all_labels(run):
+            return True
+        return all(count == self.labeled for count in run["labeled"].values())
 
 
 @dataclass
@@ -57,38 +74,60 @@ class Study:
         )
 
 
-def load_study(file: Path, title: str, datasets: Sequence[str]) -> Study:
-    """Read the runs of a suite over data sets with equally many test cases and one class.
+def load_study(source: Path, part: Part) -> Study:
+    """Read the runs of one part of a suite, whose data sets have equally many test cases.
 
     Only replicates that all rows have are used, so that all rows are compared with the same labeled
     cases.
     """
-    content = json.loads(file.read_text())
+    content = json.loads(source.read_text())
     dice: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
     seconds: dict[str, list[float]] = {}
     for run in content["runs"]:
-        (dataset,) = run["datasets"]
-        if dataset not in datasets:
+        dataset = "+".join(run["datasets"])
+        if dataset not in part.datasets or not part.has_labels(run):
             continue
-        all_labeled = run["labeled"][dataset] == run["train"][dataset]
-        name = ORACLE if all_labeled else run["method"]
+        name = ORACLE if has_all_labels(run) else run["method"]
         row = dice.setdefault((name, run["unlabeled"]), {})
-        row[run["draw"], dataset] = [100 * value for value in run["cases"]["dice"]]
+        row[run["draw"], dataset] = case_scores(run, part.by_patient)
         seconds.setdefault(name, []).append(run["cost"]["cpu_seconds"])
-    shared = set.intersection(*(complete_draws(row, datasets) for row in dice.values()))
+    shared = set.intersection(*(complete_draws(row, part.datasets) for row in dice.values()))
     draws = tuple(sorted(shared))
     study = Study(
-        title, content["command"], content["commit"], list(datasets), content.get("note", "")
+        part.title, content["command"], content["commit"], list(part.datasets), content["note"]
     )
     for (name, unlabeled), row in dice.items():
-        values = np.array(
-            [np.concatenate([row[draw, dataset] for dataset in datasets]) for draw in draws]
-        )
+        values = np.array([joined(row, draw, part.datasets) for draw in draws])
         target = study.methods if unlabeled == "all" else study.without_unlabeled
         target[name] = Scores(name, values, draws)
-        study.cases_per_dataset = values.shape[1] // len(datasets)
+        study.cases_per_dataset = values.shape[1] // len(part.datasets)
     study.seconds = {name: float(np.mean(values)) for name, values in seconds.items()}
     return study
+
+
+def has_all_labels(run: dict[str, Any]) -> bool:
+    """Whether a run was trained with the labels of all training cases."""
+    return all(run["labeled"][name] == run["train"][name] for name in run["datasets"])
+
+
+def case_scores(run: dict[str, Any], by_patient: bool = False) -> list[float]:
+    """Return the Dice of each test case, or patient, in percent: the mean over its classes."""
+    cases = run["cases"]
+    values: dict[str, list[float]] = {}
+    for case, dice in zip(cases["case"], cases["dice"], strict=True):
+        key = case.partition("_")[0] if by_patient else case
+        values.setdefault(key, []).append(100 * dice)
+    return [float(np.mean(of_case)) for of_case in values.values()]
+
+
+def joined(
+    row: dict[tuple[int, str], list[float]], draw: int, datasets: Sequence[str]
+) -> list[float]:
+    """Return the scores of one replicate over the cases of all data sets."""
+    scores: list[float] = []
+    for dataset in datasets:
+        scores += row[draw, dataset]
+    return scores
 
 
 def complete_draws(row: dict[tuple[int, str], list[float]], datasets: Sequence[str]) -> set[int]:
@@ -201,48 +240,147 @@ def power_table(study: Study) -> list[str]:
     return lines
 
 
-def page(study: Study, text: Sequence[str] = ()) -> str:
-    """Return a page of ``docs/results``."""
-    supervised = study.methods[SUPERVISED]
-    interval = estimate(supervised)
-    seconds = study.seconds
+LEGEND = (
+    "*gap closed*: (method − supervised) / (oracle − supervised). *Unlabeled images give*: the "
+    "method minus the same method whose unlabeled stream shows the labeled images. The oracle is "
+    "supervised training with all labels. Dice in percent with its standard deviation over "
+    "replicates (another draw of labeled cases and another seed each); differences are paired by "
+    "replicate and case, with 95 % intervals."
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of ``docs/results``: a title and one table for each part of a stored suite."""
+
+    title: str
+    parts: tuple[Part, ...]
+    power: bool = False  # also show how many replicates decide a difference of 2 Dice
+
+
+def page_text(source: Path, page: Page) -> str:
+    """Return the text of a page."""
+    studies = [load_study(source, part) for part in page.parts]
+    first = studies[0]
     lines = [
-        f"# {study.title}",
+        f"# {page.title}",
         "",
         "Written by `benchmarks/results/tables.py`; do not edit.",
         "",
-        f"`{study.command}` at commit `{study.commit[:10]}`: {study.draws} replicates (another draw of labeled cases and another "
-        f"seed each), {len(study.datasets)} data sets, {study.cases_per_dataset} test cases each. Dice in percent with its "
-        "standard deviation over replicates; differences are paired by replicate and case, with 95 % intervals.",
+        f"`{first.command}` at commit `{first.commit[:10]}`.",
         "",
-        study.note,
+        first.note,
         "",
-        *main_table(study),
+        LEGEND,
         "",
-        "*gap closed*: (method − supervised) / (oracle − supervised). *Unlabeled images give*: the method minus the same method "
-        "whose unlabeled stream shows the labeled images. The oracle is supervised training with all labels. "
-        f"Supervised: 95 % interval {interval.low:.1f} to {interval.high:.1f}.",
-        "",
-        "CPU seconds of a training: "
-        + ", ".join(
-            f"{name} {seconds[name]:.0f}" for name in sorted(seconds, key=seconds.__getitem__)
-        )
-        + ".",
-        "",
-        "## How many replicates decide a difference of 2 Dice",
-        "",
-        *power_table(study),
-        "",
-        *text,
     ]
+    for study in studies:
+        lines += part_text(study, heading=len(studies) > 1)
+    if page.power:
+        lines += ["## How many replicates decide a difference of 2 Dice", ""]
+        lines += power_table(first)
     return "\n".join(lines).rstrip() + "\n"
 
 
-STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "quick": ("Quick suite: phantom slices of two looks", ("phantom2d_a", "phantom2d_b")),
-    "fresh": (
+def part_text(study: Study, heading: bool) -> list[str]:
+    """Return the lines of one table with its numbers of replicates and cases."""
+    interval = estimate(study.methods[SUPERVISED])
+    seconds = study.seconds
+    costs = [f"{name} {seconds[name]:.0f}" for name in sorted(seconds, key=seconds.__getitem__)]
+    lines = [f"## {study.title}", ""] if heading else []
+    count = f"{study.draws} replicates, {study.cases_per_dataset} test cases"
+    if len(study.datasets) > 1:
+        count += f" in each of {len(study.datasets)} data sets"
+    return [
+        *lines,
+        f"{count}. Supervised: 95 % interval {interval.low:.1f} to {interval.high:.1f}.",
+        "",
+        *main_table(study),
+        "",
+        f"CPU seconds of a training: {', '.join(costs)}.",
+        "",
+    ]
+
+
+def joint_rows(source: Path) -> dict[tuple[str, str, bool], dict[str, Scores]]:
+    """Return the scores by (method, data sets of the training, all labels?) and test data set."""
+    found: dict[tuple[str, str, bool], dict[str, dict[int, list[float]]]] = {}
+    for run in json.loads(source.read_text())["runs"]:
+        key = (run["method"], " + ".join(run["datasets"]), has_all_labels(run))
+        cases = run["cases"]
+        owners = cases["dataset"]
+        if isinstance(owners, str):
+            owners = [owners] * len(cases["dice"])
+        for dataset, dice in zip(owners, cases["dice"], strict=True):
+            draws = found.setdefault(key, {}).setdefault(dataset, {})
+            draws.setdefault(run["draw"], []).append(100 * dice)
+    return {
+        key: {dataset: scores_by_draw(dataset, draws) for dataset, draws in by_dataset.items()}
+        for key, by_dataset in found.items()
+    }
+
+
+def scores_by_draw(name: str, draws: dict[int, list[float]]) -> Scores:
+    """Return the scores of runs with different labeled draws."""
+    order = tuple(sorted(draws))
+    return Scores(name, np.array([draws[draw] for draw in order]), order)
+
+
+def joint_text(source: Path) -> str:
+    """Return the page of the joint suite."""
+    content = json.loads(source.read_text())
+    rows = joint_rows(source)
+    targets = [datasets for method, datasets, _ in rows if method == SUPERVISED]
+    targets = list(dict.fromkeys(targets))
+    lines = [
+        "# VerSemi on several data sets and on each alone",
+        "",
+        "Written by `benchmarks/results/tables.py`; do not edit.",
+        "",
+        f"`{content['command']}` at commit `{content['commit'][:10]}`. {content['note']}",
+        "",
+        "Dice in percent with its standard deviation over replicates. In brackets for training on "
+        "two data sets: the difference to VerSemi on the one data set with the same labels, with "
+        "its 95 % interval.",
+        "",
+        "| labels | method | trained on | " + " | ".join(targets) + " |",
+        "|---|---|---" + "|---:" * len(targets) + "|",
+    ]
+    for (method, datasets, all_labels), by_target in rows.items():
+        cells = ["all" if all_labels else "4 each", method, datasets]
+        for target in targets:
+            alone = rows.get((method, target, all_labels), {}).get(target)
+            cells.append(joint_cell(by_target.get(target), alone))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def joint_cell(scores: Scores | None, alone: Scores | None) -> str:
+    """Return the text of a cell: the mean, and the difference to training on one data set."""
+    if scores is None:
+        return ""
+    if alone is None or alone is scores:
+        return shown(scores)
+    return f"{shown(scores)} ({signed(compare(scores, alone))})"
+
+
+LOOKS = ("phantom2d_a", "phantom2d_b")
+SUITES = {
+    "quick": Page(
+        "Quick suite: phantom slices of two looks", (Part("Two looks", LOOKS),), power=True
+    ),
+    "fresh": Page(
         "The quick suite on other images, once",
-        ("phantom2d_fresh_a", "phantom2d_fresh_b"),
+        (Part("Two looks", ("phantom2d_fresh_a", "phantom2d_fresh_b")),),
+    ),
+    "hard": Page(
+        "Hard cases on phantom slices",
+        (
+            Part("Test images from another scanner", ("phantom2d_shift",)),
+            Part("Three classes of very different sizes", ("phantom2d_classes",)),
+            Part("Small targets", ("phantom2d_kidney_a",)),
+            Part("Two labeled images", ("phantom2d_a",), labeled=2),
+        ),
     ),
 }
 
@@ -250,10 +388,13 @@ STUDIES: dict[str, tuple[str, tuple[str, ...]]] = {
 def pages() -> dict[Path, str]:
     """Return the text of each generated page by its file."""
     written = {}
-    for name, (title, datasets) in STUDIES.items():
+    for name, page in SUITES.items():
         source = HERE / f"{name}.json"
         if source.exists():
-            written[PAGES / f"{name}.md"] = page(load_study(source, title, datasets))
+            written[PAGES / f"{name}.md"] = page_text(source, page)
+    joint = HERE / "joint.json"
+    if joint.exists():
+        written[PAGES / "joint.md"] = joint_text(joint)
     return written
 
 
