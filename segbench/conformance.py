@@ -31,7 +31,7 @@ from segbench.training.checkpoint import digest, pack
 from segbench.training.loop import Trainer
 from segbench.training.plan import Stage, stages
 from segbench.training.reporter import StepReport
-from segbench.training.step import StepSettings, TrainingStep
+from segbench.training.step import LossTerms, StepSettings, TrainingStep
 
 STEPS = 8
 SETTINGS = StepSettings(Optim(lr=0.01), seed=0)
@@ -115,7 +115,7 @@ class Update:
 
     stage: Stage
     player: str
-    terms: dict[str, float]
+    terms: tuple[str, ...]  # their names
     reached: frozenset[str]  # the player's parameters whose gradient is not zero
 
 
@@ -139,10 +139,10 @@ class Drill(TrainingStep):
                     continue
                 batch = self.trial.batch(stage.labeled, stage.unlabeled, step)
                 self.batches.append((batch, [value.clone() for value in vars(batch).values()]))
-                self(step, batch)
+                self(step, batch).report()  # which refuses a loss that is not finite
         return self
 
-    def update(self, player: str, batch: Batch, t: Clock, stage: Stage) -> dict[str, float]:
+    def update(self, player: str, batch: Batch, t: Clock, stage: Stage) -> list[LossTerms]:
         """Update a player and record its terms and gradients."""
         terms = super().update(player, batch, t, stage)
         own = {id(parameter) for parameter in self.method.trainable(player)}
@@ -152,7 +152,8 @@ class Drill(TrainingStep):
                 continue
             if parameter.grad.count_nonzero() > 0:
                 reached.add(name)
-        self.updates.append(Update(stage, player, terms, frozenset(reached)))
+        names = [name for one in terms for name in one.names]
+        self.updates.append(Update(stage, player, tuple(names), frozenset(reached)))
         return terms
 
     def finish(self, t: Clock) -> None:

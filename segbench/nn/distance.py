@@ -15,7 +15,7 @@ from segbench.nn.ops import one_hot
 __all__ = ["signed_distance", "squared_distance"]
 
 FAR = 1e4  # voxels; larger than any distance within a patch
-CHECK = 8  # number of offsets between two checks whether the search can stop
+CHECK = 8  # number of offsets between two checks whether the search can stop, on the CPU
 
 
 def squared_distance(mask: Tensor) -> Tensor:
@@ -26,11 +26,13 @@ def squared_distance(mask: Tensor) -> Tensor:
     """
     axes = range(1, mask.ndim)
     squared = _along_last_axis(mask).square()
+    # Asking whether the search can stop would make other devices wait; more offsets change nothing.
+    can_stop = mask.device.type == "cpu"
     # Minimize over the offset along each remaining axis in turn: min_j f(j) + (i - j)^2.
     for axis in axes[:-1]:
         extent, nearest = mask.shape[axis], squared.clone()
         for step in range(1, extent):
-            if step % CHECK == 1 and step**2 >= nearest.max():
+            if can_stop and step % CHECK == 1 and step**2 >= nearest.max():
                 break
             for here, there in ((0, step), (step, 0)):
                 target = nearest.narrow(axis, here, extent - step)

@@ -122,7 +122,7 @@ def context_mask(
         torch.randint(max(extent - edge, 1), (count,), generator=generator)
         for extent, edge in zip(size, edges, strict=True)
     ]
-    return outside_boxes(torch.stack(corners, 1).to(device), edges, size)
+    return outside_boxes(torch.stack(corners, 1).to(device, non_blocking=True), edges, size)
 
 
 def mix(mask: Tensor, outer: Tensor, inner: Tensor) -> Tensor:

@@ -1,10 +1,16 @@
-"""The training loop: steps, log, checkpoints, snapshots, and what to do when a signal arrives."""
+"""The training loop: steps, log, checkpoints, snapshots, and what to do when a signal arrives.
+
+On a GPU the loss terms of a step are read after the next step was queued, so that the device never
+waits for Python. They are always read before a checkpoint is written: no state after a loss that is
+not finite is stored.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -15,11 +21,11 @@ from segbench.data.sampling.loader import Step as BatchRequest
 from segbench.errors import Interrupted
 from segbench.training import checkpoint
 from segbench.training.cost import Cost
-from segbench.training.placement import memory_format
+from segbench.training.placement import memory_format, steps_read_late
 from segbench.training.plan import stage_of
 from segbench.training.reporter import StepReport
 from segbench.training.signals import StopRequest
-from segbench.training.step import TrainingStep
+from segbench.training.step import MadeStep, TrainingStep
 
 LOGGED_STEPS = 1000  # a long training logs about this many of its steps
 
@@ -35,6 +41,7 @@ class Trainer:
         folder: the run directory, with ``log.jsonl`` and the folders ``ckpt`` and ``snapshots``.
         header: stored with every checkpoint; a warning is given if it changed when resuming.
         snapshots: numbers of completed steps after which the weights are kept for a later choice.
+        late: number of steps by which loss terms are read late; None for what suits the device.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Trainer:
         folder: Path,
         header: dict[str, Any] | None = None,
         snapshots: frozenset[int] = frozenset(),
+        late: int | None = None,
     ) -> None:
         self.train_step = train_step
         self.method = train_step.method
@@ -57,6 +65,8 @@ class Trainer:
         self.seconds = 0.0  # spent in training, over all attempts
         self.cost = Cost(train_step.device)
         self.warnings: list[str] = []
+        self.late = steps_read_late(train_step.device) if late is None else late
+        self._unread: deque[MadeStep] = deque()  # steps whose loss terms were not read
 
     def fit(
         self,
@@ -80,20 +90,27 @@ class Trainer:
         with self._open_log() as log, StopRequest() as stop:
             for batch in batches(self._batch_plan()[self.completed :]):
                 # Train one step.
-                outcome = self._counted_step(batch)
-                self.completed = outcome.step
+                try:
+                    made = self._counted_step(batch)
+                except Exception:
+                    # A loss of an earlier step that is not finite explains the failure better.
+                    self._write_down(log, report)
+                    raise
+                self.completed = made.completed
                 self.seconds = seconds_before + time.monotonic() - started
 
-                # Write it down.
-                self._log_step(log, outcome)
+                # Write it down, or the step before it.
+                self._unread.append(made)
+                self._write_down(log, report, keep=self.late)
                 if self.completed in self.snapshots:
+                    self._write_down(log, report)
                     self._save_snapshot()
-                report(outcome)
 
                 # Save. All processes of a training stop after the same step.
                 stop_code = self.world.largest(stop.code or 0)
                 is_last = self.completed == self.total
                 if is_last or stop_code or cadence.due(self.completed, time.monotonic() - saved):
+                    self._write_down(log, report)
                     self._save(log)
                     saved = time.monotonic()
                 if stop_code:
@@ -108,7 +125,7 @@ class Trainer:
         header = self._checkpoint_header(self.log.stat().st_size)
         checkpoint.save(self.folder / "ckpt", self.completed, state, header, keep=1)
 
-    def _counted_step(self, batch: Batch) -> StepReport:
+    def _counted_step(self, batch: Batch) -> MadeStep:
         """Make the next step; the first one of each phase counts the networks' input volumes."""
         phase = stage_of(self.plan, self.completed).phase.name
         with self.cost.counted(self.method, phase):
@@ -122,6 +139,19 @@ class Trainer:
         return plan
 
     # -- the log: written by the first process alone ---------------------------------------------
+
+    def _write_down(
+        self, log: IO[bytes], report: Callable[[StepReport], None], keep: int = 0
+    ) -> None:
+        """Read, log and report the loss terms of all steps but the ``keep`` newest.
+
+        Raises:
+            TrainingError: a loss term is not finite.
+        """
+        while len(self._unread) > keep:
+            outcome = self._unread.popleft().report()
+            self._log_step(log, outcome)
+            report(outcome)
 
     def _open_log(self) -> IO[bytes]:
         file = self.log if self.world.rank == 0 else Path(os.devnull)

@@ -1,15 +1,15 @@
-"""Move a method to its device, in the memory format that is fastest there.
+"""Move a method to its device and its loss terms back, without waiting where that is possible.
 
-On the CPU, convolutions run faster when the channels of a voxel lie side by side
-in memory (``benchmarks/speed/step.py``). A layer that normalizes every item for itself needs the
-channels one after the other and is slower then, so networks with such layers stay as they are. The
-last digits depend on the format: runs record it.
+A network gets the memory format that is fastest on its device. On the CPU, convolutions run faster
+when the channels of a voxel lie side by side in memory (``benchmarks/speed/step.py``). A layer that
+normalizes every item for itself needs the channels one after the other and is slower then, so
+networks with such layers stay as they are. The last digits depend on the format: runs record it.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method
@@ -24,6 +24,30 @@ NORMALIZES_ITEMS = (
     nn.GroupNorm,
     nn.LayerNorm,
 )
+
+
+class HostCopy:
+    """A copy of a few numbers in main memory that is made while the device goes on working."""
+
+    def __init__(self, values: Tensor) -> None:
+        # Only CUDA has events that say when a copy has arrived.
+        is_cuda = values.device.type == "cuda"
+        self.values = values.to("cpu", non_blocking=is_cuda)
+        self.arrived = torch.cuda.Event() if is_cuda else None
+        if self.arrived is not None:
+            self.arrived.record()
+
+    def tolist(self) -> list[float]:
+        """Wait for the copy, not for work that was queued after it, and return the numbers."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers: list[float] = self.values.tolist()
+        return numbers
+
+
+def steps_read_late(device: torch.device) -> int:
+    """Return by how many steps the loss terms are read late, so that the device need not wait."""
+    return 1 if device.type == "cuda" else 0
 
 
 def to_device(method: Method, device: torch.device | str) -> Method:

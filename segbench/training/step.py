@@ -1,5 +1,8 @@
 """One training step: seed, batch, one update per player, the method's own bookkeeping.
 
+A step only queues work on its device. The values of its loss terms arrive in main memory later;
+``MadeStep.report`` waits for them.
+
 Everything random in a step is a function of (seed, step): the batch, and torch's generators, which
 are seeded at the start of the step. So a checkpoint needs no generator state, and evaluation,
 logging or a restart cannot change what follows.
@@ -9,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from segbench.contracts.method import Batch, Clock, Method, Optim
 from segbench.errors import TrainingError
 from segbench.training.distributed import World
-from segbench.training.placement import to_device
+from segbench.training.placement import HostCopy, to_device
 from segbench.training.plan import Stage, clock, stage_of
 from segbench.training.reporter import StepReport
 
@@ -41,6 +44,63 @@ class StepSettings:
     precision: str = "fp32"
     without: Collection[str] = ()  # names of loss terms to leave out
     world: World = field(default_factory=World)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The loss terms of one player in one step; their values may still be on the device."""
+
+    player: str
+    names: tuple[str, ...]
+    values: HostCopy
+
+    def read(self, method: str, step: int) -> dict[str, float]:
+        """Return the values by name.
+
+        Raises:
+            TrainingError: a value is not finite.
+        """
+        values = dict(zip(self.names, self.values.tolist(), strict=True))
+        if all(math.isfinite(value) for value in values.values()):
+            return values
+        raise TrainingError(
+            f"the loss of {method} is not finite",
+            where=f"step {step}, {self.player}",
+            found=", ".join(f"{name} = {value}" for name, value in values.items()),
+            expected="finite terms",
+            fix="lower the learning rate (-o optim.lr=...), or use --precision fp32",
+        )
+
+
+@dataclass(frozen=True)
+class MadeStep:
+    """A step that was made, or is being made by the device."""
+
+    clock: Clock
+    method: str
+    lr: float  # learning rate of the first player
+    terms: tuple[LossTerms, ...]
+
+    @property
+    def completed(self) -> int:
+        """Return the number of completed steps, this one included."""
+        return self.clock.step + 1
+
+    def report(self) -> StepReport:
+        """Wait for the loss terms and return what happened.
+
+        Raises:
+            TrainingError: a loss term is not finite.
+        """
+        values = _read_all(self.terms, self.method, self.clock.step)
+        return StepReport(self.completed, self.clock.total, self.clock.phase, values, self.lr)
+
+
+def _read_all(terms: Iterable[LossTerms], method: str, step: int) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for one in terms:
+        values.update(one.read(method, step))
+    return values
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -86,12 +146,13 @@ class TrainingStep:
         self.device = torch.device(settings.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
 
-    def __call__(self, step: int, batch: Batch) -> StepReport:
+    def __call__(self, step: int, batch: Batch) -> MadeStep:
         """Make step number ``step``, counted from 0 over the whole training.
 
+        Whether its loss terms are finite is checked when they are read (``MadeStep.report``).
+
         Raises:
-            TrainingError: a loss term is not a finite scalar; the weights of its player are
-                unchanged.
+            TrainingError: a loss term is not a scalar.
         """
         settings = self.settings
         rank = settings.world.rank
@@ -109,17 +170,21 @@ class TrainingStep:
         t = clock(stage, step, self.total, epoch, settings.seed, rank)
         batch = batch.to(self.device, non_blocking=True)
 
-        # Update the players in turn.
-        terms: dict[str, float] = {}
-        for player in self.method.players:
-            self.method.train()
-            terms.update(self.update(player, batch, t, stage))
-
-        # Let the method do its own bookkeeping, such as moving averages.
-        self.finish(t)
+        # Update the players in turn, and let the method do its own bookkeeping, such as moving
+        # averages.
+        terms: list[LossTerms] = []
+        try:
+            for player in self.method.players:
+                self.method.train()
+                terms += self.update(player, batch, t, stage)
+            self.finish(t)
+        except Exception:
+            # A loss that is not finite explains the failure better.
+            _read_all(terms, self.method.name, step)
+            raise
         first_player = self.method.players[0]
         lr = self.optimizers[first_player].param_groups[0]["lr"]
-        return StepReport(step + 1, self.total, t.phase, terms, lr)
+        return MadeStep(t, self.method.name, lr, tuple(terms))
 
     def start(self, stage: Stage) -> None:
         """Begin a phase: the method prepares for it, then new optimizers are made if needed."""
@@ -132,8 +197,8 @@ class TrainingStep:
                 self.specs[player] = spec
                 self.optimizers[player] = make_optimizer(spec, self.method.trainable(player))
 
-    def update(self, player: str, batch: Batch, t: Clock, stage: Stage) -> dict[str, float]:
-        """Update the weights of one player and return its loss terms."""
+    def update(self, player: str, batch: Batch, t: Clock, stage: Stage) -> list[LossTerms]:
+        """Update the weights of one player and return its loss terms; empty if it has none."""
         optimizer = self.optimizers[player]
         lr = self.specs[player].lr_at(t.step - stage.origin, stage.span)
         for group in optimizer.param_groups:
@@ -141,12 +206,11 @@ class TrainingStep:
 
         terms = self._loss_terms(player, batch, t)
         if not terms:
-            return {}
+            return []
         means = self.settings.world.mean(
             torch.stack([value.detach().float() for value in terms.values()])
         )
-        values = dict(zip(terms, means.tolist(), strict=True))
-        self._require_finite(player, values, t)
+        values = HostCopy(means)
 
         optimizer.zero_grad(set_to_none=True)
         loss = torch.stack([value.float() for value in terms.values()]).sum()
@@ -156,7 +220,7 @@ class TrainingStep:
         )
         self.scaler.step(optimizer)
         self.scaler.update()
-        return values
+        return [LossTerms(player, tuple(terms), values)]
 
     def finish(self, t: Clock) -> None:
         """Call the method's ``after_step``, and make its untrained state equal in all processes."""
@@ -212,14 +276,3 @@ class TrainingStep:
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.settings.precision
         return torch.autocast(self.device.type, DTYPES.get(precision), enabled=precision != "fp32")
-
-    def _require_finite(self, player: str, values: dict[str, float], t: Clock) -> None:
-        if all(math.isfinite(value) for value in values.values()):
-            return
-        raise TrainingError(
-            f"the loss of {self.method.name} is not finite",
-            where=f"step {t.step}, {player}",
-            found=", ".join(f"{name} = {value}" for name, value in values.items()),
-            expected="finite terms",
-            fix="lower the learning rate (-o optim.lr=...), or use --precision fp32",
-        )

@@ -1,5 +1,7 @@
 """The loop: phases and shares, schedules, players, guards, precision."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from segbench import registry
 from segbench.config.machine import Cadence
 from segbench.contracts.method import Clock, Method, Optim, Phase, sigmoid_ramp
 from segbench.errors import Interrupted, TrainingError, UsageError
-from segbench.training import checkpoint
+from segbench.training import checkpoint, loop
 from segbench.training.build import build
 from segbench.training.plan import stage_of, stages
 from segbench.training.run import execute
@@ -140,16 +142,47 @@ class Diverging(Method):
     return lab
 
 
-def test_not_finite_loss_stops_before_the_weights_are_touched(diverging):
-    from segbench.config.machine import Cadence
-    from segbench.training import checkpoint
-
+@pytest.mark.parametrize("late", [0, 1])
+def test_not_finite_loss_is_found_before_the_state_is_saved(diverging, monkeypatch, late):
+    monkeypatch.setattr(loop, "steps_read_late", lambda device: late)
     run = diverging.prepared("diverging")
     with pytest.raises(TrainingError, match="not finite") as error:
         execute(run, diverging.machine(save_every=Cadence(steps=1, seconds=None)))
     assert "step 3" in error.value.details["where"] and "odd = nan" in error.value.details["found"]
     assert checkpoint.load(run.folder.path / "ckpt")[0] == 3
     assert (run.folder.path / "failed.json").exists() and run.folder.result() is None
+
+
+def test_a_loss_that_is_not_finite_explains_what_fails_after_it(diverging, monkeypatch, tmp_path):
+    monkeypatch.setattr(loop, "steps_read_late", lambda device: 1)
+    text = (tmp_path / "diverging.py").read_text().replace("diverging", "fragile")
+    refusal = "value = self.network(batch.x).square().mean()\n        assert t.step < 4"
+    text = text.replace("value = self.network(batch.x).square().mean()", refusal)
+    (tmp_path / "fragile.py").write_text(text)
+    registry.add_file(tmp_path / "fragile.py")
+    run = diverging.prepared("fragile")
+    with pytest.raises(TrainingError, match="not finite"):
+        execute(run, diverging.machine(save_every=Cadence(steps=100, seconds=None)))
+
+
+@pytest.mark.parametrize("method", ["supervised", "sassnet"])
+def test_losses_read_late_are_the_same(lab, monkeypatch, method):
+    """The weights and the log do not depend on when the loss terms are read."""
+    found = []
+    for late in (0, 1):
+        monkeypatch.setattr(loop, "steps_read_late", lambda device, late=late: late)
+        steps = []
+        reporter = lab.reporter(train=lambda outcome, steps=steps: steps.append(outcome))
+        run = lab.prepared(method)
+        result = execute(run, lab.machine(), reporter, restart=True)
+        lines = []
+        for line in (run.folder.path / "log.jsonl").read_text().splitlines():
+            lines.append(
+                {key: value for key, value in json.loads(line).items() if key != "seconds"}
+            )
+        found.append((result["weights_sha256"], lines, steps))
+    assert found[0] == found[1]
+    assert len(found[0][2]) == found[0][2][-1].total
 
 
 @pytest.mark.parametrize(
