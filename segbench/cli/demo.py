@@ -2,71 +2,71 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from segbench.cli.options import Command, MachineOptions, ScienceOptions, machine_options
+from segbench.cli.options import Command, MachineOptions, machine_options
 from segbench.cli.settings import Settings
+from segbench.cli.terminal import wrapped
 from segbench.errors import SuiteError
 
-# The longest first, so that runs side by side end at about the same time.
-METHODS = ("versemi", "supervised", "mean_teacher")
+if TYPE_CHECKING:
+    from segbench.training.setup import Prepared
+
+REPLICATES = 3
 
 
 @click.command(cls=Command)
 @click.option(
-    "--seeds",
-    metavar="A-B",
-    default="0",
-    show_default=True,
-    help="Seeds; ranks need at least three.",
+    "--full", is_flag=True, help="All methods of the quick suite: some 15 minutes of one core."
 )
 @machine_options
 @click.pass_obj
-def demo(settings: Settings, seeds: str, machine_options: MachineOptions) -> None:
-    """Train three methods on phantoms, rank them and write a report.
+def demo(settings: Settings, full: bool, machine_options: MachineOptions) -> None:
+    """Train and rank methods on small synthetic images.
 
-    This needs neither data nor a GPU and takes a few minutes.
+    Supervised training, two semi-supervised methods and training with all labels, three times each,
+    then a leaderboard and a report. This needs neither data nor a GPU.
     """
     from segbench.cli.boards import board_text
-    from segbench.cli.documents import joint_document, run_document
     from segbench.cli.pages import write_page
-    from segbench.cli.suites import default_slots, run_in_slots
-    from segbench.cli.training import experiments, machine_of
+    from segbench.cli.suites import default_slots, prepared_suite, run_in_slots
+    from segbench.cli.training import machine_of
     from segbench.results.leaderboard import boards
-    from segbench.training.setup import prepare
+    from segbench.results.verdict import verdict
 
     machine = machine_of(settings, machine_options)
-    science = ScienceOptions(dataset="phantom", protocol="phantom", seeds=seeds)
-    runs = []
-    for method in METHODS:
-        for experiment in experiments(settings, method, science):
-            runs.append(prepare(experiment, machine))
+    suite = "quick" if full else "demo"
+    runs, _ = prepared_suite(settings, suite, machine, REPLICATES)
     outcomes = run_in_slots(settings, runs, machine, default_slots())
-    failed = [outcome for outcome in outcomes if outcome.code != 0]
+    failed = [outcome.run for outcome in outcomes if outcome.code != 0]
     if failed:
-        raise SuiteError(
-            f"{len(failed)} of {len(runs)} runs failed",
-            where=failed[0].run.folder.path / "console.log",
-            fix="segbench doctor",
-        )
+        raise _failure(failed, len(runs))
 
     folders = [run.folder for run in runs]
     tables, _ = boards(folders)
     settings.echo(f"\n{board_text(board)}" for board in tables)
     page = settings.root / "reports" / "demo.html"
-    # Pictures would take about twenty seconds more.
-    write_page(settings, machine, folders, page, "segbench demo", images=False)
-
-    documents = []
-    for folder in folders:
-        result = folder.result()
-        if result is not None:
-            documents.append(run_document(result, folder.path))
+    settings.say("writing the report")
+    write_page(settings, machine, folders, page, "segbench demo")
+    found = verdict(tables[0])
     lines = [
-        f"\nThe runs are in {settings.root}, the report is {page}. What to try next:",
-        "  segbench report                  the same page with pictures",
-        "  segbench list methods",
-        "  segbench run mean_teacher --dataset phantom --seeds 0-2",
-        "  segbench leaderboard",
+        "",
+        *wrapped(found),
+        f"\nReport with pictures: {page}",
+        f"Runs: {settings.root}",
+        "Next: segbench list methods, then segbench run mean_teacher --dataset phantom2d_a",
     ]
-    settings.show({**joint_document(documents), "report": str(page)}, lines)
+    documents = [{"run_id": run.run_id, "dir": str(run.folder.path)} for run in runs]
+    settings.show(
+        {"status": "done", "verdict": found, "report": str(page), "runs": documents}, lines
+    )
+
+
+def _failure(failed: list[Prepared], count: int) -> SuiteError:
+    return SuiteError(
+        f"{len(failed)} of {count} runs failed",
+        where=failed[0].folder.path / "console.log",
+        fix="segbench doctor",
+    )

@@ -20,16 +20,19 @@ from segbench.training.setup import Prepared, prepare
 
 
 def prepared_suite(
-    settings: Settings, suite: str, machine: Machine
+    settings: Settings, suite: str, machine: Machine, replicates: int | None = None
 ) -> tuple[list[Prepared], list[SegbenchError]]:
     """Return the runs of a suite, ready to start, and the reasons why others cannot start.
+
+    Args:
+        replicates: instead of the suite's own number.
 
     Raises:
         SegbenchError: none of them can start.
     """
     runs: dict[str, Prepared] = {}
     problems: list[SegbenchError] = []
-    for found in _experiments(settings, suite):
+    for found in _experiments(settings, suite, replicates):
         if isinstance(found, SegbenchError):
             problems.append(found)
             continue
@@ -47,10 +50,14 @@ def prepared_suite(
     return list(runs.values()), problems
 
 
-def _experiments(settings: Settings, suite: str) -> Iterator[Experiment | SegbenchError]:
+def _experiments(
+    settings: Settings, suite: str, replicates: int | None
+) -> Iterator[Experiment | SegbenchError]:
     """Return the experiments of a suite, or the error of a combination that has none."""
     counts = case_counts(settings)
     loaded, document = load_suite(find_suite(suite))
+    if replicates is not None:
+        loaded = loaded.model_copy(update={"replicates": replicates})
     for choice in choices(loaded):
         try:
             yield from expand(loaded, document, choice, **counts)

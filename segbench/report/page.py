@@ -34,6 +34,7 @@ from segbench.results.finished import FinishedRun
 from segbench.results.published import published
 from segbench.results.scores import Array
 from segbench.results.stats import Difference, compare
+from segbench.results.verdict import verdict
 from segbench.text import safe
 
 # By number of the table and name of the row: pictures, or why there are none.
@@ -121,6 +122,7 @@ def _section(index: int, board: Board, pictures: Pictures) -> dict[str, Any]:
     return {
         "id": f"t{index}",
         "board": board,
+        "verdict": verdict(board),
         "footer": footer(board),
         "classes": board.classes,
         "rows": list(zip(rows, _bars(board), strict=True)),

@@ -16,6 +16,7 @@ from segbench.results.leaderboard import boards
 from segbench.results.reference import gap_closed, unlabeled_gain
 from segbench.results.rundir import all_runs
 from segbench.results.scores import Scores
+from segbench.results.verdict import verdict
 
 CASES = 8
 TRAIN = 6  # training cases of the tiny data sets
@@ -308,3 +309,27 @@ def test_gain_is_paired_by_draw():
     )
     found = unlabeled_gain(method, control)
     assert 0.7 < found.low < found.mean < found.high < 1.3
+
+
+def test_the_verdict_names_the_best_method_and_its_distance(quick):
+    (board,), _ = tables(quick)
+    said = verdict(board)
+    assert said.startswith("bcp is best (Dice ")
+    assert "from supervised training (95 % interval +" in said
+    assert said.endswith("% of the way to training with all labels.")
+
+
+def test_the_verdict_calls_a_tie_a_tie(study):
+    replicates(study, "supervised", 0.60, noise=0.05)
+    replicates(study, "cps", 0.602, noise=0.05)
+    (board,), _ = tables(study)
+    first, second = (row.method for row in board.rows)
+    said = verdict(board)
+    assert said.startswith(f"{first} has the best mean (Dice ")
+    assert f"cannot be distinguished from {second}" in said
+
+
+def test_without_ranks_there_is_no_verdict(study):
+    replicates(study, "supervised", 0.60, draws=range(2))
+    (board,), _ = tables(study)
+    assert verdict(board).startswith("No method is ranked yet")
