@@ -6,8 +6,10 @@ data link``. ``dataset.json`` names channels and labels; images are in ``imagesT
 case in ``imagesTs`` is never used for training unless ``splits_ssl.json`` lists it as unlabeled.
 
 ``splits_ssl.json`` contains the lists ``labeled``, ``unlabeled``, ``val`` (not used yet) and
-``test``. If the file is missing, one in five labeled cases is drawn for testing with a fixed seed,
-and the file is written, so that cases that are added later do not change the test set.
+``test``, and may name the patient of every case in ``patients``. If the file is missing, one in
+five labeled patients is drawn for testing with a fixed seed, and the file is written, so that cases
+that are added later do not change the test set. Without a rule (``--patient``) or such a list, each
+case counts as a patient of its own.
 
 Default preparation: images are reoriented to the nearest RAS axes and resampled to the median
 spacing of the training images, with linear interpolation for images and nearest neighbor for
@@ -19,8 +21,7 @@ cropped to these voxels. Labels are used for the crop only if the user asks for 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -39,22 +40,33 @@ from segbench.data.formats.volume import (
 )
 from segbench.data.geometry import file_axes
 from segbench.data.preparation.adapters import finished_case
+from segbench.data.preparation.folder_lists import (
+    Files,
+    FolderLists,
+    by_number,
+    drawn_lists,
+    keep_lists,
+    problems_of_lists,
+    read_stored_lists,
+)
 from segbench.data.preparation.layouts import (
     FolderLayout,
     case_images,
     layout_warnings,
-    read_json,
     read_layout,
     suggest_layout_fix,
 )
+from segbench.data.preparation.patients import (
+    checked_rule,
+    patients_by_rule,
+    require_same_patients,
+    together,
+)
 from segbench.data.preparation.recipe import Gray, Recipe, apply
-from segbench.errors import DataError, StorageError, UsageError, did_you_mean
-from segbench.storage import atomic_write, json_bytes
+from segbench.errors import DataError, UsageError
 
 LISTS_FILE = "splits_ssl.json"
-LISTS = ("labeled", "unlabeled", "val", "test")
-LISTS_WITH_LABELS = ("labeled", "val", "test")
-SETTINGS = ("spacing", "window", "crop")
+SETTINGS = ("spacing", "window", "crop", "patient")
 CROPS = ("none", "nonzero", "body", "label")
 SCALES = {
     "nonorm": Gray(),
@@ -65,12 +77,8 @@ SCALES = {
 # A tight crop to the label would reveal where the target is; published recipes leave a margin too.
 LABEL_MARGIN = (25, 25)
 LABEL_LEAST = 96
-TEST_SHARE = 5  # one in five labeled cases is for testing
-SEED = 0  # for drawing the test cases
 VOXELS_PER_CASE = 10**6  # maximum number of foreground voxels per case for the percentiles
 ANISOTROPIC = 3  # ratio of spacings above which cubic patches are a poor choice
-
-Files = dict[str, Any]  # keys: "place", "images" and, if there is one, "label"
 
 
 @dataset("folder")
@@ -86,6 +94,7 @@ class Folder(Dataset):
         "imagesUn/ and splits_ssl.json if you like",
     )
     protocol = "default"
+    patients_known = False
     layout: ClassVar[FolderLayout]
     settings: ClassVar[dict[str, Any]] = {}
 
@@ -98,8 +107,9 @@ class Folder(Dataset):
 
         Args:
             text: path of the folder.
-            settings: ``spacing`` (three values in mm), ``window`` (two gray values, for CT) and
-                ``crop`` (none, nonzero, body or label).
+            settings: ``spacing`` (three values in mm), ``window`` (two gray values, for CT),
+                ``crop`` (none, nonzero, body or label) and ``patient`` (a regular expression that
+                finds the patient in the name of a case).
         """
         checked = _checked(settings)
         root = Path(text)
@@ -120,18 +130,29 @@ class Folder(Dataset):
             "modality": ", ".join(layout.channels),
             "license": layout.license,
             "citation": layout.citation,
+            "patients_known": "patient" in checked,
         }
         made = cast("type[Folder]", type(cls.__name__, (cls,), attributes))
         if root.exists():
-            made.labeled = len(made().lists()["labeled"])
+            known = made().listed()
+            patients = known.patients or {}
+            made.patients_known = known.patients is not None
+            made.labeled = len({patients.get(case, case) for case in known.lists["labeled"]})
         return made
 
     def lists(self) -> dict[str, list[str]]:
+        """Return the four lists, see ``listed``."""
+        return self.listed().lists
+
+    def listed(self) -> FolderLists:
         """Return the four lists of ``splits_ssl.json``, or those that will be written to it.
+
+        The patients are found by the rule of the settings, or the file names them.
 
         Raises:
             DataError: the folder or a case is not available, a list has an unknown name or no case,
-                a case is listed twice, or a case without a label is in a list that needs one.
+                a case is listed twice, a case without a label is in a list that needs one, or the
+                patient of a case is not clear.
         """
         assert self.source is not None
         if not self.source.exists():
@@ -143,9 +164,12 @@ class Folder(Dataset):
         cases = self.cases()
         file = self.source / LISTS_FILE
         if not file.is_file():
-            return drawn_lists(cases, self.source, self.layout)
-        lists = stored_lists(file)
-        for problem, which in problems_of_lists(lists, cases).items():
+            used = [case for case, files in cases.items() if files["place"] != "imagesTs"]
+            by_rule = self._patients_by_rule(used)
+            patients = by_rule or {case: case for case in cases}
+            return FolderLists(drawn_lists(cases, patients, self.source, self.layout), by_rule)
+        stored = read_stored_lists(file)
+        for problem, which in problems_of_lists(stored.lists, cases).items():
             if which:
                 raise DataError(
                     problem,
@@ -155,7 +179,17 @@ class Folder(Dataset):
                     fix=suggest_layout_fix(self.source, self.layout)
                     or "repair the file, or remove it to have the lists drawn again",
                 )
-        return lists
+        by_rule = self._patients_by_rule([case for ids in stored.lists.values() for case in ids])
+        if by_rule is not None and stored.patients is not None:
+            require_same_patients(stored.patients, by_rule, file)
+        return FolderLists(stored.lists, by_rule or stored.patients)
+
+    def _patients_by_rule(self, cases: Sequence[str]) -> dict[str, str] | None:
+        """Return the patients of cases by the rule of the settings, None if there is none."""
+        assert self.source is not None
+        if "patient" not in self.settings:
+            return None
+        return patients_by_rule(cases, checked_rule(self.settings["patient"]), self.source)
 
     def cases(self) -> dict[str, Files]:
         """Return the files of each case, ordered by the numbers in the ids.
@@ -178,16 +212,23 @@ class Folder(Dataset):
                 label = self.source / "labelsTr" / f"{case}{self.layout.ending}"
                 if place == "imagesTr" and os.path.lexists(label):
                     found[case]["label"] = label
-        return {case: found[case] for case in sorted(found, key=_by_number)}
+        return {case: found[case] for case in sorted(found, key=by_number)}
 
     def split(self) -> Split:
-        """Return the lists as a split; training cases are the labeled, then the unlabeled ones."""
+        """Return the lists as a split.
+
+        Training cases are the labeled, then the unlabeled ones, but all cases of a patient follow
+        the first one.
+        """
         assert self.source is not None
-        lists = self.lists()
+        known = self.listed()
+        lists = known.lists
         cases = self.cases()
         notes = layout_warnings(self.source, self.layout, cases) + self._notes(lists, cases)
+        train = [*lists["labeled"], *lists["unlabeled"]]
+        patients = known.patients or {case: case for case in train}
         return Split(
-            train=(*lists["labeled"], *lists["unlabeled"]),
+            train=tuple(together(train, patients)),
             test=tuple(lists["test"]),
             source=LISTS_FILE,
             val=tuple(lists["val"]),
@@ -226,13 +267,15 @@ class Folder(Dataset):
                 expected=str(self.source),
                 fix="leave out --from, or link the new folder: segbench data link PATH --as NAME",
             )
-        unlabeled = set(self.lists()["unlabeled"])
+        known = self.listed()
+        unlabeled = set(known.lists["unlabeled"])
+        patients = known.patients or {}
         found = []
         for case, files in self.cases().items():
             where = dict(files)
             if case in unlabeled:
                 where.pop("label", None)
-            found.append(RawCase(case, where))
+            found.append(RawCase(case, where, patients.get(case)))
         return found
 
     def add_shared_facts(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
@@ -294,12 +337,17 @@ class Folder(Dataset):
         if not self.source.exists():
             return {"settings": self.settings}
         facts = [self.layout.classes, self.layout.channels, self.layout.suffix, self.layout.ending]
-        return {"settings": self.settings, "lists": self.lists(), "dataset.json": facts}
+        known = self.listed()
+        lists: dict[str, Any] = dict(known.lists)
+        if known.patients is not None:
+            lists["patients"] = known.patients
+        return {"settings": self.settings, "lists": lists, "dataset.json": facts}
 
     def after_preparation(self) -> None:
         """Write the drawn lists, so that files that are added later do not change them."""
         assert self.source is not None
-        keep_lists(self.source / LISTS_FILE, self.lists())
+        known = self.listed()
+        keep_lists(self.source / LISTS_FILE, known.lists, known.patients)
 
     def load(self, raw: RawCase) -> Case:
         """Return one case, prepared by the recipe; an unlabeled case has no label."""
@@ -333,6 +381,8 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
             found=str(settings),
             expected=f"{', '.join(SETTINGS)}; crop {', '.join(CROPS)}",
         )
+    if "patient" in checked:
+        checked_rule(checked["patient"])
     spacing = checked.get("spacing", (1, 1, 1))
     window = checked.get("window", (0, 1))
     is_spacing = len(spacing) == 3 and all(0 < step < 1000 for step in spacing)
@@ -345,115 +395,6 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
             expected="three positive mm; a window of two finite gray values, the lower one first",
         )
     return checked
-
-
-def stored_lists(file: Path) -> dict[str, list[str]]:
-    """Return the lists of ``splits_ssl.json``; a missing list is empty.
-
-    Raises:
-        DataError: a list has an unknown name, is not a list of strings, or has no case for training
-            or testing.
-    """
-    content = read_json(file)
-    for name in content:
-        if name not in LISTS:
-            raise DataError(
-                f"unknown list '{name}'.{did_you_mean(name, LISTS)}",
-                where=file,
-                found=", ".join(other for other in content if other not in LISTS),
-                expected=", ".join(LISTS),
-            )
-    lists = {name: content.get(name, []) for name in LISTS}
-    if not all(_is_list_of_texts(ids) for ids in lists.values()):
-        raise DataError(
-            "a list is not a list of texts",
-            where=file,
-            expected=f"lists of case ids: {', '.join(LISTS)}",
-        )
-    for name in ("labeled", "test"):
-        if not lists[name]:
-            raise DataError(
-                f"no case in the list '{name}'",
-                where=file,
-                expected="at least one case to train with and one to test with",
-                fix=f"write ids to '{name}', or remove the file to have lists drawn",
-            )
-    return lists
-
-
-def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def problems_of_lists(
-    lists: Mapping[str, list[str]], cases: Mapping[str, Files]
-) -> dict[str, list[str]]:
-    """Return the cases with each kind of problem; all values are empty if the lists are valid."""
-    ids = [case for name in LISTS for case in lists[name]]
-    need_label = [case for name in LISTS_WITH_LABELS for case in lists[name] if case in cases]
-    return {
-        "cases are listed twice": sorted({case for case in ids if ids.count(case) > 1}),
-        "listed cases are not on disk": [case for case in ids if case not in cases],
-        "cases without a label are in a list that needs one": [
-            case for case in need_label if "label" not in cases[case]
-        ],
-    }
-
-
-def drawn_lists(
-    cases: Mapping[str, Files], root: Path, layout: FolderLayout
-) -> dict[str, list[str]]:
-    """Return lists for a folder that has none, with cases ordered by number.
-
-    Raises:
-        DataError: fewer than two cases have a label.
-    """
-    labeled = [case for case, files in cases.items() if "label" in files]
-    if len(labeled) < 2:
-        raise DataError(
-            "too few cases with a label",
-            where=root,
-            fix=suggest_layout_fix(root, layout),
-            found="\n".join([str(len(labeled)), *layout_warnings(root, layout, dict(cases))]),
-            expected="at least one to train with and one to test with",
-        )
-    order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(labeled))
-    chosen = order[: max(1, len(labeled) // TEST_SHARE)]
-    test = {labeled[index] for index in chosen}
-    unlabeled = [
-        case
-        for case, files in cases.items()
-        if "label" not in files and files["place"] != "imagesTs"
-    ]
-    return {
-        "labeled": [case for case in labeled if case not in test],
-        "unlabeled": unlabeled,
-        "val": [],
-        "test": [case for case in labeled if case in test],
-    }
-
-
-def keep_lists(file: Path, lists: dict[str, list[str]]) -> None:
-    """Write drawn lists, unless the file exists.
-
-    A folder that cannot be written to is not an error: the same cases always give the same lists.
-    """
-    if file.exists():
-        return
-    try:
-        atomic_write(file, json_bytes(lists))
-    except StorageError:
-        return
-
-
-def _by_number(case: str) -> list[tuple[int, int | str]]:
-    """Return a sort key that orders numbers in ids by value; ``7`` and ``07`` remain different."""
-    key: list[tuple[int, int | str]] = []
-    for part in re.split(r"(\d+)", case):
-        if part:
-            key.append((0, int(part)) if part.isdecimal() else (1, part))
-    key.append((2, case))
-    return key
 
 
 def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:

@@ -19,7 +19,7 @@ from segbench.text import safe
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
     from segbench.data.store.store import Store
-    from segbench.registry import Entry
+    from segbench.registry import Entry, Link
 
 CHECK_SCHEMA = "segbench.data.check/1"
 ABOUT = ("title", "modality", "classes", "license", "citation", "homepage", "protocol", "labeled")
@@ -253,13 +253,19 @@ def _check_source(
 
 
 def _check_lines(store: Store, problems: Sequence[Problem], checked: int) -> list[str]:
-    from segbench.data.store.checks import check_split
+    from segbench.data.store.checks import check_split, patients_are_known
 
     counts = f"{plural(checked, 'case')} checked, {plural(len(problems), 'problem')}"
     lines = [f"{store.name}: {counts}"]
     lines += [f" {mark(problem.level)} {problem}" for problem in problems]
     if store.cases and not _errors(check_split(store.train, store.test, store.cases)):
-        no_leak = "no case, patient or identical volume is shared between train and test"
+        if patients_are_known(store):
+            no_leak = "no case, patient or identical volume is shared between train and test"
+        else:
+            no_leak = (
+                "no case or identical volume is shared between train and test; "
+                "patients are not known"
+            )
         lines.append(f" {mark('ok')} {no_leak}")
     return [safe(line) for line in lines]
 
@@ -405,6 +411,12 @@ def _text(value: Any) -> str:
         "[body for CT, nonzero otherwise]."
     ),
 )
+@click.option(
+    "--patient",
+    metavar="REGEX",
+    help="Part of a case's name that is its patient; splits, --labeled and the check for leaks "
+    "go by patients [each case is one].",
+)
 @click.pass_obj
 def link(
     settings: Settings,
@@ -413,12 +425,14 @@ def link(
     spacing: str | None,
     window: str | None,
     crop: str | None,
+    patient: str | None,
 ) -> None:
     """Give a folder of your own a name. Nothing is copied; the settings are stored with the name.
 
     \b
     segbench data link ~/Dataset007_Mine --as mine
     segbench data link ~/ct --as ct --spacing 1x1x1 --window -125:275
+    segbench data link ~/visits --as visits --patient '(patient\\d+)'
     segbench data prepare mine
     """
     from segbench import registry
@@ -435,6 +449,8 @@ def link(
         choices["window"] = _numbers("--window", window, ":", 2)
     if crop:
         choices["crop"] = crop
+    if patient:
+        choices["patient"] = patient
     family = next(
         name for name in registry.names("dataset") if registry.get("dataset", name).cls.family
     )
@@ -451,21 +467,35 @@ def link(
     registry.add_link(name, new)
     write_link(settings.data_root, name)
 
+    settings.show(*_linked(settings, name, new))
+
+
+def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], list[str]]:
+    """Return the document and the lines about a new link; warn about names that look like visits."""
+    from segbench import registry
+    from segbench.data.store.checks import check_names
+
     dataset = registry.get("dataset", name).cls
     split = dataset().split()
+    problems = check_names(name, split.train, split.test)
+    for problem in problems:
+        settings.say(safe(f"{mark(problem.level)} {problem}"))
     document = {
         "name": name,
-        "folder": new.text,
-        "settings": new.settings,
+        "folder": link.text,
+        "settings": link.settings,
         "train": len(split.train),
         "labeled": dataset.labeled,
         "test": len(split.test),
+        "patients_known": dataset.patients_known,
+        "problems": [vars(problem) for problem in problems],
     }
-    counts = f"{len(split.train)} train cases, {dataset.labeled} of them labeled"
-    line = (
-        f"{mark('ok')} {name}: {counts}, {len(split.test)} test; next: segbench data prepare {name}"
-    )
-    settings.show(_document("segbench.data.link/1", [document]), [safe(line)])
+    labeled = f"{dataset.labeled} of them labeled"
+    if dataset.patients_known:
+        labeled = f"{plural(dataset.labeled, 'patient')} labeled"
+    counts = f"{len(split.train)} train cases, {labeled}, {len(split.test)} test"
+    line = f"{mark('ok')} {name}: {counts}; next: segbench data prepare {name}"
+    return _document("segbench.data.link/1", [document]), [safe(line)]
 
 
 def _numbers(option: str, text: str, separator: str, count: int) -> list[float]:

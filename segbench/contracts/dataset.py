@@ -86,6 +86,8 @@ class Dataset:
     source: ClassVar[Path | None] = None  # source folder, if the data set defines it
     # Data sets of one collection share patient ids but are prepared differently.
     collection: ClassVar[str] = ""
+    # False if the data set cannot say which cases belong to one patient.
+    patients_known: ClassVar[bool] = True
     # Whether cases are cropped around the label, which is impossible for new scans.
     boxed: ClassVar[bool] = False
     # Axes of an HDF5 scan, listed in the axis order of the prepared cases.

@@ -47,6 +47,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.data.store.case_files",
     "segbench.data.store.checks",
     "segbench.data.store.problem",
+    "segbench.data.store.similar_names",
     "segbench.data.store.store",
     "segbench.errors",
     "segbench.evaluation",

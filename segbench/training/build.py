@@ -132,8 +132,9 @@ def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> 
 def training_views(experiment: Experiment, stores: list[Store]) -> dict[str, Store]:
     """Return the data sets as they are trained on, by name.
 
-    They are downsampled as the protocol says, in the order of the draw, and without the cases that
-    are held out for validation. Where the unlabeled stream shows the labeled images, nothing else
+    They are downsampled as the protocol says, in the order of the draw with the labeled cases first
+    (a labeled patient may have unlabeled cases, too), and without the cases that are held out for
+    validation. Where the unlabeled stream shows the labeled images, nothing else
     is left in them.
     """
     protocol = experiment.protocol
@@ -143,8 +144,11 @@ def training_views(experiment: Experiment, stores: list[Store]) -> dict[str, Sto
         view = with_draw(small, experiment.draw)
         if protocol.selection == "validation":
             view = without_held_out(view, experiment.labeled[store.name])
+        labeled = view.labeled(experiment.labeled[store.name])
+        others = tuple(case for case in view.train if case not in labeled)
         if experiment.unlabeled == "labeled":
-            view = replace(view, train=view.labeled(experiment.labeled[store.name]))
+            others = ()
+        view = replace(view, train=(*labeled, *others))
         views[store.name] = view
     return views
 

@@ -124,7 +124,7 @@ def _check_split(store: Store, experiment: Experiment, machine: Machine) -> None
 
     labeled = experiment.labeled[store.name]
     view = with_draw(store, experiment.draw)
-    require_learnable(view, len(view.labeled(labeled)))
+    require_learnable(view, labeled)
     if not 0 < labeled <= len(store.patients):
         raise UsageError(
             f"{labeled} labeled cases of {store.name}",

@@ -57,8 +57,8 @@ def test_a_group_on_both_sides_is_a_leak_and_on_one_side_it_is_none(toy):
     toy.split(["p1_a", "p2_a"], ["p1_b", "p2_b"])
     store = toy.prepare()
     assert errors(check_facts(store)) == [
-        ("p1_b", "same group as case p1_a: test and train"),
-        ("p2_b", "same group as case p2_a: test and train"),
+        ("p1_b", "same patient as case p1_a: test and train"),
+        ("p2_b", "same patient as case p2_a: test and train"),
     ]
     with pytest.raises(DataProblems):
         require_no_leak(store)

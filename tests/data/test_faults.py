@@ -491,5 +491,5 @@ def test_a_patient_in_two_lists(lab):
     result = lab.call("data", "check", "acdc", "--from", "in")
     assert (
         result.returncode == 3
-        and "same group as case patient001_frame01: test and train" in result.stdout
+        and "same patient as case patient001_frame01: test and train" in result.stdout
     ), result.stdout

@@ -504,7 +504,9 @@ def test_a_folder_that_cannot_be_written_to_can_be_used(mine, tmp_path, monkeypa
     def refuse(*_):
         raise StorageError("cannot write: read-only file system")
 
-    monkeypatch.setattr(importlib.import_module("segbench.datasets.folder"), "atomic_write", refuse)
+    monkeypatch.setattr(
+        importlib.import_module("segbench.data.preparation.folder_lists"), "atomic_write", refuse
+    )
     store = prepare_store(mine.name, None, tmp_path / "data")
     assert not (mine.root / "splits_ssl.json").exists() and len(store.test) == 1
 

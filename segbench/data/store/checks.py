@@ -12,6 +12,7 @@ import numpy as np
 from segbench import registry
 from segbench.data.store.case_files import CaseInfo
 from segbench.data.store.problem import DataProblems, Problem
+from segbench.data.store.similar_names import suggested_rule, suspected_patients
 from segbench.data.store.store import Store, case_digests, verify
 from segbench.progress import Progress
 
@@ -19,8 +20,10 @@ __all__ = [
     "Problem",
     "changed_cases",
     "check_facts",
+    "check_names",
     "check_split",
     "check_store",
+    "patients_are_known",
     "require_apart",
     "require_learnable",
     "require_no_leak",
@@ -62,8 +65,54 @@ def check_split(
             problems.append(_shared("scan", pair, side))
     for first, second in same_group:
         if side[first] != side[second]:  # in one list, the cases of a patient belong together
-            problems.append(_shared("group", (first, second), side))
+            problems.append(_shared("patient", (first, second), side))
     return problems
+
+
+def patients_are_known(store: Store) -> bool:
+    """Return whether it is known which cases are of one patient."""
+    cls = registry.get("dataset", store.name).cls
+    has_groups = any(info.group != info.id for info in store.cases.values())
+    return has_groups or bool(cls.patients_known)
+
+
+def check_names(name: str, train: Sequence[str], test: Sequence[str]) -> list[Problem]:
+    """Warn if patients are not known and the names of cases look like visits of one patient.
+
+    Args:
+        name: name of the data set.
+        train: its training cases.
+        test: its test cases.
+    """
+    cls = registry.get("dataset", name).cls
+    suspected = suspected_patients((*train, *test))
+    if cls.patients_known or not suspected:
+        return []
+    tested = set(test)
+
+    def is_divided(cases: Sequence[str]) -> bool:
+        return 0 < sum(case in tested for case in cases) < len(cases)
+
+    divided = {stem: cases for stem, cases in suspected.items() if is_divided(cases)}
+    stem, cases = next(iter((divided or suspected).items()))
+    pair = cases[:2]
+    if divided:
+        trained_case = next(case for case in cases if case not in tested)
+        tested_case = next(case for case in cases if case in tested)
+        pair = [f"{trained_case} (train)", f"{tested_case} (test)"]
+    fix = f"segbench data link {cls.source} --as NAME --patient '{suggested_rule(stem)}'"
+    if divided and (cls.source / "splits_ssl.json").is_file():
+        fix += ", and remove its splits_ssl.json to have the lists drawn by patient"
+    return [
+        Problem(
+            "*",
+            found=f"patients are not known, and the names {pair[0]} and {pair[1]} "
+            "differ only in the last part",
+            expected="all visits, frames or timepoints of a patient on one side of the split",
+            fix=fix,
+            level="warning",
+        )
+    ]
 
 
 def _list_problems(name: str, ids: Sequence[str], cases: Mapping[str, CaseInfo]) -> list[Problem]:
@@ -138,6 +187,8 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
         patch: size of the training patch; smaller cases get a warning.
     """
     problems = check_split(store.train, store.test, store.cases)
+    if not patients_are_known(store):
+        problems += check_names(store.name, store.train, store.test)
     for info in store.cases.values():
         if not info.has_label and info.id in store.test:
             problems.append(
@@ -264,19 +315,21 @@ def _check_voxels(store: Store, case: str) -> list[Problem]:
 
 
 def require_learnable(store: Store, labeled: int) -> None:
-    """Refuse a labeled set in which a case has no label or a class is missing.
+    """Refuse a labeled set in which a patient has no label or a class is missing.
 
     Args:
         store: the data set.
-        labeled: the first this many cases of the training list are the labeled set.
+        labeled: the first this many patients of the training list are the labeled set.
 
     Raises:
         DataError: names the cases and classes.
     """
-    chosen = store.train[:labeled]
+    chosen = store.labeled(labeled)
     problems = []
-    for case in chosen:
-        if not store.cases[case].has_label:
+    with_label = set(store.patients_with_label)
+    for patient in store.patients[:labeled]:
+        if patient not in with_label:
+            case = next(case for case in store.train if store.cases[case].group == patient)
             problems.append(
                 Problem(
                     case,

@@ -67,9 +67,14 @@ class Store:
         return tuple(found)
 
     def labeled(self, patients: int) -> tuple[str, ...]:
-        """Return the training cases of the first ``patients`` patients."""
+        """Return the training cases with a label of the first ``patients`` patients."""
         chosen = set(self.patients[:patients])
-        return tuple(case for case in self.train if self.cases[case].group in chosen)
+        found = []
+        for case in self.train:
+            info = self.cases[case]
+            if info.group in chosen and info.has_label:
+                found.append(case)
+        return tuple(found)
 
     def image(self, case: str) -> np.memmap:
         """Return the image of a case, (C, *S) float32, memory-mapped and read-only."""
