@@ -1,9 +1,5 @@
 # Everything is installed in .venv by the first target that needs it (a few minutes, several GB).
-# For a machine without a GPU: make demo TORCH_INDEX=ADDRESS, the package index with torch's CPU builds
-# that pytorch.org names, saves most of the download.
 PYTHON ?= python3
-TORCH_INDEX ?=
-PIP := -m pip install -qq --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 BIN := .venv/bin
 PLUGINS := methods datasets backbones benchmarks
 
@@ -38,11 +34,11 @@ clean:
 .venv/run.stamp: pyproject.toml
 	@echo "installing segbench into .venv (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python $(PIP) -e .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e .
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml
 	@echo "installing segbench and its test tools into .venv (a few minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python $(PIP) -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
 	@touch .venv/run.stamp $@
