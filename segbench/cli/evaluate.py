@@ -2,70 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.options import Command, MachineOptions, device_option, size_option
+from segbench.cli.options import Command, MachineOptions, bundled, device_option, size_option
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
 
+if TYPE_CHECKING:
+    from segbench.evaluation.label_values import ValueRules
+
 POLICY = "worst_distance"  # for cases in which one of the two masks is empty
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Two folders of label files, and how they are compared."""
+
+    predictions: Path | None
+    references: Path | None
+    labels: str | None
+    changes: str | None
+    ignore: tuple[int, ...]
+    csv_file: Path | None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any of the options is given."""
+        return any(value not in (None, ()) for value in vars(self).values())
+
+
+FOLDER_OPTIONS = (
+    click.option(
+        "--pred",
+        "predictions",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Folder of predicted label files.",
+    ),
+    click.option(
+        "--ref",
+        "references",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Folder of reference label files.",
+    ),
+    click.option(
+        "--labels", metavar="1=NAME,...", help="Classes of the files [all values above 0]."
+    ),
+    click.option(
+        "--map",
+        "changes",
+        metavar="[pred:|ref:]OLD=NEW,...",
+        help="Change values before comparing, in both folders or in one of them.",
+    ),
+    click.option(
+        "--ignore",
+        metavar="VALUE",
+        type=click.IntRange(1, 255),
+        multiple=True,
+        help="Leave out the voxels that have this value in the reference; may be repeated.",
+    ),
+    click.option(
+        "--csv",
+        "csv_file",
+        metavar="FILE",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Also write one line per case and class.",
+    ),
+)
+
+
+def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about two folders; the command gets them as ``folders``."""
+    return bundled(command, "folders", FolderOptions, FOLDER_OPTIONS)
 
 
 @click.command(cls=Command)
 @click.argument("wanted", metavar="[RUN]", required=False)
 @device_option
-@click.option(
-    "--pred",
-    "predictions",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder of predicted label files.",
-)
-@click.option(
-    "--ref",
-    "references",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Folder of reference label files.",
-)
-@click.option("--labels", metavar="1=NAME,...", help="Classes of the files [all values above 0].")
-@click.option(
-    "--csv",
-    "csv_file",
-    metavar="FILE",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Also write one line per case and class.",
-)
+@folder_options
 @size_option
 @click.pass_obj
 def evaluate(
-    settings: Settings,
-    wanted: str | None,
-    device: str | None,
-    predictions: Path | None,
-    references: Path | None,
-    labels: str | None,
-    csv_file: Path | None,
+    settings: Settings, wanted: str | None, device: str | None, folders: FolderOptions
 ) -> None:
     """Evaluate a finished RUN again, or compare two folders of label files.
 
     A run predicts its test cases again, and the metrics are compared with the stored ones. Files of
     two folders are paired by name; NIfTI, NRRD, MetaImage (.mha) and HDF5 (key 'label') are read.
 
+    Voxels that --ignore leaves out count as background in both files.
+
     \b
     segbench evaluate 3f9c2a7b
     segbench evaluate --pred out/ --ref truth/ --labels 1=atrium --csv cases.csv
+    segbench evaluate --pred out/ --ref truth/ --map ref:255=1 --ignore 99
     """
-    folder_options = (predictions, references, labels, csv_file)
-    if wanted is not None and all(option is None for option in folder_options):
+    if wanted is not None and not folders.is_given:
         _evaluate_run(settings, wanted, device)
-    elif wanted is None and predictions is not None and references is not None:
-        _compare_folders(settings, predictions, references, _class_names(labels), csv_file)
+    elif wanted is None and folders.predictions is not None and folders.references is not None:
+        _compare_folders(settings, folders.predictions, folders.references, folders)
     else:
         raise UsageError(
             "name one finished run, or two folders",
@@ -122,23 +165,47 @@ def _class_names(labels: str | None) -> dict[int, str] | None:
     return names or None
 
 
+def _value_rules(changes: str | None, ignore: tuple[int, ...]) -> ValueRules:
+    """Return the rules of ``--map 255=1,ref:2=3`` and ``--ignore``.
+
+    Raises:
+        UsageError: a change cannot be read, contradicts another one, or changes an ignored value.
+    """
+    from segbench.evaluation.label_values import ValueRules
+
+    maps: dict[str, dict[int, int]] = {"pred": {}, "ref": {}}
+    for part in changes.split(",") if changes else ():
+        match = re.fullmatch(r"\s*(?:(pred|ref):)?(\d{1,3})=(\d{1,3})\s*", part)
+        sides = [match[1]] if match and match[1] else list(maps)
+        old, new = (int(match[2]), int(match[3])) if match else (256, 256)
+        if max(old, new) > 255 or old in ignore or any(old in maps[side] for side in sides):
+            raise UsageError(
+                f"--map: '{part}'",
+                expected="values from 0 to 255, each changed once and not ignored, "
+                "such as 255=1 or pred:1=2,ref:3=2",
+            )
+        for side in sides:
+            maps[side][old] = new
+    return ValueRules(maps["pred"], maps["ref"], frozenset(ignore))
+
+
 def _compare_folders(
-    settings: Settings,
-    predictions: Path,
-    references: Path,
-    names: dict[int, str] | None,
-    csv_file: Path | None,
+    settings: Settings, predictions: Path, references: Path, options: FolderOptions
 ) -> None:
     from segbench.cli.reporter import reporting
     from segbench.evaluation.case_rows import cases_csv, summarize
     from segbench.evaluation.label_folders import evaluate_folders
     from segbench.storage import atomic_write
 
+    names = _class_names(options.labels)
+    rules = _value_rules(options.changes, options.ignore)
+    _require_scored_classes(names, options.ignore)
     with reporting(settings) as reporter:
-        rows, warnings = evaluate_folders(predictions, references, names, reporter.evaluate)
+        rows, warnings = evaluate_folders(predictions, references, names, reporter.evaluate, rules)
     for warning in warnings:
         settings.warn(warning)
     summary = summarize(rows, POLICY)
+    csv_file = options.csv_file
     if csv_file is not None:
         atomic_write(csv_file, cases_csv(rows))
     document = {
@@ -154,9 +221,17 @@ def _compare_folders(
     settings.show(document, _summary_lines(summary, cases))
 
 
-def _summary_lines(summary: list[dict[str, Any]], cases: int) -> Iterator[str]:
-    from segbench.results.export import number
+def _require_scored_classes(names: dict[int, str] | None, ignore: tuple[int, ...]) -> None:
+    for value in ignore:
+        if value in (names or {}):
+            raise UsageError(
+                f"value {value} cannot be scored and left out",
+                found=f"--labels {value}={(names or {})[value]} and --ignore {value}",
+                fix="name it in one of the two",
+            )
 
+
+def _summary_lines(summary: list[dict[str, Any]], cases: int) -> Iterator[str]:
     unit = "mm" if "hd95_mm" in summary[0]["columns"] else "vox"
     columns = [
         ("class", "<"),
@@ -169,13 +244,22 @@ def _summary_lines(summary: list[dict[str, Any]], cases: int) -> Iterator[str]:
     ]
     rows = []
     for row in summary:
-        means = {name: column["mean"] for name, column in row["columns"].items()}
-        cells = [row["class"], row["counts"]["n"]]
+        total = row["counts"]["n"]
+        cells = [row["class"], total]
         for name in ("dice", "jaccard"):
-            cells.append(number(None if means[name] is None else 100 * means[name], 2))
+            cells.append(_mean(row["columns"][name], total, 100))
         for name in ("hd95", "asd"):
-            cells.append(number(means[f"{name}_{unit}"], 2))
+            cells.append(_mean(row["columns"][f"{name}_{unit}"], total))
         cells.append(row["counts"]["empty_prediction"])
         rows.append(cells)
     yield table(columns, rows, drop=("Jaccard %", f"ASD {unit}"))
     yield f"{cases} cases · missed: Dice 0, distances by policy '{POLICY}'"
+
+
+def _mean(column: dict[str, Any], total: int, scale: int = 1) -> str:
+    """Return a mean, with the number of cases it is taken over if these are not all."""
+    from segbench.results.export import number
+
+    mean = column["mean"]
+    text = number(None if mean is None else scale * mean, 2)
+    return text if column["n"] == total else f"{text} (n={column['n']})"

@@ -15,6 +15,14 @@ from segbench.data.geometry import orientation_codes
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.evaluation.case_rows import Row, score_case
+from segbench.evaluation.label_values import (
+    CaseValues,
+    ValueRules,
+    count_warnings,
+    looks_like_image,
+    value_warnings,
+    values_of,
+)
 from segbench.evaluation.prediction import LabelMap
 from segbench.progress import Progress, no_progress
 from segbench.text import first_few
@@ -25,6 +33,8 @@ INTEGER_TOLERANCE = 1e-3  # a label value may be this far from a whole number
 HIGHEST_LABEL = 255  # higher values are gray values, not classes
 DIRECTION_TOLERANCE = 1e-3  # of the largest spacing
 ORIGIN_TOLERANCE = 1e-2  # mm
+
+AS_STORED = ValueRules()  # no value is changed
 
 Spacing = tuple[float, ...]
 
@@ -40,7 +50,8 @@ class CheckedCase(NamedTuple):
     """What a first look at both files of a case finds."""
 
     spacing: Spacing | None  # mm by axis, None if unknown
-    values: set[int]  # label values in either file
+    values: CaseValues  # that are compared
+    stored: frozenset[int]  # values in the reference's file
     warnings: list[str]
 
 
@@ -49,6 +60,7 @@ def evaluate_folders(
     ref: Path,
     names: Mapping[int, str] | None = None,
     progress: Progress = no_progress,
+    rules: ValueRules = AS_STORED,
 ) -> tuple[list[Row], list[str]]:
     """Return one row per case and class, and warnings.
 
@@ -58,18 +70,24 @@ def evaluate_folders(
 
     Args:
         names: label value to class name; None takes all values above 0 in either folder.
+        progress: called after each case.
+        rules: values that are changed or left out before the files are compared.
 
     Raises:
         DataError: files do not pair, are damaged, or lie on different grids; all of them are
             listed.
     """
     found, warnings = pairs(pred, ref)
-    checked = _checked_cases(found)
+    checked = _checked_cases(found, rules)
     values: set[int] = set()
+    unused = set(rules.ignored)
     for case in checked.values():
         warnings += case.warnings
-        values |= case.values
-    classes = names or {value: str(value) for value in sorted(values - {0})}
+        values |= case.values.pred | case.values.ref
+        unused -= case.stored
+    by_case = {name: case.values for name, case in checked.items()}
+    warnings += value_warnings(by_case, names, unused)
+    classes = names or {value: str(value) for value in sorted(values)}
     if not classes:
         raise DataError(
             "no label above 0 in any file", where=ref, fix="name the classes: --labels 1=organ"
@@ -82,9 +100,10 @@ def evaluate_folders(
         pred_labels, _ = read_labels(files.pred)
         ref_labels, _ = read_labels(files.ref)
         spacing = checked[name].spacing if in_mm else None
+        pred_labels, ref_labels = rules.apply(pred_labels, ref_labels)
         rows += score_case(ref.name, name, pred_labels, ref_labels, classes, spacing)
         progress(done, len(found), name)
-    return rows, warnings
+    return rows, warnings + count_warnings(rows)
 
 
 def pairs(pred: Path, ref: Path) -> tuple[dict[str, Files], list[str]]:
@@ -196,7 +215,7 @@ def read_labels(file: Path) -> tuple[LabelMap, Volume]:
     return labels.astype(np.uint8), volume
 
 
-def _checked_cases(found: Mapping[str, Files]) -> dict[str, CheckedCase]:
+def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, CheckedCase]:
     """Read all files once and compare the grids of each pair.
 
     Raises:
@@ -206,7 +225,7 @@ def _checked_cases(found: Mapping[str, Files]) -> dict[str, CheckedCase]:
     problems: list[Problem] = []
     for case, files in found.items():
         try:
-            checked[case] = _checked_case(case, files)
+            checked[case] = _checked_case(case, files, rules)
         except SegbenchError as error:
             details = error.details
             problems.append(
@@ -226,13 +245,21 @@ def _checked_cases(found: Mapping[str, Files]) -> dict[str, CheckedCase]:
     return checked
 
 
-def _checked_case(case: str, files: Files) -> CheckedCase:
+def _checked_case(case: str, files: Files, rules: ValueRules) -> CheckedCase:
     pred_labels, pred = read_labels(files.pred)
     ref_labels, ref = read_labels(files.ref)
     _require_same_grid(files.pred, pred, ref)
     spacing, warnings = _spacing(case, pred, ref)
-    values = {*np.unique(pred_labels).tolist(), *np.unique(ref_labels).tolist()}
-    return CheckedCase(spacing, values, _origin_warnings(case, pred, ref) + warnings)
+    warnings += _origin_warnings(case, pred, ref)
+    for file, labels in ((files.pred, pred_labels), (files.ref, ref_labels)):
+        if looks_like_image(labels):
+            warnings.append(
+                f"{case}: {file} looks like a gray scan, not like a label map: "
+                f"{len(np.unique(labels))} different values, most unlike their neighbors"
+            )
+    stored = frozenset(np.unique(ref_labels).tolist())
+    values = values_of(*rules.apply(pred_labels, ref_labels))
+    return CheckedCase(spacing, values, stored, warnings)
 
 
 def _require_same_grid(file: Path, pred: Volume, ref: Volume) -> None:

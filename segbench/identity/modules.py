@@ -52,6 +52,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.errors",
     "segbench.evaluation",
     "segbench.evaluation.label_folders",
+    "segbench.evaluation.label_values",
     "segbench.evaluation.new_scans",
     "segbench.evaluation.scan_files",
     "segbench.identity.*",

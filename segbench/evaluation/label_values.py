@@ -1,0 +1,199 @@
+"""What the values in label files mean: other numbers, voxels to leave out, and values that differ.
+
+Two label files are compared value by value, so a reference with 0 and 255 scores 0 against a
+prediction with 0 and 1. Such pairs are possible, but most are mistakes: they get a warning with the
+likely reason and the option that corrects it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from segbench.evaluation.prediction import LabelMap
+from segbench.text import first_few
+
+FEW_VALUES = 8  # a label map with at most this many values is never taken for an image
+MOST_ALIKE = 0.5  # share of equal neighbors above which a map of many values is no image
+UNUSUAL = 50  # classes rarely have numbers this high: they may mark voxels to leave out
+
+
+@dataclass(frozen=True)
+class ValueRules:
+    """How the values of two label files are changed before they are compared.
+
+    ``ignored`` are values of the reference: these voxels become background in both files.
+    """
+
+    pred_map: Mapping[int, int] = field(default_factory=dict)
+    ref_map: Mapping[int, int] = field(default_factory=dict)
+    ignored: frozenset[int] = frozenset()
+
+    def apply(self, pred: LabelMap, ref: LabelMap) -> tuple[LabelMap, LabelMap]:
+        """Return prediction and reference with the values that are compared."""
+        new_pred = _mapped(pred, self.pred_map)
+        new_ref = _mapped(ref, self.ref_map)
+        if self.ignored:
+            values = np.array(sorted(self.ignored), np.uint8)
+            left_out = np.isin(ref, values)
+            new_ref = np.where(left_out, np.uint8(0), new_ref)
+            new_pred = np.where(left_out | np.isin(pred, values), np.uint8(0), new_pred)
+        return new_pred, new_ref
+
+
+def _mapped(labels: LabelMap, changes: Mapping[int, int]) -> LabelMap:
+    if not changes:
+        return labels
+    table = np.arange(256, dtype=np.uint8)
+    for old, new in changes.items():
+        table[old] = new
+    mapped: LabelMap = table[labels]
+    return mapped
+
+
+class CaseValues(NamedTuple):
+    """The values above 0 of a case."""
+
+    pred: frozenset[int]
+    ref: frozenset[int]
+
+
+def values_of(pred: LabelMap, ref: LabelMap) -> CaseValues:
+    """Return the values above 0 of a prediction and of a reference."""
+    found = []
+    for labels in (pred, ref):
+        found.append(frozenset(np.unique(labels).tolist()) - {0})
+    return CaseValues(*found)
+
+
+def looks_like_image(labels: LabelMap) -> bool:
+    """Return whether a label map has so many values, so mixed, that it looks like a gray scan."""
+    if len(np.unique(labels)) <= FEW_VALUES:
+        return False
+    equal = 0
+    pairs = 0
+    for axis in range(labels.ndim):
+        first = np.moveaxis(labels, axis, 0)[:-1]
+        second = np.moveaxis(labels, axis, 0)[1:]
+        inside = (first != 0) & (second != 0)
+        pairs += int(np.count_nonzero(inside))
+        equal += int(np.count_nonzero(inside & (first == second)))
+    return equal < MOST_ALIKE * pairs
+
+
+def value_warnings(
+    cases: Mapping[str, CaseValues], names: Mapping[int, str] | None, ignored: Iterable[int] = ()
+) -> list[str]:
+    """Return warnings about values that do not meet, and the likely reason.
+
+    Args:
+        cases: the values of each case, after ``ValueRules``.
+        names: the classes that are scored; None if all values are.
+        ignored: values that were to be left out and are in no reference.
+    """
+    pred = frozenset[int]().union(*(case.pred for case in cases.values()))
+    ref = frozenset[int]().union(*(case.ref for case in cases.values()))
+    warnings = [f"--ignore {value}: no reference holds this value" for value in sorted(ignored)]
+    warnings += _unscored(pred | ref, names)
+    changes = _other_numbers(pred, ref)
+    if changes:
+        options = ",".join(f"ref:{old}={new}" for old, new in changes.items())
+        warnings.append(
+            f"label values do not meet: predictions hold {_listed(pred)}, references "
+            f"{_listed(ref)}. If these are the same classes under other numbers: --map {options}"
+        )
+        return warnings
+    scored = pred | ref if names is None else frozenset(names)
+    if not pred and ref:
+        warnings.append("no prediction holds a value above 0")
+    elif not ref:
+        warnings.append("no reference holds a value above 0")
+    else:
+        for value in sorted((ref - pred) & scored):
+            warnings.append(_only_in_references(value, cases))
+        for value in sorted((pred - ref) & scored):
+            warnings.append(_only_in_predictions(value, cases))
+    return warnings
+
+
+def _listed(values: Iterable[int]) -> str:
+    return first_few(sorted(values), 10)
+
+
+def _unscored(found: frozenset[int], names: Mapping[int, str] | None) -> list[str]:
+    """Warn of classes that no file holds and of values that are not scored."""
+    if names is None:
+        return []
+    warnings = []
+    for value, name in names.items():
+        if value not in found:
+            warnings.append(
+                f"class {value} ({name}) of --labels is in no file; the files hold "
+                f"{_listed(found) or 'no value above 0'}"
+            )
+    others = found - set(names)
+    if others:
+        warnings.append(
+            f"the files also hold {_listed(others)}, which --labels does not name: "
+            "these voxels count as background"
+        )
+    return warnings
+
+
+def _other_numbers(pred: frozenset[int], ref: frozenset[int]) -> dict[int, int]:
+    """Return which values of the references may stand for which of the predictions.
+
+    That is so if both have equally many values, all shifted by one number or scaled by one factor.
+    """
+    if len(pred) != len(ref) or pred == ref or not pred:
+        return {}
+    pairs = dict(zip(sorted(ref), sorted(pred), strict=True))
+    shifts = {old - new for old, new in pairs.items()}
+    factor = max(ref) / max(pred)
+    is_scaled = all(abs(old - new * factor) <= 1 for old, new in pairs.items())
+    if len(shifts) > 1 and not (is_scaled and not pred & ref):
+        return {}
+    return {old: new for old, new in pairs.items() if old != new}
+
+
+def _only_in_references(value: int, cases: Mapping[str, CaseValues]) -> str:
+    holders = [name for name, case in cases.items() if value in case.ref]
+    text = f"{value} is in references only ({first_few(holders, 3)})"
+    if len(holders) < len(cases) and all(cases[name].ref == {value} for name in holders):
+        return f"{text}. If it stands for another class there: --map ref:{value}=CLASS"
+    if value >= UNUSUAL:
+        return f"{text}. If it marks voxels to leave out: --ignore {value}"
+    return (
+        f"{text}: no prediction has this class. If it marks voxels to leave out: --ignore {value}"
+    )
+
+
+def _only_in_predictions(value: int, cases: Mapping[str, CaseValues]) -> str:
+    holders = [name for name, case in cases.items() if value in case.pred]
+    return (
+        f"{value} is in predictions only ({first_few(holders, 3)}): no reference has this class. "
+        f"If it has another number there: --map pred:{value}=CLASS"
+    )
+
+
+def count_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a warning for each class that only some cases have, and is scored in fewer cases.
+
+    Args:
+        rows: one per case and class, with ``class`` and ``status``.
+    """
+    statuses: dict[str, list[str]] = {}
+    for row in rows:
+        statuses.setdefault(row["class"], []).append(row["status"])
+    warnings = []
+    for name, found in statuses.items():
+        without = found.count("both_empty")
+        if 0 < without < len(found):
+            warnings.append(
+                f"class {name}: {without} of {len(found)} cases have it in neither file and are "
+                "left out of its mean"
+            )
+    return warnings

@@ -1,0 +1,194 @@
+"""Label values that do not meet: warnings with the likely reason, --map and --ignore."""
+
+import json
+
+import numpy as np
+import pytest
+from small_folders import ball, save, scan, shifted_balls
+
+from segbench.evaluation.label_values import CaseValues, looks_like_image, value_warnings
+
+PRED, REF = shifted_balls()
+BAND = np.zeros_like(REF)
+BAND[:6] = 1
+
+
+@pytest.fixture
+def evaluated(lab):
+    """Return a function that scores pairs of label maps; each is one case."""
+
+    def score(pairs, *options, ending=".nii.gz"):
+        for number, (pred, ref) in enumerate(pairs):
+            save(lab.folder / f"pred/c{number}{ending}", np.asarray(pred, np.uint8))
+            save(lab.folder / f"ref/c{number}{ending}", np.asarray(ref, np.uint8))
+        shown = lab.call("evaluate", "--pred", "pred", "--ref", "ref", "--json", *options)
+        if shown.returncode:
+            return shown.returncode, shown.stdout + shown.stderr
+        document = json.loads(shown.stdout)
+        found = {row["class"]: row["columns"] for row in document["metrics"]}
+        return found, "\n".join(document["warnings"])
+
+    return score
+
+
+def is_right(columns):
+    values = (columns["dice"]["mean"], columns["hd95_mm"]["mean"], columns["asd_mm"]["mean"])
+    return np.allclose(values, (0.8427, 0.5, 0.30), atol=0.005)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".h5"])
+@pytest.mark.parametrize(
+    "pred, ref, option",
+    [
+        (PRED, 255 * REF, "ref:255=1"),
+        (255 * PRED, REF, "ref:1=255"),
+        (PRED, 2 * REF, "ref:2=1"),
+    ],
+    ids=["0/255", "255/0", "shifted"],
+)
+def test_other_numbers_are_pointed_out_and_mapped(evaluated, pred, ref, option, ending):
+    found, said = evaluated([(pred, ref)], ending=ending)
+    assert len(found) == 2
+    assert f"--map {option}" in said
+    found, said = evaluated([(pred, ref)], "--map", option, ending=ending)
+    assert not said or ending == ".h5"
+    (columns,) = found.values()
+    assert np.isclose(columns["dice"]["mean"], 0.8427, atol=1e-4)
+    assert ending == ".h5" or is_right(columns)
+
+
+def test_one_map_serves_both_folders(evaluated):
+    found, said = evaluated([(PRED, 255 * REF)], "--map", "255=1")
+    assert not said
+    assert is_right(found["1"])
+
+
+def test_shifted_classes_are_mapped_one_by_one(evaluated):
+    other = ball((5, 5, 4), 3)
+    pred, ref = PRED + 2 * other * (PRED == 0), 2 * REF + 3 * other * (REF == 0)
+    _, said = evaluated([(pred, ref)])
+    assert "--map ref:2=1,ref:3=2" in said
+    found, said = evaluated([(pred, ref)], "--map", "ref:2=1,ref:3=2")
+    assert not said
+    assert is_right(found["1"])
+    assert found["2"]["dice"]["mean"] == 1
+
+
+def test_values_to_leave_out(evaluated):
+    ref = np.where(BAND, 255, REF)
+    found, said = evaluated([(PRED, ref)])
+    assert set(found) == {"1", "255"}
+    assert "--ignore 255" in said
+    found, said = evaluated([(PRED, ref)], "--ignore", "255")
+    assert set(found) == {"1"}
+    assert is_right(found["1"])
+    assert not said
+
+
+def test_predictions_inside_ignored_voxels_do_not_count(evaluated):
+    wrong = np.where(BAND, 1, PRED)
+    found, said = evaluated([(wrong, np.where(BAND, 7, REF)), (PRED, REF)], "--ignore", "7")
+    assert is_right(found["1"])
+    assert not said
+    _, said = evaluated([(PRED, REF)], "--ignore", "9")
+    assert "--ignore 9: no reference holds this value" in said
+
+
+def test_ignored_voxels_in_two_dimensions(evaluated):
+    pred, ref = np.where(BAND, 1, PRED)[..., 8:9], np.where(BAND, 7, REF)[..., 8:9]
+    inside = ~BAND[..., 8:9].astype(bool)
+    overlap = 2 * np.sum((PRED & REF)[..., 8:9] * inside)
+    expected = overlap / (np.sum(PRED[..., 8:9] * inside) + np.sum(REF[..., 8:9] * inside))
+    found, _ = evaluated([(pred, ref)], "--ignore", "7", "--labels", "1=organ")
+    assert np.isclose(found["organ"]["dice"]["mean"], expected)
+
+
+def test_classes_of_the_command_line_that_no_file_has(evaluated):
+    found, said = evaluated([(PRED, REF)], "--labels", "2=organ")
+    assert found["organ"]["dice"]["mean"] is None
+    assert "class 2 (organ) of --labels is in no file; the files hold 1" in said
+    assert "these voxels count as background" in said
+
+
+def test_the_number_of_cases_stands_beside_the_mean(lab, evaluated):
+    small = ball((4, 4, 4), 2)
+    pairs = [
+        (PRED + 2 * small * (PRED == 0), REF + 2 * small * (REF == 0)),
+        (PRED, REF),
+        (PRED + 2 * small * (PRED == 0), REF),
+        (PRED, REF + 2 * small * (REF == 0)),
+        (0 * PRED, REF),
+    ]
+    found, said = evaluated(pairs)
+    assert found["2"]["dice"]["n"] == 3
+    assert "class 2: 2 of 5 cases have it in neither file" in said
+    table = lab.call("evaluate", "--pred", "pred", "--ref", "ref").stdout
+    lines = {line.split()[0]: line for line in table.splitlines() if line.strip()}
+    assert "33.33 (n=3)" in lines["2"]
+    assert "n=" not in lines["1"]
+
+
+def test_a_gray_scan_given_as_reference_is_pointed_out(evaluated):
+    image, label = scan(0)
+    gray = np.clip(image, 0, 255).astype(np.uint8)
+    _, said = evaluated([(label, gray)])
+    assert "ref/c0.nii.gz looks like a gray scan" in said
+    _, said = evaluated([(gray, label)])
+    assert "pred/c0.nii.gz looks like a gray scan" in said
+
+
+def test_label_maps_of_many_classes_are_no_gray_scans():
+    blocks = np.arange(1, 65, dtype=np.uint8).reshape(4, 4, 4)
+    labels = blocks.repeat(5, 0).repeat(5, 1).repeat(5, 2)
+    assert not looks_like_image(labels)
+    assert not looks_like_image(labels[..., 0])
+    noise = np.random.default_rng(0).integers(0, 200, (20, 20), dtype=np.uint8)
+    assert looks_like_image(noise)
+    assert not looks_like_image(np.zeros((4, 4), np.uint8))
+
+
+def cases(**values):
+    return {
+        name: CaseValues(frozenset(pred), frozenset(ref)) for name, (pred, ref) in values.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        (cases(a=({1}, {1}), b=({1}, {1, 2})), ["2 is in references only (b): no prediction"]),
+        (cases(a=({1}, {1}), b=({1}, {255})), ["255 is in references only (b)", "--map ref:255="]),
+        (cases(a=({1, 3}, {1})), ["3 is in predictions only (a)", "--map pred:3="]),
+        (cases(a=((), {1})), ["no prediction holds"]),
+        (cases(a=({1}, ())), ["no reference holds"]),
+        (cases(a=({1, 2}, {127, 255})), ["--map ref:127=1,ref:255=2"]),
+        (cases(a=({1, 2, 3}, {85, 170, 255})), ["ref:85=1,ref:170=2,ref:255=3"]),
+        (cases(a=({1, 2}, {2, 3})), ["--map ref:2=1,ref:3=2"]),
+        (cases(a=({1, 2}, {1, 4})), ["4 is in references only", "2 is in predictions only"]),
+    ],
+)
+def test_likely_reasons(found, said):
+    warnings = "\n".join(value_warnings(found, None))
+    for text in said:
+        assert text in warnings
+
+
+def test_values_that_meet_need_no_warning():
+    assert value_warnings(cases(a=({1, 2}, {1, 2}), b=({1}, {1, 2})), {1: "a", 2: "b"}) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--map", "300=1"),
+        ("--map", "1"),
+        ("--map", "1=2,ref:1=3"),
+        ("--map", "mask:1=2"),
+        ("--map", "7=1", "--ignore", "7"),
+        ("--ignore", "0"),
+        ("--labels", "7=organ", "--ignore", "7"),
+    ],
+)
+def test_options_that_cannot_be_used(evaluated, options):
+    code, _ = evaluated([(PRED, REF)], *options)
+    assert code == 2
