@@ -44,11 +44,14 @@ def outdated_results(boards: Iterable[Board]) -> list[str]:
 def _outdated(row: MethodRow) -> tuple[list[str], list[FinishedRun]]:
     """Return what has changed and the runs of a row that were computed before."""
     from segbench.identity.outdated import outdated_parts
+    from segbench.metrics import is_of_older_rule
 
     changed: dict[str, None] = {}
     runs = []
     for run in row.runs:
         parts = [] if run.folder.reported else outdated_parts(run.science)
+        if any(is_of_older_rule(record) for record in run.cases):
+            parts = [*parts, "surface distances of volumes of one slice"]
         if parts:
             changed.update(dict.fromkeys(parts))
             runs.append(run)

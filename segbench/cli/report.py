@@ -167,7 +167,8 @@ def _request(science: dict[str, Any]) -> bytes:
     from segbench.storage import json_bytes
 
     datasets = [(dataset["name"], dataset["labeled"]) for dataset in science["datasets"]]
-    return json_bytes({**science, "datasets": datasets, "sources": None})
+    versions = {"sources": None, "surface_rule": None}
+    return json_bytes({**science, "datasets": datasets, **versions})
 
 
 def _experiments(settings: Settings, file: Path) -> Iterator[Experiment]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from segbench.metrics import aggregate, score_labels
 
@@ -20,7 +21,7 @@ def score_case(
     pred: np.ndarray[Any, Any],
     ref: np.ndarray[Any, Any],
     classes: Mapping[int, str],
-    spacing: Sequence[float] | None,
+    spacing: ArrayLike | None,
 ) -> list[Row]:
     """Return the rows of one case, one per class.
 
@@ -28,7 +29,8 @@ def score_case(
         pred: predicted label map (*S).
         ref: reference label map (*S).
         classes: names of the classes, by label value.
-        spacing: in mm by axis; None leaves out the distances in mm.
+        spacing: in mm by axis, or the steps of the axes in space as the columns of a matrix; None
+            leaves out the distances in mm.
     """
     rows = []
     for record in score_labels(pred, ref, classes=list(classes), spacing=spacing):

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from segbench.data.store.case_files import CaseInfo
 from segbench.data.store.store import Store
 from segbench.evaluation.case_rows import Row, score_case
 from segbench.evaluation.prediction import Inference, LabelMap, predict_labels
+from segbench.metrics import is_of_older_rule
+from segbench.metrics.grid import are_skewed
 from segbench.progress import Progress, no_progress
 from segbench.storage import array_digest
 
@@ -78,7 +82,7 @@ def score(label: LabelMap, store: Store, case: str) -> list[Row]:
     """
     reference = np.asarray(store.label(case))
     has_spacing = all(store.cases[name].spacing is not None for name in store.test)
-    spacing = store.cases[case].spacing if has_spacing else None
+    spacing = _steps(store.cases[case]) if has_spacing else None
     classes = dict(enumerate(store.classes, start=1))
     rows = score_case(store.name, case, label, reference, classes, spacing)
     digest = array_digest(label)
@@ -87,8 +91,19 @@ def score(label: LabelMap, store: Store, case: str) -> list[Row]:
     return rows
 
 
+def _steps(case: CaseInfo) -> ArrayLike | None:
+    """Return the spacing of a case or, if its axes are not perpendicular, their steps in space."""
+    if case.affine is None:
+        return case.spacing
+    steps = np.array(case.affine)[:3, : len(case.shape)]
+    return steps if are_skewed(steps) else case.spacing
+
+
 def _finished_cases(partial: Path, stamp: str) -> dict[tuple[str, str], list[Row]]:
-    """Return the rows that an interrupted evaluation has written, by data set and case."""
+    """Return the rows that an interrupted evaluation has written, by data set and case.
+
+    Rows whose distances are of an older rule for volumes of one slice are computed again.
+    """
     finished: dict[tuple[str, str], list[Row]] = {}
     if not partial.exists():
         return finished
@@ -97,6 +112,7 @@ def _finished_cases(partial: Path, stamp: str) -> dict[tuple[str, str], list[Row
             record: dict[str, Any] = json.loads(line)
         except ValueError:  # the last line may be incomplete
             continue
-        if record.get("stamp") == stamp:
+        is_older = any(is_of_older_rule(row) for row in record.get("rows", ()))
+        if record.get("stamp") == stamp and not is_older:
             finished[record["dataset"], record["case"]] = record["rows"]
     return finished

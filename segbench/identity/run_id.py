@@ -19,6 +19,7 @@ def science(
     fingerprints: Mapping[str, str],
     splits: Mapping[str, str],
     sources: Mapping[str, str],
+    surface_rule: int | None = None,
 ) -> dict[str, Any]:
     """Return everything that decides a run's numbers, as plain JSON values.
 
@@ -26,6 +27,8 @@ def science(
         fingerprints: digest of the prepared data, by data set.
         splits: digest of the train and test lists, by data set.
         sources: digest of the source code of every plug-in, by kind.
+        surface_rule: version of the rule for surfaces in volumes of one slice, None if no test case
+            is one.
 
     Raises:
         KeyError: a data set has no fingerprint or split digest.
@@ -42,7 +45,7 @@ def science(
                 "split": splits[name],
             }
         )
-    return {
+    content = {
         "engine": ENGINE,
         "method": experiment.method,
         "params": experiment.params,
@@ -58,6 +61,9 @@ def science(
         "processes": experiment.processes,  # batch statistics are those of a process's share
         "sources": dict(sources),
     }
+    if surface_rule is not None:
+        content["surface_rule"] = surface_rule
+    return content
 
 
 def run_id(content: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ This package needs NumPy and SciPy only, and imports nothing else of segbench.
 
 from .aggregate import Column, Row, Spread, aggregate, mean_over
 from .components import largest_component
+from .grid import is_of_older_rule
 from .pair import PairResult, evaluate_labels, evaluate_pair, score_labels, surface_distances
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "aggregate",
     "evaluate_labels",
     "evaluate_pair",
+    "is_of_older_rule",
     "largest_component",
     "mean_over",
     "score_labels",

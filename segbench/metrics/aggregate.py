@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan, nan, sqrt
+from math import isnan, nan
 from typing import Any
 
 import numpy as np
 
+from .grid import longest_distance
 from .pair import PairResult
 
 STATUSES = ("ok", "empty_prediction", "empty_reference", "both_empty")
@@ -164,16 +165,14 @@ def case_value(
 
 
 def diagonal(record: Record, name: str) -> float:
-    """Length of the volume's diagonal in the unit of the column."""
+    """Return the length of the volume's diagonal in the unit of the column."""
     shape, spacing = record.get("shape"), record.get("spacing")
     if shape is None or (name.endswith("_mm") and spacing is None):
         raise ValueError(
             f"worst_distance needs the shape (and for mm the spacing) of a case with an empty "
             f"mask, found shape {shape} and spacing {spacing} for column {name}"
         )
-    if name.endswith("_vox") or spacing is None:
-        spacing = [1.0] * len(shape)
-    return sqrt(sum((size * step) ** 2 for size, step in zip(shape, spacing, strict=True)))
+    return longest_distance(record, in_voxels=name.endswith("_vox") or spacing is None)
 
 
 def _column(values: list[float]) -> Column:

@@ -51,6 +51,22 @@ def nearest_distances(
     return result
 
 
+def nearest_skewed(
+    query: Coordinates, target: Coordinates, steps: tuple[tuple[float, ...], ...]
+) -> Distances:
+    """Return the same on a grid whose axes are not perpendicular.
+
+    Args:
+        query: voxels (axis, voxel).
+        target: voxels (axis, voxel), at least one.
+        steps: matrix whose columns are the steps of the axes in space.
+    """
+    matrix = np.array(steps)
+    tree = cKDTree((matrix @ target).T)
+    _, chosen = tree.query((matrix @ query).T)
+    return np.asarray(np.linalg.norm(matrix @ (target[:, chosen] - query), axis=0))
+
+
 def _length(offset: Coordinates, spacing: tuple[float, ...]) -> Distances:
     scaled = offset * np.array(spacing)[:, None]
     np.multiply(scaled, scaled, out=scaled)

@@ -63,20 +63,6 @@ def check_same_grid(pred: NDArray[Any], ref: NDArray[Any]) -> None:
         )
 
 
-def check_spacing(spacing: Sequence[float] | None, ndim: int) -> tuple[float, ...] | None:
-    """Return the spacing as plain floats, or raise ValueError; None stays None."""
-    if spacing is None:
-        return None
-    values = tuple(float(value) for value in np.ravel(np.asarray(spacing, dtype=np.float64)))
-    if len(values) != ndim:
-        raise ValueError(
-            f"spacing {values} has {len(values)} values, expected one per axis: {ndim}"
-        )
-    if not all(np.isfinite(value) and value > 0 for value in values):
-        raise ValueError(f"spacing must be finite and > 0 along every axis, found {values}")
-    return values
-
-
 def tight_box(array: NDArray[Any]) -> Box | None:
     """Return the smallest box that holds every voxel != 0, or None if there is none."""
     order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))

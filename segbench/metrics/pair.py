@@ -9,13 +9,13 @@ from math import isfinite, isnan, nan
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from .distances import nearest_distances
+from .distances import nearest_distances, nearest_skewed
+from .grid import SURFACE_RULE, Grid, checked_grid
 from .masks import (
     MaskBox,
     check_same_grid,
-    check_spacing,
     cut,
     labels_on_host,
     mask_on_host,
@@ -35,7 +35,8 @@ class PairResult:
     """The metrics of one prediction against its reference.
 
     Distances are in the unit of `spacing`, in voxels where it is None. `nan` means not defined
-    (see `status`); an extra metric that was not asked for is None.
+    (see `status`); an extra metric that was not asked for is None. Surfaces and distances leave out
+    axes of length 1.
     """
 
     status: str  # ok, empty_prediction, empty_reference, both_empty
@@ -53,6 +54,8 @@ class PairResult:
     hd: float | None = None  # maximum of both lists
     hd95_max: float | None = None  # larger of the two directed 95th percentiles
     masd: float | None = None  # mean of the two directed means
+    surface_rule: int | None = None  # version of the rule for axes of length 1, if there is one
+    skewed: tuple[float, ...] | None = None  # rows of the steps, if the axes are not perpendicular
 
     @property
     def unit(self) -> str:
@@ -74,17 +77,21 @@ class PairResult:
         record["status"] = self.status
         record |= {"dice": _plain(self.dice), "jaccard": _plain(self.jaccard)}
         record |= {f"{name}_{self.unit}": _plain(value) for name, value in distances.items()}
-        return record | {
+        record |= {
             "pred_voxels": self.pred_voxels,
             "ref_voxels": self.ref_voxels,
             "shape": list(self.shape),
             "spacing": None if self.spacing is None else list(self.spacing),
         }
+        if self.surface_rule is not None:
+            record["surface_rule"] = self.surface_rule
+        if self.skewed is not None:
+            record["skewed"] = list(self.skewed)
+        return record
 
 
 class _Request(NamedTuple):
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...] | None
+    grid: Grid
     tolerances: tuple[float, ...]
     extra: tuple[str, ...]
 
@@ -92,27 +99,29 @@ class _Request(NamedTuple):
 def evaluate_pair(
     pred: Any,
     ref: Any,
-    spacing: Sequence[float] | None = None,
+    spacing: ArrayLike | None = None,
     nsd_tolerances: Collection[float] = (1.0,),
     extra: Collection[str] = (),
 ) -> PairResult:
     """Compute all metrics of a mask pair; masks are `!= 0`, arrays or tensors of 2 or 3 axes.
 
-    Distances and tolerances are in the unit of `spacing`, in voxels where it is None. `extra`
-    names further metrics out of `hd`, `hd95_max`, `masd`. An empty mask is no error.
+    Distances and tolerances are in the unit of `spacing`, in voxels where it is None. It holds one
+    step per axis, or the steps in space as the columns of a matrix if the axes are not
+    perpendicular. `extra` names further metrics out of `hd`, `hd95_max`, `masd`. An empty mask is
+    no error.
 
     Raises ValueError unless both inputs are masks on one grid and the spacing is valid.
     """
     pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
-    return _MaskPair(cut(pred), cut(ref)).result(request)
+    return _mask_pair(pred, ref, request.grid).result(request)
 
 
 def evaluate_labels(
     pred: Any,
     ref: Any,
     classes: Sequence[int],
-    spacing: Sequence[float] | None = None,
+    spacing: ArrayLike | None = None,
     nsd_tolerances: Collection[float] = (1.0,),
     extra: Collection[str] = (),
 ) -> list[PairResult]:
@@ -122,6 +131,7 @@ def evaluate_labels(
     """
     pred, ref = labels_on_host(pred, "prediction"), labels_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
+    pred, ref = request.grid.extended_part(pred), request.grid.extended_part(ref)
     return [pair.result(request, value) for value, pair in _class_pairs(pred, ref, classes)]
 
 
@@ -129,7 +139,7 @@ def score_labels(
     pred: Any,
     ref: Any,
     classes: Sequence[int],
-    spacing: Sequence[float] | None = None,
+    spacing: ArrayLike | None = None,
     nsd_tolerances: Collection[float] = (1.0,),
     extra: Collection[str] = (),
 ) -> list[dict[str, Any]]:
@@ -141,6 +151,7 @@ def score_labels(
     pred, ref = labels_on_host(pred, "prediction"), labels_on_host(ref, "reference")
     in_voxels = _checked_request(pred, ref, None, nsd_tolerances, extra)
     in_mm = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
+    pred, ref = in_mm.grid.extended_part(pred), in_mm.grid.extended_part(ref)
     records = []
     for value, pair in _class_pairs(pred, ref, classes):
         record = pair.result(in_voxels, value).to_dict()
@@ -150,7 +161,7 @@ def score_labels(
     return records
 
 
-def surface_distances(pred: Any, ref: Any, spacing: Sequence[float] | None = None) -> DistanceLists:
+def surface_distances(pred: Any, ref: Any, spacing: ArrayLike | None = None) -> DistanceLists:
     """Return the distances prediction -> reference and reference -> prediction.
 
     Each list holds one value per surface voxel of its mask in raster order, in the unit of
@@ -158,12 +169,16 @@ def surface_distances(pred: Any, ref: Any, spacing: Sequence[float] | None = Non
     """
     pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, (), ())
-    pair = _MaskPair(cut(pred), cut(ref))
+    pair = _mask_pair(pred, ref, request.grid)
     if pair.pred is None or pair.ref is None:
         pred_size = 0 if pair.pred is None else pair.pred_surface.shape[1]
         ref_size = 0 if pair.ref is None else pair.ref_surface.shape[1]
         return np.full(pred_size, nan), np.full(ref_size, nan)
-    return pair.distances(request.spacing)
+    return pair.distances(request.grid)
+
+
+def _mask_pair(pred: NDArray[Any], ref: NDArray[Any], grid: Grid) -> _MaskPair:
+    return _MaskPair(cut(grid.extended_part(pred)), cut(grid.extended_part(ref)))
 
 
 class _MaskPair:
@@ -194,10 +209,16 @@ class _MaskPair:
     def voxel_distances(self) -> DistanceLists:
         return self._measured((1.0,) * len(self.pred_surface))
 
-    def distances(self, spacing: tuple[float, ...] | None) -> DistanceLists:
+    def distances(self, grid: Grid) -> DistanceLists:
         """Return the distances prediction -> reference and reference -> prediction."""
+        spacing = grid.extended_spacing
         if spacing is None:
             return self.voxel_distances
+        if grid.skewed is not None:
+            return (
+                nearest_skewed(self.pred_surface, self.ref_surface, grid.skewed),
+                nearest_skewed(self.ref_surface, self.pred_surface, grid.skewed),
+            )
         if len(set(spacing)) > 1:
             return self._measured(spacing)
         to_ref, to_pred = self.voxel_distances
@@ -216,20 +237,23 @@ class _MaskPair:
         else:
             common = self.common_voxels
             both = self.pred_voxels + self.ref_voxels
-            to_ref, to_pred = self.distances(request.spacing)
+            to_ref, to_pred = self.distances(request.grid)
             values = {
                 "status": "ok",
                 "dice": 2 * common / both,
                 "jaccard": common / (both - common),
                 **_distance_values(to_ref, to_pred, request),
             }
+        grid = request.grid
         return PairResult(
             **values,
             pred_voxels=self.pred_voxels,
             ref_voxels=self.ref_voxels,
-            shape=request.shape,
-            spacing=request.spacing,
+            shape=grid.shape,
+            spacing=grid.spacing,
             label=label,
+            surface_rule=SURFACE_RULE if grid.is_flat else None,
+            skewed=None if grid.skewed is None else tuple(np.ravel(grid.skewed).tolist()),
         )
 
 
@@ -274,19 +298,19 @@ class _ClassFinder:
 def _checked_request(
     pred: NDArray[Any],
     ref: NDArray[Any],
-    spacing: Sequence[float] | None,
+    spacing: ArrayLike | None,
     tolerances: Collection[float],
     extra: Collection[str],
 ) -> _Request:
     check_same_grid(pred, ref)
-    checked = check_spacing(spacing, ref.ndim)
+    grid = checked_grid(ref.shape, spacing)
     values = tuple(float(tolerance) for tolerance in tolerances)
     if not all(isfinite(value) and value >= 0 for value in values):
         raise ValueError(f"NSD tolerances must be finite and >= 0, found {values}")
     unknown = [name for name in extra if name not in EXTRA]
     if unknown:
         raise ValueError(f"unknown extra metrics {unknown}, expected some of {EXTRA}")
-    return _Request(ref.shape, checked, values, tuple(extra))
+    return _Request(grid, values, tuple(extra))
 
 
 def _empty_values(pred_voxels: int, ref_voxels: int, request: _Request) -> dict[str, Any]:

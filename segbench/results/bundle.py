@@ -18,6 +18,7 @@ from typing import Any
 from segbench import __version__
 from segbench.config import dump_yaml
 from segbench.errors import IntegrityError, SegbenchError, UsageError
+from segbench.metrics import is_of_older_rule
 from segbench.results import predictions
 from segbench.results.cases import Record
 from segbench.results.rundir import RunDir, plain
@@ -238,6 +239,8 @@ def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str
     if store.fingerprint != fingerprint:
         return f"the prepared data of '{name}' here are not those of the run"
     records = [record for record in run.cases() if record["dataset"] == name]
+    if any(is_of_older_rule(record) for record in records):
+        return f"distances on '{name}' are of an older rule for volumes of one slice"
     cases = list(dict.fromkeys(record["case"] for record in records))
     if cases != list(store.test):
         raise IntegrityError(

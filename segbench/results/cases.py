@@ -84,6 +84,11 @@ def _typed(row: Mapping[str, str], columns: MetricColumns) -> Record:
     record["shape"] = [int(size) for size in shape.split("x")] if shape else None
     spacing = row["spacing"]
     record["spacing"] = [float(size) for size in spacing.split("x")] if spacing else None
+    rule = record.pop("surface_rule", "")
+    if rule:
+        record["surface_rule"] = int(rule)
+    if row.get("skewed"):
+        record["skewed"] = [float(step) for step in row["skewed"].split("x")]
     for name in columns.scores + columns.distances:
         if name.endswith("_mm") and not spacing:
             # The column belongs to another data set of a joint run, whose voxel size is known.

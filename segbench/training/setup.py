@@ -19,6 +19,7 @@ from segbench.errors import DataError, PluginError, UsageError
 from segbench.evaluation.prediction import Inference
 from segbench.identity.run_id import run_id, science
 from segbench.identity.sources import loaded_digest
+from segbench.metrics.grid import SURFACE_RULE
 from segbench.results.rundir import RunDir, run_folder
 from segbench.training import distributed
 from segbench.training.build import optimizers
@@ -65,6 +66,11 @@ def device_of(wanted: str) -> str:
     )
 
 
+def _tests_one_slice(store: Store) -> bool:
+    """Return whether a test case has an axis of length 1."""
+    return any(1 in store.cases[case].shape for case in store.test)
+
+
 def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     """Open the data of an experiment, check its split, and work out its identity and folder.
 
@@ -88,6 +94,7 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
             "method": loaded_digest("method", experiment.method),
             "backbone": loaded_digest("backbone", experiment.backbone),
         },
+        surface_rule=SURFACE_RULE if any(map(_tests_one_slice, stores)) else None,
     )
     identity = run_id(content)
     train_sizes = {store.name: len(store.patients) for store in stores}

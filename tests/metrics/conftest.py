@@ -7,8 +7,17 @@ import pytest
 from scipy import ndimage
 
 
+def extended(pred, ref, spacing):
+    """Return masks and spacing without the axes of length 1; one axis is left in any case."""
+    axes = [axis for axis, size in enumerate(pred.shape) if size > 1] or [pred.ndim - 1]
+    shape = [pred.shape[axis] for axis in axes]
+    steps = None if spacing is None else tuple(spacing[axis] for axis in axes)
+    return pred.reshape(shape), ref.reshape(shape), steps
+
+
 def directed(source, target, spacing):
     """Return the distances from the surface of `source` to that of `target`, in raster order."""
+    source, target, spacing = extended(source, target, spacing)
     surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (source, target)]
     return ndimage.distance_transform_edt(~surfaces[1], sampling=spacing)[surfaces[0]]
 
@@ -54,5 +63,9 @@ def random_pair(seed, ndim=3):
 def oracle():
     """Return the reference implementation and the makers of random inputs."""
     return SimpleNamespace(
-        directed=directed, values=oracle_values, random_mask=random_mask, random_pair=random_pair
+        directed=directed,
+        extended=extended,
+        values=oracle_values,
+        random_mask=random_mask,
+        random_pair=random_pair,
     )

@@ -7,15 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from segbench.metrics import (
+    aggregate,
     distances,
     evaluate_labels,
     evaluate_pair,
+    is_of_older_rule,
     largest_component,
     score_labels,
     surface_distances,
 )
+from segbench.metrics.aggregate import diagonal
+from segbench.metrics.grid import are_skewed
 
 EXTRA = ("hd", "hd95_max", "masd")
 DISTANCES = ("hd95", "asd", "assd", *EXTRA)
@@ -63,6 +68,7 @@ def test_random_pairs_equal_medpy(oracle):
     for seed in range(40):
         pred, ref, spacing = oracle.random_pair(seed)
         result = evaluate(pred, ref, spacing)
+        pred, ref, spacing = oracle.extended(pred, ref, spacing)  # medpy keeps axes of length 1
         assert result.dice == pytest.approx(medpy.dc(pred, ref), abs=EXACT)
         for name in ("hd95", "asd", "assd", "hd"):
             expected = getattr(medpy, name)(pred, ref, voxelspacing=spacing)
@@ -115,6 +121,9 @@ def test_flipping_and_permuting_the_axes(oracle, seed):
 def test_padding_with_background(oracle, seed, widths):
     pred, ref, spacing = oracle.random_pair(seed)
     pads = list(zip(widths[:3], widths[3:], strict=True))
+    for axis, size in enumerate(pred.shape):
+        if size == 1:  # a second slice would make it a volume with other surfaces
+            pads[axis] = (0, 0)
     padded = evaluate(np.pad(pred, pads), np.pad(ref, pads), spacing)
     assert same(padded, evaluate(pred, ref, spacing))
 
@@ -130,11 +139,87 @@ def test_scaling_the_spacing_scales_the_distances(oracle, seed, factor):
         assert getattr(scaled, name) == pytest.approx(factor * getattr(base, name), rel=1e-9)
 
 
-def test_one_slice_volume_is_surface_entirely():
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_volume_of_one_slice_is_an_image(axis):
     disc = np.add.outer(*(np.square(np.arange(-6, 7)),) * 2) <= 30
-    d_p, _ = surface_distances(disc[None], disc[None])
-    flat, _ = surface_distances(disc, disc)
-    assert d_p.size == disc.sum() > flat.size
+    moved = np.roll(disc, 2, 0)
+    in_plane = (0.7, 1.9)
+    spacing = [*in_plane]
+    spacing.insert(axis, 5.0)
+    slices = [np.expand_dims(mask, axis) for mask in (disc, moved)]
+    assert same(evaluate(*slices, spacing), evaluate(disc, moved, in_plane))
+    for found, expected in zip(
+        surface_distances(*slices, spacing), surface_distances(disc, moved, in_plane), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    (record,) = score_labels(*slices, [1], spacing)
+    assert record["surface_rule"] == 2 and not is_of_older_rule(record)
+    assert record["shape"][axis] == 1 and record["spacing"][axis] == 5.0
+    del record["surface_rule"]
+    assert is_of_older_rule(record)
+
+
+def test_records_of_volumes_carry_no_version_of_the_rule():
+    block = np.ones((2, 3, 4), dtype=bool)
+    record = evaluate(block, block).to_dict()
+    assert "surface_rule" not in record and not is_of_older_rule(record)
+
+
+def test_lines_and_single_voxels():
+    line = np.zeros((1, 9, 1), dtype=bool)
+    line[0, 2:6] = True
+    moved = np.roll(line, 3, 1)
+    (to_ref, to_pred) = surface_distances(line, moved, (9.0, 0.5, 9.0))
+    assert to_ref.tolist() == [1.5, 0.0] and to_pred.tolist() == [0.0, 1.5]
+    voxel = np.ones((1, 1, 1), dtype=bool)
+    assert evaluate(voxel, voxel, (1.0, 2.0, 3.0)).hd == 0
+
+
+def test_an_empty_mask_of_one_slice_is_as_far_as_the_image_is_long():
+    disc = np.ones((30, 40, 1), dtype=bool)
+    (record,) = score_labels(~disc, disc, [1], (2.0, 2.0, 50.0))
+    row = aggregate([record])
+    assert (row["hd95_mm"].mean, row["hd95_vox"].mean) == (100.0, 50.0)
+    del record["surface_rule"]  # stored rows of the older rule keep their value
+    assert aggregate([record])["hd95_mm"].mean == pytest.approx(np.hypot(100, 50))
+
+
+def skewed(rng, ndim):
+    """Return steps whose axes are far from perpendicular."""
+    while True:
+        steps = rng.uniform(-1, 1, (3, ndim)) + 1.5 * np.eye(3)[:, :ndim]
+        if are_skewed(steps):
+            return steps
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_distances_on_skewed_axes_are_those_between_points_in_space(oracle, ndim):
+    for seed in range(60):
+        pred, ref, _ = oracle.random_pair(seed, ndim)
+        steps = skewed(np.random.default_rng(seed), ndim)
+        result = evaluate(pred, ref, steps)
+        axes = [axis for axis, size in enumerate(pred.shape) if size > 1] or [ndim - 1]
+        flat_pred, flat_ref, _ = oracle.extended(pred, ref, None)
+        points = []
+        for mask in (flat_pred, flat_ref):
+            surface = np.argwhere(mask & ~ndimage.binary_erosion(mask))
+            points.append(surface @ steps[:, axes].T)
+        between = np.linalg.norm(points[0][:, None] - points[1][None], axis=-1)
+        pooled = np.concatenate([between.min(1), between.min(0)])
+        assert result.hd95 == pytest.approx(np.percentile(pooled, 95), abs=EXACT), seed
+        assert result.asd == pytest.approx(between.min(1).mean(), abs=EXACT), seed
+        record = result.to_dict()
+        assert record["hd_mm"] <= diagonal(record, "hd_mm") + EXACT
+        if result.skewed is not None:
+            assert len(result.skewed) == len(axes) ** 2
+
+
+def test_perpendicular_axes_given_as_a_matrix_give_the_same_numbers(oracle):
+    pred, ref, spacing = oracle.random_pair(7)
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    assert same(evaluate(pred, ref, turn * np.array(spacing)), evaluate(pred, ref, spacing))
+    with pytest.raises(ValueError, match="not independent"):
+        evaluate(np.ones((2, 3, 4)), np.ones((2, 3, 4)), np.ones((3, 3)))
 
 
 @pytest.mark.parametrize("seed", range(5))

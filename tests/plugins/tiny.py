@@ -59,3 +59,26 @@ class TinyBare(Balls):
     def load(self, raw):
         case = super().load(raw)
         return Case(case.id, case.image, case.label)
+
+
+@dataset("tiny_slice")
+class TinySlice(Balls):
+    """Volumes of one slice, whose third spacing is that of no neighbor."""
+
+    def load(self, raw):
+        flat = TinyFlat().load(raw)
+        return Case(raw.id, flat.image[..., None], flat.label[..., None], (0.5, 0.5, 7.0))
+
+
+@dataset("tiny_skewed")
+class TinySkewed(Balls):
+    """Volumes whose axes are not perpendicular."""
+
+    steps = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.8], [0.0, 0.0, 1.0]])
+
+    def load(self, raw):
+        case = super().load(raw)
+        affine = np.eye(4)
+        affine[:3, :3] = self.steps
+        spacing = tuple(np.linalg.norm(self.steps, axis=0).tolist())
+        return Case(case.id, case.image, case.label, spacing, affine)
