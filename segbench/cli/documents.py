@@ -64,5 +64,14 @@ def result_lines(result: dict[str, Any]) -> list[str]:
             f"ASD {number(means[f'asd_{unit}'], 2)} {unit}",
             f"missed {row['counts']['empty_prediction']}",
         ]
-        lines.append(f"{what}, {row['counts']['n']} test cases: {'  '.join(numbers)}")
+        lines.append(f"{what}, {_cases(row)}: {'  '.join(numbers)}")
     return lines
+
+
+def _cases(row: dict[str, Any]) -> str:
+    """Return over how many test cases the means of a row are taken."""
+    total = row["counts"]["n"]
+    scored = row["columns"]["dice"]["n"]
+    if scored == total:
+        return f"{total} test cases"
+    return f"{scored} of {total} test cases" if scored else f"in none of {total} test cases"

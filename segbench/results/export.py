@@ -281,6 +281,7 @@ def footer(
         lines.append(line if board.cases > 1 else f"{line}; with one case nothing can be tested")
     if any(row.difference for row in board.rows) and "to " in titles:
         lines.append(_explain_stars(board))
+    lines += _explain_counts(board)
     lines += _explain_references(board)
     lines += _explain_effects(board, titles)
     if board.left_out_draws:
@@ -311,6 +312,33 @@ def _explain_numbers(board: Board, titles: str) -> str:
     if "missed" in titles:
         parts.append(f"missed: Dice 0, distances by policy '{board.policy}'")
     return " · ".join(parts)
+
+
+def _explain_counts(board: Board) -> list[str]:
+    """Return a line for each class whose mean is taken over fewer cases than the table has.
+
+    A case that has a class neither in the reference nor in the prediction is not scored.
+    """
+    counts: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for row in board.rows:
+        for run in row.runs:
+            for dataset in board.datasets:
+                for entry in run.metrics(dataset):
+                    pair = (int(entry["columns"]["dice"]["n"]), int(entry["counts"]["n"]))
+                    counts.setdefault((dataset, entry["class"]), []).append(pair)
+    lines = []
+    for (dataset, name), pairs in counts.items():
+        scored = [count for count, _ in pairs]
+        total = max(cases for _, cases in pairs)
+        what = f"{dataset}/{name}" if board.is_mean else name
+        if max(scored) == 0:
+            lines.append(f"class {what} is in no test case: left out of the mean over classes")
+        elif min(scored) < total:
+            lines.append(
+                f"class {what}: mean over {ranges(sorted(set(scored)))} of {total} cases; "
+                "the others have it neither in the reference nor in the prediction"
+            )
+    return lines
 
 
 def _explain_references(board: Board) -> list[str]:

@@ -214,7 +214,10 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
                     level="warning",
                 )
             )
-    return problems + _missing_classes(store, store.train, "all training cases")
+    problems += _missing_classes(store, store.train, "all training cases")
+    if store.test:
+        problems += _missing_classes(store, store.test, "all test cases", "warning")
+    return problems
 
 
 def _has_foreground(info: CaseInfo, classes: int) -> bool:
@@ -225,7 +228,9 @@ def _is_smaller(shape: Sequence[int], patch: Sequence[int]) -> bool:
     return any(size < edge for size, edge in zip(shape, patch, strict=False))
 
 
-def _missing_classes(store: Store, cases: Iterable[str], where: str) -> list[Problem]:
+def _missing_classes(
+    store: Store, cases: Iterable[str], where: str, level: str = "error"
+) -> list[Problem]:
     present: set[int] = set()
     for case in cases:
         if case in store.cases:
@@ -234,7 +239,7 @@ def _missing_classes(store: Store, cases: Iterable[str], where: str) -> list[Pro
     for value, name in enumerate(store.classes, 1):
         if value not in present:
             found = f"class {value} ({name}) is absent from {where}"
-            problems.append(Problem("*", found=found, expected="at least one voxel"))
+            problems.append(Problem("*", found=found, expected="at least one voxel", level=level))
     return problems
 
 
