@@ -71,7 +71,7 @@ from segbench import Batch, Clock, Field, MethodParams, Optim, Phase, method
 from segbench.metrics import largest_component
 from segbench.nn.bases import StudentTeacher
 from segbench.nn.losses import cross_entropy, dice
-from segbench.nn.ops import context_mask, mix, pass_groups
+from segbench.nn.ops import context_mask, mix, pass_groups, wide_softmax
 
 
 @method("bcp", paper="Bai et al., CVPR 2023")
@@ -204,7 +204,7 @@ def dice_and_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None)
     With a mask (1, *S), only voxels where it is true count.
     """
     overlap = dice(
-        logits.softmax(1),
+        wide_softmax(logits),
         labels,
         background=True,
         per_item=True,

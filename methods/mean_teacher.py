@@ -41,7 +41,7 @@ from torch import Tensor
 from segbench import Batch, Clock, Field, MethodParams, method
 from segbench.nn.bases import StudentTeacher
 from segbench.nn.losses import dice_ce, squared_error
-from segbench.nn.ops import clipped_noise
+from segbench.nn.ops import clipped_noise, wide_softmax
 
 
 @method("mean_teacher", paper="Tarvainen & Valpola, NeurIPS 2017")
@@ -70,10 +70,10 @@ class MeanTeacher(StudentTeacher):
         images = torch.cat([batch.x, batch.u])
         logits = self.student(images)  # (L + U, K, *S)
         labeled, unlabeled = logits.split([len(batch.x), len(batch.u)])
-        prediction = unlabeled.softmax(1)  # (U, K, *S)
+        prediction = wide_softmax(unlabeled)  # (U, K, *S)
 
         noisy = batch.u + clipped_noise(batch.u, self.p.noise)
-        target = self.teacher(noisy).softmax(1)  # (U, K, *S)
+        target = wide_softmax(self.teacher(noisy))  # (U, K, *S)
 
         weight = self.p.weight * t.ramp(self.p.stairs)
         return {

@@ -65,7 +65,7 @@ from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
 from segbench.nn.losses import cross_entropy, soft_dice
-from segbench.nn.ops import context_mask, mix, normalizes_items
+from segbench.nn.ops import context_mask, mix, normalizes_items, wide_softmax
 
 RELEASED = {"stages": 1, "aux_mask": "pairs"}
 
@@ -166,7 +166,7 @@ class VerSemi(Method):
         """
         everything = torch.arange(self.tasks + 1, device=view.pooled.device)
         logits = self.head(view, everything.expand(len(view.pooled), -1))  # (U, T + 1, 2, *S)
-        p = logits.softmax(2)[:, :, 1]  # (U, T + 1, *S)
+        p = wide_softmax(logits, 2)[:, :, 1]  # (U, T + 1, *S)
         synthetic = p[:, -1]  # (U, *S)
         aggregate = p[:, :-1].amax(1)  # (U, *S)
         if self.p.detach_aggregate:
@@ -283,7 +283,7 @@ class VerSemi(Method):
     def any_foreground(self, view: View) -> Tensor:
         """Return the probability (N, *S) of any foreground, which the synthetic prompt selects."""
         prompt = torch.full((len(view.pooled), 1), self.tasks, device=view.pooled.device)
-        return self.head(view, prompt).softmax(2)[:, 0, 1]
+        return wide_softmax(self.head(view, prompt), 2)[:, 0, 1]
 
 
 def task_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -291,7 +291,7 @@ def task_dice(logits: Tensor, target: Tensor) -> Tensor:
 
     Its sums run over all images; it is averaged over the rounds.
     """
-    return soft_dice(logits.softmax(2)[:, :, 1], target, keep=(1,))
+    return soft_dice(wide_softmax(logits, 2)[:, :, 1], target, keep=(1,))
 
 
 # -- CutMix ------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def _interpolation(
         else:
             place = (steps + 0.5) / factor - 0.5
         distance = place.clamp(0, size - 1)[:, None] - torch.arange(size)
-        return (1 - distance.abs()).clamp(min=0).to(device, dtype)
+        return (1 - distance.abs()).clamp(min=0).to(device, dtype, non_blocking=True)
 
 
 def enlarge(x: Tensor, factors: Sequence[int], align_corners: bool = False) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segbench.nn.ops import one_hot
+from segbench.nn.ops import one_hot, wide_softmax
 
 __all__ = ["cross_entropy", "dice", "dice_ce", "masked_mean", "soft_dice", "squared_error"]
 
@@ -99,9 +99,8 @@ def dice_ce(logits: Tensor, labels: Tensor, *, background: bool = False) -> Tens
 
     With ``background`` it is the supervised loss of SSL4MIS.
     """
-    return (
-        cross_entropy(logits, labels) + dice(logits.softmax(1), labels, background=background)
-    ) / 2
+    overlap = dice(wide_softmax(logits), labels, background=background)
+    return (cross_entropy(logits, labels) + overlap) / 2
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

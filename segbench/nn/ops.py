@@ -23,6 +23,7 @@ __all__ = [
     "one_hot",
     "outside_boxes",
     "pass_groups",
+    "wide_softmax",
 ]
 
 
@@ -66,6 +67,15 @@ def pass_groups(network: nn.Module, *groups: Tensor) -> list[Tensor]:
         return [network(group) for group in groups]
     outputs: Tensor = network(torch.cat(groups))
     return list(outputs.split([len(group) for group in groups]))
+
+
+def wide_softmax(logits: Tensor, axis: int = 1) -> Tensor:
+    """Return the softmax of ``logits`` over an axis, in float32 or higher precision.
+
+    On the CPU, automatic precision would leave the softmax of half-precision logits in half
+    precision; on CUDA it would not.
+    """
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(axis)
 
 
 def clipped_noise(like: Tensor, std: float) -> Tensor:

@@ -18,6 +18,7 @@ CHANNELS_LAST = "channels_last"
 CONTIGUOUS = "contiguous"
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the axes of a weight
+IN_BACKGROUND = ("cuda",)  # devices with events that say when a copy has arrived
 NORMALIZES_ITEMS = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
@@ -30,10 +31,9 @@ class HostCopy:
     """A copy of a few numbers in main memory that is made while the device goes on working."""
 
     def __init__(self, values: Tensor) -> None:
-        # Only CUDA has events that say when a copy has arrived.
-        is_cuda = values.device.type == "cuda"
-        self.values = values.to("cpu", non_blocking=is_cuda)
-        self.arrived = torch.cuda.Event() if is_cuda else None
+        in_background = values.device.type in IN_BACKGROUND
+        self.values = values.to("cpu", non_blocking=in_background)
+        self.arrived = torch.cuda.Event() if in_background else None
         if self.arrived is not None:
             self.arrived.record()
 
@@ -47,7 +47,7 @@ class HostCopy:
 
 def steps_read_late(device: torch.device) -> int:
     """Return by how many steps the loss terms are read late, so that the device need not wait."""
-    return 1 if device.type == "cuda" else 0
+    return 1 if device.type in IN_BACKGROUND else 0
 
 
 def to_device(method: Method, device: torch.device | str) -> Method:
