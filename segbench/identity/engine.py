@@ -12,7 +12,7 @@ from segbench.identity.sources import Closure
 ENGINE = 2
 
 # What ``engine_digest`` returned when ENGINE or this line was changed last.
-PINNED_DIGEST = "58e973973f13182dde6b93ef08dc9215b6cfe5dc6caefa18f28f980471fb52f9"
+PINNED_DIGEST = "efee0988b4fdb6486aae7996b175447ed42bf43d3a8b01efe363d613a0a9803d"
 
 
 def engine_modules() -> list[str]:
