@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -135,8 +136,60 @@ def place(kind: str, name: str) -> Found:
     family_name = wanted.partition(":")[0]
     found = catalog().get((kind, wanted)) or catalog().get((kind, family_name))
     if found is None:
-        raise unknown(kind, name, names(kind), fix=f"segbench list {kind}s")
+        raise _unknown(kind, name)
     return found
+
+
+def _unknown(kind: str, name: str) -> UsageError:
+    """Return the error for a name that is not registered, with a hint if it is a file or folder."""
+    path = os.path.expanduser(name)
+    if not os.path.exists(path):
+        return unknown(kind, name, names(kind), fix=f"segbench list {kind}s")
+    typed = shlex.quote(name)
+    if kind == "dataset":
+        found, fix = _dataset_hint(Path(path), typed)
+    else:
+        found, fix = _code_hint(kind, Path(path), typed)
+    return UsageError(
+        f"unknown {kind} '{name}'",
+        found=found,
+        expected=f"the name of a {kind}; segbench list {kind}s shows all",
+        fix=fix,
+    )
+
+
+def _dataset_hint(path: Path, typed: str) -> tuple[str, str]:
+    """Return what a path given as a data set is, and what to type instead."""
+    if (path / "store.json").is_file():
+        folder = path.resolve()
+        place = shlex.quote(str(folder.parent))
+        return "the folder of a prepared data set", f"{folder.name} --data-root {place}"
+    if path.is_dir():
+        fix = f"folder:{typed}, or once: segbench data link {typed} --as NAME, then NAME"
+        return "a folder of this name", fix
+    if path.suffix == ".py":
+        return "a file of this name", _fix_of_file("dataset", path, typed)
+    fix = f"extract it into a folder DIR, then folder:DIR, or segbench data prepare NAME --from {typed}"
+    return "a file of this name", fix
+
+
+def _code_hint(kind: str, path: Path, typed: str) -> tuple[str, str]:
+    """Return what a path given as a method or a backbone is, and what to type instead."""
+    if path.is_file():
+        return "a file of this name", _fix_of_file(kind, path, typed)
+    for plugin_kind in KINDS:
+        if (path / f"{plugin_kind}s").is_dir():
+            fix = f"SEGBENCH_PATH={typed} segbench ..., with the name of a plug-in in it"
+            return f"a folder with a folder '{plugin_kind}s'", fix
+    folder = typed.rstrip("/")
+    return "a folder of this name", f"the name of a plug-in, with --plugin {folder}/FILE.py"
+
+
+def _fix_of_file(kind: str, path: Path, typed: str) -> str:
+    """Return what to type for a plug-in file that was given in place of a name."""
+    registered = _names_or(path, kind, "") if path.suffix == ".py" else []
+    name = next(filter(None, registered), "the name in its decorator,")
+    return f"{name} with --plugin {typed}"
 
 
 def get(kind: str, name: str) -> Entry:
@@ -176,17 +229,62 @@ def _import(found: Found) -> None:
         _forget_entries(found.file)  # classes of a half-executed file
         if isinstance(error, SegbenchError):
             raise
-        raise PluginError(
-            f"{found.kind} '{found.name}' cannot be imported: {type(error).__name__}: {error}",
-            where=found.file,
-            fix="fix the file, or install what it needs",
-        ) from error
+        raise _import_failed(found, error) from error
     if (found.kind, found.name) not in _state.entries:
         raise PluginError(
             f"the file does not register {found.kind} '{found.name}'",
             where=found.file,
             expected=f'a class decorated with @segbench.{found.kind}("{found.name}")',
         )
+
+
+def _import_failed(found: Found, error: BaseException) -> PluginError:
+    """Return the error for a plug-in whose file raised an error, or ended the program."""
+    fix = "fix the file, or install what it needs"
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        fix = _fix_of_import(error.name)
+    elif isinstance(error, SystemExit):
+        fix = 'call sys.exit below `if __name__ == "__main__":` only'
+    return PluginError(
+        f"{found.kind} '{found.name}' cannot be imported: {type(error).__name__}: {error}",
+        where=found.file,
+        fix=fix,
+    )
+
+
+def _fix_of_import(name: str) -> str:
+    """Return what to do about a module that is not installed."""
+    top, _, rest = name.partition(".")
+    if top != "segbench":
+        return f"correct the import, or install '{top}' for {sys.executable}"
+    stem = rest.rpartition(".")[2]
+    package = Path(segbench.__file__).parent
+    for file in sorted(package.rglob(f"{stem}.py")):
+        parts = file.relative_to(package).with_suffix("").parts
+        return f"import {'.'.join(('segbench', *parts))} instead"
+    return "correct the import: this version of segbench has no such module"
+
+
+def _missing_imports(file: Path) -> list[str]:
+    """Return the modules that a file imports outside functions and that are not installed."""
+    missing = []
+    for statement in ast.parse(file.read_bytes(), str(file)).body:
+        imported = []
+        if isinstance(statement, ast.Import):
+            imported = [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom) and not statement.level:
+            imported = [statement.module or ""]
+        missing += [name for name in imported if not _is_installed(name)]
+    return missing
+
+
+def _is_installed(module: str) -> bool:
+    """Return whether a module can be found; of other packages only the top one is looked for."""
+    top = module.partition(".")[0]
+    if top == "segbench":
+        is_plugin_folder = module.partition(".")[2] in [f"{kind}s" for kind in KINDS]
+        return is_plugin_folder or find_module(module) is not None
+    return top in sys.modules or importlib.util.find_spec(top) is not None
 
 
 def _forget_entries(file: Path) -> None:
@@ -346,6 +444,13 @@ def add_file(file: str | Path) -> None:
         raise PluginError(
             f"the plug-in file cannot be read: {error}", where=path, fix="fix the file"
         ) from error
+    missing = _missing_imports(path)
+    if missing and not any(found.values()):
+        raise PluginError(
+            f"the plug-in file imports '{missing[0]}', which is not installed",
+            where=path,
+            fix=_fix_of_import(missing[0]),
+        )
     if not any(found.values()):
         raise UsageError(
             "the file registers nothing",

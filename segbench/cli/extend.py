@@ -179,7 +179,7 @@ def _run_check(settings: Settings, description: str, check: Callable[[], None]) 
     failure = ""
     try:
         check()
-    except Exception as error:  # a plug-in may raise anything
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything
         failure = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not isinstance(error, AssertionError):
             failure = f"{type(error).__name__}: {failure}"
@@ -253,7 +253,7 @@ def loss_terms(experiment: Experiment) -> list[str]:
             terms.update(dict.fromkeys(update.terms))
     except SegbenchError:
         raise
-    except Exception as error:  # a plug-in may raise anything
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything
         raise TrainingError(
             f"{method} failed: {type(error).__name__}: {error}",
             where="a trial of its loss terms",

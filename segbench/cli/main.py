@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -14,16 +15,24 @@ from typing import Any
 
 import click
 
-from segbench import __version__
+import segbench
+from segbench.cli import namesake, streams
 from segbench.cli.options import Group
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import error_text, is_width
-from segbench.errors import PluginError, SegbenchError, did_you_mean
+from segbench.errors import (
+    PluginError,
+    SegbenchError,
+    StorageError,
+    TrainingError,
+    did_you_mean,
+)
 
 BUG = 1
 USAGE = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The commands in the order of the help, each with its module. A module is imported when its command
 # is used or the help is shown, so none of them may import torch.
@@ -76,7 +85,7 @@ class Main(Group):
 
 
 @click.group(cls=Main, invoke_without_command=True)
-@click.version_option(__version__, prog_name="segbench")
+@click.version_option(getattr(segbench, "__version__", "?"), prog_name="segbench")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Honest benchmarks for semi-supervised medical image segmentation.
@@ -94,10 +103,8 @@ def cli(ctx: click.Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code: the entry point of the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character gets a "?" instead of a traceback.
-            stream.reconfigure(errors="replace")
+    streams.open_missing()
+    streams.replace_unknown_characters()
     if not is_width(os.environ.get("COLUMNS", "80")):
         del os.environ["COLUMNS"]  # libraries would try to use it as a width, and fail
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
@@ -110,11 +117,14 @@ def run(argv: list[str]) -> int:
     settings = Settings()
     try:
         _require_posix()
+        namesake.require_own_package()
         return _call(settings, argv)
     except SystemExit as error:
         # Click leaves in this way when the reader of our output has gone.
-        pipe_is_closed = "Pacify" in type(sys.stdout).__name__
-        return CLOSED_PIPE if pipe_is_closed else int(error.code or 0)
+        if "Pacify" in type(sys.stdout).__name__:
+            return CLOSED_PIPE
+        known = _ended_by_plugin(error)
+        return _fail(settings, argv, known.to_dict(), error_text(known))
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -125,13 +135,15 @@ def run(argv: list[str]) -> int:
         document = {**(settings.document or {}), **error.to_dict()}
         return _fail(settings, argv, document, error_text(error))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
+        streams.remark("stopped")
         return INTERRUPTED
     except BrokenPipeError:
-        # Python would report it again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.abandon_stdout()
         return CLOSED_PIPE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            full = _cannot_write(error)
+            return _fail(settings, argv, full.to_dict(), error_text(full))
         if settings.debug:
             raise
         what = f"{type(error).__name__}: {error}"
@@ -151,7 +163,32 @@ def _require_posix() -> None:
         )
 
 
+def _ended_by_plugin(error: SystemExit) -> TrainingError:
+    """Return the error for a plug-in that called ``sys.exit``, with whatever code."""
+    return TrainingError(
+        "a plug-in, or a library that it uses, ended the program",
+        found=f"SystemExit({error.code!r})",
+        expected="an exception, or no error",
+        fix="--debug shows where; replace sys.exit by an exception",
+    )
+
+
+def _cannot_write(error: OSError) -> StorageError:
+    """Return the error for a full disk, which may be the one that the output is redirected to."""
+    where = error.filename or "standard output"
+    if not error.filename:
+        streams.abandon_stdout()
+    return StorageError(
+        f"cannot write: {os.strerror(error.errno or 0)}",
+        where=where,
+        fix="free some space, or write to another place",
+    )
+
+
 def _call(settings: Settings, argv: list[str]) -> int:
+    warning = namesake.warning_about_namesakes()
+    if warning is not None:
+        settings.warn(warning)
     # Whatever plug-ins and libraries print must not mix with the document.
     as_json = "--json" in argv
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
@@ -187,9 +224,10 @@ def _fail(settings: Settings, argv: list[str], document: dict[str, Any], text: s
 
         traceback.print_exc()
     if "--json" in argv:
-        click.echo(json.dumps(document))
+        with contextlib.suppress(OSError):
+            click.echo(json.dumps(document))
     code = int(document["code"])
-    click.echo(f"{text}  (exit {code})", err=True)
+    streams.remark(f"{text}  (exit {code})")
     return code
 
 

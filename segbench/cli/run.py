@@ -15,6 +15,7 @@ from segbench.cli.options import (
     science_options,
 )
 from segbench.cli.settings import Settings
+from segbench.cli.streams import remark
 from segbench.cli.terminal import error_text
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
 from segbench.text import safe
@@ -147,7 +148,7 @@ def _resume_all(settings: Settings, machine: Machine) -> None:
             raise
         except SegbenchError as error:
             failed = True
-            click.echo(f"{safe(folder.path)}: {error_text(error)}", err=True)
+            remark(f"{safe(folder.path)}: {error_text(error)}")
     status = "failed" if failed else "done"
     settings.show({**joint_document(documents), "status": status, "runs": documents})
     if failed:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from segbench.cli.streams import remark
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Settings:
     def say(self, text: str, level: int = 0) -> None:
         """Print a remark on stderr; ``level`` 1 is printed with -v only."""
         if level <= self.verbose - self.quiet:
-            click.echo(text, err=True)
+            remark(text)
 
     def warn(self, text: object) -> None:
         """Print a warning on stderr."""
-        click.echo(f"warning: {safe(text)}", err=True)
+        remark(f"warning: {safe(text)}")

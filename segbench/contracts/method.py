@@ -191,12 +191,18 @@ class Method(nn.Module):
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         """Return the weighted loss terms of the first player by name.
 
-        The engine sums, logs, checks and ablates the terms.
+        The engine sums, logs, checks and ablates the terms. At least one term is needed in every
+        step, and their sum has a gradient. No term is called step, phase, lr or seconds, which are
+        columns of the log.
         """
         raise NotImplementedError
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
-        """Return class probabilities (B, K, *S) for windows (B, C, *S) of data set ``source``."""
+        """Return class probabilities (B, K, *S) for windows (B, C, *S) of data set ``source``.
+
+        They sum to 1 over the classes. A method that answers one question per class may instead
+        return the answers, with 1 - (the largest of them) as the probability of the background.
+        """
         raise NotImplementedError
 
     def after_step(self, t: Clock) -> None:

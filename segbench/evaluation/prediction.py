@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from segbench.contracts.method import Method
 from segbench.data.open import derived
 from segbench.data.sampling.crops import nearest
 from segbench.data.store.store import Store
+from segbench.evaluation.checks import require_probabilities, require_shape
 from segbench.evaluation.sliding_window import labels_from, predict_probabilities
 from segbench.metrics import largest_component
 
@@ -32,13 +33,24 @@ class Inference:
     protocol: Protocol
     device: str = "cpu"
     precision: str = "fp32"
+    # Data sets whose first prediction has been checked.
+    checked: set[int] = field(default_factory=set, compare=False, repr=False)
 
     def windows(self, windows: Tensor, source: int) -> Tensor:
-        """Return class probabilities (B, K, *P) of windows (B, C, *P) of a data set."""
+        """Return class probabilities (B, K, *P) of windows (B, C, *P) of a data set.
+
+        Raises:
+            TrainingError: the method returned anything else.
+        """
         dtype = DTYPES.get(self.precision)
         device_type = torch.device(self.device).type
         with torch.autocast(device_type, dtype, enabled=dtype is not None):
-            return self.method.predict(windows, source)
+            output = self.method.predict(windows, source)
+        probabilities = require_shape(output, windows, self.method, source)
+        if source not in self.checked:  # once, because it waits for the device
+            require_probabilities(probabilities, self.method)
+            self.checked.add(source)
+        return probabilities
 
     def slices(self, windows: Tensor, source: int) -> Tensor:
         """Return the same for windows (B, C, *P, 1) and a network for slices (B, C, *P)."""

@@ -23,6 +23,8 @@ from segbench.errors import Interrupted
 from segbench.training.setup import Prepared
 from segbench.training.signals import CODES, spared
 
+NO_RESULT = 4  # exit code of a run that a plug-in ended early, as by os._exit(0)
+
 Main = Callable[[list[str]], int]  # the command line as a function: words to an exit code
 
 
@@ -90,6 +92,8 @@ def run_all(
                 if code is None:
                     continue
                 jobs.remove(job)
+                if code == 0 and job.run.folder.state != "done":
+                    code = NO_RESULT
                 outcome = Outcome(job.run, code, time.monotonic() - job.began)
                 outcomes.append(outcome)
                 report(outcome)

@@ -115,7 +115,7 @@ def require_fit(experiment: Experiment, stores: list[Store]) -> None:
             return
         except UsageError:
             raise
-        except Exception:  # any other failure is reported, and recorded, by the run itself
+        except (Exception, SystemExit):  # is reported, and recorded, by the run itself
             continue
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from segbench.training.build import (
 from segbench.training.distributed import World
 from segbench.training.loop import Trainer
 from segbench.training.memory import keep_freed_memory
-from segbench.training.reporter import Reporter
+from segbench.training.reporter import Reporter, StepReport
 from segbench.training.result import write_result
 from segbench.training.selection import choose, snapshot_steps
 from segbench.training.setup import Prepared, device_of
@@ -216,14 +217,40 @@ def _train(
     if _keeps_snapshots(run, machine):
         snapshots = snapshot_steps(train_step.total)
     trainer = Trainer(train_step, run.folder.path, header, snapshots)
+
+    @cache
+    def check_prediction_once() -> None:
+        _check_prediction(run, method, device)
+
+    def report(outcome: StepReport) -> None:
+        check_prediction_once()
+        reporter.train(outcome)
+
     trainer.fit(
-        lambda steps: loader(data, steps, machine.loader_processes),
-        machine.save_every,
-        reporter.train,
+        lambda steps: loader(data, steps, machine.loader_processes), machine.save_every, report
     )
     for warning in trainer.warnings:
         reporter.warn(warning)
     return trainer
+
+
+def _check_prediction(run: Prepared, method: Method, device: str) -> None:
+    """Predict noise, so that a wrong ``predict`` ends a run after a step and not after its training.
+
+    It cannot change what follows: every step seeds the generators, and puts the method in training
+    mode.
+
+    Raises:
+        TrainingError: ``predict`` does not return class probabilities.
+    """
+    setting = method.setting
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, setting.channels, *setting.patch, generator=generator)
+    inference = run.inference(method, device)
+    method.eval()
+    with torch.no_grad():
+        for source in range(len(setting.sources)):
+            inference.windows(noise.to(device), source)
 
 
 def _data_warnings(run: Prepared, views: dict[str, Store]) -> list[str]:
@@ -276,13 +303,13 @@ def _recorded_failures(run: Prepared) -> Iterator[Attempt]:
         if error.code < FIRST_STOP_CODE:
             run.folder.fail(error, attempt.stage)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plug-in may also call sys.exit
         known = _translated(error, run, attempt.stage)
         run.folder.fail(known, attempt.stage)
         raise known from error
 
 
-def _translated(error: Exception, run: Prepared, stage: str) -> SegbenchError:
+def _translated(error: Exception | SystemExit, run: Prepared, stage: str) -> SegbenchError:
     """Return the error that the user sees for an unexpected exception."""
     if isinstance(error, torch.OutOfMemoryError):
         return TrainingError(

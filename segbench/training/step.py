@@ -11,8 +11,7 @@ logging or a restart cannot change what follows.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,8 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from segbench.contracts.method import Batch, Clock, Method, Optim
-from segbench.errors import TrainingError
 from segbench.training.distributed import World
+from segbench.training.loss_checks import (
+    GradientWatch,
+    require_finite,
+    require_graph,
+    require_some_left,
+    require_terms,
+)
 from segbench.training.placement import HostCopy, to_device
 from segbench.training.plan import Stage, clock, stage_of
 from segbench.training.reporter import StepReport
@@ -61,15 +66,8 @@ class LossTerms:
             TrainingError: a value is not finite.
         """
         values = dict(zip(self.names, self.values.tolist(), strict=True))
-        if all(math.isfinite(value) for value in values.values()):
-            return values
-        raise TrainingError(
-            f"the loss of {method} is not finite",
-            where=f"step {step}, {self.player}",
-            found=", ".join(f"{name} = {value}" for name, value in values.items()),
-            expected="finite terms",
-            fix="lower the learning rate (-o optim.lr=...), or use --precision fp32",
-        )
+        require_finite(values, method, self.player, step)
+        return values
 
 
 @dataclass(frozen=True)
@@ -122,6 +120,11 @@ def make_optimizer(spec: Optim, parameters: list[nn.Parameter]) -> torch.optim.O
     return kind(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
 def _no_epochs(phase_step: int, labeled: int) -> int:
     return 0
 
@@ -143,6 +146,7 @@ class TrainingStep:
         self.total = plan[-1].start + plan[-1].steps
         self.optimizers: dict[str, torch.optim.Optimizer] = {}  # by player
         self.specs: dict[str, Optim] = {}  # what the optimizers were made from
+        self.watch_gradients = GradientWatch()
         self.device = torch.device(settings.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
 
@@ -152,7 +156,8 @@ class TrainingStep:
         Whether its loss terms are finite is checked when they are read (``MadeStep.report``).
 
         Raises:
-            TrainingError: a loss term is not a scalar.
+            TrainingError: a loss is empty or has no gradient; the weights of its player are
+                unchanged.
         """
         settings = self.settings
         rank = settings.world.rank
@@ -214,10 +219,10 @@ class TrainingStep:
 
         optimizer.zero_grad(set_to_none=True)
         loss = torch.stack([value.float() for value in terms.values()]).sum()
+        require_graph(loss, self.method, player, t)
         self.scaler.scale(loss).backward()
-        self.settings.world.average(
-            parameter for group in optimizer.param_groups for parameter in group["params"]
-        )
+        self.settings.world.average(_parameters(optimizer))
+        self.watch_gradients(_parameters(optimizer), self.method, player, t)
         self.scaler.step(optimizer)
         self.scaler.update()
         return [LossTerms(player, tuple(terms), values)]
@@ -259,19 +264,13 @@ class TrainingStep:
         """Return the terms of a player's loss, without those that the run leaves out."""
         is_first = player == self.method.players[0]
         loss = self.method.loss if is_first else getattr(self.method, f"loss_{player}")
+        without = self.settings.without
         with self._autocast():
-            terms = loss(batch, t)
-        terms = {name: value for name, value in terms.items() if name not in self.settings.without}
-        for name, value in terms.items():
-            if value.shape != ():
-                raise TrainingError(
-                    f"the loss term '{name}' of {self.method.name} is not a scalar",
-                    where=f"step {t.step}, {player}",
-                    found=f"shape {tuple(value.shape)}",
-                    expected="one number per term",
-                    fix="return its mean or its sum",
-                )
-        return terms
+            terms = require_terms(loss(batch, t), self.method, player, t)
+        kept = {name: value for name, value in terms.items() if name not in without}
+        if is_first:
+            require_some_left(kept, without, self.method)
+        return kept
 
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.settings.precision
