@@ -34,7 +34,7 @@ def replace_unknown_characters() -> None:
 
 
 def remark(text: str) -> None:
-    """Print on stderr. Nobody reading it, or a full disk, is no reason to end a training."""
+    """Print on stderr. A closed stderr, or a full disk behind it, must not end a training."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True)
 
