@@ -93,8 +93,10 @@ Point = Sequence[float] | NDArray[np.floating[Any]]
 
 def _rng(*key: object) -> np.random.Generator:
     """Return a random number generator that depends only on the key."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    text = repr(key).encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    seed = int.from_bytes(digest, "little")
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def _smooth(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Image:
@@ -102,10 +104,12 @@ def _smooth(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Ima
 
     It is a sum of Gaussian hills, with an extra one at each end of an axis, without BLAS.
     """
-    field = rng.standard_normal((cells + 2,) * 3)
+    hills_per_axis = cells + 2
+    field = rng.standard_normal((hills_per_axis, hills_per_axis, hills_per_axis))
+    centers = np.arange(hills_per_axis)
     for size in shape:  # interpolate along the first axis, then move it to the end
-        positions = np.linspace(0, cells + 1, size)[:, None]
-        gap = positions - np.arange(cells + 2)
+        positions = np.linspace(0, cells + 1, size)
+        gap = positions[:, None] - centers
         hills = np.exp(-np.square(gap))
         field = np.einsum("ni,ijk->jkn", hills, field)
     field = (field - field.mean()) / field.std()
@@ -133,20 +137,30 @@ def _ellipsoid(grid: Image, center: Point, radii: Point, angles: Point = (0.0, 0
         second = (axis + 2) % 3
         cosine = np.float32(np.cos(angle))
         sine = np.float32(np.sin(angle))
-        turned = cosine * offset[first] + sine * offset[second]
-        offset[second] = cosine * offset[second] - sine * offset[first]
-        offset[first] = turned
-    squares = [np.square(offset[axis] / np.float32(radii[axis])) for axis in range(3)]
+        along = offset[first]
+        across = offset[second]
+        offset[first] = cosine * along + sine * across
+        offset[second] = cosine * across - sine * along
+    squares = []
+    for axis in range(3):
+        scaled = offset[axis] / np.float32(radii[axis])
+        squares.append(np.square(scaled))
     return np.asarray(np.sqrt(sum(squares)))
 
 
 def _tube(grid: Image, start: Point, end: Point, radius: float) -> NDArray[np.bool_]:
     """Return the mask of a straight vessel from ``start`` to ``end``."""
     direction = np.asarray(end) - np.asarray(start)
-    length = max(float(np.square(direction).sum()), 1e-6)
-    projection = sum((grid[i] - start[i]) * direction[i] for i in range(3))
-    along = np.clip(projection / length, 0, 1)
-    squares = [np.square(grid[i] - start[i] - along * direction[i]) for i in range(3)]
+    squared_length = max(float(np.square(direction).sum()), 1e-6)
+    offsets = [grid[axis] - start[axis] for axis in range(3)]
+
+    # The nearest point of the vessel's axis lies at start + along * direction.
+    products = [offsets[axis] * direction[axis] for axis in range(3)]
+    along = np.clip(sum(products) / squared_length, 0, 1)
+    squares = []
+    for axis in range(3):
+        gap = offsets[axis] - along * direction[axis]
+        squares.append(np.square(gap))
     return np.asarray(sum(squares) < radius**2)
 
 
@@ -178,9 +192,12 @@ class _Anatomy:
         depth = self.rng.uniform(0.84, 0.98)
         trunk = _ellipsoid(self.grid, (0, 0, 0), (width, depth, 9))
         wall = self.rng.uniform(0.05, 0.18)
-        self.tissue[trunk < 1] = MUSCLE
-        self.tissue[(trunk < 1) & (trunk > 1 - wall)] = FAT
-        self.inner = trunk < 1 - wall - self.rng.uniform(0.06, 0.14)
+        muscle = self.rng.uniform(0.06, 0.14)
+        inside = trunk < 1
+        in_wall = inside & (trunk > 1 - wall)
+        self.tissue[inside] = MUSCLE
+        self.tissue[in_wall] = FAT
+        self.inner = trunk < 1 - wall - muscle
         # Lean bodies have hardly any fat between the organs.
         hills = _smooth(self.rng, self.shape, 6)
         bowel = hills < self.rng.normal(-0.9, 0.6)
@@ -201,62 +218,85 @@ class _Anatomy:
         self._put(SPLEEN, (0.55, 0.25, 0.2), (0.22, 0.36, 0.50), turn=0.5)
         self._put(KIDNEY, (0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
         self._put(KIDNEY, (-0.34, 0.45, -0.55), (0.17, 0.17, 0.36))
-        right = np.array([-0.38, -0.05, 0.1]) + self.rng.normal(0, 0.07, 3)
-        size = np.array([0.40, 0.52, 0.62]) * self.rng.uniform(0.8, 1.15)
+        self._lobes()
+
+    def _lobes(self) -> None:
+        shift = self.rng.normal(0, 0.07, 3)
+        right = np.array([-0.38, -0.05, 0.1]) + shift
+        scale = self.rng.uniform(0.8, 1.15)
+        size = np.array([0.40, 0.52, 0.62]) * scale
         self._put(ORGAN, right, size, turn=0.4, jitter=0.0)
         left = right + np.array([0.32, -0.32, 0.15])
-        size = np.array([self.rng.uniform(0.2, 0.6), 0.24, 0.30])
-        self._put(ORGAN, left, size, turn=0.5, jitter=0.04)
+        length = self.rng.uniform(0.2, 0.6)
+        self._put(ORGAN, left, (length, 0.24, 0.30), turn=0.5, jitter=0.04)
 
     def _spine_and_aorta(self) -> None:
-        self.tissue[_ellipsoid(self.grid, (0, 0.62, 0), (0.17, 0.17, 9)) < 1] = BONE
-        self.tissue[_ellipsoid(self.grid, (0, 0.68, 0), (0.06, 0.06, 9)) < 1] = CANAL
-        place = (self.rng.uniform(0.02, 0.15), 0.34, 0)
-        self.tissue[_ellipsoid(self.grid, place, (0.08, 0.08, 9)) < 1] = AORTA
+        aorta = (self.rng.uniform(0.02, 0.15), 0.34, 0)
+        self._column(BONE, (0, 0.62, 0), 0.17)
+        self._column(CANAL, (0, 0.68, 0), 0.06)
+        self._column(AORTA, aorta, 0.08)
+
+    def _column(self, tissue: int, center: Point, radius: float) -> None:
+        """Draw an ellipsoid that is so long that it is a cylinder inside the volume."""
+        distance = _ellipsoid(self.grid, center, (radius, radius, 9))
+        self.tissue[distance < 1] = tissue
 
     def _vessels(self) -> None:
         organ = self.tissue == ORGAN
         inside = self.grid[:, organ]  # (3, voxels)
-        root = inside[:, self.rng.integers(inside.shape[1])]
-        for _ in range(int(self.rng.integers(2, 5))):
-            tip = inside[:, self.rng.integers(inside.shape[1])]
+        voxels = inside.shape[1]
+        root = inside[:, self.rng.integers(voxels)]
+        count = int(self.rng.integers(2, 5))
+        for _ in range(count):
+            tip = inside[:, self.rng.integers(voxels)]
             radius = self.rng.uniform(0.05, 0.09)
-            self.tissue[_tube(self.grid, root, tip, radius) & organ] = VESSEL
+            vessel = _tube(self.grid, root, tip, radius)
+            self.tissue[vessel & organ] = VESSEL
 
     def _spots(self) -> None:
         """Draw lesions and round cysts in the organ, and similar spots in spleen and stomach."""
         rough = 1 + 0.22 * _grain(self.rng, self.shape, 1.6)  # makes borders irregular
-        for _ in range(int(self.rng.integers(1, 4))):
-            self._spot(LESION, ORGAN, self.rng.uniform(3.2, 6.0), rough)
-        for _ in range(int(self.rng.integers(0, 3))):
-            self._spot(CYST, ORGAN, self.rng.uniform(2.0, 3.6), None)
+        lesions = int(self.rng.integers(1, 4))
+        for _ in range(lesions):
+            radius = self.rng.uniform(3.2, 6.0)
+            self._spot(LESION, ORGAN, radius, rough)
+        cysts = int(self.rng.integers(0, 3))
+        for _ in range(cysts):
+            radius = self.rng.uniform(2.0, 3.6)
+            self._spot(CYST, ORGAN, radius, None)
         for host in (SPLEEN, STOMACH):
-            for _ in range(int(self.rng.integers(0, 2))):
-                self._spot(SPOT, host, self.rng.uniform(2.2, 4.0), rough)
+            spots = int(self.rng.integers(0, 2))
+            for _ in range(spots):
+                radius = self.rng.uniform(2.2, 4.0)
+                self._spot(SPOT, host, radius, rough)
 
     def _spot(self, tissue: int, host: int, radius: float, rough: Image | None) -> None:
         """Draw a ball of ``radius`` voxels in ``host``, or two with a rough border."""
         voxel = self._deep_voxel(self.tissue == host, 2)
         if voxel is None:
             return
-        center = self.flat[:, voxel[0], voxel[1], voxel[2]]
+        x, y, z = voxel
+        center = self.flat[:, x, y, z]
         size = radius * 2 / np.asarray(self.shape)
         stretch = self.rng.uniform(0.75, 1.3, 3)
         angles = self.rng.uniform(-1.5, 1.5, 3)
         distance = _ellipsoid(self.flat, center, size * stretch, angles)
         if rough is not None:
-            second = center + size * self.rng.normal(0, 0.6, 3)
-            nearest = np.minimum(distance, _ellipsoid(self.flat, second, 0.7 * size))
-            distance = nearest * rough
+            shift = self.rng.normal(0, 0.6, 3)
+            second = _ellipsoid(self.flat, center + size * shift, 0.7 * size)
+            distance = np.minimum(distance, second) * rough
         hosts = (ORGAN, VESSEL) if host == ORGAN else (host,)
-        self.tissue[(distance < 1) & np.isin(self.tissue, hosts)] = tissue
+        in_host = np.isin(self.tissue, hosts)
+        self.tissue[(distance < 1) & in_host] = tissue
 
     def _deep_voxel(self, mask: NDArray[np.bool_], depth: int) -> NDArray[np.intp] | None:
         """Return a random voxel at least ``depth`` voxels below the surface of a mask."""
-        deep = np.argwhere(ndimage.binary_erosion(mask, iterations=depth))
+        eroded = ndimage.binary_erosion(mask, iterations=depth)
+        deep = np.argwhere(eroded)  # (voxels, 3)
         if len(deep) == 0:
             return None
-        return np.asarray(deep[self.rng.integers(len(deep))])
+        chosen = self.rng.integers(len(deep))
+        return np.asarray(deep[chosen])
 
 
 def _means(rng: np.random.Generator, look: Look) -> NDArray[np.float64]:
@@ -265,12 +305,15 @@ def _means(rng: np.random.Generator, look: Look) -> NDArray[np.float64]:
     organ = rng.uniform(*look.organ)
     mean[ORGAN] = organ
     for tissue in (MUSCLE, STOMACH, SPLEEN, KIDNEY, BOWEL):
-        mean[tissue] = organ + rng.uniform(-look.neighbor, look.neighbor)
+        difference = rng.uniform(-look.neighbor, look.neighbor)
+        mean[tissue] = organ + difference
     lesion = look.sign * rng.uniform(*look.lesion)
     mean[LESION] = organ + lesion
     mean[SPOT] = organ + lesion
-    mean[VESSEL] = organ + abs(lesion) * rng.uniform(-0.4, 1.0)
-    mean[CYST] = organ + lesion * rng.uniform(0.8, 1.6)
+    of_vessel = rng.uniform(-0.4, 1.0)
+    mean[VESSEL] = organ + abs(lesion) * of_vessel
+    of_cyst = rng.uniform(0.8, 1.6)
+    mean[CYST] = organ + lesion * of_cyst
     return mean
 
 
@@ -288,7 +331,8 @@ def _paint(
     coarse = 1.6 * _grain(rng, tissue.shape, 2.2)
     fine = _grain(rng, tissue.shape, 0.8)
     grain = np.where(is_coarse, coarse, fine)
-    image = mean.astype(np.float32)[tissue] + np.float32(texture) * grain * (tissue != AIR)
+    flat = mean.astype(np.float32)[tissue]
+    image = flat + np.float32(texture) * grain * (tissue != AIR)
     blurred: Image = ndimage.gaussian_filter(image, 0.6)
     return blurred
 
@@ -310,13 +354,16 @@ def _ct(rng: np.random.Generator, tissue: NDArray[np.uint8]) -> Image:
 
 def _streaks(rng: np.random.Generator, shape: tuple[int, ...]) -> Image:
     """Return streaks that radiate from the spine, with a different strength in each slice."""
-    axes = [np.arange(size, dtype=np.float32) for size in shape[:2]]
-    x, y = np.meshgrid(*axes, indexing="ij")
-    angle = np.arctan2(y - 0.8 * shape[1], x - 0.5 * shape[0])
-    rays = angle * rng.integers(9, 17)
-    fan = np.cos(rays + rng.uniform(0, 6.3)).astype(np.float32)
+    width, depth, slices = shape
+    x_axis = np.arange(width, dtype=np.float32)
+    y_axis = np.arange(depth, dtype=np.float32)
+    x, y = np.meshgrid(x_axis, y_axis, indexing="ij")
+    angle = np.arctan2(y - 0.8 * depth, x - 0.5 * width)
+    rays = rng.integers(9, 17)
+    phase = rng.uniform(0, 6.3)
+    fan = np.cos(angle * rays + phase).astype(np.float32)
     strength = rng.uniform(0, 16)
-    of_slice = np.abs(rng.standard_normal(shape[2])).astype(np.float32)
+    of_slice = np.abs(rng.standard_normal(slices)).astype(np.float32)
     streaks: Image = strength * fan[..., None] * of_slice
     return streaks
 
@@ -324,12 +371,16 @@ def _streaks(rng: np.random.Generator, shape: tuple[int, ...]) -> Image:
 def _mr(rng: np.random.Generator, tissue: NDArray[np.uint8]) -> Image:
     """Return an MR-like image: dark fat and blood, bias field, Rician noise, random gamma."""
     mean = _means(rng, MR)
-    low = (0.1, 0.1, 0.7, 0.05)
-    high = (0.4, 0.3, 1.0, 0.3)
-    mean[[FAT, BONE, CANAL, AORTA]] = rng.uniform(low, high)
+    mean[FAT] = rng.uniform(0.1, 0.4)
+    mean[BONE] = rng.uniform(0.1, 0.3)
+    mean[CANAL] = rng.uniform(0.7, 1.0)
+    mean[AORTA] = rng.uniform(0.05, 0.3)
     image = _paint(rng, tissue, mean, MR.texture)
+
     strength = np.float32(rng.uniform(0.05, 0.2))
-    image *= np.exp(strength * _smooth(rng, tissue.shape, 2))
+    bias = np.exp(strength * _smooth(rng, tissue.shape, 2))
+    image *= bias
+
     sigma = np.float32(rng.uniform(*MR.noise))
     real = sigma * rng.standard_normal(tissue.shape, dtype=np.float32)
     imaginary = sigma * rng.standard_normal(tissue.shape, dtype=np.float32)
@@ -354,7 +405,9 @@ class Phantom(Dataset):
     def split(self) -> Split:
         ids = tuple(raw.id for raw in self.find(None))
         return Split(
-            ids[:TRAIN], ids[TRAIN:], "made by the program: the first 20 train, the last 10 test"
+            train=ids[:TRAIN],
+            test=ids[TRAIN:],
+            source="made by the program: the first 20 train, the last 10 test",
         )
 
     def find(self, source: Path | None) -> list[RawCase]:
@@ -375,7 +428,8 @@ class Phantom(Dataset):
         for attempt in range(100):
             rng = _rng("segbench phantom", self.version, self.name, index, attempt)
             tissue = _Anatomy(rng).tissue
-            if (tissue == LESION).sum() >= MIN_LESION:
+            lesion_voxels = (tissue == LESION).sum()
+            if lesion_voxels >= MIN_LESION:
                 take_image = _ct if self.look == "ct" else _mr
                 return tissue, take_image(rng, tissue)
         raise AssertionError("unreachable: nearly every draw has lesions")
@@ -416,11 +470,9 @@ class Phantoms(Dataset):
     title = "Phantoms: CT-like and MR-like, organ and lesion"
     modality = "synthetic CT and MR"
     license = Phantom.license
-    citation, files, protocol, labeled = (
-        Phantom.citation,
-        Phantom.files,
-        Phantom.protocol,
-        Phantom.labeled,
-    )
+    citation = Phantom.citation
+    files = Phantom.files
+    protocol = Phantom.protocol
+    labeled = Phantom.labeled
     embedded = True
     members = ("phantom_ct_organ", "phantom_ct_lesion", "phantom_mr_organ", "phantom_mr_lesion")

@@ -77,13 +77,16 @@ OTHER = Scanner(noise=(0.05, 0.10), bias=(0.15, 0.35), log_gamma=0.5, tissue_sca
 
 def generator(*key: object) -> np.random.Generator:
     """Return a random number generator that depends only on the key."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    text = repr(key).encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    seed = int.from_bytes(digest, "little")
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def smooth_field(rng: np.random.Generator, sigma: float) -> np.ndarray:
     """Return smooth noise (SIZE, SIZE), mean 0, standard deviation 1; ``sigma`` in pixels."""
-    field = ndimage.gaussian_filter(rng.standard_normal((SIZE, SIZE)), sigma, mode="reflect")
+    white = rng.standard_normal((SIZE, SIZE))
+    field = ndimage.gaussian_filter(white, sigma, mode="reflect")
     return np.asarray((field - field.mean()) / field.std())
 
 
@@ -94,12 +97,20 @@ def body_grid(rng: np.random.Generator) -> np.ndarray:
     angle = rng.normal(0, 0.12)
     scale = np.exp(rng.normal(0, 0.08))
     shift = rng.normal(0, 0.06, size=2)
-    turned_x = np.cos(angle) * x + np.sin(angle) * y
-    turned_y = np.cos(angle) * y - np.sin(angle) * x
-    grid = np.stack([turned_x * scale + shift[0], turned_y * scale + shift[1]])
+    turned_x, turned_y = turned(x, y, angle)
+    body_x = turned_x * scale + shift[0]
+    body_y = turned_y * scale + shift[1]
     amplitude = rng.uniform(0.03, 0.08)
-    warp = np.stack([smooth_field(rng, SIZE / 8), smooth_field(rng, SIZE / 8)])
-    return grid + amplitude * warp
+    warp_x = smooth_field(rng, SIZE / 8)
+    warp_y = smooth_field(rng, SIZE / 8)
+    return np.stack([body_x + amplitude * warp_x, body_y + amplitude * warp_y])
+
+
+def turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coordinates rotated by ``angle``."""
+    cosine = np.cos(angle)
+    sine = np.sin(angle)
+    return cosine * x + sine * y, cosine * y - sine * x
 
 
 def ellipse(
@@ -108,9 +119,10 @@ def ellipse(
     """Return the distance from the center of an ellipse, scaled to 1 at its border."""
     dx = grid[0] - center[0]
     dy = grid[1] - center[1]
-    along = np.cos(angle) * dx + np.sin(angle) * dy
-    across = np.cos(angle) * dy - np.sin(angle) * dx
-    return np.asarray(np.sqrt((along / radii[0]) ** 2 + (across / radii[1]) ** 2))
+    along, across = turned(dx, dy, angle)
+    along = along / radii[0]
+    across = across / radii[1]
+    return np.asarray(np.sqrt(along**2 + across**2))
 
 
 class Anatomy:
@@ -146,7 +158,8 @@ class Anatomy:
         width, height = self.rng.uniform(0.8, 1.2, size=2)
         angle = self.rng.normal(0, 0.3)
         where = (center[0] + dx, center[1] + dy)
-        shape = ellipse(self.grid, where, (radii[0] * width, radii[1] * height), angle)
+        scaled = (radii[0] * width, radii[1] * height)
+        shape = ellipse(self.grid, where, scaled, angle)
         self.tissue[(shape < 1) & self.inner] = tissue
         return where
 
@@ -157,22 +170,26 @@ class Anatomy:
         self._put(KIDNEY, (-0.34, 0.38), (0.12, 0.14))
         lobe = self._put(ORGAN, (-0.40, -0.06), (0.30, 0.34))
         reach = self.rng.uniform(0.22, 0.40)
-        self._put(ORGAN, (lobe[0] + reach, lobe[1] - 0.18), (0.26, 0.14))
+        smaller_lobe = (lobe[0] + reach, lobe[1] - 0.18)
+        self._put(ORGAN, smaller_lobe, (0.26, 0.14))
         self._put(BONE, (0.0, 0.52), (0.13, 0.13), jitter=0.02)
         radii = (self.aorta_radius, self.aorta_radius)
         self._put(AORTA, (0.08, 0.28), radii, jitter=0.03)
 
     def _lesions(self) -> None:
         ragged = 1 + 0.25 * smooth_field(self.rng, 1.0)
-        for _ in range(int(self.rng.integers(1, 4))):
-            places = np.argwhere(self.tissue == ORGAN)
+        count = int(self.rng.integers(1, 4))
+        for _ in range(count):
+            in_organ = self.tissue == ORGAN
+            places = np.argwhere(in_organ)  # (pixels, 2)
             if len(places) == 0:
                 return
-            x, y = places[self.rng.integers(len(places))]
-            center = (float(self.grid[0, x, y]), float(self.grid[1, x, y]))
+            chosen = self.rng.integers(len(places))
+            row, column = places[chosen]
+            x, y = self.grid[:, row, column]
             width, height = self.rng.uniform(0.06, 0.14, size=2)
-            shape = ellipse(self.grid, center, (width, height)) * ragged
-            self.tissue[(shape < 1) & (self.tissue == ORGAN)] = LESION
+            shape = ellipse(self.grid, (float(x), float(y)), (width, height)) * ragged
+            self.tissue[(shape < 1) & in_organ] = LESION
 
 
 def take_image(
@@ -181,15 +198,23 @@ def take_image(
     """Return the image (SIZE, SIZE) of a tissue map, with mean 0 and standard deviation 1."""
     means = np.array(look.means)
     means[FAT:] += rng.normal(0, scanner.tissue_scatter, size=len(means) - 1)
-    means[LESION] = means[ORGAN] + look.lesion_sign * rng.uniform(0.12, 0.30)
-    grain = smooth_field(rng, rng.choice([0.7, 1.6]))  # fine or coarse
+    contrast = rng.uniform(0.12, 0.30)
+    means[LESION] = means[ORGAN] + look.lesion_sign * contrast
+
+    grain_size = rng.choice([0.7, 1.6])  # fine or coarse
+    grain = smooth_field(rng, grain_size)
     image = means[tissue] + 0.05 * grain * (tissue != AIR)
     image = ndimage.gaussian_filter(image, 0.5)
-    image = image * np.exp(rng.uniform(*scanner.bias) * smooth_field(rng, SIZE / 4))
+
+    strength = rng.uniform(*scanner.bias)
+    bias = np.exp(strength * smooth_field(rng, SIZE / 4))
+    image = image * bias
+
     sigma = rng.uniform(*scanner.noise)
     real = image + sigma * rng.standard_normal(image.shape)
     imaginary = sigma * rng.standard_normal(image.shape)
-    image = np.hypot(real, imaginary) ** np.exp(rng.normal(0, scanner.log_gamma))
+    gamma = np.exp(rng.normal(0, scanner.log_gamma))
+    image = np.hypot(real, imaginary) ** gamma
     return np.asarray((image - image.mean()) / image.std())
 
 
@@ -213,7 +238,11 @@ class Phantom2D(Dataset):
 
     def split(self) -> Split:
         ids = tuple(raw.id for raw in self.find(None))
-        return Split(ids[:TRAIN], ids[TRAIN:], f"made by the program: {TRAIN} train, {TEST} test")
+        return Split(
+            train=ids[:TRAIN],
+            test=ids[TRAIN:],
+            source=f"made by the program: {TRAIN} train, {TEST} test",
+        )
 
     def find(self, source: Path | None) -> list[RawCase]:
         if source is not None:
@@ -233,8 +262,9 @@ class Phantom2D(Dataset):
         """Return the tissue map and the image of a case, both (SIZE, SIZE)."""
         rng = generator("segbench phantom2d", self.version, self.name, index)
         tissue = Anatomy(rng, self.aorta_radius).tissue
+        look = LOOKS[self.look]
         scanner = USUAL if index < TRAIN else self.test_scanner
-        return tissue, take_image(rng, tissue, LOOKS[self.look], scanner)
+        return tissue, take_image(rng, tissue, look, scanner)
 
 
 class TwoLooks(Dataset):
