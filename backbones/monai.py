@@ -9,8 +9,7 @@ Source: Cardoso et al., arXiv:2211.02701, Apache-2.0.
 MONAI provides the encoder and the first decoder (``own``). With one head and no dropout, the
 network is identical to the MONAI network in every parameter. If a method requests decoders by
 upsampling method (MC-Net), the engine provides them. Linear upsampling and max pooling layers of
-MONAI are
-replaced by equivalent layers with a deterministic gradient.
+MONAI are replaced by equivalent layers with a deterministic gradient.
 """
 
 from __future__ import annotations
@@ -64,17 +63,26 @@ class SwinEncoder(nn.Module):
 
     def __init__(self, net: SwinUNETR) -> None:
         super().__init__()
-        self.swinViT, self.normalize = net.swinViT, net.normalize
+        self.swinViT = net.swinViT
+        self.normalize = net.normalize
         self.blocks = nn.ModuleList(
-            [net.encoder1, net.encoder2, net.encoder3, net.encoder4, nn.Identity(), net.encoder10]
+            [
+                net.encoder1,
+                net.encoder2,
+                net.encoder3,
+                net.encoder4,
+                nn.Identity(),
+                net.encoder10,
+            ]
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps of six levels."""
-        return [
-            block(m)
-            for block, m in zip(self.blocks, [x, *self.swinViT(x, self.normalize)], strict=True)
-        ]
+        states = self.swinViT(x, self.normalize)
+        maps = []
+        for block, state in zip(self.blocks, [x, *states], strict=True):
+            maps.append(block(state))
+        return maps
 
 
 class Added(nn.Module):
@@ -83,11 +91,15 @@ class Added(nn.Module):
     def __init__(self, up: nn.Module, convs: nn.Module, last: nn.Module) -> None:
         """Build the stage; ``last`` ends the decoder and is an identity in all other stages."""
         super().__init__()
-        self.up, self.convs, self.last = up, convs, last
+        self.up = up
+        self.convs = convs
+        self.last = last
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return a map with the size of ``skip``, computed from the coarser map ``x``."""
-        return self.last(self.convs(self.up(x) + skip))
+        x = self.up(x) + skip
+        x = self.convs(x)
+        return self.last(x)
 
 
 @backbone("monai", paper="Cardoso et al., MONAI, arXiv:2211.02701")
@@ -114,23 +126,25 @@ class Monai(EncoderDecoder):
     def variant(cls, name: str) -> type[Backbone]:
         """Return the class of the network with this name."""
         if name not in cls.members:
-            raise unknown(
-                "backbone", f"monai:{name}", [f"monai:{member}" for member in cls.members]
-            )
+            known = [f"monai:{member}" for member in cls.members]
+            raise unknown("backbone", f"monai:{name}", known)
         return cls.members[name]
 
     def make_encoder(self, channels: int) -> Encoder:
         """Return the encoder of the MONAI network."""
-        module = self.encoder_of(deterministic(self.whole(channels), self.dims))
-        return Encoder(
-            module, self.levels(), tuple((2**i,) * self.dims for i in range(len(self.levels())))
-        )
+        net = deterministic(self.whole(channels), self.dims)
+        channels_of_levels = self.levels()
+        strides = []
+        for level in range(len(channels_of_levels)):
+            strides.append((2**level,) * self.dims)
+        return Encoder(self.encoder_of(net), channels_of_levels, tuple(strides))
 
     def make_decoder(self, kind: str) -> nn.Module:
         """Return the decoder of the MONAI network, or a decoder of the engine."""
         if kind != "own":
             return super().make_decoder(kind)
-        return nn.ModuleList(self.stages_of(deterministic(self.whole(1), self.dims)))
+        net = deterministic(self.whole(1), self.dims)
+        return nn.ModuleList(self.stages_of(net))
 
     def whole(self, channels: int) -> Any:
         """Return the MONAI network."""
@@ -188,12 +202,19 @@ class SegRes(Monai):
 
     def encoder_of(self, net: Any) -> nn.Module:
         """Return the encoder of the network."""
-        return Chain([nn.Sequential(net.convInit, net.down_layers[0]), *net.down_layers[1:]])
+        first, *others = net.down_layers
+        full_size = nn.Sequential(net.convInit, first)
+        return Chain([full_size, *others])
 
     def stages_of(self, net: Any) -> list[nn.Module]:
         """Return the stages of the decoder, coarse to fine."""
-        ends = [*[nn.Identity()] * (self.p.depth - 2), net.conv_final[:-1]]
-        return [Added(*parts) for parts in zip(net.up_samples, net.up_layers, ends, strict=True)]
+        count = len(net.up_samples)
+        stages: list[nn.Module] = []
+        for i, (up, convs) in enumerate(zip(net.up_samples, net.up_layers, strict=True)):
+            is_last = i == count - 1
+            last = net.conv_final[:-1] if is_last else nn.Identity()
+            stages.append(Added(up, convs, last))
+        return stages
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:

@@ -49,13 +49,15 @@ class Fold:
 
 def padded(x: Tensor, axis: int, edge: int, step: int) -> Tensor:
     """Repeat the end slices as padding for windows of ``edge`` slices with stride ``step``."""
-    total = edge - 1 if edge % 2 and edge != step else max(edge - step, 0)
-    first, last = x.narrow(axis, 0, 1), x.narrow(axis, x.shape[axis] - 1, 1)
-    return (
-        torch.cat([*[first] * (total // 2), x, *[last] * (total - total // 2)], axis)
-        if total
-        else x
-    )
+    is_odd = edge % 2 == 1
+    total = edge - 1 if is_odd and edge != step else max(edge - step, 0)
+    if total == 0:
+        return x
+    before = total // 2
+    after = total - before
+    first = x.narrow(axis, 0, 1)
+    last = x.narrow(axis, x.shape[axis] - 1, 1)
+    return torch.cat([*[first] * before, x, *[last] * after], axis)
 
 
 class Inflated(nn.Conv3d):
@@ -63,38 +65,35 @@ class Inflated(nn.Conv3d):
 
     def __init__(self, flat: nn.Conv2d, fold: Fold, step: int) -> None:
         """Build the layer with the weights of ``flat``; ``step`` is the stride along the stack."""
-        edge = (
-            1
-            if step < min(flat.stride) and flat.kernel_size == flat.stride
-            else min(flat.kernel_size)
-        )
-        kernel, stride, padding = (
-            (edge, *flat.kernel_size),
-            (step, *flat.stride),
-            (0, *flat.padding),
-        )
+        edge = min(flat.kernel_size)
+        splits_into_patches = flat.kernel_size == flat.stride
+        if splits_into_patches and step < min(flat.stride):
+            edge = 1  # the patches of an image stay within their slice
         super().__init__(
             flat.in_channels,
             flat.out_channels,
-            kernel,  # type: ignore[arg-type]
-            stride,  # type: ignore[arg-type]
-            padding,
+            kernel_size=(edge, *flat.kernel_size),  # type: ignore[arg-type]
+            stride=(step, *flat.stride),  # type: ignore[arg-type]
+            padding=(0, *flat.padding),
             groups=flat.groups,
             bias=flat.bias is not None,
             device=flat.weight.device,
         )
-        self.fold, self.edge, self.step = fold, edge, step
+        self.fold = fold
+        self.edge = edge
+        self.step = step
         with torch.no_grad():
-            self.weight.copy_(flat.weight.unsqueeze(2).expand_as(self.weight) / edge)
+            repeated = flat.weight.unsqueeze(2).expand_as(self.weight)
+            self.weight.copy_(repeated / edge)
             if self.bias is not None and flat.bias is not None:
                 self.bias.copy_(flat.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N D, C, H, W) to (N D', C', H', W')."""
-        volume = padded(
-            x.unflatten(0, (self.fold.volumes, -1)).transpose(1, 2), 2, self.edge, self.step
-        )
-        return super().forward(volume).transpose(1, 2).flatten(0, 1)
+        """Return (N D', C', H', W') for a stack of slices (N D, C, H, W)."""
+        volume = x.unflatten(0, (self.fold.volumes, -1)).transpose(1, 2)  # (N, C, D, H, W)
+        volume = padded(volume, 2, self.edge, self.step)
+        result = super().forward(volume)  # (N, C', D', H', W')
+        return result.transpose(1, 2).flatten(0, 1)
 
 
 class InflatedPool(nn.Module):
@@ -102,16 +101,20 @@ class InflatedPool(nn.Module):
 
     def __init__(self, flat: nn.MaxPool2d | nn.AvgPool2d, fold: Fold, step: int) -> None:
         super().__init__()
-        self.flat, self.fold, self.step = flat, fold, step
-        self.edge = flat.kernel_size if isinstance(flat.kernel_size, int) else min(flat.kernel_size)
+        self.flat = flat
+        self.fold = fold
+        self.step = step
+        kernel = flat.kernel_size
+        self.edge = kernel if isinstance(kernel, int) else min(kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N D, C, H, W) to (N D', C, H', W')."""
-        stack = padded(self.flat(x).unflatten(0, (self.fold.volumes, -1)), 1, self.edge, self.step)
-        groups = stack.unfold(1, self.edge, self.step)
-        return (
-            groups.amax(-1) if isinstance(self.flat, nn.MaxPool2d) else groups.mean(-1)
-        ).flatten(0, 1)
+        """Return (N D', C, H', W') for a stack of slices (N D, C, H, W)."""
+        slices = self.flat(x)  # (N D, C, H', W')
+        stack = slices.unflatten(0, (self.fold.volumes, -1))  # (N, D, C, H', W')
+        stack = padded(stack, 1, self.edge, self.step)
+        groups = stack.unfold(1, self.edge, self.step)  # (N, D', C, H', W', edge)
+        pooled = groups.amax(-1) if isinstance(self.flat, nn.MaxPool2d) else groups.mean(-1)
+        return pooled.flatten(0, 1)
 
 
 def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
@@ -125,11 +128,10 @@ def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
     for name, layer in list(body.named_modules()):
         if not isinstance(layer, STRIDED):
             continue
+        step = steps.get(name, 1)
         if not isinstance(layer, nn.Conv2d):
-            body.set_submodule(name, InflatedPool(layer, fold, steps.get(name, 1)))
-        elif (
-            type(layer) is not nn.Conv2d or layer.padding_mode != "zeros" or max(layer.dilation) > 1
-        ):
+            body.set_submodule(name, InflatedPool(layer, fold, step))
+        elif not is_plain(layer):
             raise UsageError(
                 "a layer cannot be inflated",
                 found=f"{name}: {layer}",
@@ -137,7 +139,13 @@ def inflate(body: nn.Module, fold: Fold, steps: dict[str, int]) -> None:
                 expected="plain convolutions without dilation, padded with zeros",
             )
         elif max(layer.kernel_size) > 1 or name in steps:
-            body.set_submodule(name, Inflated(layer, fold, steps.get(name, 1)))
+            body.set_submodule(name, Inflated(layer, fold, step))
+
+
+def is_plain(layer: nn.Conv2d) -> bool:
+    """Return whether ``Inflated`` can extend a convolution."""
+    is_dilated = max(layer.dilation) > 1
+    return type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not is_dilated
 
 
 class Body(nn.Module):
@@ -150,24 +158,31 @@ class Body(nn.Module):
         self, stem: nn.Module, encoder: nn.Module, fold: Fold, channels_last: bool
     ) -> None:
         super().__init__()
-        self.stem, self.encoder, self.fold, self.channels_last = stem, encoder, fold, channels_last
+        self.stem = stem
+        self.encoder = encoder
+        self.fold = fold
+        self.channels_last = channels_last
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the maps of an image (N, C, H, W) or a volume (N, C, H, W, D)."""
-        return [
-            self.stem(image),
-            *(self.maps(image) if image.ndim == 4 else self.maps_of_volumes(image)),
-        ]
+        full_size = self.stem(image)
+        maps = self.maps(image) if image.ndim == 4 else self.maps_of_volumes(image)
+        return [full_size, *maps]
 
     def maps(self, image: Tensor) -> list[Tensor]:
         """Return the timm maps of an image (N, C, H, W)."""
-        return [m.movedim(-1, 1) if self.channels_last else m for m in self.encoder(image)]
+        maps = self.encoder(image)
+        if self.channels_last:
+            return [features.movedim(-1, 1) for features in maps]
+        return list(maps)
 
     def maps_of_volumes(self, image: Tensor) -> list[Tensor]:
         """Return the timm maps of a volume (N, C, H, W, D), encoded as (N D, C, H, W)."""
-        self.fold.volumes = len(image)
-        maps = self.maps(image.movedim(-1, 1).flatten(0, 1))
-        return [m.unflatten(0, (len(image), -1)).movedim(1, -1) for m in maps]
+        volumes = len(image)
+        self.fold.volumes = volumes
+        slices = image.movedim(-1, 1).flatten(0, 1)
+        maps = self.maps(slices)
+        return [features.unflatten(0, (volumes, -1)).movedim(1, -1) for features in maps]
 
 
 @dataclass(frozen=True)
@@ -185,7 +200,7 @@ class Facts:
     @property
     def edge(self) -> int:
         """Return the image size of dry runs."""
-        return lcm(EDGE, self.unit) if self.unit != 256 else 512
+        return 512 if self.unit == 256 else lcm(EDGE, self.unit)
 
 
 @cache
@@ -195,7 +210,7 @@ def facts(architecture: str) -> Facts:
     Raises:
         UsageError: the model returns no feature maps, or does not support several image sizes.
     """
-    reason = "TypeError: none of its options"
+    reason = "no option of timm makes the model accept several image sizes"
     for options in OPTIONS:
         try:
             with torch.device("meta"):
@@ -203,17 +218,23 @@ def facts(architecture: str) -> Facts:
                     architecture, features_only=True, in_chans=1, **options
                 ).eval()
                 unit, shapes = _unit(net)
+        except TypeError:  # the model does not know the option
+            continue
         except Exception as error:  # models raise errors of any type
-            if not isinstance(error, TypeError):  # the model does not support the option
-                reason = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
+            reason = _first_line(error)
             continue
         info = net.feature_info
-        last = any(shape[1] != c for shape, c in zip(shapes, info.channels(), strict=True))
-        attention = any(hasattr(m, "num_heads") for m in net.modules())
-        indices, channels, reductions = map(
-            tuple, (info.out_indices, info.channels(), info.reduction())
+        channels = tuple(info.channels())
+        second_axes = tuple(shape[1] for shape in shapes)
+        return Facts(
+            options,
+            indices=tuple(info.out_indices),
+            channels=channels,
+            reductions=tuple(info.reduction()),
+            unit=unit,
+            channels_last=second_axes != channels,
+            attention=any(hasattr(module, "num_heads") for module in net.modules()),
         )
-        return Facts(options, indices, channels, reductions, unit, last, attention)
     raise UsageError(
         f"'timm:{architecture}' does not provide feature maps for several image sizes",
         found=reason,
@@ -228,25 +249,40 @@ def _unit(net: Any) -> tuple[int, list[torch.Size]]:
     Each candidate is tested with images of 3 x 1 and 5 x 10 times its size, which few attention
     windows divide.
     """
-    reductions, reason = net.feature_info.reduction(), Exception("no unit")
-    for unit in dict.fromkeys(u or max(reductions) for u in UNITS):
-        if unit % max(reductions):
+    largest = max(net.feature_info.reduction())
+    candidates = dict.fromkeys(unit or largest for unit in UNITS)  # without duplicates
+    for unit in candidates:
+        if unit % largest:
             continue
         try:
-            for a, b in ((3, 1), (5, 10)):
-                shapes = [m.shape for m in net(torch.zeros(1, 1, a * unit, b * unit))]
-                if not all(
-                    {a * unit // r, b * unit // r} <= set(s)
-                    for s, r in zip(shapes, reductions, strict=True)
-                ):
-                    raise ValueError(
-                        f"maps of {a * unit} x {b * unit} pixels are not {', '.join(map(str, reductions))} "
-                        "times smaller"
-                    )
-            return unit, shapes
+            _map_shapes(net, 3 * unit, unit)
+            return unit, _map_shapes(net, 5 * unit, 10 * unit)
         except Exception as error:  # try the next candidate
             reason = error
     raise reason
+
+
+def _map_shapes(net: Any, height: int, width: int) -> list[torch.Size]:
+    """Return the shapes of the maps of an image.
+
+    Raises:
+        ValueError: a map does not have the size that its stride implies.
+    """
+    reductions = net.feature_info.reduction()
+    maps = net(torch.zeros(1, 1, height, width))
+    shapes = [features.shape for features in maps]
+    for shape, reduction in zip(shapes, reductions, strict=True):
+        if not {height // reduction, width // reduction} <= set(shape):
+            raise ValueError(
+                f"an image of {height} x {width} pixels gives a map of shape {tuple(shape)}, "
+                f"which is not {reduction} times smaller"
+            )
+    return shapes
+
+
+def _first_line(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")
 
 
 def create(architecture: str, channels: int, levels: int, pretrained: bool = False) -> nn.Module:
@@ -270,9 +306,10 @@ def create(architecture: str, channels: int, levels: int, pretrained: bool = Fal
             raise
         raise PluginError(
             f"the pretrained weights of 'timm:{architecture}' cannot be loaded",
-            found=f"{type(error).__name__}: {error}".splitlines()[0],
-            expected="weights in the Hugging Face cache, or an internet connection",
-            fix="-o backbone.pretrained=false, or copy the cache of another machine (HF_HOME)",
+            found=_first_line(error),
+            expected="weights in the cache of the Hugging Face Hub, or an internet connection",
+            fix="-o backbone.pretrained=false, or copy the cache folder (HF_HOME) from a machine "
+            "that has the weights",
         ) from error
 
 
@@ -282,15 +319,15 @@ def idle(architecture: str, levels: int) -> tuple[str, ...]:
 
     timm does not always remove them.
     """
-    with (
-        torch.device("meta"),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):  # the first caller may have disabled gradients
+    # The first caller may have disabled gradients.
+    with torch.device("meta"), torch.inference_mode(False), torch.enable_grad():
         encoder = create(architecture, 1, levels).eval()
         edge = facts(architecture).edge
-        torch.stack([m.sum() for m in encoder(torch.zeros(1, 1, edge, edge))]).sum().backward()
-    return tuple(name for name, p in encoder.named_parameters() if p.grad is None)
+        maps = encoder(torch.zeros(1, 1, edge, edge))
+        sums = [features.sum() for features in maps]
+        torch.stack(sums).sum().backward()
+    parameters = encoder.named_parameters()
+    return tuple(name for name, parameter in parameters if parameter.grad is None)
 
 
 @cache
@@ -299,29 +336,35 @@ def unused(architecture: str, levels: int) -> tuple[str, ...]:
 
     Returns an empty tuple if the encoder fails without them.
     """
-    names, edge = idle(architecture, levels), facts(architecture).edge
+    edge = facts(architecture).edge
     with torch.device("meta"):
         encoder = create(architecture, 1, levels).eval()
-        found: list[str] = []
-        for name, part in encoder.named_modules():
-            own = [f"{name}.{p}" for p, _ in part.named_parameters()]
-            if (
-                name
-                and own
-                and set(own) <= set(names)
-                and not name.startswith(tuple(f"{f}." for f in found))
-            ):
-                found.append(name)
+        found = _idle_modules(encoder, idle(architecture, levels))
         image = torch.zeros(1, 1, edge, edge)
-        before = [m.shape for m in encoder(image)]
+        before = [features.shape for features in encoder(image)]
         cut(encoder, found)
         try:
-            return tuple(found) if [m.shape for m in encoder(image)] == before else ()
+            after = [features.shape for features in encoder(image)]
         except Exception:  # a module without parameters needs their output
             return ()
+    return found if after == before else ()
 
 
-def cut(encoder: nn.Module, names: tuple[str, ...] | list[str]) -> None:
+def _idle_modules(encoder: nn.Module, idle_parameters: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the outermost modules that have parameters, all of which are idle."""
+    found: list[str] = []
+    inside: list[str] = []  # what the names of modules inside those found begin with
+    for name, module in encoder.named_modules():
+        own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}
+        if not name or not own or name.startswith(tuple(inside)):
+            continue
+        if own <= set(idle_parameters):
+            found.append(name)
+            inside.append(f"{name}.")
+    return tuple(found)
+
+
+def cut(encoder: nn.Module, names: tuple[str, ...]) -> None:
     """Replace modules by identities, in place."""
     for name in names:
         encoder.set_submodule(name, nn.Identity())
@@ -334,20 +377,23 @@ def steps(architecture: str, flat: int) -> dict[str, int]:
     The first ``flat`` halvings do not reduce the number of slices.
     """
     found: dict[str, int] = {}
+    names: dict[nn.Module, str] = {}
     edge = facts(architecture).edge
+
+    def note_step(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        stride: Any = layer.stride
+        step = stride if isinstance(stride, int) else min(stride)
+        if step == 1:
+            return
+        reduction = edge // inputs[0].shape[2]  # of the layer's input
+        found[names[layer]] = step if reduction >= 2**flat else 1
+
     with torch.device("meta"):
         encoder = create(architecture, 1, 9).eval()
-
-        def note(name: str, stride: Any, rows: int) -> None:
-            step = stride if isinstance(stride, int) else min(stride)
-            if step > 1:
-                found[name] = step if edge // rows >= 2**flat else 1
-
         for name, layer in encoder.named_modules():
             if isinstance(layer, STRIDED):
-                layer.register_forward_pre_hook(
-                    lambda m, x, name=name: note(name, m.stride, x[0].shape[2])
-                )
+                names[layer] = name
+                layer.register_forward_pre_hook(note_step)
         encoder(torch.zeros(1, 1, edge, edge))
     return found
 
@@ -361,32 +407,42 @@ def layout(
     Raises:
         UsageError: ``through`` is inflate, but the encoder cannot be inflated.
     """
-    known, levels = facts(architecture), depth - 1
-    sliced = tuple((s, s, 1) for s in (1, *known.reductions[:levels]))
+    known = facts(architecture)
+    levels = depth - 1
+    sliced = [(1, 1, 1)]
+    for reduction in known.reductions[:levels]:
+        sliced.append((reduction, reduction, 1))
     if through == "slices" or (through == "auto" and known.attention):
-        return "slices", sliced
+        return "slices", tuple(sliced)
     try:
-        with torch.device("meta"):
-            fold, encoder = Fold(), create(architecture, 1, levels).eval()
-            cut(encoder, unused(architecture, levels))
-            inflate(encoder, fold, steps(architecture, flat))
-            edge = known.edge
-            maps = Body(nn.Identity(), encoder, fold, known.channels_last)(
-                torch.zeros(1, 1, edge, edge, edge)
-            )
-        return "inflate", tuple(tuple(edge // n for n in m.shape[2:]) for m in maps)
+        return "inflate", _inflated_strides(architecture, levels, flat)
     except Exception as error:  # map sizes differ, or a layer type is unknown
         if through == "auto":
-            return "slices", sliced
-        raise (
-            error
-            if isinstance(error, UsageError)
-            else UsageError(
-                f"'timm:{architecture}' cannot be inflated",
-                found=f"{type(error).__name__}: {error}".splitlines()[0],
-                fix="-o backbone.through=slices",
-            )
+            return "slices", tuple(sliced)
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(
+            f"'timm:{architecture}' cannot be inflated",
+            found=_first_line(error),
+            fix="-o backbone.through=slices",
         ) from error
+
+
+def _inflated_strides(architecture: str, levels: int, flat: int) -> tuple[tuple[int, ...], ...]:
+    """Return the strides of all levels of an inflated encoder, measured on a cube."""
+    known = facts(architecture)
+    edge = known.edge
+    fold = Fold()
+    with torch.device("meta"):
+        encoder = create(architecture, 1, levels).eval()
+        cut(encoder, unused(architecture, levels))
+        inflate(encoder, fold, steps(architecture, flat))
+        body = Body(nn.Identity(), encoder, fold, known.channels_last)
+        maps = body(torch.zeros(1, 1, edge, edge, edge))
+    strides: list[tuple[int, ...]] = []
+    for features in maps:
+        strides.append(tuple(edge // size for size in features.shape[2:]))
+    return tuple(strides)
 
 
 @backbone("timm", paper="Wightman, PyTorch Image Models")
@@ -436,66 +492,85 @@ class Timm(EncoderDecoder):
     def variant(cls, name: str) -> type[Backbone]:
         """Return the class of the timm encoder with this name."""
         if not timm.is_model(name):
-            known, near = timm.list_models(), get_close_matches(name, timm.list_models(), 5, 0.5)
+            known = timm.list_models()
+            examples = get_close_matches(name, known, 5, 0.5) or cls.variants
             raise UsageError(
                 f"unknown backbone 'timm:{name}'.{did_you_mean(name, known)}",
-                expected=(f"one of timm.list_models(), such as {', '.join(near or cls.variants)}"),
+                expected=f"one of timm.list_models(), such as {', '.join(examples)}",
                 fix="segbench list backbones",
             )
         architecture, _, tag = name.partition(".")
-        tags = [
-            n
-            for n in timm.list_pretrained(f"{architecture}.*")
-            if n.partition(".")[0] == architecture
+        weights = [
+            candidate
+            for candidate in timm.list_pretrained(f"{architecture}.*")
+            if candidate.partition(".")[0] == architecture
         ]
-        if tag and name not in tags:
+        if tag and name not in weights:
+            choices = [f"timm:{candidate}" for candidate in (architecture, *weights)]
             raise UsageError(
-                f"unknown weights 'timm:{name}'.{did_you_mean(name, tags)}",
-                expected=f"timm:{architecture}, or one of {', '.join(tags) or 'none'}",
+                f"unknown weights 'timm:{name}'.{did_you_mean(name, weights)}",
+                expected=f"one of {', '.join(choices)}",
                 fix=f"--backbone timm:{architecture}",
             )
         return _variant(cls, name)  # type: ignore[arg-type]
 
     def make_encoder(self, channels: int) -> Encoder:
         """Return the stem and the timm encoder."""
-        p, known, fold = self.p, facts(self.architecture), Fold()
-        levels = len(known.channels[: p.depth - 1])
+        p = self.p
+        known = facts(self.architecture)
+        deeper = known.channels[: p.depth - 1]
+        levels = len(deeper)
         encoder = create(self.architecture, channels, levels, p.pretrained)
         strides = self._strides(p, self.dims)
         cut(encoder, unused(self.architecture, levels))
-        if self.dims == 3 and layout(self.architecture, p.depth, p.through, p.flat)[0] == "inflate":
-            inflate(encoder, fold, steps(self.architecture, p.flat))
-        left = dict(encoder.named_parameters())
-        for name in set(idle(self.architecture, levels)) & set(left):
-            left[name].requires_grad_(False)
+
+        fold = Fold()
+        if self.dims == 3:
+            way, _ = layout(self.architecture, p.depth, p.through, p.flat)
+            if way == "inflate":
+                inflate(encoder, fold, steps(self.architecture, p.flat))
+
+        frozen = idle(self.architecture, levels)
+        for name, parameter in encoder.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
+
         stem = Layers(self.dims).unit(channels, p.width, count=1)
-        return Encoder(
-            Body(stem, encoder, fold, known.channels_last),
-            (p.width, *known.channels[:levels]),
-            strides,
-        )
+        body = Body(stem, encoder, fold, known.channels_last)
+        return Encoder(body, (p.width, *deeper), strides)
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Return the channels per level: doubled at each level, at most those of the encoder."""
-        return tuple(min(self.p.width * 2**i, c) for i, c in enumerate(self.channels[:-1]))
+        widths = []
+        for level, channels in enumerate(self.channels[:-1]):
+            doubled = self.p.width * 2**level
+            widths.append(min(doubled, channels))
+        return tuple(widths)
 
     @classmethod
     def _strides(cls, params: Any, dims: int) -> tuple[tuple[int, ...], ...]:
+        """Return the strides of all levels, fine to coarse."""
         if dims == 3:
-            return layout(cls.architecture, params.depth, params.through, params.flat)[1]
+            _, strides = layout(cls.architecture, params.depth, params.through, params.flat)
+            return strides
         if params.flat:
             raise UsageError(
                 "backbone.flat requires a 3D patch", found="a 2D patch", fix="-o backbone.flat=0"
             )
-        return tuple((s, s) for s in (1, *facts(cls.architecture).reductions[: params.depth - 1]))
+        reductions = facts(cls.architecture).reductions[: params.depth - 1]
+        return tuple((stride, stride) for stride in (1, *reductions))
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
         """Return the strides of the bottleneck, or the multiples that attention windows need."""
-        strides, unit = cls._strides(params, dims)[-1], facts(cls.architecture).unit
-        special = unit > max(facts(cls.architecture).reductions)
-        return tuple(lcm(s, unit) if special and axis < 2 else s for axis, s in enumerate(strides))
+        bottleneck = cls._strides(params, dims)[-1]
+        known = facts(cls.architecture)
+        if known.unit == max(known.reductions):
+            return bottleneck
+        # Attention windows lie within slices, so they restrict only the first two axes.
+        in_plane = [lcm(stride, known.unit) for stride in bottleneck[:2]]
+        return (*in_plane, *bottleneck[2:])
 
 
 @cache

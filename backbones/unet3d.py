@@ -31,9 +31,11 @@ class UNetEncoder(nn.ModuleList):
         halvings: list[tuple[int, ...]],
     ) -> None:
         """Build the encoder; ``halvings`` has one factor per axis for each pair of levels."""
-        super().__init__(
-            layers.unit(a, b) for a, b in zip((channels, *widths), widths, strict=False)
-        )
+        super().__init__()
+        inputs = channels
+        for width in widths:
+            self.append(layers.unit(inputs, width))
+            inputs = width
         self.halvings = halvings
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -86,13 +88,16 @@ class UNet3D(EncoderDecoder):
                 nn.init.kaiming_normal_(module.weight)
 
     def make_encoder(self, channels: int) -> Encoder:
-        widths = tuple(self.p.width * 2**i for i in range(self.p.depth))
+        widths = tuple(self.p.width * 2**level for level in range(self.p.depth))
         halvings = self._halvings(self.p, self.dims)
-        strides = [(1,) * self.dims]
+        stride = (1,) * self.dims
+        strides = [stride]
         for factors in halvings:
-            strides.append(tuple(s * f for s, f in zip(strides[-1], factors, strict=True)))
+            stride = tuple(s * f for s, f in zip(stride, factors, strict=True))
+            strides.append(stride)
         layers = Layers(self.dims, self.norm)
-        return Encoder(UNetEncoder(layers, channels, widths, halvings), widths, tuple(strides))
+        encoder = UNetEncoder(layers, channels, widths, halvings)
+        return Encoder(encoder, widths, tuple(strides))
 
     def stages(self) -> list[nn.Module]:
         return [*self.encoder.children(), *super().stages()[1:]]
@@ -103,7 +108,12 @@ class UNet3D(EncoderDecoder):
             raise UsageError(
                 "backbone.flat requires a 3D patch", found="a 2D patch", fix="-o backbone.flat=0"
             )
-        return [(2,) * (dims - 1) + (1 if i < params.flat else 2,) for i in range(params.depth - 1)]
+        in_plane = (2,) * (dims - 1)
+        halvings = []
+        for number in range(params.depth - 1):
+            last = 1 if number < params.flat else 2
+            halvings.append((*in_plane, last))
+        return halvings
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:

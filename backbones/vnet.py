@@ -46,8 +46,11 @@ class Block(nn.Module):
         y = self.conv(x)
         if not self.residual:
             return y
-        if x.shape[1] != y.shape[1]:  # input image: repeat its channels cyclically
-            x = x[:, torch.arange(y.shape[1], device=x.device) % x.shape[1]]
+        channels = x.shape[1]
+        wanted = y.shape[1]
+        if channels != wanted:  # input image: repeat its channels cyclically
+            source = torch.arange(wanted, device=x.device) % channels
+            x = x[:, source]
         return F.relu(y + x)
 
 
@@ -100,29 +103,37 @@ class VNet(EncoderDecoder):
     def make_encoder(self, channels: int) -> Encoder:
         # The order of the blocks determines the order of the parameters. Keep it: test fixtures
         # identify tensors by number.
-        widths = tuple(self.p.width * 2**level for level in range(self.p.depth))
-        strides = tuple((2**level,) * self.dims for level in range(self.p.depth))
         blocks = VNetEncoder()
+        widths: list[int] = []
+        strides: list[tuple[int, ...]] = []
         inputs = channels
-        for level, width in enumerate(widths):
-            blocks[f"block_{ENCODER[level]}"] = self._block(CONVS[level], inputs, width)
-            if level + 1 < len(widths):
-                inputs = 2 * width
-                blocks[f"block_{ENCODER[level]}_dw"] = self._down(width)
-        return Encoder(blocks, widths, strides)
+        for level in range(self.p.depth):
+            factor = 2**level
+            width = self.p.width * factor
+            name = f"block_{ENCODER[level]}"
+            blocks[name] = self._block(CONVS[level], inputs, width)
+            if level + 1 < self.p.depth:
+                blocks[f"{name}_dw"] = self._down(width)
+            inputs = 2 * width
+            widths.append(width)
+            strides.append((factor,) * self.dims)
+        return Encoder(blocks, tuple(widths), tuple(strides))
 
     def make_decoder(self, kind: str) -> nn.ModuleDict:
         """Return the blocks of a decoder, coarse to fine, and its heads."""
         blocks = nn.ModuleDict()
         for level in reversed(range(self.scales)):
             width = self.channels[level]
-            blocks[f"block_{UP[level]}_up"] = self._up(kind, self.channels[level + 1])
+            coarser = self.channels[level + 1]
+            blocks[f"block_{UP[level]}_up"] = self._up(kind, coarser)
             if level > 0 or self.p.last_block:
-                blocks[f"block_{DECODER[level]}"] = self._block(CONVS[level], width, width)
+                block = self._block(CONVS[level], width, width)
+                blocks[f"block_{DECODER[level]}"] = block
         layers = self._layers()
         for i, classes in enumerate(self.outputs):
-            width = self.channels[i if self.side_outputs else 0]
-            blocks[_head_name(i)] = layers.of("Conv", width, classes, 1)
+            level = i if self.side_outputs else 0
+            head = layers.of("Conv", self.channels[level], classes, 1)
+            blocks[_head_name(i)] = head
         return blocks
 
     def make_heads(self, decoders: int) -> nn.ModuleList:
@@ -132,17 +143,19 @@ class VNet(EncoderDecoder):
     def make_dropouts(self, p: float) -> tuple[nn.Module, nn.ModuleList]:
         layers = self._layers()
         parts = SIDE_DROPOUT if self.side_outputs else DROPOUT
-        return layers.of("Dropout", p), nn.ModuleList(
-            layers.of("Dropout", p * part) for part in parts
-        )
+        bottom = layers.of("Dropout", p)
+        after_stages = [layers.of("Dropout", p * part) for part in parts]
+        return bottom, nn.ModuleList(after_stages)
 
     def join(self, decoder: int, scale: int, x: Tensor, skip: Tensor) -> Tensor:
         blocks = self.decoders[decoder]
-        x = blocks[f"block_{UP[scale]}_up"](x)
+        up = blocks[f"block_{UP[scale]}_up"]
+        x = up(x)
         if scale > 0 or self.p.first_skip:
             x = x + skip
         if scale > 0 or self.p.last_block:
-            x = blocks[f"block_{DECODER[scale]}"](x)
+            block = blocks[f"block_{DECODER[scale]}"]
+            x = block(x)
         return x
 
     def head_layer(self, head: int) -> nn.Module:
@@ -179,7 +192,8 @@ class VNet(EncoderDecoder):
         return Layers(self.dims, self.p.norm)
 
     def _block(self, count: int, inputs: int, outputs: int) -> Block:
-        return Block(self._layers().convolutions(inputs, outputs, count), self.p.residual)
+        layers = self._layers().convolutions(inputs, outputs, count)
+        return Block(layers, self.p.residual)
 
     def _down(self, width: int) -> Block:
         layers = self._layers()
@@ -190,15 +204,13 @@ class VNet(EncoderDecoder):
         layers = self._layers()
         half = width // 2
         if kind == "transposed":
-            conv = layers.of("ConvTranspose", width, half, 2, stride=2)
-            return Block([conv, *layers.after(half)])
-        twice = (2,) * self.dims
-        larger = (
-            Enlarge(twice, self.align_corners)
-            if kind == "trilinear"
-            else nn.Upsample(scale_factor=2)
-        )
-        return Block([larger, layers.of("Conv", width, half, 3, padding=1), *layers.after(half)])
+            up = layers.of("ConvTranspose", width, half, 2, stride=2)
+            return Block([up, *layers.after(half)])
+        larger: nn.Module = nn.Upsample(scale_factor=2)
+        if kind == "trilinear":
+            larger = Enlarge((2,) * self.dims, self.align_corners)
+        conv = layers.of("Conv", width, half, 3, padding=1)
+        return Block([larger, conv, *layers.after(half)])
 
 
 def _head_name(number: int) -> str:
@@ -251,19 +263,21 @@ def load_published(net: VNet, state: Mapping[str, Any]) -> None:
     """
     state = state.get("net", state)
     ours = net.state_dict()
-    source = {_our_name(key): key for key in state if not EXTRA.match(key)}  # our name: their key
-    shared = {name: state[key] for name, key in source.items() if name in ours}
-
+    shared: dict[str, Tensor] = {}  # by our name
     wrong = []
+    for key, value in state.items():
+        if EXTRA.match(key):
+            continue
+        name = _our_name(key)
+        if name not in ours:
+            wrong.append(f"unexpected {key}")
+            continue
+        shared[name] = value
+        if value.shape != ours[name].shape:
+            wrong.append(f"another shape of {key}")
     for name in ours:
         if name not in shared and not name.endswith("num_batches_tracked"):
             wrong.append(f"no {name}")
-    for name, key in source.items():
-        if name not in ours:
-            wrong.append(f"unexpected {key}")
-    for name, value in shared.items():
-        if value.shape != ours[name].shape:
-            wrong.append(f"another shape of {source[name]}")
     if wrong:
         raise IntegrityError(
             f"weights and network differ in {len(wrong)} tensors",
