@@ -87,7 +87,8 @@ def predict(
 ) -> None:
     """Segment your own scans with a finished RUN.
 
-    NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image') and folders of DICOM slices are read. Each
+    NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image'), folders of DICOM slices and single slices
+    (.dcm) are read. Each
     result is NAME_seg.nii.gz, on the grid of the scan.
 
     \b
@@ -99,7 +100,8 @@ def predict(
     from segbench.storage import make_folder
 
     predictor = _predictor(settings, wanted, dataset, device)
-    scans = find_scans(inputs, predictor.store.channels)
+    problems: list[Problem] = []
+    scans = find_scans(inputs, predictor.store.channels, problems)
     results = {scan.name: _result_files(scan, output) for scan in scans}
     _refuse_to_overwrite(scans, results, output)
     make_folder(output.out)
@@ -108,8 +110,10 @@ def predict(
     for warning in warnings:
         settings.warn(warning)
 
+    for problem in problems:
+        settings.say(safe(f"failed: {problem}"))
+
     documents: list[dict[str, Any]] = []
-    problems: list[Problem] = []
     for scan in scans:
         try:
             prediction = predictor(scan)
@@ -124,7 +128,7 @@ def predict(
     if problems:
         done = f"; the other {len(documents)} are done" if documents else ""
         raise DataProblems(
-            f"{len(problems)} of {len(scans)} scans cannot be segmented",
+            f"{len(problems)} of {len(documents) + len(problems)} scans cannot be segmented",
             problems,
             fix=f"repair them and repeat the command{done}",
         )

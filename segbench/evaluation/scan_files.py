@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segbench.data.formats.read import ENDINGS, stem
+from segbench.data.store.problem import Problem
 from segbench.errors import DataError, UsageError
 from segbench.text import first_few
 
@@ -24,27 +25,46 @@ class Scan:
     files: tuple[Path, ...]
 
 
-def find_scans(paths: Iterable[Path], channels: int) -> list[Scan]:
+def find_scans(
+    paths: Iterable[Path], channels: int, problems: list[Problem] | None = None
+) -> list[Scan]:
     """Return the scans that files and folders name.
 
     A folder is one DICOM series, or holds files and folders of series. With several channels
     ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... are one scan.
+
+    Args:
+        paths: files and folders.
+        channels: number of channels of a scan.
+        problems: gets the problem of each path that does not exist or holds no scan, as long as
+            another one does; None raises it.
 
     Raises:
         DataError: a path does not exist or holds no scan.
         UsageError: two scans have one name, so one result would overwrite the other.
     """
     scans: list[Scan] = []
+    errors: dict[Path, DataError] = {}
     for path in paths:
-        files = _volume_files(path)
-        if channels > 1:
-            scans += _grouped_by_channel(files, channels)
-        else:
-            scans += [Scan(_name(file), (file,)) for file in files]
+        try:
+            scans += _scans_in(path, channels)
+        except DataError as error:
+            errors[path] = error
+    if errors and (problems is None or not scans):
+        raise next(iter(errors.values()))
+    if problems is not None:
+        problems += [Problem.from_error(path.name, error) for path, error in errors.items()]
     if channels == 1:
         scans = _without_channel_numbers(scans)
     _require_distinct_names(scans)
     return scans
+
+
+def _scans_in(path: Path, channels: int) -> list[Scan]:
+    files = _volume_files(path)
+    if channels > 1:
+        return _grouped_by_channel(files, channels)
+    return [Scan(_name(file), (file,)) for file in files]
 
 
 def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
@@ -101,10 +121,13 @@ def _volumes_in(folder: Path) -> list[Path]:
 
 
 def _has_dicom(folder: Path, deep: bool = False) -> bool:
-    """Whether a folder holds DICOM slices itself or, with ``deep``, anywhere below it."""
-    from segbench.data.formats.dicom import dicom_files
+    """Whether a folder holds DICOM slices itself or, with ``deep``, anywhere below it.
 
-    files = dicom_files(folder)
+    Files that are DICOM by name only count: reading them says what is wrong.
+    """
+    from segbench.data.formats.dicom import dicom_files, files_called_dicom
+
+    files = [*dicom_files(folder), *files_called_dicom(folder)]
     if deep:
         return bool(files)
     return any(file.parent == folder for file in files)

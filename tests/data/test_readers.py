@@ -145,7 +145,7 @@ def no_slice(folder, _):
         (cut_a_slice, "pixels of a DICOM slice"),
         (second_series, "6 slices of"),
         (other_size, "another size"),
-        (twice, "the same number"),
+        (twice, "at the same place"),
         (no_slice, "no DICOM slice"),
     ],
 )

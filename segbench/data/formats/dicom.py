@@ -1,4 +1,9 @@
-"""DICOM: one series of slices becomes one volume."""
+"""DICOM: one series of slices becomes one volume.
+
+Gray values are those of the modality (HU for CT), with two corrections: padding outside the field
+of view becomes the smallest other value, and images in which low values are bright (MONOCHROME1)
+are inverted, unless their values have a unit.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +23,23 @@ MARK = b"DICM"
 FIELD_SIZES = {  # fields that every slice needs, and how many numbers each holds
     "Rows": 1,
     "Columns": 1,
-    "InstanceNumber": 1,
     "ImagePositionPatient": 3,
     "ImageOrientationPatient": 6,
     "PixelSpacing": 2,
 }
 SHARED_FIELDS = ("Rows", "Columns", "ImageOrientationPatient", "PixelSpacing")
+# A file without the mark begins with an element of one of these groups, in little-endian order.
+FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
+LONGEST_FIRST_ELEMENT = 256  # bytes
+QUANTITATIVE = ("CT", "PT")  # modalities whose values have a unit, however they are displayed
+# Padding this share of the range of values below the others, or above them, is replaced.
+PADDING_GAP = 0.05
+# What to do with kinds of files that hold no slice of a series, by a part of their name.
+OTHER_KINDS = {
+    "Segmentation": "export the segmentation as NIfTI, for example with dcmqi's segimage2itkimage",
+    "Enhanced": "convert it to NIfTI, for example with dcm2niix",
+    "Multi-frame": "convert it to NIfTI, for example with dcm2niix",
+}
 # Share of the slice distance: where neighbors differ by more from the median, a slice is missing.
 UNEVEN = 0.1
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes point left, posterior and superior
@@ -34,17 +50,33 @@ def dicom_files(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_dicom(path)]
 
 
+def files_called_dicom(folder: Path) -> list[Path]:
+    """Return the visible files below a folder whose names end in ``.dcm``, sorted."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() == ".dcm" and path.is_file() and not path.name.startswith("."):
+            found.append(path)
+    return found
+
+
 def _is_dicom(path: Path) -> bool:
+    """Return whether a file is DICOM, with the mark or, as older programs write it, without."""
     with open(path, "rb") as file:
         head = file.read(PREAMBLE + len(MARK))
-    return head[PREAMBLE:] == MARK
+    if head[PREAMBLE:] == MARK:
+        return True
+    if len(head) < PREAMBLE or head[:2] not in FIRST_GROUPS or head[3] != 0:
+        return False
+    has_type = head[4:6].isalpha() and head[4:6].isupper()
+    length = int.from_bytes(head[4:8], "little")
+    return has_type or length <= LONGEST_FIRST_ELEMENT
 
 
 def read_dicom(folder: Path, order: str = "position") -> Volume:
-    """Read the only DICOM series in a folder and its subfolders.
+    """Read the only DICOM series in a folder and its subfolders, or a single slice.
 
     Args:
-        folder: holds the slices.
+        folder: holds the slices, or is one slice itself.
         order: how slices are sorted: by ``position`` along their normal, or by ``instance``, their
             number in the series.
 
@@ -59,14 +91,42 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
     slices = _slices(folder)
     normal = _normal(slices[0])
     if order == "instance":
+        _require_numbers(slices)
         slices.sort(key=lambda header: int(header.InstanceNumber))
     else:
         slices.sort(key=lambda header: float(normal @ _numbers(header.ImagePositionPatient)))
     affine = _affine(slices, folder)
     array = np.empty(_shape(slices), np.float32)
+    padding = np.zeros(array.shape, bool)
     for z, header in enumerate(slices):
-        array[:, :, z] = _pixels(Path(header.filename)).T
+        values, is_padding = _pixels(Path(header.filename))
+        array[:, :, z] = values.T
+        padding[:, :, z] = is_padding.T
+    _replace_padding(array, padding)
+    if _low_is_bright(slices[0]):
+        array = array.max() - array
     return Volume(array, affine)
+
+
+def _replace_padding(array: np.ndarray, padding: np.ndarray) -> None:
+    """Set padding to the smallest other value, in place, unless it is close to the others."""
+    if not padding.any() or padding.all():
+        return
+    others = array[~padding]
+    low = float(others.min())
+    high = float(others.max())
+    lowest = low - PADDING_GAP * (high - low)
+    is_apart = padding & ((array < lowest) | (array > high))
+    array[is_apart] = low
+
+
+def _low_is_bright(header: Any) -> bool:
+    """Return whether the image is to be inverted: it is, unless its values have a unit."""
+    kind = str(header.get("PhotometricInterpretation", "")).strip().upper()
+    has_unit = (
+        str(header.get("Modality", "")) in QUANTITATIVE or header.get("RescaleType", "") == "HU"
+    )
+    return kind == "MONOCHROME1" and not has_unit
 
 
 def _pydicom() -> Any:
@@ -79,11 +139,15 @@ def _pydicom() -> Any:
 
 def _slices(folder: Path) -> list[Any]:
     """Return the headers of the slices of the only series, without pixels and not sorted."""
-    files = dicom_files(folder)
-    _require_dicom_content(folder, files)
-    series = _series(files)
+    files = [folder]
+    if folder.is_dir():
+        files = dicom_files(folder)
+        _require_dicom_content(folder, files)
+    series, kinds = _series(files)
     if len(series) != 1:
         found = ", ".join(f"{len(slices)} slices of {uid}" for uid, slices in series.items())
+        if kinds and not found:
+            found = f"no DICOM slice, but {', '.join(sorted(kinds))}"
         raise DataError(
             "not one DICOM series",
             where=folder,
@@ -93,10 +157,10 @@ def _slices(folder: Path) -> list[Any]:
         )
     slices = next(iter(series.values()))
     for header in slices:
-        _require_fields(header)
         _require_single_gray(header)
+        _require_fields(header)
         _require_same_geometry(header, slices[0])
-    _require_numbers_once(slices, folder)
+    _require_places_once(slices, folder)
     require_size(folder, _shape(slices))
     return slices
 
@@ -111,10 +175,10 @@ def _require_dicom_content(folder: Path, files: Iterable[Path]) -> None:
     Skipping one could hide that the first or the last slice is missing.
     """
     known = set(files)
-    for path in sorted(folder.rglob("*.dcm")):
-        if path in known or path.name.startswith("."):
+    for path in files_called_dicom(folder):
+        if path in known:
             continue
-        is_empty = path.is_file() and path.stat().st_size == 0
+        is_empty = path.stat().st_size == 0
         raise DataError(
             "not a DICOM file, although its name ends in .dcm",
             where=path,
@@ -124,13 +188,14 @@ def _require_dicom_content(folder: Path, files: Iterable[Path]) -> None:
         )
 
 
-def _series(files: Iterable[Path]) -> dict[str, list[Any]]:
-    """Return headers of the files that hold an image, by series."""
+def _series(files: Iterable[Path]) -> tuple[dict[str, list[Any]], set[str]]:
+    """Return headers of the files that hold an image by series, and the kinds of the other ones."""
     pydicom = _pydicom()
     series: dict[str, list[Any]] = {}
+    kinds = set()
     for path in files:
         with reading(path, pydicom.errors.InvalidDicomError, AttributeError):
-            header = pydicom.dcmread(path, stop_before_pixels=True)
+            header = _content(path, stop_before_pixels=True)
         if "Rows" in header:
             uid = str(header.get("SeriesInstanceUID", ""))
             series.setdefault(uid, []).append(header)
@@ -145,7 +210,26 @@ def _series(files: Iterable[Path]) -> dict[str, list[Any]]:
                 expected="a whole file",
                 fix="copy it again, or remove it",
             )
-    return series
+        kinds.add(kind)
+    return series, kinds
+
+
+def _content(path: Path, **options: Any) -> Any:
+    """Return what pydicom reads of a file; its encoding is recorded if the file does not say it.
+
+    Raises:
+        InvalidDicomError: it is not DICOM.
+    """
+    pydicom = _pydicom()
+    content = pydicom.dcmread(path, force=_is_dicom(path), **options)
+    if not hasattr(content, "file_meta"):
+        content.file_meta = pydicom.dataset.FileMetaDataset()
+    if "TransferSyntaxUID" not in content.file_meta:
+        is_implicit, _ = content.original_encoding
+        uid = pydicom.uid
+        syntax = uid.ImplicitVRLittleEndian if is_implicit else uid.ExplicitVRLittleEndian
+        content.file_meta.TransferSyntaxUID = syntax
+    return content
 
 
 def _kind(header: Any) -> str:
@@ -178,14 +262,22 @@ def _holds_numbers(header: Any, name: str, size: int) -> bool:
 
 
 def _require_single_gray(header: Any) -> None:
+    kind = _kind(header)
     frames = int(header.get("NumberOfFrames") or 1)
     colors = int(header.get("SamplesPerPixel") or 1)
-    if frames > 1 or colors > 1:
+    fix = next((fix for part, fix in OTHER_KINDS.items() if part in kind), None)
+    if fix is not None or frames > 1 or colors > 1:
+        found = kind or "a file of no class"
+        if frames > 1:
+            found += f", {frames} frames"
+        if colors > 1:
+            found += f", {colors} colors"
         raise DataError(
-            "multi-frame and color DICOM cannot be read",
+            "multi-frame, segmentation and color DICOM cannot be read",
             where=header.filename,
+            found=found,
             expected="one gray slice per file",
-            fix="convert it to NIfTI first",
+            fix=fix or "convert it to NIfTI first",
         )
 
 
@@ -207,16 +299,42 @@ def _geometry(header: Any) -> str:
     )
 
 
-def _require_numbers_once(slices: list[Any], folder: Path) -> None:
+def _require_numbers(slices: list[Any]) -> None:
+    """Refuse slices that cannot be sorted by their number."""
+    for header in slices:
+        if not _holds_numbers(header, "InstanceNumber", 1):
+            raise DataError(
+                "a DICOM slice has no number to sort it by",
+                where=header.filename,
+                found=str(header.get("InstanceNumber", "no InstanceNumber")) or "an empty one",
+                expected="a whole number in InstanceNumber",
+            )
     numbers = [int(header.InstanceNumber) for header in slices]
     repeated = sorted({number for number in numbers if numbers.count(number) > 1})
     if repeated:
         raise DataError(
             "two slices of the series have the same number",
-            where=folder,
+            where=Path(slices[0].filename).parent,
             expected="each slice once",
             found=repeated[:5],
         )
+
+
+def _require_places_once(slices: list[Any], folder: Path) -> None:
+    """Refuse two slices at one place: a copy, or several times or phases in one series."""
+    first_at: dict[tuple[float, ...], str] = {}
+    for header in slices:
+        place = tuple(_numbers(header.ImagePositionPatient).tolist())
+        name = Path(header.filename).name
+        other = first_at.setdefault(place, name)
+        if other != name:
+            raise DataError(
+                "two slices of the series lie at the same place",
+                where=folder,
+                expected="each slice once",
+                found=f"{other} and {name}, of {len(slices)} slices",
+                fix="remove the copy; of several times or phases, give each a folder of its own",
+            )
 
 
 def _numbers(value: Any) -> np.ndarray:
@@ -237,11 +355,13 @@ def _affine(slices: list[Any], folder: Path) -> np.ndarray:
     """
     first = slices[0]
     origins = np.stack([_numbers(header.ImagePositionPatient) for header in slices])
-    _require_even_steps(slices, origins, folder)
+    is_rounded = _require_even_steps(slices, origins, folder)
     if len(slices) > 1:
         slice_step = (origins[-1] - origins[0]) / (len(slices) - 1)
+        if is_rounded:
+            slice_step = _stated_step(first, slice_step, _rounding(slices) / (len(slices) - 1))
     else:
-        slice_step = _normal(first) * float(first.get("SliceThickness") or 1)
+        slice_step = _normal(first) * _number_or(first.get("SliceThickness"), 1.0)
     orientation = _numbers(first.ImageOrientationPatient)
     row_distance, column_distance = _numbers(first.PixelSpacing)
     affine = np.eye(4)
@@ -253,27 +373,76 @@ def _affine(slices: list[Any], folder: Path) -> np.ndarray:
     return LPS_TO_RAS @ affine
 
 
-def _require_even_steps(slices: list[Any], origins: np.ndarray, folder: Path) -> None:
-    steps = np.diff(origins @ _normal(slices[0]))
+def _require_even_steps(slices: list[Any], origins: np.ndarray, folder: Path) -> bool:
+    """Refuse missing slices; return whether the steps differ only as the positions are rounded."""
+    places = origins @ _normal(slices[0])
+    steps = np.diff(places)
     usual = float(np.median(steps)) if len(steps) else 1.0
     deviations = np.abs(steps - usual)
-    if usual == 0 or (deviations > UNEVEN * abs(usual)).any():
-        worst = int(deviations.argmax())
-        raise DataError(
-            "slices are missing or unevenly spaced",
-            where=folder,
-            expected=f"steps of {usual:.4g} mm",
-            found=f"{steps[worst]:.4g} mm after slice {slices[worst].InstanceNumber}",
-        )
+    if usual != 0 and (deviations <= UNEVEN * abs(usual)).all():
+        return False
+    if len(steps) > 1 and _is_even_but_rounded(places, _rounding(slices)):
+        return True
+    worst = int(deviations.argmax())
+    raise DataError(
+        "slices are missing or unevenly spaced",
+        where=folder,
+        expected=f"steps of {usual:.4g} mm",
+        found=f"{steps[worst]:.4g} mm after {_slice_name(slices[worst])}",
+    )
 
 
-def _pixels(path: Path) -> np.ndarray:
-    """Return a slice (rows, columns) float32 in rescaled units."""
+def _is_even_but_rounded(places: np.ndarray, rounding: float) -> bool:
+    """Return whether evenly spaced positions (N) that are rounded to a unit may be these."""
+    count = len(places)
+    step = (places[-1] - places[0]) / (count - 1)
+    if rounding >= abs(step):
+        return False
+    offsets = places - places[0] - step * np.arange(count)
+    return bool(np.abs(offsets).max() <= rounding)
+
+
+def _rounding(slices: list[Any]) -> float:
+    """Return the unit to which the positions of all slices are rounded, in mm."""
+    digits = 0
+    for header in slices:
+        for value in header.ImagePositionPatient:
+            text = str(getattr(value, "original_string", "") or repr(float(value)))
+            if "e" in text.lower():
+                return 0.0
+            digits = max(digits, len(text.strip().partition(".")[2]))
+    return float(10.0**-digits)
+
+
+def _stated_step(header: Any, step: np.ndarray, error: float) -> np.ndarray:
+    """Return the step between slices with the length that the header states, if it may be right.
+
+    Args:
+        header: the first slice.
+        step: from the rounded positions.
+        error: how far its length may be wrong, in mm.
+    """
+    length = float(np.linalg.norm(step))
+    for name in ("SpacingBetweenSlices", "SliceThickness"):
+        stated = _number_or(header.get(name), 0.0)
+        if stated > 0 and abs(stated - length) <= error:
+            return step * (stated / length)
+    return step
+
+
+def _slice_name(header: Any) -> str:
+    number = header.get("InstanceNumber")
+    return f"slice {number}" if number else Path(header.filename).name
+
+
+def _pixels(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return a slice (rows, columns) float32 in rescaled units, and which pixels are padding."""
     try:
-        data = _pydicom().dcmread(path)
+        data = _content(path)
         pixels: np.ndarray = data.pixel_array
         slope = _number_or(data.get("RescaleSlope"), 1.0)
         intercept = _number_or(data.get("RescaleIntercept"), 0.0)
+        padding = _padding(data, pixels)
     except Exception as error:  # whatever pydicom's decoders raise
         raise DataError(
             "the pixels of a DICOM slice cannot be read",
@@ -282,8 +451,20 @@ def _pixels(path: Path) -> np.ndarray:
             expected="a whole file, uncompressed or compressed in a way that pydicom can read",
             fix="copy it again, or convert the series to NIfTI",
         ) from error
-    return pixels.astype(np.float32) * slope + intercept
+    return pixels.astype(np.float32) * slope + intercept, padding
+
+
+def _padding(data: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return which pixels have the padding value, or lie in the range of padding values."""
+    value = data.get("PixelPaddingValue")
+    if value is None or pixels.dtype.kind not in "iu":
+        return np.zeros(pixels.shape, bool)
+    limit = data.get("PixelPaddingRangeLimit")
+    ends = [value, value if limit is None else limit]
+    # Signed values may be stored as unsigned ones, and the other way round.
+    low, high = sorted(np.array(ends, np.int64).astype(pixels.dtype).tolist())
+    return np.asarray((pixels >= low) & (pixels <= high))
 
 
 def _number_or(value: Any, default: float) -> float:
-    return default if value is None else float(value)
+    return default if value in (None, "") else float(value)

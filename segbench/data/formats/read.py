@@ -17,18 +17,19 @@ from segbench.data.formats.volume import Volume
 from segbench.errors import DataError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".h5", ".hdf5")
+DICOM_ENDING = ".dcm"
 
 
 def stem(path: Path) -> str:
     """Return a file's name without its ending; ``.nii.gz`` is one ending."""
     for ending in ENDINGS:
-        if path.name.endswith(ending):
+        if path.name.lower().endswith(ending):
             return path.name[: -len(ending)]
     return path.stem
 
 
 def read_volume(path: Path, key: str = "image") -> Volume:
-    """Read a file by its ending, or a folder as a DICOM series.
+    """Read a file by its ending, or a folder as a DICOM series; a ``.dcm`` file is one slice.
 
     Args:
         path: file or folder.
@@ -46,11 +47,13 @@ def read_volume(path: Path, key: str = "image") -> Volume:
         return read_nrrd(path)
     if name.endswith(".mha"):
         return read_metaimage(path)
+    if name.endswith(DICOM_ENDING):
+        return read_dicom(path)
     if is_h5(path):
         return Volume(read_h5(path, (key,))[key], None)
     raise DataError(
         "unknown kind of volume file",
         where=path,
         found=path.suffix or "no ending",
-        expected="one of " + " ".join(ENDINGS) + ", or a folder with a DICOM series",
+        expected="one of " + " ".join(ENDINGS) + ", a .dcm file, or a folder of a DICOM series",
     )
