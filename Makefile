@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PLUGINS := methods datasets backbones benchmarks
 
-.PHONY: test test-slow demo lint types clean
+.PHONY: test test-slow demo docs lint types clean
 
 # The kill tests fork, so they run first, in processes in which nothing else has run.
 test: .venv/dev.stamp
@@ -15,6 +15,12 @@ test-slow: .venv/dev.stamp
 
 demo: .venv/run.stamp
 	$(BIN)/segbench demo
+
+# The site is written to build/site.
+docs: .venv/dev.stamp
+	$(BIN)/python docs/generate.py
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[docs]'
+	$(BIN)/mkdocs build --quiet
 
 lint: .venv/dev.stamp types
 	$(BIN)/ruff check .

@@ -1,0 +1,307 @@
+"""Write the generated parts of the documentation: the reference pages and README's tables.
+
+    python docs/generate.py
+
+The commands come from Click, the keys of protocols and suites from pydantic, the plug-ins from the
+registry. A test runs this script and compares the files, so they cannot go out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from segbench import registry
+from segbench.cli.main import COMMANDS, cli
+from segbench.config import load_protocol, protocol_names
+from segbench.config.protocol import Protocol
+from segbench.suites.suite import Matrix, Suite
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
+HELPERS = ("dev", "fresh")  # data sets for choosing settings and for confirming results
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def command_page() -> str:
+    """Return the reference of all commands."""
+    lines = [NOTE, "", "# Commands", ""]
+    with click.Context(cli, info_name="segbench") as context:
+        lines += ["```text", cli.get_help(context), "```", ""]
+        for name in COMMANDS:
+            command = cli.get_command(context, name)
+            assert command is not None
+            lines += command_sections(command, f"segbench {name}", context)
+    return "\n".join(lines)
+
+
+def command_sections(command: click.Command, name: str, parent: click.Context) -> list[str]:
+    """Return the help of a command and of the commands below it."""
+    with click.Context(command, info_name=name, terminal_width=80, max_content_width=80) as context:
+        lines = [f"## {name}", "", "```text", command.get_help(context), "```", ""]
+        if isinstance(command, click.Group):
+            for below in command.list_commands(context):
+                found = command.get_command(context, below)
+                assert found is not None
+                lines += command_sections(found, f"{name} {below}", parent)
+    return lines
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def protocol_page() -> str:
+    """Return the keys of a protocol, and the protocols that come with segbench."""
+    lines = [
+        NOTE,
+        "",
+        "# Protocols",
+        "",
+        "A protocol is a YAML file that decides everything about a training but the method: steps, "
+        "patches, batches, optimizer, augmentation, network and evaluation. Unknown keys and wrong "
+        "values are refused with file, line and column. A changed value (`-o KEY=VALUE`) makes a "
+        "*modified protocol*, whose results have a table of their own.",
+        "",
+        "## Built-in protocols",
+        "",
+        "| name | version | what |",
+        "|---|---:|---|",
+    ]
+    for name in protocol_names():
+        protocol = load_protocol(name)
+        lines.append(f"| `{name}` | {protocol.version} | {protocol.title} |")
+    lines += ["", "## Keys", "", *key_table(Protocol), ""]
+    return "\n".join(lines)
+
+
+def suite_page() -> str:
+    """Return the keys of a suite."""
+    lines = [
+        NOTE,
+        "",
+        "# Suites",
+        "",
+        "A suite is a YAML file with `schema: 1` and a matrix of choices; every combination is a "
+        "run. See [Run a suite](../how-to/run-a-suite.md).",
+        "",
+        "## Keys",
+        "",
+        *key_table(Suite),
+        "",
+        "## Keys of `matrix`",
+        "",
+        *key_table(Matrix),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def key_table(model: type[BaseModel]) -> list[str]:
+    """Return a table of all keys, with those of inner models as ``outer.inner``."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return lines + [
+        f"| `{key}` | {cell(kind)} | {cell(default)} | {cell(meaning)} |"
+        for key, kind, default, meaning in keys(model)
+    ]
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield key, type, default and meaning."""
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+            yield from keys(annotation, f"{prefix}{name}.")
+            continue
+        default = "required"
+        if not field.is_required():
+            default = f"`{plain(field.get_default(call_default_factory=True))}`"
+        yield f"{prefix}{name}", type_text(annotation), default, field.description or ""
+
+
+def type_text(annotation: Any) -> str:
+    """Return a type as a reader of YAML knows it."""
+    text = getattr(annotation, "__name__", None) or str(annotation)
+    if getattr(annotation, "__args__", None):
+        text = str(annotation)
+    text = re.sub(r"Annotated\[(\w+), .*?\)\]\)?", r"\1", text)
+    text = re.sub(r"FieldInfo\(.*?\)\]?", "", text)
+    text = text.replace("typing.", "").replace(", ...", ", …")
+    literal = re.fullmatch(r"Literal\[(.*)\]", text)
+    return literal[1].replace("'", "").replace(", ", " or ") if literal else f"`{text}`"
+
+
+def plain(value: Any) -> str:
+    """Return a value as it is written in YAML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or value == "":
+        return "none"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(plain, value)) + "]"
+    return str(value)
+
+
+def cell(text: str) -> str:
+    """Return text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# -- plug-ins --------------------------------------------------------------------------------------
+
+
+def built_in(kind: str) -> list[registry.Entry]:
+    """Return the plug-ins of a kind that come with segbench, by name."""
+    entries = [registry.get(kind, name) for name in registry.names(kind)]
+    return [entry for entry in entries if entry.file.is_relative_to(ROOT)]
+
+
+def documentation(entry: registry.Entry) -> str:
+    """Return the documentation of the file in which a plug-in is defined."""
+    return inspect.cleandoc(sys.modules[entry.cls.__module__].__doc__ or "")
+
+
+def paper_link(entry: registry.Entry) -> str:
+    """Return the paper of a plug-in, linked where its file names an arXiv number or a DOI."""
+    text = documentation(entry)
+    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
+    doi = re.search(r"doi (10\.\S+?)[.,;]?(?=\s|$)", text)
+    if arxiv:
+        return f"[{entry.paper}](https://arxiv.org/abs/{arxiv[1]})"
+    if doi:
+        return f"[{entry.paper}](https://doi.org/{doi[1]})"
+    return entry.paper
+
+
+def method_table() -> list[str]:
+    """Return the table of all methods."""
+    lines = ["| method | what it does | paper |", "|---|---|---|"]
+    for entry in built_in("method"):
+        lines.append(f"| `{entry.name}` | {summary(entry)} | {paper_link(entry)} |")
+    return lines
+
+
+def summary(entry: registry.Entry) -> str:
+    """Return the first sentence of a class's documentation."""
+    return inspect.cleandoc(entry.cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+def dataset_table(synthetic: bool = True) -> list[str]:
+    """Return the table of all data sets but those that serve development."""
+    lines = ["| data set | what | modality | classes |", "|---|---|---|---|"]
+    for entry in built_in("dataset"):
+        cls = entry.cls
+        if cls.members or set(entry.name.split("_")) & set(HELPERS):
+            continue
+        if cls.embedded and not synthetic:
+            continue
+        title = f"[{cls.title}]({cls.homepage})" if cls.homepage else cls.title
+        classes = ", ".join(cls.classes) or "your own"
+        lines.append(f"| `{entry.name}` | {title} | {cls.modality or 'any'} | {classes} |")
+    return lines
+
+
+def backbone_table() -> list[str]:
+    """Return the table of all backbones."""
+    lines = ["| backbone | what |", "|---|---|"]
+    lines += [f"| `{entry.name}` | {entry.paper} |" for entry in built_in("backbone")]
+    return lines
+
+
+def method_page() -> str:
+    """Return the reference of all methods: documentation and parameters."""
+    lines = [
+        NOTE,
+        "",
+        "# Methods",
+        "",
+        "Each table compares the paper, the authors' code and this implementation.",
+        "",
+        *method_table(),
+        "",
+    ]
+    for entry in built_in("method"):
+        lines += [f"## {entry.name}", "", "```text", documentation(entry), "```", ""]
+        if entry.cls.Params.model_fields:
+            lines += ["Parameters (`-o NAME=VALUE`):", "", *key_table(entry.cls.Params), ""]
+    return "\n".join(lines)
+
+
+def plugin_page() -> str:
+    """Return the reference of data sets and backbones."""
+    lines = [NOTE, "", "# Data sets and backbones", "", "## Data sets", "", *dataset_table(), ""]
+    for entry in built_in("dataset"):
+        cls = entry.cls
+        if cls.members or set(entry.name.split("_")) & set(HELPERS):
+            continue
+        lines += [f"### {entry.name}", "", f"{cls.title}.", ""]
+        lines += [f"- License: {cls.license}" if cls.license else "- License: your own"]
+        lines += [f"- To cite: {cls.citation}"] if cls.citation else []
+        lines += [f"- Protocol: `{cls.protocol}`"] if cls.protocol else []
+        lines += [f"- Files: {file}" for file in cls.files]
+        lines += [""]
+    lines += ["## Backbones", "", *backbone_table(), ""]
+    for entry in built_in("backbone"):
+        lines += [f"### {entry.name}", "", "```text", documentation(entry), "```", ""]
+        lines += [*key_table(entry.cls.Params), ""] if entry.cls.Params.model_fields else []
+    return "\n".join(lines)
+
+
+def result_table() -> list[str]:
+    """Return README's short table of the quick suite."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "results"))
+    import tables
+
+    source = tables.HERE / "quick.json"
+    return tables.short_table(tables.load_study(source, tables.SUITES["quick"].parts[0]))
+
+
+# -- output ----------------------------------------------------------------------------------------
+
+
+def pages() -> dict[Path, str]:
+    """Return the text of each generated file."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    tables = {
+        "methods": method_table(),
+        "datasets": dataset_table(synthetic=False),
+        "results": result_table(),
+    }
+    for name, table in tables.items():
+        text = replaced(text, name, "\n".join(table))
+    return {
+        REFERENCE / "commands.md": command_page(),
+        REFERENCE / "protocols.md": protocol_page(),
+        REFERENCE / "suites.md": suite_page(),
+        REFERENCE / "methods.md": method_page(),
+        REFERENCE / "plug-ins.md": plugin_page(),
+        readme: text,
+    }
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """Replace what is between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+    pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"README.md has no marks <!-- {name} --> and <!-- /{name} -->")
+    return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
+
+
+def main() -> None:
+    """Write all generated files."""
+    for file, text in pages().items():
+        file.write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Draw docs/picture.png, the picture of README.
+
+    segbench --root ROOT demo
+    python docs/picture.py --root ROOT --data-root DATA
+
+Left: a test image, its truth and the predictions of the demo's first replicate; it is the image on
+which supervised training has its median Dice. Right: the quick suite's differences to supervised
+training with 95 % intervals, from benchmarks/results/quick.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from segbench.cli.training import restore
+from segbench.config import machine_settings
+from segbench.evaluation.prediction import predict_labels
+from segbench.report.overlay import choose
+from segbench.results.finished import FinishedRun
+from segbench.results.leaderboard import boards
+from segbench.results.rundir import all_runs
+from segbench.results.stats import compare
+from segbench.training.reload import trained
+
+ROOT = Path(__file__).resolve().parents[1]
+DATASET = "phantom2d_a"
+SHOWN = ("supervised", "versemi", "bcp", "oracle")
+TRUTH, PREDICTION = "#e69f00", "#56b4e9"
+
+
+def main() -> None:
+    """Read the command line and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--data-root", type=Path, required=True)
+    arguments = parser.parse_args()
+    machine = machine_settings({}, root=str(arguments.root), data_root=str(arguments.data_root))
+    (board,), _ = boards(list(all_runs(arguments.root)))
+    runs = {row.method: row.runs[0] for row in board.rows}
+    (_, case, _) = choose(runs["supervised"], DATASET)[1]
+
+    figure = plt.figure(figsize=(10, 3.6), dpi=160)
+    left = figure.add_gridspec(2, 2, left=0.01, right=0.42, top=0.93, bottom=0.02, wspace=0.04)
+    for place, name in enumerate(SHOWN):
+        axes = figure.add_subplot(left[divmod(place, 2)])
+        draw_prediction(axes, name, runs[name], case, machine)
+    axes = figure.add_axes((0.55, 0.14, 0.43, 0.76))
+    draw_differences(axes)
+    figure.savefig(ROOT / "docs" / "picture.png")
+
+
+def draw_prediction(axes: Any, name: str, run: FinishedRun, case: str, machine: Any) -> None:
+    """Draw a test image with the outlines of truth and prediction."""
+    prepared = restore(run.folder, machine)
+    method, _ = trained(prepared, run.result, "cpu")
+    store = prepared.stores[0]
+    label = predict_labels(prepared.inference(method, "cpu"), store, case, 0)
+    truth = np.asarray(store.label(case))
+    axes.imshow(np.asarray(store.image(case))[0].T, cmap="gray")
+    axes.contour(truth.T > 0, [0.5], colors=TRUTH, linewidths=1.6)
+    if (label > 0).any():
+        axes.contour(label.T > 0, [0.5], colors=PREDICTION, linewidths=1.6, linestyles="dashed")
+    overlap = 2 * ((truth > 0) & (label > 0)).sum() / ((truth > 0).sum() + (label > 0).sum())
+    axes.set_title(f"{name}: Dice {100 * overlap:.0f} %", fontsize=8, pad=2)
+    axes.axis("off")
+
+
+def draw_differences(axes: Any) -> None:
+    """Draw the quick suite's differences to supervised training."""
+    sys.path.insert(0, str(ROOT / "benchmarks" / "results"))
+    import tables
+
+    study = tables.load_study(tables.HERE / "quick.json", tables.SUITES["quick"].parts[0])
+    supervised = study.methods["supervised"]
+    names = [name for name in study.methods if name != "supervised"]
+    found = {name: compare(study.methods[name], supervised) for name in names}
+    names.sort(key=lambda name: found[name].mean)
+    for place, name in enumerate(names):
+        difference = found[name]
+        color = "black" if name == "oracle" else "#0072b2"
+        axes.plot([difference.low, difference.high], [place, place], color=color, linewidth=1.5)
+        axes.plot([difference.mean], [place], "o", color=color, markersize=4)
+    axes.axvline(0, color="gray", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel("Dice minus supervised training, 95 % interval", fontsize=8)
+    axes.set_title(
+        f"Quick suite: 4 of 60 labeled, {study.draws} replicates", fontsize=9, loc="left"
+    )
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+if __name__ == "__main__":
+    main()

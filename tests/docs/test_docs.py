@@ -1,0 +1,136 @@
+"""README and docs: generated parts are current, links resolve, and commands exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from segbench.cli.main import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "ARCHITECTURE.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOWN = "commands.md"  # help texts, whose examples are not complete
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page, *languages):
+    """Return the code blocks of a page in these languages."""
+    found = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [text for language, text in found if language in languages]
+
+
+def commands(page):
+    """Return the segbench commands of a page's shell blocks, without their comments."""
+    lines = "".join(blocks(page, "sh", "text", "")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("segbench ")]
+
+
+def headings(page):
+    """Return the anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    anchors = []
+    for title in titles:
+        plain = re.sub(r"[^\w\- ]", "", title.lower())
+        anchors.append(plain.strip().replace(" ", "-"))
+    return anchors
+
+
+def test_generated_parts_are_current():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    for file, text in generate.pages().items():
+        stored = file.read_text(encoding="utf-8")
+        assert stored == text.rstrip() + "\n", f"python docs/generate.py writes {name(file)} again"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_resolve(page):
+    broken = []
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        if not target.exists() or (anchor and anchor not in headings(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_every_page_is_in_the_menu():
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in menu
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != SHOWN], ids=name)
+def test_commands_exist_with_these_options(page):
+    for words in commands(page):
+        with click.Context(cli, info_name="segbench") as context:
+            parse(cli, context, words[1:])
+
+
+def parse(command, context, words):
+    """Let Click parse the words of a command without running it. Its files need not exist."""
+    if "--plugin" in words:
+        place = words.index("--plugin")
+        words = words[:place] + words[place + 2 :]
+    while isinstance(command, click.Group):
+        _, command, words = command.resolve_command(context, words)
+    try:
+        command.make_context(command.name, words, parent=context)
+    except click.BadParameter as error:
+        if "does not exist" not in error.message:
+            raise
+
+
+def test_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"<!--.*?-->|\]\([^)]*\)|^[|:\s-]+$", " ", text, flags=re.MULTILINE)
+    words = re.findall(r"[^\W\d_]{2,}", text)
+    assert len(words) <= 900
+
+
+def test_a_wrong_option_would_be_found():
+    with click.Context(cli, info_name="segbench") as context, pytest.raises(click.UsageError):
+        parse(cli, context, ["run", "bcp", "--datset", "la"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=name)
+def test_shell_blocks_run(page, tmp_path):
+    """In the order of the page, with this interpreter's segbench, in an empty folder."""
+    program = tmp_path / "bin" / "segbench"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segbench.cli.main "$@"\n')
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    for block in ["segbench run supervised --dataset phantom2d_a", *blocks(page, "sh")]:
+        lines = [line for line in block.splitlines() if not line.startswith(("make ", "source "))]
+        done = subprocess.run(
+            ["sh", "-e", "-c", "\n".join(lines)],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
