@@ -39,9 +39,9 @@ def reorient(array: np.ndarray, affine: np.ndarray, codes: str) -> tuple[np.ndar
         The turned array and its affine.
     """
     orientations = _orientations()
-    turn = orientations.ornt_transform(
-        orientations.io_orientation(affine), orientations.axcodes2ornt(codes)
-    )
+    current = orientations.io_orientation(affine)
+    wanted = orientations.axcodes2ornt(codes)
+    turn = orientations.ornt_transform(current, wanted)
     turned: np.ndarray = orientations.apply_orientation(array, turn)
     turned_affine: np.ndarray = affine @ orientations.inv_ornt_aff(turn, array.shape[:3])
     return turned, turned_affine
@@ -53,7 +53,11 @@ def file_axes(affine: np.ndarray) -> list[int]:
     The first one runs nearest to right-left, then anterior-posterior, then superior-inferior.
     """
     directions = _orientations().io_orientation(affine)[:, 0]
-    return [int(np.flatnonzero(directions == direction)[0]) for direction in range(3)]
+    axes = []
+    for direction in range(3):
+        (axis,) = np.flatnonzero(directions == direction)
+        axes.append(int(axis))
+    return axes
 
 
 def translation(offset: Sequence[float]) -> np.ndarray:
@@ -101,7 +105,8 @@ def sample_on_grid(
         step = target_to_source[axis, target_axis]
         positions = _positions(start, step, shape[target_axis])
         inside.append((positions >= -0.5) & (positions <= size - 0.5))
-        sampled = _interpolated(sampled, np.clip(positions, 0, size - 1), axis)
+        clipped = np.clip(positions, 0, size - 1)
+        sampled = _interpolated(sampled, clipped, axis)
     if cropped:
         covered = np.ones(sampled.shape[:3], bool)
         for axis, inside_axis in enumerate(inside):
@@ -133,8 +138,9 @@ def _interpolated(values: np.ndarray, positions: np.ndarray, axis: int) -> np.nd
     if not fractions.any():
         return at_lower
     at_upper = values.take(upper, axis)
+    difference = at_upper - at_lower
     weights = _along_axis(fractions, axis, values.ndim)
-    interpolated: np.ndarray = at_lower + weights * (at_upper - at_lower)
+    interpolated: np.ndarray = at_lower + weights * difference
     return interpolated
 
 

@@ -48,10 +48,16 @@ def labels_on_host(labels: Any, name: str) -> NDArray[Any]:
         labels = labels.detach()
         if labels.is_floating_point():
             labels = labels.double()
-        elif labels.numel() and int(labels.min()) >= 0 and int(labels.max()) <= 255:
+        elif _fits_byte(labels):
             labels = labels.byte()
         labels = labels.cpu().numpy()
     return _checked_array(labels, name)
+
+
+def _fits_byte(labels: Any) -> bool:
+    if labels.numel() == 0:
+        return False
+    return int(labels.min()) >= 0 and int(labels.max()) <= 255
 
 
 def check_same_grid(pred: NDArray[Any], ref: NDArray[Any]) -> None:
@@ -66,19 +72,26 @@ def check_same_grid(pred: NDArray[Any], ref: NDArray[Any]) -> None:
 def tight_box(array: NDArray[Any]) -> Box | None:
     """Return the smallest box that holds every voxel != 0, or None if there is none."""
     order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
-    ordered = array.transpose(order)  # memory order: the volume is read once, front to back
+    # In the order of the memory the volume is read once, front to back.
+    ordered = array.transpose(order)
     if ordered.dtype.itemsize == 1:
         ordered = ordered.view(np.bool_)  # only tested for "any byte set", which is fastest on bool
     filled = [bool(slab.any()) for slab in ordered]
     if not any(filled):
         return None
-    first, last = filled.index(True), len(filled) - 1 - filled[::-1].index(True)
-    sides = [slice(first, last + 1)]
-    shadow = np.logical_or.reduce(ordered[first : last + 1], axis=0)
+    outermost = _extent(filled)
+    sides = [outermost]
+    shadow = np.logical_or.reduce(ordered[outermost], axis=0)
     for axis in range(shadow.ndim):
-        hits = np.flatnonzero(shadow.any(axis=tuple(a for a in range(shadow.ndim) if a != axis)))
-        sides.append(slice(int(hits[0]), int(hits[-1]) + 1))
+        others = tuple(other for other in range(shadow.ndim) if other != axis)
+        sides.append(_extent(shadow.any(axis=others)))
     return tuple(sides[order.index(axis)] for axis in range(array.ndim))
+
+
+def _extent(filled: Sequence[bool] | NDArray[np.bool_]) -> slice:
+    """Return the range from the first to the last true value; there is at least one."""
+    places = np.flatnonzero(filled)
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> MaskBox | None:
@@ -86,25 +99,33 @@ def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> MaskBox | N
     box = tight_box(array)
     if box is None:
         return None
-    padded = np.zeros([side.stop - side.start + 2 for side in box], dtype=np.bool_)
-    np.not_equal(array[box], 0, out=padded[(slice(1, -1),) * array.ndim])
     start = tuple(side.start for side in box)
     if offset is not None:
         start = tuple(a + b for a, b in zip(start, offset, strict=True))
-    return MaskBox(start, padded)
+    shape = [side.stop - side.start + 2 for side in box]
+    mask = MaskBox(start, np.zeros(shape, dtype=np.bool_))
+    np.not_equal(array[box], 0, out=mask.inner)
+    return mask
 
 
 def overlap(a: MaskBox, b: MaskBox) -> int:
     """Return the number of voxels that belong to both masks."""
     low = np.maximum(a.start, b.start)
-    high = np.minimum(np.add(a.start, a.inner.shape), np.add(b.start, b.inner.shape))
+    end_a = np.add(a.start, a.inner.shape)
+    end_b = np.add(b.start, b.inner.shape)
+    high = np.minimum(end_a, end_b)
     if (low >= high).any():
         return 0
-    views = []
-    for part in (a, b):
-        ends = zip(low - part.start, high - part.start, strict=True)
-        views.append(part.inner[tuple(slice(int(first), int(last)) for first, last in ends)])
-    return int(np.count_nonzero(views[0] & views[1]))
+    both = _part(a, low, high) & _part(b, low, high)
+    return int(np.count_nonzero(both))
+
+
+def _part(mask: MaskBox, low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return a view of a mask from ``low`` to ``high`` in volume coordinates."""
+    sides = []
+    for first, end in zip(low - mask.start, high - mask.start, strict=True):
+        sides.append(slice(int(first), int(end)))
+    return mask.inner[tuple(sides)]
 
 
 def surface(part: MaskBox, voxels: int) -> NDArray[np.int64]:
@@ -115,26 +136,40 @@ def surface(part: MaskBox, voxels: int) -> NDArray[np.int64]:
     """
     flat = part.padded.reshape(-1)
     steps = [stride // part.padded.itemsize for stride in part.padded.strides]
-    if voxels < SPARSE * flat.size:
-        foreground = np.flatnonzero(flat)
-        inside = np.ones(foreground.size, dtype=np.bool_)
-        for step in steps:
-            inside &= flat.take(foreground - step) & flat.take(foreground + step)
-        found = foreground[~inside]
-    else:
-        reach = steps[0]  # the longest step; the voxels skipped at both ends are background
-        center = slice(reach, flat.size - reach)
-        edge = flat[: flat.size - 2 * reach] & flat[2 * reach :]
-        for step in steps[1:]:
-            edge &= flat[reach - step : flat.size - reach - step]
-            edge &= flat[reach + step : flat.size - reach + step]
-        np.greater(flat[center], edge, out=edge)
-        found = np.flatnonzero(edge) + reach
-    return np.asarray(_coordinates(found, steps) + (np.array(part.start) - 1)[:, None])
+    is_sparse = voxels < SPARSE * flat.size
+    find = _surface_by_voxel if is_sparse else _surface_by_sweep
+    found = find(flat, steps)
+    start = np.array(part.start) - 1  # of the padded box
+    return np.asarray(_coordinates(found, steps) + start[:, None])
+
+
+def _surface_by_voxel(flat: NDArray[np.bool_], steps: Sequence[int]) -> NDArray[np.int64]:
+    """Return the surface's flat indices by visiting each foreground voxel."""
+    foreground = np.flatnonzero(flat)
+    inside = np.ones(foreground.size, dtype=np.bool_)
+    for step in steps:
+        inside &= flat.take(foreground - step)
+        inside &= flat.take(foreground + step)
+    return foreground[~inside]
+
+
+def _surface_by_sweep(flat: NDArray[np.bool_], steps: Sequence[int]) -> NDArray[np.int64]:
+    """Return the surface's flat indices by comparing the whole array with shifted copies."""
+    reach = steps[0]  # the longest step; the voxels skipped at both ends are background
+    end = flat.size - reach
+    center = flat[reach:end]
+    inside = flat[: end - reach] & flat[2 * reach :]
+    for step in steps[1:]:
+        inside &= flat[reach - step : end - step]
+        inside &= flat[reach + step : end + step]
+    surface = np.greater(center, inside, out=inside)  # foreground, but not inside
+    return np.flatnonzero(surface) + reach
 
 
 def _coordinates(flat: NDArray[np.int64], steps: Sequence[int]) -> NDArray[np.int64]:
-    rest, rows = flat, []
+    """Return the coordinates (axis, voxel) of flat indices."""
+    rest = flat
+    rows = []
     for step in steps[:-1]:
         row = rest // step
         rest = rest - row * step

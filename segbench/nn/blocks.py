@@ -51,8 +51,10 @@ def _interpolation(
             place = steps * (size - 1) / max(size * factor - 1, 1)
         else:
             place = (steps + 0.5) / factor - 0.5
-        distance = place.clamp(0, size - 1)[:, None] - torch.arange(size)
-        return (1 - distance.abs()).clamp(min=0).to(device, dtype, non_blocking=True)
+        place = place.clamp(0, size - 1)
+        distance = (place[:, None] - torch.arange(size)).abs()
+        weights = (1 - distance).clamp(min=0)
+        return weights.to(device, dtype, non_blocking=True)
 
 
 def enlarge(x: Tensor, factors: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -62,11 +64,11 @@ def enlarge(x: Tensor, factors: Sequence[int], align_corners: bool = False) -> T
     deterministic on CUDA.
     """
     last = x.ndim - 1
-    if factors[-1] > 1:
-        x = F.linear(
-            x, _interpolation(x.shape[last], factors[-1], align_corners, x.dtype, x.device)
-        )
-    for axis, factor in enumerate(factors[:-1], start=2):
+    *others, last_factor = factors
+    if last_factor > 1:
+        matrix = _interpolation(x.shape[last], last_factor, align_corners, x.dtype, x.device)
+        x = F.linear(x, matrix)
+    for axis, factor in enumerate(others, start=2):
         if factor == 1:
             continue
         before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
@@ -221,7 +223,8 @@ class DecoderStage(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return a map with the size of ``skip``, computed from the coarser map ``x``."""
-        return self.convs(torch.cat([skip, self.up(x)], 1))
+        joined = torch.cat([skip, self.up(x)], 1)
+        return self.convs(joined)
 
 
 # -- network ---------------------------------------------------------------------------------------
@@ -323,15 +326,20 @@ class EncoderDecoder(Backbone):
             inner = [nn.Identity() for _ in range(self.scales - 1)]
             return nn.Dropout(p), nn.ModuleList([nn.Dropout(p), *inner])
         layers = Layers(self.dims)
-        parts = [SCALES[min(i, len(SCALES) - 1)] for i in range(self.scales)]
-        return nn.Dropout(0), nn.ModuleList(layers.of("Dropout", p * part) for part in parts)
+        after_stages = []
+        for scale in range(self.scales):
+            factor = SCALES[min(scale, len(SCALES) - 1)]
+            after_stages.append(layers.of("Dropout", p * factor))
+        return nn.Dropout(0), nn.ModuleList(after_stages)
 
     def join(self, decoder: int, scale: int, x: Tensor, skip: Tensor) -> Tensor:
         """Return a decoder's map at ``scale``.
 
         ``x`` is the coarser map of the decoder and ``skip`` the encoder's map at ``scale``.
         """
-        return self.decoders[decoder][self.scales - 1 - scale](x, skip)
+        stages = self.decoders[decoder]
+        stage = stages[self.scales - 1 - scale]
+        return stage(x, skip)
 
     def head_layer(self, head: int) -> nn.Module:
         """Return the convolution of one head."""
@@ -359,7 +367,8 @@ class EncoderDecoder(Backbone):
         x = pyramid[-1] if dropped else self.bottom(pyramid[-1])
         maps: list[Tensor] = []
         for scale in reversed(range(self.scales)):
-            x = self.dropouts[scale](self.join(decoder, scale, x, pyramid[scale]))
+            x = self.join(decoder, scale, x, pyramid[scale])
+            x = self.dropouts[scale](x)
             maps.insert(0, x)
         return maps
 
@@ -373,12 +382,14 @@ class EncoderDecoder(Backbone):
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         pyramid = self.encode(image)
         pyramid[-1] = self.bottom(pyramid[-1])  # one draw for all decoders
+        heads = len(self.outputs)  # per decoder
         outputs: list[Tensor] = []
         for decoder in range(len(self.decoders)):
             maps = self.decode(pyramid, decoder, dropped=True)
-            for i in range(len(self.outputs)):
+            for i in range(heads):
                 features = maps[i if self.side_outputs else 0]
-                outputs.append(self.head(features, decoder * len(self.outputs) + i))
+                logits = self.head(features, decoder * heads + i)
+                outputs.append(logits)
         if len(outputs) == 1 and not self.side_outputs:
             return outputs[0]
         return tuple(outputs)

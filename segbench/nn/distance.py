@@ -24,31 +24,37 @@ def squared_distance(mask: Tensor) -> Tensor:
     The result is at least FAR^2 if an item has no true voxel. float32 represents these integers
     exactly up to 2^24, which corresponds to a distance of 4096 voxels.
     """
-    axes = range(1, mask.ndim)
     squared = _along_last_axis(mask).square()
-    # Asking whether the search can stop would make other devices wait; more offsets change nothing.
-    can_stop = mask.device.type == "cpu"
-    # Minimize over the offset along each remaining axis in turn: min_j f(j) + (i - j)^2.
-    for axis in axes[:-1]:
-        extent, nearest = mask.shape[axis], squared.clone()
-        for step in range(1, extent):
-            if can_stop and step % CHECK == 1 and step**2 >= nearest.max():
-                break
-            for here, there in ((0, step), (step, 0)):
-                target = nearest.narrow(axis, here, extent - step)
-                torch.minimum(
-                    target, squared.narrow(axis, there, extent - step) + step**2, out=target
-                )
-        squared = nearest
+    for axis in range(1, mask.ndim - 1):
+        squared = _minimum_along(squared, axis)
     return squared
+
+
+def _minimum_along(squared: Tensor, axis: int) -> Tensor:
+    """Return min_j f(j) + (i - j)^2 for each position i along an axis; f is ``squared``."""
+    # Asking whether the search can stop would make other devices wait; more offsets change nothing.
+    can_stop = squared.device.type == "cpu"
+    extent = squared.shape[axis]
+    nearest = squared.clone()
+    for step in range(1, extent):
+        if can_stop and step % CHECK == 1 and step**2 >= nearest.max():
+            break
+        overlap = extent - step
+        for here, there in ((0, step), (step, 0)):
+            best = nearest.narrow(axis, here, overlap)
+            candidate = squared.narrow(axis, there, overlap) + step**2
+            torch.minimum(best, candidate, out=best)
+    return nearest
 
 
 def _along_last_axis(mask: Tensor) -> Tensor:
     """Return the distance (N, *S) to the nearest true voxel along the last axis."""
     place = torch.arange(mask.shape[-1], device=mask.device, dtype=torch.float32)
-    before = torch.where(mask, place, -FAR).cummax(-1).values
-    behind = torch.where(mask, place, 2 * FAR).flip(-1).cummin(-1).values.flip(-1)
-    return torch.minimum(place - before, behind - place)
+    true_or_low = torch.where(mask, place, -FAR)
+    before = true_or_low.cummax(-1).values  # place of the last true voxel up to here
+    true_or_high = torch.where(mask, place, 2 * FAR)
+    after = true_or_high.flip(-1).cummin(-1).values.flip(-1)
+    return torch.minimum(place - before, after - place)
 
 
 def signed_distance(
@@ -68,14 +74,21 @@ def signed_distance(
     code returns NaN).
     """
     mask = one_hot(labels, classes)[:, 1:].flatten(0, 1)  # (N (K-1), *S)
-    outside, inside = squared_distance(mask), squared_distance(~mask)
-    each = (-1, *[1] * (mask.ndim - 1))
+    outside = squared_distance(mask)
+    inside = squared_distance(~mask)
+    signed = _normalized(outside, dtype) - _normalized(inside, dtype)
+    signed = signed.masked_fill(inside == 1, 0)
 
-    def normalized(squared: Tensor) -> Tensor:
-        distance = squared.to(dtype).sqrt()
-        return distance / distance.flatten(1).amax(1).view(each)
-
-    signed = (normalized(outside) - normalized(inside)).masked_fill(inside == 1, 0)
-    some, every = mask.flatten(1).any(1).view(each), mask.flatten(1).all(1).view(each)
-    signed = signed.masked_fill(~some, absent).masked_fill(every, -1)
+    voxels = tuple(range(1, mask.ndim))
+    is_absent = ~mask.any(voxels, keepdim=True)
+    fills_patch = mask.all(voxels, keepdim=True)
+    signed = signed.masked_fill(is_absent, absent)
+    signed = signed.masked_fill(fills_patch, -1)
     return signed.unflatten(0, (len(labels), classes - 1))
+
+
+def _normalized(squared: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the root of squared distances (M, *S), divided by the maximum of each item."""
+    distance = squared.to(dtype).sqrt()
+    voxels = tuple(range(1, distance.ndim))
+    return distance / distance.amax(voxels, keepdim=True)

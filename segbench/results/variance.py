@@ -81,13 +81,15 @@ def pooled(replicates: Sequence[Array]) -> Pool:
     Args:
         replicates: scores (replicate, case) of each method.
     """
-    means = [values.mean(1) for values in replicates]
-    means = [values for values in means if np.isfinite(values).all()]
-    freedom = sum(len(values) - 1 for values in means)
-    if not freedom:
-        return Pool()
-    squares = sum(float(values.var()) * len(values) for values in means)
-    return Pool(squares / freedom, freedom)
+    squares = 0.0
+    freedom = 0
+    for values in replicates:
+        means = values.mean(1)
+        count = len(means)
+        if np.isfinite(means).all():
+            squares += float(means.var()) * count
+            freedom += count - 1
+    return Pool(squares / freedom, freedom) if freedom else Pool()
 
 
 def pooled_pairs(replicates: Sequence[Array]) -> Pool:
@@ -99,10 +101,13 @@ def pooled_pairs(replicates: Sequence[Array]) -> Pool:
     means = np.stack([values.mean(1) for values in replicates])  # (method, replicate)
     if not np.isfinite(means).all():
         return Pool()
-    rest = means - means.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean()
+    of_methods = means.mean(axis=1, keepdims=True)
+    of_replicates = means.mean(axis=0)
+    rest = means - of_methods - of_replicates + means.mean()
+    squares = float((rest**2).sum())
     methods, count = means.shape
     freedom = (methods - 1) * (count - 1)
-    return Pool(2 * float((rest**2).sum()) / freedom, freedom)
+    return Pool(2 * squares / freedom, freedom)
 
 
 def components(contrast: Contrast, pool: Pool) -> Components:
@@ -112,7 +117,8 @@ def components(contrast: Contrast, pool: Pool) -> Components:
     replicates is therefore taken as less than that of the family.
     """
     case_means = np.sum([group.mean(0) for group in contrast.groups], axis=0)
-    found = Components(float(np.var(case_means, ddof=1)) / contrast.cases, [], [], [])
+    between_cases = float(np.var(case_means, ddof=1))
+    found = Components(between_cases / contrast.cases, [], [], [])
     for group in contrast.groups:
         count = len(group)
         own = float(group.mean(1).var(ddof=1)) if count > 1 else 0.0
@@ -127,7 +133,9 @@ def _residual(group: Array) -> float:
     count, cases = group.shape
     if count < 2:
         return 0.0
-    rest = group - group.mean(0) - group.mean(1, keepdims=True) + group.mean()
+    of_cases = group.mean(0)
+    of_replicates = group.mean(1, keepdims=True)
+    rest = group - of_cases - of_replicates + group.mean()
     squares = float((rest**2).sum())
     variance = squares / int((count - 1) * (cases - 1))
     return variance / int(count * cases)
@@ -178,27 +186,33 @@ def interval(contrast: Contrast, found: Moments) -> tuple[float, float]:
     each = np.arange(RESAMPLES)
     totals = np.zeros(RESAMPLES)
     for group in contrast.groups:
-        chosen = generator.integers(len(group), size=(len(group), RESAMPLES))
+        count = len(group)
+        chosen = generator.integers(count, size=(count, RESAMPLES))
         means = group @ weights  # (replicate, resample)
-        totals += means[chosen, each].mean(0)
+        resampled = means[chosen, each]
+        totals += resampled.mean(0)
     spread = float(totals.std())
     if spread == 0 or found.se == 0:
         return found.mean, found.mean
     normal = float(stats.norm.isf(ALPHA / 2))
     student = float(stats.t.isf(ALPHA / 2, found.df))
     scale = found.se * student / (spread * normal)
-    percentiles = (100 * ALPHA / 2, 100 - 100 * ALPHA / 2)
-    low, high = np.percentile(totals - totals.mean(), percentiles)
+    outside = 100 * ALPHA / 2  # percent on each side
+    deviations = totals - totals.mean()
+    low, high = np.percentile(deviations, (outside, 100 - outside))
     return found.mean + scale * float(low), found.mean + scale * float(high)
 
 
 @lru_cache(maxsize=8)
 def _case_weights(cases: int, resamples: int) -> Array:
     """Return how often each resample holds each case, as a share (case, resample)."""
-    chosen = np.random.default_rng(SEED).integers(cases, size=(resamples, cases))
-    places = chosen + cases * np.arange(resamples)[:, None]
+    generator = np.random.default_rng(SEED)
+    chosen = generator.integers(cases, size=(resamples, cases))
+    first_places = cases * np.arange(resamples)  # of the resamples in one flat array of counts
+    places = chosen + first_places[:, None]
     counts = np.bincount(places.ravel(), minlength=resamples * cases)
-    return np.ascontiguousarray(counts.reshape(resamples, cases).T / cases)
+    by_resample = counts.reshape(resamples, cases)
+    return np.ascontiguousarray(by_resample.T / cases)
 
 
 def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | None:
@@ -225,12 +239,15 @@ def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | N
     fixed = max(parts.cases - sum(parts.residual), 0.0)  # stays however many replicates there are
     noise = max(between - residual, 0.0) + residual  # shrinks with the number of replicates
     counts = np.arange(2, MAX_REPLICATES + 1)
-    variance = fixed + noise / counts
+    noise_of_mean = noise / counts
+    variance = fixed + noise_of_mean
     spread_of_cases = fixed**2 / (contrast.cases - 1)
-    spread = spread_of_cases + (noise / counts) ** 2 / (len(contrast.groups) * (counts - 1))
+    spread_of_noise = noise_of_mean**2 / (len(contrast.groups) * (counts - 1))
+    spread = spread_of_cases + spread_of_noise
     tiny = np.finfo(float).tiny
     df = np.where(spread > 0, variance**2 / np.maximum(spread, tiny), inf)
     level = ALPHA / max(tests, 1)
     quantiles = stats.t.isf(level / 2, df) + stats.norm.isf(1 - POWER)
-    found = abs(mean) >= quantiles * np.sqrt(variance)
+    detectable = quantiles * np.sqrt(variance)
+    found = abs(mean) >= detectable
     return int(counts[found.argmax()]) if found.any() else None

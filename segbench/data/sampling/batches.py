@@ -39,8 +39,10 @@ class StoreLike(Protocol):
 def rng(*key: object) -> np.random.Generator:
     """Return a generator that depends only on ``key`` (numbers, strings, None)."""
     plain = tuple(part.item() if isinstance(part, np.generic) else part for part in key)
-    digest = hashlib.blake2b(repr(plain).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+    text = repr(plain).encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    seed = int.from_bytes(digest, "little")
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 @dataclass(frozen=True)
@@ -232,8 +234,8 @@ class TrainingData:
 
         Images are (L, C, *P) and (U, C, *P) float32, labels (L, *P) int64.
 
-            Raises:
-                DataError: a case cannot be read; names it.
+        Raises:
+            DataError: a case cannot be read; the message names it.
         """
         everything = self._choose(phase, step, labeled, unlabeled)
         own_labeled = self.share(range(labeled))
@@ -252,8 +254,9 @@ class TrainingData:
             if is_labeled:
                 crops.take(case.read("label"), cut, self.patch, out=labels[i])
         x = torch.from_numpy(images)
+        y = torch.from_numpy(labels)
         source = torch.tensor([case.source for case in chosen], dtype=torch.int64)
-        return Batch(x[:count], torch.from_numpy(labels), x[count:], source)
+        return Batch(x[:count], y, x[count:], source)
 
     def _draw_cut(self, generator: np.random.Generator, case: _Case, labeled: bool) -> crops.Cut:
         where = self._where[0] if labeled else self._where[1]
@@ -274,8 +277,9 @@ class TrainingData:
         voxels = self._foreground_voxels[key]
         if not len(voxels):
             return cut
-        drawn = int(voxels[generator.integers(len(voxels))])
-        voxel = [int(index) for index in np.unravel_index(drawn, case.shape)]
+        chosen = generator.integers(len(voxels))
+        indices = np.unravel_index(int(voxels[chosen]), case.shape)
+        voxel = [int(index) for index in indices]
         return crops.around(generator, cut, voxel, case.shape, self.patch)
 
     def cases(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[str]:

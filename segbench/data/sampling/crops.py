@@ -39,22 +39,25 @@ def nearest(size: int, new_size: int) -> np.ndarray:
     The end voxels stay end voxels. Returns (new_size,) indices.
     """
     step = (size - 1) / max(new_size - 1, 1)
-    rounded = np.floor(np.arange(new_size) * step + 0.5)
+    positions = np.arange(new_size) * step
+    rounded = np.floor(positions + 0.5)
     return cast(np.ndarray, rounded.astype(np.intp))
 
 
 def zoom(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Resize the last axes of an array by nearest neighbor: (..., *S) to (..., *shape)."""
-    for axis, new_size in enumerate(shape, array.ndim - len(shape)):
-        array = np.take(array, nearest(array.shape[axis], new_size), axis)
+    first = array.ndim - len(shape)
+    for axis, new_size in enumerate(shape, first):
+        kept = nearest(array.shape[axis], new_size)
+        array = np.take(array, kept, axis)
     return array
 
 
 def pads(shape: Sequence[int], patch: Sequence[int], extra: int) -> tuple[int, ...]:
     """Return how many voxels to add on both sides of every axis.
 
-    None if every axis is longer than the patch. Otherwise every axis is padded, also one a little
-    longer than the patch.
+    Nothing is added if every axis is longer than the patch. Otherwise every axis is padded, even
+    one that is a little longer than the patch.
 
     Args:
         shape: size of the volume.
@@ -175,10 +178,13 @@ def _turned(cut: Cut, voxel: Sequence[int], shape: Sequence[int]) -> tuple[list[
     position = list(voxel)
     size = list(shape)
     for _ in range(cut.turns):
-        position[:2] = [size[1] - 1 - position[1], position[0]]
-        size[:2] = [size[1], size[0]]
+        x, y = position[:2]
+        width, height = size[:2]
+        position[:2] = [height - 1 - y, x]
+        size[:2] = [height, width]
     if cut.mirror is not None:
-        position[cut.mirror] = size[cut.mirror] - 1 - position[cut.mirror]
+        last = size[cut.mirror] - 1
+        position[cut.mirror] = last - position[cut.mirror]
     return position, size
 
 

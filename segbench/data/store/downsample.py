@@ -6,6 +6,7 @@ A block that the border cuts counts only the voxels inside the volume.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ from segbench.data.store.store import Store
 
 def downsampled_case(store: Store, info: CaseInfo, factors: tuple[int, ...]) -> Case:
     """Return a case of a store at a lower resolution, with the spacing and affine of its blocks."""
-    image = np.stack([block_mean(channel, factors) for channel in store.image(info.id)])
-    label = block_majority(store.label(info.id), factors) if info.has_label else None
+    channels = [block_mean(channel, factors) for channel in store.image(info.id)]
+    label = None
+    if info.has_label:
+        label = block_majority(store.label(info.id), factors)
     spacing = None
     if info.spacing is not None:
         spacing = tuple(mm * factor for mm, factor in zip(info.spacing, factors, strict=True))
@@ -29,7 +32,15 @@ def downsampled_case(store: Store, info: CaseInfo, factors: tuple[int, ...]) -> 
     pad = store.pad(info.id)
     if pad:
         made["pad"] = list(pad)
-    return Case(info.id, image, label, spacing, affine, info.group, made)
+    return Case(
+        info.id,
+        image=np.stack(channels),
+        label=label,
+        spacing=spacing,
+        affine=affine,
+        group=info.group,
+        made=made,
+    )
 
 
 def _block_to_voxel(factors: tuple[int, ...]) -> np.ndarray:
@@ -39,15 +50,18 @@ def _block_to_voxel(factors: tuple[int, ...]) -> np.ndarray:
     for axis, factor in enumerate(factors):
         matrix[axis, axis] = factor
     # A block's center lies (factor - 1) / 2 voxels from the center of its first voxel.
-    matrix[:dims, 3] = (np.array(factors) - 1) / 2
+    offset = (np.array(factors) - 1) / 2
+    matrix[:dims, 3] = offset
     return matrix
 
 
 def block_mean(image: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     """Return the mean of each block, summed in float64: (*S) -> (*ceil(S / factors)) float32."""
     total = _block_sum(np.asarray(image), factors, np.float64)
-    for axis, (size, factor) in enumerate(zip(image.shape, factors, strict=True)):
-        count = np.minimum(factor, size - np.arange(0, size, factor))
+    for axis, factor in enumerate(factors):
+        size = image.shape[axis]
+        starts = np.arange(0, size, factor)
+        count = np.minimum(factor, size - starts)  # voxels of each block along the axis
         along_axis = [1] * image.ndim
         along_axis[axis] = -1
         total /= count.reshape(along_axis)
@@ -59,11 +73,12 @@ def block_majority(label: np.ndarray, factors: Sequence[int]) -> np.ndarray:
 
     Ties go to the higher value, to preserve thin structures.
     """
-    shape = [-(-size // factor) for size, factor in zip(label.shape, factors, strict=True)]
+    shape = [ceil(size / factor) for size, factor in zip(label.shape, factors, strict=True)]
     best = np.zeros(shape, dtype=np.uint8)
     most = np.zeros(shape, dtype=np.int32)
     for value in np.unique(label):  # in ascending order
-        votes = _block_sum(np.asarray(label) == value, factors, np.int32)
+        is_value = np.asarray(label) == value
+        votes = _block_sum(is_value, factors, np.int32)
         wins = votes >= most
         best[wins] = value
         most[wins] = votes[wins]
