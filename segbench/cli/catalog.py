@@ -10,7 +10,7 @@ import click
 
 from segbench.cli.options import Command
 from segbench.cli.settings import Settings
-from segbench.cli.terminal import table
+from segbench.cli.terminal import table, wrapped
 from segbench.errors import SegbenchError, UsageError, unknown
 from segbench.text import safe
 
@@ -193,13 +193,16 @@ def _describe_protocol(settings: Settings, name: str) -> None:
     from segbench.config import dump_yaml, load_protocol
 
     try:
-        content = load_protocol(name).model_dump(mode="json")
+        protocol = load_protocol(name)
     except UsageError:
         raise
     except SegbenchError as error:
         raise UsageError(error.what, **error.details) from error  # type: ignore[arg-type]
-    document = {"status": "ok", "kind": "protocol", **content}
-    settings.show(document, [dump_yaml(content).removesuffix("\n")])
+    content = protocol.model_dump(mode="json")
+    summary = protocol.expected.summary()
+    document = {"status": "ok", "kind": "protocol", "summary": summary, **content}
+    lines = [f"# {line}" for line in wrapped(summary, indent="")]
+    settings.show(document, [*lines, dump_yaml(content).removesuffix("\n")])
 
 
 def _describe_dataset(settings: Settings, entry: Entry) -> None:

@@ -34,6 +34,9 @@ Factor = Annotated[int, Field(ge=1, le=8)]
 Position = Literal["random", "center", "zoom"]
 
 
+CONVERGED = 1.0  # Dice in %: an oracle that gains less in its last quarter has converged
+
+
 class BatchSize(Strict):
     """Items of one batch."""
 
@@ -87,12 +90,31 @@ class Expected(Strict):
         le=100,
         description="mean Dice in % of supervised training on all labels",
     )
+    last_quarter: float | None = Field(
+        default=None,
+        ge=-100,
+        le=100,
+        description="Dice in % that the oracle gains in the last quarter of the steps: near 0 if it "
+        "has converged",
+    )
     supervised: float | None = Field(
         default=None, ge=0, le=100, description="mean Dice in % on the usual number of labels"
     )
     seconds: float | None = Field(
         default=None, gt=0, description="CPU seconds of a training, mean over the methods"
     )
+
+    def summary(self) -> str:
+        """Return in one sentence what was reached, and how far from converged it is."""
+        if self.oracle is None:
+            return "Not known: the oracle of this protocol was not measured."
+        sentence = f"The oracle reached {self.oracle:.1f} % Dice"
+        if self.last_quarter is not None:
+            state = "converged" if self.last_quarter < CONVERGED else "NOT converged"
+            sentence += f", {self.last_quarter:+.1f} of it in the last quarter ({state})"
+        if self.supervised is not None:
+            sentence += f"; supervised training {self.supervised:.1f} %"
+        return sentence + "."
 
 
 class Protocol(Strict):

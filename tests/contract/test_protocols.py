@@ -9,7 +9,7 @@ import pytest
 
 from segbench import registry
 from segbench.config import load_protocol, protocol_names
-from segbench.config.protocol import SPEED_KEYS
+from segbench.config.protocol import SPEED_KEYS, Expected
 from segbench.storage import json_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +70,23 @@ def test_phantom2d_expects_what_its_development_runs_reached():
                 dice.append(run["dice_at_quarters"][-1])
         return round(statistics.fmean(dice), 1)
 
+    gains = []
+    for run in runs:
+        if run["labeled"] == 60:
+            gains.append(run["dice_at_quarters"][3] - run["dice_at_quarters"][2])
     few_labels = [run["train_cpu_seconds"] for run in runs if run["labeled"] == 4]
     expected = load_protocol("phantom2d").expected
     assert expected.oracle == mean_dice(60)
+    assert expected.last_quarter == pytest.approx(statistics.fmean(gains), abs=0.051)
     assert expected.supervised == mean_dice(4)
     assert expected.seconds == round(statistics.fmean(few_labels), 1)
+
+
+def test_a_protocol_says_how_far_from_converged_it_is():
+    said = load_protocol("phantom2d").expected.summary()
+    assert "in the last quarter (converged)" in said
+    expected = Expected(oracle=60.0, last_quarter=4.0)
+    assert expected.summary() == (
+        "The oracle reached 60.0 % Dice, +4.0 of it in the last quarter (NOT converged)."
+    )
+    assert Expected().summary().startswith("Not known")
