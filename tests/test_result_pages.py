@@ -11,13 +11,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks/results/tables.py")
+def script(name):
+    """Import a script of benchmarks/results."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/results/{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tables"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return script("tables")
+
+
+def test_the_speed_page_is_up_to_date():
+    speed = script("speed_page")
+    shown = "python benchmarks/results/speed_page.py writes it again"
+    assert speed.PAGE.read_text(encoding="utf-8") == speed.page(), shown
+    for name in (ROOT / "benchmarks/results").glob("speed-*.json"):
+        assert name.stem in speed.TITLES
 
 
 def test_the_pages_are_up_to_date(tables):
