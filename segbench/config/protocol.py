@@ -135,10 +135,12 @@ class Protocol(Strict):
     batch: BatchSize = Field(default_factory=BatchSize)
     optim: Optim = Field(default_factory=Optim)
     crop: Crop = Field(default_factory=Crop)
-    augment: Literal["none", "mirror", "turn"] = Field(
+    augment: Literal["none", "mirror", "turn", "strong", "strong_mirror"] = Field(
         "none",
         description="mirror: quarter turn and mirror in plane; "
-        "turn: that, or a rotation by up to 20 degrees",
+        "turn: that, or a rotation by up to 20 degrees; "
+        "strong: rotation, scaling, noise, blur, brightness, contrast, low resolution and gamma; "
+        "strong_mirror: that, and mirrors along all axes",
     )
     datasets: tuple[str, ...] = Field(
         (), description="used when exactly these are named together and no protocol is"

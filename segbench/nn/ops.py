@@ -6,6 +6,8 @@ Shapes: N items, C channels, K classes, ``*S`` two or three spatial axes.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import floor
 
 import torch
@@ -18,11 +20,15 @@ __all__ = [
     "clipped_noise",
     "context_mask",
     "entropy",
+    "evaluating",
     "mix",
     "normalizes_items",
     "one_hot",
     "outside_boxes",
     "pass_groups",
+    "pseudo_labels",
+    "random_boxes",
+    "strong_view",
     "wide_softmax",
 ]
 
@@ -78,6 +84,24 @@ def wide_softmax(logits: Tensor, axis: int = 1) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(axis)
 
 
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, for a pass inside ``loss``, and restore its modes afterwards.
+
+    Use it for pseudo labels that the paper predicts without dropout and with running statistics::
+
+        with torch.no_grad(), evaluating(self.network):
+            labels = self.network(batch.u).argmax(1)
+    """
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def clipped_noise(like: Tensor, std: float) -> Tensor:
     """Return Gaussian noise with the shape of ``like``, clipped at two standard deviations."""
     return (torch.randn_like(like) * std).clamp(-2 * std, 2 * std)
@@ -86,6 +110,16 @@ def clipped_noise(like: Tensor, std: float) -> Tensor:
 def entropy(probabilities: Tensor) -> Tensor:
     """Return the entropy (N, *S) of (N, K, *S) in nats: -sum_c p_c ln(p_c + 1e-6)."""
     return -(probabilities * (probabilities + 1e-6).log()).sum(1)
+
+
+def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return hard labels and their probabilities, (N, *S) each, for logits (N, K, *S).
+
+    No gradient flows through them.
+    """
+    probabilities = wide_softmax(logits.detach())
+    confidence, labels = probabilities.max(1)
+    return labels, confidence
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
@@ -143,3 +177,136 @@ def mix(mask: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
     if outer.ndim > mask.ndim:
         mask = mask.unsqueeze(1)
     return torch.where(mask, outer, inner)
+
+
+def random_boxes(
+    count: int,
+    size: tuple[int, ...],
+    share: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+    probability: float = 1.0,
+) -> Tensor:
+    """Return CutMix masks (count, *size) that are false inside a box of random size and shape.
+
+    All draws are made on the CPU. In 2-D, a box is drawn as in UniMatch: a share of the area, then
+    an aspect ratio and a corner that are drawn again until the box fits. In 3-D, the aspect ratio
+    is that of two axes, which are drawn too; the edge along the third is the cube root of the share.
+
+    Args:
+        share: smallest and largest share of the patch inside the box, less than 1.
+        aspect: smallest and largest ratio of two edges, relative to the edges of the patch.
+        probability: probability that a mask has a box; the others are true everywhere.
+    """
+    masks = []
+    for _ in range(count):
+        if torch.rand((), generator=generator).item() >= probability:
+            masks.append(torch.ones(1, *size, dtype=torch.bool, device=device))
+            continue
+        part = _uniform(share, generator)
+        corner, edges = _random_box(part, size, aspect, generator)
+        masks.append(outside_boxes(torch.tensor([corner], device=device), edges, size))
+    return torch.cat(masks)
+
+
+def _random_box(
+    share: float, size: tuple[int, ...], aspect: tuple[float, float], generator: torch.Generator
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Draw the corner and the edges of a box inside a patch."""
+    axes = len(size)
+    while True:
+        ratio = _uniform(aspect, generator)
+        relative = [share ** (1 / axes)] * axes
+        first, second = sorted(torch.randperm(axes, generator=generator)[:2].tolist())
+        relative[first] *= ratio**0.5
+        relative[second] /= ratio**0.5
+        edges = tuple(floor(part * extent) for part, extent in zip(relative, size, strict=True))
+        places = torch.rand(axes, generator=generator).tolist()
+        corner = tuple(floor(place * extent) for place, extent in zip(places, size, strict=True))
+        ends = [start + edge for start, edge in zip(corner, edges, strict=True)]
+        if all(end <= extent for end, extent in zip(ends, size, strict=True)):
+            return corner, edges
+
+
+def _uniform(limits: tuple[float, float], generator: torch.Generator) -> float:
+    low, high = limits
+    return low + (high - low) * torch.rand((), generator=generator).item()
+
+
+@torch.no_grad()
+def strong_view(
+    image: Tensor,
+    generator: torch.Generator,
+    *,
+    jitter: float = 0.8,
+    blur: float = 0.5,
+    noise: float = 0.0,
+) -> Tensor:
+    """Return images (N, C, *S) with other gray values; the geometry stays.
+
+    Each item has its own draws, all made on the CPU. The defaults are those of UniMatch for medical
+    images. Brightness, contrast and noise are relative to the item's own range of gray values and
+    standard deviation, so the images need no particular scale.
+
+    Args:
+        jitter: probability that brightness and then contrast are multiplied by factors from 0.5 to
+            1.5, within the item's range.
+        blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 voxels.
+        noise: probability of Gaussian noise with 0.1 to 1 times the item's standard deviation,
+            clipped at twice its own.
+    """
+    count = len(image)
+    draws = torch.rand(6, count, generator=generator)
+    jittered = draws[0] < jitter
+    blurred = draws[1] < blur
+    noisy = draws[2] < noise
+    brightness = torch.where(jittered, 0.5 + draws[3], 1)
+    contrast = torch.where(jittered, 0.5 + draws[4], 1)
+    sigma = torch.where(blurred, 0.1 + 1.9 * draws[5], 0)
+
+    view = _jitter(image, brightness, contrast)
+    if blurred.any():
+        view = _blur(view, sigma)
+    if noisy.any():
+        level = torch.where(noisy, 0.1 + 0.9 * torch.rand(count, generator=generator), 0)
+        standard = torch.randn(image.shape, generator=generator).clamp(-2, 2).to(image)
+        deviation = image.flatten(1).std(1) * level.to(image)
+        view = view + _per_item(deviation, image) * standard
+    return view
+
+
+def _per_item(values: Tensor, image: Tensor) -> Tensor:
+    """Return one value per item, shaped and placed to multiply images (N, C, *S)."""
+    return values.to(image).view(-1, *[1] * (image.ndim - 1))
+
+
+def _jitter(image: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Multiply brightness and contrast within the range of each channel of each item."""
+    axes = tuple(range(2, image.ndim))
+    low = image.amin(axes, keepdim=True)
+    extent = (image.amax(axes, keepdim=True) - low).clamp(min=1e-7)
+    unit = (image - low) / extent
+    unit = (unit * _per_item(brightness, image)).clamp(0, 1)
+    mean = unit.mean(axes, keepdim=True)
+    unit = (mean + (unit - mean) * _per_item(contrast, image)).clamp(0, 1)
+    return low + unit * extent
+
+
+def _blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each item with its own standard deviation in voxels; 0 leaves it as it is.
+
+    One matrix product per axis, which is deterministic on every device. At the border, the weights
+    of the voxels inside are normalized.
+    """
+    width = _per_item(sigma.clamp(min=1e-3), image).flatten(1)[:, :, None]  # (N, 1, 1)
+    with torch.autocast(image.device.type, enabled=False):
+        for axis in range(2, image.ndim):
+            place = torch.arange(image.shape[axis], device=image.device, dtype=image.dtype)
+            distance = (place[:, None] - place) / width  # (N, size, size)
+            weights = (-distance.square() / 2).exp()
+            weights = weights / weights.sum(2, keepdim=True)
+            rows = image.movedim(axis, -1)
+            blurred = rows.flatten(1, -2) @ weights.transpose(1, 2)
+            image = blurred.view(rows.shape).movedim(-1, axis)
+    return image.contiguous()

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from segbench.contracts.method import Batch
-from segbench.data.sampling import crops
+from segbench.data.sampling import crops, strong
 from segbench.errors import DataError, UsageError
 
 MAX_VOXELS = 10_000  # foreground voxels kept per case to draw from, evenly spaced
@@ -208,7 +208,13 @@ class TrainingData:
         self._where = (crop.labeled, crop.unlabeled)
         self._foreground = crop.foreground  # share of labeled patches around a foreground voxel
         self._foreground_voxels: dict[tuple[str, str], np.ndarray] = {}
-        self._crop = {"pad": crop.pad, "last_offset": crop.last_offset, "augment": protocol.augment}
+        self._strong = protocol.augment in ("strong", "strong_mirror")
+        self._mirror = protocol.augment == "strong_mirror"
+        self._crop = {
+            "pad": crop.pad,
+            "last_offset": crop.last_offset,
+            "augment": "none" if self._strong else protocol.augment,
+        }
         cases: list[_Case] = []
         for source, (name, store) in enumerate(stores.items()):
             count = _checked_count(name, len(store.train), labeled.get(name))
@@ -250,9 +256,16 @@ class TrainingData:
             is_labeled = i < count
             image = case.read("image")
             cut = self._draw_cut(generator, case, is_labeled)
-            crops.take(image, cut, self.patch, out=images[i, : len(image)], pad=case.pad)
+            target = images[i, : len(image)]
+            warp = strong.Warp(None, ())
+            if self._strong:
+                generator = rng(self.seed, "strong", phase, step, place)
+                warp = strong.draw_warp(generator, self.patch, self._mirror)
+            strong.take_warped(image, cut, warp, target, pad=case.pad)
+            if self._strong:
+                strong.change_intensities(target, generator)
             if is_labeled:
-                crops.take(case.read("label"), cut, self.patch, out=labels[i])
+                strong.take_warped(case.read("label"), cut, warp, labels[i], nearest=True)
         x = torch.from_numpy(images)
         y = torch.from_numpy(labels)
         source = torch.tensor([case.source for case in chosen], dtype=torch.int64)
