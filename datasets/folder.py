@@ -20,7 +20,6 @@ cropped to these voxels. Labels are used for the crop only if the user asks for 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,6 +51,7 @@ from segbench.data.preparation.folder_lists import (
 from segbench.data.preparation.layouts import (
     FolderLayout,
     case_images,
+    files_by_stem,
     layout_warnings,
     read_layout,
     suggest_layout_fix,
@@ -199,6 +199,7 @@ class Folder(Dataset):
         """
         assert self.source is not None
         found: dict[str, Files] = {}
+        labels = files_by_stem(self.source / "labelsTr", self.layout.ending)
         for place in ("imagesTr", "imagesUn", "imagesTs"):
             for case, images in case_images(self.source / place, self.layout).items():
                 if case in found:
@@ -209,9 +210,8 @@ class Folder(Dataset):
                         expected="each case once",
                     )
                 found[case] = {"place": place, "images": images}
-                label = self.source / "labelsTr" / f"{case}{self.layout.ending}"
-                if place == "imagesTr" and os.path.lexists(label):
-                    found[case]["label"] = label
+                if place == "imagesTr" and case in labels:
+                    found[case]["label"] = labels[case]
         return {case: found[case] for case in sorted(found, key=by_number)}
 
     def split(self) -> Split:
@@ -415,7 +415,7 @@ def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
 
 def _ras_spacing(path: Path) -> list[float] | None:
     """Return a file's spacing along the right, anterior and superior axes, or None if unknown."""
-    is_nifti = path.name.endswith((".nii", ".nii.gz"))
+    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
     affine = nifti_header(path)[1] if is_nifti else read_volume(path).affine
     if affine is None:
         return None

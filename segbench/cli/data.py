@@ -14,7 +14,7 @@ from segbench.cli.reporter import counting
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import mark, plural
 from segbench.errors import SegbenchError, UsageError, unknown
-from segbench.text import safe
+from segbench.text import first_few, safe
 
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
@@ -214,8 +214,11 @@ def _check_prepared(settings: Settings, name: str, cases: tuple[str, ...]) -> No
         with counting(settings, f"check {entry.name}") as progress:
             problems = check_store(store, patch, cases or None, progress)
         errors += _errors(problems)
-        documents.append({**_facts(store), "problems": [vars(problem) for problem in problems]})
+        document = {**_facts(store), "problems": [vars(problem) for problem in problems]}
         settings.echo(_check_lines(store, problems, len(cases) or len(store.cases)))
+        if entry.cls.source is not None and not cases:
+            document["files"] = _show_file_count(settings, entry, entry.cls.source)
+        documents.append(document)
     fix = f"repair the source files, then: segbench data prepare {name} --from DIR"
     _raise_if_any(errors, name, fix)
     settings.show(_document(CHECK_SCHEMA, documents))
@@ -240,6 +243,7 @@ def _check_source(
         store, problems = check_source(entry, folder, progress)
     unreadable = {problem.case for problem in problems} - {*store.cases, "*"}
     settings.echo(_check_lines(store, problems, len(store.cases) + len(unreadable)))
+    files = _show_file_count(settings, entry, folder)
     option = f" --from {source}" if source else ""
     fix = f"repair the files, then: segbench data prepare {name}{option}"
     _raise_if_any(_errors(problems), name, fix, folder)
@@ -247,6 +251,7 @@ def _check_source(
         "name": entry.name,
         "folder": str(folder),
         "cases": len(store.cases),
+        "files": files,
         "problems": [vars(problem) for problem in problems],
     }
     settings.show(_document(CHECK_SCHEMA, [document]))
@@ -268,6 +273,21 @@ def _check_lines(store: Store, problems: Sequence[Problem], checked: int) -> lis
             )
         lines.append(f" {mark('ok')} {no_leak}")
     return [safe(line) for line in lines]
+
+
+def _show_file_count(settings: Settings, entry: Entry, folder: Path) -> dict[str, Any] | None:
+    """Show how many volume files of a source folder are read, and return it as a document."""
+    from segbench.data.preparation.survey import count_files
+
+    count = count_files(entry, folder)
+    if count is None:
+        return None
+    level = "warning" if count.unread else "ok"
+    line = f" {mark(level)} {count.read} of {plural(count.on_disk, 'volume file')} on disk are read"
+    if count.unread:
+        line += f"; not read: {first_few(count.unread)}"
+    settings.echo([safe(line)])
+    return count._asdict()
 
 
 def _errors(problems: Sequence[Problem]) -> list[Problem]:

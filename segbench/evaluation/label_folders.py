@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,7 +159,7 @@ def _files_by_case(
     for file in sorted(folder.iterdir()):
         if file.name.startswith("."):
             continue
-        name = stem(file)
+        name = unicodedata.normalize("NFC", stem(file))
         if not file.name.lower().endswith(ENDINGS):
             unread.append(file.name)
             continue

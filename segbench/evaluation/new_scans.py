@@ -23,6 +23,7 @@ from segbench.config import Experiment
 from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.formats.hdf5 import is_h5
+from segbench.data.formats.nifti import load_nifti
 from segbench.data.formats.read import read_volume
 from segbench.data.formats.volume import Volume, check_pair, require_finite
 from segbench.data.geometry import orientation_codes, reorient, sample_on_grid, translation
@@ -332,7 +333,7 @@ def write_nifti(path: Path, array: Array, prediction: Prediction) -> None:
 
     scan_file = prediction.scan.files[0]
     if scan_file.name.lower().endswith((".nii", ".nii.gz")):
-        loaded: Any = nibabel.load(scan_file)
+        loaded = load_nifti(scan_file)
         header = _header_with_geometry_of(loaded.header, array)
         image: Any = type(loaded)(array, None, header)
     else:

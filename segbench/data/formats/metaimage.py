@@ -72,7 +72,7 @@ def _header(content: bytes) -> tuple[Header, int]:
     start = 0
     while LAST_KEY not in header:
         end = content.index(b"\n", start)
-        line = content[start:end].decode("ascii")
+        line = content[start:end].decode("latin-1")  # comments may hold any byte
         key, equals, value = line.partition("=")
         if not equals:
             raise ValueError(f"a line without '=': {key[:40]!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from segbench.errors import DataError
 
 GZIP = b"\x1f\x8b"
 # A header begins with its own size: 348 bytes in NIfTI-1, 540 in NIfTI-2, in either byte order.
+NIFTI2_SIZES = (540, int.from_bytes((540).to_bytes(4, "little"), "big"))
 NIFTI = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
 
 
@@ -53,19 +55,45 @@ def read_nifti(path: Path) -> Volume:
     return Volume(array, np.asarray(image.affine, float))
 
 
+def load_nifti(path: Path) -> Any:
+    """Return nibabel's image of a file.
+
+    nibabel looks for another name if capital and small letters are mixed, as in ``.Nii``.
+
+    Raises:
+        ImageFileError or HeaderDataError: it is no NIfTI file.
+    """
+    import nibabel
+
+    ending = "".join(path.suffixes[-2:])
+    if ending in (ending.lower(), ending.upper()):
+        return nibabel.load(path)
+    holder: Any = nibabel.FileHolder
+    size = int.from_bytes(_first_bytes(path), sys.byteorder)
+    kind: Any = nibabel.Nifti2Image if size in NIFTI2_SIZES else nibabel.Nifti1Image
+    return kind.from_file_map({"image": holder(str(path))})
+
+
+def _first_bytes(path: Path) -> bytes:
+    if not _is_gzip(path):
+        with open(path, "rb") as file:
+            return file.read(4)
+    with gzip.open(path) as packed:
+        return packed.read(4)
+
+
 def _is_gzip(path: Path) -> bool:
     return path.name.lower().endswith(".gz")
 
 
 def _open(path: Path) -> Any:
     """Return nibabel's image of a file with a checked header, before any voxel is read."""
-    import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     require_file(path, GZIP if _is_gzip(path) else NIFTI, "NIfTI")
     with reading(path, ImageFileError, HeaderDataError):
-        image: Any = nibabel.load(path)
+        image = load_nifti(path)
     shape = image.shape
     require_size(path, shape)
     is_number = image.get_data_dtype().kind in "fiu"

@@ -20,6 +20,7 @@ DEPTH = 3  # an archive may wrap the data in this many folders
 LIST_FILES = ("train.list", "test.list")  # of a deliberate copy of part of the data
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 SHOWN = 5  # names in a message
+MAC_FOLDER = "__MACOSX"  # where a Mac puts files named like the real ones
 
 
 # Folders nested by archives.
@@ -48,7 +49,7 @@ def find_below(folder: Path, pattern: str) -> list[Path]:
 
 def _folders_to_visit(parent: str, folders: list[str]) -> list[str]:
     """Return the visible folders, links last, so that a link counts as the repeat."""
-    visible = [name for name in folders if name != "__MACOSX" and name[0] != "."]
+    visible = [name for name in folders if name != MAC_FOLDER and name[0] != "."]
     return sorted(visible, key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
 
 
@@ -93,7 +94,7 @@ def only_subfolder(folder: Path) -> Path | None:
     inner = [
         path
         for path in folder.iterdir()
-        if path.name[0] not in "._" and path.name not in LIST_FILES
+        if path.name[0] != "." and path.name not in (MAC_FOLDER, *LIST_FILES)
     ]
     return inner[0] if len(inner) == 1 and inner[0].is_dir() else None
 
@@ -139,7 +140,7 @@ def read_layout(root: Path) -> FolderLayout:
         )
     channels, classes = _channels_and_classes(file, content)
     ending = str(content.get("file_ending", ".nii.gz"))
-    if ending not in ENDINGS:
+    if ending.lower() not in ENDINGS:
         raise DataError(
             "files of this type cannot be read",
             where=file,
@@ -232,10 +233,34 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    """Return the sorted content of a folder without hidden files and side files."""
+    """Return the sorted content of a folder without hidden files."""
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if path.name[0] not in "._"]
+    paths = sorted(folder.iterdir())
+    return [path for path in paths if path.name[0] != "." and path.name != MAC_FOLDER]
+
+
+def files_by_stem(folder: Path, ending: str) -> dict[str, Path]:
+    """Return the files of a folder with an ending, in small or capital letters, by their stem.
+
+    Raises:
+        DataError: two files differ only in the letters of the ending.
+    """
+    found: dict[str, Path] = {}
+    for path in _visible_files(folder):
+        if not path.name.lower().endswith(ending.lower()):
+            continue
+        name = path.name[: -len(ending)]
+        if name in found:
+            raise DataError(
+                f"two files of one name: '{name}'",
+                where=folder,
+                found=f"{found[name].name} and {path.name}",
+                expected="one file",
+                fix="remove one of the two",
+            )
+        found[name] = path
+    return found
 
 
 def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
@@ -244,11 +269,7 @@ def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     Raises:
         DataError: files that do not match the channels of ``dataset.json``.
     """
-    files = {
-        path.name[: -len(layout.ending)]: path
-        for path in _visible_files(folder)
-        if path.name.endswith(layout.ending)
-    }
+    files = files_by_stem(folder, layout.ending)
     if not layout.suffix:
         return {case: [path] for case, path in files.items()}
     cases = {name[:-5] for name in files if CHANNEL_SUFFIX.search(name)}
@@ -287,11 +308,12 @@ def suggest_layout_fix(root: Path, layout: FolderLayout) -> str | None:
     names = []
     for subfolder in ("imagesTr", "labelsTr"):
         names += [path.name for path in _visible_files(root / subfolder)]
-    with_ending = [name for name in names if name.endswith(layout.ending)]
-    if with_ending:
-        has_suffix = any(
-            CHANNEL_SUFFIX.search(name.removesuffix(layout.ending)) for name in with_ending
-        )
+    stems = []
+    for name in names:
+        if name.lower().endswith(layout.ending.lower()):
+            stems.append(name[: -len(layout.ending)])
+    if stems:
+        has_suffix = any(CHANNEL_SUFFIX.search(stem) for stem in stems)
         if has_suffix and not layout.suffix:
             return (
                 "names with _0000 need the dataset.json of nnU-Net v2: "
@@ -299,7 +321,7 @@ def suggest_layout_fix(root: Path, layout: FolderLayout) -> str | None:
             )
         return None
     for ending in ENDINGS:
-        if any(name.endswith(ending) for name in names):
+        if any(name.lower().endswith(ending) for name in names):
             return f'add "file_ending": "{ending}" to dataset.json'
     return None
 

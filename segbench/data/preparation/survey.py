@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from segbench import registry
 from segbench.contracts.dataset import Case, Dataset, RawCase, Split
+from segbench.data.formats.read import DICOM_ENDING, ENDINGS
 from segbench.data.preparation.archives import is_archive
-from segbench.data.preparation.layouts import find_cases
+from segbench.data.preparation.layouts import find_below, find_cases
 from segbench.data.preparation.lists import ID_RULE, own_lists, repeated_ids, unsafe_ids
 from segbench.data.preparation.load import REPAIR, load_checked, problem_of_case
-from segbench.data.store.case_files import CaseInfo, common_path, describe, valid_id
+from segbench.data.store.case_files import CaseInfo, common_path, describe, paths_in, valid_id
 from segbench.data.store.checks import check_facts
 from segbench.data.store.problem import Problem
 from segbench.data.store.store import Store
@@ -61,6 +63,43 @@ def check_source(
     )
     store = _store_in_memory(entry, source, readable, infos)
     return store, problems + case_problems + _fact_problems(store, raw, bool(case_problems))
+
+
+class FileCount(NamedTuple):
+    """The volume files below a folder, and those of them that belong to the cases in use."""
+
+    on_disk: int
+    read: int
+    unread: tuple[str, ...]  # paths below the folder
+
+
+def count_files(entry: registry.Entry, source: Path) -> FileCount | None:
+    """Count the volume files of a folder, whatever their names; None if its cases are not found.
+
+    Hidden files are not counted.
+    """
+    dataset: Dataset = entry.cls()
+    if not source.is_dir():
+        return None
+    try:
+        found = find_cases(dataset, source)
+        published = dataset.split()
+        own, _ = own_lists(source, published, {case.id: case for case in found})
+    except SegbenchError:
+        return None
+    split = own or published
+    used = {*split.train, *split.test}
+    read: set[Path] = set()
+    for raw in found:
+        if raw.id in used:
+            for path in paths_in(raw.where):
+                read.update(find_below(path, "*") if path.is_dir() else (path,))
+    on_disk = []
+    for path in find_below(source, "*"):
+        if path.name.lower().endswith((*ENDINGS, DICOM_ENDING)) and path.is_file():
+            on_disk.append(path)
+    unread = [str(path.relative_to(source)) for path in on_disk if path not in read]
+    return FileCount(len(on_disk), len(on_disk) - len(unread), tuple(unread))
 
 
 def _require_folder(dataset: Dataset, source: Path) -> None:
