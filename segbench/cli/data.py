@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from segbench.cli.documents import datasets_document
+from segbench.cli.link import link
 from segbench.cli.options import Group, mismatch_option, size_option
 from segbench.cli.reporter import counting
 from segbench.cli.settings import Settings
@@ -19,7 +20,7 @@ from segbench.text import first_few, safe
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
     from segbench.data.store.store import Store
-    from segbench.registry import Entry, Link
+    from segbench.registry import Entry
 
 CHECK_SCHEMA = "segbench.data.check/1"
 ABOUT = ("title", "modality", "classes", "license", "citation", "homepage", "protocol", "labeled")
@@ -29,6 +30,9 @@ MEGABYTE = 10**6
 @click.group(cls=Group)
 def data() -> None:
     """Prepare, check and describe data sets."""
+
+
+data.add_command(link)
 
 
 # -- prepare ---------------------------------------------------------------------------------------
@@ -68,7 +72,7 @@ def prepare(settings: Settings, name: str, source: Path | None, download: bool, 
     source = source or entries[0].cls.source
     _require_source(name, entries, source)
     documents = [_prepare(settings, entry, source, jobs) for entry in entries]
-    settings.show(_document("segbench.data.prepare/1", documents))
+    settings.show(datasets_document("segbench.data.prepare/1", documents))
 
 
 def _prepare(settings: Settings, entry: Entry, source: Path | None, jobs: int) -> dict[str, Any]:
@@ -221,7 +225,7 @@ def _check_prepared(settings: Settings, name: str, cases: tuple[str, ...]) -> No
         documents.append(document)
     fix = f"repair the source files, then: segbench data prepare {name} --from DIR"
     _raise_if_any(errors, name, fix)
-    settings.show(_document(CHECK_SCHEMA, documents))
+    settings.show(datasets_document(CHECK_SCHEMA, documents))
 
 
 def _check_source(
@@ -254,7 +258,7 @@ def _check_source(
         "files": files,
         "problems": [vars(problem) for problem in problems],
     }
-    settings.show(_document(CHECK_SCHEMA, [document]))
+    settings.show(datasets_document(CHECK_SCHEMA, [document]))
 
 
 def _check_lines(store: Store, problems: Sequence[Problem], checked: int) -> list[str]:
@@ -325,7 +329,7 @@ def info(settings: Settings, name: str) -> None:
             if value not in ("", [], None):
                 lines.append(safe(f"{key:<12} {_text(value)}"))
         lines.append("")
-    settings.show(_document("segbench.data.info/1", documents), lines)
+    settings.show(datasets_document("segbench.data.info/1", documents), lines)
 
 
 def _about(settings: Settings, entry: Entry) -> dict[str, Any]:
@@ -407,129 +411,6 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-# -- link ------------------------------------------------------------------------------------------
-
-
-@data.command()
-@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--as", "name", required=True, metavar="NAME", help="Name of the data set.")
-@click.option(
-    "--spacing",
-    metavar="1x1x1",
-    help="Spacing in mm to resample to [median of the training images].",
-)
-@click.option(
-    "--window",
-    metavar="LOW:HIGH",
-    help="Gray values that CT channels are clipped to and scaled from [percentiles].",
-)
-@click.option(
-    "--crop",
-    type=click.Choice(["none", "nonzero", "body", "label"]),
-    help=(
-        "What to crop to; label adds a margin of 25 voxels and keeps at least 96 per axis "
-        "[body for CT, nonzero otherwise]."
-    ),
-)
-@click.option(
-    "--patient",
-    metavar="REGEX",
-    help="Part of a case's name that is its patient; splits, --labeled and the check for leaks "
-    "go by patients [each case is one].",
-)
-@click.pass_obj
-def link(
-    settings: Settings,
-    path: Path,
-    name: str,
-    spacing: str | None,
-    window: str | None,
-    crop: str | None,
-    patient: str | None,
-) -> None:
-    """Give a folder of your own a name. Nothing is copied; the settings are stored with the name.
-
-    \b
-    segbench data link ~/Dataset007_Mine --as mine
-    segbench data link ~/ct --as ct --spacing 1x1x1 --window -125:275
-    segbench data link ~/visits --as visits --patient '(patient\\d+)'
-    segbench data prepare mine
-    """
-    from segbench import registry
-    from segbench.data.links import write_link
-
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name):
-        raise UsageError(
-            f"--as: '{name}'", expected="a letter, then letters, digits and underscores"
-        )
-    choices: dict[str, Any] = {}
-    if spacing:
-        choices["spacing"] = _numbers("--spacing", spacing, "x", 3)
-    if window:
-        choices["window"] = _numbers("--window", window, ":", 2)
-    if crop:
-        choices["crop"] = crop
-    if patient:
-        choices["patient"] = patient
-    family = next(
-        name for name in registry.names("dataset") if registry.get("dataset", name).cls.family
-    )
-    new = registry.Link(family, str(path.expanduser().resolve()), choices)
-    registry.get("dataset", family).cls.variant(new.text, new.settings)  # raises if it is unusable
-    known = registry.links().get(name)
-    if known is not None and known.text != new.text:
-        raise UsageError(
-            f"'{name}' is the name of another folder",
-            found=known.text,
-            expected=new.text,
-            fix="choose another name: --as NAME",
-        )
-    registry.add_link(name, new)
-    write_link(settings.data_root, name)
-
-    settings.show(*_linked(settings, name, new))
-
-
-def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], list[str]]:
-    """Return the document and the lines about a new link; warn about names that look like visits."""
-    from segbench import registry
-    from segbench.data.store.checks import check_names
-
-    dataset = registry.get("dataset", name).cls
-    split = dataset().split()
-    problems = check_names(name, split.train, split.test)
-    for problem in problems:
-        settings.say(safe(f"{mark(problem.level)} {problem}"))
-    document = {
-        "name": name,
-        "folder": link.text,
-        "settings": link.settings,
-        "train": len(split.train),
-        "labeled": dataset.labeled,
-        "test": len(split.test),
-        "patients_known": dataset.patients_known,
-        "problems": [vars(problem) for problem in problems],
-    }
-    labeled = f"{dataset.labeled} of them labeled"
-    if dataset.patients_known:
-        labeled = f"{plural(dataset.labeled, 'patient')} labeled"
-    counts = f"{len(split.train)} train cases, {labeled}, {len(split.test)} test"
-    line = f"{mark('ok')} {name}: {counts}; next: segbench data prepare {name}"
-    return _document("segbench.data.link/1", [document]), [safe(line)]
-
-
-def _numbers(option: str, text: str, separator: str, count: int) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(separator)]
-    except ValueError:
-        numbers = []
-    if len(numbers) != count:
-        raise UsageError(
-            f"{option}: '{text}'", expected=f"{count} numbers separated by {separator}"
-        )
-    return numbers
-
-
 # -- list ------------------------------------------------------------------------------------------
 
 
@@ -549,7 +430,7 @@ def list_datasets(settings: Settings) -> None:
         safe(f"{document['name']:<{width}}  {document['state']}  {document['title']}")
         for document in documents
     ]
-    settings.show(_document("segbench.data.list/1", documents), lines)
+    settings.show(datasets_document("segbench.data.list/1", documents), lines)
 
 
 def _listed(settings: Settings, name: str) -> dict[str, Any]:
@@ -596,7 +477,3 @@ def _members(name: str) -> list[Entry]:
 def _counts(store: Store) -> str:
     partial = " (partial copy)" if store.partial else ""
     return f"{len(store.train)} train + {len(store.test)} test cases{partial}"
-
-
-def _document(schema: str, datasets: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"schema": schema, "status": "done", "datasets": datasets}

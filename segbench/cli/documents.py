@@ -75,3 +75,8 @@ def _cases(row: dict[str, Any]) -> str:
     if scored == total:
         return f"{total} test cases"
     return f"{scored} of {total} test cases" if scored else f"in none of {total} test cases"
+
+
+def datasets_document(schema: str, datasets: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what ``--json`` prints of commands about data sets."""
+    return {"schema": schema, "status": "done", "datasets": datasets}

@@ -1,0 +1,139 @@
+"""``segbench data link``: a name for a folder of the user's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segbench.cli.documents import datasets_document
+from segbench.cli.options import Command
+from segbench.cli.settings import Settings
+from segbench.cli.terminal import mark, plural
+from segbench.errors import UsageError
+from segbench.text import safe
+
+if TYPE_CHECKING:
+    from segbench.registry import Link
+
+
+@click.command(cls=Command)
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--as", "name", required=True, metavar="NAME", help="Name of the data set.")
+@click.option(
+    "--spacing",
+    metavar="1x1x1",
+    help="Spacing in mm to resample to [median of the training images].",
+)
+@click.option(
+    "--window",
+    metavar="LOW:HIGH",
+    help="Gray values that CT channels are clipped to and scaled from [percentiles].",
+)
+@click.option(
+    "--crop",
+    type=click.Choice(["none", "nonzero", "body", "label"]),
+    help=(
+        "What to crop to; label adds a margin of 25 voxels and keeps at least 96 per axis "
+        "[body for CT, nonzero otherwise]."
+    ),
+)
+@click.option(
+    "--patient",
+    metavar="REGEX",
+    help="Part of a case's name that is its patient; splits, --labeled and the check for leaks "
+    "go by patients [each case is one].",
+)
+@click.pass_obj
+def link(
+    settings: Settings,
+    path: Path,
+    name: str,
+    spacing: str | None,
+    window: str | None,
+    crop: str | None,
+    patient: str | None,
+) -> None:
+    """Give a folder of your own a name. Nothing is copied; the settings are stored with the name.
+
+    \b
+    segbench data link ~/Dataset007_Mine --as mine
+    segbench data link ~/ct --as ct --spacing 1x1x1 --window -125:275
+    segbench data link ~/visits --as visits --patient '(patient\\d+)'
+    segbench data prepare mine
+    """
+    from segbench import registry
+    from segbench.data.links import write_link
+
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name):
+        raise UsageError(
+            f"--as: '{name}'", expected="a letter, then letters, digits and underscores"
+        )
+    choices: dict[str, Any] = {}
+    if spacing:
+        choices["spacing"] = _numbers("--spacing", spacing, "x", 3)
+    if window:
+        choices["window"] = _numbers("--window", window, ":", 2)
+    if crop:
+        choices["crop"] = crop
+    if patient:
+        choices["patient"] = patient
+    family = next(
+        name for name in registry.names("dataset") if registry.get("dataset", name).cls.family
+    )
+    new = registry.Link(family, str(path.expanduser().resolve()), choices)
+    registry.get("dataset", family).cls.variant(new.text, new.settings)  # raises if it is unusable
+    known = registry.links().get(name)
+    if known is not None and known.text != new.text:
+        raise UsageError(
+            f"'{name}' is the name of another folder",
+            found=known.text,
+            expected=new.text,
+            fix="choose another name: --as NAME",
+        )
+    registry.add_link(name, new)
+    write_link(settings.data_root, name)
+
+    settings.show(*_linked(settings, name, new))
+
+
+def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], list[str]]:
+    """Return the document and the lines about a new link; warn about names that look like visits."""
+    from segbench import registry
+    from segbench.data.store.checks import check_names
+
+    dataset = registry.get("dataset", name).cls
+    split = dataset().split()
+    problems = check_names(name, split.train, split.test)
+    for problem in problems:
+        settings.say(safe(f"{mark(problem.level)} {problem}"))
+    document = {
+        "name": name,
+        "folder": link.text,
+        "settings": link.settings,
+        "train": len(split.train),
+        "labeled": dataset.labeled,
+        "test": len(split.test),
+        "patients_known": dataset.patients_known,
+        "problems": [vars(problem) for problem in problems],
+    }
+    labeled = f"{dataset.labeled} of them labeled"
+    if dataset.patients_known:
+        labeled = f"{plural(dataset.labeled, 'patient')} labeled"
+    counts = f"{len(split.train)} train cases, {labeled}, {len(split.test)} test"
+    line = f"{mark('ok')} {name}: {counts}; next: segbench data prepare {name}"
+    return datasets_document("segbench.data.link/1", [document]), [safe(line)]
+
+
+def _numbers(option: str, text: str, separator: str, count: int) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(separator)]
+    except ValueError:
+        numbers = []
+    if len(numbers) != count:
+        raise UsageError(
+            f"{option}: '{text}'", expected=f"{count} numbers separated by {separator}"
+        )
+    return numbers
