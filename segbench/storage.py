@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import time
@@ -33,6 +34,12 @@ _STORAGE = {
 
 def storage_error(error: OSError, path: Path) -> StorageError:
     """Return the error that the user sees when ``path`` cannot be written."""
+    if error.errno == errno.ENOENT and not path.parent.exists():
+        return StorageError(
+            "cannot write: the folder does not exist",
+            where=path.parent,
+            fix=f"create it: mkdir -p {shlex.quote(str(path.parent))}",
+        )
     free = None
     with suppress(OSError):
         free = f"{shutil.disk_usage(existing(path)).free / 1e9:.1f} GB free"

@@ -195,8 +195,11 @@ def _compare_folders(
     from segbench.cli.reporter import reporting
     from segbench.evaluation.case_rows import cases_csv, summarize
     from segbench.evaluation.label_folders import evaluate_folders
-    from segbench.storage import atomic_write
+    from segbench.storage import atomic_write, make_folder
 
+    csv_file = options.csv_file
+    if csv_file is not None:
+        make_folder(csv_file.parent)  # before the work, in case that it cannot be made
     names = _class_names(options.labels)
     rules = _value_rules(options.changes, options.ignore)
     _require_scored_classes(names, options.ignore)
@@ -205,7 +208,6 @@ def _compare_folders(
     for warning in warnings:
         settings.warn(warning)
     summary = summarize(rows, POLICY)
-    csv_file = options.csv_file
     if csv_file is not None:
         atomic_write(csv_file, cases_csv(rows))
     document = {

@@ -176,7 +176,7 @@ def _predictor(
 
     folder, result = finished_run(settings, wanted)
     machine = machine_of(settings, MachineOptions(device=device))
-    run = restore(folder, machine)
+    run = restore(folder, machine, needs_voxels=False)
     source = _source([store.name for store in run.stores], dataset)
     method, _ = trained(run, result, machine.device)
     return Predictor(method, run.experiment, run.stores[source], source, machine.device)

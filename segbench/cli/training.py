@@ -19,6 +19,7 @@ from segbench.config.experiment import Resolved
 from segbench.config.machine import DEVICE_PATTERN, Cadence
 from segbench.data.open import open_store
 from segbench.data.store.checks import changed_cases
+from segbench.data.store.copies import read_copies
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.store import Store
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
@@ -162,8 +163,12 @@ def finished_run(settings: Settings, wanted: str) -> tuple[RunDir, dict[str, Any
     return folder, result
 
 
-def restore(folder: RunDir, machine: Machine) -> Prepared:
+def restore(folder: RunDir, machine: Machine, needs_voxels: bool = True) -> Prepared:
     """Return a stored run, ready to be continued, predicted or evaluated again.
+
+    Args:
+        needs_voxels: whether the prepared data are needed. Without them, the facts about the data
+            that the run recorded are enough.
 
     Raises:
         IntegrityError: this version of segbench cannot read the stored experiment.
@@ -184,7 +189,10 @@ def restore(folder: RunDir, machine: Machine) -> Prepared:
             where=folder.path / "config.yaml",
             found=f"{key}: {first['msg']}",
         ) from error
-    run = prepare(experiment, machine.model_copy(update={"plugins": plugins}))
+    stores = None
+    if not needs_voxels:
+        stores = read_copies(folder.path, experiment.datasets)
+    run = prepare(experiment, machine.model_copy(update={"plugins": plugins}), stores)
     if run.run_id != stored["run_id"]:
         raise _changed(run, stored, folder)
     run.folder = folder

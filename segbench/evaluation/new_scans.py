@@ -30,7 +30,7 @@ from segbench.data.geometry import orientation_codes, reorient, sample_on_grid, 
 from segbench.data.preparation.recipe import Gray, Recipe, RecipeResult, apply
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
-from segbench.errors import DataError
+from segbench.errors import DataError, UsageError
 from segbench.evaluation.prediction import Inference, LabelMap, postprocess, predict_image
 from segbench.evaluation.scan_files import Scan
 from segbench.evaluation.sliding_window import labels_from
@@ -91,9 +91,9 @@ class Predictor:
         self.inference = Inference(method, protocol, device, experiment.precision)
         self.store = store
         self.source = source
-        self.dataset: Dataset = registry.get("dataset", store.name).cls()
         self.orientation = _shared_orientation(store)
         self.recipe, self.recipe_is_stored = _preprocessing(store)
+        self.dataset = _adapter(store.name, self.recipe_is_stored)
         self.trained_on_boxes = self.dataset.boxed
         if self.recipe.crop.startswith("label"):
             self.trained_on_boxes = True
@@ -257,6 +257,21 @@ class Predictor:
         )
         array: Array = probabilities.float().cpu().numpy()
         return array
+
+
+def _adapter(name: str, recipe_is_stored: bool) -> Dataset:
+    """Return the data set's adapter; a plain one if it is gone and the recipe says everything.
+
+    Raises:
+        UsageError: there is no such data set any more, and its way to scale gray values is needed.
+    """
+    try:
+        adapter: Dataset = registry.get("dataset", name).cls()
+    except UsageError:
+        if not recipe_is_stored:
+            raise
+        return Dataset()
+    return adapter
 
 
 def _shared_orientation(store: Store) -> str | None:

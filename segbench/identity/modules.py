@@ -46,6 +46,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.data.store",
     "segbench.data.store.case_files",
     "segbench.data.store.checks",
+    "segbench.data.store.copies",
     "segbench.data.store.problem",
     "segbench.data.store.similar_names",
     "segbench.data.store.store",

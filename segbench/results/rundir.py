@@ -2,6 +2,7 @@
 
 ``config.yaml``   the resolved experiment and its identity, written first
 ``data.json``     a digest of every case at the start, which later shows changed cases
+``stores.json``   facts of the prepared data, such as spacings, with which new scans are predicted
 ``log.jsonl``     one line per logged step
 ``ckpt/``         checkpoints during training, the final weights afterwards
 ``cases.csv``     one line per test case and class

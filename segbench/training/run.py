@@ -18,6 +18,7 @@ from segbench.contracts.method import Method
 from segbench.data.open import derived
 from segbench.data.sampling.loader import loader
 from segbench.data.store.checks import check_facts, summarize_problems
+from segbench.data.store.copies import FILE, copied_facts
 from segbench.data.store.store import Store, case_digests, require_intact
 from segbench.errors import SegbenchError, TrainingError, UsageError
 from segbench.nn.inspect import recompute
@@ -101,6 +102,7 @@ def _train_and_evaluate(
     run.folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
     digests = {store.name: case_digests(store) for store in run.stores}
     run.folder.write_json("data.json", digests)
+    run.folder.write_json(FILE, copied_facts(run.stores))
 
     # Build: the method with its networks. The weights of a resumed run come from its checkpoint.
     device = distributed.own_device(device_of(machine.device))

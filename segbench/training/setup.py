@@ -71,18 +71,21 @@ def _tests_one_slice(store: Store) -> bool:
     return any(1 in store.cases[case].shape for case in store.test)
 
 
-def prepare(experiment: Experiment, machine: Machine) -> Prepared:
+def prepare(
+    experiment: Experiment, machine: Machine, stores: list[Store] | None = None
+) -> Prepared:
     """Open the data of an experiment, check its split, and work out its identity and folder.
+
+    Args:
+        stores: data sets that were opened and checked before.
 
     Raises:
         DataError: data are missing, or a case is on both sides of the split.
         UsageError: more labeled cases are requested than there are.
     """
     experiment = _with_process_count(experiment)
-    stores = [open_store(name, machine.data_root) for name in experiment.datasets]
-    for store in stores:
-        _check_split(store, experiment, machine)
-    require_apart(stores)
+    if stores is None:
+        stores = _checked_stores(experiment, machine)
     _require_used_optimizer(experiment, stores)
 
     splits = {store.name: _split_digest(store) for store in stores}
@@ -100,6 +103,14 @@ def prepare(experiment: Experiment, machine: Machine) -> Prepared:
     train_sizes = {store.name: len(store.patients) for store in stores}
     folder = run_folder(machine.root, experiment, train_sizes, identity)
     return Prepared(experiment, stores, content, identity, folder, splits, machine.plugins)
+
+
+def _checked_stores(experiment: Experiment, machine: Machine) -> list[Store]:
+    stores = [open_store(name, machine.data_root) for name in experiment.datasets]
+    for store in stores:
+        _check_split(store, experiment, machine)
+    require_apart(stores)
+    return stores
 
 
 def _with_process_count(experiment: Experiment) -> Experiment:

@@ -28,6 +28,7 @@ def test_run_leaderboard_evaluate_resume(lab):
         "log.jsonl",
         "manifest.json",
         "result.json",
+        "stores.json",
     ]
 
     again = lab.cli("--json", *RUN)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from segbench.data.formats.dicom_phases import require_one_phase
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.opening import reading
 from segbench.data.formats.volume import Volume, require_affine
@@ -160,6 +161,7 @@ def _slices(folder: Path) -> list[Any]:
         _require_single_gray(header)
         _require_fields(header)
         _require_same_geometry(header, slices[0])
+    require_one_phase(slices, folder)
     _require_places_once(slices, folder)
     require_size(folder, _shape(slices))
     return slices

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -141,11 +141,16 @@ def case_digests(store: Store) -> dict[str, str]:
 
 def write_store(store: Store) -> Store:
     """Write ``store.json``, which makes the store exist. The caller holds the lock."""
+    atomic_write(store.root / "store.json", json_bytes(store_document(store)))
+    return read_store(store.root)
+
+
+def store_document(store: Store) -> dict[str, Any]:
+    """Return everything but the voxels and the folder of a store, as JSON values."""
     document = {key: value for key, value in vars(store).items() if key not in ("root", "cases")}
     document["schema"] = SCHEMA
     document["cases"] = [info.to_json() for info in store.cases.values()]
-    atomic_write(store.root / "store.json", json_bytes(document))
-    return read_store(store.root)
+    return document
 
 
 def read_store(root: Path, sizes: bool = True) -> Store:
@@ -162,7 +167,7 @@ def read_store(root: Path, sizes: bool = True) -> Store:
     path = root / "store.json"
     fix = f"segbench data prepare {root.name.partition('@')[0]} --from DIR"
     try:
-        store = _parse_store(root, path.read_bytes())
+        store = parse_store(root, json.loads(path.read_bytes()))
     except OSError as error:
         raise DataError(
             f"there is no prepared data set: {error.strerror}", where=path, fix=fix
@@ -177,13 +182,18 @@ def read_store(root: Path, sizes: bool = True) -> Store:
     return store
 
 
-def _parse_store(root: Path, content: bytes) -> Store:
-    data = json.loads(content)
+def parse_store(root: Path, document: Mapping[str, Any]) -> Store:
+    """Return the store that ``store_document`` described.
+
+    Raises:
+        ValueError, KeyError, TypeError: the description is damaged.
+    """
+    data = dict(document)
     if data.pop("schema") != SCHEMA:
         raise ValueError("unknown schema, written by another version of segbench")
     cases = {}
-    for document in data.pop("cases"):
-        info = CaseInfo.from_json(document)
+    for case in data.pop("cases"):
+        info = CaseInfo.from_json(case)
         cases[info.id] = info
     for key in ("classes", "train", "test", "warnings"):
         data[key] = tuple(data[key])
