@@ -262,6 +262,7 @@ def test_predictions_of_h5_files_lie_on_the_grid_of_the_file(tmp_path, lab):
     """Predictions have axes (slices, rows, columns), as the labels in the files."""
     import torch
 
+    from segbench.contracts.method import Setting, Source
     from segbench.evaluation.new_scans import Predictor
     from segbench.evaluation.scan_files import Scan
 
@@ -277,8 +278,7 @@ def test_predictions_of_h5_files_lie_on_the_grid_of_the_file(tmp_path, lab):
     seen = []
 
     class Bright(torch.nn.Module):
-        class setting:
-            channels = 1
+        setting = Setting((Source("acdc", ("a", "b", "c")),), 1, (32, 32, 32))
 
         def predict(self, image, source=0):
             seen.append(image.abs().sum((0, 1)).nonzero())

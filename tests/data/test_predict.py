@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from segbench import registry
+from segbench.contracts.method import Setting, Source
 from segbench.data.formats.volume import Volume
 from segbench.data.geometry import orientation_codes, reorient, sample_on_grid
 from segbench.data.preparation.recipe import Recipe, apply
@@ -109,8 +111,7 @@ def test_what_a_crop_removed_is_background():
 class Oracle(torch.nn.Module):
     """Class 1 where it is bright; elsewhere class 2 in half of the first training axis."""
 
-    class setting:
-        channels = 1
+    setting = Setting((Source("scans", ("bright", "right")),), 1, (16, 16, 16))
 
     def predict(self, image, source=0):
         bright = image[:, :1] > 0.7
@@ -291,7 +292,7 @@ def test_reduced_volumes_come_back_in_full(scans, tmp_path):
         def predict(self, image, source=0):
             assert image.shape[2:] == (16, 16, 16)
             bright = (image[:, :1] > 0.7).float()
-            return torch.cat([1 - bright, bright], 1)
+            return torch.cat([1 - bright, bright, 0 * bright], 1)
 
     text = PROTOCOL.read_text().replace("name: tiny", "name: p")
     (tmp_path / "p.yaml").write_text(f"{text}downsample: {{scans: [2, 1, 4]}}\n")
@@ -324,8 +325,7 @@ def test_unusable_scans_are_refused(scans, tmp_path):
 
 def test_channels_in_one_file_or_in_several(scans, tmp_path):
     class Second(Oracle):
-        class setting:
-            channels = 2
+        setting = replace(Oracle.setting, channels=2)
 
         def predict(self, image, source=0):
             return super().predict(image[:, 1:], source)
