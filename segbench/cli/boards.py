@@ -4,27 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from segbench import registry
 from segbench.cli.terminal import table, width, wrapped
 from segbench.results import export
 from segbench.results.board import Board
-from segbench.results.export import TableColumn, number
-from segbench.results.published import Published, published
+from segbench.results.export import TableColumn
+from segbench.results.published import Published
 from segbench.text import safe
 
 LONG_NAME = 16  # characters; longer names move below a table that is too wide
-PUBLISHED_COLUMNS = (
-    ("published", "<"),
-    ("Dice %", ">"),
-    ("Jaccard %", ">"),
-    ("HD95 vox", ">"),
-    ("ASD vox", ">"),
-    ("checkpoint", "<"),
-    ("by", "<"),
-    ("source", "<"),
-)
 
 
 def datasets_called(name: str | None, known: Iterable[str] = ()) -> set[str] | None:
@@ -128,54 +117,3 @@ def _dropped_to_fit(columns: list[TableColumn], board: Board) -> list[TableColum
         if title != export.sorted_title(board) and not _fits(columns, board):
             columns = [column for column in columns if column.title != title]
     return columns
-
-
-def published_text(dataset: str, labeled: int) -> str:
-    """Return the literature's numbers as text, with distances in voxels.
-
-    Each number comes with its checkpoint rule, and doubtful ones are marked.
-    """
-    rows = published(dataset, labeled)
-    if not rows:
-        return f"\nno published numbers for {safe(dataset)} with {labeled} labeled cases"
-    body = table(
-        PUBLISHED_COLUMNS,
-        [_published_cells(row) for row in rows],
-        drop=("source", "by", "ASD vox", "Jaccard %", "HD95 vox", "checkpoint"),
-    )
-    remarks = [
-        "published numbers are not ranked: each source has its own seeds, checkpoint rule and "
-        f"post-processing; {rows[0]['distances']}"
-    ]
-    for row in rows:
-        if row["doubt"]:
-            remarks.append(f"! {row['method']} ({row['source']}): {row['doubt']}")
-    lines = [body]
-    for remark in remarks:
-        lines += wrapped(remark)
-    return "\n\n" + "\n".join(lines)
-
-
-def _published_cells(row: dict[str, Any]) -> list[str]:
-    return [
-        f"{row['method']} !" if row["doubt"] else row["method"],
-        number(row["dice"], 2),
-        number(row["jaccard"], 2),
-        number(row["hd95"], 2),
-        number(row["asd"], 2),
-        _checkpoint_rule(row["selection"], row["method"]),
-        row["relation"],
-        row["source"],
-    ]
-
-
-def _checkpoint_rule(selection: str, method: str) -> str:
-    """Return the checkpoint rule of one method, without remarks.
-
-    A source with several rules has ``RULE for METHOD (remark); RULE for the rest``.
-    """
-    parts = selection.split("; ")
-    own = [part for part in parts if f" for {method} " in f"{part} "]
-    rest = [part for part in parts if part.endswith(" for the rest")]
-    rule = (own or rest or parts)[0]
-    return re.split(r"[;,(]| for | unless ", rule)[0].strip().replace("_", " ")

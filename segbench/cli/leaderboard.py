@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     help="Output format.",
 )
 @click.option(
-    "--published", "with_published", is_flag=True, help="Show published numbers beside ours."
+    "--published",
+    "with_published",
+    is_flag=True,
+    help="Show published numbers, beside ours or without a run.",
 )
 @click.pass_obj
 def leaderboard(
@@ -56,6 +59,7 @@ def leaderboard(
     \b
     segbench leaderboard --dataset la --against supervised
     segbench leaderboard --format latex > table.tex
+    segbench leaderboard --dataset la --published
     """
     from segbench.cli.boards import datasets_called
     from segbench.cli.outdated import outdated_results
@@ -79,14 +83,50 @@ def leaderboard(
         settings.warn(warning)
     for text in outdated_results(shown):
         settings.say(f"outdated: {text}")
+    alone: list[tuple[str, int]] = []
+    if with_published:
+        alone = _settings_without_runs(shown, dataset)
     if settings.json:
-        settings.show(as_json(shown, beside))
+        settings.show(as_json(shown, beside, alone))
     elif output_format == "table":
         if not shown:
             _say_why_empty(settings, dataset, every_board)
         _print_tables(settings, shown, wide, beside)
+        _print_published(settings, alone, dataset if with_published else None)
     else:
-        click.echo(_exported(output_format, shown, beside), nl=False)
+        click.echo(_exported(output_format, shown, beside, alone), nl=False)
+
+
+def _settings_without_runs(shown: list[Board], dataset: str | None) -> list[tuple[str, int]]:
+    """Return the data sets and labeled counts whose published numbers are shown on their own.
+
+    There are none if published numbers stand beside a run, or if the user has runs and did not
+    choose a data set.
+    """
+    from segbench.cli.boards import datasets_called
+    from segbench.results.published import published_settings
+
+    if any(board.standard for board in shown) or (shown and dataset is None):
+        return []
+    known = published_settings()
+    wanted = datasets_called(dataset, {name for name, _ in known})
+    return [setting for setting in known if wanted is None or setting[0] in wanted]
+
+
+def _print_published(
+    settings: Settings, chosen: list[tuple[str, int]], dataset: str | None
+) -> None:
+    """Print published numbers without runs.
+
+    Args:
+        dataset: the data set that was asked for, if any.
+    """
+    from segbench.cli.literature import published_text
+
+    for name, labeled in chosen:
+        click.echo(f"{published_text(name, labeled, other_cases=True)}\n")
+    if dataset is not None and not chosen:
+        settings.say(f"no published numbers for {safe(dataset)}")
 
 
 def _check_against(against: str | None, shown: list[Board]) -> None:
@@ -117,12 +157,13 @@ def _say_why_empty(settings: Settings, dataset: str | None, every_board: list[Bo
 def _print_tables(
     settings: Settings, shown: list[Board], wide: bool, published: Published | None
 ) -> None:
-    from segbench.cli.boards import board_text, published_text
+    from segbench.cli.boards import board_text
+    from segbench.cli.literature import published_text
 
     for board in shown:
         text = board_text(board, wide, published)
         if published is not None and board.standard:
-            text += published_text(board.dataset, board.labeled)
+            text += f"\n\n{published_text(board.dataset, board.labeled)}"
         click.echo(f"{text}\n")
         if published is not None and not board.standard:
             settings.say(
@@ -131,13 +172,18 @@ def _print_tables(
             )
 
 
-def _exported(output_format: str, shown: list[Board], published: Published | None) -> str:
+def _exported(
+    output_format: str,
+    shown: list[Board],
+    published: Published | None,
+    alone: list[tuple[str, int]],
+) -> str:
     import json
 
     from segbench.results import export
 
     if output_format == "json":
-        return json.dumps(export.as_json(shown, published), indent=1) + "\n"
+        return json.dumps(export.as_json(shown, published, alone), indent=1) + "\n"
     if output_format == "csv":
         return export.as_csv(shown)
     if output_format == "md":

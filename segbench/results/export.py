@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from segbench.results.board import DISTANCES, Board, MethodRow, ranges
 from segbench.results.comparable import CONTROL, ORACLE
-from segbench.results.published import Published
+from segbench.results.published import Published, all_published
 from segbench.results.reference import Effect
 from segbench.results.rundir import plain
 from segbench.text import safe
@@ -416,8 +416,16 @@ def _csv_cell(value: Any) -> Any:
     return value
 
 
-def as_json(boards: Sequence[Board], published: Published | None) -> dict[str, Any]:
-    """Return one document."""
+def as_json(
+    boards: Sequence[Board],
+    published: Published | None,
+    alone: Sequence[tuple[str, int]] = (),
+) -> dict[str, Any]:
+    """Return one document.
+
+    Args:
+        alone: data sets and labeled counts whose published numbers are added without a run.
+    """
     tables = []
     for board in boards:
         table = {name: getattr(board, name) for name in BOARD_FIELDS}
@@ -427,7 +435,15 @@ def as_json(boards: Sequence[Board], published: Published | None) -> dict[str, A
         if published is not None and board.standard:
             table["published"] = published(board.dataset, board.labeled)
         tables.append(plain(table))
-    return {"schema": SCHEMA, "status": "ok", "boards": tables}
+    document: dict[str, Any] = {"schema": SCHEMA, "status": "ok", "boards": tables}
+    if alone:
+        document["published"] = [_published_record(*setting) for setting in alone]
+    return document
+
+
+def _published_record(dataset: str, labeled: int) -> dict[str, Any]:
+    rows = all_published(dataset, labeled)
+    return {"dataset": dataset, "labeled": labeled, "rows": plain(rows)}
 
 
 def _pair_record(pair: object) -> dict[str, Any]:

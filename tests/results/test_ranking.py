@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from segbench import registry
-from segbench.cli.boards import board_text, published_text
+from segbench.cli.boards import board_text
 from segbench.cli.compare import verdict
+from segbench.cli.literature import published_text
 from segbench.cli.main import main
 from segbench.cli.terminal import console, width
 from segbench.config import resolve
@@ -285,7 +286,7 @@ def test_published_table_keeps_the_checkpoint_rule_at_80_columns(monkeypatch):
     assert max(map(len, lines)) <= 80
     row = next(line for line in lines if line.startswith("BCP"))
     assert "89.62" in row and row.endswith("best on test"), row
-    rules = {line.split("  ")[0]: line.split("  ")[-1] for line in lines}
+    rules = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in lines}
     assert rules["CrossMatch"] == "last iteration" and rules["DMD"] == "not stated", (
         "one source, two rules"
     )
