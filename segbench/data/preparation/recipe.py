@@ -122,6 +122,9 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Re
     box = crop_box(recipe, image, label)
     warnings = _lost_voxels(recipe, voxels_in_file, label, box)
     facts["crop_offset"] = [int(side.start) for side in box]
+    clipped = _clipped(image, label, recipe.gray)
+    if clipped:
+        facts["clipped"] = clipped
     if recipe.scale_last or all(rule.by_voxel for rule in recipe.gray):
         image = normalize(_inside(image, box), recipe.gray)
     else:
@@ -164,6 +167,39 @@ def scan_digest(array: np.ndarray) -> str:
 
 
 # Losses of labeled voxels.
+
+
+def _clipped(
+    image: np.ndarray, label: np.ndarray | None, gray: Sequence[Gray]
+) -> list[dict[str, Any]]:
+    """Return for each channel with a window how much of the labeled voxels it clips.
+
+    ``share`` is the share of labeled voxels outside the window, ``values`` their smallest and
+    largest value.
+
+    Args:
+        image: (C, *S), before its gray values are normalized.
+        label: (*S).
+        gray: one rule for all channels or one for each.
+    """
+    if label is None or not label.any():
+        return []
+    clipped = []
+    for number, rule in enumerate(_rule_per_channel(gray, len(image))):
+        if rule.window is None:
+            continue
+        low, high = rule.window
+        values = image[number][label > 0]
+        outside = np.count_nonzero((values < low) | (values > high))
+        clipped.append(
+            {
+                "channel": number,
+                "window": [float(low), float(high)],
+                "values": [float(values.min()), float(values.max())],
+                "share": float(outside / values.size),
+            }
+        )
+    return clipped
 
 
 def _voxels_per_class(label: np.ndarray | None) -> dict[int, int]:

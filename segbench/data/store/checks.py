@@ -16,6 +16,8 @@ from segbench.data.store.similar_names import suggested_rule, suspected_patients
 from segbench.data.store.store import Store, case_digests, verify
 from segbench.progress import Progress
 
+MOST_CLIPPED = 0.5  # share of labeled voxels that a gray window may clip without a warning
+
 __all__ = [
     "Problem",
     "changed_cases",
@@ -214,9 +216,32 @@ def check_facts(store: Store, patch: Sequence[int] | None = None) -> list[Proble
                     level="warning",
                 )
             )
+    for info in store.cases.values():
+        problems += _clipped_labels(info)
     problems += _missing_classes(store, store.train, "all training cases")
     if store.test:
         problems += _missing_classes(store, store.test, "all test cases", "warning")
+    return problems
+
+
+def _clipped_labels(info: CaseInfo) -> list[Problem]:
+    """Warn if the gray window clips most of the labeled voxels: their units may be others."""
+    problems = []
+    for fact in info.made.get("clipped", ()):
+        if fact["share"] > MOST_CLIPPED:
+            low, high = fact["window"]
+            smallest, largest = fact["values"]
+            problems.append(
+                Problem(
+                    info.id,
+                    found=f"{100 * fact['share']:.0f} % of the labeled voxels lie outside the gray "
+                    f"window {low:g} to {high:g}: their values are {smallest:g} to {largest:g}",
+                    expected="a window that keeps most of the target",
+                    fix="check the units of the image (CT is in HU), or choose another window "
+                    "(your own data: segbench data link --window)",
+                    level="warning",
+                )
+            )
     return problems
 
 
