@@ -1,7 +1,7 @@
 """segbench: honest benchmarks for semi-supervised medical image segmentation.
 
-Everything a plug-in needs is importable from here; torch is imported only when one of those names is used, so that
-``segbench --help`` stays fast.
+Everything a plug-in needs is importable from here; torch is imported only when one of those names
+is used, so that ``segbench --help`` stays fast.
 """
 
 import importlib
@@ -30,8 +30,9 @@ if TYPE_CHECKING:  # for type checkers and editors; "as" marks a name as public
 
 __version__ = "0.1.0"
 
-# The plug-in folders lie beside this package in a checkout (an installed wheel holds them inside it) and users add
-# folders of the same shape with SEGBENCH_PATH. They carry no __init__.py, so the parts merge into one namespace.
+# The plug-in folders lie beside this package in a checkout (an installed wheel holds them inside
+# it) and users add folders of the same shape with SEGBENCH_PATH. They carry no __init__.py, so the
+# parts merge into one namespace.
 _root = Path(__file__).resolve().parents[1]
 if (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))

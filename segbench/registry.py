@@ -1,9 +1,10 @@
 """The registry: a file in a plug-in folder is a plug-in.
 
-Plug-ins are found in this order: the folders ``methods/``, ``datasets/`` and ``backbones/`` (the built-in ones, then those
-below ``SEGBENCH_PATH``), entry points of the group ``segbench.plugins``, and files given with ``--plugin``. Names are read
-from the source of the decorators (``@method("ua_mt")``) without importing anything; a plug-in is imported when it is
-used. Files whose name begins with ``_`` are not plug-ins.
+Plug-ins are found in this order: the folders ``methods/``, ``datasets/`` and ``backbones/`` (the
+built-in ones, then those below ``SEGBENCH_PATH``), entry points of the group ``segbench.plugins``,
+and files given with ``--plugin``. Names are read from the source of the decorators
+(``@method("ua_mt")``) without importing anything; a plug-in is imported when it is used. Files
+whose name begins with ``_`` are not plug-ins.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Link:
-    """A user's data set: a family of data sets with a path and settings (``family:path``), under a name of its own."""
+    """A user's data set: a family of data sets with a path and settings, under its own name."""
 
     family: str
     text: str
@@ -95,7 +96,8 @@ def _decorator(kind: str, name: str, paper: str = "") -> Callable[[T], T]:
     def register(cls: T) -> T:
         file = Path(sys.modules[cls.__module__].__file__ or "?").resolve()
         old = _state.entries.get((kind, name))
-        # The same file may be imported twice under two names (doctest does); that is not a duplicate.
+        # The same file may be imported twice under two names (doctest does); that is not a
+        # duplicate.
         if old is not None and old.file != file:
             raise _registered_twice(kind, name, file, old.file)
         if not (file.stem == name or name.startswith(f"{file.stem}_")):
@@ -123,7 +125,9 @@ def names(kind: str) -> list[str]:
 
 
 def place(kind: str, name: str) -> Found:
-    """Return where a plug-in is defined; ``family:variant`` and linked data sets are found with their family.
+    """Return where a plug-in is defined.
+
+    ``family:variant`` and linked data sets are found with their family.
 
     Raises:
         UsageError: there is no such plug-in.
@@ -169,7 +173,10 @@ def _dataset_hint(path: Path, typed: str) -> tuple[str, str]:
         return "a folder of this name", fix
     if path.suffix == ".py":
         return "a file of this name", _fix_of_file("dataset", path, typed)
-    fix = f"extract it into a folder DIR, then folder:DIR, or segbench data prepare NAME --from {typed}"
+    fix = (
+        "extract it into a folder DIR, then folder:DIR, "
+        f"or segbench data prepare NAME --from {typed}"
+    )
     return "a file of this name", fix
 
 
@@ -193,7 +200,9 @@ def _fix_of_file(kind: str, path: Path, typed: str) -> str:
 
 
 def get(kind: str, name: str) -> Entry:
-    """Return a plug-in, imported; ``-`` counts as ``_``, and ``family:variant`` gives the family's class for the variant.
+    """Import and return a plug-in.
+
+    ``-`` counts as ``_``, and ``family:variant`` gives the family's class for the variant.
 
     Raises:
         UsageError: the name is not registered, or the family has no such variant.
@@ -300,7 +309,8 @@ def catalog() -> Catalog:
     """Return where every plug-in is defined, by (kind, name). Nothing is imported.
 
     Raises:
-        UsageError: two files register one name, or have the same stem (the second would never be imported).
+        UsageError: two files register one name, or have the same stem (the second would never be
+        imported).
     """
     return _catalog(tuple(segbench.__path__), tuple(_state.files))
 
@@ -316,7 +326,8 @@ def _catalog(roots: tuple[str, ...], files: tuple[Path, ...]) -> Catalog:
                 raise _registered_twice(kind, plugin.name, plugin.file, first.file)
             if modules.setdefault(plugin.module, plugin.file) != plugin.file:
                 raise UsageError(
-                    f"two plug-in files are called {plugin.file.name}; Python would import only one",
+                    f"two plug-in files are called {plugin.file.name}; "
+                    "Python would import only one",
                     where=plugin.file,
                     found=modules[plugin.module],
                     fix="rename one of them",
@@ -331,7 +342,8 @@ def _find_plugins(kind: str, roots: tuple[str, ...], files: tuple[Path, ...]) ->
                 yield Found(kind, name, file, f"segbench.{kind}s.{file.stem}", origin)
     for point in importlib.metadata.entry_points(group="segbench.plugins"):
         module_file = find_module(point.module)
-        # What a broken module would have registered is unknown: it is listed in every kind, under a name of its own.
+        # What a broken module would have registered is unknown: it is listed in every kind, under a
+        # name of its own.
         broken = f"{point.module}:{point.name.replace('-', '_')}"
         found_names = _names_or(module_file, kind, broken) if module_file else [broken]
         for name in found_names:
@@ -356,7 +368,8 @@ def _plugin_folders(kind: str, roots: tuple[str, ...]) -> Iterator[tuple[Path, s
         seen.add(folder)
         if (folder / "__init__.py").exists():
             raise UsageError(
-                "a plug-in folder must not have an __init__.py: it would hide all built-in plug-ins",
+                "a plug-in folder must not have an __init__.py: "
+                "it would hide all built-in plug-ins",
                 where=folder / "__init__.py",
                 fix="delete that file",
             )
@@ -364,7 +377,7 @@ def _plugin_folders(kind: str, roots: tuple[str, ...]) -> Iterator[tuple[Path, s
 
 
 def find_module(name: str) -> Path | None:
-    """Return the source file of a module without importing its parents, which ``find_spec`` would do."""
+    """Return the source file of a module; unlike ``find_spec``, do not import its parents."""
     first, *rest = name.split(".")
     spec = importlib.util.find_spec(first)
     for part in rest:
@@ -401,7 +414,7 @@ def _names(file: Path) -> dict[str, list[str]]:
 
 
 def _registration(decorator: ast.expr) -> tuple[str, object]:
-    """Return the called name and the first argument of a decorator such as ``@segbench.method("mine")``."""
+    """Return the name and first argument of a decorator such as ``@segbench.method("mine")``."""
     if not isinstance(decorator, ast.Call) or not decorator.args:
         return "", None
     called = decorator.func
@@ -410,7 +423,7 @@ def _registration(decorator: ast.expr) -> tuple[str, object]:
 
 
 def _names_or(file: Path, kind: str, fallback: str) -> list[str]:
-    """Return the names of a kind in a file; a file that cannot be parsed stays visible under ``fallback``."""
+    """Return the names of a kind in a file, or ``fallback`` if the file cannot be parsed."""
     try:
         return _names(file)[kind]
     except (SyntaxError, ValueError):
@@ -430,7 +443,7 @@ def _registered_twice(kind: str, name: str, file: Path, other: Path) -> UsageErr
 
 
 def add_file(file: str | Path) -> None:
-    """Add one plug-in file (``--plugin FILE``). It is parsed now, so that a broken file is reported now."""
+    """Add one plug-in file (``--plugin FILE``); a broken file is reported at once."""
     path = Path(file).resolve()
     if not path.is_file():
         raise UsageError(
@@ -494,7 +507,10 @@ def links() -> dict[str, Link]:
 
 
 def _dataset_variant(family: Entry, name: str) -> Entry:
-    """Return the data set ``family:path``, under its link's name or a name made from the path's last part."""
+    """Return the data set ``family:path``.
+
+    Its name is that of its link, or is made from the path's last part.
+    """
     path = os.path.abspath(os.path.expanduser(name.partition(":")[2]))
     for known, link in _state.links.items():
         if (link.family, link.text) == (family.name, path):
@@ -517,13 +533,13 @@ def _linked_dataset(name: str) -> Entry:
 
 
 def reset() -> None:
-    """Forget all plug-in files that were added, all links, and their classes, as in a new process."""
+    """Forget all added plug-in files, all links and their classes, as in a new process."""
     _restore([], {})
 
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Forget at the end of the block what was added in it: plug-in files, links and their classes."""
+    """Forget at the end of the block the plug-in files, links and classes added in it."""
     files = list(_state.files)
     old_links = dict(_state.links)
     try:

@@ -1,4 +1,4 @@
-"""Settings and fixtures for every test: one torch thread a process, as two processes share two cores."""
+"""Settings and fixtures for all tests: one torch thread per process."""
 
 import os
 
@@ -29,7 +29,7 @@ def isolated_registry():
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real volumes (``la/``, ``acdc/``); tests that need it are skipped where there is none."""
+    """Folder of real volumes (``la/``, ``acdc/``); tests that need it are skipped without it."""
     for place in (os.environ.get("SEGBENCH_DATA"), ROOT.parent / "shared" / "data"):
         if place and Path(place).is_dir():
             return Path(place)
@@ -70,7 +70,9 @@ class Lab:
         return prepare(experiment, machine or self.machine())
 
     def call(self, *args):
-        """Run the program in this process, which saves importing torch again; the result looks like ``cli``'s."""
+        """Run the program in this process, to save the import of torch; returns what ``cli``
+        returns.
+        """
         from segbench.cli.main import run
 
         out, err, here = io.StringIO(), io.StringIO(), os.getcwd()

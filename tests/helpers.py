@@ -1,4 +1,4 @@
-"""What several test modules share: rounding of published numbers, and inputs made by formulas instead of generators."""
+"""Helpers of several test modules: rounded numbers, and inputs made by formulas."""
 
 from __future__ import annotations
 

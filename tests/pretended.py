@@ -1,7 +1,8 @@
-"""A second device that is only pretended: tests find what would fail, or wait, on a GPU without having one.
+"""A pretended second device: tests find what would fail, or wait, on a GPU without having one.
 
-Tensors of the pretended device say that they are on "meta" and hold real values. An operation that mixes them with tensors
-of the CPU raises ``MixedDevicesError``; an operation that makes the CPU wait for the device is counted.
+Tensors of the pretended device say that they are on "meta" and hold real values. An operation that
+mixes them with tensors of the CPU raises ``MixedDevicesError``; an operation that makes the CPU
+wait for the device is counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from segbench.nn.blocks import _interpolation
 from segbench.training import placement
 
 ROOT = Path(__file__).resolve().parents[1]
-DEVICE = "meta"  # torch computes gradients of its tensors without a driver, which it does for no real device
+# Torch computes gradients of its tensors without a driver, which it does for no real device.
+DEVICE = "meta"
 COPIES = ("aten::_to_copy", "aten::copy_")
 # Operations whose result, or its size, must be known to the CPU before it can go on.
 WAITING = {

@@ -1,4 +1,4 @@
-"""Sliding-window prediction against the literature's loop of one window at a time, written here a second time."""
+"""Sliding-window prediction against a second implementation with one window at a time."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def build(name: str, dims: int = 2, **params):
 @pytest.mark.parametrize("backbone", ["vnet", "unet3d", "timm:test_resnet", "monai:segresnet"])
 @pytest.mark.parametrize("method", ["mean_teacher", "ss_net", "sassnet"])
 def test_recomputed_runs_are_equal_to_the_last_bit(method, backbone):
-    """Dropout, running statistics, a teacher's copy, gradients by the image, evaluation between two passes."""
+    """Dropout, running statistics, a teacher, gradients of the image, evaluation in between."""
 
     def trained(again: bool) -> str:
         drill = Drill(Trial(method, backbone, dims=2))
@@ -54,7 +54,7 @@ def test_recomputing_keeps_less_for_going_backward(backbone):
 
 
 def test_costs_of_a_network_worked_out_by_hand():
-    """One level of two convolutions and a decoder: multiplications of 3x3 and 1x1 kernels, an addition each."""
+    """Two convolutions and a decoder: multiplications and additions of 3x3 and 1x1 kernels."""
     net = build("unet3d", width=2, depth=2)
     found = cost(net, 1, (8, 8))
     full, half = 64 * 9 * 2, 16 * 9 * 2
@@ -118,7 +118,8 @@ def test_receptive_field(name, params, seen):
         ("repvgg_a0", 535),
         ("resnetv2_50x1_bit", 427),
         ("mobileone_s0", 471),
-        # worked out by hand: 3x3 of steps 1 2 1 2 1 2 1 2 1 1; squeeze and excitation does not count
+        # worked out by hand: 3x3 of steps 1 2 1 2 1 2 1 2 1 1; squeeze and excitation does not
+        # count
         ("sedarknet21", 1 + 2 * (1 + 1 + 2 + 2 + 4 + 4 + 8 + 8 + 16 + 16)),
     ],
 )

@@ -67,7 +67,8 @@ def test_clipped_noise():
     x = torch.full((40, 1, 30, 30), 7.0)
     noise = clipped_noise(x, 0.1)
     assert noise.shape == x.shape and noise.abs().max() == pytest.approx(0.2)
-    # A normal variable clipped at twice its deviation: 4.55 % of the mass on the bounds, variance 0.9205.
+    # A normal variable clipped at twice its deviation: 4.55 % of the mass on the bounds, variance
+    # 0.9205.
     assert (noise.abs() > 0.2 - 1e-6).float().mean() == pytest.approx(0.0455, abs=4e-3)
     assert noise.var().item() == pytest.approx(0.009205, rel=0.03) and abs(noise.mean()) < 2e-3
     assert torch.equal(clipped_noise(x, 0), torch.zeros_like(x))

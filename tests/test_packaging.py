@@ -1,7 +1,8 @@
 """Every way to have segbench works from every folder: wheel, editable install, bare checkout.
 
-The layout needs proof because the plug-in folders lie beside the package and one of them is called ``datasets``. Each
-variant lives in an empty environment with a other ``datasets`` package; probe plug-ins need nothing but the registry.
+The layout needs proof because the plug-in folders lie beside the package and one of them is called
+``datasets``. Each variant lives in an empty environment with another ``datasets`` package; probe
+plug-ins need nothing but the registry.
 """
 
 import json
@@ -36,8 +37,10 @@ if __name__ == "__main__":
         "modules": [cls.__module__ for cls in classes],
         "answers": answers,
         "files": sorted({str(place.file) for place in registry.catalog().values()}),
-        "yaml": [(importlib.resources.files("segbench.benchmarks") / "protocols" / "probe.yaml").read_text(),
-                 (importlib.resources.files("segbench.datasets") / "probe.yaml").read_text()],
+        "yaml": [
+            (importlib.resources.files("segbench.benchmarks") / "protocols/probe.yaml").read_text(),
+            (importlib.resources.files("segbench.datasets") / "probe.yaml").read_text(),
+        ],
         "other": getattr(datasets, "other", False),
     }))
 """
@@ -75,7 +78,7 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def build(checkout: Path, what: str) -> Path:
-    """Build ``wheel``, ``editable`` or ``sdist`` with the setuptools at hand, as pip would, without a network."""
+    """Build ``wheel``, ``editable`` or ``sdist`` with the installed setuptools, offline."""
     out = checkout.parent / what
     out.mkdir(exist_ok=True)
     code = f"from setuptools import build_meta; build_meta.build_{what}({str(out)!r})"

@@ -1,4 +1,4 @@
-"""Discovery, lazy import and the errors of the registry. Each case runs in a process of its own, as a user's would."""
+"""Discovery, lazy import and errors of the registry; each case runs in its own process."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def out(value):
 def ask(
     code: str, *, user: tuple[Path, ...] = (), path: tuple[Path, ...] = (), cwd: Path | None = None
 ) -> list:
-    """Run ``code`` after the prelude with SEGBENCH_PATH = ``user``; gives what it passed to ``out``, in order."""
+    """Run ``code`` with SEGBENCH_PATH = ``user``; return what it passed to ``out``, in order."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path))),
         "SEGBENCH_PATH": os.pathsep.join(map(str, user)),
@@ -54,7 +54,8 @@ def ask(
 
 
 def plugin(name: str, kind: str = "method", body: str = "    answer = 42") -> str:
-    return f'from segbench.registry import {kind}\n\n@{kind}("{name}", paper="Doe 2026")\nclass Plugin:\n{body}\n'
+    decorator = f'@{kind}("{name}", paper="Doe 2026")'
+    return f"from segbench.registry import {kind}\n\n{decorator}\nclass Plugin:\n{body}\n"
 
 
 def write(file: Path, text: str) -> Path:
@@ -164,7 +165,8 @@ def test_two_classes_of_one_name_are_refused_when_imported(tmp_path):
     write(tmp_path / "methods/mine.py", plugin("mine"))
     other = write(tmp_path / "elsewhere/mine.py", plugin("mine"))
     (error,) = ask(
-        "registry.get('method', 'mine'); import importlib; out(attempt(importlib.import_module, 'mine'))",
+        "registry.get('method', 'mine'); import importlib; "
+        "out(attempt(importlib.import_module, 'mine'))",
         user=(tmp_path,),
         path=(tmp_path / "elsewhere",),
     )

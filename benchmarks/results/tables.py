@@ -225,10 +225,10 @@ def unlabeled_gain(study: Study, name: str) -> str:
 
 
 def draws_needed(study: Study, name: str, difference: float, tests: int = 1) -> int | None:
-    """Return the replicates with which a true difference to supervised training shows in 80 % of studies.
+    """Return how many replicates show a true difference to supervised training in 80 % of studies.
 
-    The scatter over replicates and cases is the measured one. ``tests``: number of pairs that are tested together; the
-    strictest step of Holm's correction is assumed.
+    The scatter over replicates and cases is the measured one. ``tests``: number of pairs that are
+    tested together; the strictest step of Holm's correction is assumed.
     """
     gains = study.methods[name].replicates - study.methods[SUPERVISED].replicates
     shifted = gains - gains.mean() + difference
@@ -236,7 +236,7 @@ def draws_needed(study: Study, name: str, difference: float, tests: int = 1) -> 
 
 
 def paired_scatter(study: Study, name: str) -> float:
-    """Return the standard deviation over replicates of a method's difference to supervised training."""
+    """Return the standard deviation, over replicates, of the difference to supervised training."""
     gains = study.methods[name].replicates - study.methods[SUPERVISED].replicates
     return float(gains.mean(axis=1).std(ddof=1))
 
@@ -246,7 +246,8 @@ def power_table(study: Study) -> list[str]:
     names = [name for name in study.methods if name not in (ORACLE, SUPERVISED)]
     names.sort(key=lambda name: paired_scatter(study, name))
     lines = [
-        "| method | sd of paired differences | draws, one test | draws, corrected for all methods |",
+        "| method | sd of paired differences "
+        "| draws, one test | draws, corrected for all methods |",
         "|---|---:|---:|---:|",
     ]
     for name in names:

@@ -186,7 +186,8 @@ def main() -> None:
             )
         numbers = measure(paths, corners, args.crop, args.rounds)
         print(
-            f"{args.shape} float32, {array.nbytes / 1e6:.0f} MB; crops of {args.crop}^3, {args.crop**3 * 4 / 1e6:.1f} MB"
+            f"{args.shape} float32, {array.nbytes / 1e6:.0f} MB; "
+            f"crops of {args.crop}^3, {args.crop**3 * 4 / 1e6:.1f} MB"
         )
         titles = ("on disk MB", "write s", "cold ms", "read MB", "warm ms", "crops/s", "memory MiB")
         print(" " * 12 + "".join(f"{title:>12}" for title in titles))
@@ -229,10 +230,9 @@ def main() -> None:
                 }
             )
         for form in FORMS[1:]:
-            print(
-                f"memmap against {form}: cold {numbers[form]['cold'] / numbers['memmap']['cold']:.1f} times as fast, warm "
-                f"{numbers[form]['warm'] / numbers['memmap']['warm']:.1f} times"
-            )
+            cold = numbers[form]["cold"] / numbers["memmap"]["cold"]
+            warm = numbers[form]["warm"] / numbers["memmap"]["warm"]
+            print(f"memmap against {form}: cold {cold:.1f} times as fast, warm {warm:.1f} times")
     if args.out:
         save(args.out, rows)
 

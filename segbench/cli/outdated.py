@@ -16,7 +16,7 @@ MOST_ROWS = 3
 
 
 def outdated_results(boards: Iterable[Board]) -> list[str]:
-    """Return, for rows with results of older code, what has changed and what to type; the first rows in full."""
+    """Return what has changed for rows of older code, and what to type; the first rows in full."""
     from segbench.report.commands import command
 
     texts: dict[str, str] = {}
@@ -25,8 +25,9 @@ def outdated_results(boards: Iterable[Board]) -> list[str]:
             changed, runs = _outdated(row)
             if not runs:
                 continue
+            results = plural(len(runs), "result")
             text = (
-                f"{plural(len(runs), 'result')} of {safe(row.method)} on {safe(board.dataset)} computed by older code "
+                f"{results} of {safe(row.method)} on {safe(board.dataset)} computed by older code "
                 f"(changed since: {safe(', '.join(changed))}); to retrain:"
             )
             same_draw = [run for run in runs if run.draw == runs[0].draw]

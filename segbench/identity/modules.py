@@ -1,13 +1,14 @@
 """Which modules of the engine decide numbers, and which cannot change one.
 
-Every module of ``segbench`` is in exactly one of the three lists; a test fails when a new module is in none. A name that
-ends in ``.*`` stands for a package and everything in it.
+Every module of ``segbench`` is in exactly one of the three lists; a test fails when a new module is
+in none. A name that ends in ``.*`` stands for a package and everything in it.
 """
 
 from __future__ import annotations
 
-# Code that plug-ins are written in. What a plug-in uses of it, directly or through others, is part of the digest of the
-# plug-in's source. Readers and preparation decide the voxels, whose digests are part of the identity as well.
+# Code that plug-ins are written in. What a plug-in uses of it, directly or through others, is part
+# of the digest of the plug-in's source. Readers and preparation decide the voxels, whose digests
+# are part of the identity as well.
 PLUGIN_VOCABULARY = (
     "segbench.contracts.*",
     "segbench.data",
@@ -35,7 +36,8 @@ ENGINE_MODULES = (
     "segbench.training.step",
 )
 
-# Code that reads settings, finds files, keeps state, writes results or shows them. Settings are part of every identity.
+# Code that reads settings, finds files, keeps state, writes results or shows them. Settings are
+# part of every identity.
 CANNOT_CHANGE_NUMBERS = (
     "segbench",
     "segbench.cli.*",

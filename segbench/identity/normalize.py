@@ -1,7 +1,8 @@
 """Source code reduced to what can change a number.
 
-Left out: comments, docstrings, layout, import statements, the names of local variables, annotations of functions, the
-texts of errors, and descriptions of parameters. Kept: everything else, with the names of parameters and attributes.
+Left out: comments, docstrings, layout, import statements, the names of local variables, annotations
+of functions, the texts of errors, and descriptions of parameters. Kept: everything else, with the
+names of parameters and attributes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ DESCRIPTIONS = {
 class Normalizer:
     """Turns syntax trees into nested tuples.
 
-    ``resolve`` gets a global name, possibly dotted, and returns the name to put in its place, which does not depend on
-    how the name was imported.
+    ``resolve`` gets a global name, possibly dotted, and returns the name to put in its place, which
+    does not depend on how the name was imported.
     """
 
     def __init__(self, resolve: Callable[[str], str]) -> None:

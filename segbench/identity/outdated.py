@@ -12,10 +12,12 @@ from segbench.identity.sources import source_digest
 
 
 def outdated_parts(science: Mapping[str, Any]) -> list[str]:
-    """Return what has changed since a result was computed, such as ``engine 1, now 2`` or ``method bcp``.
+    """Return what has changed since a result was computed.
 
-    ``science`` is the stored identity of the result. A plug-in that is not here any more cannot be compared and is not
-    listed.
+    Examples are ``engine 1, now 2`` and ``method bcp``.
+
+    ``science`` is the stored identity of the result. A plug-in that is not here any more cannot be
+    compared and is not listed.
     """
     changed = []
     engine = science.get("engine")

@@ -1,8 +1,9 @@
 """The digest of a plug-in's source code: everything in it and below it that can change a number.
 
-It covers the plug-in's file, the contracts it is written against, and every function, class and constant of the engine
-or of its own package that these use, directly or through others. It follows names and not files, so a helper that moves
-to another module changes nothing. ``normalize.py`` says what of the code counts.
+It covers the plug-in's file, the contracts it is written against, and every function, class and
+constant of the engine or of its own package that these use, directly or through others. It follows
+names and not files, so a helper that moves to another module changes nothing. ``normalize.py`` says
+what of the code counts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CONTRACTS = "segbench.contracts."
 
 @dataclass
 class Module:
-    """A parsed source file: its top-level statements by the names they bind, and what it imports."""
+    """A parsed source file: its top-level statements by the names they bind, and its imports."""
 
     name: str
     package: str
@@ -79,7 +80,10 @@ class Closure:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def follows(self, module: str) -> bool:
-        """Return whether code of a module counts: number-deciding parts of the engine, and plug-in packages."""
+        """Return whether code of a module counts.
+
+        Code counts in number-deciding parts of the engine and in plug-in packages.
+        """
         top = module.partition(".")[0]
         if top == "segbench":
             plugin_folders = tuple(f"segbench.{kind}s." for kind in registry.KINDS)
@@ -106,7 +110,8 @@ class Closure:
             for statement in module.statements[definition.name]:
                 self._add_statement(module, statement)
             if definition.module.startswith(CONTRACTS):
-                # Methods get objects of the contract as arguments, which no name in their code leads to.
+                # Methods get objects of the contract as arguments, which no name in their code
+                # leads to.
                 self.add_module(definition.module)
 
     def _add_statement(self, module: Module, statement: ast.stmt) -> None:
@@ -125,7 +130,10 @@ class Closure:
         self.texts.add(f"{text} with {sorted(used)}")
 
     def _shallow(self, definition: Definition) -> str:
-        """Return a digest of a definition's own text, which tells two definitions of one name apart."""
+        """Return a digest of a definition's own text.
+
+        It distinguishes two definitions of one name.
+        """
         module = self.module(definition.module)
         statements = module.statements[definition.name] if module else []
         plain = Normalizer(lambda name: name.rpartition(".")[2])
@@ -133,9 +141,12 @@ class Closure:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def find(self, module: Module, name: str, local_imports: dict[str, str]) -> Definition | str:
-        """Return the definition that a name in a module stands for; for anything else a name without its import.
+        """Return the definition that a name in a module stands for.
 
-        ``local_imports`` are those inside the statement in which the name is used. A name that leads inside a definition, such as ``Class.attribute``, comes back as it is.
+        If there is none, return the name without its import.
+
+        ``local_imports`` are those inside the statement in which the name is used. A name that
+        leads inside a definition, such as ``Class.attribute``, comes back as it is.
         """
         first, _, rest = name.partition(".")
         if first in module.statements and first not in local_imports:
@@ -213,7 +224,10 @@ def _is_for_type_checkers(statement: ast.stmt) -> bool:
 
 
 def _outside_definitions(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes of a module that are not inside a function or class; those inside ``if`` and ``try`` count."""
+    """Yield the nodes of a module that are not inside a function or class.
+
+    Nodes inside ``if`` and ``try`` are included.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
@@ -230,7 +244,10 @@ def statement_imports(module: Module, statement: ast.stmt) -> dict[str, str]:
 
 
 def _imported(node: ast.AST, package: str) -> dict[str, str]:
-    """Return the names that an import statement binds, with what they stand for; nothing for another node."""
+    """Return the names that an import statement binds, with what they stand for.
+
+    The result is empty for other nodes.
+    """
     found: dict[str, str] = {}
     if isinstance(node, ast.Import):
         for alias in node.names:
@@ -251,7 +268,10 @@ def _origin(node: ast.ImportFrom, package: str) -> str:
 
 
 def _names_bound_by(statement: ast.stmt) -> Iterable[str]:
-    """Yield the names that a top-level statement binds; statements inside ``if``, ``try`` and ``with`` count."""
+    """Yield the names that a top-level statement binds.
+
+    Statements inside ``if``, ``try`` and ``with`` are included.
+    """
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield statement.name
         return
@@ -275,7 +295,7 @@ def source_digest(kind: str, name: str) -> str:
 
 
 def loaded_digest(kind: str, name: str) -> str:
-    """Return ``source_digest`` as it was when first asked for: code that is loaded does not change in a process."""
+    """Return ``source_digest`` as of the first call, because loaded code does not change."""
     place = registry.place(kind, name)
     return _remembered_digest(kind, name, place.file, place.file.stat().st_mtime_ns)
 

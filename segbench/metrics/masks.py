@@ -95,7 +95,10 @@ def _extent(filled: Sequence[bool] | NDArray[np.bool_]) -> slice:
 
 
 def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> MaskBox | None:
-    """Crop the mask `array != 0` to its tight box; `offset` is the position of `array[0, 0, ..]`."""
+    """Crop the mask `array != 0` to its tight box.
+
+    `offset` is the position of `array[0, 0, ..]` in the volume; None means the origin.
+    """
     box = tight_box(array)
     if box is None:
         return None

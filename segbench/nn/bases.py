@@ -1,4 +1,7 @@
-"""Bases of methods that share their networks and their prediction. Shapes as in ``segbench.contracts.method``."""
+"""Base classes of methods that share their networks and their prediction.
+
+Shapes are those of ``segbench.contracts.method``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ __all__ = ["StudentTeacher", "TwoHeads"]
 
 
 class StudentTeacher(Method):
-    """A student that is trained, and a teacher that is the student's moving average. The student predicts.
+    """A student that is trained, and a teacher that is the student's moving average.
+
+    The student predicts.
 
     ``Params`` has ``decay``, the part of the teacher that each step keeps.
     """
@@ -33,7 +38,10 @@ class StudentTeacher(Method):
 
 
 class TwoHeads(Method):
-    """One network with two heads: a signed distance map and a mask of each foreground class. The mask predicts."""
+    """One network with two heads: a signed distance map and a mask of each foreground class.
+
+    The mask is the prediction.
+    """
 
     needs = frozenset({"heads"})
 
@@ -42,7 +50,10 @@ class TwoHeads(Method):
         self.network = network(heads=(foreground, foreground))
 
     def answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Signed distances in (-1, 1) and foreground probabilities, each (N, K-1, *S) in float32."""
+        """Return signed distances in (-1, 1) and foreground probabilities.
+
+        Both have shape (N, K-1, *S) and are float32.
+        """
         distance, logits = self.network(image)
         return distance.float().tanh(), logits.float().sigmoid()
 

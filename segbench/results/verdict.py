@@ -37,7 +37,8 @@ def _first_place(board: Board, ranked: list[MethodRow]) -> str:
     if not tied:
         return f"{best.method} is best ({unit} {value})."
     names = " and ".join(tied) if len(tied) < 3 else f"{len(tied)} other methods"
-    return f"{best.method} has the best mean ({unit} {value}) but cannot be distinguished from {names}."
+    mean = f"{best.method} has the best mean ({unit} {value})"
+    return f"{mean} but cannot be distinguished from {names}."
 
 
 def _distance(board: Board, best: MethodRow, against: Difference) -> str:

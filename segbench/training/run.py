@@ -237,7 +237,7 @@ def _train(
 
 
 def _check_prediction(run: Prepared, method: Method, device: str) -> None:
-    """Predict noise, so that a wrong ``predict`` ends a run after a step and not after its training.
+    """Predict noise, so that a wrong ``predict`` ends a run at once and not after its training.
 
     It cannot change what follows: every step seeds the generators, and puts the method in training
     mode.

@@ -18,7 +18,8 @@ from segbench.registry import Entry, get, names
 
 CAPABILITIES = {"heads", "decoders", "side_outputs", "features", "dropout"}
 EDGE = 32  # of the inputs of a backbone with its default parameters, rounded up to what it takes
-# Families by small members of every kind; of a family that is not here the members it names itself. The slow set has more.
+# Small members of each family. For other families, the variants that they name are tested. The slow
+# tests have more members.
 MEMBERS = {"timm": ["test_resnet"], "monai": ["segresnet"]}
 SLOW = {
     "timm": ["test_convnext", "test_efficientnet", "test_vit", "mobilenetv3_small_050"],
@@ -58,7 +59,10 @@ def entry(name: str) -> Entry:
 def build(
     name: str, dims: int, channels: int = 1, heads: tuple[int, ...] = (2,), **asked: Any
 ) -> Backbone:
-    """As ``parameters``; skips the number of axes it refuses (``test_some_axes`` keeps that honest)."""
+    """Return ``parameters``; skip the numbers of axes that the backbone refuses.
+
+    ``test_some_axes`` checks that it accepts at least one.
+    """
     cls = entry(name).cls
     torch.manual_seed(0)
     try:

@@ -1,4 +1,4 @@
-"""The quick protocol: its oracle stands still, no method falls in its second half, and none is broken by its other terms.
+"""The quick protocol: methods converge, and unsupervised terms do not break them.
 
 Trained on the development family of the phantoms, which no reported number uses.
 """

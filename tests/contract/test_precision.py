@@ -1,4 +1,4 @@
-"""What is in bf16 and what is in fp32 under reduced precision: networks compute in bf16, losses and state in fp32."""
+"""With reduced precision, networks compute in bf16, and losses and state are fp32."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from segbench.training.step import TrainingStep
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = registry.names("method")
 STEPS = 8
-# Operations that lose digits in bf16: sums over a patch, and functions that stretch small differences.
+# Operations that lose digits in bf16: sums over a patch, and functions that stretch small
+# differences.
 DELICATE = {
     "aten::_softmax",
     "aten::_log_softmax",
@@ -45,7 +46,7 @@ class Operation:
 
 
 class Recorder(TorchDispatchMode):
-    """Records the operations that methods and losses call; those in backbones count by their dtypes only."""
+    """Records the operations of methods and losses; for those of backbones only the dtypes."""
 
     def __init__(self, file):
         super().__init__()
@@ -67,7 +68,7 @@ class Recorder(TorchDispatchMode):
 
 
 def terms_and_operations(trial):
-    """Return the loss terms of every phase and player under bf16, and the operations behind them."""
+    """Return the loss terms of every phase and player in bf16, and the recorded operations."""
     method = trial.make()
     terms = {}
     recorder = Recorder(file_of(method))

@@ -1,4 +1,4 @@
-"""Every method on every backbone: it trains with finite terms, predicts, and a gradient reaches all it trains."""
+"""Every method on every backbone has finite loss terms, predicts, and trains all parameters."""
 
 from __future__ import annotations
 

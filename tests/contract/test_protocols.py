@@ -14,7 +14,8 @@ from segbench.storage import json_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A changed protocol is another protocol: raise its version and enter the new digest. Old results keep their version.
+# A changed protocol is another protocol: raise its version and enter the new digest. Old results
+# keep their version.
 FROZEN = {
     ("acdc", 1): "9c670478459f764b",
     ("acdc-3d", 1): "c75a386af0b94e37",

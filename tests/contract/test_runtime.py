@@ -1,4 +1,4 @@
-"""A plug-in that breaks the contract ends its run with exit 4 and a reason, before a row is written."""
+"""A plug-in that breaks the contract ends its run with exit code 4 before results are written."""
 
 import json
 from pathlib import Path

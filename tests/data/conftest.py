@@ -39,7 +39,8 @@ class Toy(Dataset):
             os.kill(os.getpid(), signal.SIGKILL)
         with np.load(raw.where) as arrays:
             label = arrays["label"] if "label" in arrays else None
-            return Case(raw.id, arrays["image"], label, (1.0, 1.0, 2.0), np.diag([1.0, 1.0, 2.0, 1.0]))
+            affine = np.diag([1.0, 1.0, 2.0, 1.0])
+            return Case(raw.id, arrays["image"], label, (1.0, 1.0, 2.0), affine)
 """
 
 
@@ -105,9 +106,11 @@ def toy(tmp_path) -> Toy:
 def _write_dicom(  # noqa: PLR0913 - one argument per DICOM field that a test sets
     folder: Path, array: np.ndarray, spacing, origin, *, slope=1.0, intercept=0.0, uid=None, first=1
 ) -> Path:
-    """A series ``folder/study/series/1-NNN.dcm`` of (columns, rows, slices) int16, slices numbered from ``first``.
+    """A series ``folder/study/series/1-NNN.dcm`` of (columns, rows, slices) int16, slices numbered
+    from ``first``.
 
-    ``spacing`` in mm along columns, rows and slices (a negative step runs downwards), ``origin`` in patient space.
+    ``spacing`` in mm along columns, rows and slices (a negative step runs downwards), ``origin`` in
+    patient space.
     """
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset

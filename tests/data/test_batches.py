@@ -1,4 +1,4 @@
-"""Two-stream batches: composition, purity, what training cannot see, and workers that die or meet a broken file."""
+"""Two-stream batches: composition, reproducibility, hidden labels, and broken workers and files."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ def test_test_split_and_other_labels_are_out_of_reach(store: Canary, data: Train
 
 
 def test_canary_is_alive(store: Canary) -> None:
-    """With one more case declared labeled, or a test id in the training list, the canary does raise."""
+    """With one more labeled case, or a test case in the training list, reading raises the error."""
     with pytest.raises(AssertionError, match="must not see"):
         TrainingData({"toy": store}, {"toy": 5}, protocol(), 0)
 

@@ -1,4 +1,4 @@
-"""DICOM as it is exported: without the mark, numbers or exact positions, padded, inverted, enhanced."""
+"""DICOM as exported: without preamble, numbers or exact positions, padded, inverted, enhanced."""
 
 import numpy as np
 import pydicom

@@ -16,7 +16,10 @@ CONTENT = bytes(range(256)) * 4000
 
 
 class Server:
-    """Serves ``files``; ``cut`` ends each answer after that many bytes, ``ranges`` allows partial requests."""
+    """Serve ``files``.
+
+    ``cut`` ends each answer after that many bytes; ``ranges`` allows partial requests.
+    """
 
     def __init__(self):
         self.files, self.asked = {"/data.tar": CONTENT}, []

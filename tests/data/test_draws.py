@@ -24,7 +24,8 @@ def test_a_draw_is_a_shuffle_that_depends_on_its_number_and_the_ids_alone(toy):
         with_draw(store, 1).test == store.test
         and with_draw(store, 1).fingerprint == store.fingerprint
     )
-    # From sha256sum of "1 c0", "1 c1", ...: an order that moved would silently change what "draw 1" means.
+    # From sha256sum of "1 c0", "1 c1", ...: an order that moved would silently change what "draw 1"
+    # means.
     assert with_draw(derived(store, 2), 1).train == orders[1]
     assert orders[1][:4] == ("c0", "c3", "c6", "c1")
     toy.split([f"c{i}" for i in range(12) if i != 3], ["c12", "c13"])

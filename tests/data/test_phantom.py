@@ -13,7 +13,8 @@ from segbench.errors import DataError
 
 NAMES = ("phantom_ct_organ", "phantom_ct_lesion", "phantom_mr_organ", "phantom_mr_lesion")
 
-# Of the first and the last case: shape, voxels of the target, 30th and 95th percentile of the image.
+# Of the first and the last case: shape, voxels of the target, 30th and 95th percentile of the
+# image.
 FROZEN = {
     "phantom_ct_organ": (((48, 47, 38), 5339, -0.830, 1.521), ((54, 42, 38), 5279, -0.644, 1.852)),
     "phantom_ct_lesion": (((49, 46, 36), 831, -0.718, 1.753), ((48, 42, 38), 352, -0.702, 1.781)),
@@ -105,7 +106,10 @@ def test_another_process_with_other_threads_gives_the_same_bytes():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_has_changed_unnoticed(cases, name):
-    """Frozen to a precision that other numpy and scipy versions keep. Changed on purpose? Raise Phantom.version."""
+    """The tolerance allows for other versions of numpy and scipy.
+
+    Raise ``Phantom.version`` after an intended change.
+    """
     first, last = cases[name][0], cases[name][-1]
     for case, (shape, voxels, low, high) in zip((first, last), FROZEN[name], strict=True):
         assert case.label.shape == shape
@@ -114,7 +118,7 @@ def test_nothing_has_changed_unnoticed(cases, name):
 
 
 def test_no_intensity_band_finds_a_target(cases):
-    """Even the best band of intensities, chosen for each case with its label in hand, stays below Dice 0.6."""
+    """Even the best intensity range of each case, chosen with its label, stays below Dice 0.6."""
     for name, members in cases.items():
         assert (
             np.mean([best_band(case.image.ravel(), case.label.ravel() > 0) for case in members])
@@ -141,7 +145,7 @@ def test_best_band_finds_what_a_band_can_find():
 
 @pytest.mark.parametrize("name", ["phantom_ct_lesion", "phantom_mr_lesion"])
 def test_the_organ_is_there_where_only_lesions_are_annotated(name):
-    """The organ surrounds the lesions, is as big as where it is annotated, and its contrast is in the image."""
+    """The organ surrounds the lesions, has its usual size, and is visible in the image."""
     data = make(name)
     module = sys.modules[type(data).__module__]
     for raw in data.find(None)[:5]:
@@ -156,7 +160,7 @@ def test_the_organ_is_there_where_only_lesions_are_annotated(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_look_alikes_share_the_target_s_intensities(name):
-    """Tissues outside the target that touch the organ overlap with it: no more than 2 standard deviations apart."""
+    """The means of tissues that touch the organ are within 2 standard deviations of its mean."""
     data = make(name)
     module = sys.modules[type(data).__module__]
     twins = 0

@@ -1,4 +1,4 @@
-"""The 2-D phantoms are the same for everybody, families differ, and hard cases are what they say."""
+"""The 2-D phantoms are reproducible, their families differ, and hard cases are as documented."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: orientation, resampling, gray values and crops, against independent oracles and by hand."""
+"""Recipes: orientation, resampling, gray values and crops, against other implementations."""
 
 import itertools
 
@@ -117,7 +117,7 @@ def test_label_box(low, high, n, box):
 
 
 def test_label_box_in_x_and_y_only():
-    """MC-Net: extent 59 is 37 short of 96, half of that is 18; the upper end is exclusive: 59 + 2 * (25 + 18)."""
+    """MC-Net: extent 59 is 37 short of 96; half of it is 18; the size is 59 + 2 * (25 + 18)."""
     recipe = Recipe(crop="label_xy", margin=(25, 24), least=96)
     label = label_at((300, 300, 20), (100, 160), (50, 200), (8, 9))
     box = crop_box(recipe, label[None], label)

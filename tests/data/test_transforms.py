@@ -1,4 +1,4 @@
-"""Crops and mirrors: the literature's rules in numbers, and that a patch costs no more than itself."""
+"""Crops and mirrors follow the literature's rules; a patch reads no more than its own voxels."""
 
 from __future__ import annotations
 
@@ -234,7 +234,8 @@ def test_only_the_patch_of_a_large_volume_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(154, 512), (256, 216), (428, 154), (300, 257), (1, 5)])
 def test_zoom_is_scipy_s_of_order_zero(shape: tuple[int, int]) -> None:
     image = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
-    # With scipy's default mode rounding can push the last row outside the image, where it becomes 0.
+    # With scipy's default mode rounding can push the last row outside the image, where it becomes
+    # 0.
     expected = ndimage.zoom(image, (256 / shape[0], 256 / shape[1]), order=0, mode="nearest")
     np.testing.assert_array_equal(zoom(image, (256, 256)), expected)
     back = ndimage.zoom(expected, (shape[0] / 256, shape[1] / 256), order=0, mode="nearest")

@@ -1,8 +1,9 @@
 """BCP against numbers of the official formulas, reproduced independently (float64).
 
-Boxes come from the step's own generator, not from NumPy's: their geometry and range are tested. The partners of the
-pancreas script (n with 11 - n) need batches that are not shuffled, which the engine does not have: only their pairing
-within a batch is tested. Numbers of the left atrium leave the network's unused heads out.
+Boxes come from the step's own generator, not from NumPy's: their geometry and range are tested. The
+partners of the pancreas script (n with 11 - n) need batches that are not shuffled, which the engine
+does not have: only their pairing within a batch is tested. Numbers of the left atrium leave the
+network's unused heads out.
 """
 
 from importlib import import_module
@@ -262,7 +263,7 @@ def test_network_of_the_pancreas():
 
 
 class Recorder(nn.Module):
-    """A small network with batch normalization that records its inputs, and whether it was in train mode."""
+    """A small network with batch normalization that records its inputs and its mode."""
 
     def __init__(self, dims: int = 3, classes: int = 2) -> None:
         super().__init__()
@@ -281,7 +282,10 @@ def flat(values: range, dims: int = 3) -> Tensor:
 
 
 def shown(image: Tensor) -> list[tuple[int, int]]:
-    """For each image of a mixture the numbers outside and inside the box (which is never in the last corner)."""
+    """Return, for each mixed image, the numbers outside and inside the box.
+
+    The box never contains the last voxel.
+    """
     outside = image.flatten(1)[:, -1]
     inside = [
         int(v.unique()[v.unique() != o].tolist()[0]) if (v != o).any() else int(o)
@@ -353,7 +357,7 @@ def test_one_box_for_all_pairs_of_a_step_and_another_one_in_the_next():
 
 
 def test_labels_of_both_parts_come_from_the_right_images():
-    """A teacher that calls everything class 2, labels of class 1: the student learns so in the right places."""
+    """The teacher predicts class 2 everywhere and labels are class 1: the student learns both."""
     model = build(lambda: Recorder(2, 3), (12, 12), 3, weight=0.25)
     nn.init.zeros_(model.teacher.model.conv.weight)
     model.teacher.model.conv.bias.data = torch.tensor([0.0, 0.0, 1.0])

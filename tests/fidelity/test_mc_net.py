@@ -1,6 +1,7 @@
-"""MC-Net and MC-Net+ against numbers made with the reference formulas and reproduced independently (float64).
+"""MC-Net and MC-Net+ against numbers of the reference formulas in float64.
 
-Elsewhere: the network, its size and its enlargements (test_vnet.py), steps of an epoch (data/test_batches.py).
+Elsewhere: the network, its size and its enlargements (test_vnet.py), steps of an epoch
+(data/test_batches.py).
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""MONAI's networks, split into encoder and decoder, give the maps and logits of MONAI's own forward pass."""
+"""MONAI's networks, split into encoder and decoder, give the results of MONAI's own forward."""
 
 from __future__ import annotations
 

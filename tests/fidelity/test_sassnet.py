@@ -1,4 +1,4 @@
-"""SASSNet against numbers made with the reference formulas (float64, sine waves and hashes as inputs).
+"""SASSNet against numbers of the reference formulas in float64; inputs are waves and hashes.
 
 Its distance map has the published numbers in tests/test_distance.py.
 """
@@ -39,7 +39,7 @@ def hash_fill(model: nn.Module, rename=lambda key: key) -> None:
 
 
 class Pair(nn.Module):
-    """A network whose two answers are parameters, whatever it is shown: items 0, 1, 1 of the waves."""
+    """A network whose two outputs are parameters, for any input: items 0, 1, 1 of the waves."""
 
     def __init__(self) -> None:
         super().__init__()

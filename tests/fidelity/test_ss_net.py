@@ -203,12 +203,13 @@ def test_attraction_in_training_mode(filled):
     assert max(p.grad.abs().max().item() for p in filled.selectors[1].parameters()) == near(
         0.040264
     )
-    # Less than 1e-16 where the official code computes weights that are 1; here they are not computed.
+    # Less than 1e-16 where the official code computes weights that are 1; here they are not
+    # computed.
     assert all(p.grad is None for n, p in filled.named_parameters() if n.startswith(filled.dormant))
 
 
 def test_distance_equals_the_matrix_form(filled):
-    """With all weights of the official code, row by row and prototype by prototype, gradients too."""
+    """Values and gradients equal those of the official code, which loops over prototypes."""
     bank, results = filled.bank[1], []
     for lean in (True, False):
         filled.zero_grad()

@@ -1,4 +1,4 @@
-"""The supervised baseline: UA-MT's loss for two classes, its mean over foreground classes for more."""
+"""The supervised baseline: UA-MT's loss, averaged over the foreground classes."""
 
 import pytest
 import torch

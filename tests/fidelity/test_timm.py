@@ -1,4 +1,4 @@
-"""Encoders of timm: its own maps in two dimensions, inflation and slices in three, pretrained weights."""
+"""Encoders of timm: maps in 2-D, inflation and slices in 3-D, pretrained weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build(name: str, dims: int, channels: int = 1, **params):
 
 
 def stirred(net: nn.Module) -> nn.Module:
-    """With other scales and statistics than those of the beginning, under which much of a block is off."""
+    """Change the initial scales and statistics, with which parts of a block have no effect."""
     generator = torch.Generator().manual_seed(1)
     for tensor in (*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())):
         if tensor.ndim == 1:
@@ -105,7 +105,7 @@ def test_slices_mix_when_inflated_and_not_when_they_pass_one_by_one():
     [("test_vit", (16, 16, 1)), ("test_convnext", (16, 16, 16)), ("tf_efficientnet_b0", (8, 8, 1))],
 )
 def test_auto_inflates_what_can_be_inflated(name, strides):
-    """A transformer goes by slices, and so does an encoder whose padding depends on the image's size."""
+    """Transformers, and encoders whose padding depends on the image size, process slices."""
     cls = get("backbone", f"timm:{name}").cls
     assert cls.multiple(cls.Params(depth=4), 3) == strides
 

@@ -1,4 +1,4 @@
-"""The literature's U-Net and URPC's against numbers of the published classes, for weights filled by rule in float64."""
+"""The U-Nets of the literature and of URPC against numbers of the published classes in float64."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""V-Net against numbers of the published architectures: parameter counts, outputs of fixed weights, variants.
+"""V-Net against numbers of the published architectures.
 
-The weights are filled by rules rather than drawn, so that the numbers hold whatever a framework's generator does. They
-were made with the published classes in float64 and reproduced by an independent implementation.
+The weights are filled by rules rather than drawn, so that the numbers hold whatever a framework's
+generator does. They were made with the published classes in float64 and reproduced by an
+independent implementation.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ def hash_fill(net) -> None:
 
 
 def wave_fill(net) -> None:
-    """Tensor t of the network's order, element k from 1: the fixture of the MC-Net, SS-Net, BCP and VerSemi numbers."""
+    """Fill the parameters as for the numbers of MC-Net, SS-Net, BCP and VerSemi.
+
+    t is the number of the tensor, k the number of the element from 1.
+    """
     for t, (key, tensor) in enumerate(net.named_parameters()):
         k = torch.arange(1, tensor.numel() + 1).double().reshape(tensor.shape)
         if key.endswith("bias"):

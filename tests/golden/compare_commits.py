@@ -4,8 +4,8 @@ This is the proof that a change moved code and no number:
 
     python tests/golden/compare_commits.py OLD NEW [METHOD ...]
 
-``OLD`` and ``NEW`` are anything that git can check out; ``.`` is the working tree. The exit code is 0 if all digests,
-loss terms and case scores are equal, else 1.
+``OLD`` and ``NEW`` are anything that git can check out; ``.`` is the working tree. The exit code is
+0 if all digests, loss terms and case scores are equal, else 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every method, trained for six steps, gives the stored loss terms, weight norms and case scores.
 
-The numbers agree to 1e-4 only, because the last digits depend on the processor and on torch. To store new ones after a
-change that is meant to change numbers (and that raised ENGINE):
+The numbers agree to 1e-4 only, because the last digits depend on the processor and on torch. To
+store new ones after a change that is meant to change numbers (and that raised ENGINE):
 
     python tests/golden/train_all.py FOLDER > tests/golden/golden.json
 """

@@ -1,7 +1,7 @@
 """Train every method for six steps on the tiny data sets and print what came out, as JSON.
 
-Both the golden test and ``compare_commits.py`` use this script. It only calls the command line and reads run folders, so
-it also works on older and newer commits:
+Both the golden test and ``compare_commits.py`` use this script. It only calls the command line and
+reads run folders, so it also works on older and newer commits:
 
     python tests/golden/train_all.py FOLDER [METHOD ...]
 """

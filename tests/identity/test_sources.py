@@ -201,7 +201,11 @@ def test_imports_inside_functions_hold_there_alone(lab_folder):
         "        from segbench.methods._parent import helper\n\n        value = double",
     )
     assert child_digest(lab_folder, local) == child_digest(lab_folder)
-    second = "\n\ndef unused():\n    from segbench.methods._elsewhere import helper\n\n    return helper\n"
+    second = (
+        "\n\ndef unused():\n"
+        "    from segbench.methods._elsewhere import helper\n\n"
+        "    return helper\n"
+    )
     other = "def helper(x):\n    return x + 5\n"
     before = child_digest(lab_folder, local + second, _elsewhere=other)
     changed = PARENT.replace("x + 1", "x + 2")
@@ -249,8 +253,9 @@ def test_every_module_is_in_exactly_one_list():
 def test_the_engine_is_the_pinned_one():
     digest = engine.engine_digest()
     assert digest == engine.PINNED_DIGEST, (
-        "code of the engine that decides numbers has changed. Raise ENGINE in segbench/identity/engine.py, or show with "
-        f"tests/golden/compare_commits.py that the numbers are equal; then set PINNED_DIGEST = {digest!r}"
+        "code of the engine that decides numbers has changed. Raise ENGINE in "
+        "segbench/identity/engine.py, or show with tests/golden/compare_commits.py that the "
+        f"numbers are equal; then set PINNED_DIGEST = {digest!r}"
     )
 
 

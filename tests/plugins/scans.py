@@ -1,4 +1,4 @@
-"""Two small data sets with a recorded orientation and spacing, and gray values of a scanner. For tests only."""
+"""Two small data sets for tests, with recorded orientation and spacing and gray values."""
 
 import numpy as np
 

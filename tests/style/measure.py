@@ -1,7 +1,8 @@
 """Print how dense the code is: ``python tests/style/measure.py [FOLDER ...]``.
 
-Lines are code lines, without blank lines, comments and docstrings. A nested comprehension is one inside another. Code
-bases that are easy to read have 5 to 9 syntax nodes per line and at most 2 nested comprehensions per 10,000 nodes.
+Lines are code lines, without blank lines, comments and docstrings. A nested comprehension is one
+inside another. Code bases that are easy to read have 5 to 9 syntax nodes per line and at most 2
+nested comprehensions per 10,000 nodes.
 """
 
 from __future__ import annotations

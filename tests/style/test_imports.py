@@ -34,7 +34,7 @@ MODULES = {module_name(file): file for file in sorted(ENGINE.rglob("*.py"))}
 
 
 def imported_modules(name: str) -> set[str]:
-    """Return all modules of segbench that a module imports, also inside functions and for type checkers."""
+    """Return the modules of segbench that a module imports, also inside functions."""
     file = MODULES[name]
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()

@@ -1,4 +1,4 @@
-"""Words that make prose hard to read, with what to write instead. (codespell holds the US spelling.)"""
+"""Words that make prose hard to read, with alternatives. codespell checks the US spelling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torchrun: processes that share every batch train what one process trains, whatever the method; kill and resume holds."""
+"""torchrun: processes that share every batch train what one process trains, also after a kill."""
 
 import json
 import os
@@ -16,7 +16,8 @@ from segbench.training.distributed import World
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = ROOT / "tests/plugins"
-# Instance normalization and no dropout: what a process's share decides is then nothing but the mean over the batch.
+# Instance normalization and no dropout: what a process's share decides is then nothing but the mean
+# over the batch.
 PLAIN = ("-o", "backbone.norm=instance", "-o", "backbone.dropout=0")
 
 
@@ -82,7 +83,7 @@ class Voxelwise(Method):
 
 
 def test_two_processes_train_what_one_trains(lab):
-    """A mean over voxels is a mean of means, so the two must agree (Dice over a batch would not)."""
+    """A mean over voxels is a mean of means, so both agree (Dice over a batch would not)."""
     (lab.folder / "voxelwise.py").write_text(VOXELWISE)
     asked = ("--plugin", lab.folder / "voxelwise.py", *run_args("voxelwise", *PLAIN))
     one = json.loads(lab.call(*asked).stdout)

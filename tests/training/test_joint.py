@@ -35,7 +35,11 @@ def together(lab):
 
 @pytest.mark.parametrize("sampling", ["proportional", "balanced"])
 def test_volumes_of_every_kind_meet_in_one_batch(together, sampling):
-    """tiny: 20 x 20 x 20 halved in plane, 1 channel; scans_two: 12 x 10 x 8 cubes of 2 mm, 2 channels; padded to 16."""
+    """Both data sets give batches of their own shape and channels, padded to the patch.
+
+    tiny: 20 x 20 x 20, halved in plane, 1 channel; scans_two: 12 x 10 x 8 cubes of 2 mm, 2
+    channels; padded to 16.
+    """
     run = together.prepared(
         "versemi",
         dataset="tiny,scans_two",
@@ -61,7 +65,8 @@ def test_volumes_of_every_kind_meet_in_one_batch(together, sampling):
             image = (batch.x, batch.u)[item // 2][item % 2].numpy()
             view, case = views[store.name], name.partition("/")[2]
             assert name.startswith(f"{store.name}/") and case in store.train
-            # Every voxel of a short axis is there, around it zeros; channels that a data set lacks are zero.
+            # Every voxel of a short axis is there, around it zeros; channels that a data set lacks
+            # are zero.
             assert image[0].any() and bool(image[1].any()) == (source == 1)
             values = np.unique(view.image(case)[0])
             assert np.isin(image[0][image[0] != 0], values).all()

@@ -246,7 +246,8 @@ class Thawing(Method):
     def start_phase(self, phase):
         self.network.encoder.requires_grad_(phase.name == "free")
     def optimizer(self, player, default, phase):
-        return default.model_copy(update={"lr": default.lr / 2 if phase.name == "free" else default.lr})
+        factor = 0.5 if phase.name == "free" else 1.0
+        return default.model_copy(update={"lr": default.lr * factor})
     def loss(self, batch, t):
         return {"labeled": (self.network(batch.x).softmax(1)[:, 1] - batch.y).square().mean()}
     def predict(self, image, source=0):

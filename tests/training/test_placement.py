@@ -1,4 +1,4 @@
-"""The memory format of a network is chosen by device and normalization, and changes rounding only."""
+"""The memory format depends on device and normalization, and only changes rounding."""
 
 import copy
 

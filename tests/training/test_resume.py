@@ -1,4 +1,4 @@
-"""A run killed at any instant and resumed ends with the very bytes of one that was never stopped."""
+"""A run that is killed at any time and resumed ends with the same bytes as one never stopped."""
 
 import json
 import multiprocessing
@@ -19,7 +19,7 @@ KEPT = ("result.json", "cases.csv")
 
 
 def forked(function):
-    """Run a function in a fork of this process (torch is imported already) and return its exit code."""
+    """Run a function in a fork of this process, where torch is imported; return its exit code."""
     process = multiprocessing.get_context("fork").Process(target=function)
     process.start()
     process.join(120)
@@ -28,7 +28,7 @@ def forked(function):
 
 
 def killed_after(lab, run, machine, step):
-    """Train until ``step`` steps are done and die at once, before anything can be saved or closed."""
+    """Train until ``step`` steps are done and die at once, before anything is saved or closed."""
 
     def train(progress):
         if progress.step == step:
@@ -80,7 +80,7 @@ POINTS = ["before fsync", "before rename", "after rename", "before folder sync"]
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_killed_while_writing(lab, tmp_path, point, count):
-    """Die at the count-th write (configuration, log, checkpoint, pointer, results) in the middle of it."""
+    """Die in the middle of write number ``count``: configuration, log, checkpoint or results."""
     straight = lab.prepared("supervised")
     execute(straight, lab.machine())
     other = type(lab)(tmp_path / "other")

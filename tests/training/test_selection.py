@@ -1,4 +1,4 @@
-"""The choice of a checkpoint: what it may see, that it is exact, and that the leak meter changes nothing."""
+"""The choice of a checkpoint sees no test case, is exact, and is not changed by the leak meter."""
 
 import json
 from dataclasses import replace
@@ -145,7 +145,7 @@ def test_validation_chooses_the_best_on_held_out_cases(lab):
 
 
 def test_training_and_choice_see_nothing_they_must_not(lab, tmp_path, monkeypatch):
-    """Held-out cases spoilt: the same training. Test cases spoilt: the same training and the same choice."""
+    """Held-out labels do not change the training; test labels also do not change the choice."""
     monkeypatch.setattr(
         "segbench.training.run.require_intact", lambda *_: None
     )  # it would refuse them

@@ -1,4 +1,4 @@
-"""The lists of a user's folder: read from its splits file, or drawn by patient and written to it."""
+"""Lists of a user's folder: read from its splits file, or drawn by patient and written to it."""
 
 from __future__ import annotations
 
