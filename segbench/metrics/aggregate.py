@@ -1,10 +1,12 @@
-"""From stored per-case results to one row of a table, under a named policy for empty masks.
+"""Aggregate the stored results of cases to one row of a table.
 
-policy            undefined distance of a one-sided empty case       both masks empty
-worst_distance    diagonal of that case's volume                     left out, or rewarded
-defined_only      left out (Dice, Jaccard, NSD keep their 0)         left out, or rewarded
-literature_zero   prediction empty: 0 in every column; reference     0 in every column
-                  empty: an error, as in the published code
+The policy decides how cases with empty masks enter:
+
+policy            distances if one mask is empty                     both masks empty
+worst_distance    diagonal of the volume                             left out, or rewarded
+defined_only      left out; Dice, Jaccard and NSD are 0              left out, or rewarded
+literature_zero   empty prediction: 0 in every column; empty         0 in every column
+                  reference: an error, as in the published code
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """One metric over cases; `n` counts the cases that entered, nan means not defined."""
+    """One metric over cases. `n` is the number of cases used; undefined values are nan."""
 
     n: int
     mean: float
@@ -69,7 +71,7 @@ class Row:
         return self.counts["n"] - self.counts["ok"]
 
     def cell(self, name: str, digits: int = 2) -> str:
-        """Return the mean as text, followed by the count of empties where the reader needs it."""
+        """Return the mean as text, followed by the number of empty masks where it matters."""
         text = f"{self.columns[name].mean:.{digits}f}"
         needs_mark = bool(DISTANCE.fullmatch(name)) and self.empties > 0
         if needs_mark or self.policy == "literature_zero":
@@ -95,11 +97,19 @@ def aggregate(
     policy: str = "worst_distance",
     both_empty: str = "exclude",
 ) -> Row:
-    """Put the cases of one class together; takes results or their stored records (`to_dict`).
+    """Aggregate the cases of one class.
 
-    `both_empty="reward"` scores a pair of empty masks as perfect, for label sets in which a class
-    may rightly be absent. Columns are named as in the records, unit included.
-    Raises ValueError for cases of several classes: aggregate each, then use `mean_over`.
+    Args:
+        results: results, or their stored records (`to_dict`).
+        policy: how cases with one empty mask enter; see the docstring of the module.
+        both_empty: `exclude` leaves out cases with two empty masks; `reward` scores them as
+            perfect, for labels in which a class can be absent.
+
+    Returns:
+        The row. Its columns have the names of the records, including the unit.
+
+    Raises:
+        ValueError: the cases belong to several classes. Aggregate each class, then use `mean_over`.
     """
     _check_choice("policy", policy, POLICIES)
     _check_choice("both_empty", both_empty, BOTH_EMPTY)
@@ -122,9 +132,9 @@ def aggregate(
 
 
 def mean_over(rows: Sequence[Row]) -> dict[str, Spread]:
-    """Return mean and spread of the rows' means, for a mean over classes or over seeds.
+    """Return mean and standard deviation of the means of rows, such as classes or seeds.
 
-    A row whose mean is not defined is left out of that column and missing from its `n`.
+    A row whose mean is undefined is left out of that column and not counted in its `n`.
     """
     if not rows:
         raise ValueError("no rows to average, expected at least one")

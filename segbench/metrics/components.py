@@ -1,4 +1,4 @@
-"""Post-processing that counts as a named step of an evaluation, never as part of a metric."""
+"""Post-processing of masks: a named step of an evaluation, never part of a metric."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ _RANKS = {2: {4: 1, 8: 2, 6: 1, 26: 2}, 3: {6: 1, 18: 2, 26: 3}}
 def largest_component(mask: Any, connectivity: int = 26) -> NDArray[np.bool_]:
     """Return the largest connected component of `mask != 0` as a new boolean array.
 
-    Of equally large components the first in raster order is kept; an empty mask stays empty.
-    The default is the literature's (scikit-image's `label`). In 2D, 26 means 8 and 6 means 4.
+    If several components have the same size, the first one in raster order is kept. An empty mask
+    stays empty. The default connectivity is that of the literature (`label` of scikit-image). In
+    2D, 26 means 8 neighbors and 6 means 4.
     """
     array = mask_on_host(mask, "mask")
     ranks = _RANKS[array.ndim]

@@ -1,4 +1,4 @@
-"""From arrays and tensors to checked masks, their tight boxes and their surfaces."""
+"""Check masks and label maps, and compute their tight boxes and surfaces."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MaskBox:
 
 
 def mask_on_host(mask: Any, name: str) -> NDArray[Any]:
-    """Return the mask as a NumPy array; every value but 0 is foreground.
+    """Return the mask as a NumPy array; values other than 0 are foreground.
 
     A tensor becomes boolean on its own device, so that one byte per voxel is transferred.
     """
@@ -43,7 +43,10 @@ def mask_on_host(mask: Any, name: str) -> NDArray[Any]:
 
 
 def labels_on_host(labels: Any, name: str) -> NDArray[Any]:
-    """Return the label map as a NumPy array; integer tensors travel as uint8 where they fit."""
+    """Return the label map as a NumPy array.
+
+    Integer tensors are transferred as uint8 if their values fit.
+    """
     if _is_tensor(labels):
         labels = labels.detach()
         if labels.is_floating_point():
@@ -134,8 +137,9 @@ def _part(mask: MaskBox, low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bo
 def surface(part: MaskBox, voxels: int) -> NDArray[np.int64]:
     """Return the volume coordinates (axis, voxel) of the surface, in raster order.
 
-    Surface: foreground with a face neighbor outside the mask; outside the image is outside.
-    The layer of background lets one shift of the flat array serve as a step along an axis.
+    A foreground voxel belongs to the surface if one of its face neighbors is not foreground. Voxels
+    outside the image are not foreground. Because of the layer of background, a step along an axis
+    is a shift of the flat array.
     """
     flat = part.padded.reshape(-1)
     steps = [stride // part.padded.itemsize for stride in part.padded.strides]

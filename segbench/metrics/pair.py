@@ -34,9 +34,9 @@ EXTRA = ("hd", "hd95_max", "masd")
 class PairResult:
     """The metrics of one prediction against its reference.
 
-    Distances are in the unit of `spacing`, in voxels where it is None. `nan` means not defined
-    (see `status`); an extra metric that was not asked for is None. Surfaces and distances leave out
-    axes of length 1.
+    Distances are in the unit of `spacing`, or in voxels if it is None. An undefined metric is `nan`
+    (see `status`), and an extra metric that was not requested is None. Axes of length 1 are ignored
+    by surfaces and distances.
     """
 
     status: str  # ok, empty_prediction, empty_reference, both_empty
@@ -63,9 +63,10 @@ class PairResult:
         return "vox" if self.spacing is None else "mm"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the stored record: plain JSON types, unit in the column names, undefined = None.
+        """Return the record that is stored.
 
-        The records of one pair in both units join to one: `vox.to_dict() | mm.to_dict()`.
+        It has plain JSON types, column names with the unit, and None for undefined values. The
+        records of one pair in both units can be merged: `vox.to_dict() | mm.to_dict()`.
         """
         distances = {"hd95": self.hd95, "asd": self.asd, "assd": self.assd}
         distances |= {f"nsd_{tolerance:.12g}": share for tolerance, share in self.nsd.items()}
@@ -103,14 +104,21 @@ def evaluate_pair(
     nsd_tolerances: Collection[float] = (1.0,),
     extra: Collection[str] = (),
 ) -> PairResult:
-    """Compute all metrics of a mask pair; masks are `!= 0`, arrays or tensors of 2 or 3 axes.
+    """Compute all metrics of a predicted mask and a reference mask.
 
-    Distances and tolerances are in the unit of `spacing`, in voxels where it is None. It holds one
-    step per axis, or the steps in space as the columns of a matrix if the axes are not
-    perpendicular. `extra` names further metrics out of `hd`, `hd95_max`, `masd`. An empty mask is
-    no error.
+    Args:
+        pred: prediction, an array or tensor with 2 or 3 axes; values other than 0 are foreground.
+        ref: reference of the same shape.
+        spacing: one step per axis, or a matrix whose columns are the steps in space if the axes are
+            not perpendicular, or None for voxels. It defines the unit of distances and tolerances.
+        nsd_tolerances: tolerances of the normalized surface Dice.
+        extra: further metrics, any of `hd`, `hd95_max`, `masd`.
 
-    Raises ValueError unless both inputs are masks on one grid and the spacing is valid.
+    Returns:
+        The metrics. Empty masks are allowed; the status reports them.
+
+    Raises:
+        ValueError: the inputs are not masks of the same shape, or the spacing is not valid.
     """
     pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
@@ -125,9 +133,10 @@ def evaluate_labels(
     nsd_tolerances: Collection[float] = (1.0,),
     extra: Collection[str] = (),
 ) -> list[PairResult]:
-    """Compute the metrics of every class of two label maps, one result per class in that order.
+    """Compute the metrics of each class of two label maps, in the order of `classes`.
 
-    Labels outside `classes` count as background of each class. Otherwise as `evaluate_pair`.
+    Values that are not in `classes` count as background. The other arguments and errors are those
+    of `evaluate_pair`.
     """
     pred, ref = labels_on_host(pred, "prediction"), labels_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, nsd_tolerances, extra)
@@ -143,10 +152,10 @@ def score_labels(
     nsd_tolerances: Collection[float] = (1.0,),
     extra: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Return the stored record of every class of two label maps, one per class in that order.
+    """Return the record of each class of two label maps, in the order of `classes`.
 
-    Distances are in voxels and, if a spacing in mm is given, in mm as well. Both units share one
-    pass over the masks. Otherwise as `evaluate_labels`.
+    Distances are in voxels and, if a spacing in mm is given, also in mm. Both units share one pass
+    over the masks. The other arguments and errors are those of `evaluate_labels`.
     """
     pred, ref = labels_on_host(pred, "prediction"), labels_on_host(ref, "reference")
     in_voxels = _checked_request(pred, ref, None, nsd_tolerances, extra)
@@ -164,8 +173,8 @@ def score_labels(
 def surface_distances(pred: Any, ref: Any, spacing: ArrayLike | None = None) -> DistanceLists:
     """Return the distances prediction -> reference and reference -> prediction.
 
-    Each list holds one value per surface voxel of its mask in raster order, in the unit of
-    `spacing` (voxels where it is None); nan where the other mask is empty.
+    Each list contains one value per surface voxel of its mask, in raster order and in the unit of
+    `spacing`, or in voxels if it is None. If the other mask is empty, the values are nan.
     """
     pred, ref = mask_on_host(pred, "prediction"), mask_on_host(ref, "reference")
     request = _checked_request(pred, ref, spacing, (), ())
@@ -182,7 +191,7 @@ def _mask_pair(pred: NDArray[Any], ref: NDArray[Any], grid: Grid) -> _MaskPair:
 
 
 class _MaskPair:
-    """Two masks on one grid; what several units share is computed once."""
+    """Two masks on one grid. Results that both units need are computed once."""
 
     def __init__(self, pred: MaskBox | None, ref: MaskBox | None) -> None:
         self.pred = pred
@@ -262,7 +271,8 @@ def _class_pairs(
 ) -> Iterator[tuple[int, _MaskPair]]:
     """Yield the mask pair of every class of two label maps.
 
-    Raises ValueError if a class is named twice, or none is.
+    Raises:
+        ValueError: no class is given, or one is given twice.
     """
     if not len(classes) or len(set(classes)) != len(classes):
         raise ValueError(f"classes must be distinct and at least one, found {tuple(classes)}")
@@ -314,10 +324,11 @@ def _checked_request(
 
 
 def _empty_values(pred_voxels: int, ref_voxels: int, request: _Request) -> dict[str, Any]:
+    status = "empty_reference" if pred_voxels else "empty_prediction"
+    score = 0.0
     if pred_voxels == ref_voxels:
-        status, score = "both_empty", nan
-    else:
-        status, score = ("empty_reference" if pred_voxels else "empty_prediction"), 0.0
+        status = "both_empty"
+        score = nan
     undefined = dict.fromkeys(("hd95", "asd", "assd", *request.extra), nan)
     nsd = dict.fromkeys(request.tolerances, score)
     return {"status": status, "dice": score, "jaccard": score, "nsd": nsd, **undefined}
@@ -327,16 +338,21 @@ def _distance_values(
     to_ref: NDArray[np.float64], to_pred: NDArray[np.float64], request: _Request
 ) -> dict[str, Any]:
     pooled = np.concatenate([to_ref, to_pred])
+    nsd = {}
+    for tolerance in request.tolerances:
+        within = np.count_nonzero(pooled <= tolerance)
+        nsd[tolerance] = float(within / pooled.size)
     values: dict[str, Any] = {
         "hd95": float(np.percentile(pooled, 95)),
         "asd": float(to_ref.mean()),
         "assd": float(pooled.mean()),
-        "nsd": {t: float(np.count_nonzero(pooled <= t) / pooled.size) for t in request.tolerances},
+        "nsd": nsd,
     }
     if "hd" in request.extra:
         values["hd"] = float(pooled.max())
     if "hd95_max" in request.extra:
-        values["hd95_max"] = float(max(np.percentile(to_ref, 95), np.percentile(to_pred, 95)))
+        directed = (np.percentile(to_ref, 95), np.percentile(to_pred, 95))
+        values["hd95_max"] = float(max(directed))
     if "masd" in request.extra:
         values["masd"] = float((to_ref.mean() + to_pred.mean()) / 2)
     return values
