@@ -43,8 +43,10 @@ def require_shape(output: object, windows: Tensor, method: Method, source: int) 
 def _likely_reason(output: Tensor, shape: tuple[int, ...]) -> str:
     """Return a guess at the mistake that leads to a shape, or an empty text."""
     found = tuple(output.shape)
-    without_classes = (shape[0], *shape[2:])
-    if found in (without_classes, (shape[0], 1, *shape[2:])):
+    batch, _, *axes = shape
+    without_classes = (batch, *axes)
+    one_channel = (batch, 1, *axes)
+    if found in (without_classes, one_channel):
         if output.is_floating_point():
             return " (one channel for all classes, as after a sigmoid?)"
         return " (a map of class numbers, as after argmax?)"
@@ -76,7 +78,9 @@ def require_probabilities(probabilities: Tensor, method: Method) -> None:
     sums = values.sum(1)
     if _is_near(sums, torch.ones_like(sums), tolerance):
         return
-    if _is_near(values[:, 0], 1 - values[:, 1:].amax(1), tolerance):
+    background = values[:, 0]
+    highest_foreground = values[:, 1:].amax(1)
+    if _is_near(background, 1 - highest_foreground, tolerance):
         return
     found = f"sums over the classes from {sums.min().item():.4g} to {sums.max().item():.4g}"
     raise _broken(method, found, expected)

@@ -81,13 +81,14 @@ def evaluate_folders(
     found, warnings = pairs(pred, ref)
     checked = _checked_cases(found, rules)
     values: set[int] = set()
-    unused = set(rules.ignored)
+    never_found = set(rules.ignored)
     for case in checked.values():
         warnings += case.warnings
-        values |= case.values.pred | case.values.ref
-        unused -= case.stored
+        values |= case.values.pred
+        values |= case.values.ref
+        never_found -= case.stored
     by_case = {name: case.values for name, case in checked.items()}
-    warnings += value_warnings(by_case, names, unused)
+    warnings += value_warnings(by_case, names, never_found)
     classes = names or {value: str(value) for value in sorted(values)}
     if not classes:
         raise DataError(
@@ -141,7 +142,8 @@ def pairs(pred: Path, ref: Path) -> tuple[dict[str, Files], list[str]]:
         warnings.append(
             f"{len(extra)} predictions have no reference and are left out: {first_few(extra)}"
         )
-    return {case: Files(predictions[case], file) for case, file in references.items()}, warnings
+    found = {case: Files(predictions[case], file) for case, file in references.items()}
+    return found, warnings
 
 
 def _files_by_case(
@@ -259,7 +261,8 @@ def _checked_case(case: str, files: Files, rules: ValueRules) -> CheckedCase:
                 f"{len(np.unique(labels))} different values, most unlike their neighbors"
             )
     stored = frozenset(np.unique(ref_labels).tolist())
-    values = values_of(*rules.apply(pred_labels, ref_labels))
+    pred_labels, ref_labels = rules.apply(pred_labels, ref_labels)
+    values = values_of(pred_labels, ref_labels)
     return CheckedCase(spacing, values, stored, warnings)
 
 

@@ -40,7 +40,8 @@ class ValueRules:
             values = np.array(sorted(self.ignored), np.uint8)
             left_out = np.isin(ref, values)
             new_ref = np.where(left_out, np.uint8(0), new_ref)
-            new_pred = np.where(left_out | np.isin(pred, values), np.uint8(0), new_pred)
+            left_out |= np.isin(pred, values)
+            new_pred = np.where(left_out, np.uint8(0), new_pred)
         return new_pred, new_ref
 
 
@@ -63,10 +64,12 @@ class CaseValues(NamedTuple):
 
 def values_of(pred: LabelMap, ref: LabelMap) -> CaseValues:
     """Return the values above 0 of a prediction and of a reference."""
-    found = []
-    for labels in (pred, ref):
-        found.append(frozenset(np.unique(labels).tolist()) - {0})
-    return CaseValues(*found)
+    return CaseValues(_foreground_values(pred), _foreground_values(ref))
+
+
+def _foreground_values(labels: LabelMap) -> frozenset[int]:
+    values = np.unique(labels).tolist()
+    return frozenset(values) - {0}
 
 
 def looks_like_image(labels: LabelMap) -> bool:
@@ -76,8 +79,9 @@ def looks_like_image(labels: LabelMap) -> bool:
     equal = 0
     pairs = 0
     for axis in range(labels.ndim):
-        first = np.moveaxis(labels, axis, 0)[:-1]
-        second = np.moveaxis(labels, axis, 0)[1:]
+        slices = np.moveaxis(labels, axis, 0)
+        first = slices[:-1]
+        second = slices[1:]
         inside = (first != 0) & (second != 0)
         pairs += int(np.count_nonzero(inside))
         equal += int(np.count_nonzero(inside & (first == second)))
@@ -94,8 +98,11 @@ def value_warnings(
         names: the classes that are scored; None if all values are.
         ignored: values that were to be left out and are in no reference.
     """
-    pred = frozenset[int]().union(*(case.pred for case in cases.values()))
-    ref = frozenset[int]().union(*(case.ref for case in cases.values()))
+    pred: frozenset[int] = frozenset()
+    ref: frozenset[int] = frozenset()
+    for case in cases.values():
+        pred |= case.pred
+        ref |= case.ref
     warnings = [f"--ignore {value}: no reference holds this value" for value in sorted(ignored)]
     warnings += _unscored(pred | ref, names)
     changes = _other_numbers(pred, ref)
@@ -152,9 +159,11 @@ def _other_numbers(pred: frozenset[int], ref: frozenset[int]) -> dict[int, int]:
         return {}
     pairs = dict(zip(sorted(ref), sorted(pred), strict=True))
     shifts = {old - new for old, new in pairs.items()}
+    is_shifted = len(shifts) == 1
     factor = max(ref) / max(pred)
-    is_scaled = all(abs(old - new * factor) <= 1 for old, new in pairs.items())
-    if len(shifts) > 1 and not (is_scaled and not pred & ref):
+    errors = [abs(old - new * factor) for old, new in pairs.items()]
+    is_scaled = max(errors) <= 1 and pred.isdisjoint(ref)
+    if not is_shifted and not is_scaled:
         return {}
     return {old: new for old, new in pairs.items() if old != new}
 

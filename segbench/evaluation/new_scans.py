@@ -106,9 +106,9 @@ class Predictor:
             DataError: a file is damaged, or not what the run was trained on.
         """
         # Read and preprocess.
-        volume, warnings = self._read(scan)
-        warnings = [*self._warnings(volume), *warnings]
+        volume, channel_warnings = self._read(scan)
         made = self._prepared(volume)
+        warnings = self._warnings(volume) + channel_warnings
         warnings += self._gray_value_warnings(made.image)
 
         # Predict, then return to the scan's grid.
@@ -128,7 +128,7 @@ class Predictor:
         if is_h5(scan.files[0]):  # back to the order of the axes in the file
             axes = np.argsort(self.dataset.h5_axes)
             label = label.transpose(axes)
-            probabilities = probabilities.transpose(0, *1 + axes)
+            probabilities = probabilities.transpose(0, *(1 + axes))
         return Prediction(scan, label, probabilities, scan_affine, self._steps(volume), warnings)
 
     def _read(self, scan: Scan) -> tuple[Volume, list[str]]:

@@ -53,20 +53,26 @@ class Inference:
         return probabilities
 
     def slices(self, windows: Tensor, source: int) -> Tensor:
-        """Return the same for windows (B, C, *P, 1) and a network for slices (B, C, *P)."""
-        return self.windows(windows[..., 0], source)[..., None]
+        """Return class probabilities (B, K, *P, 1) of windows (B, C, *P, 1), one voxel thick.
+
+        The network is one for slices (B, C, *P).
+        """
+        probabilities = self.windows(windows[..., 0], source)
+        return probabilities[..., None]
 
 
 def predict_labels(inference: Inference, store: Store, case: str, source: int) -> LabelMap:
     """Return the label map (*S) of a case, on the grid of its reference label."""
     probabilities = predict_case(inference, store, case, source)
-    return postprocess(labels_from(probabilities), inference.protocol)
+    label = labels_from(probabilities)
+    return postprocess(label, inference.protocol)
 
 
 def predict_case(inference: Inference, store: Store, case: str, source: int) -> Tensor:
     """Return class probabilities (K, *S) of a case on the grid of its label, on the device."""
-    view = derived(store, inference.protocol.factors(store.name, store.dims))
-    image = np.array(view.image(case))
+    factors = inference.protocol.factors(store.name, store.dims)
+    downsampled = derived(store, factors)
+    image = np.array(downsampled.image(case))
     shape = store.cases[case].shape
     return predict_image(inference, image, shape, source, store.name, store.pad(case))
 
@@ -90,7 +96,8 @@ def predict_image(
         pad: value per channel outside the image; empty for zeros.
     """
     protocol = inference.protocol
-    image, pad = _with_all_channels(torch.from_numpy(small), pad, inference.method.setting.channels)
+    channels = inference.method.setting.channels
+    image, pad = _with_all_channels(torch.from_numpy(small), pad, channels)
     shape = tuple(image.shape[1:])
     if protocol.crop.labeled == "zoom":
         patch_axes = len(protocol.patch)

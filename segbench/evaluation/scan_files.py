@@ -36,11 +36,12 @@ def find_scans(
     Args:
         paths: files and folders.
         channels: number of channels of a scan.
-        problems: gets the problem of each path that does not exist or holds no scan, as long as
-            another one does; None raises it.
+        problems: list to which paths that do not exist or hold no scan are added, if at least one
+            other path holds a scan.
 
     Raises:
-        DataError: a path does not exist or holds no scan.
+        DataError: a path does not exist or holds no scan, and ``problems`` is None; or no path
+            holds a scan.
         UsageError: two scans have one name, so one result would overwrite the other.
     """
     scans: list[Scan] = []
@@ -121,9 +122,9 @@ def _volumes_in(folder: Path) -> list[Path]:
 
 
 def _has_dicom(folder: Path, deep: bool = False) -> bool:
-    """Whether a folder holds DICOM slices itself or, with ``deep``, anywhere below it.
+    """Return whether a folder holds DICOM slices itself or, with ``deep``, anywhere below it.
 
-    Files that are DICOM by name only count: reading them says what is wrong.
+    Files that are DICOM only by name are included, because reading them reports what is wrong.
     """
     from segbench.data.formats.dicom import dicom_files, files_called_dicom
 

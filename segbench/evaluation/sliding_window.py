@@ -70,7 +70,7 @@ def predict_probabilities(
         TrainingError: memory runs out even with one window.
     """
     shape = image.shape[1:]
-    missing = [max(window - size, 0) for size, window in zip(shape, patch, strict=True)]
+    missing = [max(edge - size, 0) for size, edge in zip(shape, patch, strict=True)]
     before = [voxels // 2 for voxels in missing]
     with torch.no_grad():
         padded = image.to(device or image.device, torch.float32)
@@ -79,8 +79,9 @@ def predict_probabilities(
         starts = windows(padded.shape[1:], patch, stride)
         total = _accumulate(predict, padded, patch, starts, batch)
         total /= _visits(padded.shape[1:], patch, stride, total.device)
-        for axis, (first, size) in enumerate(zip(before, shape, strict=True), start=1):
-            total = total.narrow(axis, first, size)
+        # Remove the padding.
+        for axis, size in enumerate(shape):
+            total = total.narrow(1 + axis, before[axis], size)
         return total
 
 
@@ -108,10 +109,7 @@ def _accumulate(
     batch: int,
 ) -> Tensor:
     """Return the sum of the windows' probabilities (K, *S), added in order for any batch."""
-    boxes = []
-    for start in starts:
-        sides = zip(start, patch, strict=True)
-        boxes.append((slice(None), *(slice(first, first + size) for first, size in sides)))
+    boxes = [_box(start, patch) for start in starts]
     total: Tensor | None = None
     done = 0
     while done < len(boxes):
@@ -142,7 +140,14 @@ def _accumulate(
     return total
 
 
+def _box(start: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
+    """Return the index of a window in a volume (C, *S)."""
+    sides = [slice(first, first + size) for first, size in zip(start, patch, strict=True)]
+    return (slice(None), *sides)
+
+
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return zeros on a device, or in main memory if the device's memory is too small."""
     try:
         return torch.zeros(shape, device=device)
     except torch.OutOfMemoryError:
@@ -152,13 +157,14 @@ def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
 def _visits(
     shape: Sequence[int], patch: Sequence[int], stride: Sequence[int], device: torch.device
 ) -> Tensor:
-    """Return how many windows contain each voxel (*S): the product of the axes' counts."""
+    """Return how many windows contain each voxel (*S)."""
     visits = torch.ones((), device=device)
-    for size, window, step in zip(shape, patch, stride, strict=True):
-        count = torch.zeros(size)
-        for start in _positions(size, window, step):
-            count[start : start + window] += 1
-        visits = visits[..., None] * count.to(device)
+    for size, edge, step in zip(shape, patch, stride, strict=True):
+        # Windows form a grid, so the counts along the axes multiply.
+        along_axis = torch.zeros(size)
+        for start in _positions(size, edge, step):
+            along_axis[start : start + edge] += 1
+        visits = visits[..., None] * along_axis.to(device)
     return visits
 
 

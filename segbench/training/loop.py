@@ -41,7 +41,8 @@ class Trainer:
         folder: the run directory, with ``log.jsonl`` and the folders ``ckpt`` and ``snapshots``.
         header: stored with every checkpoint; a warning is given if it changed when resuming.
         snapshots: numbers of completed steps after which the weights are kept for a later choice.
-        late: number of steps by which loss terms are read late; None for what suits the device.
+        late: number of newest steps whose loss terms are not read yet; None for the device's usual
+            number.
     """
 
     def __init__(
@@ -87,30 +88,32 @@ class Trainer:
         seconds_before = self.seconds
         started = time.monotonic()
         saved = started
+        remaining = self._batch_plan()[self.completed :]
         with self._open_log() as log, StopRequest() as stop:
-            for batch in batches(self._batch_plan()[self.completed :]):
+            for batch in batches(remaining):
                 # Train one step.
                 try:
                     made = self._counted_step(batch)
                 except Exception:
                     # A loss of an earlier step that is not finite explains the failure better.
-                    self._write_down(log, report)
+                    self._read_terms(log, report)
                     raise
                 self.completed = made.completed
                 self.seconds = seconds_before + time.monotonic() - started
 
-                # Write it down, or the step before it.
+                # Log the loss terms, except those of the newest steps.
                 self._unread.append(made)
-                self._write_down(log, report, keep=self.late)
+                self._read_terms(log, report, keep=self.late)
                 if self.completed in self.snapshots:
-                    self._write_down(log, report)
+                    self._read_terms(log, report)
                     self._save_snapshot()
 
                 # Save. All processes of a training stop after the same step.
                 stop_code = self.world.largest(stop.code or 0)
                 is_last = self.completed == self.total
-                if is_last or stop_code or cadence.due(self.completed, time.monotonic() - saved):
-                    self._write_down(log, report)
+                is_due = cadence.due(self.completed, time.monotonic() - saved)
+                if is_last or stop_code or is_due:
+                    self._read_terms(log, report)
                     self._save(log)
                     saved = time.monotonic()
                 if stop_code:
@@ -140,10 +143,10 @@ class Trainer:
 
     # -- the log: written by the first process alone ---------------------------------------------
 
-    def _write_down(
+    def _read_terms(
         self, log: IO[bytes], report: Callable[[StepReport], None], keep: int = 0
     ) -> None:
-        """Read, log and report the loss terms of all steps but the ``keep`` newest.
+        """Read, log and report the loss terms of all steps except the ``keep`` newest.
 
         Raises:
             TrainingError: a loss term is not finite.

@@ -11,7 +11,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from helpers import grid, near
+from helpers import balls, grid, near, ripples, wave_fill
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -34,33 +34,6 @@ def build(network=None, size=(32, 32, 32), classes=2, **params) -> nn.Module:
     )
     model.build(network or (lambda: vnet(vnet.Params(dropout=0.0), 1, 3, (2,))))
     return model
-
-
-def fill(network: nn.Module) -> nn.Module:
-    """The waves of the fixture, tensors numbered in the order of the layers."""
-    with torch.no_grad():
-        for t, (name, p) in enumerate(network.double().named_parameters()):
-            k = torch.arange(1, p.numel() + 1, dtype=torch.float64)
-            if p.ndim > 1:
-                wave = torch.sin(0.37 * k + t) / (p.numel() / p.shape[0]) ** 0.5
-            else:
-                wave = (
-                    1 + 0.1 * torch.sin(k + t)
-                    if name.endswith("weight")
-                    else 0.1 * torch.cos(0.53 * k + t)
-                )
-            p.copy_(wave.view_as(p))
-    return network
-
-
-def images(n: int, phase: float) -> Tensor:
-    b, i, j, k = grid(n, 32, 32, 32)
-    return torch.sin(0.11 * i + 0.23 * j + 0.31 * k + 0.7 * b + phase).unsqueeze(1)
-
-
-def labels(n: int) -> Tensor:
-    b, i, j, k = grid(n, 32, 32, 32)
-    return ((i - 8 - 2 * b) ** 2 + (j - 10 - b) ** 2 + (k - 12 - b) ** 2 <= 49).long()
 
 
 # P1: masks
@@ -181,9 +154,9 @@ CORNER = torch.tensor([(3, 5, 7)])
 @pytest.fixture(scope="module")
 def atrium() -> tuple[nn.Module, Batch]:
     model = build().double().train()
-    fill(model.student)
+    wave_fill(model.student.double())
     model.start_phase(model.phases()[1])
-    return model, Batch(images(4, 0), labels(4), images(4, 1.9), torch.zeros(8).long())
+    return model, Batch(ripples(4, 0), balls(4), ripples(4, 1.9), torch.zeros(8).long())
 
 
 def loss(model: nn.Module, batch: Batch, phase: str, monkeypatch) -> dict[str, Tensor]:
@@ -251,7 +224,8 @@ def test_network_of_the_pancreas():
         sum(p.numel() for p in net.parameters()) == 9_443_266 and len(list(net.parameters())) == 60
     )
     with torch.no_grad():
-        z = fill(net).eval()(images(2, 0))
+        wave_fill(net.double())
+        z = net.eval()(ripples(2))
     assert (z.mean().item(), z.std().item()) == (near(-0.196091), near(0.048526))
     assert (z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == (
         near(-0.195218),

@@ -4,12 +4,11 @@ Its distance map has the published numbers in tests/test_distance.py.
 """
 
 import importlib
-import math
 
 import pytest
 import torch
-from helpers import BALL, near, wave
-from torch import Tensor, nn
+from helpers import BALL, TwoTables, hash_fill, near, wave
+from torch import nn
 
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source
@@ -22,23 +21,17 @@ BATCH = Batch(
 )
 
 
-class Pair(nn.Module):
-    """A network whose two answers are parameters, whatever it is shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.distance = nn.Parameter(wave((2, 1, *SHAPE), 0.11, 0.3, 0.004))
-        self.logits = nn.Parameter(wave((2, 1, *SHAPE), 0.07, 0.6, 3))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.distance, self.logits
+def pair() -> TwoTables:
+    distance = wave((2, 1, *SHAPE), 0.11, 0.3, 0.004)
+    logits = wave((2, 1, *SHAPE), 0.07, 0.6, 3)
+    return TwoTables(distance, logits)
 
 
 def build(network=None, **params) -> nn.Module:
     cls = get("method", "dtc").cls
     model = cls(cls.Params(**params), Setting((Source("la", ("atrium",)),), 1, SHAPE))
     asked = []
-    model.build(lambda heads: asked.append(heads) or network or Pair())
+    model.build(lambda heads: asked.append(heads) or network or pair())
     assert asked == [(1, 1)]
     return model
 
@@ -106,23 +99,6 @@ def test_weight():
         assert model.loss(BATCH, Clock(step, 6000))["consistency"].item() / full == near(value)
 
 
-def hash_fill(network: nn.Module) -> None:
-    """Every tensor from the length of its published key."""
-    for key, tensor in network.named_parameters():
-        key = key.removeprefix("encoder.").removeprefix("decoders.0.")
-        h = (torch.arange(tensor.numel()) + 7919 * len(key)) % 2**32
-        for factor, shift in ((2654435761, 15), (2246822519, 13)):
-            # the low 32 bits of a product, in halves that fit 64 bits
-            h = ((h & 0xFFFF) * factor + ((((h >> 16) * factor) & 0xFFFF) << 16)) & 0xFFFFFFFF
-            h = h ^ (h >> shift)
-        u = (h.double() / 2**32 - 0.5).view(tensor.shape)
-        if tensor.ndim > 1:
-            u = u * math.sqrt(24 / (tensor.numel() / len(tensor)))
-        else:
-            u = 1 + 0.2 * u if key.endswith("weight") else 0.2 * u
-        tensor.data = u
-
-
 @pytest.mark.parametrize(
     ("training", "distances", "logits"),
     [
@@ -133,7 +109,7 @@ def hash_fill(network: nn.Module) -> None:
 def test_network(training, distances, logits):
     backbone = get("backbone", "vnet").cls
     network = backbone(backbone.Params(dropout=0.0), 1, 3, (1, 1)).double()
-    hash_fill(network)
+    hash_fill(network, lambda key: key.removeprefix("encoder.").removeprefix("decoders.0."))
     model = build(network).train(training)
     x = wave((2, 1, 32, 32, 16), 0.013, 0, 1)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import importlib
 
 import pytest
 import torch
-from helpers import grid, near, wave_fill
+from helpers import Tables, balls, grid, near, ripples, wave_fill
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -23,17 +23,6 @@ SHAPE = (3, 3, 3)
 
 def module():
     return importlib.import_module("segbench.methods.mc_net")
-
-
-class Table(nn.Module):
-    """A network whose answers are parameters, whatever it is shown."""
-
-    def __init__(self, logits: list[Tensor]) -> None:
-        super().__init__()
-        self.logits = nn.ParameterList(logits)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.logits)
 
 
 def waves(t: int) -> Tensor:
@@ -54,7 +43,7 @@ def build(decoders: int = 3, **params) -> nn.Module:
     )
     asked = []
     model.build(
-        lambda decoders: asked.append(decoders) or Table([waves(t) for t in range(len(decoders))])
+        lambda decoders: asked.append(decoders) or Tables(*map(waves, range(len(decoders))))
     )
     assert asked == [("transposed", "trilinear", "nearest")[:decoders]]
     return model
@@ -119,7 +108,7 @@ def test_consistency(decoders, value, norms):
     assert list(terms) == ["supervised", "consistency"]
     assert terms["consistency"].item() == near(value)
     terms["consistency"].backward()
-    assert [z.grad.norm().item() for z in model.network.logits] == [near(v) for v in norms]
+    assert [z.grad.norm().item() for z in model.network.outputs] == [near(v) for v in norms]
 
 
 def test_a_detached_pseudo_label_would_be_another_method():
@@ -155,16 +144,6 @@ def test_total():
 # P5: full step
 
 
-def images(n: int, phase: float) -> Tensor:
-    b, i, j, k = grid(n, 32, 32, 32)
-    return torch.sin(0.11 * i + 0.23 * j + 0.31 * k + 0.7 * b + phase)[:, None]
-
-
-def balls(n: int) -> Tensor:
-    b, i, j, k = grid(n, 32, 32, 32)
-    return ((i - 8 - 2 * b) ** 2 + (j - 10 - b) ** 2 + (k - 12 - b) ** 2 <= 49).long()
-
-
 @pytest.mark.parametrize(
     ("decoders", "dices", "consistency", "totals", "norm"),
     [
@@ -181,7 +160,7 @@ def test_a_full_step(decoders, dices, consistency, totals, norm, monkeypatch):
         lambda **asked: backbone(backbone.Params(dropout=0.0), 1, 3, (2,), **asked).double()
     )
     wave_fill(model)
-    y, x, seen = balls(4), torch.cat([images(2, 0), images(2, 1.9)]), []
+    y, x, seen = balls(4), torch.cat([ripples(2, 0), ripples(2, 1.9)]), []
     assert y.flatten(1).sum(1).tolist() == [1419] * 4
     dice = module().dice
     monkeypatch.setattr(module(), "dice", lambda *a, **k: seen.append(dice(*a, **k)) or seen[-1])
@@ -268,23 +247,23 @@ def test_prediction_is_the_first_decoder_s_alone(dims):
 def test_consistency_of_labeled_images_and_dice_of_labeled_ones_only():
     model = build()
     model.loss(batch(1), END)["consistency"].backward()
-    assert all(z.grad[0].any() and z.grad[1].any() for z in model.network.logits)
+    assert all(z.grad[0].any() and z.grad[1].any() for z in model.network.outputs)
     model.zero_grad()
     model.loss(batch(1), END)["supervised"].backward()
-    assert all(z.grad[0].any() and not z.grad[1].any() for z in model.network.logits)
+    assert all(z.grad[0].any() and not z.grad[1].any() for z in model.network.outputs)
 
 
 def test_sharpening_in_float32_under_lower_precision():
     model = build()
-    for z in model.network.logits:
+    for z in model.network.outputs:
         z.data = (
             z.data * 30
         ).bfloat16()  # probabilities down to 1e-26, whose tenth power no float32 holds
     with torch.autocast("cpu", torch.bfloat16):
         terms = model.loss(batch(1), END)
-    p = [z.detach().double().softmax(1) for z in model.network.logits]
+    p = [z.detach().double().softmax(1) for z in model.network.outputs]
     s = [q**10 / (q**10 + (1 - q) ** 10) for q in p]
     expected = sum(squared_error(p[i], s[j]) for i in range(3) for j in range(3) if i != j)
     assert terms["consistency"].item() == pytest.approx(expected.item(), rel=1e-5)
     sum(terms.values()).backward()
-    assert all(z.grad.isfinite().all() for z in model.network.logits)
+    assert all(z.grad.isfinite().all() for z in model.network.outputs)

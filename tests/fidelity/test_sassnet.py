@@ -3,11 +3,9 @@
 Its distance map has the published numbers in tests/test_distance.py.
 """
 
-import math
-
 import pytest
 import torch
-from helpers import BALL, near, wave
+from helpers import BALL, TwoTables, hash_fill, near, wave
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim, Phase
@@ -21,33 +19,12 @@ SHAPE = (14, 15, 16)
 VERDICTS = [[0.3, -0.2], [1.1, 0.4], [-0.5, 0.9], [0.2, 0.1]]
 
 
-def hash_fill(model: nn.Module, rename=lambda key: key) -> None:
-    """Every tensor from the length of its published key."""
-    for key, tensor in model.named_parameters():
-        key = rename(key)
-        h = (torch.arange(tensor.numel()) + 7919 * len(key)) % 2**32
-        for factor, shift in ((2654435761, 15), (2246822519, 13)):
-            # the low 32 bits of a product, in halves that fit 64 bits
-            h = ((h & 0xFFFF) * factor + ((((h >> 16) * factor) & 0xFFFF) << 16)) & 0xFFFFFFFF
-            h = h ^ (h >> shift)
-        u = (h.double() / 2**32 - 0.5).view(tensor.shape)
-        if tensor.ndim > 1:
-            u = u * math.sqrt(24 / (tensor.numel() / len(tensor)))
-        else:
-            u = 1 + 0.2 * u if key.endswith("weight") else 0.2 * u
-        tensor.data = u
-
-
-class Pair(nn.Module):
-    """A network whose two outputs are parameters, for any input: items 0, 1, 1 of the waves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.distance = nn.Parameter(wave((2, 1, *SHAPE), 0.11, 0.3, 0.004)[[0, 1, 1]])
-        self.logits = nn.Parameter(wave((2, 1, *SHAPE), 0.07, 0.6, 3)[[0, 1, 1]])
-
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.distance, self.logits
+def pair() -> TwoTables:
+    """Return a network with one labeled and two equal unlabeled items."""
+    items = [0, 1, 1]
+    distance = wave((2, 1, *SHAPE), 0.11, 0.3, 0.004)
+    logits = wave((2, 1, *SHAPE), 0.07, 0.6, 3)
+    return TwoTables(distance[items], logits[items])
 
 
 class Verdicts(nn.Module):
@@ -66,7 +43,7 @@ def build(network=None, **params) -> nn.Module:
     torch.manual_seed(0)
     model = cls(cls.Params(**params), Setting((Source("la", ("atrium",)),), 1, SHAPE))
     asked = []
-    model.build(lambda heads: asked.append(heads) or network or Pair())
+    model.build(lambda heads: asked.append(heads) or network or pair())
     assert asked == [(1, 1)]
     return model.train()
 

@@ -8,7 +8,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import grid, near, wave_fill
+from helpers import balls, grid, near, ripples, wave_fill
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -20,16 +20,6 @@ END = Clock(5999, 6000)
 
 def module():
     return importlib.import_module("segbench.methods.ss_net")
-
-
-def images(n: int, phase: float, edge: int = 32) -> Tensor:
-    b, i, j, k = grid(n, edge, edge, edge)
-    return torch.sin(0.11 * i + 0.23 * j + 0.31 * k + 0.7 * b + phase)[:, None]
-
-
-def balls(n: int) -> Tensor:
-    b, i, j, k = grid(n, 32, 32, 32)
-    return ((i - 8 - 2 * b) ** 2 + (j - 10 - b) ** 2 + (k - 12 - b) ** 2 <= 49).long()
 
 
 def start(n: int, edge: int) -> Tensor:
@@ -112,7 +102,7 @@ class Toy(nn.Conv3d):
 
 
 def test_perturbation():
-    toy, x = Toy(), images(2, 0, 6)
+    toy, x = Toy(), ripples(2, edge=6)
     n, i, j, k = grid(2, 6, 6, 6)
     first = 0.5 * torch.sin(1.3 * i + 0.9 * j * n + 2.1 * k + 0.4 + n)[:, None]
     unit, overlap_loss = module().unit, module().overlap_loss
@@ -135,7 +125,7 @@ def test_perturbation():
 
 
 def test_smoothness(monkeypatch):
-    toy, x = Toy(), images(2, 0, 6)
+    toy, x = Toy(), ripples(2, edge=6)
     n, i, j, k = grid(2, 6, 6, 6)
     first = 0.5 * torch.sin(1.3 * i + 0.9 * j * n + 2.1 * k + 0.4 + n)[:, None]
     monkeypatch.setattr(torch, "rand_like", lambda image: first + 0.5)
@@ -258,7 +248,7 @@ def test_several_classes_attract_separately():
 
 def test_a_full_step(monkeypatch):
     model = published().train()
-    x, y, answers, pulls = torch.cat([images(2, 0), images(2, 1.9)]), balls(4), [], []
+    x, y, answers, pulls = torch.cat([ripples(2, 0), ripples(2, 1.9)]), balls(4), [], []
     model.network.decoders[0]["out_conv"].register_forward_hook(
         lambda *args: answers.append(args[2].detach())
     )

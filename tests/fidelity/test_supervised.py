@@ -2,22 +2,12 @@
 
 import pytest
 import torch
+from helpers import Table
 from torch import nn
 
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source
 from segbench.registry import get
-
-
-class Known(nn.Module):
-    """A network that gives these logits, whatever it is shown."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.logits
 
 
 def build(classes: int, **params) -> nn.Module:
@@ -33,7 +23,7 @@ def test_two_classes_give_the_loss_of_ua_mt():
     z = (2 * torch.sin(0.37 * n + 0.2)).view(4, 2, 4, 4, 4)[:2]
     y = (torch.sin(0.91 * n[:256] + 0.4).view(4, 4, 4, 4) > 0.25).long()[:2]
     model = build(2)
-    model.network = Known(z)
+    model.network = Table(z)
     batch = Batch(torch.zeros(2, 1, 4, 4, 4), y, torch.empty(0, 1, 4, 4, 4), torch.zeros(2).long())
     assert model.loss(batch, Clock(0, 6000))["supervised"].item() == pytest.approx(
         0.789934, abs=0.51e-6

@@ -5,7 +5,7 @@ from math import log
 import numpy as np
 import pytest
 import torch
-from helpers import near, wave
+from helpers import AnswersInTurn, near, wave
 from torch import Tensor, nn
 
 from segbench import Batch, Clock, Optim
@@ -25,31 +25,16 @@ Y = (wave((4, 4, 4, 4), 0.91, 0.4, 1) > 0.25).long()
 BATCH = Batch(torch.zeros(2, 1, 4, 4, 4), Y[:2], torch.zeros(2, 1, 4, 4, 4), torch.zeros(4).long())
 
 
-class Table(nn.Module):
-    """A network whose answers are given one by one, whatever it is shown."""
-
-    def __init__(self, *answers: Tensor) -> None:
-        super().__init__()
-        self.answers = nn.ParameterList(answers)
-        self.shown: list[Tensor] = []
-
-    def forward(self, image: Tensor) -> Tensor:
-        self.shown.append(image)
-        answer = self.answers[len(self.shown) - 1]
-        assert len(answer) == len(image)
-        return answer * 1  # without gradient where the caller wants none
-
-
 def build(network=None, classes: int = 2, **params) -> nn.Module:
     cls = get("method", "ua_mt").cls
     kinds = tuple(f"class{i}" for i in range(1, classes))
     model = cls(cls.Params(**params), Setting((Source("la", kinds),), 1, (4, 4, 4)))
-    model.build(network or (lambda: Table(Z)))
+    model.build(network or (lambda: AnswersInTurn(Z)))
     return model
 
 
-def teach(model: nn.Module, *answers: Tensor) -> Table:
-    model.teacher.model = Table(*answers)
+def teach(model: nn.Module, *answers: Tensor) -> AnswersInTurn:
+    model.teacher.model = AnswersInTurn(*answers)
     return model.teacher.model
 
 
@@ -153,7 +138,7 @@ def test_weight_and_limit():
 
 
 def test_moving_average():
-    model, seen = build(lambda: Table(torch.zeros(1).double())), {}
+    model, seen = build(lambda: AnswersInTurn(torch.zeros(1).double())), {}
     model.teacher.model.answers[0].data = torch.tensor([100.0]).double()
     for t in range(300):
         model.student.answers[0].data = torch.tensor([t + 1.0]).double()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import hash_fill
 
 from segbench.errors import UsageError
 from segbench.nn.blocks import enlarge, halve
@@ -39,22 +39,9 @@ def published(key: str, side_outputs: bool) -> str:
     return f"dsv1.{rest}" if stage == "0" else f"dsv{int(stage) + 1}.dsv.0.{rest}"
 
 
-def hash_fill(net) -> None:
-    for key, tensor in net.named_parameters():
-        h = np.arange(tensor.numel(), dtype=np.uint32) + np.uint32(
-            7919 * len(published(key, net.side_outputs))
-        )
-        h *= np.uint32(2654435761)
-        h ^= h >> np.uint32(15)
-        h *= np.uint32(2246822519)
-        h ^= h >> np.uint32(13)
-        u = torch.from_numpy(h / 2**32 - 0.5).reshape(tensor.shape)
-        tensor.data.copy_(u * (24 * len(u) / u.numel()) ** 0.5 if u.ndim > 1 else 0.2 * u)
-
-
 def filled(side_outputs: bool):
     net = UNet3D(UNet3D.Params(), 1, 3, (2,), side_outputs=side_outputs).eval()
-    hash_fill(net)
+    hash_fill(net, lambda key: published(key, side_outputs))
     with torch.no_grad():
         return net, net(torch.sin(0.013 * torch.arange(32_768.0)).reshape(2, 1, 32, 32, 16))
 

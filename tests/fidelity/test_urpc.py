@@ -7,8 +7,8 @@ import importlib
 
 import pytest
 import torch
-from helpers import near, wave
-from torch import Tensor, nn
+from helpers import Tables, near, wave
+from torch import nn
 
 from segbench import Batch, Clock, Optim
 from segbench.contracts.method import Setting, Source
@@ -25,22 +25,11 @@ Y = (wave((4, 4, 4, 4), 0.91, 0.4, 1) > 0.25).long()
 BATCH = Batch(torch.zeros(2, 1, 4, 4, 4), Y[:2], torch.zeros(2, 1, 4, 4, 4), torch.zeros(4).long())
 
 
-class Table(nn.Module):
-    """A network whose answers, one a scale, are parameters, whatever it is shown."""
-
-    def __init__(self, scales: list[Tensor]) -> None:
-        super().__init__()
-        self.scales = nn.ParameterList(scales)
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.scales)
-
-
 def build(network=None, **params) -> nn.Module:
     cls = get("method", "urpc").cls
     model = cls(cls.Params(**params), Setting((Source("la", ("atrium",)),), 1, (4, 4, 4)))
     asked = []
-    model.build(lambda **wanted: asked.append(wanted) or network or Table(Z))
+    model.build(lambda **wanted: asked.append(wanted) or network or Tables(*Z))
     assert asked == [{"side_outputs": True}]
     return model
 
@@ -83,7 +72,7 @@ def test_a_step():
 def gradients() -> list[float]:
     model = build()
     sum(model.loss(BATCH, Clock(15000, 60000)).values()).backward()
-    return [z.grad[2:].norm().item() for z in model.network.scales]
+    return [z.grad[2:].norm().item() for z in model.network.outputs]
 
 
 def test_gradients():
@@ -160,7 +149,7 @@ def test_extreme_logits_stay_finite():
 
 
 def test_half_precision():
-    model = build(Table([z.bfloat16() for z in Z]))
+    model = build(Tables(*[z.bfloat16() for z in Z]))
     with torch.autocast("cpu", torch.bfloat16):
         terms = model.loss(BATCH, Clock(15000, 60000))
     assert all(v.dtype == torch.float32 for v in terms.values())

@@ -10,10 +10,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import all_near, hash_fill, ripples, wave_fill
 from torch import Tensor
 
 from segbench.errors import UsageError
@@ -52,50 +52,13 @@ def count(net: torch.nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in net.parameters()), len(list(net.parameters()))
 
 
-def hash_fill(net) -> None:
-    """Every tensor from the length of its published flat key."""
+def fill(net) -> None:
     names = published_names(net)
-    for key, tensor in net.named_parameters():
-        name = names[key]
-        h = np.arange(tensor.numel(), dtype=np.uint32) + np.uint32(7919 * len(name))
-        h *= np.uint32(2654435761)
-        h ^= h >> np.uint32(15)
-        h *= np.uint32(2246822519)
-        h ^= h >> np.uint32(13)
-        u = torch.from_numpy(h / 2**32 - 0.5).reshape(tensor.shape)
-        if tensor.ndim > 1:
-            u *= (24 / (tensor.numel() / tensor.shape[0])) ** 0.5
-        else:
-            u = 1 + 0.2 * u if name.endswith("weight") else 0.2 * u
-        tensor.data.copy_(u)
-
-
-def wave_fill(net) -> None:
-    """Fill the parameters as for the numbers of MC-Net, SS-Net, BCP and VerSemi.
-
-    t is the number of the tensor, k the number of the element from 1.
-    """
-    for t, (key, tensor) in enumerate(net.named_parameters()):
-        k = torch.arange(1, tensor.numel() + 1).double().reshape(tensor.shape)
-        if key.endswith("bias"):
-            tensor.data.copy_(0.1 * torch.cos(0.53 * k + t))
-        elif tensor.ndim > 1:
-            tensor.data.copy_(torch.sin(0.37 * k + t) / (tensor.numel() / tensor.shape[0]) ** 0.5)
-        else:
-            tensor.data.copy_(1 + 0.1 * torch.sin(k + t))
+    hash_fill(net, lambda key: names[key])
 
 
 def wave() -> Tensor:
     return torch.sin(0.013 * torch.arange(2 * 32 * 32 * 16)).reshape(2, 1, 32, 32, 16)
-
-
-def ripple() -> Tensor:
-    n, i, j, k = torch.meshgrid(torch.arange(2.0), *(torch.arange(32.0),) * 3, indexing="ij")
-    return torch.sin(0.11 * i + 0.23 * j + 0.31 * k + 0.7 * n)[:, None]
-
-
-def near(*values: float):
-    return pytest.approx(values, abs=1e-6)
 
 
 def summary(x: Tensor) -> tuple[float, ...]:
@@ -172,35 +135,35 @@ def test_instance_variants():
 
 def test_hash_rule():
     net = build()
-    hash_fill(net)
+    fill(net)
     u = net.encoder["block_one"].conv[0].weight.flatten()[:5] / (24 / 27) ** 0.5
     assert u.tolist() == pytest.approx([0.4756, 0.2557, 0.1148, 0.3937, -0.1011], abs=5e-5)
 
 
 def test_plain_network_in_eval_mode():
     net = build().eval()
-    hash_fill(net)
+    fill(net)
     with torch.no_grad():
         pyramid, out = net.encode(wave()), net(wave())
     assert out.shape == (2, 2, 32, 32, 16)
     flat = out.flatten()
-    assert (*summary(out)[:2], out.abs().mean().item()) == near(1.192066, 0.982901, 1.212377)
-    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == near(
+    assert (*summary(out)[:2], out.abs().mean().item()) == all_near(1.192066, 0.982901, 1.212377)
+    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == all_near(
         -0.188554, 0.084268, 1.144536
     )
-    assert tuple(e.mean().item() for e in pyramid) == near(
+    assert tuple(e.mean().item() for e in pyramid) == all_near(
         0.431553, 0.380861, 0.292805, 0.146053, 0.050350
     )
 
 
 def test_plain_network_in_train_mode():
     net = build().train()
-    hash_fill(net)
+    fill(net)
     with torch.no_grad():
         out = net(wave())
     flat = out.flatten()
-    assert (*summary(out)[:2], out.abs().mean().item()) == near(0.607699, 0.726363, 0.759377)
-    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == near(
+    assert (*summary(out)[:2], out.abs().mean().item()) == all_near(0.607699, 0.726363, 0.759377)
+    assert (flat[0].item(), flat[flat.numel() // 2].item(), flat[-1].item()) == all_near(
         -0.411918, 0.020458, -0.281526
     )
     norm = net.encoder["block_one"].conv[1]
@@ -211,14 +174,14 @@ def test_plain_network_in_train_mode():
 
 def test_dual_task_network():
     net = build((1, 1))
-    hash_fill(net)
+    fill(net)
     with torch.no_grad():
         distance, logits = net.eval()(wave())
-        assert summary(distance.tanh()) == near(0.642809, 0.298463, -0.186350, 0.502065)
-        assert summary(logits) == near(1.072977, 0.724121, 0.017004, 0.276567)
+        assert summary(distance.tanh()) == all_near(0.642809, 0.298463, -0.186350, 0.502065)
+        assert summary(logits) == all_near(1.072977, 0.724121, 0.017004, 0.276567)
         distance, logits = net.train()(wave())
-        assert summary(distance.tanh())[::2] == near(0.395407, -0.390100)
-        assert summary(logits)[::2] == near(0.274602, -0.694187)
+        assert summary(distance.tanh())[::2] == all_near(0.395407, -0.390100)
+        assert summary(logits)[::2] == all_near(0.274602, -0.694187)
 
 
 def test_dropout_before_the_head_drops_whole_channels():
@@ -270,14 +233,14 @@ def test_mc_net():
     net = build((2,), MC_NET).eval()
     wave_fill(net)
     with torch.no_grad():
-        outputs = net(ripple())
+        outputs = net(ripples(2))
     expected = (
         (0.016474, 0.009869, 0.027760, 0.016282),
         (-0.029560, 0.037466, -0.044690, -0.020507),
         (0.165867, 0.018246, 0.158537, 0.172956),
     )
     for z, values in zip(outputs, expected, strict=True):
-        assert (*summary(z)[:2], z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == near(
+        assert (*summary(z)[:2], z[0, 1, 3, 5, 7].item(), z[1, 0, 16, 8, 31].item()) == all_near(
             *values
         )
 
@@ -287,26 +250,26 @@ def test_mc_net():
     plain = build().eval()
     load_published(plain, first)
     with torch.no_grad():
-        assert torch.equal(plain(ripple()), outputs[0])
+        assert torch.equal(plain(ripples(2)), outputs[0])
 
 
 def test_ss_net_embedding():
     net = build().eval()
     wave_fill(net)
     with torch.no_grad():
-        h = net.decode(net.encode(ripple()))[0]
+        h = net.decode(net.encode(ripples(2)))[0]
         z = net.head(h)
-    assert (*summary(z)[:2], z[0, 1, 3, 5, 7].item()) == near(0.016474, 0.009869, 0.027760)
-    assert (*summary(h)[:2], h[1, 4, 2, 9, 30].item()) == near(0.147839, 0.220652, 0.075412)
+    assert (*summary(z)[:2], z[0, 1, 3, 5, 7].item()) == all_near(0.016474, 0.009869, 0.027760)
+    assert (*summary(h)[:2], h[1, 4, 2, 9, 30].item()) == all_near(0.147839, 0.220652, 0.075412)
 
 
 def test_versemi_encoder():
     net = build((), norm="instance", last_block=False, first_skip=False).eval()
     wave_fill(net)
     with torch.no_grad():
-        pyramid = net.encode(ripple())
+        pyramid = net.encode(ripples(2))
         features = net.decode(pyramid)[0]
-    assert tuple(e.mean().item() for e in pyramid) == near(
+    assert tuple(e.mean().item() for e in pyramid) == all_near(
         0.437004, 0.357745, 0.391639, 0.381954, 0.447741
     )
     assert features.shape == (2, 16, 32, 32, 32)
