@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import all_near, grid, near
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -11,25 +12,24 @@ from torch import Tensor
 from segbench.nn.distance import signed_distance, squared_distance
 
 
-def near(*values: float):
-    return pytest.approx(values, abs=0.51e-6)
-
-
-def grid(*shape: int) -> list[Tensor]:
-    return torch.meshgrid(*(torch.arange(s) for s in shape), indexing="ij")
-
-
 def ball(center: tuple[int, int, int]) -> Tensor:
     """Radius 4 on a grid of 14 x 15 x 16."""
-    return sum((x - c) ** 2 for x, c in zip(grid(14, 15, 16), center, strict=True)) <= 16
+    squares = 0
+    for index, middle in zip(grid(14, 15, 16), center, strict=True):
+        squares = squares + (index - middle) ** 2
+    return squares <= 16
 
 
 def cube(edge: int, first: int, last: int) -> Tensor:
-    return torch.stack([(x >= first) & (x < last) for x in grid(edge, edge, edge)]).all(0)
+    mask = torch.zeros(edge, edge, edge, dtype=torch.bool)
+    side = slice(first, last)
+    mask[side, side, side] = True
+    return mask
 
 
 def signed(mask: Tensor, **kwargs) -> Tensor:
-    return signed_distance(mask.long()[None], 2, dtype=torch.float64, **kwargs)[0, 0]
+    maps = signed_distance(mask.long()[None], 2, dtype=torch.float64, **kwargs)
+    return maps[0, 0]
 
 
 MASKS = {
@@ -56,45 +56,56 @@ MASKS = {
 def test_published_sums(name, size, total, squares, zeros):
     mask = MASKS[name]
     distance = signed(mask)
-    assert mask.sum() == size and (distance == 0).sum() == zeros
-    assert (distance.sum().item(), distance.square().sum().item()) == near(total, squares)
+    assert mask.sum() == size
+    assert (distance == 0).sum() == zeros
+    assert distance.sum().item() == near(total)
+    assert distance.square().sum().item() == near(squares)
 
 
 def test_published_values():
-    d = signed(MASKS["cube"])
-    assert (d[2, 2, 2], d[1, 2, 2], d[0, 2, 2], d[0, 0, 2], d[0, 0, 0]) == near(
-        -1, 0, 0.577350, 0.816497, 1
-    )
-    d = signed(MASKS["ball"])
+    cube = signed(MASKS["cube"])
+    assert cube[2, 2, 2] == near(-1)
+    assert cube[1, 2, 2] == near(0)
+    assert cube[0, 2, 2] == near(0.577350)
+    assert cube[0, 0, 2] == near(0.816497)
+    assert cube[0, 0, 0] == near(1)
+
+    ball = signed(MASKS["ball"])
     line = (0.431331, 0.323498, 0.215666, 0.107833, 0, -0.342997, -0.542326, -0.766965, -1)
-    assert tuple(d[6, 7, :9].tolist()) == near(*line)
-    assert (d[0, 0, 0].item(),) == near(0.933859)
-    slab = torch.tensor(
-        [-1, -2 / 3, 0, 1 / 3, 2 / 3, 1]
-    ).double()  # a face of the patch is no boundary
-    torch.testing.assert_close(
-        signed(MASKS["slab"]), slab[:, None, None].expand(6, 4, 4), atol=1e-6, rtol=0
-    )
+    assert tuple(ball[6, 7, :9].tolist()) == all_near(*line)
+    assert ball[0, 0, 0].item() == near(0.933859)
+
+    # A face of the patch is no boundary.
+    along_axis = torch.tensor([-1, -2 / 3, 0, 1 / 3, 2 / 3, 1]).double()
+    slab = along_axis[:, None, None].expand(6, 4, 4)
+    torch.testing.assert_close(signed(MASKS["slab"]), slab, atol=1e-6, rtol=0)
+
+    cut_ball = signed(MASKS["cut ball"])
     line = (-0.874475, -0.907485, -1, -0.766965, -0.542326, -0.342997, 0, 0.063372)
-    assert tuple(signed(MASKS["cut ball"])[0, :8, 8].tolist()) == near(*line)
-    d = signed(MASKS["voxel"])
-    assert (d[2, 2, 2].item(), d[2, 2, 3].item()) == near(0, 0.192450)
+    assert tuple(cut_ball[0, :8, 8].tolist()) == all_near(*line)
+
+    voxel = signed(MASKS["voxel"])
+    assert voxel[2, 2, 2].item() == near(0)
+    assert voxel[2, 2, 3].item() == near(0.192450)
 
 
 def test_patches_without_a_class_or_full_of_it():
-    empty, full = torch.zeros(4, 4, 4).bool(), torch.ones(4, 4, 4).bool()
-    assert (signed(empty) == 0).all() and (signed(empty, absent=1.0) == 1).all()
-    assert (signed(full) == -1).all() and (
-        signed(full, absent=1.0) == -1
-    ).all()  # the official codes give NaN
+    empty = torch.zeros(4, 4, 4).bool()
+    assert (signed(empty) == 0).all()
+    assert (signed(empty, absent=1.0) == 1).all()
+    full = torch.ones(4, 4, 4).bool()  # the official codes give NaN
+    assert (signed(full) == -1).all()
+    assert (signed(full, absent=1.0) == -1).all()
 
 
 def reference(mask: np.ndarray) -> np.ndarray:
-    outside, inside = ndimage.distance_transform_edt(~mask), ndimage.distance_transform_edt(mask)
+    outside = ndimage.distance_transform_edt(~mask)
+    inside = ndimage.distance_transform_edt(mask)
     distance = outside / outside.max() - inside / inside.max()
-    distance[mask & ~ndimage.binary_erosion(mask, border_value=1)] = (
-        0  # beyond the patch is no background
-    )
+    eroded = ndimage.binary_erosion(
+        mask, border_value=1
+    )  # voxels beyond the patch are no background
+    distance[mask & ~eroded] = 0
     return distance
 
 
@@ -107,32 +118,38 @@ def reference(mask: np.ndarray) -> np.ndarray:
 @settings(max_examples=25, deadline=None)
 def test_like_scipy(shape, seed, share, classes):
     draw = np.random.default_rng(seed)
-    shape = [min(s, 16) for s in shape] if len(shape) == 3 else shape
-    labels = np.where(draw.random((2, *shape)) < share, draw.integers(1, classes, (2, *shape)), 0)
+    if len(shape) == 3:
+        shape = [min(size, 16) for size in shape]
+    is_foreground = draw.random((2, *shape)) < share
+    labels = np.where(is_foreground, draw.integers(1, classes, (2, *shape)), 0)
     ours = signed_distance(torch.from_numpy(labels), classes, dtype=torch.float64)
     assert ours.shape == (2, classes - 1, *shape)
     for item in range(2):
         for value in range(1, classes):
-            mask, got = labels[item] == value, ours[item, value - 1].numpy()
-            if not mask.any() or mask.all():
-                assert (got == (-1 if mask.any() else 0)).all()
+            mask = labels[item] == value
+            found = ours[item, value - 1].numpy()
+            if not mask.any():
+                assert (found == 0).all()
                 continue
-            np.testing.assert_allclose(got, reference(mask), atol=1e-14)
+            if mask.all():
+                assert (found == -1).all()
+                continue
+            np.testing.assert_allclose(found, reference(mask), atol=1e-14)
             squared = squared_distance(torch.from_numpy(mask)[None])[0].numpy()
-            np.testing.assert_array_equal(
-                squared, np.rint(ndimage.distance_transform_edt(~mask) ** 2)
-            )
+            expected = ndimage.distance_transform_edt(~mask) ** 2
+            np.testing.assert_array_equal(squared, np.rint(expected))
 
 
 def test_items_and_classes_do_not_meet_and_the_result_is_float32():
-    labels = torch.stack(
-        [
-            MASKS["ball"].long() + 2 * (~MASKS["ball"] & MASKS["cut ball"]).long(),
-            torch.ones(14, 15, 16).long(),
-        ]
-    )
+    two_classes = MASKS["ball"].long()
+    two_classes[~MASKS["ball"] & MASKS["cut ball"]] = 2
+    full = torch.ones_like(two_classes)
+    labels = torch.stack([two_classes, full])
     distance = signed_distance(labels, 3)
-    assert distance.dtype == torch.float32 and distance.shape == (2, 2, 14, 15, 16)
+    assert distance.dtype == torch.float32
+    assert distance.shape == (2, 2, 14, 15, 16)
     for value in (1, 2):
-        torch.testing.assert_close(distance[0, value - 1], signed(labels[0] == value).float())
-    assert (distance[1, 0] == -1).all() and (distance[1, 1] == 0).all()
+        expected = signed(two_classes == value).float()
+        torch.testing.assert_close(distance[0, value - 1], expected)
+    assert (distance[1, 0] == -1).all()
+    assert (distance[1, 1] == 0).all()

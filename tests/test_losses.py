@@ -13,23 +13,34 @@ def example(
     k: int, shape: tuple[int, ...], items: int = 3
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits (N, K, *S), labels (N, *S) and a mask (N, *S)."""
-    g = torch.Generator().manual_seed(k * 10 + len(shape))
-    z = torch.randn(items, k, *shape, generator=g, dtype=torch.float64) * 2
-    y = torch.randint(0, k, (items, *shape), generator=g)
-    return z.requires_grad_(), y, torch.rand(items, *shape, generator=g) > 0.4
+    seed = k * 10 + len(shape)
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(items, k, *shape, generator=draw, dtype=torch.float64) * 2
+    labels = torch.randint(0, k, (items, *shape), generator=draw)
+    mask = torch.rand(items, *shape, generator=draw) > 0.4
+    return logits.requires_grad_(), labels, mask
 
 
 def by_hand(p, y, w, classes, per_item: bool, squared: bool, s: float) -> float:
-    p, y, w = (np.asarray(a.detach(), dtype=np.float64) for a in (p, y, w))
+    """Return the Dice loss of probabilities ``p``, labels ``y`` and weights ``w`` by plain sums."""
+    p = p.detach().double().numpy()
+    y = y.numpy()
+    w = w.double().numpy()
+    items = range(len(y))
+    groups = [[i] for i in items] if per_item else [items]
     values = []
     for c in classes:
-        for chosen in [[i] for i in range(len(y))] if per_item else [range(len(y))]:
-            top = bottom = 0.0
-            for i in chosen:
-                g = (y[i] == c).astype(np.float64)
-                top += 2 * np.sum(w[i] * p[i, c] * g)
-                bottom += np.sum(w[i] * (p[i, c] ** 2 + g if squared else p[i, c] + g))
-            values.append(1 - (top + s) / (bottom + s))
+        for group in groups:
+            top = 0.0
+            bottom = 0.0
+            for i in group:
+                truth = (y[i] == c).astype(np.float64)
+                predicted = p[i, c]
+                size = predicted**2 if squared else predicted
+                top += 2 * np.sum(w[i] * predicted * truth)
+                bottom += np.sum(w[i] * (size + truth))
+            overlap = (top + s) / (bottom + s)
+            values.append(1 - overlap)
     return float(np.mean(values))
 
 
@@ -43,7 +54,7 @@ def by_hand(p, y, w, classes, per_item: bool, squared: bool, s: float) -> float:
 def test_dice(k, shape, background, per_item, squared, smooth, masked):
     z, y, mask = example(k, shape)
     p = z.softmax(1)
-    got = dice(
+    found = dice(
         p,
         y,
         background=background,
@@ -52,77 +63,101 @@ def test_dice(k, shape, background, per_item, squared, smooth, masked):
         smooth=smooth,
         weight=mask if masked else None,
     )
-    weight, classes = mask if masked else torch.ones_like(mask), range(0 if background else 1, k)
-    assert got.item() == pytest.approx(by_hand(p, y, weight, classes, per_item, squared, smooth))
+    weight = mask if masked else torch.ones_like(mask)
+    first = 0 if background else 1
+    expected = by_hand(p, y, weight, range(first, k), per_item, squared, smooth)
+    assert found.item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("k", "shape"), CASES)
 def test_cross_entropy(k, shape):
     z, y, mask = example(k, shape)
-    q = -np.log(np.take_along_axis(z.softmax(1).detach().numpy(), y.unsqueeze(1).numpy(), 1))[:, 0]
-    assert cross_entropy(z, y).item() == pytest.approx(q.mean())
-    assert cross_entropy(z, y, mask).item() == pytest.approx(q[mask.numpy()].mean())
-    for background in (False, True):
-        hand = by_hand(
-            z.softmax(1), y, torch.ones_like(mask), range(1 - background, k), False, True, 1e-5
-        )
-        assert dice_ce(z, y, background=background).item() == pytest.approx((q.mean() + hand) / 2)
+    p = z.softmax(1)
+    of_label = np.take_along_axis(p.detach().numpy(), y.unsqueeze(1).numpy(), 1)
+    entropy = -np.log(of_label[:, 0])
+    assert cross_entropy(z, y).item() == pytest.approx(entropy.mean())
+    assert cross_entropy(z, y, mask).item() == pytest.approx(entropy[mask.numpy()].mean())
+    everywhere = torch.ones_like(mask)
+    for background, first in ((False, 1), (True, 0)):
+        overlap = by_hand(p, y, everywhere, range(first, k), False, True, 1e-5)
+        found = dice_ce(z, y, background=background)
+        assert found.item() == pytest.approx((entropy.mean() + overlap) / 2)
 
 
 def test_perfect_absent_and_wrong():
     y = torch.tensor([[[0, 1], [1, 1]]])
-    p = torch.stack([y == 0, y == 1], 1).double()
-    assert dice(p, y).item() == pytest.approx(0, abs=1e-12)
-    assert dice(p.flip(1), y).item() == pytest.approx(1, abs=1e-4)
-    assert dice(p[:, [0, 0]] * 0, 0 * y).item() == 0  # nothing there, nothing found
-    assert cross_entropy(torch.zeros(1, 4, 2, 2), y).item() == pytest.approx(np.log(4))
+    perfect = torch.stack([y == 0, y == 1], 1).double()
+    wrong = perfect.flip(1)
+    nothing = torch.zeros_like(perfect)
+    assert dice(perfect, y).item() == pytest.approx(0, abs=1e-12)
+    assert dice(wrong, y).item() == pytest.approx(1, abs=1e-4)
+    assert dice(nothing, torch.zeros_like(y)).item() == 0  # the class is absent from both
+    uniform = torch.zeros(1, 4, 2, 2)
+    assert cross_entropy(uniform, y).item() == pytest.approx(np.log(4))
 
 
 def test_soft_dice_axes_and_weights():
-    g = torch.Generator().manual_seed(0)
-    p, y = torch.rand(2, 3, 4, 5, generator=g), torch.rand(2, 3, 4, 5, generator=g)
-    each = [soft_dice(p[:, i], y[:, i]) for i in range(3)]
-    torch.testing.assert_close(soft_dice(p, y, keep=(1,)), torch.stack(each).mean())
-    each = [soft_dice(p[i, j], y[i, j], squared=False) for i in range(2) for j in range(3)]
-    torch.testing.assert_close(
-        soft_dice(p, y, keep=(0, 1), squared=False), torch.stack(each).mean()
-    )
-    twice, places = (
-        torch.tensor([1.0, 1, 2, 0, 1]),
-        [0, 1, 2, 2, 4],
-    )  # a voxel counted twice, another not at all
-    torch.testing.assert_close(
-        soft_dice(p, y, weight=twice), soft_dice(p[..., places], y[..., places])
-    )
+    draw = torch.Generator().manual_seed(0)
+    p = torch.rand(2, 3, 4, 5, generator=draw)
+    y = torch.rand(2, 3, 4, 5, generator=draw)
+
+    by_class = [soft_dice(p[:, c], y[:, c]) for c in range(3)]
+    expected = torch.stack(by_class).mean()
+    torch.testing.assert_close(soft_dice(p, y, keep=(1,)), expected)
+
+    by_map = []
+    for i in range(2):
+        for c in range(3):
+            by_map.append(soft_dice(p[i, c], y[i, c], squared=False))
+    expected = torch.stack(by_map).mean()
+    torch.testing.assert_close(soft_dice(p, y, keep=(0, 1), squared=False), expected)
+
+    # One voxel counts twice, another not at all.
+    weight = torch.tensor([1.0, 1, 2, 0, 1])
+    places = [0, 1, 2, 2, 4]
+    expected = soft_dice(p[..., places], y[..., places])
+    torch.testing.assert_close(soft_dice(p, y, weight=weight), expected)
 
 
 def test_nothing_is_detached():
     for loss in (soft_dice, squared_error):
-        p, q = (torch.rand(2, 6, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        p = torch.rand(2, 6, dtype=torch.float64, requires_grad=True)
+        q = torch.rand(2, 6, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(loss, (p, q))
         loss(p, q).backward()
-        assert p.grad.norm() > 0 and q.grad.norm() > 0
-    p.grad = q.grad = None
+        assert p.grad.norm() > 0
+        assert q.grad.norm() > 0
+    p.grad = None
+    q.grad = None
     squared_error(p, q).backward()
     torch.testing.assert_close(p.grad, -q.grad)
 
 
 def test_gradients():
     z, y, mask = example(3, (3, 2), items=2)
-    assert torch.autograd.gradcheck(lambda z: dice_ce(z, y), z)
-    assert torch.autograd.gradcheck(
-        lambda z: dice(z.softmax(1), y, background=True, per_item=True, weight=mask), z
-    )
-    (g,) = torch.autograd.grad(cross_entropy(z, y, mask), z)
-    assert (g.abs().sum(1) > 0).equal(mask)
+
+    def masked_dice(logits):
+        p = logits.softmax(1)
+        return dice(p, y, background=True, per_item=True, weight=mask)
+
+    assert torch.autograd.gradcheck(lambda logits: dice_ce(logits, y), z)
+    assert torch.autograd.gradcheck(masked_dice, z)
+    loss = cross_entropy(z, y, mask)
+    (gradient,) = torch.autograd.grad(loss, z)
+    has_gradient = gradient.abs().sum(1) > 0
+    assert has_gradient.equal(mask)
 
 
 def test_masked_mean():
-    v = torch.arange(6.0).view(2, 3).requires_grad_()
-    assert masked_mean(v, v.detach() > 3.5).item() == 4.5
-    assert masked_mean(v, torch.tensor([[1.0], [3.0]])).item() == pytest.approx((3 + 3 * 12) / 12)
-    empty = masked_mean(v, torch.zeros(2, 3, dtype=torch.bool))
-    assert empty.item() == 0 and torch.autograd.grad(empty, v)[0].abs().sum() == 0
+    values = torch.arange(6.0).view(2, 3).requires_grad_()
+    mask = values.detach() > 3.5
+    assert masked_mean(values, mask).item() == 4.5
+    weights = torch.tensor([[1.0], [3.0]])
+    assert masked_mean(values, weights).item() == pytest.approx((3 + 3 * 12) / 12)
+    empty = masked_mean(values, torch.zeros_like(mask))
+    assert empty.item() == 0
+    (gradient,) = torch.autograd.grad(empty, values)
+    assert gradient.abs().sum() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -136,5 +171,6 @@ def test_half_precision_is_summed_in_float32(dtype):
         squared_error(p, 0 * p),
         cross_entropy(p, y),
     )
-    assert all(v.dtype == torch.float32 for v in values)
-    assert [v.item() for v in values] == pytest.approx([0.2, 0.2, 0.5, 0.25, np.log(2)], abs=1e-5)
+    assert all(value.dtype == torch.float32 for value in values)
+    found = [value.item() for value in values]
+    assert found == pytest.approx([0.2, 0.2, 0.5, 0.25, np.log(2)], abs=1e-5)
