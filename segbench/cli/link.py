@@ -100,7 +100,7 @@ def link(
 
 
 def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], list[str]]:
-    """Return the document and the lines about a new link; warn about names that look like visits."""
+    """Return the document and lines about a new link; warn about names that look like visits."""
     from segbench import registry
     from segbench.data.store.checks import check_names
 

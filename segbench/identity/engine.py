@@ -8,7 +8,8 @@ import segbench
 from segbench.identity.modules import ENGINE_MODULES, matches
 from segbench.identity.sources import Closure
 
-# Part of every run's identity. Raise it when a change of ``ENGINE_MODULES`` changes numbers: all runs count as new then.
+# Part of every run's identity. Raise it when a change of ``ENGINE_MODULES`` changes numbers: all
+# runs count as new then.
 ENGINE = 2
 
 # What ``engine_digest`` returned when ENGINE or this line was changed last.

@@ -192,7 +192,8 @@ def random_boxes(
 
     All draws are made on the CPU. In 2-D, a box is drawn as in UniMatch: a share of the area, then
     an aspect ratio and a corner that are drawn again until the box fits. In 3-D, the aspect ratio
-    is that of two axes, which are drawn too; the edge along the third is the cube root of the share.
+    is that of two axes, which are drawn too; the edge along the third is the cube root of the
+    share.
 
     Args:
         share: smallest and largest share of the patch inside the box, less than 1.

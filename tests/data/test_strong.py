@@ -1,4 +1,4 @@
-"""Strong augmentation: geometry shared by image and label, gray values, and what stays as it was."""
+"""Strong augmentation: geometry shared by image and label, gray values, and unchanged parts."""
 
 from __future__ import annotations
 
