@@ -1,4 +1,4 @@
-"""Messages that name the cause: streams, namesakes, missing imports, paths given as names, lost data."""
+"""Messages name the cause: equal names, missing imports, paths given as names, lost data."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The facts of prepared data sets, kept in a run folder: enough to predict after the data are gone."""
+"""Facts of prepared data sets, kept in a run folder: enough to predict without the data."""
 
 from __future__ import annotations
 
