@@ -336,6 +336,11 @@ class KidneyA(Phantom2D):
     targets = ((KIDNEY,),)
 
 
+@dataset("phantom2d_dev_kidney_a")
+class DevelopmentKidneyA(KidneyA):
+    title = "Phantom slices, look a, kidneys, for choosing settings"
+
+
 @dataset("phantom2d_shift")
 class Shift(Phantom2D):
     title = "Phantom slices, look a, tested on another scanner"

@@ -1,19 +1,22 @@
 """VerSemi: one network for several partially labeled data sets; a prompt selects the target.
 
 Zeng, Xie, Lu, Lu, Wu, Xia: Segment Together: A Versatile Paradigm for Semi-Supervised Medical Image
-Segmentation, IEEE TMI 2025, doi 10.1109/TMI.2025.3556310, arXiv:2311.11686. Official code:
-github.com/maxwell0027/VerSemi. The code was consulted through a written specification; nothing was
-copied. Only the abstract of the paper was available: the first column lists what it describes.
+Segmentation, IEEE TMI 2025, doi 10.1109/TMI.2025.3556310, arXiv:2311.11686. Official code of
+January 2024, before the journal version: github.com/maxwell0027/VerSemi. The code was consulted
+through a written specification; nothing was copied. Only the abstracts of the arXiv and the journal
+version were available: the first column lists what they describe, and "not mentioned" means not
+mentioned in the abstracts.
 
-Each real task is one class of one data set. The synthetic task segments any foreground in CutMix
-images. On unlabeled images, the prediction for the synthetic task must agree with the union
-(maximum) of the predictions for all real tasks.
+The file follows the abstract. Each real task is one class of one data set, and a prompt selects it
+(``supervised_loss``). A synthetic task segments any foreground in CutMix images
+(``synthetic_loss``). On unlabeled images, the prediction for the synthetic task must agree with the
+union (maximum) of the predictions for all real tasks (``consistency_loss``). ``loss`` adds them up.
 
 Paper                    Official code                      Here
 several tasks            four data sets with one target     any (data set, class) pairs; if a data
-                           each                               set has several classes, they are used
-                                                              as targets in turn, in lcm(classes)
-                                                              rounds
+                           each                               set has several classes, an image is
+                                                              segmented for each of them, for
+                                                              lcm(classes) prompts
 dynamic task prompts     one pass of the network per        one pass per step if the backbone
                            prompt: 20 or 52 images per        normalizes each image separately: 12
                            step                               or 20 images; prompts enter only the
@@ -28,11 +31,31 @@ unlabeled data           stage 1 only, because the call of  stage 1, then stage 
                            stage 2 is disabled; 1000          % of the steps (27,000 and 22,000 with
                            epochs each                        20 % labels); variant=released: stage
                                                               1
-aggregate = synthetic    nothing is detached                the same; detach_aggregate=true as an
-                                                              ablation
-auxiliary constraint     each box mask is applied to all    each image's own box; aux_mask=pairs as
-  (our interpretation)     images (by broadcasting)           in the code
+aggregate = synthetic    the loss of both predictions,      the same; detach_aggregate=true as an
+                           nothing is detached                ablation
+not mentioned            a disabled line: inside the box    unlabeled_target=composed, with the
+                           the label, elsewhere the           label inside the box, and without the
+                           detached aggregate (with inside    auxiliary term, which it contains
+                           and outside exchanged)
+not mentioned: an        stage 1: the class-specific        specific in stage 1 and auxiliary in
+  auxiliary constraint     prompts on CutMix images, which    stage 2, where each image has its own
+                           a comment calls a constraint;      box; aux_mask=pairs applies every box
+                           stage 2: a term loss_cons whose    as in the code; the name auxiliary is
+                           box masks are applied to all       ours
+                           images (by broadcasting)
+not mentioned            closing remark, "best setting      recipe=one_gpu; the code does not define
+                           with one GPU": stage 1 without     the consistency of unmixed images: here
+                           the class-specific prompts;        that of aggregate and synthetic
+                           stage 2: the supervised term,      prediction; in stage 2 neither the
+                           a ramp times an unsupervised       synthetic nor the auxiliary term
+                           term, 0.1 ramp times the
+                           consistency of mixed images
 not mentioned            a ramp is computed but never used  no ramp; ramp=true applies it in stage 2
+not mentioned            the controller sees the pooled     the same; condition=prompt hides the
+                           image and the prompt               image from it
+not mentioned            one Dice ratio over the batch      the same, averaged over the prompts of
+                                                              an image; dice_by=prompt has one ratio
+                                                              per prompt
 not mentioned            the tumor branch is never used     not computed; the controller keeps its
                                                               weights, so that sizes and initial
                                                               values agree
@@ -47,8 +70,9 @@ not mentioned            Dice converts its target to        the target gets the 
                            float32                            prediction
 not mentioned            best test Dice of the pancreas     the last weights
 not mentioned            V-Net with instance norm, without  backbone_defaults; any backbone that
-                           dropout, last block and outer      provides features
-                           skip connection
+                           dropout, last block and outer      provides features; the layers at full
+                           skip connection                    resolution: backbone.last_block=true,
+                                                              backbone.first_skip=true
 not mentioned            argmax of two channels             [1 - max p, p_1, ...], the same for one
                                                               class
 """
@@ -68,137 +92,255 @@ from segbench.nn.losses import cross_entropy, soft_dice
 from segbench.nn.ops import context_mask, mix, normalizes_items, wide_softmax
 
 RELEASED = {"stages": 1, "aux_mask": "pairs"}
+ONE_GPU = {"ramp": True}
+PRETRAINING_EDGE = 2 / 3  # edge length of a box in stage 1, relative to the patch
+ONE_GPU_MIXED_WEIGHT = 0.1
+
+
+class VerSemiParams(MethodParams):
+    """Parameters of VerSemi; ``variant`` and ``recipe`` set defaults of other parameters."""
+
+    variant: Literal["described", "released"] = Field(
+        "described",
+        description="defaults as in the abstract or as in the code (stages=1, aux_mask=pairs)",
+    )
+    recipe: Literal["standard", "one_gpu"] = Field(
+        "standard",
+        description="loss terms of the code, or those of its closing remark (ramp=true; "
+        "stage 1: supervised and synthetic; stage 2: supervised, consistency of plain "
+        "unlabeled images, and 0.1 times that of mixed ones)",
+    )
+    stages: Literal[1, 2] = Field(
+        2,
+        description="2: labeled images first, then unlabeled ones too; 1: first stage only",
+    )
+    pretrain_share: float = Field(
+        0.55, gt=0, lt=1, description="fraction of the steps for stage 1 if there are two"
+    )
+    weight: float = Field(
+        1.0, ge=0, description="weight of the terms on unlabeled images (consistency, auxiliary)"
+    )
+    ramp: bool = Field(
+        False, description="increase this weight in stage 2 by a sigmoid ramp of 40 stairs"
+    )
+    unlabeled_target: Literal["aggregate", "composed"] = Field(
+        "aggregate",
+        description="target of the synthetic task on mixed unlabeled images: the union of the "
+        "real tasks, with the pasted labels in a term of their own; or the pasted labels inside "
+        "the boxes and the detached union outside",
+    )
+    aux_mask: Literal["own", "pairs"] = Field(
+        "own",
+        description="auxiliary term inside each image's own box, or inside the boxes of all",
+    )
+    detach_aggregate: bool = Field(
+        False, description="stop the gradient into the maximum over the real tasks"
+    )
+    dice_by: Literal["batch", "prompt"] = Field(
+        "batch",
+        description="Dice of the real tasks: one ratio over all images of the batch for each "
+        "prompt of an image in turn, or one ratio per prompt",
+    )
+    condition: Literal["both", "prompt"] = Field(
+        "both",
+        description="what the controller of the head sees: pooled image features and the "
+        "prompt, or the prompt only",
+    )
+    repeat_updates: bool = Field(
+        True, description="update running statistics once per prompt, not once per pass"
+    )
+    optimizer: Literal["paper", "annealed", "protocol"] = Field(
+        "paper",
+        description="Adam as in the official code, the same with a rate that falls to zero "
+        "(poly), or the protocol's optimizer",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        defaults: dict[str, Any] = {}
+        if given.get("variant") == "released":
+            defaults.update(RELEASED)
+        if given.get("recipe") == "one_gpu":
+            defaults.update(ONE_GPU)
+        return {**defaults, **given}
 
 
 @method("versemi", paper="Zeng et al., IEEE TMI 2025")
 class VerSemi(Method):
     """One network with a prompted head.
 
-    Each prompt 0 ... T-1 selects one class of one data set as the target. Prompt T selects the
-    synthetic task: any foreground.
+    Prompts 0 ... T-1 select the real tasks. Prompt T selects the synthetic task.
     """
 
-    class Params(MethodParams):
-        variant: Literal["described", "released"] = Field(
-            "described",
-            description="defaults as in the abstract or as in the code (stages=1, aux_mask=pairs)",
-        )
-        stages: Literal[1, 2] = Field(
-            2,
-            description="2: labeled images first, then unlabeled ones too; 1: first stage only",
-        )
-        pretrain_share: float = Field(
-            0.55, gt=0, lt=1, description="fraction of the steps for stage 1 if there are two"
-        )
-        weight: float = Field(
-            1.0, ge=0, description="weight of the consistency term and of the auxiliary term"
-        )
-        ramp: bool = Field(
-            False, description="increase this weight in stage 2 by a sigmoid ramp of 40 stairs"
-        )
-        aux_mask: Literal["own", "pairs"] = Field(
-            "own",
-            description="auxiliary term inside each image's own box, or inside the boxes of all",
-        )
-        detach_aggregate: bool = Field(
-            False, description="stop the gradient into the maximum over the real tasks"
-        )
-        repeat_updates: bool = Field(
-            True, description="update running statistics once per prompt, not once per pass"
-        )
-        optimizer: Literal["paper", "annealed", "protocol"] = Field(
-            "paper",
-            description="Adam as in the official code, the same with a rate that falls to zero "
-            "(poly), or the protocol's optimizer",
-        )
-
-        @model_validator(mode="before")
-        @classmethod
-        def _defaults_of_variant(cls, data: Any) -> Any:
-            if isinstance(data, dict) and data.get("variant") == "released":
-                return {**RELEASED, **data}
-            return data
-
+    Params = VerSemiParams
     joint = True
     needs = frozenset({"features"})
     backbone_defaults = {
         "vnet": {"norm": "instance", "last_block": False, "first_skip": False, "dropout": 0.0}
     }
-    prompts: Tensor
-    values: Tensor
 
-    # -- the method ----------------------------------------------------------------------------
+    # -- 1. task-prompted segmentation of labeled images -----------------------------------------
 
-    def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        draw = t.generator("mask", own=True)
-        source = batch.source[: len(batch.x)]  # index of each labeled image's data set
+    def supervised_loss(self, images: Encoded, labels: Tensor, source: Tensor) -> Tensor:
+        """Return Dice + cross entropy of labeled images, each prompted with its own classes.
 
-        # CutMix images for the synthetic task: a box of one image is pasted into another.
-        edge = 2 / 3 if t.phase == "pretrain" else random_edge(draw)
-        pairs = paste_pairs(batch.x, batch.y, source, boxes(batch.x, edge, draw))
-        if t.phase == "pretrain":
-            labeled, synthetic = self.views(
-                [batch.x, pairs.image], prompts=[self.rounds, 1 + 2 * self.rounds]
-            )
-            return {
-                **self.supervised_terms(labeled, batch.y, source, synthetic, pairs),
-                "specific": self.specific_term(synthetic, pairs),
-            }
-
-        # Stage 2 also pastes a box of a labeled image into each unlabeled image.
-        mined = paste_into(batch.u, batch.x, batch.y, random_edge(draw), draw)
-        labeled, synthetic, unlabeled = self.views(
-            [batch.x, pairs.image, mined.image], prompts=[self.rounds, 1, self.tasks + 1]
-        )
-        weight = self.p.weight
-        if self.p.ramp:
-            weight = weight * t.ramp(40, of_phase=True)
-        return {
-            **self.supervised_terms(labeled, batch.y, source, synthetic, pairs),
-            **self.unlabeled_terms(unlabeled, mined, weight),
-        }
-
-    def unlabeled_terms(self, view: View, mined: Mined, weight: float) -> dict[str, Tensor]:
-        """Return the terms on unlabeled images.
-
-        Consistency: the synthetic task and the union of the real tasks should find the same
-        foreground. Auxiliary: supervision of the synthetic task inside the pasted boxes.
+        ``labels`` is (N, *S); ``source`` (N,) is the data set of each image.
         """
-        everything = torch.arange(self.tasks + 1, device=view.pooled.device)
-        logits = self.head(view, everything.expand(len(view.pooled), -1))  # (U, T + 1, 2, *S)
-        p = wide_softmax(logits, 2)[:, :, 1]  # (U, T + 1, *S)
-        synthetic = p[:, -1]  # (U, *S)
-        aggregate = p[:, :-1].amax(1)  # (U, *S)
-        if self.p.detach_aggregate:
-            aggregate = aggregate.detach()
-
-        # Inside the pasted box the label is known: it comes from the labeled image.
-        known = mined.box if self.p.aux_mask == "own" else mined.box.sum(0)
-        return {
-            "consistency": weight * soft_dice(synthetic, aggregate),
-            "auxiliary": weight * soft_dice(synthetic, mined.label > 0, weight=known),
-        }
-
-    def supervised_terms(
-        self, labeled: View, y: Tensor, source: Tensor, synthetic: View, pairs: Pairs
-    ) -> dict[str, Tensor]:
-        """Return the losses of real tasks on labeled images and of the synthetic task on pairs."""
-        logits, target = self.ask(labeled, y, source)  # (L, R, 2, *S), (L, R, *S)
+        logits, target = self.own_classes(images, labels, source)
         entropy = cross_entropy(logits.flatten(0, 1), target.long().flatten(0, 1))
-        return {
-            "supervised": task_dice(logits, target) + entropy,
-            "synthetic": soft_dice(self.any_foreground(synthetic), pairs.label > 0),
-        }
+        return self.task_dice(logits, target, source) + entropy
 
-    def specific_term(self, view: View, pairs: Pairs) -> Tensor:
-        """Return the loss of the real tasks on pairs, with the tasks of both images' data sets."""
-        outer = task_dice(*self.ask(view, pairs.outer_label, pairs.outer_source))
-        inner = task_dice(*self.ask(view, pairs.inner_label, pairs.inner_source))
+    def own_classes(self, images: Encoded, labels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Segment the classes of each image's data set, with R prompts per image.
+
+        Returns logits (N, R, 2, *S) and masks (N, R, *S) of these classes in ``labels``.
+        """
+        logits = self.head(images, self.prompts[source])
+        space = (1,) * self.setting.dims
+        values = self.label_values[source].view(len(source), -1, *space)  # (N, R, 1, ...)
+        return logits, labels.unsqueeze(1) == values
+
+    def task_dice(self, logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        """Return the foreground Dice loss of the results of ``own_classes``."""
+        p = wide_softmax(logits, 2)[:, :, 1]  # (N, R, *S)
+        if self.p.dice_by == "prompt":
+            return dice_by_prompt(p, target, self.prompts[source], self.tasks)
+        return soft_dice(p, target, keep=(1,))
+
+    # -- 2. the synthetic task: any foreground in CutMix images ------------------------------------
+
+    def synthetic_loss(self, images: Encoded, labels: Tensor) -> Tensor:
+        """Return the Dice loss of any foreground in CutMix images with ``labels`` (N, *S)."""
+        prompt = torch.full((len(labels), 1), self.tasks, device=labels.device)
+        p = wide_softmax(self.head(images, prompt), 2)[:, 0, 1]  # (N, *S)
+        return soft_dice(p, labels > 0)
+
+    def specific_loss(self, images: Encoded, pairs: Pairs) -> Tensor:
+        """Return the Dice loss of the real tasks on CutMix images.
+
+        Each image is prompted with the classes of both of its data sets.
+        """
+        logits, target = self.own_classes(images, pairs.outer_label, pairs.outer_source)
+        outer = self.task_dice(logits, target, pairs.outer_source)
+        logits, target = self.own_classes(images, pairs.inner_label, pairs.inner_source)
+        inner = self.task_dice(logits, target, pairs.inner_source)
         return (outer + inner) / 2
 
+    # -- 3. consistency: aggregated and synthetic predictions agree on unlabeled images ------------
+
+    def foregrounds(self, images: Encoded) -> tuple[Tensor, Tensor]:
+        """Return the synthetic prediction and the aggregate of all real tasks, each (N, *S)."""
+        every_prompt = torch.arange(self.tasks + 1, device=images.features.device)
+        logits = self.head(images, every_prompt.expand(len(images.features), -1))
+        p = wide_softmax(logits, 2)[:, :, 1]  # (N, T + 1, *S)
+        synthetic = p[:, -1]
+        aggregate = p[:, :-1].amax(1)
+        if self.p.detach_aggregate:
+            aggregate = aggregate.detach()
+        return synthetic, aggregate
+
+    def consistency_loss(self, images: Encoded) -> Tensor:
+        """Return the Dice loss between synthetic and aggregated predictions."""
+        synthetic, aggregate = self.foregrounds(images)
+        return soft_dice(synthetic, aggregate)
+
+    def mixed_losses(self, images: Encoded, mixed: Mixed) -> dict[str, Tensor]:
+        """Return the terms on unlabeled images with pasted boxes of labeled images.
+
+        Inside the boxes the label is known. It is the target of an auxiliary term or, with
+        ``unlabeled_target=composed``, a part of the target of the consistency.
+        """
+        synthetic, aggregate = self.foregrounds(images)
+        known_foreground = mixed.label > 0
+        if self.p.unlabeled_target == "composed":
+            known_part = known_foreground.to(aggregate.dtype)
+            target = torch.where(mixed.box, known_part, aggregate.detach())
+            return {"consistency": soft_dice(synthetic, target)}
+        known = mixed.box if self.p.aux_mask == "own" else mixed.box.sum(0)
+        return {
+            "consistency": soft_dice(synthetic, aggregate),
+            "auxiliary": soft_dice(synthetic, known_foreground, weight=known),
+        }
+
+    # -- the loss ----------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        if t.phase == "pretrain":
+            return self.pretraining_loss(batch, t)
+        if self.p.recipe == "one_gpu":
+            return self.one_gpu_mining_loss(batch, t)
+        return self.mining_loss(batch, t)
+
+    def pretraining_loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        """Return the terms of stage 1: real and synthetic tasks on labeled images."""
+        draw = t.generator("mask", own=True)
+        source = batch.source[: len(batch.x)]
+        pairs = paste_pairs(batch.x, batch.y, source, PRETRAINING_EDGE, draw)
+        with_specific = self.p.recipe == "standard"
+        pair_prompts = 1 + 2 * self.prompts_per_image if with_specific else 1
+        labeled, synthetic = self.encode(
+            [batch.x, pairs.image], prompts=[self.prompts_per_image, pair_prompts]
+        )
+        terms = {
+            "supervised": self.supervised_loss(labeled, batch.y, source),
+            "synthetic": self.synthetic_loss(synthetic, pairs.label),
+        }
+        if with_specific:
+            terms["specific"] = self.specific_loss(synthetic, pairs)
+        return terms
+
+    def mining_loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        """Return the terms of stage 2: both tasks on labeled images, consistency on unlabeled."""
+        draw = t.generator("mask", own=True)
+        source = batch.source[: len(batch.x)]
+        pairs = paste_pairs(batch.x, batch.y, source, random_edge(draw), draw)
+        mixed = paste_into(batch.u, batch.x, batch.y, random_edge(draw), draw)
+        labeled, synthetic, unlabeled = self.encode(
+            [batch.x, pairs.image, mixed.image],
+            prompts=[self.prompts_per_image, 1, self.tasks + 1],
+        )
+        terms = {
+            "supervised": self.supervised_loss(labeled, batch.y, source),
+            "synthetic": self.synthetic_loss(synthetic, pairs.label),
+        }
+        weight = self.unlabeled_weight(t)
+        for name, value in self.mixed_losses(unlabeled, mixed).items():
+            terms[name] = weight * value
+        return terms
+
+    def one_gpu_mining_loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        """Return the terms of stage 2 after the closing remark of the official code."""
+        draw = t.generator("mask", own=True)
+        source = batch.source[: len(batch.x)]
+        mixed = paste_into(batch.u, batch.x, batch.y, random_edge(draw), draw)
+        labeled, plain_images, mixed_images = self.encode(
+            [batch.x, batch.u, mixed.image],
+            prompts=[self.prompts_per_image, self.tasks + 1, self.tasks + 1],
+        )
+        weight = self.unlabeled_weight(t)
+        mixed_term = self.mixed_losses(mixed_images, mixed)["consistency"]
+        return {
+            "supervised": self.supervised_loss(labeled, batch.y, source),
+            "plain": weight * self.consistency_loss(plain_images),
+            "consistency": ONE_GPU_MIXED_WEIGHT * weight * mixed_term,
+        }
+
+    def unlabeled_weight(self, t: Clock) -> float:
+        """Return the weight of the terms on unlabeled images."""
+        weight: float = self.p.weight
+        if self.p.ramp:
+            weight = weight * t.ramp(40, of_phase=True)
+        return weight
+
+    # -- prediction, stages and optimizer ----------------------------------------------------------
+
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
-        prompts = self.prompts[source, : self.counts[source]].expand(len(image), -1)
-        p = self.head(self.view(image), prompts).softmax(2)[:, :, 1]  # (B, its classes, *S)
+        own_prompts = self.prompts[source, : self.class_counts[source]]
+        logits = self.head(self.encode_group(image), own_prompts.expand(len(image), -1))
+        p = logits.softmax(2)[:, :, 1]  # (B, classes of the data set, *S)
         background = 1 - p.amax(1, keepdim=True)
         return torch.cat([background, p], 1)
 
@@ -217,84 +359,99 @@ class VerSemi(Method):
             schedule = "poly"
         return Optim(name="adam", lr=1e-3, betas=(0.5, 0.999), weight_decay=0, schedule=schedule)
 
-    # -- networks and prompts ------------------------------------------------------------------
+    # -- networks and prompts ----------------------------------------------------------------------
+
+    # An image of data set d is segmented for the prompts ``prompts[d]``; the label value of prompt
+    # ``prompts[d, r]`` is ``label_values[d, r]``. Both are (data sets, R).
+    prompts: Tensor
+    label_values: Tensor
 
     def build(self, network: Callable[..., Backbone]) -> None:
-        self.counts = [len(source.classes) for source in self.setting.sources]
-        self.tasks = sum(self.counts)
-        self.rounds = lcm(*self.counts)  # after them, each class was the target equally often
-        # In round r, an image of data set d gets prompt prompts[d, r], for label values[d, r].
-        prompts = torch.empty(len(self.counts), self.rounds, dtype=torch.int64)
-        values = torch.empty_like(prompts)
-        first = 0  # prompt of the data set's first class
-        for d, count in enumerate(self.counts):
-            turn = torch.arange(self.rounds) % count
-            prompts[d] = first + turn
-            values[d] = 1 + turn
-            first += count
-        self.register_buffer("prompts", prompts, persistent=False)
-        self.register_buffer("values", values, persistent=False)
+        self.class_counts = [len(source.classes) for source in self.setting.sources]
+        self.tasks = sum(self.class_counts)
+        # R: the smallest number of prompts that uses each class of a data set equally often.
+        self.prompts_per_image = lcm(*self.class_counts)
+        prompts = []
+        label_values = []
+        first_prompt = 0  # of the data set
+        for count in self.class_counts:
+            class_index = torch.arange(self.prompts_per_image) % count
+            prompts.append(first_prompt + class_index)
+            label_values.append(1 + class_index)
+            first_prompt += count
+        self.register_buffer("prompts", torch.stack(prompts), persistent=False)
+        self.register_buffer("label_values", torch.stack(label_values), persistent=False)
 
         self.backbone = network(heads=())
         self.head = PromptedHead(
-            self.backbone.channels[-1], self.backbone.width, self.tasks + 1, self.setting.dims
+            deep=self.backbone.channels[-1],
+            width=self.backbone.width,
+            prompts=self.tasks + 1,
+            dims=self.setting.dims,
+            sees_image=self.p.condition == "both",
         )
         self.normalizes_items = normalizes_items(self.backbone)
 
-    def views(self, groups: Sequence[Tensor], prompts: Sequence[int]) -> list[View]:
-        """Return the head's inputs for several groups of images; ``prompts`` as in ``view``.
+    def encode(self, groups: Sequence[Tensor], prompts: Sequence[int]) -> list[Encoded]:
+        """Return the head's inputs for several groups of images.
 
         If the backbone normalizes each image separately, images do not influence each other and all
         groups share one pass. The head's batch normalization gets each group separately, as in the
         official code.
+
+        Args:
+            groups: images (N, C, *S) of each group.
+            prompts: number of prompts that each group is segmented for.
         """
         if not self.normalizes_items:
-            return [self.view(group, count) for group, count in zip(groups, prompts, strict=True)]
+            pairs = zip(groups, prompts, strict=True)
+            return [self.encode_group(group, count) for group, count in pairs]
         sizes = [len(group) for group in groups]
-        bottleneck, features = self.maps(torch.cat(list(groups)))
-        parts = zip(bottleneck.split(sizes), features.split(sizes), prompts, strict=True)
-        return [self.read(*part) for part in parts]
+        bottleneck, features = self.backbone_maps(torch.cat(list(groups)))
+        encoded = []
+        for deep, fine, count in zip(
+            bottleneck.split(sizes), features.split(sizes), prompts, strict=True
+        ):
+            encoded.append(self.head.encode(deep, fine, self.statistics_updates(count)))
+        return encoded
 
-    def view(self, image: Tensor, prompts: int = 1) -> View:
-        """Return the head's inputs for images (N, C, *S), computed in one pass.
+    def encode_group(self, image: Tensor, prompts: int = 1) -> Encoded:
+        """Return the head's inputs for one group of images (N, C, *S)."""
+        bottleneck, features = self.backbone_maps(image)
+        return self.head.encode(bottleneck, features, self.statistics_updates(prompts))
 
-        The official code makes one pass per prompt; ``prompts`` is their number.
-        """
-        return self.read(*self.maps(image), prompts)
-
-    def maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def backbone_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bottleneck (N, D, *s) and the features (N, F, *S) of the backbone."""
         pyramid = self.backbone.encode(image)
         return pyramid[-1], self.backbone.decode(pyramid)[0]
 
-    def read(self, bottleneck: Tensor, features: Tensor, prompts: int) -> View:
-        updates = prompts if self.p.repeat_updates else 1
-        return self.head.read(bottleneck, features, updates)
-
-    def ask(self, view: View, labels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Segment the classes of each image's data set ``source`` (N,), one class per round.
-
-        Returns logits (N, R, 2, *S) and masks (N, R, *S) of these classes in ``labels`` (N, *S).
-        """
-        space = (1,) * self.setting.dims
-        values = self.values[source].view(len(source), -1, *space)  # (N, R, 1, ...)
-        return self.head(view, self.prompts[source]), labels.unsqueeze(1) == values
-
-    def any_foreground(self, view: View) -> Tensor:
-        """Return the probability (N, *S) of any foreground, which the synthetic prompt selects."""
-        prompt = torch.full((len(view.pooled), 1), self.tasks, device=view.pooled.device)
-        return wide_softmax(self.head(view, prompt), 2)[:, 0, 1]
+    def statistics_updates(self, prompts: int) -> int:
+        """Return how often running statistics are updated: the official code makes one pass, and
+        so one update, per prompt."""
+        return prompts if self.p.repeat_updates else 1
 
 
-def task_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the foreground Dice loss of logits (N, R, 2, *S) and masks (N, R, *S).
+def dice_by_prompt(p: Tensor, y: Tensor, prompts: Tensor, tasks: int) -> Tensor:
+    """Return the foreground Dice loss of p and y (N, R, *S) with one ratio per prompt (N, R).
 
-    Its sums run over all images; it is averaged over the rounds.
+    A prompt's ratio sums over all images that are segmented for it; the loss is averaged over the
+    prompts that occur in the batch.
     """
-    return soft_dice(wide_softmax(logits, 2)[:, :, 1], target, keep=(1,))
+    smooth = 1e-5
+    p = p.to(torch.promote_types(p.dtype, torch.float32)).flatten(2)
+    y = y.to(p.dtype).flatten(2)
+    overlap = (p * y).sum(2).flatten()  # (N R,)
+    total = (p.square() + y.square()).sum(2).flatten()
+    every_prompt = torch.arange(tasks, device=prompts.device)
+    has_prompt = prompts.flatten().unsqueeze(1) == every_prompt  # (N R, T)
+    overlap_of_prompt = overlap @ has_prompt.to(p.dtype)  # (T,)
+    total_of_prompt = total @ has_prompt.to(p.dtype)
+    losses = 1 - (2 * overlap_of_prompt + smooth) / (total_of_prompt + smooth)
+    occurs = has_prompt.any(0)
+    return (losses * occurs).sum() / occurs.sum()
 
 
-# -- CutMix ------------------------------------------------------------------------------------
+# -- CutMix ----------------------------------------------------------------------------------------
 
 
 class Pairs(NamedTuple):
@@ -308,27 +465,22 @@ class Pairs(NamedTuple):
     inner_source: Tensor  # (P,)
 
 
-class Mined(NamedTuple):
-    """Unlabeled images, each with a pasted box of a labeled image."""
+class Mixed(NamedTuple):
+    """U unlabeled images, each with a pasted box of a labeled image."""
 
     image: Tensor  # (U, C, *S)
     label: Tensor  # (U, *S), labels of the labeled images
     box: Tensor  # (U, *S), true inside the pasted boxes
 
 
-def boxes(images: Tensor, edge: float, draw: torch.Generator) -> Tensor:
-    """Return masks ((N + 1) // 2, *S) for pairs of images (N, C, *S), false inside the box."""
-    count = (len(images) + 1) // 2
-    return context_mask(count, tuple(images.shape[2:]), edge, draw, images.device)
-
-
-def paste_pairs(x: Tensor, y: Tensor, source: Tensor, outside: Tensor) -> Pairs:
+def paste_pairs(x: Tensor, y: Tensor, source: Tensor, edge: float, draw: torch.Generator) -> Pairs:
     """Paste a box of each image of the second half of the batch into one of the first half.
 
-    ``x`` is (N, C, *S), ``y`` (N, *S), ``source`` (N,), and ``outside`` the result of ``boxes``. If
-    N is odd, the middle image is in both halves.
+    If the number of images is odd, the middle image is in both halves. The images x (N, C, *S) have
+    labels y (N, *S); ``edge`` is the edge length of a box relative to the patch.
     """
-    half = len(outside)
+    half = (len(x) + 1) // 2
+    outside = context_mask(half, tuple(x.shape[2:]), edge, draw, x.device)  # (P, *S)
     outer = slice(0, half)
     inner = slice(len(x) - half, len(x))
     # If the data sets differ, a data set's labels have background where the other image is.
@@ -343,11 +495,11 @@ def paste_pairs(x: Tensor, y: Tensor, source: Tensor, outside: Tensor) -> Pairs:
     )
 
 
-def paste_into(u: Tensor, x: Tensor, y: Tensor, edge: float, draw: torch.Generator) -> Mined:
+def paste_into(u: Tensor, x: Tensor, y: Tensor, edge: float, draw: torch.Generator) -> Mixed:
     """Paste a box of a labeled image into each unlabeled image, with the labeled ones in turn."""
     partner = torch.arange(len(u), device=u.device) % len(x)
     outside = context_mask(len(u), tuple(u.shape[2:]), edge, draw, u.device)  # (U, *S)
-    return Mined(mix(outside, u, x[partner]), y[partner], ~outside)
+    return Mixed(mix(outside, u, x[partner]), y[partner], ~outside)
 
 
 def random_edge(draw: torch.Generator) -> float:
@@ -355,17 +507,17 @@ def random_edge(draw: torch.Generator) -> float:
     return 0.3 + 0.3 * torch.rand((), generator=draw).item()
 
 
-# -- the prompted head -------------------------------------------------------------------------
+# -- the prompted head -----------------------------------------------------------------------------
 
 HIDDEN = 8  # channels of the prompted layers
 # Sizes of what the controller computes: W1, W2, W_organ, W_tumor, b1, b2, b_organ, b_tumor.
 SIZES = (HIDDEN * HIDDEN, HIDDEN * HIDDEN, 2 * HIDDEN, 2 * HIDDEN, HIDDEN, HIDDEN, 2, 2)
 
 
-class View(NamedTuple):
-    """The head's inputs for some images, which all prompts share."""
+class Encoded(NamedTuple):
+    """Images as the head sees them; all prompts share this."""
 
-    pooled: Tensor  # (N, D), from the bottleneck
+    pooled: Tensor  # (N, D), from the bottleneck; D is 0 if the controller sees the prompt only
     features: Tensor  # (N, 8, *S)
 
 
@@ -377,7 +529,9 @@ class PromptedHead(nn.Module):
 
     MOMENTUM = 0.1
 
-    def __init__(self, deep: int, width: int, prompts: int, dims: int) -> None:
+    def __init__(
+        self, deep: int, width: int, prompts: int, dims: int, sees_image: bool = True
+    ) -> None:
         """Build the layers.
 
         Args:
@@ -385,35 +539,40 @@ class PromptedHead(nn.Module):
             width: channels of the full-resolution features.
             prompts: number of prompts.
             dims: 2 or 3.
+            sees_image: whether the controller sees the pooled bottleneck.
         """
         super().__init__()
         norm: Any = nn.BatchNorm3d if dims == 3 else nn.BatchNorm2d
         conv: Any = nn.Conv3d if dims == 3 else nn.Conv2d
         self.prompts = prompts
-        self.deep_norm = norm(deep)
-        self.controller = nn.Linear(deep + prompts, sum(SIZES))
+        self.deep_norm = norm(deep) if sees_image else None
+        pooled = deep if sees_image else 0
+        self.controller = nn.Linear(pooled + prompts, sum(SIZES))
         self.fine_norm = norm(width)
         self.fine_conv = conv(width, HIDDEN, 1)
 
-    def read(self, bottleneck: Tensor, features: Tensor, updates: int = 1) -> View:
+    def encode(self, bottleneck: Tensor, features: Tensor, updates: int = 1) -> Encoded:
         """Return the head's inputs; update running statistics as ``updates`` equal passes would.
 
         One pass keeps a fraction 1 - m of the statistics and n passes keep (1 - m)^n, so one pass
         with momentum 1 - (1 - m)^n is equivalent to n passes.
         """
         momentum = 1 - (1 - self.MOMENTUM) ** updates
-        self.deep_norm.momentum = momentum
         self.fine_norm.momentum = momentum
-        pooled = self.deep_norm(bottleneck).relu().flatten(2).mean(2)
-        return View(pooled, self.fine_conv(self.fine_norm(features).relu()))
+        if self.deep_norm is None:
+            pooled = features.new_zeros(len(features), 0)
+        else:
+            self.deep_norm.momentum = momentum
+            pooled = self.deep_norm(bottleneck).relu().flatten(2).mean(2)
+        return Encoded(pooled, self.fine_conv(self.fine_norm(features).relu()))
 
-    def forward(self, view: View, prompts: Tensor) -> Tensor:
+    def forward(self, images: Encoded, prompts: Tensor) -> Tensor:
         """Return logits (N, P, 2, *S) for P prompts per image; ``prompts`` (N, P) count from 0."""
-        every = torch.arange(self.prompts, device=prompts.device)
-        one_hot = prompts.unsqueeze(2) == every  # (N, P, T + 1)
-        image = view.pooled.unsqueeze(1).expand(-1, prompts.shape[1], -1)  # (N, P, D)
-        theta = self.controller(torch.cat([image, one_hot.to(image.dtype)], 2))  # (N, P, 180)
-        return self.layers(view.features, theta)
+        every_prompt = torch.arange(self.prompts, device=prompts.device)
+        one_hot = prompts.unsqueeze(2) == every_prompt  # (N, P, T + 1)
+        pooled = images.pooled.unsqueeze(1).expand(-1, prompts.shape[1], -1)  # (N, P, D)
+        theta = self.controller(torch.cat([pooled, one_hot.to(pooled.dtype)], 2))  # (N, P, 180)
+        return self.layers(images.features, theta)
 
     @staticmethod
     def layers(features: Tensor, theta: Tensor, branch: int = 0) -> Tensor:

@@ -73,6 +73,7 @@ def run(
 def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
     from segbench.cli.documents import joint_document
     from segbench.cli.reporter import header
+    from segbench.data.look_alike import look_alike_warnings
     from segbench.training.build import require_fit
 
     plan: list[dict[str, Any]] = []
@@ -81,6 +82,8 @@ def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
         state = _planned_state(run)
         if state != "cached":
             require_fit(run.experiment, run.stores)
+        for warning in look_alike_warnings(run.stores):
+            settings.warn(warning)
         plan.append(
             {"run_id": run.run_id, "dir": str(run.folder.path), "state": state, "metrics": {}}
         )

@@ -44,6 +44,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.config.*",
     "segbench.conformance",
     "segbench.data.links",
+    "segbench.data.look_alike",
     "segbench.data.open",
     "segbench.data.store",
     "segbench.data.store.case_files",

@@ -17,6 +17,7 @@ from segbench.config import Machine
 from segbench.contracts.method import Method
 from segbench.data.open import derived
 from segbench.data.sampling.loader import loader
+from segbench.data.look_alike import look_alike_warnings
 from segbench.data.store.checks import check_facts, summarize_problems
 from segbench.data.store.copies import FILE, copied_facts
 from segbench.data.store.store import Store, case_digests, require_intact
@@ -261,7 +262,7 @@ def _data_warnings(run: Prepared, views: dict[str, Store]) -> list[str]:
         for problem in check_facts(view, run.experiment.protocol.least):
             if problem.level == "warning":
                 warnings.append(problem)
-    return summarize_problems(warnings)
+    return [*summarize_problems(warnings), *look_alike_warnings(list(views.values()))]
 
 
 def _keeps_snapshots(run: Prepared, machine: Machine) -> bool:

@@ -6,6 +6,7 @@ draw is put in here.
 """
 
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def network() -> torch.nn.Module:
 
 def answers(model, prompts: list[int], branch: int = 0) -> tuple[Tensor, Tensor]:
     """Logits (2, 2, *S) of X(2, 0) with one prompt (counted from 1) each, and the pooled features."""
-    view = model.view(images(2, 0))
+    view = model.encode_group(images(2, 0))
     one_hot = torch.nn.functional.one_hot(torch.tensor(prompts) - 1, 5).double()
     theta = model.head.controller(torch.cat([view.pooled, one_hot], 1))
     logits = model.head.layers(view.features, theta.unsqueeze(1), branch)[:, 0]
@@ -176,7 +177,7 @@ def test_network_in_eval_mode(network):
         (-0.214037, -0.009238),
     ]
     together = network.head(
-        network.view(images(2, 0)), torch.arange(5).expand(2, -1)
+        network.encode_group(images(2, 0)), torch.arange(5).expand(2, -1)
     )  # one pass, all prompts
     for t, pair in enumerate(pairs):
         assert answers(network, [t + 1, t + 1])[0][0, :, 3, 5, 7].tolist() == [
@@ -210,11 +211,11 @@ def test_one_pass_moves_the_running_statistics_like_many():
     for calls in ([1, 1, 1], [3]):
         reset(model)
         for k in calls:
-            model.view(x, k)
+            model.encode_group(x, k)
         moved.append([b.clone() for n, b in model.head.named_buffers() if "running" in n])
     for a, b in zip(*moved, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
-    model.eval().view(x, 5)
+    model.eval().encode_group(x, 5)
     assert all(
         torch.equal(a, b)
         for a, b in zip(
@@ -222,7 +223,7 @@ def test_one_pass_moves_the_running_statistics_like_many():
         )
     )
     once = small((1,), repeat_updates=False).double().train()
-    once.view(x, 3)
+    once.encode_group(x, 3)
     assert once.head.deep_norm.momentum == pytest.approx(0.1)
 
 
@@ -291,10 +292,13 @@ def test_stage_one(network, monkeypatch):
     y = labels(4)
     assert y.flatten(1).sum(1).tolist() == [1419] * 4
     asked = []
-    ask = type(network).ask
-    monkeypatch.setattr(
-        type(network), "ask", lambda s, v, y, d: asked.append(ask(s, v, y, d)) or asked[-1]
-    )
+    own_classes = type(network).own_classes
+
+    def recorded(self, images, labels, source):
+        asked.append(own_classes(self, images, labels, source))
+        return asked[-1]
+
+    monkeypatch.setattr(type(network), "own_classes", recorded)
     terms = step(network, monkeypatch, "pretrain", [(21, MIXED)])
     assert list(terms) == ["supervised", "synthetic", "specific"]
     (logits, target), of_a, of_b = asked
@@ -358,8 +362,8 @@ def test_running_statistics_settle_on_the_released_mixture():
 
     model = small((1,) * 4).double().eval()
     momenta = []
-    for calls in (1, 1 + 2 * model.rounds, model.tasks + 1):
-        model.view(images(1, 0), calls)
+    for calls in (1, 1 + 2 * model.prompts_per_image, model.tasks + 1):
+        model.encode_group(images(1, 0), calls)
         momenta.append(model.head.deep_norm.momentum)
     assert momenta == pytest.approx([0.1, 0.271, 0.40951])
     assert mixture([1, 3]) == [near(0.21198, 5), near(0.78802, 5)]
@@ -467,7 +471,7 @@ def test_supervised_term_averages_over_the_tasks_of_an_image_s_data_set():
     batch = some_batch(2, 0, [0, 0], 3)
     got = model.loss(batch, Clock(0, 10, "pretrain", 0, 5))["supervised"]
     model.head.deep_norm.reset_running_stats()
-    view = model.view(batch.x)
+    view = model.encode_group(batch.x)
     by_task = []
     for t in range(3):
         z = model.head(view, torch.full((2, 1), t))[:, 0]
@@ -483,9 +487,9 @@ def test_supervised_term_averages_over_the_tasks_of_an_image_s_data_set():
 
 def test_data_sets_of_two_and_three_classes_ask_each_class_equally_often():
     model = small((2, 3))
-    assert model.rounds == 6 and model.tasks == 5
+    assert model.prompts_per_image == 6 and model.tasks == 5
     assert model.prompts.tolist() == [[0, 1, 0, 1, 0, 1], [2, 3, 4, 2, 3, 4]]
-    assert model.values.tolist() == [[1, 2, 1, 2, 1, 2], [1, 2, 3, 1, 2, 3]]
+    assert model.label_values.tolist() == [[1, 2, 1, 2, 1, 2], [1, 2, 3, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -494,10 +498,13 @@ def test_specific_targets_on_mixed_images(same, monkeypatch):
     model = small((2, 2))
     batch = some_batch(2, 0, [0, 0 if same else 1], 2)
     asked = []
-    ask = type(model).ask
-    monkeypatch.setattr(
-        type(model), "ask", lambda s, v, y, d: asked.append((y, d)) or ask(s, v, y, d)
-    )
+    own_classes = type(model).own_classes
+
+    def recorded(self, images, labels, source):
+        asked.append((labels, source))
+        return own_classes(self, images, labels, source)
+
+    monkeypatch.setattr(type(model), "own_classes", recorded)
     clock = Clock(0, 10, "pretrain", 0, 5)
     model.loss(batch, clock)
     inside = ~context_mask(1, (32,) * 3, 2 / 3, clock.generator("mask"))
@@ -547,7 +554,9 @@ def test_one_prediction_equals_the_softmax():
     model = small((1,)).eval()
     x = some_batch(1, 0, [0], 1).x
     with torch.no_grad():
-        expected = model.head(model.view(x), torch.zeros(1, 1, dtype=torch.long)).softmax(2)[:, 0]
+        expected = model.head(model.encode_group(x), torch.zeros(1, 1, dtype=torch.long)).softmax(
+            2
+        )[:, 0]
         torch.testing.assert_close(model.predict(x), expected)
 
 
@@ -602,3 +611,101 @@ def test_batch_normalization_keeps_the_groups_apart():
     model.backbone.encoder["block_one"].register_forward_hook(lambda m, x, y: passes.append(len(y)))
     model.loss(some_batch(4, 2, [0] * 6, 1, dims=2), Clock(3, 10, "mine", 1, 5))
     assert passes == [4, 2, 2]
+
+
+# Options
+
+
+def test_dice_by_prompt_has_one_ratio_for_each_prompt():
+    """Two data sets of one and two classes: prompt 0 is asked twice per image, prompts 1 and 2 once."""
+    model = small((1, 2), dice_by="prompt")
+    source = torch.tensor([0, 1, 0])
+    torch.manual_seed(3)
+    logits = torch.randn(3, 2, 2, 6, 5, 4, dtype=torch.float64)
+    target = torch.rand(3, 2, 6, 5, 4) < 0.3
+    p = logits.softmax(2)[:, :, 1]
+    ratios = []
+    for places in ([(0, 0), (0, 1), (2, 0), (2, 1)], [(1, 0)], [(1, 1)]):
+        overlap = sum((p[place] * target[place]).sum() for place in places)
+        total = sum((p[place] ** 2).sum() + target[place].sum() for place in places)
+        ratios.append(1 - (2 * overlap + 1e-5) / (total + 1e-5))
+    torch.testing.assert_close(model.task_dice(logits, target, source), sum(ratios) / 3)
+
+    # A prompt that does not occur in the batch has no share.
+    alone = model.task_dice(logits[:1], target[:1], source[:1])
+    torch.testing.assert_close(alone, soft_dice(p[0], target[0]))
+
+
+def test_with_one_prompt_both_dice_losses_are_equal():
+    torch.manual_seed(3)
+    logits = torch.randn(3, 1, 2, 6, 5, 4, dtype=torch.float64)
+    target = torch.rand(3, 1, 6, 5, 4) < 0.3
+    source = torch.zeros(3, dtype=torch.long)
+    by_batch, by_prompt = (
+        small((1,), dice_by=way).task_dice(logits, target, source) for way in ("batch", "prompt")
+    )
+    torch.testing.assert_close(by_batch, by_prompt)
+
+
+def test_a_controller_that_sees_the_prompt_only_has_the_same_weights_for_all_images():
+    model = small((1, 2), condition="prompt").eval()
+    assert model.head.deep_norm is None
+    assert model.head.controller.in_features == 4
+    x = some_batch(2, 0, [0, 1], 2).x
+    encoded = model.encode_group(x)
+    prompts = torch.tensor([[0], [0]])
+    one_hot = torch.nn.functional.one_hot(prompts, 4).float()
+    theta = model.head.controller(one_hot)
+    assert torch.equal(theta[0], theta[1])
+    expected = model.head.layers(encoded.features, theta)
+    torch.testing.assert_close(model.head(encoded, prompts), expected)
+
+
+def test_the_composed_target_is_the_label_inside_and_the_detached_union_outside(monkeypatch):
+    model = small((1,), unlabeled_target="composed")
+    batch = some_batch(2, 2, [0] * 4, 1)
+    seen = []
+    foregrounds = type(model).foregrounds
+
+    def recorded(self, images):
+        seen.append(foregrounds(self, images))
+        return seen[-1]
+
+    monkeypatch.setattr(type(model), "foregrounds", recorded)
+    clock = Clock(3, 10, "mine", 1, 5)
+    terms = model.loss(batch, clock)
+    assert list(terms) == ["supervised", "synthetic", "consistency"]
+    synthetic, aggregate = seen[0]
+
+    module = sys.modules[type(model).__module__]
+    draw = clock.generator("mask", own=True)
+    module.paste_pairs(batch.x, batch.y, batch.source[:2], module.random_edge(draw), draw)
+    mixed = module.paste_into(batch.u, batch.x, batch.y, module.random_edge(draw), draw)
+    target = torch.where(mixed.box, (mixed.label > 0).float(), aggregate)
+    overlap = (synthetic * target).sum()
+    total = (synthetic**2).sum() + (target**2).sum()
+    expected = 1 - (2 * overlap + 1e-5) / (total + 1e-5)
+    torch.testing.assert_close(terms["consistency"], expected)
+    (gradient,) = torch.autograd.grad(terms["consistency"], aggregate, allow_unused=True)
+    assert gradient is None
+
+
+def test_the_closing_remark_of_the_code():
+    """Stage 1 without class-specific prompts; stage 2 with a ramp, and a tenth of it on mixed images."""
+    model = small((1,), recipe="one_gpu").eval()
+    assert model.p.ramp
+    batch = some_batch(2, 2, [0] * 4, 1)
+    first = model.loss(batch, Clock(0, 100, "pretrain", 0, 60))
+    assert list(first) == ["supervised", "synthetic"]
+
+    clock = Clock(70, 100, "mine", 10, 40)
+    terms = model.loss(batch, clock)
+    assert list(terms) == ["supervised", "plain", "consistency"]
+    ramp = sigmoid_ramp(10, 40)
+    plain = model.consistency_loss(model.encode_group(batch.u))
+    torch.testing.assert_close(terms["plain"], ramp * plain)
+    module = sys.modules[type(model).__module__]
+    draw = clock.generator("mask", own=True)
+    mixed = module.paste_into(batch.u, batch.x, batch.y, module.random_edge(draw), draw)
+    consistency = model.consistency_loss(model.encode_group(mixed.image))
+    torch.testing.assert_close(terms["consistency"], 0.1 * ramp * consistency)

@@ -1,4 +1,4 @@
-"""The file of published numbers: its rows fit each other, its leaks and doubts are shown."""
+"""The file of published numbers: its rows fit each other, its leaks and warnings are shown."""
 
 import json
 import re

@@ -1,0 +1,75 @@
+"""Find data sets of a joint training that look alike but label different things.
+
+No image of one of them is ever segmented for the target of the other. With few labels a network can
+then learn which image has which target, and is lost on new images (``docs/results/joint.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segbench import registry
+from segbench.data.store.store import Store
+
+Array = NDArray[np.float64]
+
+IMAGES = 20  # that are looked at in each data set
+VOXELS = 20_000  # about this many per image
+LEVELS = np.linspace(0.05, 0.95, 19)  # of the quantiles of gray values
+# Images of two sets differ by at most this many times as much as images of one set. Measured: 0.95
+# to 1.06 for phantoms of one look, 1.3 and more for phantoms of two looks.
+ALIKE = 1.15
+
+
+def look_alike_warnings(stores: Sequence[Store]) -> list[str]:
+    """Return a warning for each pair of data sets that look alike and have different classes."""
+    warnings = []
+    for first, second in combinations(stores, 2):
+        if set(first.classes) == set(second.classes) or not _look_alike(first, second):
+            continue
+        warnings.append(
+            f"data sets '{first.name}' and '{second.name}' look alike but label different things "
+            f"({', '.join(first.classes)}; {', '.join(second.classes)}). No image of one is ever "
+            "segmented for the target of the other, so with few labels the network can learn which "
+            "image has which target. Compare with a run on each data set alone"
+        )
+    return warnings
+
+
+def _look_alike(first: Store, second: Store) -> bool:
+    """Whether images of two data sets differ no more than images of one of them."""
+    if first.dims != second.dims or first.channels != second.channels:
+        return False
+    if _modality(first) != _modality(second):
+        return False
+    a = _gray_values(first)
+    b = _gray_values(second)
+    within = (_mean_distance(a, a) + _mean_distance(b, b)) / 2
+    return bool(_mean_distance(a, b) <= ALIKE * within)
+
+
+def _modality(store: Store) -> str:
+    return str(registry.get("dataset", store.name).cls.modality).lower()
+
+
+def _gray_values(store: Store) -> Array:
+    """Return quantiles of the gray values of some training images (image, quantile)."""
+    rows = []
+    for case in store.train[:IMAGES]:
+        voxels = np.asarray(store.image(case)).ravel()
+        step = max(1, voxels.size // VOXELS)
+        rows.append(np.quantile(voxels[::step], LEVELS))
+    return np.array(rows)
+
+
+def _mean_distance(a: Array, b: Array) -> float:
+    """Return the mean distance between images, without those of an image to itself."""
+    distances = np.abs(a[:, None] - b[None]).mean(axis=2)
+    if a is not b:
+        return float(distances.mean())
+    pairs = len(a) * (len(a) - 1)
+    return float(distances.sum() / pairs) if pairs else 0.0
