@@ -45,7 +45,6 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.contracts.method import sigmoid_ramp
 from segbench.nn.losses import dice, squared_error
 
 DECODERS = ("transposed", "trilinear", "nearest")
@@ -93,9 +92,7 @@ class MCNet(Method):
         labeled = [q[: len(batch.x)] for q in p]
         supervised = sum(dice(q, batch.y, squared=False, smooth=1e-8) for q in labeled)
         consistency = mutual_consistency(p, sharp)
-        ramp_steps = self.p.ramp_share * t.total
-        stair = (t.step + 1) * 40 // ramp_steps
-        weight = self.p.weight * sigmoid_ramp(stair, 40)
+        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share, first=1)
         return {
             "supervised": self.p.supervised_weight * supervised,
             "consistency": weight * consistency,

@@ -61,7 +61,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.contracts.method import sigmoid_ramp
 from segbench.nn.losses import dice, soft_dice
 
 WIDTH = 32  # channels of the projected features
@@ -139,9 +138,7 @@ class SSNet(Method):
         labeled = wide(logits[: len(batch.x)])
         overlap = dice(labeled.softmax(1), batch.y, squared=False, smooth=1e-8)
         smoothness = self.smoothness(image)
-        ramp_steps = self.p.ramp_share * t.total
-        stair = (t.step + 1) * 40 // ramp_steps
-        weight = self.p.weight * sigmoid_ramp(stair, 40)
+        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share, first=1)
         return {
             "dice": overlap,
             "separation": weight * self.p.separation_weight * separation,

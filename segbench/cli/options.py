@@ -204,6 +204,7 @@ class ScienceOptions:
     unlabeled: str = "all"
     backbone: str | None = None
     protocol: str | None = None
+    as_published: str | None = None
     seed: int | None = None
     seeds: str | None = None
     steps: int | None = None
@@ -219,6 +220,34 @@ class ScienceOptions:
         if self.seed is not None and self.seeds is not None:
             raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
         return parse_seeds(self.seeds) if self.seeds else [self.seed or 0]
+
+    def for_method(self, method: str) -> ScienceOptions:
+        """Return the options with the data set and protocol that ``--as-published`` stands for.
+
+        Raises:
+            UsageError: other options contradict it, or no recipe of the authors is known.
+        """
+        if self.as_published is None:
+            return self
+        from segbench.config.protocol import published_recipes
+
+        datasets = self.as_published
+        if self.protocol is not None or self.dataset not in ("phantom", datasets):
+            raise UsageError(
+                "--as-published names data set and protocol: "
+                "--dataset and --protocol cannot be given beside it",
+                fix=f"segbench run {method} --as-published {datasets}",
+            )
+        recipes = published_recipes(datasets)
+        if method not in recipes:
+            known = [f"{name} ({protocol})" for name, protocol in sorted(recipes.items())]
+            raise UsageError(
+                f"no recipe of the authors of {method} is known for {datasets}",
+                found=f"recipes of {', '.join(known)}" if known else "no recipe for this data set",
+                expected="a method whose authors trained on this data set",
+                fix="--dataset NAME, for the protocol that all methods share",
+            )
+        return replace(self, dataset=datasets, protocol=recipes[method])
 
 
 SCIENCE_OPTIONS = (
@@ -251,6 +280,11 @@ SCIENCE_OPTIONS = (
     ),
     click.option("--backbone", metavar="NAME", help="Network [the protocol's]."),
     click.option("--protocol", metavar="NAME|FILE", help="Protocol [the data set's]."),
+    click.option(
+        "--as-published",
+        metavar="DATASET",
+        help="This data set with the recipe of the method's authors, in place of --protocol.",
+    ),
     click.option("--seed", metavar="N", type=int, help="Seed [0]."),
     click.option("--seeds", metavar="A-B|A,B", help="Several seeds, one run per seed."),
     click.option(

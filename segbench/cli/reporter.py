@@ -37,6 +37,10 @@ class Lines(Reporter):
         self._last_line = time.monotonic()
         self.settings.say(header(run))
 
+    def schedule(self, text: str) -> None:
+        """Print the phases and the learning rate."""
+        self.settings.say(f"  {safe(text)}")
+
     def train(self, report: StepReport) -> None:
         """Print the state of the training, at most once per minute."""
         now = time.monotonic()

@@ -56,6 +56,7 @@ def run(
     segbench run supervised --dataset phantom
     segbench run versemi --dataset la --labeled 8 --seeds 0-2
     segbench run mean_teacher --dataset la -o decay=0.995 -o optim.lr=0.02
+    segbench run bcp --as-published la
     """
     from segbench.cli.documents import joint_document
     from segbench.cli.training import execute_run, experiments, machine_of

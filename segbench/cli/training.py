@@ -76,6 +76,7 @@ def experiments(settings: Settings, method: str, science: ScienceOptions) -> lis
 
 def resolved(settings: Settings, method: str, science: ScienceOptions, seed: int) -> Resolved:
     """Return the experiments of one seed, and where their values came from."""
+    science = science.for_method(method)
     return resolve(
         method,
         dataset=science.dataset,

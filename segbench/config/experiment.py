@@ -338,7 +338,7 @@ def flat_protocol(protocol: Protocol) -> dict[str, Any]:
     """Return a protocol with dotted keys; mappings whose keys are names stay one value."""
     plain = protocol.model_dump(mode="json")
     backbone = plain.pop("backbone")
-    whole = {key: plain.pop(key) for key in ("downsample", "methods")}
+    whole = {key: plain.pop(key) for key in ("downsample", "methods", "published")}
     return {
         **flatten(plain),
         **whole,

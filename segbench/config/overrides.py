@@ -35,6 +35,7 @@ NOT_SETTABLE = (
     "datasets",
     "backbone.name",
     "backbone.params",
+    "published",
     "expected.oracle",
     "expected.supervised",
     "expected.seconds",

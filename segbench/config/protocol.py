@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,10 @@ class BatchSize(Strict):
 
     labeled: int = Field(default=2, ge=1, le=1024, description="labeled patches per batch")
     unlabeled: int = Field(default=2, ge=0, le=1024, description="unlabeled patches per batch")
+    fill: bool = Field(
+        default=True,
+        description="labeled patches take the places of unlabeled ones in phases without them",
+    )
 
 
 class Crop(Strict):
@@ -171,6 +176,10 @@ class Protocol(Strict):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
     expected: Expected = Field(default_factory=Expected)
+    published: dict[str, tuple[str, ...]] = Field(
+        {},
+        description="by data set, the methods whose authors trained like this (--as-published)",
+    )
 
     @property
     def least(self) -> Edge | None:
@@ -219,11 +228,12 @@ class Protocol(Strict):
         if self.optim.schedule == "step" and not milestones:
             raise ValueError("optim.milestones: a step schedule needs at least one")
         rising = milestones == sorted(set(milestones))
-        within = all(0 < step <= self.optim.reference for step in milestones)
+        last = self.optim.reference if self.optim.scale_milestones else inf
+        within = all(0 < step <= last for step in milestones)
         if not rising or not within:
             raise ValueError(
-                f"optim.milestones: expected rising steps within optim.reference = "
-                f"{self.optim.reference}, got {milestones}"
+                f"optim.milestones: expected rising steps from 1 to {last} "
+                f"(optim.reference), got {milestones}"
             )
         if not all(0 <= beta < 1 for beta in self.optim.betas):
             raise ValueError(
@@ -272,6 +282,21 @@ def protocols_for(datasets: Iterable[str]) -> list[str]:
     """Return the names of the protocols made for exactly these data sets together."""
     wanted = set(datasets)
     return [name for name in protocol_names() if set(load_protocol(name).datasets) == wanted]
+
+
+def published_recipes(datasets: str) -> dict[str, str]:
+    """Return the protocols with which authors trained on data sets, by method.
+
+    Args:
+        datasets: one name, or several of a joint training with commas between them.
+    """
+    wanted = set(datasets.split(","))
+    found = {}
+    for name in protocol_names():
+        for trained_on, methods in load_protocol(name).published.items():
+            if set(trained_on.split(",")) == wanted:
+                found.update(dict.fromkeys(methods, name))
+    return found
 
 
 def load_protocol(name_or_path: str | Path) -> Protocol:

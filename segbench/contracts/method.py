@@ -43,8 +43,8 @@ class Phase:
 
     ``labeled`` and ``unlabeled`` are the numbers of items per batch. None selects the number of
     the protocol. If ``unlabeled`` is 0 and ``labeled`` is None, labeled items replace the unlabeled
-    items of the protocol, so that the cost of a step stays the same. ``fresh_optimizer`` restarts
-    the optimizer and its schedule.
+    items of the protocol, so that the cost of a step stays the same, unless the protocol has
+    ``batch.fill: false``. ``fresh_optimizer`` restarts the optimizer and its schedule.
     """
 
     name: str = "train"
@@ -82,13 +82,19 @@ class Clock:
     seed: int = 0
     rank: int = 0  # rank of this process in distributed training
 
-    def ramp(self, stairs: int = 40, of_phase: bool = False) -> float:
+    def ramp(
+        self, stairs: int = 40, of_phase: bool = False, share: float = 1.0, first: int = 0
+    ) -> float:
         """Return the sigmoid ramp in ``stairs`` equal increments over the run or the phase.
 
         With 40 increments and a run of 6000 steps, the position is floor(step / 150) of 40.
+
+        Args:
+            share: part of the run or the phase after which the ramp stays at 1.
+            first: number of the first step, 1 in code that counts steps from 1.
         """
         step, total = (self.phase_step, self.phase_total) if of_phase else (self.step, self.total)
-        return sigmoid_ramp(step * stairs // total, stairs)
+        return sigmoid_ramp((step + first) * stairs // (share * total), stairs)
 
     def smooth_ramp(self) -> float:
         """Return the sigmoid ramp over the run, updated at every step."""

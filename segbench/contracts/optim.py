@@ -16,7 +16,8 @@ class Optim(BaseModel):
     """Settings of an optimizer and its learning-rate schedule; the engine builds both.
 
     ``milestones`` are step numbers in a run of ``reference`` steps, the length that the protocol
-    defines. They are scaled if a run is longer or shorter.
+    defines. They are scaled if a run is longer or shorter, unless ``scale_milestones`` is false.
+    In a phase with an optimizer of its own, steps count from the start of that phase.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -37,7 +38,20 @@ class Optim(BaseModel):
     reference: int = Field(
         default=1, ge=1, description="number of training steps that the milestones refer to"
     )
+    scale_milestones: bool = Field(
+        default=True,
+        description="scale milestones to the length of the run; false: they are its step numbers",
+    )
     power: float = Field(default=0.9, gt=0, description="exponent (schedule poly)")
+
+    def drops(self, total: int) -> list[int]:
+        """Return the steps (from 0) of a run of ``total`` steps that divide the rate by 10."""
+        if self.schedule != "step":
+            return []
+        if not self.scale_milestones:
+            return list(self.milestones)
+        # The first step s with s / total >= milestone / reference.
+        return [-(-milestone * total // self.reference) for milestone in self.milestones]
 
     def lr_at(self, step: int, total: int) -> float:
         """Return the learning rate at ``step`` (from 0) of a run of ``total`` steps.
@@ -45,7 +59,7 @@ class Optim(BaseModel):
         This is a pure function, so a resumed run needs no scheduler state.
         """
         if self.schedule == "step":
-            passed = [step * self.reference >= m * total for m in self.milestones]
+            passed = [step >= drop for drop in self.drops(total)]
             return self.lr * float(0.1 ** sum(passed))
         if self.schedule == "poly":
             return self.lr * float((1 - step / total) ** self.power)

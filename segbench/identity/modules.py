@@ -69,6 +69,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.suites.*",
     "segbench.text",
     "segbench.training",
+    "segbench.training.announce",
     "segbench.training.checkpoint",
     "segbench.training.cost",
     "segbench.training.leak",

@@ -8,10 +8,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from segbench.config.experiment import Experiment
+from segbench.config.protocol import Protocol
 from segbench.identity.engine import ENGINE
 
 # Parts of a protocol that describe it, or choices the experiment makes itself.
-NOT_PART_OF_IDENTITY = {"title", "labeled", "methods", "backbone", "datasets", "expected"}
+NOT_PART_OF_IDENTITY = {
+    "title",
+    "labeled",
+    "methods",
+    "backbone",
+    "datasets",
+    "expected",
+    "published",
+}
+# Keys that protocols did not have from the start. With these values they change nothing, and are
+# left out, so that earlier runs keep their identity.
+LATER_KEYS = {"batch.fill": True, "optim.scale_milestones": True}
 
 
 def science(
@@ -33,8 +45,7 @@ def science(
     Raises:
         KeyError: a data set has no fingerprint or split digest.
     """
-    protocol = experiment.protocol.model_dump(mode="json", exclude=NOT_PART_OF_IDENTITY)
-    del protocol["inference"]["batch"]  # decides speed and memory only
+    protocol = protocol_content(experiment.protocol)
     datasets = []
     for name in experiment.datasets:  # their order numbers the sources of a joint training
         datasets.append(
@@ -63,6 +74,17 @@ def science(
     }
     if surface_rule is not None:
         content["surface_rule"] = surface_rule
+    return content
+
+
+def protocol_content(protocol: Protocol) -> dict[str, Any]:
+    """Return what of a protocol decides numbers, as plain JSON values."""
+    content = protocol.model_dump(mode="json", exclude=NOT_PART_OF_IDENTITY)
+    del content["inference"]["batch"]  # decides speed and memory only
+    for key, default in LATER_KEYS.items():
+        group, name = key.split(".")
+        if content[group][name] == default:
+            del content[group][name]
     return content
 
 

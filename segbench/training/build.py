@@ -169,7 +169,8 @@ def training_plan(experiment: Experiment, method: Method, data: TrainingData) ->
     """
     protocol = experiment.protocol
     total = protocol.steps * len(experiment.datasets)
-    plan = stages(method.phases(), total, protocol.batch.labeled, protocol.batch.unlabeled)
+    batch = protocol.batch
+    plan = stages(method.phases(), total, batch.labeled, batch.unlabeled, batch.fill)
     for stage in plan:
         data.check(stage.labeled, stage.unlabeled)
     return plan

@@ -27,15 +27,16 @@ class Stage:
     span: int = 1  # length of the stretch in steps
 
 
-def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) -> list[Stage]:
+def stages(
+    phases: Sequence[Phase], total: int, labeled: int, unlabeled: int, fill: bool = True
+) -> list[Stage]:
     """Divide ``total`` steps among the phases; every phase gets at least one step.
-
-    If a phase wants no unlabeled items, their places in the batch go to labeled ones, so that a
-    step of every phase costs the same.
 
     Args:
         labeled: the protocol's number of labeled items per batch.
         unlabeled: the protocol's number of unlabeled items per batch.
+        fill: if a phase wants no unlabeled items, their places in the batch go to labeled ones, so
+            that a step of every phase costs the same. Otherwise the places stay empty.
 
     Raises:
         UsageError: there are fewer steps than phases, the shares do not add up to 1, or a phase
@@ -60,13 +61,13 @@ def stages(phases: Sequence[Phase], total: int, labeled: int, unlabeled: int) ->
         end = total if is_last else round(share * total)
         later_phases = len(phases) - 1 - index
         end = min(max(end, start + 1), total - later_phases)
-        own_labeled, own_unlabeled = _batch_of(phase, labeled, unlabeled)
+        own_labeled, own_unlabeled = _batch_of(phase, labeled, unlabeled, fill)
         plan.append(Stage(phase, index, start, end - start, own_labeled, own_unlabeled))
         start = end
     return _with_stretches(plan, total)
 
 
-def _batch_of(phase: Phase, labeled: int, unlabeled: int) -> tuple[int, int]:
+def _batch_of(phase: Phase, labeled: int, unlabeled: int, fill: bool) -> tuple[int, int]:
     """Return the labeled and unlabeled items per batch of a phase."""
     if phase.unlabeled is None and unlabeled == 0:
         raise UsageError(
@@ -83,7 +84,7 @@ def _batch_of(phase: Phase, labeled: int, unlabeled: int) -> tuple[int, int]:
     own_unlabeled = unlabeled if phase.unlabeled is None else phase.unlabeled
     if phase.labeled is not None:
         return phase.labeled, own_unlabeled
-    if phase.unlabeled == 0:
+    if phase.unlabeled == 0 and fill:
         return labeled + unlabeled, own_unlabeled
     return labeled, own_unlabeled
 

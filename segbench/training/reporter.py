@@ -26,6 +26,9 @@ class Reporter:
     def start(self, run: Prepared) -> None:
         """Called once, when the networks are built and the run directory is written."""
 
+    def schedule(self, text: str) -> None:
+        """Called once with the phases of the training and the steps at which the rate drops."""
+
     def check(self, done: int, total: int, case: str) -> None:
         """Called after the files of a case were compared with their digests."""
 

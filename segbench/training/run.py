@@ -26,6 +26,7 @@ from segbench.nn.inspect import recompute
 from segbench.results.rundir import RunDir
 from segbench.storage import is_storage, lock, storage_error, sweep
 from segbench.training import distributed
+from segbench.training.announce import schedule_text, warn_of_single_items
 from segbench.training.build import (
     build,
     require_fit,
@@ -198,6 +199,8 @@ def _train(
     plan = training_plan(experiment, method, data)
     for warning in [*data.warnings, *_data_warnings(run, views)]:
         reporter.warn(warning)
+    reporter.schedule(schedule_text(plan, method, experiment.protocol.optim))
+    warn_of_single_items(method, reporter.warn)
     if machine.recompute:
         recompute(method)
 

@@ -10,6 +10,7 @@ import pytest
 from segbench import registry
 from segbench.config import load_protocol, protocol_names
 from segbench.config.protocol import SPEED_KEYS, Expected
+from segbench.identity.run_id import LATER_KEYS
 from segbench.storage import json_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,18 +24,28 @@ FROZEN = {
     ("heart-mini", 2): "a1b19ffdb6e42719",
     ("la", 1): "eade8a423abcff34",
     ("la-mini", 1): "12401c9020ddc08b",
+    ("la_bcp", 1): "42f258ab5aa85a27",
+    ("la_dtc", 1): "1c75645f63218b45",
+    ("la_mcnet", 1): "2ab16b21e55b5b15",
+    ("la_ssnet", 1): "2089c47104eec3f4",
     ("msd", 1): "8b6a273518297d91",
     ("msd_thorax", 1): "71e29dfd4c3722bb",
     ("pancreas_ct", 1): "19219ba636d50576",
-    ("pancreas_ct_mcnet", 1): "0322182d62f561f3",
+    ("pancreas_ct_mcnet", 2): "5f5bdac4fdfc8234",
     ("phantom", 1): "a470c2ebc315c062",
     ("phantom2d", 1): "1ef47095f1f8c428",
     ("versemi", 1): "edadf49e0a52734f",
+    ("versemi_published", 1): "02aa4985df32fd90",
 }
 
 
 def content_digest(protocol):
-    content = protocol.model_dump(mode="json", exclude={"title", "datasets", "expected"})
+    described = {"title", "datasets", "expected", "published"}
+    content = protocol.model_dump(mode="json", exclude=described)
+    for key, default in LATER_KEYS.items():
+        outer, inner = key.split(".")
+        if content[outer][inner] == default:
+            del content[outer][inner]
     for key in SPEED_KEYS:
         outer, inner = key.split(".")
         del content[outer][inner]

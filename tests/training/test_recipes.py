@@ -1,0 +1,235 @@
+"""The recipes of authors as protocols: rate, ramp and batches at every step, from their formulas.
+
+The expected sequences are computed here from what the authors' scripts do, not from the engine.
+"""
+
+import math
+
+import pytest
+import torch
+
+from segbench import registry
+from segbench.cli.options import ScienceOptions
+from segbench.config import load_protocol, protocol_names, resolve
+from segbench.config.protocol import published_recipes
+from segbench.contracts.method import Clock, Setting, Source
+from segbench.contracts.optim import Optim
+from segbench.errors import UsageError
+from segbench.identity.run_id import protocol_content
+from segbench.training.announce import schedule_text, warn_of_single_items
+from segbench.training.plan import clock, stage_of, stages
+
+LA = Setting((Source("la", ("left_atrium",)),), 1, (112, 112, 80))
+FOUR = tuple(Source(name, ("target",)) for name in ("pancreas_ct", "la", "msd_spleen", "msd_lung"))
+
+
+def made(method, protocol, setting=LA):
+    """Return a method without networks and its plan, as ``training_plan`` makes it."""
+    datasets = ",".join(source.name for source in setting.sources)
+    sizes = {"pancreas_ct": 62, "la": 80, "msd_spleen": 30, "msd_lung": 50}
+    (experiment,) = resolve(
+        method, dataset=datasets, protocol=protocol, labeled=8, train_sizes=sizes
+    ).experiments
+    cls = registry.get("method", method).cls
+    built = cls(cls.Params(**experiment.params), setting)
+    batch = experiment.protocol.batch
+    total = experiment.protocol.steps * len(setting.sources)
+    plan = stages(built.phases(), total, batch.labeled, batch.unlabeled, batch.fill)
+    return built, plan, experiment.protocol.optim
+
+
+def rates(method, plan, default):
+    """Return the learning rate of each step as the engine sets it."""
+    found = []
+    for step in range(plan[-1].start + plan[-1].steps):
+        stage = stage_of(plan, step)
+        first = next(other for other in plan if other.start == stage.origin)
+        spec = method.optimizer("network", default, first.phase)
+        found.append(spec.lr_at(step - stage.origin, stage.span))
+    return found
+
+
+def compositions(plan):
+    found = []
+    for stage in plan:
+        found += [(stage.labeled, stage.unlabeled)] * stage.steps
+    return found
+
+
+def stepped(steps, every=2500):
+    """Return 0.01, divided by 10 whenever the number of completed steps is a multiple of 2500."""
+    return [0.01 * 0.1 ** (step // every) for step in range(steps)]
+
+
+EXPECTED = {
+    ("mc_net", "la_mcnet"): ([0.01] * 15000, [(2, 2)] * 15000),
+    ("ss_net", "la_ssnet"): (stepped(15000), [(2, 2)] * 15000),
+    ("dtc", "la_dtc"): (stepped(6000), [(2, 2)] * 6000),
+    ("ua_mt", "la"): (stepped(6000), [(2, 2)] * 6000),
+    ("bcp", "la_bcp"): (
+        [0.01] * 2000 + stepped(15000),
+        [(4, 0)] * 2000 + [(4, 4)] * 15000,
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "protocol"), list(EXPECTED))
+def test_rate_and_batches_at_every_step(name, protocol):
+    expected_rates, expected_batches = EXPECTED[name, protocol]
+    method, plan, default = made(name, protocol)
+    assert compositions(plan) == expected_batches
+    assert rates(method, plan, default) == pytest.approx(expected_rates, rel=1e-12)
+
+
+def test_versemi_at_every_step():
+    setting = Setting(FOUR, 1, (96, 96, 96))
+    method, plan, default = made("versemi", "versemi_published", setting)
+    assert compositions(plan) == [(8, 0)] * 27000 + [(8, 8)] * 22000
+    assert set(rates(method, plan, default)) == {1e-3}
+    adam = method.optimizer("network", default, plan[0].phase)
+    assert (adam.name, adam.betas, adam.weight_decay) == ("adam", (0.5, 0.999), 0)
+
+
+def authors_ramp(position):
+    """The ramp of the authors' scripts: 40 stairs of 150 steps."""
+    stair = min(position // 150, 40)
+    return math.exp(-5 * (1 - stair / 40) ** 2)
+
+
+@pytest.mark.parametrize(("first", "share", "total"), [(1, 0.4, 15000), (1, 1, 6000), (0, 1, 6000)])
+def test_ramp_at_every_step(first, share, total):
+    """MC-Net and SS-Net count steps from 1, UA-MT and DTC from 0."""
+    for step in range(total):
+        found = Clock(step, total).ramp(40, share=share, first=first)
+        assert found == pytest.approx(authors_ramp(step + first), rel=1e-12)
+
+
+def test_methods_use_the_ramp_of_their_recipe():
+    for name, protocol in (("mc_net", "la_mcnet"), ("ss_net", "la_ssnet")):
+        method, plan, _ = made(name, protocol)
+        assert method.p.ramp_share == 0.4
+        t = clock(plan[0], 6000 - 1, 15000, 0, 0)
+        assert t.ramp(40, share=method.p.ramp_share, first=1) == 1
+
+
+def test_sum_of_rate_and_ramp_tells_the_recipes_apart():
+    """The audit's numbers: 113.0 with MC-Net's own recipe, 2.70 in protocol la."""
+
+    def weighted(protocol):
+        method, plan, default = made("mc_net", protocol)
+        total = plan[-1].steps
+        share = method.p.ramp_share
+        sums = 0.0
+        for step, rate in enumerate(rates(method, plan, default)):
+            sums += rate * clock(plan[0], step, total, 0, 0).ramp(40, share=share, first=1)
+        return sums
+
+    assert weighted("la_mcnet") == pytest.approx(113.0, abs=0.05)
+    assert weighted("la") == pytest.approx(2.70, abs=0.005)
+
+
+def test_places_of_unlabeled_images_are_filled_by_default():
+    method, _, _ = made("bcp", "la_bcp")
+    filled = stages(method.phases(), 17, 4, 4)
+    empty = stages(method.phases(), 17, 4, 4, fill=False)
+    assert [(stage.labeled, stage.unlabeled) for stage in filled] == [(8, 0), (4, 4)]
+    assert [(stage.labeled, stage.unlabeled) for stage in empty] == [(4, 0), (4, 4)]
+    assert load_protocol("phantom2d").batch.fill
+
+
+def test_every_recipe_names_methods_that_it_fits():
+    recipes = {}
+    for name in protocol_names():
+        for datasets, methods in load_protocol(name).published.items():
+            for method in methods:
+                assert (datasets, method) not in recipes, "two recipes for one method"
+                recipes[datasets, method] = name
+                registry.get("method", method)
+    assert published_recipes("la")["bcp"] == "la_bcp"
+    assert published_recipes("msd_lung,la,msd_spleen,pancreas_ct") == {
+        "versemi": "versemi_published"
+    }
+    assert published_recipes("phantom2d_a") == {}
+
+
+def test_scaled_and_absolute_milestones():
+    scaled = Optim(schedule="step", milestones=(2500, 5000), reference=6000)
+    absolute = scaled.model_copy(update={"scale_milestones": False})
+    assert scaled.drops(15000) == [6250, 12500]
+    assert absolute.drops(15000) == [2500, 5000]
+    assert scaled.lr_at(6249, 15000) == 0.01
+    assert scaled.lr_at(6250, 15000) == pytest.approx(0.001)
+    assert absolute.lr_at(2499, 15000) == 0.01
+    assert absolute.lr_at(2500, 15000) == pytest.approx(0.001)
+    assert Optim(schedule="poly").drops(100) == []
+
+
+def test_the_start_of_a_run_shows_where_the_rate_drops():
+    def text(name, protocol):
+        method, plan, default = made(name, protocol)
+        return schedule_text(plan, method, default)
+
+    assert text("bcp", "la_bcp") == (
+        "pretrain (2,000 steps, batch 4 + 0): constant rate 0.01 · "
+        "self_train (15,000 steps, batch 4 + 4): rate 0.01, divided by 10 after step "
+        "4,500, 7,000, 9,500, 12,000, 14,500"
+    )
+    assert text("ua_mt", "la") == (
+        "train (6,000 steps, batch 2 + 2): rate 0.01, divided by 10 after step 2,500, 5,000"
+    )
+    assert text("supervised", "phantom2d").endswith("rate 0.05, falling to 0")
+
+
+class Normalizing(torch.nn.Module):
+    name = "normalizing"
+
+    def __init__(self):
+        super().__init__()
+        self.maps = torch.nn.BatchNorm2d(3)
+        self.rows = torch.nn.BatchNorm1d(3)
+
+
+def test_a_pass_of_one_image_through_batch_normalization_is_pointed_out_once():
+    network = Normalizing()
+    warnings = []
+    warn_of_single_items(network, warnings.append)
+    network.maps(torch.randn(2, 3, 4, 4))
+    network.rows(torch.randn(5, 3))
+    network.maps.eval()(torch.randn(1, 3, 4, 4))
+    assert warnings == []
+    network.maps.train()
+    network.maps(torch.randn(1, 3, 4, 4))
+    network.maps(torch.randn(1, 3, 4, 4))
+    assert len(warnings) == 1 and "holds one image" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "text"),
+    [
+        ("cps", {}, "no recipe of the authors of cps is known for la"),
+        ("bcp", {"as_published": "acdc"}, "no recipe of the authors of bcp is known for acdc"),
+        ("bcp", {"protocol": "la"}, "--as-published names data set and protocol"),
+        ("bcp", {"dataset": "acdc"}, "--as-published names data set and protocol"),
+    ],
+)
+def test_as_published_refuses(method, options, text):
+    science = ScienceOptions(**{"as_published": "la", **options})
+    with pytest.raises(UsageError, match=text):
+        science.for_method(method)
+
+
+def test_as_published_resolves_to_the_recipe():
+    science = ScienceOptions(as_published="la", steps=100)
+    chosen = science.for_method("bcp")
+    assert (chosen.dataset, chosen.protocol, chosen.steps) == ("la", "la_bcp", 100)
+    assert ScienceOptions(dataset="la").for_method("cps") == ScienceOptions(dataset="la")
+
+
+def test_a_recipe_is_part_of_the_identity():
+    def content(protocol):
+        return protocol_content(load_protocol(protocol))
+
+    assert content("la_bcp")["batch"] == {"labeled": 4, "unlabeled": 4, "fill": False}
+    assert content("la_ssnet")["optim"]["scale_milestones"] is False
+    assert "fill" not in content("la")["batch"], "earlier runs keep their identity"
+    assert "published" not in content("la")
