@@ -6,8 +6,9 @@
 Every result is written to ``DIR`` as soon as it is had, with the command, the commit, the GPU, the
 versions and the seed. A result that is there is not measured again, so the script continues where
 an earlier call ended; what failed is tried again by the next call. ``--dry`` does everything on the
-CPU with tiny sizes. ``--only`` takes names of measurements, such as ``1-steps-*``. ``--data`` is a folder of prepared data sets; without it, trainings on patients
-are left out. The README says which packages must be carried.
+CPU with tiny sizes. ``--only`` takes names of measurements, such as ``1-steps-*``. ``--data`` is a
+folder of prepared data sets; without it, trainings on patients are left out. The README says which
+packages must be carried.
 """
 
 from __future__ import annotations
@@ -307,7 +308,8 @@ def main() -> None:
     missing = _missing_packages()
     if missing:
         raise SystemExit(
-            f"missing packages: {', '.join(missing)}; benchmarks/gpu/README.md says how to carry them"
+            f"missing packages: {', '.join(missing)}; "
+            "benchmarks/gpu/README.md says what must be carried"
         )
     left = measure_all(chosen)
     print(f"left for another time: {', '.join(left) or 'nothing'}")

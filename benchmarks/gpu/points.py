@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def agreement(work: Work) -> Row:
 def _one_step(work: Work, seed: int) -> dict[str, float]:
     training = Training(work)  # the weights and the batch depend on the seed of the work alone
     training.train.settings = replace(training.train.settings, seed=seed)
-    return training.step(training.plan[-1]).report().terms
+    terms: dict[str, float] = training.step(training.plan[-1]).report().terms
+    return terms
 
 
 def gpu_tests(names: str, collect_only: bool) -> Row:
@@ -218,7 +220,7 @@ def _with_losses_read_at_once(work: Work) -> tuple[Training, Around]:
         made.report()
         return made
 
-    training.step = waiting  # type: ignore[method-assign]
+    training.step = waiting
     return training, _nothing
 
 
@@ -263,7 +265,7 @@ def training(options: list[str], data: str, out: str, device: str) -> Row:
     if done.returncode:
         raise RuntimeError(f"{' '.join(options)}: {(done.stderr or done.stdout)[-800:]}")
     newest = max(Path(out).rglob("result.json"), key=lambda file: file.stat().st_mtime)
-    return {"result": newest.read_text(encoding="utf-8")}
+    return {"result": json.loads(newest.read_text(encoding="utf-8"))}
 
 
 def _environment() -> dict[str, str]:
@@ -278,12 +280,13 @@ def resuming(method: str, device: str, count: int) -> Row:
     """Train three times: twice in one go and once with an interruption; return the digests."""
     registry.add_file(TINY)
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine(
-            root=Path(folder) / "out",
-            data_root=Path(folder) / "data",
-            device=device,
-            save_every=Cadence(steps=1, seconds=None),
-        )
+        settings = {
+            "root": Path(folder) / "out",
+            "data_root": Path(folder) / "data",
+            "device": device,
+            "save_every": Cadence(steps=1, seconds=None),
+        }
+        machine = Machine.model_validate(settings)
         request = resolve(
             method, dataset="tiny", protocol=ROOT / "tests/plugins/tiny.yaml", steps=count
         )

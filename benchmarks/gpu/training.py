@@ -1,6 +1,7 @@
-"""Training steps of one method at the size of a protocol, on data that are noise with a block per class.
+"""Make training steps of one method at the size of a protocol.
 
-Time and memory of a step do not depend on the data, so no data set is needed.
+The data are noise with a block per class: time and memory of a step do not depend on the data, so
+no data set is needed.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ def network_of(task: Task, placed: bool) -> Predict:
     method = method_class(method_class.Params(), setting)
     torch.manual_seed(0)
     depth = 5 if min(task.patch) >= 64 else 3
-    method.build(network_factory("vnet", {"width": task.width, "depth": depth}, setting, set()))
+    method.build(
+        network_factory("vnet", {"width": task.width, "depth": depth}, setting, method.needs)
+    )
     if placed:
         keep_freed_memory()
         to_device(method, task.device)
@@ -158,7 +160,7 @@ def compare(task: Task, batches: Sequence[int], rounds: int) -> list[dict[str, A
             labels = str(Path(folder) / f"{name}.npy")
             settings = {"side": name, "kind": kind, "batch": batch, "labels": labels}
             sides.append({**settings, "task": asdict(task)})
-        rows = measure_in_turn(HERE, sides, rounds)
+        rows: list[dict[str, Any]] = measure_in_turn(HERE, sides, rounds)
         reference = np.load(rows[0]["labels"])
         for row in rows:
             row["differing"] = int((np.load(row.pop("labels")) != reference).sum())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Packages of segbench that the machine with a GPU does not have and that nobody needs there.
+# Packages of segbench that the machine with a GPU does not have and that are not needed there.
 BLOCKED = ("nibabel", "nrrd", "pydicom", "monai")
 BLOCKER = f"""
 import sys
