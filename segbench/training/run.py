@@ -15,9 +15,9 @@ import torch
 
 from segbench.config import Machine
 from segbench.contracts.method import Method
+from segbench.data.look_alike import look_alike_warnings
 from segbench.data.open import derived
 from segbench.data.sampling.loader import loader
-from segbench.data.look_alike import look_alike_warnings
 from segbench.data.store.checks import check_facts, summarize_problems
 from segbench.data.store.copies import FILE, copied_facts
 from segbench.data.store.store import Store, case_digests, require_intact
