@@ -28,6 +28,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
+from segbench.contracts.dataset import IGNORED
 from segbench.data.formats.nifti import nifti_header
 from segbench.data.formats.read import read_volume
 from segbench.data.formats.volume import (
@@ -66,7 +67,7 @@ from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError, UsageError
 
 LISTS_FILE = "splits_ssl.json"
-SETTINGS = ("spacing", "window", "crop", "patient")
+SETTINGS = ("spacing", "window", "crop", "patient", "map", "ignore")
 CROPS = ("none", "nonzero", "body", "label")
 SCALES = {
     "nonorm": Gray(),
@@ -97,6 +98,7 @@ class Folder(Dataset):
     patients_known = False
     layout: ClassVar[FolderLayout]
     settings: ClassVar[dict[str, Any]] = {}
+    changes: ClassVar[dict[int, int]] = {}  # new label values by those in the files
 
     @classmethod
     def variant(cls, text: str, settings: dict[str, Any]) -> type[Dataset]:
@@ -108,8 +110,9 @@ class Folder(Dataset):
         Args:
             text: path of the folder.
             settings: ``spacing`` (three values in mm), ``window`` (two gray values, for CT),
-                ``crop`` (none, nonzero, body or label) and ``patient`` (a regular expression that
-                finds the patient in the name of a case).
+                ``crop`` (none, nonzero, body or label), ``patient`` (a regular expression that
+                finds the patient in the name of a case), ``map`` (new label values by old ones) and
+                ``ignore`` (label values to leave out).
         """
         checked = _checked(settings)
         root = Path(text)
@@ -117,6 +120,7 @@ class Folder(Dataset):
             layout = read_layout(root)
         else:
             layout = FolderLayout(f"not available: {root}", (), (), True, "", "not stated", "")
+        changes = changed_values(layout, checked) if root.exists() else {}
         attributes = {
             "__module__": cls.__module__,
             "__doc__": cls.__doc__,
@@ -131,6 +135,8 @@ class Folder(Dataset):
             "license": layout.license,
             "citation": layout.citation,
             "patients_known": "patient" in checked,
+            "changes": changes,
+            "leaves_out": IGNORED in changes.values(),
         }
         made = cast("type[Folder]", type(cls.__name__, (cls,), attributes))
         if root.exists():
@@ -275,6 +281,8 @@ class Folder(Dataset):
             where = dict(files)
             if case in unlabeled:
                 where.pop("label", None)
+            if self.changes and "label" in where:
+                where["changes"] = {str(old): new for old, new in self.changes.items()}
             found.append(RawCase(case, where, patients.get(case)))
         return found
 
@@ -325,7 +333,8 @@ class Folder(Dataset):
         """Return the normalization that nnU-Net uses for a channel of this name."""
         if not _is_ct(name):
             return SCALES.get(name.lower(), Gray(None, "zscore_nonzero"))
-        window = self.settings.get("window") or foreground_percentiles(labeled, channel)
+        left_out = [old for old, new in self.changes.items() if new in (0, IGNORED)]
+        window = self.settings.get("window") or foreground_percentiles(labeled, channel, left_out)
         if window is None:
             return Gray(None, "minmax")
         low, high = window
@@ -336,7 +345,10 @@ class Folder(Dataset):
         assert self.source is not None
         if not self.source.exists():
             return {"settings": self.settings}
-        facts = [self.layout.classes, self.layout.channels, self.layout.suffix, self.layout.ending]
+        facts: list[Any] = [self.layout.classes, self.layout.channels]
+        facts += [self.layout.suffix, self.layout.ending]
+        if self.layout.ignored is not None:
+            facts.append(self.layout.ignored)
         known = self.listed()
         lists: dict[str, Any] = dict(known.lists)
         if known.patients is not None:
@@ -358,8 +370,60 @@ class Folder(Dataset):
         if "label" in where:
             mask = read_volume(where["label"], "label")
             warnings += check_pair(image, mask, where["label"])
-            label = whole_labels(mask.array, where["label"], "the labels of dataset.json")
+            label = self._labels(mask, where["label"])
         return finished_case(raw.id, apply(where["recipe"], image, label), warnings)
+
+    def _labels(self, mask: Volume, file: Path) -> np.ndarray:
+        """Return label values as they are prepared.
+
+        Raises:
+            DataError: a value is none of a label, or would be taken for one to leave out.
+        """
+        label = whole_labels(mask.array, file, "the labels of dataset.json")
+        if self.leaves_out and IGNORED not in self.changes and (label == IGNORED).any():
+            raise DataError(
+                "a label value has no meaning",
+                where=file,
+                found=str(IGNORED),
+                expected=f"values 0 to {len(self.classes)}, or those of --map and --ignore",
+                fix=f"link the folder again with --map {IGNORED}=NEW or --ignore {IGNORED}",
+            )
+        table = np.arange(256, dtype=np.uint8)
+        for old, new in self.changes.items():
+            table[old] = new
+        changed: np.ndarray = table[label] if self.changes else label
+        return changed
+
+
+def changed_values(layout: FolderLayout, settings: dict[str, Any]) -> dict[int, int]:
+    """Return the new label values by those in the files.
+
+    Raises:
+        UsageError: a value is no label, is changed twice, or is a class and left out.
+    """
+    try:
+        changes = {int(old): int(new) for old, new in settings.get("map", {}).items()}
+        ignored = [int(value) for value in settings.get("ignore", ())]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UsageError("a label value cannot be read", found=str(settings)) from error
+    if layout.ignored is not None and layout.ignored not in changes:
+        ignored.append(layout.ignored)
+    highest = len(layout.classes)
+    for old, new in changes.items():
+        if not 0 <= old <= 255 or not 0 <= new <= highest or old in ignored:
+            raise UsageError(
+                f"--map {old}={new}",
+                expected=f"an old value up to 255 that is not ignored, a new one up to {highest}",
+            )
+    for value in ignored:
+        if not highest < value <= 255:
+            raise UsageError(
+                f"--ignore {value}",
+                found="background or a class" if value <= highest else "no label value",
+                expected=f"values from {highest + 1} to 255",
+            )
+        changes[value] = IGNORED
+    return changes
 
 
 def _is_ct(channel: str) -> bool:
@@ -423,8 +487,12 @@ def _ras_spacing(path: Path) -> list[float] | None:
     return [spacing[axis] for axis in file_axes(affine)]
 
 
-def foreground_percentiles(raw: Iterable[RawCase], channel: int) -> tuple[float, float] | None:
+def foreground_percentiles(
+    raw: Iterable[RawCase], channel: int, left_out: Sequence[int] = ()
+) -> tuple[float, float] | None:
     """Return the 0.5 and 99.5 percentiles of a channel's foreground, or None if there is none.
+
+    Label values in ``left_out`` are no foreground.
 
     At most about ``VOXELS_PER_CASE`` evenly spaced voxels of each case are used.
     """
@@ -434,7 +502,8 @@ def foreground_percentiles(raw: Iterable[RawCase], channel: int) -> tuple[float,
         label = read_volume(case.where["label"], "label")
         check_pair(image, label, case.where["label"])
         values = image.array[..., channel] if image.array.ndim == 4 else image.array
-        foreground = values[np.rint(label.array) > 0]
+        classes = np.rint(label.array)
+        foreground = values[(classes > 0) & ~np.isin(classes, left_out)]
         step = max(1, len(foreground) // VOXELS_PER_CASE)
         inside.append(foreground[::step])
     pooled = np.concatenate(inside) if inside else np.empty(0)

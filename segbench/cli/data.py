@@ -383,12 +383,17 @@ def _facts(store: Store) -> dict[str, Any]:
 
 def _class_sizes(store: Store) -> dict[str, dict[str, Any]]:
     """Return the voxels of each class, their share, and the number of cases that have the class."""
+    from segbench.contracts.dataset import IGNORED
+
     cases = list(store.cases.values())
     sizes: dict[str, dict[str, Any]] = {}
     for value, name in enumerate(("background", *store.classes)):
         counts = [case.labels.get(value, 0) for case in cases]
         with_class = sum(count > 0 for count in counts)
         sizes[name] = {"voxels": sum(counts), "cases": with_class}
+    ignored = [case.labels.get(IGNORED, 0) for case in cases]
+    if any(ignored):
+        sizes["(left out)"] = {"voxels": sum(ignored), "cases": sum(count > 0 for count in ignored)}
     total = sum(size["voxels"] for size in sizes.values()) or 1
     for size in sizes.values():
         size["share"] = size["voxels"] / total

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.documents import datasets_document
-from segbench.cli.options import Command
+from segbench.cli.options import Command, bundled
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import mark, plural
 from segbench.errors import UsageError
@@ -19,49 +21,99 @@ if TYPE_CHECKING:
     from segbench.registry import Link
 
 
+@dataclass(frozen=True)
+class LinkOptions:
+    """How the cases of a folder are prepared."""
+
+    spacing: str | None
+    window: str | None
+    crop: str | None
+    patient: str | None
+    changes: str | None
+    ignore: tuple[int, ...]
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that are stored with the name.
+
+        Raises:
+            UsageError: an option cannot be read.
+        """
+        choices: dict[str, Any] = {}
+        if self.spacing:
+            choices["spacing"] = _numbers("--spacing", self.spacing, "x", 3)
+        if self.window:
+            choices["window"] = _numbers("--window", self.window, ":", 2)
+        if self.crop:
+            choices["crop"] = self.crop
+        if self.patient:
+            choices["patient"] = self.patient
+        if self.changes:
+            choices["map"] = _changes(self.changes)
+        if self.ignore:
+            choices["ignore"] = sorted(set(self.ignore))
+        return choices
+
+
+LINK_OPTIONS = (
+    click.option(
+        "--spacing",
+        metavar="1x1x1",
+        help="Spacing in mm to resample to [median of the training images].",
+    ),
+    click.option(
+        "--window",
+        metavar="LOW:HIGH",
+        help="Gray values that CT channels are clipped to and scaled from [percentiles].",
+    ),
+    click.option(
+        "--crop",
+        type=click.Choice(["none", "nonzero", "body", "label"]),
+        help=(
+            "What to crop to; label adds a margin of 25 voxels and keeps at least 96 per axis "
+            "[body for CT, nonzero otherwise]."
+        ),
+    ),
+    click.option(
+        "--patient",
+        metavar="REGEX",
+        help="Part of a case's name that is its patient; splits, --labeled and the check for leaks "
+        "go by patients [each case is one].",
+    ),
+    click.option(
+        "--map",
+        "changes",
+        metavar="OLD=NEW,...",
+        help="Classes that have other numbers in the label files, such as 255=1.",
+    ),
+    click.option(
+        "--ignore",
+        metavar="VALUE",
+        type=click.IntRange(1, 255),
+        multiple=True,
+        help="Label value of voxels to leave out of the metrics; may be repeated. Cases with such "
+        "voxels can be tested on, but not trained on with their label.",
+    ),
+)
+
+
+def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about preparation; the command gets them as ``options``."""
+    return bundled(command, "options", LinkOptions, LINK_OPTIONS)
+
+
 @click.command(cls=Command)
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--as", "name", required=True, metavar="NAME", help="Name of the data set.")
-@click.option(
-    "--spacing",
-    metavar="1x1x1",
-    help="Spacing in mm to resample to [median of the training images].",
-)
-@click.option(
-    "--window",
-    metavar="LOW:HIGH",
-    help="Gray values that CT channels are clipped to and scaled from [percentiles].",
-)
-@click.option(
-    "--crop",
-    type=click.Choice(["none", "nonzero", "body", "label"]),
-    help=(
-        "What to crop to; label adds a margin of 25 voxels and keeps at least 96 per axis "
-        "[body for CT, nonzero otherwise]."
-    ),
-)
-@click.option(
-    "--patient",
-    metavar="REGEX",
-    help="Part of a case's name that is its patient; splits, --labeled and the check for leaks "
-    "go by patients [each case is one].",
-)
+@link_options
 @click.pass_obj
-def link(
-    settings: Settings,
-    path: Path,
-    name: str,
-    spacing: str | None,
-    window: str | None,
-    crop: str | None,
-    patient: str | None,
-) -> None:
+def link(settings: Settings, path: Path, name: str, options: LinkOptions) -> None:
     """Give a folder of your own a name. Nothing is copied; the settings are stored with the name.
 
     \b
     segbench data link ~/Dataset007_Mine --as mine
     segbench data link ~/ct --as ct --spacing 1x1x1 --window -125:275
     segbench data link ~/visits --as visits --patient '(patient\\d+)'
+    segbench data link ~/png --as png --map 255=1 --ignore 128
     segbench data prepare mine
     """
     from segbench import registry
@@ -71,15 +123,7 @@ def link(
         raise UsageError(
             f"--as: '{name}'", expected="a letter, then letters, digits and underscores"
         )
-    choices: dict[str, Any] = {}
-    if spacing:
-        choices["spacing"] = _numbers("--spacing", spacing, "x", 3)
-    if window:
-        choices["window"] = _numbers("--window", window, ":", 2)
-    if crop:
-        choices["crop"] = crop
-    if patient:
-        choices["patient"] = patient
+    choices = options.settings()
     family = next(
         name for name in registry.names("dataset") if registry.get("dataset", name).cls.family
     )
@@ -137,3 +181,16 @@ def _numbers(option: str, text: str, separator: str, count: int) -> list[float]:
             f"{option}: '{text}'", expected=f"{count} numbers separated by {separator}"
         )
     return numbers
+
+
+def _changes(text: str) -> dict[str, int]:
+    """Return the new label values of ``255=1,128=2`` by the old ones, as JSON stores them."""
+    changes: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,3})=(\d{1,3})\s*", part)
+        if match is None or match[1] in changes:
+            raise UsageError(
+                f"--map: '{part}'", expected="each old value once, such as 255=1 or 128=1,255=2"
+            )
+        changes[match[1]] = int(match[2])
+    return changes

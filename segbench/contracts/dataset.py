@@ -15,6 +15,8 @@ import numpy as np
 
 from segbench.errors import UsageError
 
+IGNORED = 255  # label value of voxels that are left out of all metrics
+
 
 @dataclass
 class Case:
@@ -88,6 +90,8 @@ class Dataset:
     collection: ClassVar[str] = ""
     # False if the data set cannot say which cases belong to one patient.
     patients_known: ClassVar[bool] = True
+    # Whether labels may have voxels of the value ``IGNORED``; such cases can be tested on only.
+    leaves_out: ClassVar[bool] = False
     # Whether cases are cropped around the label, which is impossible for new scans.
     boxed: ClassVar[bool] = False
     # Axes of an HDF5 scan, listed in the axis order of the prepared cases.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from segbench.contracts.dataset import IGNORED
 from segbench.data.store.case_files import CaseInfo
 from segbench.data.store.store import Store
 from segbench.evaluation.case_rows import Row, score_case
@@ -77,14 +78,21 @@ def evaluate(
 def score(label: LabelMap, store: Store, case: str) -> list[Row]:
     """Return the rows of one case, one per class: a predicted label map (*S) against the reference.
 
+    Voxels that the reference marks as ignored become background in both.
+
     Distances in mm are left out unless all test cases have a spacing, so that all rows have the
     same columns.
     """
     reference = np.asarray(store.label(case))
+    compared = label
+    if store.cases[case].labels.get(IGNORED):
+        left_out = reference == IGNORED
+        reference = np.where(left_out, np.uint8(0), reference)
+        compared = np.where(left_out, np.uint8(0), label)
     has_spacing = all(store.cases[name].spacing is not None for name in store.test)
     spacing = _steps(store.cases[case]) if has_spacing else None
     classes = dict(enumerate(store.classes, start=1))
-    rows = score_case(store.name, case, label, reference, classes, spacing)
+    rows = score_case(store.name, case, compared, reference, classes, spacing)
     digest = array_digest(label)
     for row in rows:
         row["prediction"] = digest

@@ -19,6 +19,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from segbench.contracts.dataset import IGNORED
 from segbench.data.store.store import Store
 from segbench.evaluation.prediction import predict_labels
 from segbench.results.finished import FinishedRun
@@ -98,6 +99,10 @@ def picture(store: Store, case: str, label: Labels) -> str:
     """
     image = np.asarray(store.image(case))[0]
     truth = np.asarray(store.label(case))
+    left_out = truth == IGNORED
+    if IGNORED in store.cases[case].labels:
+        truth = np.where(left_out, np.uint8(0), truth)
+        label = np.where(left_out, np.uint8(0), label)
     spacing = store.cases[case].spacing or (1.0,) * truth.ndim
     planes = list(cut(truth, label, spacing))
     widths = [HEIGHT * plane.width / plane.height for plane in planes]

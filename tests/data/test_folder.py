@@ -322,7 +322,7 @@ def test_lists_that_cannot_be_used(mine, tmp_path, lists, found):
     [
         ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": [1, 2]}}, "regions"),
         (
-            {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1, "ignore": 2}},
+            {"channel_names": {"0": "CT"}, "labels": {"background": 0, "ignore": 1, "a": 2}},
             "ignore",
         ),
         ({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 2}}, "without a gap"),

@@ -114,6 +114,7 @@ class FolderLayout:
     license: str
     citation: str
     announced: object = None  # numTraining
+    ignored: int | None = None  # label value of voxels to leave out, nnU-Net's "ignore"
 
 
 def read_layout(root: Path) -> FolderLayout:
@@ -138,6 +139,7 @@ def read_layout(root: Path) -> FolderLayout:
             found="key 'dataset'",
             expected="files in imagesTr/ and labelsTr/",
         )
+    ignored = _ignored_value(content)
     channels, classes = _channels_and_classes(file, content)
     ending = str(content.get("file_ending", ".nii.gz"))
     if ending.lower() not in ENDINGS:
@@ -160,7 +162,23 @@ def read_layout(root: Path) -> FolderLayout:
         license=text("licence") or text("license") or "not stated",
         citation=text("reference"),
         announced=content.get("numTraining"),
+        ignored=ignored,
     )
+
+
+def _ignored_value(content: dict[str, Any]) -> int | None:
+    """Take nnU-Net's label "ignore" out of the content; return its value, None without one."""
+    labels = content.get("labels")
+    if "channel_names" not in content or not isinstance(labels, dict) or "ignore" not in labels:
+        return None
+    value = labels["ignore"]
+    others = [other for name, other in labels.items() if name != "ignore"]
+    if not isinstance(value, int) or not all(isinstance(other, int) for other in others):
+        return None  # reported with the other labels
+    if value not in range(max(others, default=0) + 1, 256):
+        return None
+    content["labels"] = {name: other for name, other in labels.items() if name != "ignore"}
+    return value
 
 
 def _content_of(folder: Path) -> str:
@@ -208,7 +226,7 @@ def _channels_and_classes(
             where=file,
             found=", ".join(map(repr, classes)) or "none",
             expected="at least one class, each with a name of its own; "
-            "the label 'ignore' is not supported",
+            "'ignore' needs the highest value",
         )
     return channels, classes
 

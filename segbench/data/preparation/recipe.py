@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from segbench.contracts.dataset import IGNORED
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.volume import Volume, require_finite, spacing_of
 from segbench.data.geometry import reorient, translation
@@ -182,14 +183,17 @@ def _clipped(
         label: (*S).
         gray: one rule for all channels or one for each.
     """
-    if label is None or not label.any():
+    labeled = np.zeros(image.shape[1:], bool)
+    if label is not None:
+        labeled = (label > 0) & (label != IGNORED)
+    if not labeled.any():
         return []
     clipped = []
     for number, rule in enumerate(_rule_per_channel(gray, len(image))):
         if rule.window is None:
             continue
         low, high = rule.window
-        values = image[number][label > 0]
+        values = image[number][labeled]
         outside = np.count_nonzero((values < low) | (values > high))
         clipped.append(
             {
@@ -208,7 +212,7 @@ def _voxels_per_class(label: np.ndarray | None) -> dict[int, int]:
     values, counts = np.unique(label, return_counts=True)
     voxels = {}
     for value, count in zip(values, counts, strict=True):
-        if value:
+        if value not in (0, IGNORED):
             voxels[int(value)] = int(count)
     return voxels
 
@@ -380,7 +384,7 @@ def crop_box(recipe: Recipe, image: np.ndarray, label: np.ndarray | None) -> Box
             fix="leave the case out, or crop by the image: nonzero, body or none",
         )
     sides = []
-    extents = _extent(np.asarray(label != 0))
+    extents = _extent(np.asarray((label != 0) & (label != IGNORED)))
     for axis, ((low, high), size) in enumerate(zip(extents, shape, strict=True)):
         if recipe.crop == "label":
             sides.append(_widened(recipe, low, high, size))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from segbench.contracts.dataset import Case, Dataset
+from segbench.contracts.dataset import IGNORED, Case, Dataset
 from segbench.data.store.problem import Problem
 from segbench.storage import (
     array_digest,
@@ -174,20 +174,29 @@ def _check_label(
     if label.shape != image.shape[1:]:
         found = f"label shape {label.shape}, image shape {image.shape[1:]}"
         problems.append(Problem(case, file, found, "equal shapes"))
-    bad = _bad_values(label, len(dataset.classes))
+    allowed = set(range(len(dataset.classes) + 1))
+    if dataset.leaves_out:
+        allowed.add(IGNORED)
+    bad = _bad_values(label, allowed)
     if bad:
         names = ", ".join(("background", *dataset.classes))
         expected = f"label values 0 to {len(dataset.classes)} ({names})"
-        problems.append(Problem(case, file, bad, expected, "map or repair the label"))
+        fix = "map or repair the label"
+        if dataset.source is not None:
+            fix = (
+                "segbench data link PATH --as NAME, with --map OLD=NEW for a class under another "
+                "number, or --ignore OLD for voxels to leave out"
+            )
+        problems.append(Problem(case, file, bad, expected, fix))
     return problems
 
 
-def _bad_values(label: np.ndarray, classes: int) -> str:
+def _bad_values(label: np.ndarray, allowed: set[int]) -> str:
     """Return the values of a label that stand for no class, in words; empty if there are none."""
     values, counts = np.unique(label, return_counts=True)
     bad = []
     for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        if value not in range(classes + 1):
+        if value not in allowed:
             bad.append(f"{value}: {count} voxel{'s' if count > 1 else ''}")
     if not bad:
         return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from segbench import registry
+from segbench.contracts.dataset import IGNORED
 from segbench.data.store.case_files import CaseInfo
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.similar_names import suggested_rule, suspected_patients
@@ -335,6 +336,8 @@ def _check_voxels(store: Store, case: str) -> list[Problem]:
     if store.cases[case].has_label:
         label = store.label(case)
         values = np.flatnonzero(np.bincount(np.ravel(label)))
+        if IGNORED in store.cases[case].labels:
+            values = values[values != IGNORED]
         if label.shape != shape or values.max() > len(store.classes):
             report(
                 folder / "label.npy",
@@ -365,6 +368,19 @@ def require_learnable(store: Store, labeled: int) -> None:
                     case,
                     found="has no label",
                     expected="a label, because it is one of the labeled cases",
+                )
+            )
+    for case in chosen:
+        ignored = store.cases[case].labels.get(IGNORED)
+        if ignored:
+            problems.append(
+                Problem(
+                    case,
+                    found=f"{ignored:,} voxels that --ignore leaves out",
+                    expected="a class for every voxel of a labeled case: "
+                    "the methods' losses cannot leave voxels out",
+                    fix="list the case for testing or as unlabeled, or count these voxels as "
+                    "background: segbench data link PATH --as NAME --map OLD=0",
                 )
             )
     problems += _missing_classes(store, chosen, f"the {len(chosen)} labeled cases")
