@@ -182,6 +182,14 @@ def paper_link(entry: registry.Entry) -> str:
     return entry.paper
 
 
+def short_method_table() -> list[str]:
+    """Return the table of all methods without a description, for README."""
+    lines = ["| method | paper |", "|---|---|"]
+    for entry in built_in("method"):
+        lines.append(f"| `{entry.name}` | {paper_link(entry)} |")
+    return lines
+
+
 def method_table() -> list[str]:
     """Return the table of all methods."""
     lines = ["| method | what it does | paper |", "|---|---|---|"]
@@ -273,7 +281,7 @@ def pages() -> dict[Path, str]:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     tables = {
-        "methods": method_table(),
+        "methods": short_method_table(),
         "datasets": dataset_table(synthetic=False),
         "results": result_table(),
     }

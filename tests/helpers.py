@@ -145,3 +145,59 @@ class AnswersInTurn(nn.Module):
         answer = self.answers[len(self.shown) - 1]
         assert len(answer) == len(image)
         return answer * 1  # without gradient if the caller wants none
+
+
+class Pixelwise(nn.Module):
+    """A backbone of two scales in which each class's logit is slope * gray value + bias.
+
+    ``seen`` holds its inputs with the mode in which they were seen. The second scale is zero.
+    """
+
+    def __init__(self, slopes: list[float], biases: list[float], dims: int = 2) -> None:
+        super().__init__()
+        shape = (1, -1, *[1] * dims)
+        self.slope = nn.Parameter(torch.tensor(slopes, dtype=torch.float64).view(shape))
+        self.bias = nn.Parameter(torch.tensor(biases, dtype=torch.float64).view(shape))
+        self.seen: list[tuple[Tensor, bool]] = []
+
+    def encode(self, image: Tensor) -> list[Tensor]:
+        self.seen.append((image, self.training))
+        return [image, 0 * image]
+
+    def decode(self, pyramid: list[Tensor]) -> list[Tensor]:
+        return [pyramid[0] + pyramid[1]]
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.slope * features + self.bias
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.decode(self.encode(image))[0])
+
+
+# Formulas in NumPy.
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax over the second axis, in NumPy."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def numpy_dice(p: np.ndarray, labels: np.ndarray, used: np.ndarray, first: int = 0) -> float:
+    """Return the mean over the classes of 1 - (2 sum pq + 1e-5) / (sum pp + sum qq + 1e-5).
+
+    Sums run over the voxels where ``used`` (N, *S) is true, of probabilities (N, K, *S) and of
+    labels (N, *S). Classes before ``first`` are left out.
+    """
+    losses = []
+    for value in range(first, p.shape[1]):
+        own = p[:, value][used]
+        target = (labels == value)[used].astype(float)
+        overlap = 2 * (own * target).sum() + 1e-5
+        losses.append(1 - overlap / ((own**2).sum() + (target**2).sum() + 1e-5))
+    return float(np.mean(losses))
+
+
+def numpy_cross_entropy(p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return -ln p of the label's class, (N, *S), for probabilities (N, K, *S)."""
+    return -np.log(np.take_along_axis(p, labels[:, None], 1)[:, 0])

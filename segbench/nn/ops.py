@@ -203,12 +203,12 @@ def random_boxes(
     masks = []
     for _ in range(count):
         if torch.rand((), generator=generator).item() >= probability:
-            masks.append(torch.ones(1, *size, dtype=torch.bool, device=device))
+            masks.append(torch.ones(1, *size, dtype=torch.bool))
             continue
         part = _uniform(share, generator)
         corner, edges = _random_box(part, size, aspect, generator)
-        masks.append(outside_boxes(torch.tensor([corner], device=device), edges, size))
-    return torch.cat(masks)
+        masks.append(outside_boxes(torch.tensor([corner]), edges, size))
+    return torch.cat(masks).to(device, non_blocking=True)
 
 
 def _random_box(
@@ -271,15 +271,16 @@ def strong_view(
         view = _blur(view, sigma)
     if noisy.any():
         level = torch.where(noisy, 0.1 + 0.9 * torch.rand(count, generator=generator), 0)
-        standard = torch.randn(image.shape, generator=generator).clamp(-2, 2).to(image)
-        deviation = image.flatten(1).std(1) * level.to(image)
-        view = view + _per_item(deviation, image) * standard
+        standard = torch.randn(image.shape, generator=generator).clamp(-2, 2)
+        deviation = image.flatten(1).std(1)
+        scale = _per_item(deviation, image) * _per_item(level, image)
+        view = view + scale * standard.to(image, non_blocking=True)
     return view
 
 
 def _per_item(values: Tensor, image: Tensor) -> Tensor:
     """Return one value per item, shaped and placed to multiply images (N, C, *S)."""
-    return values.to(image).view(-1, *[1] * (image.ndim - 1))
+    return values.to(image, non_blocking=True).view(-1, *[1] * (image.ndim - 1))
 
 
 def _jitter(image: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ METHODS = (
     "bcp",
     "cps",
     "versemi",
+    "fixmatch",
+    "unimatch",
+    "self_training",
+    "ad_mt",
 )
 SCORES = ("dice", "jaccard", "hd95_vox", "asd_vox")
 

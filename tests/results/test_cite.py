@@ -9,14 +9,17 @@ from segbench.results.cite import _entry, _plugin_entry
 @pytest.mark.parametrize(
     "name",
     [
+        "ad_mt",
         "bcp",
         "cps",
         "dtc",
+        "fixmatch",
         "mc_net",
         "mean_teacher",
         "sassnet",
         "ss_net",
         "ua_mt",
+        "unimatch",
         "urpc",
         "versemi",
     ],

@@ -1,0 +1,222 @@
+"""AD-MT: two teachers that are updated in turn, for random periods, and label with one voice.
+
+Zhao, Wang, Wang, Yu, Yuan, Zhou: Alternate Diverse Teaching for Semi-supervised Medical Image
+Segmentation, ECCV 2024, arXiv:2311.17325. Official code: github.com/ZhenZHAO/AD-MT (unlicensed,
+commit 03ef84c). The code was read for facts; nothing was copied.
+
+Only one of the two teachers follows the student at a time, for a random number of steps, then the
+other one (random periodic alternate updating). In the periods of the first, the student sees views
+with other gray values, in those of the second views with boxes of other images. The labels come
+from the mean of both teachers' probabilities, weighted by exp(-entropy). Where the teachers
+disagree, the student's own label is used if it is more probable (conflict-combating module).
+
+Paper                    Official code (3-D)                Here
+alternate, random        periods of 1 to P steps, P 19      period=19; a pure function of seed and
+  periods                  (LA), 14 (pancreas), 50 (ACDC):    step; about half an epoch of the
+                           half an epoch                      unlabeled images
+                           (train_utils.py:11-52)
+teacher: moving average  decay min(1 - 1/(n - 39), 0.99);   the same, copies=80 steps
+                           first 80 steps: a copy of the
+                           student; n counts half the steps
+                           (train_post_3d_aut.py:40-48)
+-                        buffers are averaged too (:51-53)  the same
+-                        the teacher in turn is in train    the same
+                           mode, the other in eval mode
+                           (:207-212)
+entropy-weighted mean    exp(-entropy in bits) (:228-234)   the same
+conflicts: the more      only where the teachers disagree   the same; inside a box, the student's
+  certain label            (train_utils.py:144-175); inside   label is that of the pasted image
+                           a box, the student's label is
+                           that of the covered image
+intensity views          brightness and contrast (p 0.8,    ops.strong_view: brightness is a factor
+                           +-0.5 each; brightness is added    here; noise p 0.2, as in the code
+                           as a share of the mean), noise
+                           (p 0.2) (dataset_3d.py:93-110)
+CutMix views             one Beta(4, 4) draw for the batch,  the same; partners are the next items
+                           one center per item, box clipped
+                           at the border (mixaugs.py:115-148)
+cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0.8; loss=dice,
+  Dice (2-D)               over confident voxels, undefined   threshold=0.95 for the 2-D code; 0
+                           without any                        without any confident voxel
+-                        weight 2, ramp of 40 stairs (2-D:  weight=2; 40 stairs over the first 40 %
+                           50) of 150 steps in 15,000         of the run (ramp_share)
+                           (2-D: 30,000)
+-                        one pass for labeled, weak and     the same
+                           strong images (:281-284)
+student or teacher       best on the test list; reported:   the student with its last weights
+  tested                   first teacher
+-                        an epoch is a pass over the        the protocol's two streams
+                           unlabeled images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import floor, log
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
+from segbench.contracts.method import sigmoid_ramp
+from segbench.nn.losses import cross_entropy, dice, dice_ce
+from segbench.nn.ops import (
+    Ema,
+    entropy,
+    evaluating,
+    mix,
+    outside_boxes,
+    pseudo_labels,
+    strong_view,
+    wide_softmax,
+)
+
+
+@method("ad_mt", paper="Zhao et al., ECCV 2024")
+class ADMT(Method):
+    """A student with two teachers that take turns in following it."""
+
+    class Params(MethodParams):
+        weight: float = Field(2.0, ge=0, description="weight of the unlabeled term after its ramp")
+        ramp_share: float = Field(
+            0.4, gt=0, le=1, description="fraction of the run over which the weight rises"
+        )
+        threshold: float = Field(
+            0.8, ge=0, le=1, description="probability from which a label is used"
+        )
+        loss: Literal["ce", "dice"] = Field(
+            "ce", description="unlabeled loss: cross entropy (3-D code) or Dice (2-D code)"
+        )
+        period: int = Field(
+            19, ge=1, description="longest number of steps for which one teacher follows"
+        )
+        decay: float = Field(0.99, ge=0, lt=1, description="decay of the teachers' moving averages")
+        copies: int = Field(
+            80, ge=0, description="steps in which the teacher in turn is a copy of the student"
+        )
+
+    def build(self, network: Callable[..., Backbone]) -> None:
+        self.student = network()
+        self.first = Ema(self.student)
+        self.second = Ema(self.student)
+
+    def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
+        first_moves = self.first_moves(t)
+        labels, confidence, conflict = self.teach(batch.u, first_moves)
+        view, outside = self.view(batch.u, t, first_moves)
+
+        logits = self.student(torch.cat([batch.x, batch.u, view]))
+        count = len(batch.u)
+        labeled, weak, strong = logits.split([len(batch.x), count, count])
+
+        # Where the teachers disagree, the student's own label counts if it is more probable.
+        own_labels, own_confidence = pseudo_labels(weak)
+        own = conflict & (own_labels != labels) & (own_confidence > confidence)
+        labels = torch.where(own, own_labels, labels)
+        confidence = torch.where(own, own_confidence, confidence)
+
+        # Inside a box, the labels are those of the image that it comes from.
+        labels = mix(outside, labels, labels.roll(1, 0))
+        confidence = mix(outside, confidence, confidence.roll(1, 0))
+        weight = self.p.weight * self.ramp(t)
+        return {
+            "supervised": dice_ce(labeled, batch.y, background=True),
+            "unlabeled": weight * self.unlabeled_loss(strong, labels, confidence),
+        }
+
+    def view(self, images: Tensor, t: Clock, first_moves: bool) -> tuple[Tensor, Tensor]:
+        """Return strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes."""
+        generator = t.generator("views", own=True)
+        if first_moves:
+            nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
+            return strong_view(images, generator, blur=0, noise=0.2), nothing_pasted
+        outside = centered_boxes(images, generator)
+        return mix(outside, images, images.roll(1, 0)), outside
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, first_moves: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels, their probability, and where the teachers disagree, (U, *S) each.
+
+        The teacher that moves is in train mode, the other one in eval mode.
+        """
+        moving, resting = self.first, self.second
+        if not first_moves:
+            moving, resting = self.second, self.first
+        p_moving = wide_softmax(moving(images))  # (U, K, *S)
+        with evaluating(resting):
+            p_resting = wide_softmax(resting(images))
+        conflict = p_moving.argmax(1) != p_resting.argmax(1)
+
+        moving_weight = certainty(p_moving)
+        resting_weight = certainty(p_resting)
+        total = moving_weight + resting_weight
+        mean = (moving_weight * p_moving + resting_weight * p_resting) / total
+        confidence, labels = mean.max(1)
+        return labels, confidence, conflict
+
+    def unlabeled_loss(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
+        """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels."""
+        confident = confidence >= self.p.threshold
+        if self.p.loss == "dice":
+            return dice(wide_softmax(logits), labels, background=True, weight=confident)
+        return cross_entropy(logits, labels, confident)
+
+    def first_moves(self, t: Clock) -> bool:
+        """Return whether the first teacher follows the student in this step, else the second does.
+
+        The lengths of all periods are drawn from the run's seed, so no state is needed.
+        """
+        generator = replace(t, step=0).generator("periods")
+        lengths = torch.randint(1, self.p.period + 1, (t.total,), generator=generator)
+        completed = int((lengths.cumsum(0) <= t.step).sum())
+        return completed % 2 == 0
+
+    def ramp(self, t: Clock) -> float:
+        """Return the sigmoid ramp of 40 stairs over the first ``ramp_share`` of the run."""
+        stair = t.step * 40 // (self.p.ramp_share * t.total)
+        return sigmoid_ramp(stair, 40)
+
+    def after_step(self, t: Clock) -> None:
+        teacher = self.first if self.first_moves(t) else self.second
+        # Both teachers share the steps: each counts half of them.
+        age = t.step // 2 - self.p.copies // 2
+        decay = 0.0 if age < 0 else min(self.p.decay, 1 - 1 / (age + 1))
+        teacher.follow(self.student, decay)
+        buffers = zip(teacher.model.buffers(), self.student.buffers(), strict=True)
+        for mine, theirs in buffers:
+            if mine.is_floating_point():
+                mine.mul_(decay).add_(theirs, alpha=1 - decay)
+
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
+        return self.student(image).softmax(1)
+
+
+def certainty(probabilities: Tensor) -> Tensor:
+    """Return exp(-entropy in bits), (U, 1, *S), of probabilities (U, K, *S)."""
+    bits = entropy(probabilities) / log(2)
+    return (-bits).exp().unsqueeze(1)
+
+
+def centered_boxes(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return masks (U, *S) that are false inside a box; all boxes have the same edges.
+
+    The share of the patch outside a box follows Beta(4, 4), as an area: each edge is
+    floor(extent * sqrt(1 - share)). Centers are drawn from the last seven eighths of each axis, and
+    what lies outside the patch is cut off.
+    """
+    # Beta(4, 4) from two sums of four exponential variables.
+    uniform = torch.rand(2, 4, generator=generator, dtype=torch.float64)
+    first, second = (-(1 - uniform).log()).sum(1).tolist()
+    side = (1 - first / (first + second)) ** 0.5
+
+    size = tuple(images.shape[2:])
+    halves = [floor(extent * side) // 2 for extent in size]
+    corners = []
+    for extent, half in zip(size, halves, strict=True):
+        center = torch.randint(extent // 8, extent, (len(images),), generator=generator)
+        corners.append(center - half)
+    edges = tuple(2 * half for half in halves)
+    boxes = torch.stack(corners, 1).to(images.device, non_blocking=True)
+    return outside_boxes(boxes, edges, size)
