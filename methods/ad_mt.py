@@ -38,6 +38,8 @@ CutMix views             one Beta(4, 4) draw for the batch,  the same; partners 
 cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0.8; loss=dice,
   Dice (2-D)               over confident voxels, undefined   threshold=0.95 for the 2-D code; 0
                            without any                        without any confident voxel
+-                        supervised: (CE + Dice of all      the same; dice=foreground
+                           classes) / 2
 -                        weight 2, ramp of 40 stairs (2-D:  weight=2; 40 stairs over the first 40 %
                            50) of 150 steps in 15,000         of the run (ramp_share)
                            (2-D: 30,000)
@@ -96,6 +98,9 @@ class ADMT(Method):
         copies: int = Field(
             80, ge=0, description="steps in which the teacher in turn is a copy of the student"
         )
+        dice: Literal["foreground", "all"] = Field(
+            "all", description="classes of the supervised Dice term (code: all)"
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
@@ -107,33 +112,44 @@ class ADMT(Method):
         labels, confidence, conflict = self.teach(batch.u, first_moves)
         view, outside = self.view(batch.u, t, first_moves)
 
-        logits = self.student(torch.cat([batch.x, batch.u, view]))
+        images = torch.cat([batch.x, batch.u, view])
+        logits = self.student(images)
         count = len(batch.u)
-        labeled, weak, strong = logits.split([len(batch.x), count, count])
+        sizes = [len(batch.x), count, count]
+        labeled, weak, strong = logits.split(sizes)
 
         # Where the teachers disagree, the student's own label counts if it is more probable.
         own_labels, own_confidence = pseudo_labels(weak)
-        own = conflict & (own_labels != labels) & (own_confidence > confidence)
+        differs = own_labels != labels
+        is_surer = own_confidence > confidence
+        own = conflict & differs & is_surer
         labels = torch.where(own, own_labels, labels)
         confidence = torch.where(own, own_confidence, confidence)
 
         # Inside a box, the labels are those of the image that it comes from.
-        labels = mix(outside, labels, labels.roll(1, 0))
-        confidence = mix(outside, confidence, confidence.roll(1, 0))
+        pasted_labels = labels.roll(1, 0)
+        pasted_confidence = confidence.roll(1, 0)
+        labels = mix(outside, labels, pasted_labels)
+        confidence = mix(outside, confidence, pasted_confidence)
+        unlabeled = self.unlabeled_loss(strong, labels, confidence)
         weight = self.p.weight * self.ramp(t)
+        background = self.p.dice == "all"
         return {
-            "supervised": dice_ce(labeled, batch.y, background=True),
-            "unlabeled": weight * self.unlabeled_loss(strong, labels, confidence),
+            "supervised": dice_ce(labeled, batch.y, background=background),
+            "unlabeled": weight * unlabeled,
         }
 
     def view(self, images: Tensor, t: Clock, first_moves: bool) -> tuple[Tensor, Tensor]:
         """Return strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes."""
         generator = t.generator("views", own=True)
         if first_moves:
+            view = strong_view(images, generator, blur=0, noise=0.2)
             nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
-            return strong_view(images, generator, blur=0, noise=0.2), nothing_pasted
+            return view, nothing_pasted
         outside = centered_boxes(images, generator)
-        return mix(outside, images, images.roll(1, 0)), outside
+        pasted = images.roll(1, 0)
+        view = mix(outside, images, pasted)
+        return view, outside
 
     @torch.no_grad()
     def teach(self, images: Tensor, first_moves: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,18 +157,23 @@ class ADMT(Method):
 
         The teacher that moves is in train mode, the other one in eval mode.
         """
-        moving, resting = self.first, self.second
-        if not first_moves:
-            moving, resting = self.second, self.first
+        if first_moves:
+            moving = self.first
+            resting = self.second
+        else:
+            moving = self.second
+            resting = self.first
         p_moving = wide_softmax(moving(images))  # (U, K, *S)
         with evaluating(resting):
             p_resting = wide_softmax(resting(images))
-        conflict = p_moving.argmax(1) != p_resting.argmax(1)
+        moving_labels = p_moving.argmax(1)
+        conflict = moving_labels != p_resting.argmax(1)
 
         moving_weight = certainty(p_moving)
         resting_weight = certainty(p_resting)
         total = moving_weight + resting_weight
-        mean = (moving_weight * p_moving + resting_weight * p_resting) / total
+        weighted = moving_weight * p_moving + resting_weight * p_resting
+        mean = weighted / total
         confidence, labels = mean.max(1)
         return labels, confidence, conflict
 
@@ -160,7 +181,8 @@ class ADMT(Method):
         """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels."""
         confident = confidence >= self.p.threshold
         if self.p.loss == "dice":
-            return dice(wide_softmax(logits), labels, background=True, weight=confident)
+            prediction = wide_softmax(logits)
+            return dice(prediction, labels, background=True, weight=confident)
         return cross_entropy(logits, labels, confident)
 
     def first_moves(self, t: Clock) -> bool:
@@ -168,21 +190,26 @@ class ADMT(Method):
 
         The lengths of all periods are drawn from the run's seed, so no state is needed.
         """
-        generator = replace(t, step=0).generator("periods")
+        start = replace(t, step=0)
+        generator = start.generator("periods")
         lengths = torch.randint(1, self.p.period + 1, (t.total,), generator=generator)
-        completed = int((lengths.cumsum(0) <= t.step).sum())
+        ends = lengths.cumsum(0)
+        completed = int((ends <= t.step).sum())
         return completed % 2 == 0
 
     def ramp(self, t: Clock) -> float:
         """Return the sigmoid ramp of 40 stairs over the first ``ramp_share`` of the run."""
-        stair = t.step * 40 // (self.p.ramp_share * t.total)
+        ramp_steps = self.p.ramp_share * t.total
+        stair = t.step * 40 // ramp_steps
         return sigmoid_ramp(stair, 40)
 
     def after_step(self, t: Clock) -> None:
         teacher = self.first if self.first_moves(t) else self.second
         # Both teachers share the steps: each counts half of them.
         age = t.step // 2 - self.p.copies // 2
-        decay = 0.0 if age < 0 else min(self.p.decay, 1 - 1 / (age + 1))
+        decay = 0.0
+        if age >= 0:
+            decay = min(self.p.decay, 1 - 1 / (age + 1))
         teacher.follow(self.student, decay)
         buffers = zip(teacher.model.buffers(), self.student.buffers(), strict=True)
         for mine, theirs in buffers:
@@ -208,15 +235,19 @@ def centered_boxes(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     # Beta(4, 4) from two sums of four exponential variables.
     uniform = torch.rand(2, 4, generator=generator, dtype=torch.float64)
-    first, second = (-(1 - uniform).log()).sum(1).tolist()
-    side = (1 - first / (first + second)) ** 0.5
+    exponential = -(1 - uniform).log()
+    first, second = exponential.sum(1).tolist()
+    share = first / (first + second)
+    side = (1 - share) ** 0.5
 
     size = tuple(images.shape[2:])
-    halves = [floor(extent * side) // 2 for extent in size]
+    edges = []
     corners = []
-    for extent, half in zip(size, halves, strict=True):
+    for extent in size:
+        half = floor(extent * side) // 2
         center = torch.randint(extent // 8, extent, (len(images),), generator=generator)
+        edges.append(2 * half)
         corners.append(center - half)
-    edges = tuple(2 * half for half in halves)
-    boxes = torch.stack(corners, 1).to(images.device, non_blocking=True)
-    return outside_boxes(boxes, edges, size)
+    boxes = torch.stack(corners, 1)
+    boxes = boxes.to(images.device, non_blocking=True)
+    return outside_boxes(boxes, tuple(edges), size)

@@ -15,8 +15,8 @@ L_u = mean over all voxels of [probability >= threshold] CE(strong view, label)
 Paper                    Official code                      Here
 images                   UniMatch: slices of natural        2-D and 3-D
                            images, fixmatch.py:120-166
-cross entropy            CE + Dice of all classes           (CE + Dice of all classes) / 2
-  supervised               (SSL4MIS), CE (UniMatch)
+cross entropy            CE + Dice of all classes           (CE + Dice of all classes) / 2;
+  supervised               (SSL4MIS), CE (UniMatch)           dice=foreground
 average over all         the same, fixmatch.py:162-164      the same; loss=dice is the masked Dice
   unlabeled examples                                          of UniMatch's medical code
 labels in the same mode  weak view in train mode (:146),    the same
@@ -66,6 +66,9 @@ class FixMatch(Method):
         loss: Literal["ce", "dice"] = Field(
             "ce", description="unlabeled loss: cross entropy (paper) or Dice (UniMatch, medical)"
         )
+        dice: Literal["foreground", "all"] = Field(
+            "all", description="classes of the supervised Dice term (code: all)"
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.network = network()
@@ -78,29 +81,37 @@ class FixMatch(Method):
         outside = random_boxes(
             len(view), size, SHARE, ASPECT, generator, view.device, self.p.cutmix
         )
-        view = mix(outside, view, view.roll(1, 0))
+        pasted = view.roll(1, 0)
+        view = mix(outside, view, pasted)
+        others = batch.u.roll(1, 0)
         with torch.no_grad(), evaluating(self.network):
-            pasted_labels, pasted_confidence = pseudo_labels(self.network(batch.u.roll(1, 0)))
+            pasted_labels, pasted_confidence = pseudo_labels(self.network(others))
 
         # Labels of the weak view, with the pasted ones inside the box: (U, *S).
-        logits = self.network(torch.cat([batch.x, batch.u]))
+        images = torch.cat([batch.x, batch.u])
+        logits = self.network(images)
         labeled, weak = logits.split([len(batch.x), len(batch.u)])
         labels, confidence = pseudo_labels(weak)
         labels = mix(outside, labels, pasted_labels)
-        confident = mix(outside, confidence, pasted_confidence) >= self.p.threshold
+        confidence = mix(outside, confidence, pasted_confidence)
+        confident = confidence >= self.p.threshold
 
         strong = self.network(view)  # (U, K, *S)
+        unlabeled = self.unlabeled_loss(strong, labels, confident)
+        background = self.p.dice == "all"
         return {
-            "supervised": dice_ce(labeled, batch.y, background=True),
-            "strong": self.p.weight * self.unlabeled_loss(strong, labels, confident),
+            "supervised": dice_ce(labeled, batch.y, background=background),
+            "strong": self.p.weight * unlabeled,
         }
 
     def unlabeled_loss(self, logits: Tensor, labels: Tensor, confident: Tensor) -> Tensor:
         """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels (U, *S)."""
         if self.p.loss == "dice":
-            return dice(wide_softmax(logits), labels, background=True, weight=confident)
+            prediction = wide_softmax(logits)
+            return dice(prediction, labels, background=True, weight=confident)
         # The mean over the confident voxels, times their share: the others count as 0.
-        return cross_entropy(logits, labels, confident) * confident.float().mean()
+        share = confident.float().mean()
+        return share * cross_entropy(logits, labels, confident)
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)

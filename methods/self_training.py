@@ -28,6 +28,8 @@ one list of images       -                                  the protocol's two s
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -59,8 +61,9 @@ class SelfTraining(StudentTeacher):
         if phase.name != "all":
             return
         # The teacher has kept the initial weights of the student so far: exchange the two.
-        trained = {key: value.clone() for key, value in self.student.state_dict().items()}
-        self.student.load_state_dict(self.teacher.model.state_dict())
+        trained = copy.deepcopy(self.student.state_dict())
+        initial = self.teacher.model.state_dict()
+        self.student.load_state_dict(initial)
         self.teacher.model.load_state_dict(trained)
 
     def after_step(self, t: Clock) -> None:
@@ -74,10 +77,12 @@ class SelfTraining(StudentTeacher):
             labels, confidence = pseudo_labels(self.teacher(batch.u))  # (U, *S) each
         used = confidence >= self.p.threshold
 
-        logits = self.student(torch.cat([batch.x, batch.u]))
+        images = torch.cat([batch.x, batch.u])
+        logits = self.student(images)
         labeled, unlabeled = logits.split([len(batch.x), len(batch.u)])
         overlap = dice(wide_softmax(unlabeled), labels, weight=used)
-        pseudo = (cross_entropy(unlabeled, labels, used) + overlap) / 2
+        entropy = cross_entropy(unlabeled, labels, used)
+        pseudo = (entropy + overlap) / 2
         return {
             "supervised": dice_ce(labeled, batch.y),
             "pseudo": self.p.weight * pseudo,

@@ -14,8 +14,10 @@ L = (L_x + L_u) / 2,  L_u = feature_weight L_fp + image_weight / 2 (L_s1 + L_s2)
 
 Paper                    Official code                      Here
 L = (L_x + L_u) / 2      the same, unimatch.py:178          the same
-cross entropy (natural   Dice of all classes on voxels      the same
-  images)                  with probability >= 0.95
+cross entropy (natural   supervised: (CE + Dice of all      the same; dice=foreground for the
+  images)                  classes) / 2 (:167); unlabeled:    supervised Dice
+                           Dice of all classes on voxels
+                           with probability >= 0.95
                            (:169-176, util/utils.py:34-42)
 lambda = mu = 0.5        0.5, 0.25, 0.25 (:178)             feature_weight = image_weight = 0.5
 dropout of channels      p 0.5 at every level               the same
@@ -40,6 +42,7 @@ color jitter, blur,      brightness and contrast 0.5        ops.strong_view: the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -70,34 +73,43 @@ class UniMatch(Method):
             0.5, ge=0, le=1, description="probability of a box from another image"
         )
         dropout: float = Field(0.5, ge=0, lt=1, description="share of channels that are dropped")
+        dice: Literal["foreground", "all"] = Field(
+            "all", description="classes of the supervised Dice term (code: all)"
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.network = network()
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         # Labels of the boxes that are pasted into the strong views: those of the next image.
+        others = batch.u.roll(1, 0)
         with torch.no_grad(), evaluating(self.network):
-            pasted = pseudo_labels(self.network(batch.u.roll(1, 0)))
+            pasted_labels, pasted_confidence = pseudo_labels(self.network(others))
 
         labeled, weak, perturbed = self.weak_views(batch)
         labels, confidence = pseudo_labels(weak)  # (U, *S) each
 
         views, outsides = self.strong_views(batch.u, t)
-        strong = self.network(torch.cat(views)).chunk(2)  # (U, K, *S) each
+        logits = self.network(torch.cat(views))
+        strong = logits.chunk(2)  # (U, K, *S) each
         image_terms = []
-        for logits, outside in zip(strong, outsides, strict=True):
-            mixed_labels = mix(outside, labels, pasted[0])
-            mixed_confidence = mix(outside, confidence, pasted[1])
-            image_terms.append(self.consistency(logits, mixed_labels, mixed_confidence))
+        for answer, outside in zip(strong, outsides, strict=True):
+            mixed_labels = mix(outside, labels, pasted_labels)
+            mixed_confidence = mix(outside, confidence, pasted_confidence)
+            term = self.consistency(answer, mixed_labels, mixed_confidence)
+            image_terms.append(term)
 
         # L = (L_x + L_u) / 2
+        background = self.p.dice == "all"
+        supervised = dice_ce(labeled, batch.y, background=background)
         feature_term = self.consistency(perturbed, labels, confidence)
         image_weight = self.p.image_weight / 4
+        feature_weight = self.p.feature_weight / 2
         return {
-            "supervised": dice_ce(labeled, batch.y, background=True) / 2,
+            "supervised": supervised / 2,
             "strong_1": image_weight * image_terms[0],
             "strong_2": image_weight * image_terms[1],
-            "features": self.p.feature_weight / 2 * feature_term,
+            "features": feature_weight * feature_term,
         }
 
     def weak_views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,14 +118,17 @@ class UniMatch(Method):
         Shapes: (L, K, *S), (U, K, *S) and (U, K, *S).
         """
         count = len(batch.x)
-        pyramid = self.network.encode(torch.cat([batch.x, batch.u]))
+        images = torch.cat([batch.x, batch.u])
+        pyramid = self.network.encode(images)
         joined = []
         for features in pyramid:
-            dropped = torch.feature_dropout(features[count:], self.p.dropout, True)
+            unlabeled = features[count:]
+            dropped = torch.feature_dropout(unlabeled, self.p.dropout, True)
             joined.append(torch.cat([features, dropped]))
         decoded = self.network.decode(joined)
         logits = self.network.head(decoded[0])
-        labeled, weak, perturbed = logits.split([count, len(batch.u), len(batch.u)])
+        sizes = [count, len(batch.u), len(batch.u)]
+        labeled, weak, perturbed = logits.split(sizes)
         return labeled, weak, perturbed
 
     def strong_views(self, images: Tensor, t: Clock) -> tuple[list[Tensor], list[Tensor]]:
@@ -127,14 +142,16 @@ class UniMatch(Method):
             outside = random_boxes(
                 len(view), size, SHARE, ASPECT, generator, view.device, self.p.cutmix
             )
-            views.append(mix(outside, view, view.roll(1, 0)))
+            pasted = view.roll(1, 0)
+            views.append(mix(outside, view, pasted))
             outsides.append(outside)
         return views, outsides
 
     def consistency(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
         """Return the Dice loss of logits (U, K, *S) and labels (U, *S) on confident voxels."""
         confident = confidence >= self.p.threshold
-        return dice(wide_softmax(logits), labels, background=True, weight=confident)
+        prediction = wide_softmax(logits)
+        return dice(prediction, labels, background=True, weight=confident)
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)
