@@ -1,12 +1,9 @@
-"""``segbench new``, ``test`` and ``ablate``, for authors of methods."""
+"""``segbench test`` and ``ablate``, for authors of plug-ins."""
 
 from __future__ import annotations
 
-import keyword
-import re
 import time
 from collections.abc import Callable, Iterator
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +11,6 @@ import click
 
 from segbench.cli.options import (
     Command,
-    Group,
     MachineOptions,
     ScienceOptions,
     machine_options,
@@ -22,7 +18,14 @@ from segbench.cli.options import (
 )
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
-from segbench.errors import PluginError, SegbenchError, SuiteError, TrainingError, UsageError
+from segbench.errors import (
+    PluginError,
+    SegbenchError,
+    SuiteError,
+    TrainingError,
+    UsageError,
+    unknown,
+)
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -31,146 +34,141 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-# -- new -------------------------------------------------------------------------------------------
-
-
-@click.group("new", cls=Group)
-def new() -> None:
-    """Write a template to start from."""
-
-
-@new.command("method")
-@click.argument("name", metavar="NAME")
-@click.option(
-    "--to",
-    "folder",
-    metavar="DIR",
-    default=".",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the two files [here].",
-)
-@click.pass_obj
-def new_method(settings: Settings, name: str, folder: Path) -> None:
-    """Write NAME.py, a method that can be trained as it is, and test_NAME.py.
-
-    \b
-    segbench new method mine
-    segbench test mine.py
-    segbench run mine --plugin mine.py --dataset phantom
-    """
-    from segbench.storage import atomic_write, make_folder
-
-    class_name = "".join(part.capitalize() for part in name.split("_"))
-    _check_new_name(name, class_name)
-    templates = {
-        folder / f"{name}.py": "method.py.txt",
-        folder / f"test_{name}.py": "test_method.py.txt",
-    }
-    for file in templates:
-        if file.exists():
-            raise UsageError(
-                "the file exists already", where=file, fix="choose another name or --to DIR"
-            )
-    for file, template in templates.items():
-        source = resources.files("segbench.cli") / "templates" / template
-        text = source.read_text(encoding="utf-8")
-        make_folder(file.parent)
-        atomic_write(file, text.replace("NAME", name).replace("CLASS", class_name).encode())
-    files = [str(file) for file in templates]
-    settings.show({"status": "done", "files": files})
-    settings.say(f"wrote {', '.join(files)}\nnext: segbench test {files[0]}")
-
-
-def _check_new_name(name: str, class_name: str) -> None:
-    """Refuse names that cannot be those of a new method and its class."""
-    from segbench import registry
-
-    is_lower_snake_case = re.fullmatch(r"[a-z][a-z0-9_]{1,39}", name)
-    if not is_lower_snake_case or keyword.iskeyword(name) or keyword.iskeyword(class_name):
-        raise UsageError(
-            f"'{name}' cannot be the name of a method",
-            expected="lower_snake_case that starts with a letter and is not a Python keyword",
-            fix="choose another name",
-        )
-    if name in registry.names("method"):
-        raise UsageError(
-            f"a method '{name}' exists already",
-            where=registry.place("method", name).file,
-            fix="choose another name",
-        )
-
-
 # -- test ------------------------------------------------------------------------------------------
 
 
 @click.command("test", cls=Command)
 @click.argument("what", metavar="NAME|FILE")
+@click.option("--kind", metavar="method|dataset|backbone", help="Kind of NAME [found by itself].")
 @click.option(
-    "--backbone", metavar="NAME", default="vnet", show_default=True, help="Network to test with."
+    "--backbone",
+    metavar="NAME",
+    default="vnet",
+    show_default=True,
+    help="Network to test a method with.",
+)
+@click.option(
+    "--from",
+    "source",
+    metavar="DIR",
+    type=click.Path(exists=True, path_type=Path),
+    help="Files of a data set, to read some of its cases.",
 )
 @click.pass_obj
-def test_command(settings: Settings, what: str, backbone: str) -> None:
-    """Check that a method satisfies the contract.
+def test_command(
+    settings: Settings, what: str, kind: str | None, backbone: str, source: Path | None
+) -> None:
+    """Check that a method, a data set or a backbone satisfies the contract.
 
-    Among the checks are finite terms, exact resume, determinism, gradients and hidden state, in 2-D
-    and 3-D, with two and four classes.
+    Among the checks of a method are finite terms, exact resume, determinism, gradients and hidden
+    state, in 2-D and 3-D, with two and four classes. Of a data set the facts and the split are
+    checked, and some cases if there are files. Of a backbone shapes, gradients, state and options
+    are checked.
 
     \b
     segbench test ua_mt
     segbench test mine.py
+    segbench test timm:resnet18 --kind backbone
     """
     import torch
 
-    from segbench import registry
-    from segbench.config.experiment import find_backbone
-    from segbench.conformance import trials
-
     torch.set_num_threads(1)
-    if what.endswith(".py"):
-        methods = _methods_in(Path(what))
-    else:
-        methods = [registry.get("method", what).name]
-    backbone, _ = find_backbone(backbone)
-    results = []
-    for method in methods:
-        prefix = f"{method}: " if len(methods) > 1 else ""
-        for description, check in trials(method, backbone):
+    results: list[Row] = []
+    plugins = _plugins_to_test(what, kind)
+    for plugin_kind, name in plugins:
+        prefix = f"{name}: " if len(plugins) > 1 else ""
+        for description, check in _checks(plugin_kind, name, backbone, source):
             result = _run_check(settings, prefix + description, check)
-            results.append({"method": method, **result})
+            results.append({plugin_kind: name, **result})
+    _report_checks(settings, plugins, results)
+
+
+def _report_checks(settings: Settings, plugins: list[tuple[str, str]], results: list[Row]) -> None:
     failed = [result for result in results if not result["passed"]]
-    names = ", ".join(methods)
-    document = {
-        "status": "failed" if failed else "passed",
-        "method": names,
-        "checks": results,
-    }
+    names = ", ".join(name for _, name in plugins)
+    document = {"status": "failed" if failed else "passed", "name": names, "checks": results}
     if failed:
         settings.document = document
+        kinds = dict.fromkeys(kind for kind, _ in plugins)
+        modules = ", ".join(f"segbench.contracts.{kind}" for kind in kinds)
         raise PluginError(
             f"{len(failed)} of {len(results)} checks failed: {names}",
             found="\n".join(f"{result['check']}: {result['found']}" for result in failed),
-            expected="a method that satisfies the contract",
-            fix="see the documentation of segbench.contracts.method",
+            expected=f"a {' or '.join(kinds)} that satisfies the contract",
+            fix=f"see the documentation of {modules}",
         )
     settings.show(document, [f"{len(results)} checks passed: {names}"])
 
 
-def _methods_in(file: Path) -> list[str]:
-    """Register a plug-in file and return the names of its methods."""
+def _checks(
+    kind: str, name: str, backbone: str, source: Path | None
+) -> list[tuple[str, Callable[[], None]]]:
+    """Return the checks of a plug-in."""
+    from segbench import conformance
+    from segbench.config.experiment import find_backbone
+
+    if kind == "method":
+        return conformance.trials(name, find_backbone(backbone)[0])
+    if kind == "backbone":
+        return conformance.backbone_trials(find_backbone(name)[0])
+    _require_single(name)
+    return conformance.dataset_trials(name, source)
+
+
+def _require_single(name: str) -> None:
+    """Refuse groups and families of data sets, which have no cases of their own."""
+    from segbench import registry
+
+    dataset_class = registry.get("dataset", name).cls
+    if dataset_class.members:
+        first = dataset_class.members[0]
+        raise UsageError(f"'{name}' is a group of data sets", fix=f"segbench test {first}")
+    if dataset_class.family:
+        fix = f"segbench test {name}:PATH --kind dataset"
+        raise UsageError(f"'{name}' stands for data sets of your own", fix=fix)
+
+
+def _plugins_to_test(what: str, kind: str | None) -> list[tuple[str, str]]:
+    """Return the kinds and names of what a file registers, or of a name.
+
+    Raises:
+        UsageError: there is no such plug-in, or there are several of different kinds.
+    """
+    from segbench import registry
+
+    if kind is not None and kind not in registry.KINDS:
+        raise unknown("kind", kind, registry.KINDS)
+    if what.endswith(".py"):
+        return _registered_in(Path(what), kind)
+    if kind is not None:
+        return [(kind, registry.get(kind, what).name)]
+    family = what.partition(":")[0].replace("-", "_")
+    kinds = [known for known in registry.KINDS if family in registry.names(known)]
+    if len(kinds) > 1:
+        raise UsageError(
+            f"'{what}' is the name of a {' and of a '.join(kinds)}",
+            fix=f"segbench test {what} --kind {kinds[0]}",
+        )
+    found_kind = kinds[0] if kinds else "method"
+    return [(found_kind, registry.get(found_kind, what).name)]
+
+
+def _registered_in(file: Path, kind: str | None) -> list[tuple[str, str]]:
+    """Register a plug-in file and return the kinds and names of its plug-ins."""
     from segbench import registry
 
     registry.add_file(file)
-    names = []
-    for (kind, _), found in registry.catalog().items():
-        if kind == "method" and found.file.resolve() == file.resolve():
-            names.append(found.name)
-    if not names:
+    found = []
+    for (plugin_kind, _), place in registry.catalog().items():
+        if place.file.resolve() == file.resolve() and kind in (None, plugin_kind):
+            found.append((plugin_kind, place.name))
+    if not found:
         raise UsageError(
-            "the file registers no method",
+            f"the file registers no {kind or 'plug-in'}",
             where=file,
-            expected='a class with @segbench.method("NAME")',
+            expected=f'a class with @segbench.{kind or "method"}("NAME")',
         )
-    return names
+    return found
 
 
 def _run_check(settings: Settings, description: str, check: Callable[[], None]) -> Row:

@@ -52,7 +52,7 @@ COMMANDS = {
     "list": "catalog",
     "describe": "catalog",
     "data": "data",
-    "new": "extend",
+    "new": "new",
     "test": "extend",
     "ablate": "extend",
     "config": "config",

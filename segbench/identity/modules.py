@@ -42,7 +42,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench",
     "segbench.cli.*",
     "segbench.config.*",
-    "segbench.conformance",
+    "segbench.conformance.*",
     "segbench.data.links",
     "segbench.data.look_alike",
     "segbench.data.open",

@@ -76,7 +76,9 @@ def test_names_that_cannot_be(lab):
 def test_wrong_words_are_usage_errors_and_not_broken_checks(lab):
     wrong = lab.call("test", "ua_mt", "--backbone", "vnett")
     assert wrong.returncode == 2 and wrong.stderr.count("vnett") == 1 and "'vnet'" in wrong.stderr
-    assert "registers no method" in lab.call("test", str(PLUGINS / "tiny.py")).stderr
+    no_method = lab.call("test", str(PLUGINS / "tiny.py"), "--kind", "method")
+    assert no_method.returncode == 2 and "registers no method" in no_method.stderr
+    assert lab.call("test", "ua_mt", "--kind", "methd").returncode == 2
     (lab.folder / "file").write_text("")
     nowhere = lab.call("new", "method", "zz", "--to", str(lab.folder / "file" / "x"))
     assert nowhere.returncode == 9 and "cannot write" in nowhere.stderr
@@ -102,7 +104,7 @@ class Of{0}(Method):
 """
     (lab.folder / "pair.py").write_text(text.format("one") + text.format("two"))
     checks = json.loads(lab.call("test", str(lab.folder / "pair.py"), "--json").stdout)["checks"]
-    assert [c["method"] for c in checks] == ["pair_one", "pair_two"]
+    assert [check["method"] for check in checks] == ["pair_one", "pair_two"]
 
 
 def test_ablation_takes_the_terms_of_the_parameters(lab):

@@ -1,4 +1,4 @@
-"""The conformance suite: the engine's promises hold only for methods that keep the contract.
+"""Checks of a method: the engine's promises hold only for methods that keep the contract.
 
 Each check is a function of a ``Trial`` and raises ``AssertionError`` with what it found. The checks
 run on small synthetic images on the CPU, in less than a minute altogether.
@@ -26,6 +26,7 @@ from segbench.config.machine import Cadence
 from segbench.contracts.method import Batch, Clock, Method, Optim, Setting, Source
 from segbench.data.sampling.batches import TrainingData
 from segbench.errors import TrainingError
+from segbench.evaluation.checks import require_probabilities, require_shape
 from segbench.training.build import network_factory
 from segbench.training.checkpoint import digest, pack
 from segbench.training.loop import Trainer
@@ -215,15 +216,7 @@ def probabilities(trial: Trial) -> None:
     with torch.no_grad():
         first = method.predict(image, 0)
         second = method.predict(image, 0)
-    shape = tuple(first.shape)
-    expected = (3, trial.classes, *trial.patch)
-    assert shape == expected, f"shape {shape}, expected {expected}"
-    assert torch.isfinite(first).all(), "the prediction is not finite"
-    low = first.min().item()
-    high = first.max().item()
-    assert low >= 0 and high <= 1 + 1e-5, (
-        f"values from {low:.3g} to {high:.3g}, expected probabilities from 0 to 1"
-    )
+    require_probabilities(require_shape(first, image, method, 0), method)
     assert torch.equal(first, second), (
         "two predictions of one image differ: something random is active in eval mode"
     )
