@@ -45,7 +45,8 @@ KINDS = {
         {"NAME.py": "backbone.py.txt"},
         (
             "segbench test FILE",
-            "segbench run supervised --plugin FILE --backbone NAME --steps 20",
+            "segbench run supervised --plugin FILE --backbone NAME "
+            "--dataset phantom2d_a --steps 20",
         ),
     ),
     "protocol": Kind(
@@ -113,7 +114,7 @@ def new_backbone(settings: Settings, name: str, folder: Path) -> None:
     \b
     segbench new backbone mine
     segbench test mine.py
-    segbench run supervised --plugin mine.py --backbone mine --steps 20
+    segbench run supervised --plugin mine.py --backbone mine --dataset phantom2d_a --steps 20
     """
     _write(settings, "backbone", name, folder)
 

@@ -196,10 +196,12 @@ def test_backbones_pass(name):
 
 
 def test_a_name_of_several_kinds_and_groups_are_refused(lab):
-    for kind in ("method", "dataset"):
-        base = kind.capitalize()
-        text = f'from segbench import {base}, {kind}\n@{kind}("pair_{kind[0]}")\nclass A({base}): pass\n'
-        (lab.folder / "pair.py").write_text(text)
+    (lab.folder / "pair.py").write_text(
+        "from segbench import Dataset, Method, dataset, method\n"
+        "@method('pair')\nclass A(Method): pass\n@dataset('pair')\nclass B(Dataset): pass\n"
+    )
+    both = lab.call("--plugin", lab.folder / "pair.py", "test", "pair")
+    assert both.returncode == 2 and "--kind method" in both.stderr
     group = lab.call("test", "phantom2d")
     assert group.returncode == 2 and "segbench test phantom2d_a" in group.stderr
     family = lab.call("test", "folder")
@@ -243,7 +245,7 @@ def test_each_printed_next_step_works(lab, kind):
         words = step.split()
         assert words[0] == "segbench"
         if words[1:3] == ["bench", "run"]:
-            # The suite's nine runs take a minute; one step of each shows that they start.
+            # The whole suite takes a minute; one step of one replicate shows that it starts.
             file = lab.folder / f"my_{kind}.yaml"
             short = (lab.folder / "short.yaml").resolve()
             protocol = lab.call("new", "protocol", "short")
@@ -252,7 +254,8 @@ def test_each_printed_next_step_works(lab, kind):
                 short.read_text().replace("steps: 200", "steps: 1").replace("32, 32, 32", "32, 32")
             )
             short.write_text(text.replace("16, 16, 16", "16, 16"))
-            file.write_text(file.read_text().replace("protocol: phantom2d ", f"protocol: {short} "))
+            suite = file.read_text().replace("protocol: phantom2d ", f"protocol: {short} ")
+            file.write_text(suite.replace("replicates: 3", "replicates: 1"))
         done = lab.call(*words[1:])
         assert done.returncode == 0, done.stderr
 
