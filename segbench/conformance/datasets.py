@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def found_cases(data: Dataset, source: Path | None) -> None:
     lists = data.split()
     missing = sorted({*lists.train, *lists.test} - set(ids))
     assert not missing, f"`find` does not return {missing[0]} ({len(missing)} in all)"
-    pickle.dumps(raw)
+    ForkingPickler.dumps(raw)  # as processes that prepare cases send them
 
 
 def loaded_cases(data: Dataset, source: Path | None) -> None:
