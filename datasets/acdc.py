@@ -29,7 +29,7 @@ import numpy as np
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.formats.hdf5 import read_h5
 from segbench.data.formats.nifti import read_nifti
-from segbench.data.formats.volume import check_pair
+from segbench.data.formats.same_grid import match
 from segbench.data.preparation.adapters import (
     files_by_case,
     finished_case,
@@ -122,7 +122,8 @@ class ACDC(Dataset):
             return Case(raw.id, image[None], label)
         scan = read_nifti(where["image"])
         mask = read_nifti(where["label"])
-        warnings = check_pair(scan, mask, where["label"])
+        mask, pair_warnings = match(scan, mask, where["label"])
+        warnings = [*scan.warnings, *pair_warnings]
         return finished_case(raw.id, apply(RECIPE, scan, mask.array), warnings)
 
 

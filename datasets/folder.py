@@ -31,14 +31,13 @@ from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.contracts.dataset import IGNORED
 from segbench.data.formats.nifti import nifti_header
 from segbench.data.formats.read import read_volume
+from segbench.data.formats.same_grid import match
 from segbench.data.formats.volume import (
     Volume,
-    check_pair,
     require_finite,
-    spacing_of,
     whole_labels,
 )
-from segbench.data.geometry import file_axes
+from segbench.data.geometry import file_axes, spacing_of
 from segbench.data.preparation.adapters import finished_case
 from segbench.data.preparation.folder_lists import (
     Files,
@@ -365,11 +364,12 @@ class Folder(Dataset):
         """Return one case, prepared by the recipe; an unlabeled case has no label."""
         where: dict[str, Any] = raw.where
         image, warnings = _read_channels(where["images"])
-        warnings += _suspicious(image)
+        warnings = [*image.warnings, *warnings, *_suspicious(image)]
         label = None
         if "label" in where:
             mask = read_volume(where["label"], "label")
-            warnings += check_pair(image, mask, where["label"])
+            mask, pair_warnings = match(image, mask, where["label"])
+            warnings += pair_warnings
             label = self._labels(mask, where["label"])
         return finished_case(raw.id, apply(where["recipe"], image, label), warnings)
 
@@ -480,7 +480,7 @@ def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
 def _ras_spacing(path: Path) -> list[float] | None:
     """Return a file's spacing along the right, anterior and superior axes, or None if unknown."""
     is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
-    affine = nifti_header(path)[1] if is_nifti else read_volume(path).affine
+    affine = nifti_header(path).matrix if is_nifti else read_volume(path).affine
     if affine is None:
         return None
     spacing = spacing_of(affine)
@@ -500,7 +500,7 @@ def foreground_percentiles(
     for case in raw:
         image, _ = _read_channels(case.where["images"])
         label = read_volume(case.where["label"], "label")
-        check_pair(image, label, case.where["label"])
+        label, _ = match(image, label, case.where["label"])
         values = image.array[..., channel] if image.array.ndim == 4 else image.array
         classes = np.rint(label.array)
         foreground = values[(classes > 0) & ~np.isin(classes, left_out)]
@@ -519,26 +519,23 @@ def _read_channels(files: Sequence[Path]) -> tuple[Volume, list[str]]:
     Raises:
         DataError: a file is damaged, the channels do not match, or a value is not finite.
     """
-    parts = [read_volume(file) for file in files]
-    first = parts[0]
+    first = read_volume(files[0])
+    arrays = [first.array]
     warnings = []
-    for file, part in zip(files[1:], parts[1:], strict=True):
-        for text in check_pair(first, part, file, "channel"):
-            warnings.append(f"{file.name}: {text}")
+    for file in files[1:]:
+        part, part_warnings = match(first, read_volume(file), file, "channel")
+        arrays.append(part.array)
+        warnings += [f"{file.name}: {text}" for text in part_warnings]
     array = first.array
-    if len(parts) > 1:
-        array = np.stack([part.array.astype(np.float32) for part in parts], axis=-1)
+    if len(arrays) > 1:
+        array = np.stack([part.astype(np.float32) for part in arrays], axis=-1)
     require_finite(array, files[0])
-    return Volume(array, first.affine), warnings
+    return replace(first, array=array), warnings
 
 
 def _suspicious(image: Volume) -> list[str]:
     """Return warnings about images that can be used but look wrong."""
     warnings = []
-    if image.affine is not None and np.array_equal(np.abs(image.affine[:3, :3]), np.eye(3)):
-        warnings.append(
-            "spacing of exactly 1 x 1 x 1 mm: if the true one was lost, distances in mm are wrong"
-        )
     spacing = image.spacing
     if spacing is not None and max(spacing) > ANISOTROPIC * min(spacing):
         warnings.append(

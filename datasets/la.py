@@ -25,7 +25,8 @@ import numpy as np
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.data.formats.hdf5 import read_h5
 from segbench.data.formats.read import read_volume
-from segbench.data.formats.volume import Volume, check_pair, require_finite
+from segbench.data.formats.same_grid import match
+from segbench.data.formats.volume import Volume, require_finite
 from segbench.data.preparation.adapters import no_case_found, read_lists, require_one_layout
 from segbench.data.preparation.recipe import scan_digest
 from segbench.errors import DataError
@@ -109,8 +110,8 @@ class LeftAtrium(Dataset):
             return Case(raw.id, arrays["image"][None], arrays["label"], self.spacing)
         scan = read_volume(where["image"])
         mask = read_volume(where["label"])
-        warnings = check_pair(scan, mask, where["label"])
-        warnings += _check_spacing(scan, where["image"])
+        mask, warnings = match(scan, mask, where["label"])
+        warnings = [*scan.warnings, *warnings, *_check_spacing(scan, where["image"])]
         image, label = _prepared(scan.array, mask.array, where["image"], where["label"])
         made = {
             "scan": scan_digest(scan.array),

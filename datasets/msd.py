@@ -22,7 +22,8 @@ import numpy as np
 
 from segbench import Archive, Case, Dataset, RawCase, Split, dataset
 from segbench.data.formats.nifti import read_nifti
-from segbench.data.formats.volume import check_pair, whole_labels
+from segbench.data.formats.same_grid import match
+from segbench.data.formats.volume import whole_labels
 from segbench.data.preparation.adapters import finished_case, read_lists
 from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError
@@ -88,7 +89,8 @@ class Decathlon(Dataset):
         where: dict[str, Any] = raw.where
         image = read_nifti(where["image"])
         label = read_nifti(where["label"])
-        warnings = check_pair(image, label, where["label"])
+        label, pair_warnings = match(image, label, where["label"])
+        warnings = [*image.warnings, *pair_warnings]
         values = whole_labels(
             label.array, where["label"], "1 is the target, all other whole numbers are background"
         )

@@ -122,7 +122,7 @@ class Pancreas(Dataset):
             label = _binary(arrays["label"], where["file"])
             return Case(raw.id, arrays["image"][None], label, self.h5_spacing)
         image = read_dicom(where["image"], order="instance")
-        mask = read_nifti(where["label"])
+        mask = read_nifti(where["label"], placed=False)
         if image.array.shape != mask.array.shape:
             raise DataError(
                 "series and label do not match",
@@ -134,7 +134,7 @@ class Pancreas(Dataset):
         inside = image.array[label > 0]
         _require_soft_tissue(inside, where["label"])
         made = apply(self.recipe, image, label)
-        return finished_case(raw.id, made, _unusual_tissue(inside))
+        return finished_case(raw.id, made, [*image.warnings, *_unusual_tissue(inside)])
 
 
 def _series_folders(paths: Iterable[Path]) -> dict[str, Path]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.options import Command, MachineOptions, bundled, device_option, size_option
+from segbench.cli.options import (
+    Command,
+    MachineOptions,
+    bundled,
+    device_option,
+    mismatch_option,
+    size_option,
+)
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
@@ -88,6 +95,7 @@ def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("wanted", metavar="[RUN]", required=False)
 @device_option
 @folder_options
+@mismatch_option
 @size_option
 @click.pass_obj
 def evaluate(

@@ -143,7 +143,7 @@ mismatch_option = click.option(
     is_flag=True,
     expose_value=False,
     callback=_keep_limit,
-    help="Match voxels by index where the spacing in two headers differs.",
+    help="Accept headers that disagree: voxels are matched by index, the sform counts.",
 )
 
 

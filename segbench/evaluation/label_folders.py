@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from segbench.data.formats.read import ENDINGS, read_volume, stem
-from segbench.data.formats.volume import Volume, spacing_of
-from segbench.data.geometry import orientation_codes
+from segbench.data.formats.same_grid import match
+from segbench.data.formats.volume import Volume
+from segbench.data.geometry import in_mm, skewed_steps, spacing_of
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.evaluation.case_rows import Row, score_case
@@ -32,12 +35,8 @@ SUFFIX = re.compile(r"_(seg|gt|label|mask|pred)$")
 PROBABILITIES = "_probs"  # ends the names of probability maps that segbench predict writes
 INTEGER_TOLERANCE = 1e-3  # a label value may be this far from a whole number
 HIGHEST_LABEL = 255  # higher values are gray values, not classes
-DIRECTION_TOLERANCE = 1e-3  # of the largest spacing
-ORIGIN_TOLERANCE = 1e-2  # mm
 
 AS_STORED = ValueRules()  # no value is changed
-
-Spacing = tuple[float, ...]
 
 
 class Files(NamedTuple):
@@ -47,10 +46,19 @@ class Files(NamedTuple):
     ref: Path
 
 
+class Pair(NamedTuple):
+    """The label maps of a case on the grid of the reference."""
+
+    pred: LabelMap
+    ref: LabelMap
+    spacing: ArrayLike | None  # in mm as ``score_case`` takes it, None if unknown
+    warnings: list[str]
+
+
 class CheckedCase(NamedTuple):
     """What a first look at both files of a case finds."""
 
-    spacing: Spacing | None  # mm by axis, None if unknown
+    has_spacing: bool
     values: CaseValues  # that are compared
     stored: frozenset[int]  # values in the reference's file
     warnings: list[str]
@@ -82,8 +90,8 @@ def evaluate_folders(
     checked = _checked_cases(found, rules)
     values: set[int] = set()
     never_found = set(rules.ignored)
+    warnings += _grouped({name: case.warnings for name, case in checked.items()})
     for case in checked.values():
-        warnings += case.warnings
         values |= case.values.pred
         values |= case.values.ref
         never_found -= case.stored
@@ -96,13 +104,12 @@ def evaluate_folders(
         )
 
     # One unknown spacing leaves out the distances in mm, so that all rows have the same columns.
-    in_mm = all(case.spacing is not None for case in checked.values())
+    is_in_mm = all(case.has_spacing for case in checked.values())
     rows: list[Row] = []
     for done, (name, files) in enumerate(found.items(), start=1):
-        pred_labels, _ = read_labels(files.pred)
-        ref_labels, _ = read_labels(files.ref)
-        spacing = checked[name].spacing if in_mm else None
-        pred_labels, ref_labels = rules.apply(pred_labels, ref_labels)
+        pair = read_pair(files)
+        spacing = pair.spacing if is_in_mm else None
+        pred_labels, ref_labels = rules.apply(pair.pred, pair.ref)
         rows += score_case(ref.name, name, pred_labels, ref_labels, classes, spacing)
         progress(done, len(found), name)
     return rows, warnings + count_warnings(rows)
@@ -190,8 +197,27 @@ def _files_by_case(
     return found, [f"{folder}: not read, as the ending is none of {endings}: {first_few(unread)}"]
 
 
-def read_labels(file: Path) -> tuple[LabelMap, Volume]:
-    """Return a label map (*S) and the volume it was read from; in HDF5 files the key is ``label``.
+def read_pair(files: Files) -> Pair:
+    """Read both files of a case; the prediction is turned to the axes of the reference.
+
+    Raises:
+        DataError: a file is not a label map, or the two lie on different grids.
+    """
+    pred = read_labels(files.pred)
+    ref = read_labels(files.ref)
+    if ref.array.ndim == 2 and pred.array.ndim == 3:
+        ref, pair_warnings = match(pred, ref, files.ref, "reference", "prediction")
+    else:
+        pred, pair_warnings = match(ref, pred, files.pred, "prediction", "reference")
+    spacing, spacing_warnings = _spacing(pred, ref)
+    warnings = [f"reference: {text}" for text in ref.warnings]
+    if spacing_warnings:
+        warnings += [f"prediction: {text}" for text in pred.warnings]
+    return Pair(pred.array, ref.array, spacing, warnings + pair_warnings + spacing_warnings)
+
+
+def read_labels(file: Path) -> Volume:
+    """Return a label map (*S) uint8 and what the header says; in HDF5 files the key is ``label``.
 
     Raises:
         DataError: the file is damaged, has other than two or three axes, or holds values that
@@ -215,7 +241,7 @@ def read_labels(file: Path) -> tuple[LabelMap, Volume]:
             expected=f"whole numbers from 0 to {HIGHEST_LABEL}",
             fix="check that it is not an image or a probability map",
         )
-    return labels.astype(np.uint8), volume
+    return replace(volume, array=labels.astype(np.uint8))
 
 
 def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, CheckedCase]:
@@ -228,7 +254,7 @@ def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, C
     problems: list[Problem] = []
     for case, files in found.items():
         try:
-            checked[case] = _checked_case(case, files, rules)
+            checked[case] = _checked_case(files, rules)
         except SegbenchError as error:
             details = error.details
             problems.append(
@@ -237,6 +263,7 @@ def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, C
                     str(details["where"] or files.pred),
                     f"{error.what}: {details['found']}",
                     str(details["expected"] or ""),
+                    str(details["fix"] or ""),
                 )
             )
     if problems:
@@ -248,65 +275,45 @@ def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, C
     return checked
 
 
-def _checked_case(case: str, files: Files, rules: ValueRules) -> CheckedCase:
-    pred_labels, pred = read_labels(files.pred)
-    ref_labels, ref = read_labels(files.ref)
-    _require_same_grid(files.pred, pred, ref)
-    spacing, warnings = _spacing(case, pred, ref)
-    warnings += _origin_warnings(case, pred, ref)
-    for file, labels in ((files.pred, pred_labels), (files.ref, ref_labels)):
+def _checked_case(files: Files, rules: ValueRules) -> CheckedCase:
+    pair = read_pair(files)
+    warnings = list(pair.warnings)
+    for file, labels in ((files.pred, pair.pred), (files.ref, pair.ref)):
         if looks_like_image(labels):
             warnings.append(
-                f"{case}: {file} looks like a gray scan, not like a label map: "
+                f"{file} looks like a gray scan, not like a label map: "
                 f"{len(np.unique(labels))} different values, most unlike their neighbors"
             )
-    stored = frozenset(np.unique(ref_labels).tolist())
-    pred_labels, ref_labels = rules.apply(pred_labels, ref_labels)
+    stored = frozenset(np.unique(pair.ref).tolist())
+    pred_labels, ref_labels = rules.apply(pair.pred, pair.ref)
     values = values_of(pred_labels, ref_labels)
-    return CheckedCase(spacing, values, stored, warnings)
+    return CheckedCase(pair.spacing is not None, values, stored, warnings)
 
 
-def _require_same_grid(file: Path, pred: Volume, ref: Volume) -> None:
-    """Raise DataError unless shape, orientation and spacing agree."""
-    if pred.array.shape != ref.array.shape:
-        raise DataError(
-            "prediction and reference differ in shape",
-            where=file,
-            found="x".join(map(str, pred.array.shape)),
-            expected="x".join(map(str, ref.array.shape)),
-        )
-    if pred.affine is None or ref.affine is None:
-        return
-    difference = np.abs(pred.affine[:3, :3] - ref.affine[:3, :3]).max()
-    if difference > DIRECTION_TOLERANCE * max(spacing_of(ref.affine)):
-        raise DataError(
-            "prediction and reference differ in orientation or spacing",
-            where=file,
-            found=f"{orientation_codes(pred.affine)} {_in_mm(pred)}",
-            expected=f"{orientation_codes(ref.affine)} {_in_mm(ref)}",
-        )
+def _grouped(warnings: Mapping[str, list[str]]) -> list[str]:
+    """Return the warnings of all cases, each text once with its cases."""
+    cases: dict[str, list[str]] = {}
+    for case, texts in warnings.items():
+        for text in texts:
+            cases.setdefault(text, []).append(case)
+    return [f"{first_few(names)}: {text}" for text, names in cases.items()]
 
 
-def _origin_warnings(case: str, pred: Volume, ref: Volume) -> list[str]:
-    if pred.affine is None or ref.affine is None:
-        return []
-    distance = float(np.abs(pred.affine[:3, 3] - ref.affine[:3, 3]).max())
-    if distance <= ORIGIN_TOLERANCE:
-        return []
-    return [f"{case}: the origins are {distance:.3g} mm apart; voxels are compared by index"]
-
-
-def _spacing(case: str, pred: Volume, ref: Volume) -> tuple[Spacing | None, list[str]]:
-    """Return the spacing of a case in mm by axis; warn if it is the prediction's."""
+def _spacing(pred: Volume, ref: Volume) -> tuple[ArrayLike | None, list[str]]:
+    """Return the spacing of a case in mm; warn if it is the prediction's."""
     axes = ref.array.ndim
     if ref.affine is not None:
-        return spacing_of(ref.affine)[:axes], []
+        return _steps(ref.affine, axes), []
     if pred.affine is None or np.array_equal(pred.affine, np.eye(4)):
         return None, []
-    warning = f"{case}: the reference has no spacing; the prediction's is used, {_in_mm(pred)}"
-    return spacing_of(pred.affine)[:axes], [warning]
+    used = in_mm(spacing_of(pred.affine))
+    warning = (
+        f"the reference has no spacing and no orientation; the prediction's spacing is used, {used}"
+    )
+    return _steps(pred.affine, axes), [warning]
 
 
-def _in_mm(volume: Volume) -> str:
-    spacing: Any = volume.spacing or ()
-    return " x ".join(f"{step:.4g}" for step in spacing) + " mm"
+def _steps(affine: np.ndarray, axes: int) -> ArrayLike:
+    """Return the spacing of the first axes or, if these are not perpendicular, their steps."""
+    skewed = skewed_steps(affine, axes)
+    return spacing_of(affine)[:axes] if skewed is None else skewed

@@ -25,8 +25,16 @@ from segbench.contracts.method import Method
 from segbench.data.formats.hdf5 import is_h5
 from segbench.data.formats.nifti import load_nifti
 from segbench.data.formats.read import read_volume
-from segbench.data.formats.volume import Volume, check_pair, require_finite
-from segbench.data.geometry import orientation_codes, reorient, sample_on_grid, translation
+from segbench.data.formats.same_grid import match
+from segbench.data.formats.volume import Volume, require_finite
+from segbench.data.geometry import (
+    in_mm,
+    orientation_codes,
+    reorient,
+    sample_on_grid,
+    spacing_of,
+    translation,
+)
 from segbench.data.preparation.recipe import Gray, Recipe, RecipeResult, apply
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
@@ -66,6 +74,7 @@ class Prediction:
     label: LabelMap  # (*S)
     probabilities: Array  # (K, *S) float32, background first
     affine: Array  # (4, 4) voxel to mm, the identity matrix if the file has none
+    oriented: bool  # False: the affine has the spacing only
     steps: list[str]  # descriptions of the preprocessing
     warnings: list[str]
 
@@ -94,6 +103,8 @@ class Predictor:
         self.orientation = _shared_orientation(store)
         self.recipe, self.recipe_is_stored = _preprocessing(store)
         self.dataset = _adapter(store.name, self.recipe_is_stored)
+        if not _some_are_oriented(store):
+            self.recipe = replace(self.recipe, orientation="file")
         self.trained_on_boxes = self.dataset.boxed
         if self.recipe.crop.startswith("label"):
             self.trained_on_boxes = True
@@ -129,14 +140,19 @@ class Predictor:
             axes = np.argsort(self.dataset.h5_axes)
             label = label.transpose(axes)
             probabilities = probabilities.transpose(0, *(1 + axes))
-        return Prediction(scan, label, probabilities, scan_affine, self._steps(volume), warnings)
+        oriented = volume.affine is None or volume.oriented
+        steps = self._steps(volume)
+        return Prediction(scan, label, probabilities, scan_affine, oriented, steps, warnings)
 
     def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
         """Return the scan as (X, Y, Z, C) float32, and warnings about its channels."""
-        volumes = [self._read_file(file) for file in scan.files]
-        warnings: list[str] = []
-        for file, volume in zip(scan.files[1:], volumes[1:], strict=True):
-            warnings += check_pair(volumes[0], volume, file, "channel")
+        first = self._read_file(scan.files[0])
+        volumes = [first]
+        warnings = list(first.warnings)
+        for file in scan.files[1:]:
+            volume, channel_warnings = match(first, self._read_file(file), file, "channel")
+            volumes.append(volume)
+            warnings += channel_warnings
 
         arrays = [volume.array for volume in volumes]
         shapes = {array.shape for array in arrays}
@@ -158,7 +174,7 @@ class Predictor:
             )
         array = arrays[0]
         require_finite(array, scan.files[0])
-        return Volume(array.astype(np.float32), volumes[0].affine), warnings
+        return replace(first, array=array.astype(np.float32)), warnings
 
     def _read_file(self, file: Path) -> Volume:
         """Read one file of a scan, by the data set's own hook or by the file's ending."""
@@ -167,7 +183,7 @@ class Predictor:
             return Volume(*own)
         volume = read_volume(file)
         if is_h5(file) and volume.array.ndim == 3:
-            return Volume(volume.array.transpose(self.dataset.h5_axes), None)
+            return replace(volume, array=volume.array.transpose(self.dataset.h5_axes))
         return volume
 
     def _prepared(self, volume: Volume) -> RecipeResult:
@@ -175,7 +191,8 @@ class Predictor:
         is_preprocessed = volume.affine is None and not self.recipe_is_stored
         if is_preprocessed:
             return apply(AS_STORED, volume)
-        if volume.affine is not None and self.orientation is not None:
+        is_turned = volume.oriented and self.orientation is not None
+        if is_turned and volume.affine is not None and self.orientation is not None:
             volume = Volume(*reorient(volume.array, volume.affine, self.orientation))
         made = apply(self.recipe, volume)
         if self.recipe_is_stored:
@@ -190,11 +207,11 @@ class Predictor:
         steps = []
         codes = orientation_codes(volume.affine)
         target = self.orientation or "RAS"
-        if self._knows_orientation and codes != target:
+        if volume.oriented and self._knows_orientation and codes != target:
             steps.append(f"reoriented from {codes} to {target}")
         if self.recipe.spacing is not None and volume.spacing is not None:
-            before = _in_mm(volume.spacing)
-            steps.append(f"resampled from {before} to {_in_mm(self.recipe.spacing)}")
+            before = in_mm(volume.spacing)
+            steps.append(f"resampled from {before} to {in_mm(self.recipe.spacing)}")
         return steps
 
     @property
@@ -215,7 +232,7 @@ class Predictor:
             if not self.recipe_is_stored:
                 text += ", and its gray values are assumed to be preprocessed"
             warnings.append(text)
-        elif not self._knows_orientation:
+        elif volume.oriented and not self._knows_orientation:
             warnings.append(
                 "the orientation of the training cases is not recorded: "
                 "the scan's axes are used as they are"
@@ -278,9 +295,17 @@ def _shared_orientation(store: Store) -> str | None:
     """Return the orientation of all training cases; None if it is unknown or differs."""
     found: set[str | None] = set()
     for case in store.train:
-        affine = store.cases[case].affine
-        found.add(None if affine is None else orientation_codes(np.array(affine)))
+        info = store.cases[case]
+        if info.affine is None or not info.made.get("oriented", True):
+            found.add(None)
+        else:
+            found.add(orientation_codes(np.array(info.affine)))
     return found.pop() if len(found) == 1 else None
+
+
+def _some_are_oriented(store: Store) -> bool:
+    """Return whether the axes of any training case are known to be anatomical."""
+    return any(store.cases[case].made.get("oriented", True) for case in store.train)
 
 
 def _preprocessing(store: Store) -> Preprocessing:
@@ -332,10 +357,6 @@ def _shared_spacing(store: Store) -> tuple[float, float, float] | None:
     return (x, y, z)
 
 
-def _in_mm(spacing: Sequence[float]) -> str:
-    return " x ".join(f"{step:.4g}" for step in spacing) + " mm"
-
-
 def write_nifti(path: Path, array: Array, prediction: Prediction) -> None:
     """Write an array on the scan's grid as a NIfTI file.
 
@@ -347,12 +368,14 @@ def write_nifti(path: Path, array: Array, prediction: Prediction) -> None:
     import nibabel
 
     scan_file = prediction.scan.files[0]
+    make_image: Any = nibabel.Nifti1Image
     if scan_file.name.lower().endswith((".nii", ".nii.gz")):
         loaded = load_nifti(scan_file)
         header = _header_with_geometry_of(loaded.header, array)
         image: Any = type(loaded)(array, None, header)
+    elif not prediction.oriented:
+        image = make_image(array, None, _header_with_spacing(prediction.affine, array))
     else:
-        make_image: Any = nibabel.Nifti1Image
         image = make_image(array, prediction.affine)
     content: bytes = image.to_bytes()
     if path.name.endswith(".gz"):
@@ -367,4 +390,16 @@ def _header_with_geometry_of(scan_header: Any, array: Array) -> Any:
     for field in GEOMETRY_FIELDS:
         header[field] = scan_header[field]
     header["pixdim"][:4] = scan_header["pixdim"][:4]
+    return header
+
+
+def _header_with_spacing(affine: Array, array: Array) -> Any:
+    """Return a header with the spacing of a grid, and no orientation."""
+    import nibabel
+
+    header: Any = nibabel.Nifti1Header()
+    header.set_data_shape(array.shape)
+    header.set_data_dtype(array.dtype)
+    header["pixdim"][1:4] = spacing_of(affine)
+    header.set_xyzt_units("mm")
     return header

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from segbench.contracts.dataset import IGNORED
+from segbench.data.geometry import skewed_steps
 from segbench.data.store.case_files import CaseInfo
 from segbench.data.store.store import Store
 from segbench.evaluation.case_rows import Row, score_case
 from segbench.evaluation.prediction import Inference, LabelMap, predict_labels
 from segbench.metrics import is_of_older_rule
-from segbench.metrics.grid import are_skewed
 from segbench.progress import Progress, no_progress
 from segbench.storage import array_digest
 
@@ -103,8 +103,8 @@ def _steps(case: CaseInfo) -> ArrayLike | None:
     """Return the spacing of a case or, if its axes are not perpendicular, their steps in space."""
     if case.affine is None:
         return case.spacing
-    steps = np.array(case.affine)[:3, : len(case.shape)]
-    return steps if are_skewed(steps) else case.spacing
+    skewed = skewed_steps(np.array(case.affine), len(case.shape))
+    return case.spacing if skewed is None else skewed
 
 
 def _finished_cases(partial: Path, stamp: str) -> dict[tuple[str, str], list[Row]]:

@@ -490,7 +490,7 @@ def test_a_shifted_label_and_a_lost_spacing_are_warnings(mine, tmp_path):
     )
     mine.case("case_4", affine=np.eye(4))
     warnings = prepare_store(mine.name, None, tmp_path / "data").warnings
-    assert any("case_3" in w and "by up to 4" in w for w in warnings)
+    assert any("case_3" in w and "differ in origin, 4 mm apart" in w for w in warnings)
     assert any("case_4" in w and "exactly 1 x 1 x 1" in w for w in warnings)
 
 

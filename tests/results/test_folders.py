@@ -67,7 +67,8 @@ def test_h5_references_and_float_labels(folders):
         file["label"] = label(11).astype(np.float32) + 1e-5
     rows, warnings = evaluate_folders(pred, ref)
     assert warnings == [
-        "c1: the reference has no spacing; the prediction's is used, 0.5 x 1 x 3 mm"
+        "c1: the reference has no spacing and no orientation; the prediction's spacing is used, "
+        "0.5 x 1 x 3 mm"
     ]
     (expected,) = evaluate_labels(label(1), label(11), [1], spacing=(0.5, 1.0, 3.0))
     assert (
@@ -94,8 +95,8 @@ def test_everything_wrong_is_listed(folders):
     text = [p.found for p in caught.value.problems]
     assert caught.value.code == 3 and [p.case for p in caught.value.problems] == ["c0", "c1", "c2"]
     assert (
-        "shape" in text[0]
-        and "9x8x6" in text[0]
+        "do not match" in text[0]
+        and "(9, 8, 6)" in text[0]
         and "LAS" in text[1]
         and "no labels: 0.5" in text[2]
     )

@@ -16,7 +16,8 @@ import numpy as np
 from segbench.data.formats.dicom_phases import require_one_phase
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.opening import reading
-from segbench.data.formats.volume import Volume, require_affine
+from segbench.data.formats.volume import Volume
+from segbench.data.geometry import Header, header_geometry
 from segbench.errors import DataError, PluginError
 
 PREAMBLE = 128  # bytes of any content before the mark
@@ -96,7 +97,7 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
         slices.sort(key=lambda header: int(header.InstanceNumber))
     else:
         slices.sort(key=lambda header: float(normal @ _numbers(header.ImagePositionPatient)))
-    affine = _affine(slices, folder)
+    geometry = header_geometry(_stated(slices, folder), folder)
     array = np.empty(_shape(slices), np.float32)
     padding = np.zeros(array.shape, bool)
     for z, header in enumerate(slices):
@@ -106,7 +107,7 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
     _replace_padding(array, padding)
     if _low_is_bright(slices[0]):
         array = array.max() - array
-    return Volume(array, affine)
+    return Volume(array, *geometry)
 
 
 def _replace_padding(array: np.ndarray, padding: np.ndarray) -> None:
@@ -349,11 +350,13 @@ def _normal(header: Any) -> np.ndarray:
     return np.cross(orientation[:3], orientation[3:])
 
 
-def _affine(slices: list[Any], folder: Path) -> np.ndarray:
-    """Return the affine (4, 4) from (column, row, slice) to right-anterior-superior mm.
+def _stated(slices: list[Any], folder: Path) -> Header:
+    """Return what the headers of sorted slices say about space.
+
+    The positions of the slices count; SpacingBetweenSlices is compared with them.
 
     Raises:
-        DataError: slices are not evenly spaced, or the fields make no grid.
+        DataError: slices are not evenly spaced.
     """
     first = slices[0]
     origins = np.stack([_numbers(header.ImagePositionPatient) for header in slices])
@@ -371,8 +374,12 @@ def _affine(slices: list[Any], folder: Path) -> np.ndarray:
     affine[:3, 1] = orientation[3:] * row_distance
     affine[:3, 2] = slice_step
     affine[:3, 3] = origins[0]
-    require_affine(affine, folder, "PixelSpacing and ImageOrientationPatient of the slices")
-    return LPS_TO_RAS @ affine
+    fields = "PixelSpacing, ImageOrientationPatient and ImagePositionPatient"
+    hints = {}
+    if len(slices) > 1 and _holds_numbers(first, "SpacingBetweenSlices", 1):
+        between = abs(float(first.SpacingBetweenSlices))
+        hints["SpacingBetweenSlices"] = (column_distance, row_distance, between)
+    return Header(_shape(slices), fields, LPS_TO_RAS @ affine, hints=hints)
 
 
 def _require_even_steps(slices: list[Any], origins: np.ndarray, folder: Path) -> bool:

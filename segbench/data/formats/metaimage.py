@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -15,7 +16,9 @@ import numpy as np
 
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.opening import reading, require_file
-from segbench.data.formats.volume import Volume, require_affine
+from segbench.data.formats.volume import Volume
+from segbench.data.geometry import Header as Stated
+from segbench.data.geometry import header_geometry, millimeters
 from segbench.errors import DataError
 
 LONGEST_HEADER = 1 << 16  # bytes
@@ -38,6 +41,7 @@ TYPES = {
 DIRECTION_KEYS = ("TransformMatrix", "Rotation", "Orientation")
 SPACING_KEYS = ("ElementSpacing", "ElementSize")
 ORIGIN_KEYS = ("Offset", "Position", "Origin")
+UNIT_KEY = "DistanceUnits"
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])  # the format's axes point left, posterior and superior
 
 Header = dict[str, str]
@@ -57,9 +61,8 @@ def read_metaimage(path: Path) -> Volume:
             _require_binary_inside(header, path)
             file.seek(start)
             array = _voxels(file, header, path)
-        affine = _affine(header)
-    require_affine(affine, path, "TransformMatrix and ElementSpacing")
-    return Volume(array, affine)
+        stated = _stated(header, array.shape[:3], path)
+    return Volume(array, *header_geometry(stated, path))
 
 
 def _header(content: bytes) -> tuple[Header, int]:
@@ -152,21 +155,38 @@ def _decompressed(file: IO[bytes], size: int) -> bytes:
     return voxels
 
 
-def _affine(header: Header) -> np.ndarray:
-    """Return the affine (4, 4) to right-anterior-superior mm.
+def _stated(header: Header, shape: Sequence[int], path: Path) -> Stated:
+    """Return what the header says about space.
 
-    Rows of TransformMatrix are the directions of the axes.
+    Rows of TransformMatrix are the directions of the axes. Without a spacing, there is no grid in
+    mm; without directions, there is no orientation.
     """
-    directions = _numbers(header, DIRECTION_KEYS, "1 0 0 0 1 0 0 0 1").reshape(3, 3)
-    spacing = _numbers(header, SPACING_KEYS, "1 1 1").reshape(3)
-    origin = _numbers(header, ORIGIN_KEYS, "0 0 0").reshape(3)
+    spacings = _numbers(header, SPACING_KEYS, (3,))
+    if not spacings:
+        return Stated(shape)
+    unit = millimeters(header.get(UNIT_KEY, ""), path, UNIT_KEY)
+    field, spacing = next(iter(spacings.items()))
+    directions = _numbers(header, DIRECTION_KEYS, (3, 3))
+    if not directions:
+        matrix = np.diag([*spacing, 1.0])
+        return Stated(shape, field, matrix, oriented=False, unit=unit, spacings=spacings)
+    direction_field, rows = next(iter(directions.items()))
     affine = np.eye(4)
-    affine[:3, :3] = LPS_TO_RAS @ (directions.T * spacing)
-    affine[:3, 3] = LPS_TO_RAS @ origin
-    return affine
+    affine[:3, :3] = LPS_TO_RAS @ (rows.T * spacing)
+    for origin in _numbers(header, ORIGIN_KEYS, (3,)).values():
+        affine[:3, 3] = LPS_TO_RAS @ origin
+        break
+    fields = f"{direction_field} and {field}"
+    return Stated(shape, fields, affine, unit=unit, spacings=spacings)
 
 
-def _numbers(header: Header, keys: tuple[str, ...], default: str) -> np.ndarray:
-    """Return the numbers of the first key that the header has."""
-    text = next((header[key] for key in keys if key in header), default)
-    return np.array([float(number) for number in text.split()])
+def _numbers(
+    header: Header, keys: tuple[str, ...], shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Return the numbers of those keys that the header has, the key in use first."""
+    found = {}
+    for key in keys:
+        if key in header:
+            numbers = [float(number) for number in header[key].split()]
+            found[key] = np.array(numbers).reshape(shape)
+    return found

@@ -12,38 +12,47 @@ import numpy as np
 
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.opening import reading, require_file, require_length
-from segbench.data.formats.volume import Volume, require_affine
+from segbench.data.formats.volume import Volume
+from segbench.data.geometry import Geometry, Header, header_geometry, millimeters
 from segbench.errors import DataError
 
+UNPLACED = Geometry(None, oriented=False, warnings=())
+SPACE_BITS = 0x07  # of xyzt_units
+UNIT_NAMES = {0: "unknown", 1: "meter", 2: "mm", 3: "micron"}
 GZIP = b"\x1f\x8b"
 # A header begins with its own size: 348 bytes in NIfTI-1, 540 in NIfTI-2, in either byte order.
 NIFTI2_SIZES = (540, int.from_bytes((540).to_bytes(4, "little"), "big"))
 NIFTI = tuple(size.to_bytes(4, order) for size in (348, 540) for order in ("little", "big"))
 
 
-def nifti_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Return shape and affine (4, 4) of a NIfTI file without reading voxels.
+def nifti_header(path: Path) -> Geometry:
+    """Return the geometry of a NIfTI file without reading voxels.
 
     Raises:
         DataError: see ``read_nifti``.
     """
-    image = _open(path)
-    shape = tuple(int(size) for size in image.shape)
-    return shape, np.asarray(image.affine, float)
+    return _geometry(_open(path), path)
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, placed: bool = True) -> Volume:
     """Read a NIfTI file.
 
     If the header scales the values, the scaled values are float32; otherwise the stored type is
     kept, but float64 becomes float32. A fourth axis (channels or time) stays the last one, unless
     its length is 1.
 
+    Args:
+        path: the file.
+        placed: False ignores what the header says about space, which is then not checked.
+
     Raises:
         DataError: the file is cut short or too large, has two or five dimensions, colors or complex
-            numbers, or its affine cannot be used.
+            numbers, or its header makes no grid or contradicts itself.
     """
     image = _open(path)
+    geometry = UNPLACED
+    if placed:
+        geometry = _geometry(image, path)
     with reading(path):
         array = _voxels(image)
         if _is_gzip(path):
@@ -52,7 +61,7 @@ def read_nifti(path: Path) -> Volume:
         array = array[..., 0]
     if array.dtype.kind == "f" and array.itemsize > 4:
         array = array.astype(np.float32)
-    return Volume(array, np.asarray(image.affine, float))
+    return Volume(array, *geometry)
 
 
 def load_nifti(path: Path) -> Any:
@@ -104,8 +113,43 @@ def _open(path: Path) -> Any:
             expected="three axes, or four with channels last",
             found=f"shape {shape}, type {image.get_data_dtype()}",
         )
-    require_affine(np.asarray(image.affine, float), path)
     return image
+
+
+def _geometry(image: Any, path: Path) -> Geometry:
+    """Return the geometry by the rules of the format: the sform counts, then the qform.
+
+    Source: nifti1.h of the NIfTI Data Format Working Group, methods 1 to 3 and XYZT_TO_SPACE.
+    """
+    header = image.header
+    shape = image.shape[:3]
+    unit_code = int(header["xyzt_units"]) & SPACE_BITS
+    unit = millimeters(UNIT_NAMES.get(unit_code, f"code {unit_code}"), path, "xyzt_units")
+    pixdim = np.abs(np.asarray(header["pixdim"], float)[1:4])
+    with reading(path):
+        sform = header.get_sform() if int(header["sform_code"]) > 0 else None
+        qform = header.get_qform() if int(header["qform_code"]) > 0 else None
+    if sform is None and qform is None:
+        matrix = np.diag([*pixdim, 1.0])
+        return header_geometry(Header(shape, "pixdim", matrix, oriented=False, unit=unit), path)
+    if sform is None:
+        return header_geometry(Header(shape, "qform", qform, unit=unit), path)
+    if qform is not None:
+        others = {"qform and pixdim": qform}
+        return header_geometry(Header(shape, "sform", sform, unit=unit, matrices=others), path)
+    is_set = not np.isin(pixdim, (0.0, 1.0)).all()
+    stated = {"pixdim": pixdim}
+    return header_geometry(
+        Header(
+            shape,
+            "sform",
+            sform,
+            unit=unit,
+            spacings=stated if is_set else {},
+            hints={} if is_set else stated,
+        ),
+        path,
+    )
 
 
 def _voxels(image: Any) -> np.ndarray:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import math
+import shlex
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,12 @@ import numpy as np
 
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.opening import reading, require_file, require_length
-from segbench.data.formats.volume import Volume, require_affine
+from segbench.data.formats.volume import Volume
+from segbench.data.geometry import Header, header_geometry, millimeters
 from segbench.errors import DataError
 
 LARGEST_TYPE = 8  # bytes of one voxel
-DEFAULT_SPACE = "left-posterior-superior"  # of files that give directions but no space
+NO_UNIT = ("???", "none")  # of an axis that is not in space
 TO_RAS = {  # signs that turn a space's axes to right-anterior-superior
     "left-posterior-superior": (-1, -1, 1),
     "lps": (-1, -1, 1),
@@ -37,10 +40,11 @@ def read_nrrd(path: Path) -> Volume:
             cannot be used.
     """
     array, header = _load(path)
-    affine = _affine(header, path)
     if array.ndim == 4 and _begins_with_channels(header):
         array = np.moveaxis(array, 0, -1)
-    return Volume(array, affine)
+    with reading(path):
+        stated = _stated(header, array.shape[:3], path)
+    return Volume(array, *header_geometry(stated, path))
 
 
 def _load(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
@@ -52,6 +56,8 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         with open(path, "rb") as file:
             header = nrrd.read_header(file)
             start = file.tell()
+            file.seek(0)
+            text = file.read(start)
         if "data file" in header or "datafile" in header:
             raise DataError(
                 "the header points to another file",
@@ -64,7 +70,24 @@ def _load(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         require_size(path, sizes)
         _require_unpacked_size(path, start, header, math.prod(sizes) * LARGEST_TYPE)
         array, header = nrrd.read(str(path))
-    return array, dict(header)
+    return array, {**header, **_units_beyond_ascii(text)}
+
+
+def _units_beyond_ascii(header: bytes) -> dict[str, list[str]]:
+    """Return the units of fields with other characters than ASCII.
+
+    pynrrd leaves these characters out, which makes meters of micrometers.
+    """
+    found = {}
+    for line in header.splitlines():
+        name, _, value = line.partition(b":")
+        if name in (b"units", b"space units") and not value.isascii():
+            try:
+                text = value.decode("utf-8")
+            except UnicodeDecodeError:
+                text = value.decode("latin-1")
+            found[name.decode()] = shlex.split(text)
+    return found
 
 
 def _require_unpacked_size(path: Path, start: int, header: dict[str, Any], size: int) -> None:
@@ -88,54 +111,80 @@ def _require_unpacked_size(path: Path, start: int, header: dict[str, Any], size:
 
 
 def _begins_with_channels(header: dict[str, Any]) -> bool:
-    directions = header.get("space directions")
-    if directions is None:
+    steps = header.get("space directions")
+    if steps is None:
+        steps = header.get("spacings")
+    if steps is None:
         return False
-    first_axis = np.asarray(directions, float)[0]
+    first_axis = np.asarray(steps, float)[0]
     return bool(np.isnan(first_axis).any())
 
 
-def _affine(header: dict[str, Any], path: Path) -> np.ndarray | None:
-    """Return the affine (4, 4) from voxels to right-anterior-superior mm.
-
-    None if the header has neither directions nor spacings.
+def _stated(header: dict[str, Any], shape: Sequence[int], path: Path) -> Header:
+    """Return what the header says about space. Directions count, then spacings.
 
     Raises:
-        DataError: a space other than left/right, posterior/anterior, superior, or numbers that make
-            no grid.
+        DataError: numbers that make no grid, or a unit that is not known.
     """
-    if header.get("space directions") is not None:
-        return _affine_of_directions(header, path)
+    spacings = None
     if header.get("spacings") is not None:
-        return _affine_of_spacings(header, path)
-    return None
+        spacings = _three(_known(header["spacings"]))
+        spacings *= _units(header, "units", path)
+    if header.get("space directions") is not None:
+        return _of_directions(header, shape, spacings, path)
+    if spacings is None:
+        return Header(shape)
+    return Header(shape, "spacings", np.diag([*spacings, 1.0]), oriented=False)
 
 
-def _affine_of_spacings(header: dict[str, Any], path: Path) -> np.ndarray:
-    spacings = np.asarray(header["spacings"], float)[:3]
-    affine = np.eye(4)
-    for axis, spacing in enumerate(spacings):
-        affine[axis, axis] = spacing
-    require_affine(affine, path, "spacings")
-    return affine
-
-
-def _affine_of_directions(header: dict[str, Any], path: Path) -> np.ndarray:
+def _of_directions(
+    header: dict[str, Any], shape: Sequence[int], spacings: np.ndarray | None, path: Path
+) -> Header:
     directions = np.asarray(header["space directions"], float)
     has_direction = np.isfinite(directions).all(axis=1)  # an axis of channels has none
     directions = directions[has_direction]
-    space = str(header.get("space", DEFAULT_SPACE)).lower()
+    space = str(header.get("space", "")).lower()
     origin = np.asarray(header.get("space origin", (0, 0, 0)), float)
-    if space not in TO_RAS or directions.shape != (3, 3) or origin.shape != (3,):
+    others = {} if spacings is None else {"spacings": spacings}
+    if space not in TO_RAS:
+        units = _units(header, "space units", path)
+        in_space = directions * units[: directions.shape[1]]
+        steps = _three(np.linalg.norm(in_space, axis=1))
+        matrix = np.diag([*steps, 1.0])
+        return Header(shape, "space directions", matrix, oriented=False, spacings=others)
+    if directions.shape != (3, 3) or origin.shape != (3,):
         raise DataError(
             "the header's space cannot be used",
             where=path,
             found=f"space {space}, {len(directions)} directions, origin of {origin.size} numbers",
             expected="three directions in left-posterior-superior or right-anterior-superior",
         )
-    to_ras = np.diag(np.asarray(TO_RAS[space], float))
+    # The rows of the affine are the axes of the space, each with its unit and direction.
+    scale = np.asarray(TO_RAS[space], float) * _units(header, "space units", path)
     affine = np.eye(4)
-    affine[:3, :3] = to_ras @ directions.T
-    affine[:3, 3] = to_ras @ origin
-    require_affine(affine, path, "space directions and space origin")
-    return affine
+    affine[:3, :3] = scale[:, None] * directions.T
+    affine[:3, 3] = scale * origin
+    return Header(shape, "space directions and space origin", affine, spacings=others)
+
+
+def _known(numbers: Any) -> np.ndarray:
+    """Return numbers without NaN, the mark of an axis that is not in space."""
+    values = np.asarray(numbers, float)
+    return values[~np.isnan(values)] if len(values) > 3 else values
+
+
+def _three(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers for three axes; those of an image of two axes get a 1."""
+    values = np.ones(3)
+    values[: len(numbers)] = numbers[:3]
+    return values
+
+
+def _units(header: dict[str, Any], name: str, path: Path) -> np.ndarray:
+    """Return the units of the axes in mm, one for each of three axes."""
+    known = []
+    for text in header.get(name) or ():
+        unit = str(text).strip('"')
+        if unit not in NO_UNIT:
+            known.append(millimeters(unit, path, name))
+    return _three(np.array(known))

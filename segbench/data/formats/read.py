@@ -14,6 +14,7 @@ from segbench.data.formats.metaimage import read_metaimage
 from segbench.data.formats.nifti import read_nifti
 from segbench.data.formats.nrrd import read_nrrd
 from segbench.data.formats.volume import Volume
+from segbench.data.geometry import Header, header_geometry
 from segbench.errors import DataError
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".h5", ".hdf5")
@@ -50,7 +51,8 @@ def read_volume(path: Path, key: str = "image") -> Volume:
     if name.endswith(DICOM_ENDING):
         return read_dicom(path)
     if is_h5(path):
-        return Volume(read_h5(path, (key,))[key], None)
+        array = read_h5(path, (key,))[key]
+        return Volume(array, *header_geometry(Header(array.shape), path))
     raise DataError(
         "unknown kind of volume file",
         where=path,

@@ -1,4 +1,4 @@
-"""A volume as its file holds it, and the checks that every volume has to pass."""
+"""A volume as its file holds it, and the checks that its values have to pass."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from segbench.data.formats.limits import limits
-from segbench.data.geometry import orientation_codes
+from segbench.data.geometry import spacing_of
 from segbench.errors import DataError
 
-SAME_SPACING = 1e-3  # mm
-SAME_PLACE = 1e-2  # largest difference between two affines that needs no warning
-SINGULAR = 1e-9  # determinant below which the axes of an affine are not independent
 WHOLE = 1e-3  # largest distance of a stored label value from a whole number
 
 
@@ -25,102 +21,13 @@ class Volume:
     array: np.ndarray
     # (4, 4) voxel to millimeters, right-anterior-superior; None if the file does not say
     affine: np.ndarray | None
+    oriented: bool = True  # False: the affine has the spacing only
+    warnings: tuple[str, ...] = ()  # about the header
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
         """Millimeters between voxels along the three axes, None if the file does not say."""
         return None if self.affine is None else spacing_of(self.affine)
-
-
-def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
-    """Return the voxel size along the array's axes in mm: the lengths of the affine's columns."""
-    lengths = np.linalg.norm(np.asarray(affine, float)[:3, :3], axis=0)
-    return tuple(float(length) for length in lengths)
-
-
-def check_pair(image: Volume, label: Volume, file: Path, what: str = "label") -> list[str]:
-    """Check that a label lies on its image's grid.
-
-    Args:
-        image: volume whose grid counts.
-        label: volume that must lie on it: a label, or another channel.
-        file: file of the second volume, for messages.
-        what: what the second volume is, for messages.
-
-    Returns:
-        Warnings about differences that are allowed, empty if there are none.
-
-    Raises:
-        DataError: the shape, the orientation or the spacing differs (a different spacing is a
-            warning if ``limits`` allow it).
-    """
-    if image.array.shape[:3] != label.array.shape:
-        raise DataError(
-            f"image and {what} do not match",
-            where=file,
-            expected=f"the image's shape {image.array.shape[:3]}",
-            found=f"{what} {label.array.shape}",
-        )
-    if image.affine is None or label.affine is None:
-        return []
-    image_codes = orientation_codes(image.affine)
-    label_codes = orientation_codes(label.affine)
-    image_spacing = _shown_spacing(image.affine)
-    label_spacing = _shown_spacing(label.affine)
-    same_orientation = image_codes == label_codes
-    same_spacing = np.allclose(
-        spacing_of(image.affine), spacing_of(label.affine), atol=SAME_SPACING
-    )
-    if not same_orientation or not (same_spacing or limits().other_spacing):
-        fix = (
-            "repair the header; if only the header is wrong and the voxels match: "
-            "--allow-affine-mismatch"
-        )
-        raise DataError(
-            f"image and {what} do not match",
-            where=file,
-            found=f"{what}: spacing {label_spacing}, axes {label_codes}",
-            expected=f"as the image: spacing {image_spacing}, axes {image_codes}",
-            fix=fix if same_orientation else None,
-        )
-    if not same_spacing:
-        return [
-            f"the {what}'s header gives spacing {label_spacing}, the image's {image_spacing}; "
-            "matched by voxel index, as allowed"
-        ]
-    difference = float(np.abs(image.affine - label.affine).max())
-    if difference > SAME_PLACE:
-        return [
-            f"image and {what} differ in origin or direction by up to {difference:.3g}; "
-            "matched by voxel index"
-        ]
-    return []
-
-
-def _shown_spacing(affine: np.ndarray) -> list[float]:
-    rounded: list[float] = np.round(spacing_of(affine), 3).tolist()
-    return rounded
-
-
-def require_affine(affine: np.ndarray, path: Path, fields: str = "qform or sform") -> None:
-    """Refuse an affine (4, 4) that cannot belong to a grid.
-
-    Args:
-        affine: from the file's header.
-        path: the file, for messages.
-        fields: names of the header's fields that hold it, for messages.
-
-    Raises:
-        DataError: a number is not finite, or the axes are not independent.
-    """
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < SINGULAR:
-        raise DataError(
-            "the header's orientation cannot be used",
-            where=path,
-            found=affine[:3].tolist(),
-            expected="three independent axes",
-            fix=f"repair {fields}, or convert the file again",
-        )
 
 
 def require_finite(array: np.ndarray, path: Path | None = None) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 
 from segbench.contracts.dataset import IGNORED
 from segbench.data.formats.limits import require_size
-from segbench.data.formats.volume import Volume, require_finite, spacing_of
-from segbench.data.geometry import reorient, translation
+from segbench.data.formats.volume import Volume, require_finite
+from segbench.data.geometry import reorient, spacing_of, translation
 from segbench.errors import DataError
 from segbench.storage import array_digest
 
@@ -111,6 +111,8 @@ def apply(recipe: Recipe, volume: Volume, label: np.ndarray | None = None) -> Re
         "source_dtype": str(array.dtype),
         "source_affine": None if affine is None else np.asarray(affine).tolist(),
     }
+    if affine is not None and not volume.oriented:
+        facts["oriented"] = False
     if recipe.orientation == "ras" and affine is not None:
         if label is not None:
             label, _ = reorient(label, affine, "RAS")

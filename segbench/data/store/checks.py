@@ -299,6 +299,8 @@ def check_store(
 ) -> list[Problem]:
     """Read a store in full and list everything that is wrong with it.
 
+    What preparation warned about, such as a header without orientation, is listed again.
+
     Args:
         store: the data set.
         patch: size of the training patch; smaller cases get a warning.
@@ -311,6 +313,8 @@ def check_store(
         if cases is None or problem.case == "*" or problem.case in chosen:
             problems.append(problem)
     for done, case in enumerate(chosen, 1):
+        for text in store.cases[case].made.get("warnings", ()):
+            problems.append(Problem(case, found=str(text), level="warning"))
         problems += verify(store, case) or _check_voxels(store, case)
         if progress is not None:
             progress(done, len(chosen), case)
