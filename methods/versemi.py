@@ -56,18 +56,14 @@ not mentioned            the controller sees the pooled     the same; condition=
 not mentioned            one Dice ratio over the batch      the same, averaged over the prompts of
                                                               an image; dice_by=prompt has one ratio
                                                               per prompt
-not mentioned            the tumor branch is never used     not computed; the controller keeps its
-                                                              weights, so that sizes and initial
-                                                              values agree
-not mentioned            a moving average is never used     left out
+not mentioned            tumor branch and moving average    the branch's weights exist, so that
+                           are never used                     sizes and initial values agree
 not mentioned            Adam, lr 1e-3, betas (0.5, 0.999), the same; optimizer=annealed lets the rate
                            constant rate                      fall to zero (poly), optimizer=protocol
                                                               uses the protocol's
 not mentioned            batches of 8 + 8, patch 96^3,      the protocol's batch, patch and crops
                            central crops of unlabeled
                            images
-not mentioned            Dice converts its target to        the target gets the type of the
-                           float32                            prediction
 not mentioned            best test Dice of the pancreas     the last weights
 not mentioned            V-Net with instance norm, without  backbone_defaults; any backbone that
                            dropout, last block and outer      provides features; the layers at full
@@ -85,11 +81,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
 from segbench.nn.losses import cross_entropy, soft_dice
 from segbench.nn.ops import context_mask, mix, normalizes_items, wide_softmax
+from segbench.nn.prompted_head import Encoded, PromptedHead
 
 RELEASED = {"stages": 1, "aux_mask": "pairs"}
 ONE_GPU = {"ramp": True}
@@ -190,8 +187,9 @@ class VerSemi(Method):
         ``labels`` is (N, *S); ``source`` (N,) is the data set of each image.
         """
         logits, target = self.own_classes(images, labels, source)
-        entropy = cross_entropy(logits.flatten(0, 1), target.long().flatten(0, 1))
-        return self.task_dice(logits, target, source) + entropy
+        dice = self.task_dice(logits, target, source)
+        target = target.long().flatten(0, 1)
+        return dice + cross_entropy(logits.flatten(0, 1), target)
 
     def own_classes(self, images: Encoded, labels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Segment the classes of each image's data set, with R prompts per image.
@@ -200,7 +198,8 @@ class VerSemi(Method):
         """
         logits = self.head(images, self.prompts[source])
         space = (1,) * self.setting.dims
-        values = self.label_values[source].view(len(source), -1, *space)  # (N, R, 1, ...)
+        values = self.label_values[source]  # (N, R)
+        values = values.view(len(source), -1, *space)
         return logits, labels.unsqueeze(1) == values
 
     def task_dice(self, logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
@@ -215,7 +214,8 @@ class VerSemi(Method):
     def synthetic_loss(self, images: Encoded, labels: Tensor) -> Tensor:
         """Return the Dice loss of any foreground in CutMix images with ``labels`` (N, *S)."""
         prompt = torch.full((len(labels), 1), self.tasks, device=labels.device)
-        p = wide_softmax(self.head(images, prompt), 2)[:, 0, 1]  # (N, *S)
+        logits = self.head(images, prompt)
+        p = wide_softmax(logits, 2)[:, 0, 1]  # (N, *S)
         return soft_dice(p, labels > 0)
 
     def specific_loss(self, images: Encoded, pairs: Pairs) -> Tensor:
@@ -233,8 +233,9 @@ class VerSemi(Method):
 
     def foregrounds(self, images: Encoded) -> tuple[Tensor, Tensor]:
         """Return the synthetic prediction and the aggregate of all real tasks, each (N, *S)."""
-        every_prompt = torch.arange(self.tasks + 1, device=images.features.device)
-        logits = self.head(images, every_prompt.expand(len(images.features), -1))
+        features = images.features
+        every_prompt = torch.arange(self.tasks + 1, device=features.device)
+        logits = self.head(images, every_prompt.expand(len(features), -1))
         p = wide_softmax(logits, 2)[:, :, 1]  # (N, T + 1, *S)
         synthetic = p[:, -1]
         aggregate = p[:, :-1].amax(1)
@@ -259,7 +260,9 @@ class VerSemi(Method):
             known_part = known_foreground.to(aggregate.dtype)
             target = torch.where(mixed.box, known_part, aggregate.detach())
             return {"consistency": soft_dice(synthetic, target)}
-        known = mixed.box if self.p.aux_mask == "own" else mixed.box.sum(0)
+        known = mixed.box
+        if self.p.aux_mask == "pairs":
+            known = known.sum(0)
         return {
             "consistency": soft_dice(synthetic, aggregate),
             "auxiliary": soft_dice(synthetic, known_foreground, weight=known),
@@ -338,8 +341,10 @@ class VerSemi(Method):
     # -- prediction, stages and optimizer ----------------------------------------------------------
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
-        own_prompts = self.prompts[source, : self.class_counts[source]]
-        logits = self.head(self.encode_group(image), own_prompts.expand(len(image), -1))
+        classes = self.class_counts[source]
+        own_prompts = self.prompts[source, :classes]
+        encoded = self.encode_group(image)
+        logits = self.head(encoded, own_prompts.expand(len(image), -1))
         p = logits.softmax(2)[:, :, 1]  # (B, classes of the data set, *S)
         background = 1 - p.amax(1, keepdim=True)
         return torch.cat([background, p], 1)
@@ -407,12 +412,14 @@ class VerSemi(Method):
             pairs = zip(groups, prompts, strict=True)
             return [self.encode_group(group, count) for group, count in pairs]
         sizes = [len(group) for group in groups]
-        bottleneck, features = self.backbone_maps(torch.cat(list(groups)))
+        everything = torch.cat(list(groups))
+        bottleneck, features = self.backbone_maps(everything)
         encoded = []
         for deep, fine, count in zip(
             bottleneck.split(sizes), features.split(sizes), prompts, strict=True
         ):
-            encoded.append(self.head.encode(deep, fine, self.statistics_updates(count)))
+            updates = self.statistics_updates(count)
+            encoded.append(self.head.encode(deep, fine, updates))
         return encoded
 
     def encode_group(self, image: Tensor, prompts: int = 1) -> Encoded:
@@ -423,7 +430,8 @@ class VerSemi(Method):
     def backbone_maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the bottleneck (N, D, *s) and the features (N, F, *S) of the backbone."""
         pyramid = self.backbone.encode(image)
-        return pyramid[-1], self.backbone.decode(pyramid)[0]
+        decoded = self.backbone.decode(pyramid)
+        return pyramid[-1], decoded[0]
 
     def statistics_updates(self, prompts: int) -> int:
         """Return how often running statistics are updated: the official code makes one pass, and
@@ -434,8 +442,7 @@ class VerSemi(Method):
 def dice_by_prompt(p: Tensor, y: Tensor, prompts: Tensor, tasks: int) -> Tensor:
     """Return the foreground Dice loss of p and y (N, R, *S) with one ratio per prompt (N, R).
 
-    A prompt's ratio sums over all images that are segmented for it; the loss is averaged over the
-    prompts that occur in the batch.
+    A ratio sums over all images of its prompt; the loss is averaged over the prompts in the batch.
     """
     smooth = 1e-5
     p = p.to(torch.promote_types(p.dtype, torch.float32)).flatten(2)
@@ -446,7 +453,8 @@ def dice_by_prompt(p: Tensor, y: Tensor, prompts: Tensor, tasks: int) -> Tensor:
     has_prompt = prompts.flatten().unsqueeze(1) == every_prompt  # (N R, T)
     overlap_of_prompt = overlap @ has_prompt.to(p.dtype)  # (T,)
     total_of_prompt = total @ has_prompt.to(p.dtype)
-    losses = 1 - (2 * overlap_of_prompt + smooth) / (total_of_prompt + smooth)
+    ratios = (2 * overlap_of_prompt + smooth) / (total_of_prompt + smooth)
+    losses = 1 - ratios
     occurs = has_prompt.any(0)
     return (losses * occurs).sum() / occurs.sum()
 
@@ -480,16 +488,21 @@ def paste_pairs(x: Tensor, y: Tensor, source: Tensor, edge: float, draw: torch.G
     labels y (N, *S); ``edge`` is the edge length of a box relative to the patch.
     """
     half = (len(x) + 1) // 2
-    outside = context_mask(half, tuple(x.shape[2:]), edge, draw, x.device)  # (P, *S)
+    size = tuple(x.shape[2:])
+    outside = context_mask(half, size, edge, draw, x.device)  # (P, *S)
     outer = slice(0, half)
     inner = slice(len(x) - half, len(x))
     # If the data sets differ, a data set's labels have background where the other image is.
-    same = (source[outer] == source[inner]).view(-1, *[1] * (y.ndim - 1))
+    same = source[outer] == source[inner]  # (P,)
+    space = (1,) * (y.ndim - 1)
+    same = same.view(-1, *space)
+    inner_as_outer = y[inner] * same
+    outer_as_inner = y[outer] * same
     return Pairs(
         image=mix(outside, x[outer], x[inner]),
         label=mix(outside, y[outer], y[inner]),
-        outer_label=mix(outside, y[outer], y[inner] * same),
-        inner_label=mix(outside, y[outer] * same, y[inner]),
+        outer_label=mix(outside, y[outer], inner_as_outer),
+        inner_label=mix(outside, outer_as_inner, y[inner]),
         outer_source=source[outer],
         inner_source=source[inner],
     )
@@ -497,99 +510,14 @@ def paste_pairs(x: Tensor, y: Tensor, source: Tensor, edge: float, draw: torch.G
 
 def paste_into(u: Tensor, x: Tensor, y: Tensor, edge: float, draw: torch.Generator) -> Mixed:
     """Paste a box of a labeled image into each unlabeled image, with the labeled ones in turn."""
-    partner = torch.arange(len(u), device=u.device) % len(x)
-    outside = context_mask(len(u), tuple(u.shape[2:]), edge, draw, u.device)  # (U, *S)
-    return Mixed(mix(outside, u, x[partner]), y[partner], ~outside)
+    count = len(u)
+    partner = torch.arange(count, device=u.device) % len(x)
+    size = tuple(u.shape[2:])
+    outside = context_mask(count, size, edge, draw, u.device)  # (U, *S)
+    image = mix(outside, u, x[partner])
+    return Mixed(image, y[partner], ~outside)
 
 
 def random_edge(draw: torch.Generator) -> float:
     """Return the edge length of a stage 2 box relative to the patch, uniform on [0.3, 0.6)."""
     return 0.3 + 0.3 * torch.rand((), generator=draw).item()
-
-
-# -- the prompted head -----------------------------------------------------------------------------
-
-HIDDEN = 8  # channels of the prompted layers
-# Sizes of what the controller computes: W1, W2, W_organ, W_tumor, b1, b2, b_organ, b_tumor.
-SIZES = (HIDDEN * HIDDEN, HIDDEN * HIDDEN, 2 * HIDDEN, 2 * HIDDEN, HIDDEN, HIDDEN, 2, 2)
-
-
-class Encoded(NamedTuple):
-    """Images as the head sees them; all prompts share this."""
-
-    pooled: Tensor  # (N, D), from the bottleneck; D is 0 if the controller sees the prompt only
-    features: Tensor  # (N, 8, *S)
-
-
-class PromptedHead(nn.Module):
-    """Three 1x1x1 layers with weights that a controller computes for each image and prompt.
-
-    The inputs of the controller are pooled features and a one-hot prompt.
-    """
-
-    MOMENTUM = 0.1
-
-    def __init__(
-        self, deep: int, width: int, prompts: int, dims: int, sees_image: bool = True
-    ) -> None:
-        """Build the layers.
-
-        Args:
-            deep: channels of the bottleneck.
-            width: channels of the full-resolution features.
-            prompts: number of prompts.
-            dims: 2 or 3.
-            sees_image: whether the controller sees the pooled bottleneck.
-        """
-        super().__init__()
-        norm: Any = nn.BatchNorm3d if dims == 3 else nn.BatchNorm2d
-        conv: Any = nn.Conv3d if dims == 3 else nn.Conv2d
-        self.prompts = prompts
-        self.deep_norm = norm(deep) if sees_image else None
-        pooled = deep if sees_image else 0
-        self.controller = nn.Linear(pooled + prompts, sum(SIZES))
-        self.fine_norm = norm(width)
-        self.fine_conv = conv(width, HIDDEN, 1)
-
-    def encode(self, bottleneck: Tensor, features: Tensor, updates: int = 1) -> Encoded:
-        """Return the head's inputs; update running statistics as ``updates`` equal passes would.
-
-        One pass keeps a fraction 1 - m of the statistics and n passes keep (1 - m)^n, so one pass
-        with momentum 1 - (1 - m)^n is equivalent to n passes.
-        """
-        momentum = 1 - (1 - self.MOMENTUM) ** updates
-        self.fine_norm.momentum = momentum
-        if self.deep_norm is None:
-            pooled = features.new_zeros(len(features), 0)
-        else:
-            self.deep_norm.momentum = momentum
-            pooled = self.deep_norm(bottleneck).relu().flatten(2).mean(2)
-        return Encoded(pooled, self.fine_conv(self.fine_norm(features).relu()))
-
-    def forward(self, images: Encoded, prompts: Tensor) -> Tensor:
-        """Return logits (N, P, 2, *S) for P prompts per image; ``prompts`` (N, P) count from 0."""
-        every_prompt = torch.arange(self.prompts, device=prompts.device)
-        one_hot = prompts.unsqueeze(2) == every_prompt  # (N, P, T + 1)
-        pooled = images.pooled.unsqueeze(1).expand(-1, prompts.shape[1], -1)  # (N, P, D)
-        theta = self.controller(torch.cat([pooled, one_hot.to(pooled.dtype)], 2))  # (N, P, 180)
-        return self.layers(images.features, theta)
-
-    @staticmethod
-    def layers(features: Tensor, theta: Tensor, branch: int = 0) -> Tensor:
-        """Return logits (N, P, 2, *S) for ``features`` (N, 8, *S), weights ``theta`` (N, P, 180).
-
-        Branch 0 is the organ branch, branch 1 the tumor branch.
-        """
-        n, p = theta.shape[:2]
-        w1, w2, w_organ, w_tumor, b1, b2, b_organ, b_tumor = theta.split(SIZES, 2)
-        w3, b3 = ((w_organ, b_organ), (w_tumor, b_tumor))[branch]
-
-        def layer(weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-            weight = weight.reshape(len(x), -1, HIDDEN)
-            return torch.baddbmm(bias.reshape(len(x), -1, 1), weight, x)
-
-        # The first layer is one matrix product for all prompts of an image: (N, 8 P, V).
-        hidden = layer(w1, b1, features.flatten(2)).relu_()
-        hidden = layer(w2, b2, hidden.view(n * p, HIDDEN, -1)).relu_()
-        logits = layer(w3, b3, hidden)  # (N P, 2, V)
-        return logits.view(n, p, 2, *features.shape[2:])
