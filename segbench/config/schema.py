@@ -45,8 +45,9 @@ def validate(
         first = model.model_validate_json(_json(data), strict=True)
         return model.model_validate_json(_json(first.model_dump()), strict=True)
     except ValidationError as error:
-        lines = dict.fromkeys(_message(model, fault, origin, prefix) for fault in error.errors())
-        raise UsageError("\n".join(lines)) from error
+        messages = [_message(model, fault, origin, prefix) for fault in error.errors()]
+        without_duplicates = dict.fromkeys(messages)
+        raise UsageError("\n".join(without_duplicates)) from error
 
 
 def _json(data: Mapping[str, Any]) -> str:
@@ -126,8 +127,8 @@ def _with_bounds(text: str, metadata: Iterable[Any]) -> str:
         for sign in _SIGNS:
             if hasattr(meta, sign):
                 bounds[sign] = getattr(meta, sign)
-    low = next((sign for sign in ("gt", "ge") if sign in bounds), "")
-    high = next((sign for sign in ("lt", "le") if sign in bounds), "")
+    low = _first_of(("gt", "ge"), bounds)
+    high = _first_of(("lt", "le"), bounds)
     if low and high:
         opening = "(" if low == "gt" else "["
         closing = ")" if high == "lt" else "]"
@@ -136,6 +137,14 @@ def _with_bounds(text: str, metadata: Iterable[Any]) -> str:
         if sign:
             text += f" {_SIGNS[sign]} {bounds[sign]}"
     return text
+
+
+def _first_of(names: Iterable[str], known: Mapping[str, Any]) -> str:
+    """Return the first name that is known, or an empty text."""
+    for name in names:
+        if name in known:
+            return name
+    return ""
 
 
 def _type(annotation: Any) -> str:
@@ -148,8 +157,10 @@ def _type(annotation: Any) -> str:
             metadata += getattr(argument, "metadata", [argument])
         return _with_bounds(_type(arguments[0]), metadata)
     if origin is Literal:
+        if len(arguments) == 1:
+            return repr(arguments[0])
         choices = ", ".join(map(str, arguments))
-        return repr(arguments[0]) if len(arguments) == 1 else f"one of {choices}"
+        return f"one of {choices}"
     if origin in (Union, types.UnionType):
         return " or ".join(_type(argument) for argument in arguments)
     if origin in (tuple, list):
@@ -174,7 +185,8 @@ def suggest(key: str, known: Mapping[str, FieldInfo] | Iterable[str]) -> str:
         return f" Did you mean '{close}'?"
     default = ""
     if not field.is_required():
-        default = f", default {_shown(field.get_default(call_default_factory=True))}"
+        value = field.get_default(call_default_factory=True)
+        default = f", default {_shown(value)}"
     return f" Did you mean '{close}' ({describe(field)}{default})?"
 
 
@@ -188,12 +200,15 @@ def _closest(key: str, names: list[str]) -> str | None:
     if close:
         return close[0]
     by_last_part = {name.rpartition(".")[2]: name for name in names}
-    last = difflib.get_close_matches(wanted.rpartition(".")[2], list(by_last_part), n=1, cutoff=0.6)
-    return by_last_part[last[0]] if last else None
+    last_part = wanted.rpartition(".")[2]
+    close = difflib.get_close_matches(last_part, list(by_last_part), n=1, cutoff=0.6)
+    return by_last_part[close[0]] if close else None
 
 
 def _shown(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple) and value else str(value)
+    if isinstance(value, tuple) and value:
+        return "x".join(map(str, value))
+    return str(value)
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:

@@ -81,9 +81,13 @@ def _typed(row: Mapping[str, str], columns: MetricColumns) -> Record:
     for name in ("pred_voxels", "ref_voxels"):
         record[name] = int(row[name])
     shape = row["shape"]
-    record["shape"] = [int(size) for size in shape.split("x")] if shape else None
+    record["shape"] = None
+    if shape:
+        record["shape"] = [int(size) for size in shape.split("x")]
     spacing = row["spacing"]
-    record["spacing"] = [float(size) for size in spacing.split("x")] if spacing else None
+    record["spacing"] = None
+    if spacing:
+        record["spacing"] = [float(size) for size in spacing.split("x")]
     rule = record.pop("surface_rule", "")
     if rule:
         record["surface_rule"] = int(rule)
@@ -102,17 +106,21 @@ def _check(record: Record, columns: MetricColumns) -> None:
     """Raise ValueError unless some pair of masks can have these values."""
     case = f"case {str(record['case'])[:100]!r}"
     _check_voxels(record, case)
-    for unit in ("vox", "mm") if record["spacing"] else ("vox",):
+    units = ("vox", "mm") if record["spacing"] else ("vox",)
+    for unit in units:
         for name in (f"hd95_{unit}", f"asd_{unit}"):
             if name not in record:
                 raise ValueError(f"{case}: no column {name}")
     for name in columns.scores:
         _check_range(record, name, 1, case)
     longest_vox = diagonal(record, "_vox") * (1 + TOLERANCE)
-    longest_mm = diagonal(record, "_mm") * (1 + TOLERANCE) if record["spacing"] else 0.0
+    longest_mm = 0.0
+    if record["spacing"]:
+        longest_mm = diagonal(record, "_mm") * (1 + TOLERANCE)
     for name in columns.distances:
         in_mm = record["spacing"] is not None and not name.endswith("_vox")
-        _check_range(record, name, longest_mm if in_mm else longest_vox, case)
+        longest = longest_mm if in_mm else longest_vox
+        _check_range(record, name, longest, case)
     if record["status"] == "ok":
         _check_overlap(record, case)
 
@@ -120,29 +128,39 @@ def _check(record: Record, columns: MetricColumns) -> None:
 def _check_range(record: Record, name: str, limit: float, case: str) -> None:
     """Raise ValueError unless a value is undefined or between 0 and a limit."""
     value = record.get(name)
-    if value is not None and not (isfinite(value) and 0 <= value <= limit):
+    if value is None:
+        return
+    if not isfinite(value) or not 0 <= value <= limit:
         raise ValueError(f"{case}: {name} {value}, possible are 0 to {limit}")
 
 
 def _check_voxels(record: Record, case: str) -> None:
     """Check that the voxel counts fit into the volume and give the status."""
     shape = record["shape"]
-    pred, ref = record["pred_voxels"], record["ref_voxels"]
-    volume = np.prod(shape, dtype=float) if shape and min(shape) >= 1 else -1
-    if not (0 <= pred <= volume and 0 <= ref <= volume):
+    pred = record["pred_voxels"]
+    ref = record["ref_voxels"]
+    volume = -1.0
+    if shape and min(shape) >= 1:
+        volume = float(np.prod(shape, dtype=float))
+    fewest = min(pred, ref)
+    most = max(pred, ref)
+    if fewest < 0 or most > volume:
         raise ValueError(f"{case}: shape {shape} with {pred} and {ref} voxels")
-    status = STATUSES[(pred == 0) + 2 * (ref == 0)]
-    if record["status"] != status:
+    number = int(pred == 0) + 2 * int(ref == 0)
+    if record["status"] != STATUSES[number]:
         raise ValueError(f"{case}: status {record['status']} with {pred} and {ref} voxels")
 
 
 def _check_overlap(record: Record, case: str) -> None:
     """Check that Dice, Jaccard and the voxel counts are those of one overlap."""
-    dice, jaccard = record["dice"], record["jaccard"]
-    pred, ref = record["pred_voxels"], record["ref_voxels"]
+    dice = record["dice"]
+    jaccard = record["jaccard"]
+    pred = record["pred_voxels"]
+    ref = record["ref_voxels"]
     jaccard_of_dice = dice / (2 - dice)
+    difference = abs(jaccard - jaccard_of_dice)
     highest_dice = 2 * min(pred, ref) / (pred + ref)
-    if abs(jaccard - jaccard_of_dice) > TOLERANCE or dice > highest_dice + TOLERANCE:
+    if difference > TOLERANCE or dice > highest_dice + TOLERANCE:
         raise ValueError(f"{case}: Dice {dice} with Jaccard {jaccard}, {pred} and {ref} voxels")
 
 
@@ -171,10 +189,12 @@ def check_metrics(result: dict[str, Any], records: Sequence[Record], where: Path
 def _check_means(stored: dict[str, Any], true: dict[str, Any], where: Path) -> None:
     """Compare the stored columns and counts of one class with those of its cases."""
     problem = "the result does not hold the means of its cases"
-    for name in {**true["columns"], **stored["columns"]}:
-        stored_mean = stored["columns"].get(name, {}).get("mean")
-        true_mean = true["columns"].get(name, {}).get("mean")
-        in_both = name in stored["columns"] and name in true["columns"]
+    stored_columns = stored["columns"]
+    true_columns = true["columns"]
+    for name in {**true_columns, **stored_columns}:
+        stored_mean = stored_columns.get(name, {}).get("mean")
+        true_mean = true_columns.get(name, {}).get("mean")
+        in_both = name in stored_columns and name in true_columns
         if not in_both or not _equal_means(stored_mean, true_mean):
             raise IntegrityError(
                 problem, where=where, found=f"{name} {stored_mean}", expected=true_mean

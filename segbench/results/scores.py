@@ -60,7 +60,8 @@ class Scores:
 
     def of_draws(self, draws: Sequence[int]) -> Scores:
         """Return the scores of the runs of some labeled draws."""
-        return self._of_runs([i for i, draw in enumerate(self.draws) if draw in draws])
+        runs = [number for number, draw in enumerate(self.draws) if draw in draws]
+        return self._of_runs(runs)
 
     def _of_runs(self, runs: list[int]) -> Scores:
         return replace(
@@ -74,12 +75,14 @@ class Scores:
     def scored_cases(self) -> Flags:
         """Return which cases every run has (case,)."""
         if self.missing is None:
-            return np.asarray(np.isfinite(self.replicates).all(axis=0))
+            is_defined = np.isfinite(self.replicates)
+            return np.asarray(is_defined.all(axis=0))
         return np.asarray(~self.missing.any(axis=0))
 
     def defined_cases(self) -> Flags:
         """Return which cases have a value in at least one run (case,)."""
-        return np.asarray(np.isfinite(np.atleast_2d(self.values)).any(axis=0))
+        is_defined = np.isfinite(np.atleast_2d(self.values))
+        return np.asarray(is_defined.any(axis=0))
 
     def balanced(self, cases: Flags) -> Array:
         """Return replicates (replicate, case) over some cases, whose mean is the one shown.
@@ -89,13 +92,16 @@ class Scores:
         the values are rearranged so that their mean is the one shown, and so that the variance of
         that mean can be read from them.
         """
-        complete = self.classes is None or bool(np.isfinite(self.classes[:, cases]).all())
+        complete = True
+        if self.classes is not None:
+            complete = bool(np.isfinite(self.classes[:, cases]).all())
         if complete and not self.datasets:
             return self.replicates[:, cases]
-        parts = [self._balanced_classes(own & cases) for own in self._cases_by_dataset()]
-        if len(parts) == 1:
-            return self._mean_per_draw(parts[0])
-        return self._mean_per_draw(_equal_weight_of_datasets(parts))
+        parts = []
+        for of_dataset in self._cases_by_dataset():
+            parts.append(self._balanced_classes(of_dataset & cases))
+        runs = parts[0] if len(parts) == 1 else _equal_weight_of_datasets(parts)
+        return self._mean_per_draw(runs)
 
     def _balanced_classes(self, cases: Flags) -> Array:
         """Return runs (run, case) over some cases of one data set, classes with equal weight."""
@@ -107,7 +113,8 @@ class Scores:
     def _cases_by_dataset(self) -> list[Flags]:
         """Return which cases belong to each data set (case,)."""
         if not self.datasets:
-            return [np.ones(np.atleast_2d(self.values).shape[1], dtype=bool)]
+            cases = np.atleast_2d(self.values).shape[1]
+            return [np.ones(cases, dtype=bool)]
         numbers = np.asarray(self.datasets)
         return [numbers == number for number in sorted(set(self.datasets))]
 
@@ -115,12 +122,17 @@ class Scores:
         if len(set(self.draws)) < 2:
             return values
         draws = np.asarray(self.draws)
-        return np.stack([values[draws == draw].mean(0) for draw in self.distinct_draws])
+        means = []
+        for draw in self.distinct_draws:
+            of_draw = values[draws == draw]
+            means.append(of_draw.mean(0))
+        return np.stack(means)
 
 
 def _own_classes(classes: Array) -> Array:
     """Return the classes (run, case, class) that occur at all; data sets have different ones."""
-    return np.asarray(classes[:, :, np.isfinite(classes).any(axis=(0, 1))])
+    occurs = np.isfinite(classes).any(axis=(0, 1))  # (class,)
+    return np.asarray(classes[:, :, occurs])
 
 
 def _equal_weight_of_datasets(parts: Sequence[Array]) -> Array:
@@ -131,14 +143,16 @@ def _equal_weight_of_datasets(parts: Sequence[Array]) -> Array:
     the number of cases, is the variance of the mean over data sets.
     """
     total = sum(part.shape[1] for part in parts)
-    mean = np.mean([part.mean(axis=1, keepdims=True) for part in parts], axis=0)
+    means = [part.mean(axis=1, keepdims=True) for part in parts]
+    overall = np.mean(means, axis=0)
     columns = []
-    for part in parts:
+    for part, mean in zip(parts, means, strict=True):
         count = part.shape[1]
         weight = 1.0
         if count > 1:
             weight = sqrt(total * (total - 1) / (count * (count - 1))) / len(parts)
-        columns.append(mean + weight * (part - part.mean(axis=1, keepdims=True)))
+        deviations = part - mean
+        columns.append(overall + weight * deviations)
     return np.concatenate(columns, axis=1)
 
 
@@ -162,7 +176,8 @@ def _equal_weight_of_classes(run: Array) -> Array:
         elif count:
             mean = values[defined].mean()
             weight = sqrt(cases * (cases - 1) / (count * (count - 1)))
-            parts.append(np.where(defined, mean + weight * (values - mean), mean))
+            scaled = mean + weight * (values - mean)
+            parts.append(np.where(defined, scaled, mean))
     if not parts:
         return np.full(cases, nan)
     return np.asarray(np.mean(parts, axis=0))

@@ -118,13 +118,15 @@ def _single(key: TableKey, rows: Rows) -> TableContent:
 def _common_draws(draws_of_rows: dict[RowKey, set[int]]) -> set[int]:
     """Return the draws that most rows have; of equally common sets, the largest."""
     counts = Counter(tuple(sorted(draws)) for draws in draws_of_rows.values())
-    commonest = max((count, len(draws), draws) for draws, count in counts.items())
-    return set(commonest[2])
+    candidates = [(count, len(draws), draws) for draws, count in counts.items()]
+    _, _, commonest = max(candidates)
+    return set(commonest)
 
 
 def _ranks_something(table: TableContent) -> bool:
     for replicates in table.rows.values():
-        if len({run.seed for (run,) in replicates}) >= RANKED_REPLICATES:
+        seeds = {run.seed for (run,) in replicates}
+        if len(seeds) >= RANKED_REPLICATES:
             return True
     return False
 
@@ -148,17 +150,21 @@ def _with_oracle(table: TableContent, tables: Tables) -> TableContent:
         for row, runs in rows.items():
             if row.kind == METHOD and _is_oracle(runs[0]):
                 label = row.label.replace(BASELINE, ORACLE, 1)
-                found.setdefault(RowKey(label, row.variant, ORACLE), []).extend(runs)
+                oracle = RowKey(label, row.variant, ORACLE)
+                found.setdefault(oracle, []).extend(runs)
     for row, runs in found.items():
-        own_draws = [run for run in runs if run.draw in own.draws]
-        has_all_draws = {run.draw for run in own_draws} == set(own.draws)
-        table.rows[row] = [(run,) for run in (own_draws if has_all_draws else runs)]
+        of_own_draws = [run for run in runs if run.draw in own.draws]
+        draws = {run.draw for run in of_own_draws}
+        chosen = of_own_draws if draws == set(own.draws) else runs
+        table.rows[row] = [(run,) for run in chosen]
     return table
 
 
 def _only_oracle(table: TableContent, shown: Sequence[TableContent]) -> bool:
     """Return whether all rows of a table are shown as the oracle of another one."""
-    elsewhere = {row.variant for other in shown for row in other.rows if row.kind == ORACLE}
+    elsewhere: set[str] = set()
+    for other in shown:
+        elsewhere.update(row.variant for row in other.rows if row.kind == ORACLE)
     return all(row.variant in elsewhere for row in table.rows)
 
 
@@ -198,13 +204,16 @@ def _mean_table(name: str, tables: Sequence[TableContent]) -> TableContent:
     """
     rows_by_table = [_rows_by_setting(table) for table in tables]
     rows = {}
-    for key, first in rows_by_table[0].items():
-        if not all(key in others for others in rows_by_table[1:]):
+    for key in rows_by_table[0]:
+        if not all(key in of_table for of_table in rows_by_table):
             continue
-        parts = [first, *(others[key] for others in rows_by_table[1:])]
+        parts = [of_table[key] for of_table in rows_by_table]
         shared = set(parts[0]).intersection(*parts[1:])
-        if shared:
-            rows[key] = [tuple(part[place] for part in parts) for place in sorted(shared)]
+        replicates = []
+        for draw_and_seed in sorted(shared):
+            replicates.append(tuple(runs[draw_and_seed] for runs in parts))
+        if replicates:
+            rows[key] = replicates
     return TableContent(
         name=name,
         keys=[table.keys[0] for table in tables],
