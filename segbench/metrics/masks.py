@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Box = tuple[slice, ...]
+Mask = NDArray[np.bool_]
+Indices = NDArray[np.int64]
 
 # Below this share of foreground in its box, a mask's surface is found by visiting the foreground
 # voxels instead of sweeping the box (only speed depends on it).
@@ -21,10 +23,10 @@ class MaskBox:
     """A non-empty mask inside its tight box, with one layer of background around it."""
 
     start: tuple[int, ...]  # of the tight box in the volume
-    padded: NDArray[np.bool_]  # (*S + 2), C-contiguous
+    padded: Mask  # (*S + 2), C-contiguous
 
     @property
-    def inner(self) -> NDArray[np.bool_]:
+    def inner(self) -> Mask:
         """The mask in its tight box, without the layer of background."""
         return self.padded[(slice(1, -1),) * self.padded.ndim]
 
@@ -78,7 +80,8 @@ def tight_box(array: NDArray[Any]) -> Box | None:
     # In the order of the memory the volume is read once, front to back.
     ordered = array.transpose(order)
     if ordered.dtype.itemsize == 1:
-        ordered = ordered.view(np.bool_)  # only tested for "any byte set", which is fastest on bool
+        # Only "any byte set" is tested, which is fastest on booleans.
+        ordered = ordered.view(np.bool_)
     filled = [bool(slab.any()) for slab in ordered]
     if not any(filled):
         return None
@@ -91,7 +94,7 @@ def tight_box(array: NDArray[Any]) -> Box | None:
     return tuple(sides[order.index(axis)] for axis in range(array.ndim))
 
 
-def _extent(filled: Sequence[bool] | NDArray[np.bool_]) -> slice:
+def _extent(filled: Sequence[bool] | Mask) -> slice:
     """Return the range from the first to the last true value; there is at least one."""
     places = np.flatnonzero(filled)
     return slice(int(places[0]), int(places[-1]) + 1)
@@ -108,9 +111,10 @@ def cut(array: NDArray[Any], offset: Sequence[int] | None = None) -> MaskBox | N
     start = tuple(side.start for side in box)
     if offset is not None:
         start = tuple(a + b for a, b in zip(start, offset, strict=True))
-    shape = [side.stop - side.start + 2 for side in box]
+    inside = array[box]
+    shape = [size + 2 for size in inside.shape]
     mask = MaskBox(start, np.zeros(shape, dtype=np.bool_))
-    np.not_equal(array[box], 0, out=mask.inner)
+    np.not_equal(inside, 0, out=mask.inner)
     return mask
 
 
@@ -126,7 +130,7 @@ def overlap(a: MaskBox, b: MaskBox) -> int:
     return int(np.count_nonzero(both))
 
 
-def _part(mask: MaskBox, low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bool_]:
+def _part(mask: MaskBox, low: NDArray[Any], high: NDArray[Any]) -> Mask:
     """Return a view of a mask from ``low`` to ``high`` in volume coordinates."""
     sides = []
     for first, end in zip(low - mask.start, high - mask.start, strict=True):
@@ -134,15 +138,16 @@ def _part(mask: MaskBox, low: NDArray[Any], high: NDArray[Any]) -> NDArray[np.bo
     return mask.inner[tuple(sides)]
 
 
-def surface(part: MaskBox, voxels: int) -> NDArray[np.int64]:
+def surface(part: MaskBox, voxels: int) -> Indices:
     """Return the volume coordinates (axis, voxel) of the surface, in raster order.
 
     A foreground voxel belongs to the surface if one of its face neighbors is not foreground. Voxels
     outside the image are not foreground. Because of the layer of background, a step along an axis
     is a shift of the flat array.
     """
-    flat = part.padded.reshape(-1)
-    steps = [stride // part.padded.itemsize for stride in part.padded.strides]
+    padded = part.padded
+    flat = padded.reshape(-1)
+    steps = [stride // padded.itemsize for stride in padded.strides]
     is_sparse = voxels < SPARSE * flat.size
     find = _surface_by_voxel if is_sparse else _surface_by_sweep
     found = find(flat, steps)
@@ -150,7 +155,7 @@ def surface(part: MaskBox, voxels: int) -> NDArray[np.int64]:
     return np.asarray(_coordinates(found, steps) + start[:, None])
 
 
-def _surface_by_voxel(flat: NDArray[np.bool_], steps: Sequence[int]) -> NDArray[np.int64]:
+def _surface_by_voxel(flat: Mask, steps: Sequence[int]) -> Indices:
     """Return the surface's flat indices by visiting each foreground voxel."""
     foreground = np.flatnonzero(flat)
     inside = np.ones(foreground.size, dtype=np.bool_)
@@ -160,7 +165,7 @@ def _surface_by_voxel(flat: NDArray[np.bool_], steps: Sequence[int]) -> NDArray[
     return foreground[~inside]
 
 
-def _surface_by_sweep(flat: NDArray[np.bool_], steps: Sequence[int]) -> NDArray[np.int64]:
+def _surface_by_sweep(flat: Mask, steps: Sequence[int]) -> Indices:
     """Return the surface's flat indices by comparing the whole array with shifted copies."""
     reach = steps[0]  # the longest step; the voxels skipped at both ends are background
     end = flat.size - reach
@@ -173,7 +178,7 @@ def _surface_by_sweep(flat: NDArray[np.bool_], steps: Sequence[int]) -> NDArray[
     return np.flatnonzero(surface) + reach
 
 
-def _coordinates(flat: NDArray[np.int64], steps: Sequence[int]) -> NDArray[np.int64]:
+def _coordinates(flat: Indices, steps: Sequence[int]) -> Indices:
     """Return the coordinates (axis, voxel) of flat indices."""
     rest = flat
     rows = []

@@ -207,8 +207,11 @@ def _row(name: str, kind: str, board: Board, groups: Sequence[Replicate]) -> Met
     """Return a row without its rank."""
     groups = sorted(groups, key=lambda group: (group[0].draw, group[0].seed))
     means = {metric: _replicate_means(board, groups, metric) for metric in METRICS}
-    runs = [run for group in groups for run in group]
-    seconds = [run.manifest.get("train_seconds") for run in runs]
+    hours = []
+    for group in groups:
+        for run in group:
+            seconds = run.manifest.get("train_seconds")
+            hours.append(seconds / 3600 if is_number(seconds) else nan)
     row = MethodRow(
         method=name,
         kind=kind,
@@ -220,7 +223,7 @@ def _row(name: str, kind: str, board: Board, groups: Sequence[Replicate]) -> Met
         missed=_missed(board, groups),
         seeds=len({(group[0].draw, group[0].seed) for group in groups}),
         replicates=len(means["dice"]),
-        hours=fmean(value / 3600 if is_number(value) else nan for value in seconds),
+        hours=fmean(hours),
         note=_why_not_ranked(board, kind, groups),
         run_groups=groups,
     )
@@ -243,14 +246,17 @@ def _missed(board: Board, groups: Sequence[Replicate]) -> int:
 
 def _replicate_means(board: Board, groups: Sequence[Replicate], metric: str) -> list[float]:
     """Return the mean of each replicate: over classes, then over data sets, then over seeds."""
+    column = _column(metric, board.unit)
     by_draw: dict[int, list[float]] = {}
     for group in groups:
         means = []
         for run, dataset in zip(group, board.datasets, strict=True):
-            means.append(_run_mean(run, dataset, _column(metric, board.unit)))
-        by_draw.setdefault(group[0].draw, []).append(_scale(metric) * fmean(means))
+            means.append(_run_mean(run, dataset, column))
+        mean = _scale(metric) * fmean(means)
+        by_draw.setdefault(group[0].draw, []).append(mean)
     if len(by_draw) == 1:
-        return next(iter(by_draw.values()))
+        (means,) = by_draw.values()
+        return means
     return [fmean(values) for values in by_draw.values()]
 
 
@@ -290,14 +296,17 @@ def _scores(row: MethodRow, board: Board, metric: str) -> Scores:
     sums = np.where(defined, by_class, 0.0).sum(axis=2)
     counts = defined.sum(axis=2)
     values = np.where(counts > 0, sums / np.maximum(counts, 1), nan)
-    numbers = {dataset: number for number, dataset in enumerate(board.datasets)}
+    datasets: tuple[int, ...] = ()
+    if board.is_mean:
+        numbers = {dataset: number for number, dataset in enumerate(board.datasets)}
+        datasets = tuple(numbers[dataset] for dataset, _ in board.case_keys)
     return Scores(
         name=row.method,
         values=_scale(metric) * values,
         draws=_draws(row, board),
         classes=_scale(metric) * by_class,
         missing=missing,
-        datasets=tuple(numbers[dataset] for dataset, _ in board.case_keys) if board.is_mean else (),
+        datasets=datasets,
     )
 
 
@@ -350,8 +359,10 @@ def _why_not_ranked(board: Board, kind: str, groups: Sequence[Replicate]) -> str
 def _missing_cases(board: Board, group: Replicate) -> int:
     scored: set[tuple[str, str]] = set()
     for run, dataset in zip(group, board.datasets, strict=True):
-        scored.update((dataset, record["case"]) for record in run.cases_of(dataset))
-    return len(set(board.case_keys) - scored)
+        for record in run.cases_of(dataset):
+            scored.add((dataset, record["case"]))
+    missing = set(board.case_keys) - scored
+    return len(missing)
 
 
 def _too_few_replicates(board: Board, groups: Sequence[Replicate]) -> str:
@@ -366,14 +377,18 @@ def _too_few_replicates(board: Board, groups: Sequence[Replicate]) -> str:
     if without_runs:
         word = "draws" if len(without_runs) > 1 else "draw"
         return f"no run of {word} {ranges(without_runs)}: not ranked"
-    fewest = min(seeds, key=lambda draw: len(seeds[draw]))
-    count = len(seeds[fewest])
-    if len(board.draws) >= RANKED_REPLICATES or count >= RANKED_REPLICATES:
+    counts = {draw: len(own) for draw, own in seeds.items()}
+    draws = len(board.draws)
+    fewest = min(counts.values())
+    if draws >= RANKED_REPLICATES or fewest >= RANKED_REPLICATES:
         return ""
-    if len(board.draws) > 1 and all(len(own) == 1 for own in seeds.values()):
-        return f"{len(board.draws)} draws: not ranked"
-    where = f" of draw {fewest}" if len(board.draws) > 1 else ""
-    return f"{count} seed{'s' if count > 1 else ''}{where}: not ranked"
+    text = "1 seed" if fewest == 1 else f"{fewest} seeds"
+    if draws < 2:
+        return f"{text}: not ranked"
+    if max(counts.values()) == 1:
+        return f"{draws} draws: not ranked"
+    draw = min(counts, key=lambda number: counts[number])
+    return f"{text} of draw {draw}: not ranked"
 
 
 def _rank(board: Board) -> None:
@@ -409,8 +424,8 @@ def _add_effects(board: Board) -> None:
     for row in board.rows:
         dice = row.scores["dice"]
         if ends is not None and not any(row is end for end in ends):
-            supervised, oracle = (end.scores["dice"] for end in ends)
-            row.gap_closed = gap_closed(dice, supervised, oracle)
+            supervised, oracle = ends
+            row.gap_closed = gap_closed(dice, supervised.scores["dice"], oracle.scores["dice"])
         control = controls.get(_identity(row, "unlabeled"))
         if control is not None and row.kind == METHOD:
             row.unlabeled_gain = unlabeled_gain(dice, control.scores["dice"])
