@@ -439,6 +439,10 @@ def _inflated_strides(architecture: str, levels: int, flat: int) -> tuple[tuple[
         inflate(encoder, fold, steps(architecture, flat))
         body = Body(nn.Identity(), encoder, fold, known.channels_last)
         maps = body(torch.zeros(1, 1, edge, edge, edge))
+    for features, channels in zip(maps[1:], known.channels[:levels], strict=True):
+        found = features.shape[1]
+        if found != channels:  # the encoder mixes slices, such as a transformer with patches
+            raise ValueError(f"a map has {found} channels instead of {channels}")
     strides: list[tuple[int, ...]] = []
     for features in maps:
         strides.append(tuple(edge // size for size in features.shape[2:]))

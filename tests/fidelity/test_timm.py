@@ -179,8 +179,9 @@ def test_refusals():
         ).endswith(":")
     with pytest.raises(UsageError, match=r"Did you mean 'resnet18\.tv_in1k'"):
         get("backbone", "timm:resnet18.tv_in1")
-    with pytest.raises(UsageError, match="inflated"):
-        build("tf_efficientnet_b0", 3, through="inflate")
+    for name in ("tf_efficientnet_b0", "vit_tiny_patch16_224"):
+        with pytest.raises(UsageError, match="inflated"):
+            build(name, 3, through="inflate")
     with pytest.raises(UsageError, match="requires a 3D patch"):
         build("test_resnet", 2, flat=1)
 
