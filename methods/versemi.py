@@ -44,8 +44,8 @@ not mentioned: an        stage 1: the class-specific        specific in stage 1 
                            box masks are applied to all       ours
                            images (by broadcasting)
 not mentioned            closing remark, "best setting      recipe=one_gpu; the code does not define
-                           with one GPU": stage 1 without     the consistency of unmixed images: here
-                           the class-specific prompts;        that of aggregate and synthetic
+                           with one GPU": stage 1 without     the consistency of unmixed images:
+                           the class-specific prompts;        here of aggregate and synthetic
                            stage 2: the supervised term,      prediction; in stage 2 neither the
                            a ramp times an unsupervised       synthetic nor the auxiliary term
                            term, 0.1 ramp times the
@@ -58,9 +58,9 @@ not mentioned            one Dice ratio over the batch      the same, averaged o
                                                               per prompt
 not mentioned            tumor branch and moving average    the branch's weights exist, so that
                            are never used                     sizes and initial values agree
-not mentioned            Adam, lr 1e-3, betas (0.5, 0.999), the same; optimizer=annealed lets the rate
-                           constant rate                      fall to zero (poly), optimizer=protocol
-                                                              uses the protocol's
+not mentioned            Adam, lr 1e-3, betas (0.5, 0.999), the same; optimizer=annealed lets the
+                           constant rate                      rate fall to zero (poly);
+                                                              optimizer=protocol uses the protocol's
 not mentioned            batches of 8 + 8, patch 96^3,      the protocol's batch, patch and crops
                            central crops of unlabeled
                            images

@@ -1,8 +1,8 @@
 """VerSemi against numbers made with the reference formulas and reproduced independently (float64).
 
-Elsewhere: padding and corners of crops (data), sliding windows (inference), the moving average (mean teacher;
-VerSemi's is never used and left out). Boxes come from the step's own generator, not from NumPy's or Python's: what those
-draw is put in here.
+Elsewhere: padding and corners of crops (data), sliding windows (inference), the moving average
+(mean teacher; VerSemi's is never used and left out). Boxes come from the step's own generator, not
+from NumPy's or Python's: what those draw is put in here.
 """
 
 import random
@@ -27,7 +27,9 @@ NORM_WEIGHTS = (56, 60)  # places of the two batch normalizations' scales among 
 
 
 def build(tasks: int = 4, **params) -> torch.nn.Module:
-    """VerSemi on the published network, one class a data set, filled with the waves of the fixture."""
+    """VerSemi on the published network, one class a data set, filled with the waves of the
+    fixture.
+    """
     cls, backbone = get("method", "versemi").cls, get("backbone", "vnet").cls
     setting = Setting(tuple(Source(f"d{i}", ("target",)) for i in range(tasks)), 1, (32, 32, 32))
     model = cls(cls.Params(**params), setting)
@@ -145,7 +147,9 @@ def network() -> torch.nn.Module:
 
 
 def answers(model, prompts: list[int], branch: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits (2, 2, *S) of X(2, 0) with one prompt (counted from 1) each, and the pooled features."""
+    """Logits (2, 2, *S) of X(2, 0) with one prompt (counted from 1) each, and the pooled
+    features.
+    """
     view = model.encode_group(images(2, 0))
     one_hot = torch.nn.functional.one_hot(torch.tensor(prompts) - 1, 5).double()
     theta = model.head.controller(torch.cat([view.pooled, one_hot], 1))
@@ -269,7 +273,9 @@ SEMI = [(2, 4, 6), (9, 9, 9), (15, 3, 12), (6, 17, 1)]
 
 
 def step(model, monkeypatch, phase: str, masks: list[tuple[int, list]]) -> dict[str, Tensor]:
-    """Loss terms of the fixture's batch, prompts (1, 2 | 1, 4), with boxes of given edges and corners."""
+    """Loss terms of the fixture's batch, prompts (1, 2 | 1, 4), with boxes of given edges and
+    corners.
+    """
     queue = list(masks)
 
     def given(count, size, ratio, generator, device="cpu"):
@@ -351,7 +357,9 @@ def test_stage_two(network, monkeypatch, aux, auxiliary, total, gradient):
 
 
 def test_running_statistics_settle_on_the_released_mixture():
-    """Stationary shares of the batches, in the order they come: as released, and had each pass moved them once."""
+    """Stationary shares of the batches, in the order they come: as released, and had each pass
+    moved them once.
+    """
 
     def mixture(calls):
         kept = [0.9**k for k in calls]
@@ -494,7 +502,9 @@ def test_data_sets_of_two_and_three_classes_ask_each_class_equally_often():
 
 @pytest.mark.parametrize("same", [True, False])
 def test_specific_targets_on_mixed_images(same, monkeypatch):
-    """A class counts in both parts when one data set holds both images, otherwise in its own part only."""
+    """A class counts in both parts when one data set holds both images, otherwise in its own part
+    only.
+    """
     model = small((2, 2))
     batch = some_batch(2, 0, [0, 0 if same else 1], 2)
     asked = []
@@ -576,7 +586,9 @@ def test_stage_two_ratio_range():
 
 @pytest.mark.parametrize("phase", ["pretrain", "mine"])
 def test_one_pass_of_the_backbone_equals_one_per_group(phase):
-    """Where every image is normalized for itself, it does not matter which other images share its pass."""
+    """Where every image is normalized for itself, it does not matter which other images share its
+    pass.
+    """
     batch = some_batch(3, 2, [0, 1, 0, 1, 0], 2)
     clock = Clock(3, 10, phase, 1, 5)
     results = []
@@ -617,7 +629,9 @@ def test_batch_normalization_keeps_the_groups_apart():
 
 
 def test_dice_by_prompt_has_one_ratio_for_each_prompt():
-    """Two data sets of one and two classes: prompt 0 is asked twice per image, prompts 1 and 2 once."""
+    """Two data sets of one and two classes: prompt 0 is asked twice per image, prompts 1 and 2
+    once.
+    """
     model = small((1, 2), dice_by="prompt")
     source = torch.tensor([0, 1, 0])
     torch.manual_seed(3)
@@ -691,7 +705,9 @@ def test_the_composed_target_is_the_label_inside_and_the_detached_union_outside(
 
 
 def test_the_closing_remark_of_the_code():
-    """Stage 1 without class-specific prompts; stage 2 with a ramp, and a tenth of it on mixed images."""
+    """Stage 1 without class-specific prompts; stage 2 with a ramp, and a tenth of it on mixed
+    images.
+    """
     model = small((1,), recipe="one_gpu").eval()
     assert model.p.ramp
     batch = some_batch(2, 2, [0] * 4, 1)
