@@ -124,11 +124,14 @@ def _volumes_in(folder: Path) -> list[Path]:
 def _has_dicom(folder: Path, deep: bool = False) -> bool:
     """Return whether a folder holds DICOM slices itself or, with ``deep``, anywhere below it.
 
-    Files that are DICOM only by name are included, because reading them reports what is wrong.
+    Files that are DICOM only by name are included where there is no other volume, because reading
+    them reports what is wrong.
     """
     from segbench.data.formats.dicom import dicom_files, files_called_dicom
 
-    files = [*dicom_files(folder), *files_called_dicom(folder)]
+    files = dicom_files(folder)
+    if not any(path.name.lower().endswith(ENDINGS) for path in folder.iterdir()):
+        files += files_called_dicom(folder)
     if deep:
         return bool(files)
     return any(file.parent == folder for file in files)

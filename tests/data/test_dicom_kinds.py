@@ -8,11 +8,12 @@ from pydicom.uid import (
     RTStructureSetStorage,
     SegmentationStorage,
 )
+from small_folders import save
 
 from segbench.data.formats.dicom import dicom_files, read_dicom
 from segbench.data.formats.read import read_volume
 from segbench.errors import DataError
-from segbench.evaluation.scan_files import find_scans
+from segbench.evaluation.scan_files import find_scans, left_out
 from segbench.results.rundir import all_runs
 from segbench.training.run import execute
 
@@ -274,6 +275,14 @@ def test_one_bad_folder_fails_alone(series, tmp_path, write_dicom):
     assert [problem.case for problem in problems] == ["empty", "absent"]
     with pytest.raises(DataError, match="no scan in the folder"):
         find_scans([tmp_path / "empty"], 1, [])
+
+
+def test_a_file_that_is_dicom_by_name_only_does_not_hide_other_volumes(tmp_path):
+    save(tmp_path / "in/a.nii.gz", GRAY)
+    (tmp_path / "in/b.dcm").write_bytes(b"no DICOM at all")
+    scans = find_scans([tmp_path / "in"], 1)
+    assert [scan.name for scan in scans] == ["a"]
+    assert "b.dcm" in "".join(left_out([tmp_path / "in"], scans))
 
 
 def test_the_batch_goes_on_after_a_bad_folder(lab, write_dicom):
