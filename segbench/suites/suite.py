@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from segbench import registry
 from segbench.config import Experiment, load_yaml, resolve
+from segbench.config.overrides import parse_overrides
 from segbench.config.schema import Strict, validate
 from segbench.config.yaml import Document
 from segbench.errors import UsageError, unknown
@@ -23,7 +24,11 @@ DEFAULT = "default"
 class Matrix(Strict):
     """Choices. Every combination is a run; a joint method trains on all data sets of one entry."""
 
-    method: tuple[str, ...] = Field(min_length=1, description="registered names")
+    method: tuple[str, ...] = Field(
+        min_length=1,
+        description="registered names, with parameters where one is to differ: "
+        "'versemi[variant=released,ramp=true]'",
+    )
     dataset: tuple[str, ...] = Field(
         min_length=1, description="registered names, groups, or several as 'la,acdc'"
     )
@@ -78,13 +83,38 @@ class Suite(Strict):
 class Combination:
     """One combination of a suite."""
 
-    method: str
+    method: str  # as in the matrix: a name, with parameters in brackets if there are any
     dataset: str
     labeled: int | str
     draw: int
     unlabeled: str
     backbone: str
     seed: int
+
+
+def method_name(entry: str) -> str:
+    """Return the registered name of a method entry such as ``versemi[variant=released]``."""
+    return entry.partition("[")[0].strip()
+
+
+def method_params(entry: str, where: str) -> dict[str, Any]:
+    """Return the parameters in the brackets of a method entry.
+
+    Raises:
+        UsageError: the entry has another form; names the line ``where``.
+    """
+    _, bracket, rest = entry.partition("[")
+    if not bracket:
+        return {}
+    inside, closing, after = rest.partition("]")
+    if not closing or after.strip():
+        raise UsageError(
+            f"method '{entry}'",
+            where=where,
+            expected="a name, or a name with parameters: versemi[variant=released,ramp=true]",
+        )
+    values = parse_overrides(inside.split(","), origin=where)
+    return {key: value.value for key, value in values.items()}
 
 
 def find_suite(name_or_path: str) -> Path:
@@ -133,8 +163,9 @@ def load_suite(path: Path) -> tuple[Suite, Document]:
                 raise unknown(
                     "key of exclude", key, Matrix.model_fields, fix=document.where("exclude")
                 )
+    names = {method_name(entry) for entry in suite.matrix.method}
     for method in suite.params:
-        if method not in suite.matrix.method:
+        if method not in names:
             raise UsageError(
                 f"params for '{method}', which is not in the matrix",
                 where=document.where("params", method),
@@ -169,7 +200,7 @@ def _all_choices(suite: Suite) -> Iterator[Combination]:
         yield supervised
         yield replace(supervised, labeled="all")
         for method in matrix.method:
-            if registry.get("method", method).cls.semi_supervised:
+            if registry.get("method", method_name(method)).cls.semi_supervised:
                 yield Combination(method, dataset, labeled, draw, "labeled", backbone, seed)
 
 
@@ -184,20 +215,25 @@ def expand(
 
     A method that is not joint has one for each data set.
     """
-    params = suite.params.get(choice.method, {})
+    name = method_name(choice.method)
+    common = suite.params.get(name, {})
+    where = {key: document.where("params", name, key) for key in common}
+    entry_place = document.where("matrix", "method")
+    own = method_params(choice.method, entry_place)
+    where.update(dict.fromkeys(own, entry_place))
     return resolve(
-        choice.method,
+        name,
         dataset=choice.dataset,
         seed=choice.seed,
         draw=choice.draw,
         unlabeled=choice.unlabeled,
         labeled=None if choice.labeled == DEFAULT else choice.labeled,
         backbone=None if choice.backbone == DEFAULT else choice.backbone,
-        suite=params,
+        suite={**common, **own},
         protocol=None if suite.protocol == DEFAULT else suite.protocol,
         train_sizes=train_sizes,
         labels=labels,
-        suite_where={key: document.where("params", choice.method, key) for key in params},
+        suite_where=where,
     ).experiments
 
 

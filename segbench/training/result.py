@@ -107,10 +107,31 @@ def _changed(experiment: Experiment) -> dict[str, Any]:
     for key, value in experiment.params.items():
         if usual.get(key) != value:
             changed[key] = value
+    changed = _without_implied(changed, experiment)
     for key, value in experiment.backbone_params.items():
         if f"backbone.{key}" in experiment.modified:
             changed[f"backbone.{key}"] = value
     return changed
+
+
+def _without_implied(changed: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """Return changed parameters without those that follow from the others.
+
+    For example, ``variant=released`` of VerSemi sets the defaults of two other parameters.
+    """
+    params_class = registry.get("method", experiment.method).cls.Params
+    preset = experiment.protocol.methods.get(experiment.method, {})
+    kept = dict(changed)
+    for key in changed:
+        others = {name: value for name, value in kept.items() if name != key}
+        given = {**preset, **others}
+        try:
+            same = params_class(**given).model_dump(mode="json") == experiment.params
+        except ValueError:  # the parameters are not allowed without this one
+            same = False
+        if same:
+            kept = others
+    return kept
 
 
 def _manifest(

@@ -99,9 +99,48 @@ def test_wrong_parameter_names_the_line(lab):
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("file", sorted(BENCHMARKS.glob("*.yaml")), ids=lambda f: f.stem)
+def test_a_method_entry_has_parameters_in_brackets(lab):
+    text = SUITE.replace(
+        "supervised, mean_teacher", 'supervised, "mean_teacher[weight=0,decay=0.8]"'
+    )
+    text = text.replace("broken_method]", "mean_teacher]").partition("exclude")[0]
+    (lab.folder / "mine.yaml").write_text(text)
+    suite, document = load_suite(lab.folder / "mine.yaml")
+    found = {}
+    for choice in choices(suite):
+        (experiment,) = expand(suite, document, choice, lambda name: 6)
+        found[choice.method] = (experiment.method, experiment.params)
+    assert found["mean_teacher[weight=0,decay=0.8]"][0] == "mean_teacher"
+    changed = found["mean_teacher[weight=0,decay=0.8]"][1]
+    assert (changed["weight"], changed["decay"]) == (0, 0.8)
+    usual = found["mean_teacher"][1]
+    assert usual["weight"] != 0 and usual["decay"] == 0.9  # of the suite's params
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("mean_teacher[decay=0.8", "a name with parameters"),
+        ("mean_teacher[decay]", "expected key=value"),
+        ("mean_teacher[decya=0.8]", "decay"),
+    ],
+)
+def test_a_wrong_method_entry_names_its_line(lab, entry, message):
+    text = SUITE.replace("supervised, mean_teacher, broken_method", f'mean_teacher, "{entry}"')
+    (lab.folder / "mine.yaml").write_text(text.partition("exclude")[0])
+    suite, document = load_suite(lab.folder / "mine.yaml")
+    with pytest.raises(UsageError, match=message) as error:
+        for choice in choices(suite):
+            expand(suite, document, choice, lambda name: 6)
+    assert "mine.yaml:6" in str(error.value)
+
+
+FILES = sorted([*BENCHMARKS.glob("*.yaml"), *BENCHMARKS.glob("development/*.yaml")])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_suites_that_come_with_segbench_can_be_planned(file):
-    suite, document = load_suite(find_suite(file.stem))
+    suite, document = load_suite(file)
     assert suite.name == file.stem
     assert all(expand(suite, document, choice, lambda name: 80) for choice in choices(suite))
 
