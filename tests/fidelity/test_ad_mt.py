@@ -186,3 +186,13 @@ def test_boxes_have_one_size_and_other_places(size):
     # Beta(4, 4): mean 0.5, standard deviation 1/6.
     assert np.mean(shares) == pytest.approx(0.5, abs=0.08)
     assert np.std(shares) == pytest.approx(1 / 6, abs=0.05)
+
+
+def test_supervised_dice_of_the_foreground():
+    items = batch()
+    found = build(dice="foreground").loss(items, Clock(9, 10))["supervised"].item()
+    p = probabilities(items.x.numpy(), STUDENT)
+    y = items.y.numpy()
+    overlap = numpy_dice(p, y, np.ones(y.shape, bool), first=1)
+    expected = (numpy_cross_entropy(p, y).mean() + overlap) / 2
+    assert found == pytest.approx(expected, abs=1e-6)

@@ -118,3 +118,13 @@ def test_a_single_item_is_its_own_partner():
     items = batch(unlabeled=1)
     found = build(threshold=0.8, cutmix=1).loss(items, CLOCK)["strong"].item()
     assert found == pytest.approx(expected(items, 0.8, 0)[0]["ce"], abs=1e-6)
+
+
+def test_supervised_dice_of_the_foreground():
+    items = batch()
+    found = build(dice="foreground").loss(items, CLOCK)["supervised"].item()
+    p = probabilities(items.x)
+    y = items.y.numpy()
+    overlap = numpy_dice(p, y, np.ones(y.shape, bool), first=1)
+    expected = (numpy_cross_entropy(p, y).mean() + overlap) / 2
+    assert found == pytest.approx(expected, abs=1e-6)

@@ -128,3 +128,13 @@ def test_dropout_takes_whole_channels():
     assert torch.equal(values.amin(2), values.amax(2))
     assert set(values.unique().tolist()) == {0, 2}
     assert (values[..., 0] == 0).double().mean().item() == pytest.approx(0.5, abs=0.08)
+
+
+def test_supervised_dice_of_the_foreground():
+    items = batch()
+    found = build(dice="foreground").loss(items, CLOCK)["supervised"].item()
+    p = probabilities(items.x.numpy())
+    y = items.y.numpy()
+    overlap = numpy_dice(p, y, np.ones(y.shape, bool), first=1)
+    expected = (numpy_cross_entropy(p, y).mean() + overlap) / 2
+    assert found == pytest.approx(expected / 2, abs=1e-6)
