@@ -14,7 +14,18 @@ pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).resolve().parents[2] / "methods"
 METHODS = sorted(file.stem for file in FOLDER.glob("[!_]*.py"))
-WEIGHTED = ("mean_teacher", "ua_mt", "dtc", "urpc", "mc_net", "ss_net", "cps", "sassnet")
+WEIGHTED = (
+    "mean_teacher",
+    "ua_mt",
+    "dtc",
+    "urpc",
+    "mc_net",
+    "ss_net",
+    "cps",
+    "sassnet",
+    "fixmatch",
+    "ad_mt",
+)
 DATASET = "phantom2d_dev_a"
 
 
