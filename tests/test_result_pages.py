@@ -25,6 +25,12 @@ def tables():
     return script("tables")
 
 
+def test_the_findings_are_up_to_date():
+    findings = script("findings")
+    shown = "python benchmarks/results/findings.py writes it again"
+    assert findings.PAGE.read_text(encoding="utf-8") == findings.text(), shown
+
+
 def test_the_speed_page_is_up_to_date():
     speed = script("speed_page")
     shown = "python benchmarks/results/speed_page.py writes it again"

@@ -1,0 +1,211 @@
+"""Write ``docs/results/findings.md``: what the stored suites say, in words.
+
+    python benchmarks/results/findings.py
+
+The sentences are ours, every number in them is computed from the JSON files next to this script.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import tables
+from tables import ORACLE, SUPERVISED, Study, gap_closed, signed
+
+from segbench.results.stats import Difference, compare, corrected, estimate
+
+PAGE = tables.PAGES / "findings.md"
+Lines = list[str]
+
+
+def quick_study() -> Study:
+    """Return the stored quick suite."""
+    page = tables.SUITES["quick"]
+    return tables.load_study(tables.HERE / "quick.json", page.parts[0])
+
+
+def methods_of(study: Study) -> list[str]:
+    """Return the semi-supervised methods, the best first."""
+    names = [name for name in study.methods if name not in (ORACLE, SUPERVISED)]
+    return sorted(names, key=lambda name: -study.methods[name].values.mean())
+
+
+def gains(study: Study) -> dict[str, Difference]:
+    """Return each method's difference to supervised training, corrected for their number."""
+    supervised = study.methods[SUPERVISED]
+    names = methods_of(study)
+    found = corrected([compare(study.methods[name], supervised) for name in names])
+    return dict(zip(names, found, strict=True))
+
+
+def contributions(study: Study) -> dict[str, Difference]:
+    """Return what the unlabeled images give, corrected for the number of methods."""
+    names = [name for name in methods_of(study) if name in study.without_unlabeled]
+    found = corrected(
+        [compare(study.methods[name], study.without_unlabeled[name]) for name in names]
+    )
+    return dict(zip(names, found, strict=True))
+
+
+def listed(names: list[str]) -> str:
+    """Return names as a list in a sentence."""
+    if len(names) < 2:
+        return "".join(names) or "none"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def with_numbers(found: dict[str, Difference], names: list[str]) -> str:
+    """Return names with their differences."""
+    return listed([f"{name} ({found[name].mean:+.1f})" for name in names])
+
+
+def better_than_supervised(study: Study) -> Lines:
+    """Return the section about all methods."""
+    found = gains(study)
+    certain = [name for name in found if found[name].distinguishable and found[name].mean > 0]
+    others = [name for name in found if name not in certain]
+    best = methods_of(study)[0]
+    oracle = study.methods[ORACLE]
+    gap = compare(oracle, study.methods[SUPERVISED])
+    lines = [
+        "## Which methods are better than supervised training",
+        "",
+        f"With 4 of 60 images labeled, supervised training has "
+        f"{tables.shown(study.methods[SUPERVISED])} % Dice and the oracle {tables.shown(oracle)} "
+        f"%: {signed(gap)} Dice to gain. {len(certain)} of {len(found)} methods are better than "
+        f"supervised training (Holm, 5 %): {with_numbers(found, certain)}. {best} closes "
+        f"{gap_closed(study, best)} of the gap.",
+    ]
+    if others:
+        lines[-1] += f" Not distinguishable from it: {with_numbers(found, others)}."
+    return [*lines, ""]
+
+
+def where_the_gain_comes_from(study: Study) -> Lines:
+    """Return the section about the unlabeled images."""
+    found = contributions(study)
+    certain = [name for name in found if found[name].distinguishable]
+    others = [name for name in found if name not in certain]
+    lines = [
+        "## What of it comes from the unlabeled images",
+        "",
+        "Every method was also trained with a second stream that shows the labeled images again. "
+        f"The difference is certain for {with_numbers(found, certain)}. For the others it is not "
+        f"distinguishable from zero: {with_numbers(found, others)}. What these gain over "
+        "supervised training comes from mixing, dropout, a second task or a moving average, not "
+        "from the unlabeled images. No published table shows this row.",
+        "",
+    ]
+    return lines
+
+
+def how_large_the_noise_is(study: Study) -> Lines:
+    """Return the section about replicates."""
+    supervised = study.methods[SUPERVISED]
+    needed = []
+    for name in methods_of(study):
+        count = tables.draws_needed(study, name, 2.0, tests=len(methods_of(study)))
+        needed.append("more than any number" if count is None else count)
+    counts = [count for count in needed if isinstance(count, int)]
+    by_look = [
+        f"{tables.spread(study.of_dataset(supervised, dataset)):.1f} ({dataset})"
+        for dataset in study.datasets
+    ]
+    interval = estimate(supervised)
+    return [
+        "## How large the noise is",
+        "",
+        f"Which four images are labeled moves supervised training by {' and '.join(by_look)} Dice "
+        f"(standard deviation over {study.draws} draws); its mean is known to "
+        f"[{interval.low:.1f}, {interval.high:.1f}]. Most methods differ from each other by less. "
+        "To find a true difference of 2 Dice to supervised training in 80 % of studies, with all "
+        f"methods tested together, takes {min(counts)} to {max(counts)} replicates, depending on "
+        "the method. One run of each method, as in most papers, decides nothing at this scale.",
+        "",
+    ]
+
+
+def joint_training() -> Lines:
+    """Return the section about VerSemi on two data sets; empty without the joint suite."""
+    source = tables.HERE / "joint.json"
+    if not source.exists():
+        return []
+    rows = tables.joint_rows(source)
+    looks, siblings = "phantom2d_a + phantom2d_b", "phantom2d_a + phantom2d_kidney_a"
+
+    def change(pair: str, target: str, all_labels: bool = False) -> str:
+        alone = rows["versemi" if not all_labels else SUPERVISED, target, all_labels][target]
+        return signed(compare(rows["versemi", pair, all_labels][target], alone))
+
+    return [
+        "## Where VerSemi's joint training helps or hurts",
+        "",
+        "Two data sets of different looks and the same target: compared with VerSemi on each "
+        f"alone, {change(looks, 'phantom2d_a')} and {change(looks, 'phantom2d_b')} Dice. Two data "
+        f"sets of one look with different targets: {change(siblings, 'phantom2d_a')} on the organ "
+        f"and {change(siblings, 'phantom2d_kidney_a')} on the kidneys. With all labels the same "
+        f"joint training is {change(siblings, 'phantom2d_a', True)} and "
+        f"{change(siblings, 'phantom2d_kidney_a', True)} from supervised training with all labels "
+        "on one data set. So the network can hold both tasks; with few labels it learns which "
+        "image has which target, because no image is ever segmented for the target of the other "
+        "data set. `segbench run` warns where data sets look alike and label different things.",
+        "",
+    ]
+
+
+def hard_cases() -> Lines:
+    """Return the section about the hard suite; empty without it."""
+    source = tables.HERE / "hard.json"
+    if not source.exists():
+        return []
+    lines = ["## Hard cases", ""]
+    for part in tables.SUITES["hard"].parts:
+        study = tables.load_study(source, part)
+        found = gains(study)
+        best = methods_of(study)[0]
+        worst = methods_of(study)[-1]
+        certain = [name for name in found if found[name].distinguishable]
+        lines.append(
+            f"- {part.title}: supervised {tables.shown(study.methods[SUPERVISED])}, oracle "
+            f"{tables.shown(study.methods[ORACLE])}; from {worst} {found[worst].mean:+.1f} to "
+            f"{best} {found[best].mean:+.1f}; certain: {with_numbers(found, certain)} "
+            f"({study.draws} replicates)."
+        )
+    return [*lines, ""]
+
+
+def text() -> str:
+    """Return the page."""
+    study = quick_study()
+    lines = [
+        "# What we found",
+        "",
+        "Written by `benchmarks/results/findings.py` from the stored runs; do not edit.",
+        "",
+        "All of this is about synthetic slices of 32 x 32 pixels, a small network and 200 steps. "
+        "It shows how the methods behave, not how well they segment patients.",
+        "",
+        *better_than_supervised(study),
+        *where_the_gain_comes_from(study),
+        *how_large_the_noise_is(study),
+        *joint_training(),
+        *hard_cases(),
+        "## What a GPU is needed for",
+        "",
+        "Whether any of this holds at the size of the literature's protocols (112 x 112 x 80 "
+        "voxels, 6,000 steps and more), on patients, and for networks of full width. "
+        "`benchmarks/gpu/lease.py` is prepared for it.",
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
