@@ -2,9 +2,9 @@
 
 Zeng, Xie, Lu, Lu, Wu, Xia: Segment Together: A Versatile Paradigm for Semi-Supervised Medical Image
 Segmentation, IEEE TMI 2025, doi 10.1109/TMI.2025.3556310, arXiv:2311.11686. Official code of
-January 2024, before the journal version: github.com/maxwell0027/VerSemi. The code was consulted
-through a written specification; nothing was copied. Only the abstracts of the arXiv and the journal
-version were available: the first column lists what they describe, and "not mentioned" means not
+January 2024, before the journal version: github.com/maxwell0027/VerSemi. The code was read for
+facts, most of it through a written specification; nothing was copied. Only the abstracts of both
+versions were available: the first column lists what they describe, and "not mentioned" means not
 mentioned in the abstracts.
 
 The file follows the abstract. Each real task is one class of one data set, and a prompt selects it
