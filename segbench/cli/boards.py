@@ -94,6 +94,8 @@ def _dropped_to_fit(columns: list[TableColumn], board: Board) -> list[TableColum
     The metric that ranks stays; what the user asked for goes last.
     """
     differences = [column.title for column in columns if column.title.startswith("to ")]
+    endings = tuple(f" {words}" for words in export.COMPONENT_CHOICES.values())
+    components = [column.title for column in columns if column.title.endswith(endings)]
     intervals = [column.title for column in columns if column.title.endswith("95% CI")]
     droppable = [
         "min",
@@ -112,6 +114,7 @@ def _dropped_to_fit(columns: list[TableColumn], board: Board) -> list[TableColum
         export.GAP_TITLE,
         export.GAIN_TITLE,
         "published",
+        *components,
     ]
     for title in droppable:
         if title != export.sorted_title(board) and not _fits(columns, board):

@@ -94,12 +94,21 @@ def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(cls=Command)
 @click.argument("wanted", metavar="[RUN]", required=False)
 @device_option
+@click.option(
+    "--components",
+    is_flag=True,
+    help="Of a run: distances with and without the largest component, for the leaderboard.",
+)
 @folder_options
 @mismatch_option
 @size_option
 @click.pass_obj
 def evaluate(
-    settings: Settings, wanted: str | None, device: str | None, folders: FolderOptions
+    settings: Settings,
+    wanted: str | None,
+    device: str | None,
+    components: bool,
+    folders: FolderOptions,
 ) -> None:
     """Evaluate a finished RUN again, or compare two folders of label files.
 
@@ -110,12 +119,21 @@ def evaluate(
 
     \b
     segbench evaluate 3f9c2a7b
+    segbench evaluate 3f9c2a7b --components
     segbench evaluate --pred out/ --ref truth/ --labels 1=atrium --csv cases.csv
     segbench evaluate --pred out/ --ref truth/ --map ref:255=1 --ignore 99
     """
     if wanted is not None and not folders.is_given:
-        _evaluate_run(settings, wanted, device)
-    elif wanted is None and folders.predictions is not None and folders.references is not None:
+        if components:
+            _score_components(settings, wanted, device)
+        else:
+            _evaluate_run(settings, wanted, device)
+    elif (
+        wanted is None
+        and not components
+        and folders.predictions is not None
+        and folders.references is not None
+    ):
         _compare_folders(settings, folders.predictions, folders.references, folders)
     else:
         raise UsageError(
@@ -152,6 +170,32 @@ def _evaluate_run(settings: Settings, wanted: str, device: str | None) -> None:
             expected=stored["cases_sha256"][:16],
             fix="check whether cases.csv or the prepared data changed: segbench data check NAME",
         )
+
+
+def _score_components(settings: Settings, wanted: str, device: str | None) -> None:
+    """Store and show the distances of a run with and without the largest component."""
+    from segbench.cli.documents import result_lines
+    from segbench.cli.reporter import reporting
+    from segbench.cli.training import finished_run, machine_of, restore
+    from segbench.training.reload import score_components
+
+    folder, stored = finished_run(settings, wanted)
+    machine = machine_of(settings, MachineOptions(device=device))
+    with reporting(settings) as reporter:
+        run = restore(folder, machine)
+        found = score_components(run, stored, machine, reporter.evaluate)
+    record = {
+        "schema": "segbench.components/1",
+        "weights_sha256": stored["weights_sha256"],
+        "all": found.all,
+        "largest": found.largest,
+        "identical": found.cases_sha256 == stored["cases_sha256"],
+    }
+    folder.write_json("components.json", record)
+    lines = ["all parts", *result_lines({**stored, "metrics": found.all})]
+    lines += ["largest component", *result_lines({**stored, "metrics": found.largest})]
+    settings.show({"status": "done", "run_id": stored["run_id"], **record}, lines)
+    settings.say("segbench leaderboard --components shows these distances")
 
 
 # -- two folders -----------------------------------------------------------------------------------
@@ -197,14 +241,13 @@ def _value_rules(changes: str | None, ignore: tuple[int, ...]) -> ValueRules:
     return ValueRules(maps["pred"], maps["ref"], frozenset(ignore))
 
 
-def _compare_folders(
-    settings: Settings, predictions: Path, references: Path, options: FolderOptions
-) -> None:
+def _compare_folders(settings: Settings, options: FolderOptions) -> None:
     from segbench.cli.reporter import reporting
     from segbench.evaluation.case_rows import cases_csv, summarize
     from segbench.evaluation.label_folders import evaluate_folders
     from segbench.storage import atomic_write, make_folder
 
+    assert options.predictions is not None and options.references is not None
     csv_file = options.csv_file
     if csv_file is not None:
         make_folder(csv_file.parent)  # before the work, in case that it cannot be made
@@ -212,7 +255,9 @@ def _compare_folders(
     rules = _value_rules(options.changes, options.ignore)
     _require_scored_classes(names, options.ignore)
     with reporting(settings) as reporter:
-        rows, warnings = evaluate_folders(predictions, references, names, reporter.evaluate, rules)
+        rows, warnings = evaluate_folders(
+            options.predictions, options.references, names, reporter.evaluate, rules
+        )
     for warning in warnings:
         settings.warn(warning)
     summary = summarize(rows, POLICY)

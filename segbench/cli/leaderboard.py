@@ -41,8 +41,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Show published numbers, beside ours or without a run.",
 )
+@click.option(
+    "--components",
+    is_flag=True,
+    help="Distances with and without the largest component, see evaluate RUN --components.",
+)
 @click.pass_obj
-def leaderboard(
+def leaderboard(  # noqa: PLR0913 (one argument per option)
     settings: Settings,
     dataset: str | None,
     sort: str,
@@ -50,6 +55,7 @@ def leaderboard(
     wide: bool,
     output_format: str,
     with_published: bool,
+    components: bool,
 ) -> None:
     """Rank finished runs.
 
@@ -79,6 +85,8 @@ def leaderboard(
     wanted = datasets_called(dataset, {name for board in every_board for name in board.datasets})
     shown = [board for board in every_board if wanted is None or wanted.issuperset(board.datasets)]
     _check_against(against, shown)
+    if components:
+        _add_components(settings, shown)
     for warning in warnings:
         settings.warn(warning)
     for text in outdated_results(shown):
@@ -127,6 +135,20 @@ def _print_published(
         click.echo(f"{published_text(name, labeled, other_cases=True)}\n")
     if dataset is not None and not chosen:
         settings.say(f"no published numbers for {safe(dataset)}")
+
+
+def _add_components(settings: Settings, shown: list[Board]) -> None:
+    """Fill in the distances of all parts and of the largest component."""
+    from segbench.results.components import add_components
+
+    add_components(shown)
+    for board in shown:
+        missing = [row.run_ids[0] for row in board.rows if not row.components]
+        if missing:
+            settings.say(
+                f"{board.dataset}: rows without these distances; to compute them: "
+                f"segbench evaluate {missing[0]} --components"
+            )
 
 
 def _check_against(against: str | None, shown: list[Board]) -> None:

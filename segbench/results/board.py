@@ -26,7 +26,7 @@ class MethodRow:
     """A method in a table. Dice and Jaccard are percent; distances have the table's unit."""
 
     method: str
-    kind: str  # method, oracle or control
+    kind: str  # method, published, oracle or control
     dice: float
     dice_sd: float
     jaccard: float
@@ -37,6 +37,7 @@ class MethodRow:
     replicates: int  # number of labeled draws or, with one draw, of seeds
     hours: float  # of training, mean over runs
     rank: int | None = None  # of the first method that it is not distinguishable from
+    recipe: str = ""  # how it differs from the recipe of the method's authors, see recipe.py
     note: str = ""  # why it is not ranked; reference rows never are
     failed: int = 0  # number of failed runs
     tied: bool = False
@@ -49,6 +50,8 @@ class MethodRow:
     difference: dict[str, Any] | None = None
     gap_closed: Effect | None = None  # percent of the gap in Dice from supervised to the oracle
     unlabeled_gain: Effect | None = None  # Dice minus that of the same method's control
+    # Distances of all parts and of the largest component, see components.py.
+    components: dict[str, float] = field(default_factory=dict)
     run_groups: list[Replicate] = field(default_factory=list)  # one run per data set
     scores: dict[str, Scores] = field(default_factory=dict)  # (runs, cases), by metric
 

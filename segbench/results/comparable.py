@@ -47,6 +47,7 @@ KEY_WORDS = {
 
 METHOD = "method"
 ORACLE = "oracle"  # the baseline with all training cases labeled
+PUBLISHED = "published"  # a method with the recipe of its authors, beside those of the table
 CONTROL = "control"  # a semi-supervised method without unlabeled images
 BASELINE = "supervised"
 

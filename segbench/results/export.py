@@ -11,13 +11,16 @@ from math import nan
 from typing import Any, NamedTuple
 
 from segbench.results.board import DISTANCES, Board, MethodRow, ranges
-from segbench.results.comparable import CONTROL, ORACLE
+from segbench.results.comparable import CONTROL, ORACLE, PUBLISHED
 from segbench.results.published import Published, all_published
 from segbench.results.reference import Effect
 from segbench.results.rundir import plain
 from segbench.text import safe
 
 SCHEMA = "segbench.leaderboard/1"
+OTHER_RECIPE = "≠"  # mark of rows that were not trained as the published ones
+# Which parts of a prediction distances are of, and the words of their columns.
+COMPONENT_CHOICES = {"all": "all parts", "largest": "largest"}
 LONG_HOURS = 1.5  # from this longest training on, the column is in hours instead of minutes
 BOARD_FIELDS = (
     "dataset",
@@ -140,6 +143,7 @@ def columns(
     found.append(TableColumn(f"HD95 {board.unit}", ">", lambda row: number(row.hd95, 2)))
     if wide or board.sort == "asd":
         found.append(TableColumn(f"ASD {board.unit}", ">", lambda row: number(row.asd, 2)))
+    found += _component_columns(board)
     found += _difference_column(board, short_names)
     found += _effect_columns(board, wide)
     if published is not None and board.standard:
@@ -250,13 +254,14 @@ def _published_column(board: Board, published: Published) -> TableColumn:
             sources.setdefault(row["ours"], set()).add(row["source"])
 
     def cell(row: MethodRow) -> str:
-        method = row.method.split(" @")[0].removesuffix(" (joint)")
+        method = row.method.split(" @")[0].removesuffix(" (joint)").removesuffix(" (as published)")
         if method not in dice:
             return ""
         low = min(dice[method])
         high = max(dice[method])
         span = f"{low:.1f}–{high:.1f}" if high > low else f"{low:.1f}"
-        return f"{span} ({len(sources[method])})"
+        mark = f" {OTHER_RECIPE}" if row.recipe else ""
+        return f"{span} ({len(sources[method])}){mark}"
 
     return TableColumn("published", ">", cell)
 
@@ -281,6 +286,11 @@ def footer(
         lines.append(line if board.cases > 1 else f"{line}; with one case nothing can be tested")
     if any(row.difference for row in board.rows) and "to " in titles:
         lines.append(_explain_stars(board))
+    if any(row.components for row in board.rows):
+        lines.append(
+            f"all parts, largest: distances in {board.unit} of the whole prediction, and of the "
+            "largest component of each class"
+        )
     lines += _explain_counts(board)
     lines += _explain_references(board)
     lines += _explain_effects(board, titles)
@@ -291,6 +301,7 @@ def footer(
             "published: Dice in the literature (number of sources); "
             "each source has its own data, seeds and checkpoint rule"
         )
+        lines += _explain_recipes(board)
     if board.dataset.startswith("phantom"):
         lines.append(
             "phantoms are synthetic: they compare methods on synthetic images "
@@ -312,6 +323,28 @@ def _explain_numbers(board: Board, titles: str) -> str:
     if "missed" in titles:
         parts.append(f"missed: Dice 0, distances by policy '{board.policy}'")
     return " · ".join(parts)
+
+
+def _component_columns(board: Board) -> list[TableColumn]:
+    """Return two pairs of columns, of all parts and of the largest component, if known."""
+    found: list[TableColumn] = []
+    if not any(row.components for row in board.rows):
+        return found
+    for choice, words in COMPONENT_CHOICES.items():
+        for metric in DISTANCES:
+            key = f"{metric} {choice}"
+
+            def cell(row: MethodRow, key: str = key) -> str:
+                return number(row.components.get(key), 2)
+
+            found.append(TableColumn(f"{metric.upper()} {words}", ">", cell))
+    return found
+
+
+def _explain_recipes(board: Board) -> list[str]:
+    """Return a line about the rows that were not trained as the published ones."""
+    parts = [f"{row.method} ({row.recipe})" for row in board.rows if row.recipe]
+    return [f"{OTHER_RECIPE} not trained as published: {'; '.join(parts)}"] if parts else []
 
 
 def _explain_counts(board: Board) -> list[str]:
@@ -344,6 +377,8 @@ def _explain_counts(board: Board) -> list[str]:
 def _explain_references(board: Board) -> list[str]:
     kinds = {row.kind for row in board.rows}
     parts = []
+    if PUBLISHED in kinds:
+        parts.append("(as published): with the recipe of the method's authors")
     if CONTROL in kinds:
         parts.append(
             "(no unlabeled): the same method, its unlabeled stream shows labeled images only"
@@ -514,6 +549,7 @@ def _latex_table(board: Board, published: Published | None) -> str:
 LATEX = {
     "\\": r"\textbackslash{}",
     "±": r"$\pm$",
+    "≠": r"$\neq$",
     "–": "--",
     "·": r"$\cdot$",
     "~": r"\textasciitilde{}",

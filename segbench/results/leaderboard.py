@@ -20,6 +20,7 @@ import numpy as np
 
 from segbench import registry
 from segbench.config import load_protocol
+from segbench.config.protocol import published_recipes
 from segbench.errors import SegbenchError
 from segbench.results import stats
 from segbench.results.board import (
@@ -39,6 +40,7 @@ from segbench.results.comparable import (
     KEY_WORDS,
     METHOD,
     ORACLE,
+    PUBLISHED,
     FailedRun,
     RowKey,
     SortedRuns,
@@ -48,6 +50,7 @@ from segbench.results.comparable import (
 )
 from segbench.results.finished import FinishedRun
 from segbench.results.ranking import ranking
+from segbench.results.recipe import recipe_mark
 from segbench.results.reference import gap_closed, unlabeled_gain
 from segbench.results.rundir import RunDir, is_number
 from segbench.results.scores import Scores
@@ -108,7 +111,7 @@ def _board(table: TableContent, sort: str, failures: Sequence[FailedRun]) -> Boa
     key = table.keys[0]
     groups: list[Replicate] = []
     for row_key, replicates in table.rows.items():
-        if row_key.kind != ORACLE:
+        if row_key.kind not in (ORACLE, PUBLISHED):
             groups += replicates
     # Numbers that were only reported decide nothing about the table.
     trusted = [group for group in groups if not _is_reported(group)] or groups
@@ -138,6 +141,8 @@ def _board(table: TableContent, sort: str, failures: Sequence[FailedRun]) -> Boa
         row = _row(name, row_key.kind, board, table.rows[row_key])
         variants = {settings_digest(run.science) for run in row.runs}
         row.failed = sum(failed_variants.count(variant) for variant in variants)
+        if board.standard:
+            row.recipe = recipe_mark(row.runs[0].science)
         board.rows.append(row)
     _rank(board)
     _add_effects(board)
@@ -185,13 +190,19 @@ def _set_by_hand(result: dict[str, Any]) -> str:
 
 
 def _is_standard(key: TableKey, protocol: dict[str, Any]) -> bool:
-    """Return whether the run used the unmodified default protocol and backbone."""
+    """Return whether the run used a protocol whose numbers may stand beside published ones.
+
+    It is the data set's own protocol or the recipe of a method's authors, unmodified, with the
+    backbone of that protocol.
+    """
     try:
-        name = registry.get("dataset", key.dataset).cls.protocol
-        backbone = load_protocol(name).backbone.name
+        names = {registry.get("dataset", key.dataset).cls.protocol}
+        names.update(published_recipes(key.dataset).values())
+        if protocol["name"] not in names or protocol["modified"]:
+            return False
+        return key.backbone == load_protocol(protocol["name"]).backbone.name
     except SegbenchError:  # the plug-in is not available here
         return False
-    return protocol["name"] == name and not protocol["modified"] and key.backbone == backbone
 
 
 def _column(metric: str, unit: str) -> str:
@@ -408,7 +419,7 @@ def _rank(board: Board) -> None:
         ordered.append(row)
 
     def order(row: MethodRow) -> tuple[int, float]:
-        kind = (METHOD, CONTROL, ORACLE).index(row.kind)
+        kind = (METHOD, PUBLISHED, CONTROL, ORACLE).index(row.kind)
         value = getattr(row, board.sort)
         if value != value:
             return kind, inf

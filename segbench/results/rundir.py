@@ -187,6 +187,10 @@ class RunDir:
         """Return what ``segbench leak`` recorded; empty if nothing was."""
         return read_object(self.path / "leak.json")
 
+    def components(self) -> dict[str, Any]:
+        """Return what ``evaluate --components`` recorded; empty if nothing was."""
+        return read_object(self.path / "components.json")
+
     def log(self) -> list[dict[str, Any]]:
         """Return the lines of ``log.jsonl`` that are objects with a step."""
         try:

@@ -4,6 +4,7 @@ Runs are sorted into tables of one data set and one labeled draw (``comparable``
 
 * tables that differ in the labeled draw only become one, whose replicates are the draws;
 * runs of ``supervised`` with all cases labeled join the tables with fewer labels, as the oracle;
+* runs with the recipe of their method's authors join the table of the data set's own protocol;
 * tables of all data sets of a group get a table of their mean.
 """
 
@@ -14,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from segbench import registry
+from segbench.config.protocol import published_recipes
 from segbench.errors import SegbenchError
 from segbench.results.comparable import (
     BASELINE,
     METHOD,
     ORACLE,
+    PUBLISHED,
     FailedRun,
     RowKey,
     Rows,
@@ -65,8 +68,8 @@ def arrange(tables: Tables) -> list[TableContent]:
     merged: list[TableContent] = []
     for family in _families(tables):
         merged += _over_draws(family)
-    shown = [_with_oracle(table, tables) for table in merged]
-    shown = [table for table in shown if not _only_oracle(table, shown)]
+    shown = [_with_recipes(_with_oracle(table, tables), tables) for table in merged]
+    shown = [table for table in shown if not _is_elsewhere(table, shown)]
     return shown + list(_over_datasets(shown))
 
 
@@ -160,11 +163,44 @@ def _with_oracle(table: TableContent, tables: Tables) -> TableContent:
     return table
 
 
-def _only_oracle(table: TableContent, shown: Sequence[TableContent]) -> bool:
-    """Return whether all rows of a table are shown as the oracle of another one."""
+def _with_recipes(table: TableContent, tables: Tables) -> TableContent:
+    """Return the table of a data set's own protocol with the as-published rows of its methods."""
+    own = table.keys[0]
+    if not _has_default_protocol(own):
+        return table
+    recipes = published_recipes(own.dataset)
+    for key, rows in tables.items():
+        same_otherwise = key._replace(protocol=own.protocol, content=own.content, draws=own.draws)
+        is_other = key.protocol != own.protocol and key.draws[0] in own.draws
+        if not is_other or same_otherwise != own:
+            continue
+        for row, runs in rows.items():
+            if row.kind == METHOD and _has_recipe(runs[0], key, recipes):
+                name = RowKey(f"{row.label} (as published)", row.variant, PUBLISHED)
+                table.rows.setdefault(name, []).extend((run,) for run in runs)
+    return table
+
+
+def _has_default_protocol(key: TableKey) -> bool:
+    """Return whether a table has the data set's own protocol, unmodified."""
+    try:
+        name = registry.get("dataset", key.dataset).cls.protocol
+    except SegbenchError:  # the plug-in is not available here
+        return False
+    return key.protocol.rpartition(" ")[0] == name
+
+
+def _has_recipe(run: FinishedRun, key: TableKey, recipes: dict[str, str]) -> bool:
+    """Return whether a run has the unmodified recipe of its method's authors."""
+    recipe = recipes.get(run.result["method"])
+    return key.protocol.rpartition(" ")[0] == recipe and not run.result["changed_params"]
+
+
+def _is_elsewhere(table: TableContent, shown: Sequence[TableContent]) -> bool:
+    """Return whether all rows of a table are shown as oracle or as published in another one."""
     elsewhere: set[str] = set()
     for other in shown:
-        elsewhere.update(row.variant for row in other.rows if row.kind == ORACLE)
+        elsewhere.update(row.variant for row in other.rows if row.kind in (ORACLE, PUBLISHED))
     return all(row.variant in elsewhere for row in table.rows)
 
 

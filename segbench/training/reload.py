@@ -13,7 +13,8 @@ from segbench.config import Machine
 from segbench.contracts.method import Method
 from segbench.errors import IntegrityError
 from segbench.evaluation.case_rows import Row, cases_csv, summarize
-from segbench.evaluation.test_set import Keep, evaluate, keep_nothing
+from segbench.evaluation.prediction import Inference, LabelMap, postprocess
+from segbench.evaluation.test_set import Keep, evaluate, keep_nothing, score
 from segbench.progress import Progress
 from segbench.training import checkpoint
 from segbench.training.build import build
@@ -56,6 +57,48 @@ def reevaluate(
         metrics=summarize(rows, run.experiment.protocol.policy),
         cases_sha256=hashlib.sha256(cases_csv(rows)).hexdigest(),
         same_machine=_is_same_machine(method, header, device),
+    )
+
+
+class ComponentScores(NamedTuple):
+    """Metrics of the same predictions with all their parts and with the largest component."""
+
+    all: list[Row]
+    largest: list[Row]
+    cases_sha256: str  # digest of the case table that belongs to the run's protocol
+
+
+def score_components(
+    run: Prepared, stored: dict[str, Any], machine: Machine, report: Progress
+) -> ComponentScores:
+    """Predict the test cases of a finished run once; score all parts and the largest component.
+
+    Args:
+        stored: the run's result.
+
+    Raises:
+        IntegrityError: the weights are missing or not those of the result.
+    """
+    device = device_of(machine.device)
+    method, _ = trained(run, stored, device)
+    protocol = run.experiment.protocol
+    whole = protocol.model_copy(update={"largest_component": False})
+    reduced = protocol.model_copy(update={"largest_component": True})
+    stores = {store.name: store for store in run.stores}
+    largest: list[Row] = []
+
+    def score_largest(dataset: str, case: str, label: LabelMap) -> None:
+        largest.extend(score(postprocess(label.copy(), reduced), stores[dataset], case))
+
+    inference = Inference(method, whole, device, run.experiment.precision)
+    with tempfile.TemporaryDirectory() as folder:
+        partial = Path(folder) / "rows"
+        rows = evaluate(inference, run.stores, partial, "", report, score_largest)
+    usual = largest if protocol.largest_component else rows
+    return ComponentScores(
+        all=summarize(rows, protocol.policy),
+        largest=summarize(largest, protocol.policy),
+        cases_sha256=hashlib.sha256(cases_csv(usual)).hexdigest(),
     )
 
 

@@ -55,6 +55,7 @@ LEFTOVERS = (
     "validation.jsonl",
     "manifest.json",
     "leak.json",
+    "components.json",
     "leak.jsonl",
     "predictions.zip",
 )

@@ -25,7 +25,7 @@ FROZEN = {
     ("la", 1): "eade8a423abcff34",
     ("la-mini", 1): "12401c9020ddc08b",
     ("la_bcp", 1): "42f258ab5aa85a27",
-    ("la_dtc", 1): "1c75645f63218b45",
+    ("la_dtc", 1): "2ee612789149f6b5",
     ("la_mcnet", 1): "2ab16b21e55b5b15",
     ("la_ssnet", 1): "2089c47104eec3f4",
     ("msd", 1): "8b6a273518297d91",
