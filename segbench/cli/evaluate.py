@@ -123,18 +123,14 @@ def evaluate(
     segbench evaluate --pred out/ --ref truth/ --labels 1=atrium --csv cases.csv
     segbench evaluate --pred out/ --ref truth/ --map ref:255=1 --ignore 99
     """
+    has_both = folders.predictions is not None and folders.references is not None
     if wanted is not None and not folders.is_given:
         if components:
             _score_components(settings, wanted, device)
         else:
             _evaluate_run(settings, wanted, device)
-    elif (
-        wanted is None
-        and not components
-        and folders.predictions is not None
-        and folders.references is not None
-    ):
-        _compare_folders(settings, folders.predictions, folders.references, folders)
+    elif wanted is None and has_both and not components:
+        _compare_folders(settings, folders)
     else:
         raise UsageError(
             "name one finished run, or two folders",

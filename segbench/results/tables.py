@@ -184,7 +184,7 @@ def _with_recipes(table: TableContent, tables: Tables) -> TableContent:
 def _has_default_protocol(key: TableKey) -> bool:
     """Return whether a table has the data set's own protocol, unmodified."""
     try:
-        name = registry.get("dataset", key.dataset).cls.protocol
+        name: str = registry.get("dataset", key.dataset).cls.protocol
     except SegbenchError:  # the plug-in is not available here
         return False
     return key.protocol.rpartition(" ")[0] == name

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from segbench.contracts.method import Method, Optim
 from segbench.training.plan import Stage
@@ -53,7 +54,7 @@ def warn_of_single_items(method: Method, warn: Callable[[str], None]) -> None:
     shapes only.
     """
     layers = [module for module in method.modules() if isinstance(module, _BatchNorm)]
-    handles = []
+    handles: list[RemovableHandle] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         (maps,) = inputs
