@@ -15,7 +15,7 @@ UNKNOWN = "no recipe of the authors"
 
 
 def recipe_mark(science: dict[str, Any]) -> str:
-    """Return what tells a run from a published one: ``other recipe: 6,000 of 15,000 steps``.
+    """Return how a run differs from a published one: ``other recipe: 6,000 of 15,000 steps``.
 
     Args:
         science: what decides the numbers of the run, as stored with it.
