@@ -182,7 +182,8 @@ def _place() -> tuple[str, str]:
     frame: Any = sys._getframe(1)
     while True:
         file = frame.f_code.co_filename
-        if file.startswith(str(ROOT)) and file != __file__:
+        ours = file.startswith(str(ROOT)) and "site-packages" not in file
+        if ours and file != __file__:
             return str(Path(file).relative_to(ROOT)), frame.f_code.co_name
         frame = frame.f_back
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from segbench.contracts.method import Clock, Method
@@ -117,48 +118,59 @@ def require_graph(loss: Tensor, method: Method, player: str, t: Clock) -> None:
         TrainingError: it has no gradient.
     """
     if not loss.requires_grad:
-        raise _no_gradient(method, f"step {t.step}, {player}", "a sum of constants")
+        raise _no_gradient(method.name, f"step {t.step}, {player}", "a sum of constants")
 
 
 class GradientWatch:
-    """Looks at a player's gradients in each phase until one is not zero."""
+    """Looks at a player's gradients in each phase until one is not zero.
+
+    Like loss terms, the numbers are counted on the device and looked at when they have arrived.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[str, str], int] = {}  # steps without a gradient
         self._reached: set[tuple[str, str]] = set()
 
-    def __call__(
+    def count(
         self, parameters: Iterable[nn.Parameter], method: Method, player: str, t: Clock
-    ) -> None:
-        """Look at the gradients of a step.
+    ) -> Tensor | None:
+        """Return how many gradients of a step are not zero; None once there were some.
 
         Raises:
-            TrainingError: no parameter of the player has a gradient, or all gradients were zero in
-                the first steps of the phase.
+            TrainingError: no parameter of the player has a gradient.
         """
-        key = (t.phase, player)
-        if key in self._reached:
-            return
-        where = f"step {t.step}, {player}"
+        if (t.phase, player) in self._reached:
+            return None
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if not gradients:
             found = "a loss that depends on other parameters only"
-            raise _no_gradient(method, where, found)
-        if any(bool(gradient.count_nonzero() > 0) for gradient in gradients):
+            raise _no_gradient(method.name, f"step {t.step}, {player}", found)
+        counts = [gradient.count_nonzero() for gradient in gradients]
+        return torch.stack(counts).sum()
+
+    def look(self, count: float, method: str, player: str, t: Clock) -> None:
+        """Look at the count of a step.
+
+        Raises:
+            TrainingError: all gradients were zero in the first steps of the phase.
+        """
+        key = (t.phase, player)
+        if count > 0:
             self._reached.add(key)
+        if key in self._reached:
             return
         steps = self._waiting.get(key, 0) + 1
         self._waiting[key] = steps
         if steps >= min(PATIENCE, t.phase_total):
             found = f"gradients of zero in {steps} steps"
-            raise _no_gradient(method, where, found)
+            raise _no_gradient(method, f"step {t.step}, {player}", found)
 
 
-def _no_gradient(method: Method, where: str, found: str) -> TrainingError:
+def _no_gradient(method: str, where: str, found: str) -> TrainingError:
     return TrainingError(
-        f"the loss of {method.name} has no gradient, so nothing would be trained",
+        f"the loss of {method} has no gradient, so nothing would be trained",
         where=where,
         found=found,
         expected="terms that are computed from the network's output without detach, item or argmax",
-        fix=f"segbench test {method.name} shows which parameters have no gradient",
+        fix=f"segbench test {method} shows which parameters have no gradient",
     )

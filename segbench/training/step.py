@@ -57,16 +57,20 @@ class LossTerms:
 
     player: str
     names: tuple[str, ...]
-    values: HostCopy
+    values: HostCopy  # one per name, and how many gradients are not zero while that is watched
+    watch: GradientWatch
 
-    def read(self, method: str, step: int) -> dict[str, float]:
+    def read(self, method: str, t: Clock) -> dict[str, float]:
         """Return the values by name.
 
         Raises:
-            TrainingError: a value is not finite.
+            TrainingError: a value is not finite, or nothing has a gradient.
         """
-        values = dict(zip(self.names, self.values.tolist(), strict=True))
-        require_finite(values, method, self.player, step)
+        numbers = self.values.tolist()
+        values = dict(zip(self.names, numbers, strict=False))
+        require_finite(values, method, self.player, t.step)
+        for count in numbers[len(self.names) :]:
+            self.watch.look(count, method, self.player, t)
         return values
 
 
@@ -88,16 +92,16 @@ class MadeStep:
         """Wait for the loss terms and return what happened.
 
         Raises:
-            TrainingError: a loss term is not finite.
+            TrainingError: a loss term is not finite, or nothing has a gradient.
         """
-        values = _read_all(self.terms, self.method, self.clock.step)
+        values = _read_all(self.terms, self.method, self.clock)
         return StepReport(self.completed, self.clock.total, self.clock.phase, values, self.lr)
 
 
-def _read_all(terms: Iterable[LossTerms], method: str, step: int) -> dict[str, float]:
+def _read_all(terms: Iterable[LossTerms], method: str, t: Clock) -> dict[str, float]:
     values: dict[str, float] = {}
     for one in terms:
-        values.update(one.read(method, step))
+        values.update(one.read(method, t))
     return values
 
 
@@ -185,7 +189,7 @@ class TrainingStep:
             self.finish(t)
         except Exception:
             # A loss that is not finite explains the failure better.
-            _read_all(terms, self.method.name, step)
+            _read_all(terms, self.method.name, t)
             raise
         first_player = self.method.players[0]
         lr = self.optimizers[first_player].param_groups[0]["lr"]
@@ -215,17 +219,18 @@ class TrainingStep:
         means = self.settings.world.mean(
             torch.stack([value.detach().float() for value in terms.values()])
         )
-        values = HostCopy(means)
-
         optimizer.zero_grad(set_to_none=True)
         loss = torch.stack([value.float() for value in terms.values()]).sum()
         require_graph(loss, self.method, player, t)
         self.scaler.scale(loss).backward()
         self.settings.world.average(_parameters(optimizer))
-        self.watch_gradients(_parameters(optimizer), self.method, player, t)
+        watch = self.watch_gradients
+        count = watch.count(_parameters(optimizer), self.method, player, t)
+        if count is not None:
+            means = torch.cat([means, count.float().view(1)])
         self.scaler.step(optimizer)
         self.scaler.update()
-        return [LossTerms(player, tuple(terms), values)]
+        return [LossTerms(player, tuple(terms), HostCopy(means), watch)]
 
     def finish(self, t: Clock) -> None:
         """Call the method's ``after_step``, and make its untrained state equal in all processes."""
