@@ -138,7 +138,7 @@ def joint_training() -> Lines:
 
     def change(pair: str, target: str, all_labels: bool = False) -> str:
         alone = rows["versemi" if not all_labels else SUPERVISED, target, all_labels][target]
-        return signed(compare(rows["versemi", pair, all_labels][target], alone))
+        return str(signed(compare(rows["versemi", pair, all_labels][target], alone)))
 
     return [
         "## Where VerSemi's joint training helps or hurts",

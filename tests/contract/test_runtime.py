@@ -194,7 +194,10 @@ def test_a_gradient_may_be_zero_in_some_steps():
     def look(step, value, total=100):
         for parameter in parameters:
             parameter.grad = torch.full_like(parameter, value)
-        watch(parameters, method, "network", Clock(step, total, phase_total=total))
+        clock = Clock(step, total, phase_total=total)
+        count = watch.count(parameters, method, "network", clock)
+        if count is not None:
+            watch.look(float(count), method.name, "network", clock)
 
     for step in range(PATIENCE - 1):
         look(step, 0.0)
