@@ -15,6 +15,7 @@ from segbench.cli.options import (
     MachineOptions,
     bundled,
     device_option,
+    joined,
     mismatch_option,
     size_option,
 )
@@ -61,12 +62,18 @@ FOLDER_OPTIONS = (
         help="Folder of reference label files.",
     ),
     click.option(
-        "--labels", metavar="1=NAME,...", help="Classes of the files [all values above 0]."
+        "--labels",
+        metavar="1=NAME,...",
+        multiple=True,
+        callback=joined,
+        help="Classes of the files [all values above 0].",
     ),
     click.option(
         "--map",
         "changes",
         metavar="[pred:|ref:]OLD=NEW,...",
+        multiple=True,
+        callback=joined,
         help="Change values before comparing, in both folders or in one of them.",
     ),
     click.option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.documents import datasets_document
-from segbench.cli.options import Command, bundled
+from segbench.cli.options import Command, bundled, joined
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import mark, plural
 from segbench.errors import UsageError
@@ -83,6 +83,8 @@ LINK_OPTIONS = (
         "--map",
         "changes",
         metavar="OLD=NEW,...",
+        multiple=True,
+        callback=joined,
         help="Classes that have other numbers in the label files, such as 255=1.",
     ),
     click.option(

@@ -313,6 +313,13 @@ def science_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return bundled(command, "science", ScienceOptions, SCIENCE_OPTIONS)
 
 
+def joined(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> str | None:
+    """Return the lists of an option that may be repeated as one list, None without any."""
+    return ",".join(texts) or None
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of a range such as ``0-2`` or a list such as ``0,1,5``.
 

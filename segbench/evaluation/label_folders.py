@@ -60,7 +60,7 @@ class CheckedCase(NamedTuple):
 
     has_spacing: bool
     values: CaseValues  # that are compared
-    stored: frozenset[int]  # values in the reference's file
+    in_files: CaseValues  # before any is changed
     warnings: list[str]
 
 
@@ -89,14 +89,13 @@ def evaluate_folders(
     found, warnings = pairs(pred, ref)
     checked = _checked_cases(found, rules)
     values: set[int] = set()
-    never_found = set(rules.ignored)
     warnings += _grouped({name: case.warnings for name, case in checked.items()})
     for case in checked.values():
         values |= case.values.pred
         values |= case.values.ref
-        never_found -= case.stored
+    warnings += rules.unused([case.in_files for case in checked.values()])
     by_case = {name: case.values for name, case in checked.items()}
-    warnings += value_warnings(by_case, names, never_found)
+    warnings += value_warnings(by_case, names)
     classes = names or {value: str(value) for value in sorted(values)}
     if not classes:
         raise DataError(
@@ -284,10 +283,10 @@ def _checked_case(files: Files, rules: ValueRules) -> CheckedCase:
                 f"{file} looks like a gray scan, not like a label map: "
                 f"{len(np.unique(labels))} different values, most unlike their neighbors"
             )
-    stored = frozenset(np.unique(pair.ref).tolist())
+    in_files = values_of(pair.pred, pair.ref)
     pred_labels, ref_labels = rules.apply(pair.pred, pair.ref)
     values = values_of(pred_labels, ref_labels)
-    return CheckedCase(pair.spacing is not None, values, stored, warnings)
+    return CheckedCase(pair.spacing is not None, values, in_files, warnings)
 
 
 def _grouped(warnings: Mapping[str, list[str]]) -> list[str]:

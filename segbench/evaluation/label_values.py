@@ -44,6 +44,32 @@ class ValueRules:
             new_pred = np.where(left_out, np.uint8(0), new_pred)
         return new_pred, new_ref
 
+    def unused(self, cases: Iterable[CaseValues]) -> list[str]:
+        """Return a warning for each value above 0 that a rule names and no file holds.
+
+        Args:
+            cases: the values of each case, before they are changed.
+        """
+        pred: set[int] = {0}
+        ref: set[int] = {0}
+        for case in cases:
+            pred |= case.pred
+            ref |= case.ref
+        warnings = []
+        for value in sorted(self.ignored - ref):
+            warnings.append(f"--ignore {value}: no reference holds this value")
+        for value in sorted({*self.pred_map, *self.ref_map}):
+            sides = []
+            if value in self.pred_map:
+                sides.append(("prediction", self.pred_map[value], pred))
+            if value in self.ref_map:
+                sides.append(("reference", self.ref_map[value], ref))
+            if any(value in values for _, _, values in sides):
+                continue
+            holders = " and no ".join(side for side, _, _ in sides)
+            warnings.append(f"--map {value}={sides[0][1]}: no {holders} holds {value}")
+        return warnings
+
 
 def _mapped(labels: LabelMap, changes: Mapping[int, int]) -> LabelMap:
     if not changes:
@@ -88,23 +114,19 @@ def looks_like_image(labels: LabelMap) -> bool:
     return equal < MOST_ALIKE * pairs
 
 
-def value_warnings(
-    cases: Mapping[str, CaseValues], names: Mapping[int, str] | None, ignored: Iterable[int] = ()
-) -> list[str]:
+def value_warnings(cases: Mapping[str, CaseValues], names: Mapping[int, str] | None) -> list[str]:
     """Return warnings about values that do not meet, and the likely reason.
 
     Args:
         cases: the values of each case, after ``ValueRules``.
         names: the classes that are scored; None if all values are.
-        ignored: values that were to be left out and are in no reference.
     """
     pred: frozenset[int] = frozenset()
     ref: frozenset[int] = frozenset()
     for case in cases.values():
         pred |= case.pred
         ref |= case.ref
-    warnings = [f"--ignore {value}: no reference holds this value" for value in sorted(ignored)]
-    warnings += _unscored(pred | ref, names)
+    warnings = _unscored(pred | ref, names)
     changes = _other_numbers(pred, ref)
     if changes:
         options = ",".join(f"ref:{old}={new}" for old, new in changes.items())

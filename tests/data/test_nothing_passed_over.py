@@ -138,6 +138,17 @@ def test_an_underscore_begins_the_name_of_a_prediction(lab):
     assert scored(lab)["dice"]["mean"] == pytest.approx(0.8427, abs=1e-4)
 
 
+@pytest.mark.parametrize("subfolder", ["imagesTr", "labelsTr"])
+def test_decomposed_letters_pair_in_a_folder_of_data(own, lab, subfolder):
+    for path in [*own.root.glob("*Tr/c*.nii.gz")]:
+        name = path.name.replace("c", "c\u00e4", 1)
+        form = "NFD" if path.parent.name == subfolder else "NFC"
+        path.rename(path.with_name(unicodedata.normalize(form, name)))
+    checked = lab.call("data", "check", own.name)
+    assert "belong to no case" not in checked.stdout + checked.stderr
+    assert "9 of 9 volume files on disk are read" in checked.stdout
+
+
 @pytest.mark.parametrize("comment", ["M\u00fcller", "\u00b5m", "\u65e5\u672c"])
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
 def test_comments_in_any_encoding(lab, comment, encoding):

@@ -192,3 +192,39 @@ def test_values_that_meet_need_no_warning():
 def test_options_that_cannot_be_used(evaluated, options):
     code, _ = evaluated([(PRED, REF)], *options)
     assert code == 2
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ("7=1", ["--map 7=1: no prediction and no reference holds 7"]),
+        ("ref:1=2,pred:9=1", ["--map 9=1: no prediction holds 9"]),
+        ("1=1", []),
+    ],
+)
+def test_a_change_of_a_value_in_no_file_is_named(evaluated, option, said):
+    _, warnings = evaluated([(PRED, REF)], "--map", option)
+    assert [text for text in warnings.splitlines() if "holds" in text and "--map" in text] == said
+
+
+def test_a_side_without_the_value_is_named(evaluated):
+    _, warnings = evaluated([(PRED, 2 * REF)], "--map", "pred:2=1")
+    assert "--map 2=1: no prediction holds 2" in warnings
+
+
+def test_map_and_labels_may_be_repeated(evaluated):
+    other = ball((5, 5, 4), 3) * (PRED == 0) * (REF == 0)
+    pair = (PRED + 2 * other, 255 * REF + 128 * other)
+    options = ["--map", "ref:255=1", "--map", "ref:128=2", "--labels", "1=a", "--labels", "2=b"]
+    found, warnings = evaluated([pair], *options)
+    assert not warnings
+    assert is_right(found["a"])
+    assert found["b"]["dice"]["mean"] == 1
+
+
+def test_a_value_is_changed_once_even_in_two_options(lab):
+    save(lab.folder / "pred/a.nii.gz", PRED)
+    save(lab.folder / "ref/a.nii.gz", REF)
+    folders = ["--pred", "pred", "--ref", "ref"]
+    result = lab.call("evaluate", *folders, "--map", "1=2", "--map", "1=3")
+    assert result.returncode == 2 and "--map: '1=3'" in result.stderr

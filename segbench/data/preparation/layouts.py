@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -262,13 +263,14 @@ def files_by_stem(folder: Path, ending: str) -> dict[str, Path]:
     """Return the files of a folder with an ending, in small or capital letters, by their stem.
 
     Raises:
-        DataError: two files differ only in the letters of the ending.
+        DataError: two files differ only in the letters of the ending, or in how umlauts are stored.
     """
     found: dict[str, Path] = {}
     for path in _visible_files(folder):
         if not path.name.lower().endswith(ending.lower()):
             continue
-        name = path.name[: -len(ending)]
+        # Some systems store an umlaut as two characters, so that equal names differ.
+        name = unicodedata.normalize("NFC", path.name[: -len(ending)])
         if name in found:
             raise DataError(
                 f"two files of one name: '{name}'",
