@@ -203,6 +203,7 @@ def _exported(
     import json
 
     from segbench.results import export
+    from segbench.results.latex import as_latex
 
     if output_format == "json":
         return json.dumps(export.as_json(shown, published, alone), indent=1) + "\n"
@@ -211,5 +212,5 @@ def _exported(
     if output_format == "md":
         return export.as_markdown(shown, published)
     if output_format == "latex":
-        return export.as_latex(shown, published)
+        return as_latex(shown, published)
     return export.as_html(shown, published)

@@ -15,6 +15,7 @@ PLUGIN_VOCABULARY = (
     "segbench.data.formats.*",
     "segbench.data.geometry",
     "segbench.data.preparation.*",
+    "segbench.losses",
     "segbench.metrics.*",
     "segbench.nn.*",
 )

@@ -127,7 +127,7 @@ def test_a_package_that_hides_this_one_is_refused(monkeypatch, tmp_path):
         ("import notthere\n", ["imports 'notthere'", "install 'notthere'"]),
         ("from notthere.parts import x\n", ["imports 'notthere.parts'", "install 'notthere'"]),
         ("import os, notthere as nt\n", ["imports 'notthere'"]),
-        ("from segbench.losses import dice_ce\n", ["import segbench.nn.losses instead"]),
+        ("from segbench.ops import mix\n", ["import segbench.nn.ops instead"]),
         ("import segbench.nowhere\n", ["no such module"]),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_file_that_registers_nothing_and_imports_what_is_there(lab, text):
     ("line", "says"),
     [
         ("import notthere", "install 'notthere'"),
-        ("from segbench.losses import dice_ce", "import segbench.nn.losses instead"),
+        ("from segbench.ops import mix", "import segbench.nn.ops instead"),
         ("from segbench.nn.losses import nothing", "ImportError"),
         ("raise SystemExit(0)", "SystemExit"),
     ],

@@ -10,6 +10,7 @@ from segbench.config import dump_yaml
 from segbench.errors import IntegrityError
 from segbench.identity.run_id import run_id
 from segbench.results import export
+from segbench.results.latex import as_latex
 from segbench.results.leaderboard import boards
 from segbench.results.rundir import all_runs
 from segbench.storage import json_bytes
@@ -360,7 +361,7 @@ def test_hostile_names_are_inert_wherever_they_are_shown(study, name):
         "table": board_text(found[0], wide=True),
         "csv": export.as_csv(found),
         "md": export.as_markdown(found),
-        "latex": export.as_latex(found),
+        "latex": as_latex(found),
         "html": export.as_html(found),
     }
     for kind, text in texts.items():

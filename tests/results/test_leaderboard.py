@@ -9,6 +9,7 @@ import pytest
 from segbench.errors import IntegrityError, UsageError
 from segbench.identity.run_id import run_id
 from segbench.results import export
+from segbench.results.latex import as_latex
 from segbench.results.leaderboard import boards
 from segbench.results.published import published
 from segbench.results.rundir import all_runs, find_run
@@ -139,7 +140,7 @@ def test_exports_agree(finished):
     json.dumps(document, allow_nan=False)
     assert [r["method"] for r in rows] == [r["method"] for r in document["boards"][0]["rows"]]
     assert float(rows[0]["dice"]) == document["boards"][0]["rows"][0]["dice"]
-    assert r"mean\_teacher" in export.as_latex(found) and r"\toprule" in export.as_latex(found)
+    assert r"mean\_teacher" in as_latex(found) and r"\toprule" in as_latex(found)
     assert r"mean\_teacher" in export.as_markdown(found)
 
 
@@ -148,7 +149,7 @@ def test_export_escapes(finished):
     found[0].rows[0].method = "=1+1|&%"
     assert "'=1+1" in export.as_csv(found)
     assert r"=1+1\|" in export.as_markdown(found)
-    assert r"\&\%" in export.as_latex(found)
+    assert r"\&\%" in as_latex(found)
 
 
 def test_runs_are_found_by_the_start_of_their_id(finished, monkeypatch):

@@ -19,6 +19,7 @@ from segbench.config import resolve
 from segbench.report.page import _cases, _matrix
 from segbench.results import export, leaderboard, stats
 from segbench.results.comparable import TableKey
+from segbench.results.latex import as_latex
 from segbench.results.leaderboard import boards
 from segbench.results.published import published
 from segbench.results.ranking import ranking
@@ -295,7 +296,7 @@ def test_published_table_keeps_the_checkpoint_rule_at_80_columns(monkeypatch):
 
 def test_latex_sets_the_best_and_its_ties_in_bold(study):
     study.methods(supervised=0.80, mean_teacher=0.90, ua_mt=0.9001)
-    text = export.as_latex(tables(study)[0])
+    text = as_latex(tables(study)[0])
     assert text.count(r"\textbf") == 2 and r"\midrule" in text and r"ua\_mt" in text
 
 
@@ -360,9 +361,9 @@ def test_published_numbers_of_other_test_cases_or_another_network_do_not_stand_b
 @pytest.mark.parametrize("sort", ["dice", "hd95", "asd"])
 def test_latex_shows_missed_targets_and_why_a_row_has_no_rank(study, sort):
     study.methods(supervised=0.80, mean_teacher=0.90)
-    assert " missed &" not in export.as_latex(tables(study)[0])
+    assert " missed &" not in as_latex(tables(study)[0])
     study.add("dtc", 0, [0.0, *[0.99] * 11])
-    lines = export.as_latex(tables(study, sort=sort)[0]).splitlines()
+    lines = as_latex(tables(study, sort=sort)[0]).splitlines()
     row = next(line for line in lines if line.startswith("--"))
     assert " missed &" in lines[3] and "& 1 & 1 & 1 seed: not ranked" in row and "textbf" not in row
     best = next(line for line in lines if "textbf" in line).split(" & ")

@@ -12,6 +12,7 @@ from segbench.cli.boards import board_text
 from segbench.report.write import report
 from segbench.results import export
 from segbench.results.board import ranges
+from segbench.results.latex import as_latex
 from segbench.results.leaderboard import boards
 from segbench.results.reference import gap_closed, unlabeled_gain
 from segbench.results.rundir import all_runs
@@ -117,7 +118,7 @@ def test_effects_are_in_every_format(quick):
     page, _ = report(all_runs(quick.root), "A title", None)
     for content in (board_text(found[0], wide=True), export.as_html(found), page):
         assert text in content and "oracle" in content and "bcp (no unlabeled)" in content
-    assert r"gap closed \%" in export.as_latex(found) and text in export.as_markdown(found)
+    assert r"gap closed \%" in as_latex(found) and text in export.as_markdown(found)
     lines = {row["method"]: row for row in csv.DictReader(io.StringIO(export.as_csv(found)))}
     assert float(lines["bcp"]["gap_closed"]) == gap.mean and lines["oracle"]["kind"] == "oracle"
     assert float(lines["bcp"]["unlabeled_gain_low"]) > 1 and lines["oracle"]["gap_closed"] == ""

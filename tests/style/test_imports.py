@@ -16,7 +16,7 @@ ROOMS = (
     ("registry",),
     ("config",),
     ("identity", "metrics", "nn"),
-    ("data",),
+    ("data", "losses"),
     ("evaluation",),
     ("results",),
     ("training",),
