@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.documents import datasets_document
 from segbench.cli.link import link
 from segbench.cli.options import Group, mismatch_option, size_option
 from segbench.cli.reporter import counting
@@ -65,6 +64,8 @@ def prepare(settings: Settings, name: str, source: Path | None, download: bool, 
     segbench data prepare msd_spleen --download --jobs 4
     segbench data prepare folder:/data/Dataset007_Mine
     """
+    from segbench.cli.documents import datasets_document
+
     entries = _members(name)
     _refuse_family(entries[0])
     if download:
@@ -203,6 +204,7 @@ def _is_prepared(settings: Settings, name: str) -> bool:
 
 
 def _check_prepared(settings: Settings, name: str, cases: tuple[str, ...]) -> None:
+    from segbench.cli.documents import datasets_document
     from segbench.config.protocol import load_protocol
     from segbench.data.open import open_store
     from segbench.data.store.checks import check_store
@@ -231,6 +233,7 @@ def _check_prepared(settings: Settings, name: str, cases: tuple[str, ...]) -> No
 def _check_source(
     settings: Settings, name: str, source: Path | None, cases: tuple[str, ...]
 ) -> None:
+    from segbench.cli.documents import datasets_document
     from segbench.data.preparation.survey import check_source
 
     entries = _members(name)
@@ -320,6 +323,8 @@ def info(settings: Settings, name: str) -> None:
     \b
     segbench data info la
     """
+    from segbench.cli.documents import datasets_document
+
     documents = []
     lines = []
     for entry in _members(name):
@@ -428,6 +433,7 @@ def list_datasets(settings: Settings) -> None:
     segbench data list
     """
     from segbench import registry
+    from segbench.cli.documents import datasets_document
 
     documents = [_listed(settings, name) for name in registry.names("dataset")]
     width = max((len(document["name"]) for document in documents), default=0)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.documents import datasets_document
 from segbench.cli.options import Command, bundled, joined
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import mark, plural
@@ -148,6 +147,7 @@ def link(settings: Settings, path: Path, name: str, options: LinkOptions) -> Non
 def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], list[str]]:
     """Return the document and lines about a new link; warn about names that look like visits."""
     from segbench import registry
+    from segbench.cli.documents import datasets_document
     from segbench.data.store.checks import check_names
 
     dataset = registry.get("dataset", name).cls

@@ -53,7 +53,13 @@ DATASET_FAULTS = {
     "flat": ({"facts": "dims = 2; protocol = 'phantom'"}, "protocol"),
     "shared_case": ({"split": "test = ('a1', 'b2')"}, "split"),
     "shared_patient": ({"group": "'p' + case[1:]"}, "split"),
-    "shuffled": ({"split": "import random; train = tuple(random.sample(train, 3))"}, "split"),
+    "shuffled": (
+        {
+            "split": "self.calls = type(self).calls = getattr(type(self), 'calls', 0) + 1; "
+            "train = train[self.calls % 3 :] + train[: self.calls % 3]"
+        },
+        "split",
+    ),
     "greedy": ({"facts": "labeled = 9"}, "split"),
     "lost": ({"find": "raw = raw[1:]"}, "found cases"),
     "unsendable": ({"find": "raw[0] = RawCase('a1', lambda: 0)"}, "found cases"),

@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
-from segbench import conformance, registry
-from segbench.conformance import Trial
+from segbench import registry
+from segbench.conformance import Trial, methods
 from segbench.contracts.method import Setting, Source
 from segbench.errors import UsageError
 from segbench.training.build import network_factory
@@ -28,8 +28,8 @@ ALL = (
 
 def check(method: str, backbone: str, dims: int) -> None:
     trial = Trial(method, backbone, dims=dims)
-    conformance.gradients(trial)  # every phase, every player
-    conformance.probabilities(trial)
+    methods.gradients(trial)  # every phase, every player
+    methods.probabilities(trial)
 
 
 @pytest.mark.parametrize("backbone", FAST)
@@ -50,15 +50,15 @@ def test_three_axes(method, backbone):
 @pytest.mark.parametrize("method", METHODS)
 def test_all(method, backbone, dims):
     trial = Trial(method, backbone, dims=dims)
-    conformance.finite_terms(trial)
+    methods.finite_terms(trial)
     check(method, backbone, dims)
 
 
 @pytest.mark.parametrize("backbone", FAST)
 def test_a_run_can_be_stopped_and_repeated(backbone):
     trial = Trial("supervised", backbone, dims=2)
-    conformance.resume(trial)
-    conformance.hidden_state(trial)
+    methods.resume(trial)
+    methods.hidden_state(trial)
 
 
 def test_what_a_backbone_lacks_is_refused_with_its_name(monkeypatch):

@@ -62,7 +62,7 @@ def test_a_second_call_keeps_every_case_and_a_changed_file_is_read_again(toy):
     assert toy.prepare() == first and toy.loads() == []
     toy.case("c1", 99)
     assert toy.prepare().fingerprint != first.fingerprint and toy.loads() == ["c1"]
-    toy.code(**{"(1.0, 1.0, 2.0), np": "(1.0, 1.0, 3.0), np"})
+    toy.code(**{"(1.0, 1.0, 2.0), affine": "(1.0, 1.0, 3.0), affine"})
     assert toy.prepare().cases["c0"].spacing == (1.0, 1.0, 3.0) and len(toy.loads()) == 5
 
 
@@ -333,7 +333,7 @@ def test_an_embedded_data_set_is_made_on_first_use_and_again_when_its_code_chang
     toy.code(embedded=True)
     store = toy.open()
     assert len(toy.loads()) == 5 and toy.open() == store and toy.loads() == []
-    toy.code(embedded=True, **{"(1.0, 1.0, 2.0), np": "(1.0, 1.0, 3.0), np"})
+    toy.code(embedded=True, **{"(1.0, 1.0, 2.0), affine": "(1.0, 1.0, 3.0), affine"})
     assert toy.open().cases["c0"].spacing[2] == 3.0 and len(toy.loads()) == 5
 
 

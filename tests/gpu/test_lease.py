@@ -84,7 +84,7 @@ def test_lease_measures_what_is_missing(tmp_path, blocked):
 def test_lease_says_what_is_left(tmp_path):
     out = tmp_path / "out"
     printed = run("gpu/lease.py", "--dry", "--out", out, "--minutes", "0", cwd=tmp_path)
-    assert printed.startswith("left for another time: 1-steps-bcp-fp32, ")
+    assert printed.startswith("left for another time: 1-steps-ad_mt-fp32, ")
     assert rows(out) == {}
 
 

@@ -179,7 +179,7 @@ def test_a_volume_of_one_slice_has_a_picture(shape):
     store = SimpleNamespace(
         image=lambda case: np.random.default_rng(0).random((1, *shape)),
         label=lambda case: label,
-        cases={"a": SimpleNamespace(spacing=None)},
+        cases={"a": SimpleNamespace(spacing=None, labels=(0, 1))},
     )
     assert overlay.picture(store, "a", label[::-1]).startswith("data:image/png")
 
