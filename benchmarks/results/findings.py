@@ -141,7 +141,7 @@ def joint_training() -> Lines:
         return str(signed(compare(rows["versemi", pair, all_labels][target], alone)))
 
     def level(target: str) -> str:
-        return tables.shown(rows["versemi", siblings, True][target])
+        return str(tables.shown(rows["versemi", siblings, True][target]))
 
     return [
         "## Where VerSemi's joint training helps or hurts",
