@@ -152,9 +152,24 @@ class Closure:
         if first in module.statements and first not in local_imports:
             return name if rest else Definition(module.name, first)
         target = local_imports.get(first) or module.imports.get(first)
+        if target is None:
+            target = self._star_imported(module, first)
         if target is not None:
             return self._find_dotted(f"{target}.{rest}" if rest else target) or name
         return name
+
+    def _star_imported(self, module: Module, name: str) -> str | None:
+        """Return the dotted name of what ``from ... import *`` brings into a module, if it does."""
+        for other in module.star_imports:
+            parsed = self.module(other) if self.follows(other) else None
+            if parsed is None:
+                continue
+            if name in parsed.statements or name in parsed.imports:
+                return f"{other}.{name}"
+            deeper = self._star_imported(parsed, name)
+            if deeper is not None:
+                return deeper
+        return None
 
     def _find_dotted(self, dotted: str) -> Definition | str | None:
         library = dotted.partition(".")[0]
@@ -169,6 +184,9 @@ class Closure:
         name, *rest = inside
         if name in module.imports and name not in module.statements:
             return self._find_dotted(".".join([module.imports[name], *rest]))
+        starred = None if name in module.statements else self._star_imported(module, name)
+        if starred is not None:
+            return self._find_dotted(".".join([starred, *rest]))
         if rest:
             return None
         if name in module.statements and self.follows(module.name):

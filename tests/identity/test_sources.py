@@ -212,6 +212,23 @@ def test_imports_inside_functions_hold_there_alone(lab_folder):
     assert child_digest(lab_folder, local + second, changed, _elsewhere=other) != before
 
 
+def test_a_star_import_on_the_way_is_followed(lab_folder):
+    stars = {"parent": "from segbench.methods._deep import *\n"}
+    digest = child_digest(lab_folder, **stars, _deep=PARENT)
+    assert child_digest(lab_folder, **stars, _deep=PARENT + "\n# more\n") == digest
+    changed = PARENT.replace("factor=2", "factor=3")
+    assert child_digest(lab_folder, **stars, _deep=changed) != digest
+
+
+def test_the_earlier_name_of_the_losses_is_followed(lab_folder, edit):
+    child = "from segbench.losses import dice_ce\n" + CHILD.replace(
+        "helper(value)", "dice_ce(value)"
+    )
+    digest = child_digest(lab_folder, child)
+    edit("segbench/nn/losses.py", "smooth: float = 1e-5", "smooth: float = 2e-5")
+    assert child_digest(lab_folder, child) != digest
+
+
 def test_two_helpers_of_one_name_are_told_apart(lab_folder):
     other = "def helper(x):\n    return x + 2\n"
     before = child_digest(lab_folder, _elsewhere=other)
