@@ -35,7 +35,7 @@ DELICATE = {
     "aten::tanh",
 }
 # Parts of networks that lie in the file of a method.
-NETWORK_PARTS = {"sassnet.py: forward", "versemi.py: read"}
+NETWORK_PARTS = {"sassnet.py: forward"}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def is_own(self, file):
-        return file == self.file or (file.startswith(str(ROOT)) and file != __file__)
+        is_ours = file.startswith(str(ROOT)) and "site-packages" not in file
+        return file == self.file or (is_ours and file != __file__)
 
 
 def terms_and_operations(trial):
