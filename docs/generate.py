@@ -13,7 +13,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
@@ -27,6 +28,7 @@ from segbench.suites.suite import Matrix, Suite
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
+TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 HELPERS = ("dev", "fresh")  # data sets for choosing settings and for confirming results
 
 
@@ -130,14 +132,21 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, s
 
 def type_text(annotation: Any) -> str:
     """Return a type as a reader of YAML knows it."""
-    text = getattr(annotation, "__name__", None) or str(annotation)
-    if getattr(annotation, "__args__", None):
-        text = str(annotation)
-    text = re.sub(r"Annotated\[(\w+), .*?\)\]\)?", r"\1", text)
-    text = re.sub(r"FieldInfo\(.*?\)\]?", "", text)
-    text = text.replace("typing.", "").replace(", ...", ", …")
-    literal = re.fullmatch(r"Literal\[(.*)\]", text)
-    return literal[1].replace("'", "").replace(", ", " or ") if literal else f"`{text}`"
+    origin = get_origin(annotation)
+    parts = get_args(annotation)
+    if origin is Annotated:
+        return type_text(parts[0])
+    if origin is Literal:
+        return " or ".join(map(str, parts))
+    if origin in (Union, UnionType):
+        return " or ".join(type_text(part) for part in parts)
+    if origin is tuple:
+        return f"list of {type_text(parts[0])}"
+    if origin is dict:
+        return f"mapping of {type_text(parts[0])} to {type_text(parts[1])}"
+    if annotation is NoneType:
+        return "none"
+    return "any value" if annotation is Any else TYPES[annotation]
 
 
 def plain(value: Any) -> str:
@@ -163,6 +172,15 @@ def built_in(kind: str) -> list[registry.Entry]:
     """Return the plug-ins of a kind that come with segbench, by name."""
     entries = [registry.get(kind, name) for name in registry.names(kind)]
     return [entry for entry in entries if entry.file.is_relative_to(ROOT)]
+
+
+def shown_datasets() -> list[registry.Entry]:
+    """Return the built-in data sets but groups and those that serve development."""
+    return [
+        entry
+        for entry in built_in("dataset")
+        if not entry.cls.members and not set(entry.name.split("_")) & set(HELPERS)
+    ]
 
 
 def documentation(entry: registry.Entry) -> str:
@@ -204,12 +222,10 @@ def summary(entry: registry.Entry) -> str:
 
 
 def dataset_table(synthetic: bool = True) -> list[str]:
-    """Return the table of all data sets but those that serve development."""
+    """Return the table of data sets."""
     lines = ["| data set | what | modality | classes |", "|---|---|---|---|"]
-    for entry in built_in("dataset"):
+    for entry in shown_datasets():
         cls = entry.cls
-        if cls.members or set(entry.name.split("_")) & set(HELPERS):
-            continue
         if cls.embedded and not synthetic:
             continue
         title = f"[{cls.title}]({cls.homepage})" if cls.homepage else cls.title
@@ -247,10 +263,8 @@ def method_page() -> str:
 def plugin_page() -> str:
     """Return the reference of data sets and backbones."""
     lines = [NOTE, "", "# Data sets and backbones", "", "## Data sets", "", *dataset_table(), ""]
-    for entry in built_in("dataset"):
+    for entry in shown_datasets():
         cls = entry.cls
-        if cls.members or set(entry.name.split("_")) & set(HELPERS):
-            continue
         lines += [f"### {entry.name}", "", f"{cls.title}.", ""]
         lines += [f"- License: {cls.license}" if cls.license else "- License: your own"]
         lines += [f"- To cite: {cls.citation}"] if cls.citation else []

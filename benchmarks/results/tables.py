@@ -32,7 +32,6 @@ class Part:
     title: str
     datasets: tuple[str, ...]
     labeled: int | None = None  # only runs with this many labeled cases, and the oracle
-    by_patient: bool = False  # a case's name begins with its patient, as ``patient001_frame01``
 
     def has_labels(self, run: dict[str, Any]) -> bool:
         """Whether a run belongs to this part by its number of labeled cases."""
@@ -89,7 +88,7 @@ def load_study(source: Path, part: Part) -> Study:
             continue
         name = ORACLE if has_all_labels(run) else run["method"]
         row = dice.setdefault((name, run["unlabeled"]), {})
-        row[run["draw"], dataset] = case_scores(run, part.by_patient)
+        row[run["draw"], dataset] = case_scores(run)
         seconds.setdefault(name, []).append(run["cost"]["cpu_seconds"])
     shared = set.intersection(*(complete_draws(row, part.datasets) for row in dice.values()))
     draws = tuple(sorted(shared))
@@ -110,13 +109,12 @@ def has_all_labels(run: dict[str, Any]) -> bool:
     return all(run["labeled"][name] == run["train"][name] for name in run["datasets"])
 
 
-def case_scores(run: dict[str, Any], by_patient: bool = False) -> list[float]:
-    """Return the Dice of each test case, or patient, in percent: the mean over its classes."""
+def case_scores(run: dict[str, Any]) -> list[float]:
+    """Return the Dice of each test case in percent: the mean over its classes."""
     cases = run["cases"]
     values: dict[str, list[float]] = {}
     for case, dice in zip(cases["case"], cases["dice"], strict=True):
-        key = case.partition("_")[0] if by_patient else case
-        values.setdefault(key, []).append(100 * dice)
+        values.setdefault(case, []).append(100 * dice)
     return [float(np.mean(of_case)) for of_case in values.values()]
 
 

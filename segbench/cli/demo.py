@@ -18,9 +18,7 @@ REPLICATES = 3
 
 
 @click.command(cls=Command)
-@click.option(
-    "--full", is_flag=True, help="All methods of the quick suite: some 15 minutes of one core."
-)
+@click.option("--full", is_flag=True, help="All methods of the quick suite instead of two.")
 @machine_options
 @click.pass_obj
 def demo(settings: Settings, full: bool, machine_options: MachineOptions) -> None:

@@ -20,8 +20,8 @@ Array = NDArray[np.float64]
 IMAGES = 20  # that are looked at in each data set
 VOXELS = 20_000  # about this many per image
 LEVELS = np.linspace(0.05, 0.95, 19)  # of the quantiles of gray values
-# Images of two sets differ by at most this many times as much as images of one set. Measured: 0.95
-# to 1.06 for phantoms of one look, 1.3 and more for phantoms of two looks.
+# Images of two sets differ by at most this many times as much as images of one set. It lies between
+# the phantoms of one look and those of two looks, which the tests compare.
 ALIKE = 1.15
 
 
