@@ -45,10 +45,16 @@ from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import cross_entropy, dice, dice_ce
-from segbench.nn.ops import evaluating, mix, pseudo_labels, random_boxes, strong_view, wide_softmax
-
-SHARE = (0.02, 0.4)  # of the patch inside a box
-ASPECT = (0.3, 1 / 0.3)  # ratio of its edges
+from segbench.nn.ops import (
+    CUTMIX_ASPECT,
+    CUTMIX_SHARE,
+    evaluating,
+    mix,
+    pseudo_labels,
+    random_boxes,
+    strong_view,
+    wide_softmax,
+)
 
 
 @method("fixmatch", paper="Sohn et al., NeurIPS 2020")
@@ -79,7 +85,7 @@ class FixMatch(Method):
         view = strong_view(batch.u, generator)
         size = tuple(batch.u.shape[2:])
         outside = random_boxes(
-            len(view), size, SHARE, ASPECT, generator, view.device, self.p.cutmix
+            len(view), size, CUTMIX_SHARE, CUTMIX_ASPECT, generator, view.device, self.p.cutmix
         )
         pasted = view.roll(1, 0)
         view = mix(outside, view, pasted)

@@ -49,10 +49,16 @@ from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import dice, dice_ce
-from segbench.nn.ops import evaluating, mix, pseudo_labels, random_boxes, strong_view, wide_softmax
-
-SHARE = (0.02, 0.4)  # of the patch inside a box
-ASPECT = (0.3, 1 / 0.3)  # ratio of its edges
+from segbench.nn.ops import (
+    CUTMIX_ASPECT,
+    CUTMIX_SHARE,
+    evaluating,
+    mix,
+    pseudo_labels,
+    random_boxes,
+    strong_view,
+    wide_softmax,
+)
 
 
 @method("unimatch", paper="Yang et al., CVPR 2023")
@@ -140,7 +146,7 @@ class UniMatch(Method):
         for _ in range(2):
             view = strong_view(images, generator)
             outside = random_boxes(
-                len(view), size, SHARE, ASPECT, generator, view.device, self.p.cutmix
+                len(view), size, CUTMIX_SHARE, CUTMIX_ASPECT, generator, view.device, self.p.cutmix
             )
             pasted = view.roll(1, 0)
             views.append(mix(outside, view, pasted))

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import shlex
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from segbench.benchmarks.speed.measured import command, current_commit, versions
 
 from segbench.identity.engine import ENGINE
 from segbench.storage import atomic_write, json_bytes
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numpy", "scipy", "triton")
 
 
@@ -29,7 +25,7 @@ def facts(device: str, seed: int, commit: str = "") -> dict[str, Any]:
         commit: used where the folder is no git checkout.
     """
     found: dict[str, Any] = {
-        "command": shlex.join(["python", *_without_paths(sys.argv)]),
+        "command": command(),
         "commit": current_commit() or commit or "unknown",
         "engine": ENGINE,
         "seed": seed,
@@ -38,7 +34,7 @@ def facts(device: str, seed: int, commit: str = "") -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
-        "versions": _versions(),
+        "versions": versions(PACKAGES),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -53,29 +49,3 @@ def write(file: Path, content: dict[str, Any]) -> None:
     """Write a result at once and completely, or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(file, json_bytes(content))
-
-
-def current_commit() -> str:
-    """Return the commit of this checkout; empty where there is none."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = ""
-    return versions
-
-
-def _without_paths(words: list[str]) -> list[str]:
-    """Shorten paths of this machine, which do not belong in a stored result."""
-    return [Path(word).name if word.startswith(("/", "..")) else word for word in words]

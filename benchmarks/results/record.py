@@ -13,10 +13,11 @@ import argparse
 import csv
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from segbench.benchmarks.speed.measured import current_commit
 
 from segbench.config.schema import flatten
 from segbench.results.rundir import RunDir, all_runs
@@ -128,12 +129,6 @@ def main() -> None:
     metrics = arguments.metrics.split(",")
     records = [record(run, metrics) for run in all_runs(arguments.root)]
     atomic_write(arguments.out, to_json(head, [found for found in records if found is not None]))
-
-
-def current_commit() -> str:
-    """Return the commit that is checked out."""
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

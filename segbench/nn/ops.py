@@ -179,6 +179,10 @@ def mix(mask: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
     return torch.where(mask, outer, inner)
 
 
+CUTMIX_SHARE = (0.02, 0.4)  # of the patch inside a box, as UniMatch's code
+CUTMIX_ASPECT = (0.3, 1 / 0.3)  # ratio of its edges
+
+
 def random_boxes(
     count: int,
     size: tuple[int, ...],
