@@ -66,7 +66,7 @@ FOLDER_OPTIONS = (
         metavar="1=NAME,...",
         multiple=True,
         callback=joined,
-        help="Classes of the files [all values above 0].",
+        help="Classes of the files; may be repeated [all values above 0].",
     ),
     click.option(
         "--map",
@@ -74,7 +74,7 @@ FOLDER_OPTIONS = (
         metavar="[pred:|ref:]OLD=NEW,...",
         multiple=True,
         callback=joined,
-        help="Change values before comparing, in both folders or in one of them.",
+        help="Change values before comparing, in both folders or in one; may be repeated.",
     ),
     click.option(
         "--ignore",

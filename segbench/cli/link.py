@@ -84,7 +84,7 @@ LINK_OPTIONS = (
         metavar="OLD=NEW,...",
         multiple=True,
         callback=joined,
-        help="Classes that have other numbers in the label files, such as 255=1.",
+        help="Classes that have other numbers in the label files, such as 255=1; may be repeated.",
     ),
     click.option(
         "--ignore",

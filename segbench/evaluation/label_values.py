@@ -7,7 +7,7 @@ likely reason and the option that corrects it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -141,11 +141,21 @@ def value_warnings(cases: Mapping[str, CaseValues], names: Mapping[int, str] | N
     elif not ref:
         warnings.append("no reference holds a value above 0")
     else:
-        for value in sorted((ref - pred) & scored):
-            warnings.append(_only_in_references(value, cases))
-        for value in sorted((pred - ref) & scored):
-            warnings.append(_only_in_predictions(value, cases))
+        warnings += _one_sided((ref - pred) & scored, "references", _only_in_references, cases)
+        warnings += _one_sided((pred - ref) & scored, "predictions", _only_in_predictions, cases)
     return warnings
+
+
+def _one_sided(
+    values: frozenset[int],
+    side: str,
+    warning: Callable[[int, Mapping[str, CaseValues]], str],
+    cases: Mapping[str, CaseValues],
+) -> list[str]:
+    """Return a warning for each value that only one side holds, or one for many values."""
+    if len(values) > FEW_VALUES:
+        return [f"{len(values)} values are in {side} only, such as {_listed(values)}"]
+    return [warning(value, cases) for value in sorted(values)]
 
 
 def _listed(values: Iterable[int]) -> str:

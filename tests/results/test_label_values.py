@@ -133,6 +133,7 @@ def test_a_gray_scan_given_as_reference_is_pointed_out(evaluated):
     gray = np.clip(image, 0, 255).astype(np.uint8)
     _, said = evaluated([(label, gray)])
     assert "ref/c0.nii.gz looks like a gray scan" in said
+    assert len(said.splitlines()) < 10, "one line for all values, not one for each"
     _, said = evaluated([(gray, label)])
     assert "pred/c0.nii.gz looks like a gray scan" in said
 
