@@ -38,15 +38,17 @@ def warning_about_namesakes() -> str | None:
 
     Plug-ins, notebooks and processes that are started from another folder could get that one.
     """
-    for folder in _others():
-        return (
-            f"another package can be imported as 'segbench': {_describe(folder)} in {folder}; "
-            f"running is the one in {OURS}. To be safe: {_remedy(folder)}"
-        )
-    return None
+    other = next(_others(), None)
+    if other is None:
+        return None
+    return (
+        f"another package can be imported as 'segbench': {_describe(other)} in {other}; "
+        f"this is the one in {OURS}. To be safe: {_remedy(other)}"
+    )
 
 
 def _others() -> Iterator[Path]:
+    """Yield the other packages, or single files, of this name on Python's path."""
     seen = {OURS}
     for entry in ["", *sys.path]:
         place = Path(entry or os.getcwd())
