@@ -27,6 +27,7 @@ from segbench.errors import (
     TrainingError,
     did_you_mean,
 )
+from segbench.training.signals import exit_at_once
 
 BUG = 1
 USAGE = 2
@@ -103,6 +104,7 @@ def cli(ctx: click.Context) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command and exit with its code: the entry point of the program."""
+    exit_at_once()
     streams.open_missing()
     streams.replace_unknown_characters()
     if not is_width(os.environ.get("COLUMNS", "80")):

@@ -21,7 +21,7 @@ from typing import Protocol
 from segbench.config import Machine
 from segbench.errors import Interrupted
 from segbench.training.setup import Prepared
-from segbench.training.signals import CODES, spared
+from segbench.training.signals import CODES, exit_at_once, spared
 
 NO_RESULT = 4  # exit code of a run that a plug-in ended early, as by os._exit(0)
 
@@ -188,10 +188,7 @@ class ForkedCommand:
     @staticmethod
     def _child(main: Main, words: list[str], log: Path, threads: int) -> None:
         os.setsid()
-        for name in CODES:
-            number = getattr(signal, name)
-            if not spared(name):
-                signal.signal(number, signal.SIG_DFL)
+        exit_at_once()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [getattr(signal, name) for name in CODES])
         empty = os.open(os.devnull, os.O_RDONLY)

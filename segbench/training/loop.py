@@ -24,7 +24,7 @@ from segbench.training.cost import Cost
 from segbench.training.placement import memory_format, steps_read_late
 from segbench.training.plan import stage_of
 from segbench.training.reporter import StepReport
-from segbench.training.signals import StopRequest
+from segbench.training.signals import stop_request
 from segbench.training.step import MadeStep, TrainingStep
 
 LOGGED_STEPS = 1000  # a long training logs about this many of its steps
@@ -89,7 +89,7 @@ class Trainer:
         started = time.monotonic()
         saved = started
         remaining = self._batch_plan()[self.completed :]
-        with self._open_log() as log, StopRequest() as stop:
+        with self._open_log() as log, stop_request() as stop:
             for batch in batches(remaining):
                 # Train one step.
                 try:

@@ -41,7 +41,9 @@ from segbench.training.reporter import Reporter, StepReport
 from segbench.training.result import write_result
 from segbench.training.selection import choose, snapshot_steps
 from segbench.training.setup import Prepared, device_of
+from segbench.training.signals import stop_request
 from segbench.training.step import StepSettings, TrainingStep
+from segbench.training.watch import WatchedReporter
 
 FIRST_STOP_CODE = 75  # errors with this exit code or a higher one are requests to stop
 LEFTOVERS = (
@@ -71,11 +73,20 @@ def execute(
 
     Raises:
         BusyError: another process is writing this run.
+        Interrupted: a signal requested a stop; nothing that was computed is lost.
         SegbenchError: any failure of the run; it is also written to ``failed.json``.
     """
-    _require_processes(run)
+    with stop_request() as stop:
+        _require_processes(run)
+        world = distributed.join(machine.device.partition(":")[0])
+        watched = WatchedReporter(reporter or Reporter(), stop, alone=world.size == 1)
+        return _execute(run, machine, watched, restart, world)
+
+
+def _execute(
+    run: Prepared, machine: Machine, reporter: WatchedReporter, restart: bool, world: World
+) -> dict[str, Any]:
     keep_freed_memory()
-    world = distributed.join(machine.device.partition(":")[0])
     if world.rank > 0:
         return _train_beside_first(run, machine, world)
 
@@ -95,7 +106,7 @@ def execute(
         _clean_folder(run.folder, restart)
         world.first_says(True)
         with _recorded_failures(run) as attempt:
-            return _train_and_evaluate(run, machine, reporter or Reporter(), world, attempt)
+            return _train_and_evaluate(run, machine, reporter, world, attempt)
 
 
 def _train_and_evaluate(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from segbench.errors import Interrupted
 
 # 128 + signal if someone stops the run, 75 for a scheduler's warning before preemption.
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
@@ -17,7 +22,11 @@ def spared(name: str) -> bool:
 
 
 class StopRequest:
-    """Within the block, the first signal only sets ``code``; a second one has its usual effect."""
+    """Within the block, signals only set ``code``, so that the run can save its state first.
+
+    Only a second SIGINT, which a person sends, ends the process at once. Schedulers signal all
+    processes of a job and launchers pass the signal on, so that the others often come twice.
+    """
 
     def __init__(self) -> None:
         self.code: int | None = None
@@ -33,12 +42,61 @@ class StopRequest:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self.code = CODES[self.name]
-        signal.signal(
-            number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler
-        )
+        if self.code is None:
+            self.name = signal.Signals(number).name
+            self.code = CODES[self.name]
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def leave(self, doing: str) -> None:
+        """End a run that is not training, if a stop was requested.
+
+        Args:
+            doing: what the run was doing, for the message.
+
+        Raises:
+            Interrupted: a signal requested a stop.
+        """
+        if self.code is not None:
+            raise Interrupted(f"{self.name}: stopped {doing}", self.code)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+
+_active: list[StopRequest] = []  # the request of the outermost block
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Yield the stop request of the block around this one; a new one if there is none."""
+    if _active:
+        yield _active[0]
+        return
+    with StopRequest() as stop:
+        _active.append(stop)
+        try:
+            yield stop
+        finally:
+            _active.clear()
+
+
+def exit_at_once() -> None:
+    """Let signals end this process with the codes of ``CODES`` as long as nothing is to be saved.
+
+    A scheduler's warning would otherwise count as a crash: its default action is to kill. SIGINT
+    keeps its handler.
+    """
+    owner = os.getpid()
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if os.getpid() == owner:  # worker processes, which are ended by signals, say nothing
+            os.write(2, f"{name}: stopped\n".encode())
+        os._exit(CODES[name])
+
+    for name in CODES:
+        number = getattr(signal, name, None)
+        if number is not None and name != "SIGINT" and not spared(name):
+            signal.signal(number, leave)
