@@ -140,7 +140,7 @@ def _state_lines(
     remaining: float | None,
 ) -> Iterator[str]:
     """Return the number of runs in each state, and a table of methods against settings."""
-    from segbench.cli.suites import row_name
+    from segbench.results.names import label_of_experiment
 
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     yield f"{len(runs)} runs: {', '.join(parts)}"
@@ -150,7 +150,9 @@ def _state_lines(
 
     cells: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        cells.setdefault((row_name(run), _column(run)), []).append(states[run.run_id])
+        cells.setdefault((label_of_experiment(run.experiment), _column(run)), []).append(
+            states[run.run_id]
+        )
     names = list(dict.fromkeys(name for name, _ in cells))
     columns = list(dict.fromkeys(column for _, column in cells))
     rows = []

@@ -17,18 +17,25 @@ LONG_NAME = 16  # characters; longer names move below a table that is too wide
 
 
 def datasets_called(name: str | None, known: Iterable[str] = ()) -> set[str] | None:
-    """Return the data sets that ``--dataset`` means: the members of a group, or the one data set.
+    """Return the data sets that ``--dataset`` means: members of groups, or the data sets named.
 
     Args:
-        name: None returns None.
+        name: one data set, or several as they are typed ("a,b") or shown ("a+b"); None returns
+            None.
         known: names of stored runs, whose data sets need not be available here.
     """
     if name is None:
         return None
-    if name in known:
-        return {name}
-    dataset = registry.get("dataset", name).cls
-    return set(dataset.members) or {dataset.name}
+    available = set(known)
+    wanted: set[str] = set()
+    for part in re.split("[,+]", name):
+        spelled = part.strip().replace("-", "_")
+        if spelled in available:
+            wanted.add(spelled)
+            continue
+        dataset = registry.get("dataset", part.strip()).cls
+        wanted.update(dataset.members or (dataset.name,))
+    return wanted
 
 
 def board_text(board: Board, wide: bool = False, published: Published | None = None) -> str:

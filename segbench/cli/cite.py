@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("wanted", metavar="[RUN]...", nargs=-1)
+@click.argument("wanted", metavar="[RUN|METHOD]...", nargs=-1)
 @click.pass_obj
 def cite(settings: Settings, wanted: tuple[str, ...]) -> None:
     """Print BibTeX entries for segbench and for the methods, backbones and data sets of runs [all].
@@ -24,10 +24,11 @@ def cite(settings: Settings, wanted: tuple[str, ...]) -> None:
     segbench cite > references.bib
     """
     from segbench.results.cite import bibtex
-    from segbench.results.rundir import all_runs, find_run
+    from segbench.results.names import find_runs
+    from segbench.results.rundir import all_runs
 
     if wanted:
-        runs = [find_run(settings.root, run) for run in wanted]
+        runs = [run for name in wanted for run in find_runs(settings.root, name)]
     else:
         runs = [run for run in all_runs(settings.root) if _is_readable(settings, run)]
     text = bibtex(runs)

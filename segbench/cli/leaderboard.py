@@ -153,7 +153,7 @@ def _add_components(settings: Settings, shown: list[Board]) -> None:
 
 def _check_against(against: str | None, shown: list[Board]) -> None:
     """Refuse a name that fits no row."""
-    from segbench.results.board import is_called
+    from segbench.results.names import is_called
 
     names = {row.method for board in shown for row in board.rows}
     if against is None or not names:

@@ -11,6 +11,7 @@ import click
 
 from segbench.cli.options import DEVICES, Command, MachineOptions
 from segbench.cli.settings import Settings
+from segbench.cli.terminal import plural
 from segbench.errors import DataError, PluginError, SegbenchError, UsageError
 from segbench.text import safe
 
@@ -22,7 +23,7 @@ SCHEMA = "segbench.report/1"
 
 
 @click.command(cls=Command)
-@click.argument("wanted", metavar="[RUN...|SUITE]", nargs=-1)
+@click.argument("wanted", metavar="[RUN|METHOD...|SUITE]", nargs=-1)
 @click.option(
     "-o",
     "--out",
@@ -58,7 +59,8 @@ def report(
     """Write one HTML file about finished runs.
 
     It shows the leaderboard, cases, pictures, curves, costs, and how to reproduce the runs. Without
-    arguments it shows all finished runs. The file needs no network and can be shared as it is.
+    arguments it shows all finished runs; a method stands for all of its runs. The file needs no
+    network and can be shared as it is.
 
     \b
     segbench report
@@ -89,7 +91,7 @@ def report(
         "unfinished": unfinished,
     }
     megabytes = file.stat().st_size / 1e6
-    counts = f"{len(content.runs)} runs in {len(content.boards)} tables"
+    counts = f"{plural(len(content.runs), 'run')} in {plural(len(content.boards), 'table')}"
     settings.show(document, [f"{safe(file)}: {counts}, {megabytes:.1f} MB"])
 
 
@@ -107,7 +109,8 @@ def _selected(
     settings: Settings, wanted: tuple[str, ...], machine: Machine
 ) -> tuple[str, list[RunDir], list[str]]:
     """Return the page's name, its runs, and a line on each unfinished run of a suite."""
-    from segbench.results.rundir import all_runs, find_run
+    from segbench.results.names import find_runs
+    from segbench.results.rundir import all_runs
     from segbench.suites.suite import find_suite
 
     if not wanted:
@@ -117,8 +120,16 @@ def _selected(
         with suppress(UsageError):  # then it is a run
             suite = find_suite(wanted[0])
     if suite is None:
-        return "report", [find_run(settings.root, run) for run in wanted], []
+        named = [find_runs(settings.root, name) for name in wanted]
+        return "report", _each_once(named), []
     return suite.stem, *_suite_runs(settings, suite, machine)
+
+
+def _each_once(groups: list[list[RunDir]]) -> list[RunDir]:
+    found = {}
+    for group in groups:
+        found.update({run.path: run for run in group})
+    return list(found.values())
 
 
 def _suite_runs(
@@ -190,8 +201,10 @@ def _experiments(settings: Settings, file: Path) -> Iterator[Experiment]:
 
 
 def _described(experiment: Experiment) -> str:
+    from segbench.results.names import label_of_experiment
+
     draw = f", draw {experiment.draw}" if experiment.draw else ""
     return (
-        f"{experiment.method} on {'+'.join(experiment.datasets)}, "
+        f"{label_of_experiment(experiment)} on {'+'.join(experiment.datasets)}, "
         f"{sum(experiment.labeled.values())} labeled{draw}, seed {experiment.seed}"
     )

@@ -121,7 +121,7 @@ def resume(
     """
     from segbench.cli.documents import joint_document
     from segbench.cli.training import execute_run, machine_of, restore
-    from segbench.results.rundir import find_run
+    from segbench.results.names import find_run
 
     if (wanted is None) != everything:
         raise UsageError("name one run, or use --all", fix="segbench resume RUN")

@@ -75,20 +75,38 @@ def _facts(run: RunDir) -> dict[str, Any]:
         "state": run.state,
         "dataset": run.path.parts[-3],
         "method": run.path.parts[-2],
+        "row": run.path.parts[-2],
         "labeled": None,
+        "draw": None,
         "seed": None,
         "dice": None,
         "origin": origin,
     }
     try:
         experiment = run.config()["experiment"]
+        result = run.result()
         facts["labeled"] = sum(experiment["labeled"].values())
         facts["seed"] = experiment["seed"]
-        facts["dice"] = _mean_dice(run.result())
+        facts["draw"] = experiment.get("draw", 0)
+        facts["row"] = _row_name(experiment, result)
+        facts["dice"] = _mean_dice(result)
     except UNREADABLE as error:
         facts["state"] = "failed"
         facts["problem"] = str(error).splitlines()[0]
     return facts
+
+
+def _row_name(experiment: dict[str, Any], result: dict[str, Any] | None) -> str:
+    """Return the name of the run's row; of an unfinished one without its parameters."""
+    from segbench.results.names import row_label
+
+    return row_label(
+        experiment["method"],
+        result["changed_params"] if result else {},
+        experiment["without"],
+        len(experiment["datasets"]),
+        experiment.get("unlabeled", "all"),
+    )
 
 
 def _mean_dice(result: dict[str, Any] | None) -> float | None:
@@ -109,17 +127,21 @@ def _facts_table(facts: list[dict[str, Any]]) -> str:
         ("data set", "<"),
         ("method", "<"),
         ("labeled", ">"),
+        ("draw", ">"),
         ("seed", ">"),
         ("state", "<"),
         ("Dice %", ">"),
         ("numbers", "<"),
     ]
-    keys = ("run_id", "dataset", "method", "labeled", "seed", "state")
+    keys = ["run_id", "dataset", "row", "labeled", "draw", "seed", "state"]
+    if not any(fact["draw"] for fact in facts):
+        keys.remove("draw")
+        columns.remove(("draw", ">"))
     rows = []
     for fact in facts:
-        cells = [fact[key] for key in keys]
+        cells = ["–" if fact[key] is None else fact[key] for key in keys]
         rows.append([*cells, number(fact["dice"], 1), fact["origin"]])
-    return table(columns, rows, drop=("numbers", "labeled", "seed", "data set"))
+    return table(columns, rows, drop=("numbers", "Dice %", "labeled"))
 
 
 @runs.command()
@@ -132,7 +154,8 @@ def show(settings: Settings, wanted: str) -> None:
     segbench runs show 3f9c2a7b
     """
     from segbench.cli.documents import result_lines
-    from segbench.results.rundir import find_run, read_object
+    from segbench.results.names import find_run
+    from segbench.results.rundir import read_object
 
     run = find_run(settings.root, wanted)
     document = {
@@ -207,7 +230,7 @@ def tail(settings: Settings, wanted: str, count: int, follow: bool) -> None:
     \b
     segbench runs tail 3f9c2a7b -f
     """
-    from segbench.results.rundir import find_run
+    from segbench.results.names import find_run
 
     run = find_run(settings.root, wanted)
     entries = run.log()
@@ -316,7 +339,7 @@ def export_run(
     segbench runs export 3f9c2a7b -o versemi.zip
     """
     from segbench.results import bundle
-    from segbench.results.rundir import find_run
+    from segbench.results.names import find_run
     from segbench.storage import make_folder
 
     run = find_run(settings.root, wanted)
@@ -411,7 +434,7 @@ def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
 
 
 @runs.command()
-@click.argument("wanted", metavar="[RUN]...", nargs=-1)
+@click.argument("wanted", metavar="[RUN|METHOD]...", nargs=-1)
 @click.option(
     "--weights",
     is_flag=True,
@@ -429,13 +452,15 @@ def prune(
     segbench runs prune --failed
     segbench runs prune --weights --yes
     """
-    from segbench.results.rundir import all_runs, find_run
+    from segbench.results.names import find_runs
+    from segbench.results.rundir import all_runs
 
     options = {"done": weights, "failed": failed, "half-done": half_done}
     states = {state for state, chosen in options.items() if chosen}
     if not states:
         raise UsageError("say what to delete", expected="--weights, --failed or --half-done")
-    selected = [find_run(settings.root, run) for run in wanted] or list(all_runs(settings.root))
+    selected = [run for name in wanted for run in find_runs(settings.root, name)]
+    selected = selected or list(all_runs(settings.root))
     rows = []
     freed = 0
     for run in selected:

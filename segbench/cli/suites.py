@@ -13,6 +13,7 @@ from segbench.cli.settings import Settings
 from segbench.cli.training import case_counts
 from segbench.config import Experiment, Machine
 from segbench.errors import DataError, PluginError, SegbenchError
+from segbench.results.names import label_of_experiment
 from segbench.suites.local import Outcome, ended, last_words, run_all
 from segbench.suites.suite import choices, expand, find_suite, load_suite
 from segbench.text import safe
@@ -86,7 +87,7 @@ def _outcome_text(outcome: Outcome) -> str:
     experiment = outcome.run.experiment
     draw = f", draw {experiment.draw}" if experiment.draw else ""
     what = (
-        f"{row_name(outcome.run)} on {'+'.join(experiment.datasets)}, "
+        f"{label_of_experiment(experiment)} on {'+'.join(experiment.datasets)}, "
         f"{sum(experiment.labeled.values())} labeled{draw}, seed {experiment.seed}"
     )
     folder = outcome.run.folder
@@ -97,14 +98,6 @@ def _outcome_text(outcome: Outcome) -> str:
         return f"{safe(what)}: Dice {shown} in {duration(outcome.seconds)}"
     lines = [f"{what}: FAILED (exit {outcome.code})", *last_words(Path(folder.path)).splitlines()]
     return "\n".join(safe(line) for line in lines)
-
-
-def row_name(run: Prepared) -> str:
-    """Return the method, and what distinguishes a reference run."""
-    experiment = run.experiment
-    if experiment.unlabeled == "labeled":
-        return f"{experiment.method} (no unlabeled images)"
-    return experiment.method
 
 
 def default_slots() -> int:

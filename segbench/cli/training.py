@@ -23,7 +23,8 @@ from segbench.data.store.copies import read_copies
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.store import Store
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
-from segbench.results.rundir import RunDir, find_run, read_object
+from segbench.results.names import find_run
+from segbench.results.rundir import RunDir, read_object
 from segbench.suites.local import own_command
 from segbench.training.distributed import launched
 from segbench.training.run import execute

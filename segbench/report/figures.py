@@ -100,16 +100,32 @@ def short(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def short_names(names: Sequence[str], length: int = 24) -> list[str]:
+    """Return names that fit beside an axis, different ones for different names.
+
+    Where shortened names would be the same, their ends are kept as well.
+    """
+    shortened = [short(name, length) for name in names]
+    result = []
+    for name, shown in zip(names, shortened, strict=True):
+        if shortened.count(shown) > 1:
+            half = length // 2
+            shown = f"{safe(name)[: half - 1]}…{safe(name)[-half:]}"
+        result.append(shown)
+    return result
+
+
 def strip(board: Board, class_name: str) -> str:
     """Draw Dice by case: one dot per case and run, a bar at each method's mean, best on top."""
     rows = list(reversed(board.rows))
+    names = short_names([row.method for row in rows])
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for height, row in enumerate(rows):
             cases = dice_by_case(row, board.dataset, class_name)
             _draw_strip(axes, height, [values for values in cases if values])
-        axes.set_yticks(range(len(rows)), [short(row.method) for row in rows])
+        axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=MUTED, alpha=0.35, linewidth=0.5)
@@ -163,7 +179,8 @@ def scatter(points: Sequence[tuple[str, float, float]], xlabel: str) -> str:
         points: (name, cost, Dice %) each; undefined ones are left out.
     """
     shown = []
-    for name, cost, dice in points:
+    names = short_names([name for name, _, _ in points])
+    for name, (_, cost, dice) in zip(names, points, strict=True):
         if isfinite(cost) and isfinite(dice) and cost > 0:
             shown.append((name, cost, dice))
     costs = [cost for _, cost, _ in shown]
@@ -177,7 +194,7 @@ def scatter(points: Sequence[tuple[str, float, float]], xlabel: str) -> str:
             _plain_ticks(axes.xaxis)
         for place in name_places(shown, np.log if logarithmic else np.asarray):
             axes.annotate(
-                short(place.name),
+                place.name,
                 (place.x, place.y),
                 xytext=(-6 if place.left else 6, place.shift),
                 textcoords="offset points",

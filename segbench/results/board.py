@@ -8,6 +8,7 @@ from typing import Any
 
 from segbench.results.comparable import METHOD
 from segbench.results.finished import FinishedRun
+from segbench.results.names import is_called, split_name
 from segbench.results.reference import Effect
 from segbench.results.rundir import plain
 from segbench.results.scores import Scores
@@ -162,7 +163,8 @@ class Board:
 
         Reference rows are found by their whole label, or if the method has no other row.
         """
-        exact = [row for row in self.rows if row.method == name]
+        typed = split_name(name)
+        exact = [row for row in self.rows if split_name(row.method) == typed]
         if exact:
             return exact
         loose = [row for row in self.rows if is_called(name, row.method)]
@@ -184,11 +186,6 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             texts += map(str, part)
     return ", ".join(texts)
-
-
-def is_called(name: str, label: str) -> bool:
-    """Return whether a name means a row: it is the whole label or the method's name."""
-    return name in (label, label.split("[")[0].split(" ")[0])
 
 
 def tested_pair(pairs: Iterable[Difference], a: str, b: str) -> Difference | None:

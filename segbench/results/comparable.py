@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from segbench.errors import IntegrityError, SegbenchError
 from segbench.results.finished import FinishedRun
+from segbench.results.names import BASELINE, ORACLE, label_of
 from segbench.results.rundir import RunDir
 from segbench.storage import json_bytes
 
@@ -45,11 +46,11 @@ KEY_WORDS = {
 }
 
 
+__all__ = ["BASELINE", "ORACLE"]
+
 METHOD = "method"
-ORACLE = "oracle"  # the baseline with all training cases labeled
 PUBLISHED = "published"  # a method with the recipe of its authors, beside those of the table
 CONTROL = "control"  # a semi-supervised method without unlabeled images
-BASELINE = "supervised"
 
 
 class RowKey(NamedTuple):
@@ -103,7 +104,7 @@ def sort_runs(folders: Iterable[RunDir]) -> SortedRuns:
             names = run.result["datasets"]
             keys = [_table_key(name, run.science, modified, network) for name in names]
             kind = CONTROL if run.without_unlabeled else METHOD
-            row = RowKey(_label(run), settings_digest(run.science), kind)
+            row = RowKey(label_of(run), settings_digest(run.science), kind)
         except (SegbenchError, RecursionError) as error:
             found.warnings.append(f"{folder.path}: {getattr(error, 'what', error)}; left out")
             continue
@@ -221,20 +222,3 @@ def settings_digest(science: dict[str, Any], ignored: Sequence[str] = ()) -> str
             datasets.append({key: value for key, value in entry.items() if key != "labeled"})
         kept["datasets"] = datasets
     return hashlib.sha256(json_bytes(kept)).hexdigest()[:16]
-
-
-def _label(run: FinishedRun) -> str:
-    """Return the method's name with what sets the run apart from the method's defaults."""
-    label = str(run.result["method"])
-    changed = [f"{key}={value}" for key, value in sorted(run.result["changed_params"].items())]
-    if changed:
-        label += f"[{','.join(changed)}]"
-    for term in run.result["without"]:
-        label += f" without {term}"
-    if len(run.result["datasets"]) > 1:
-        label += " (joint)"
-    if run.without_unlabeled:
-        label += " (no unlabeled)"
-    if run.folder.reported:
-        label += " (reported)"
-    return label

@@ -254,8 +254,10 @@ def _published_column(board: Board, published: Published) -> TableColumn:
             sources.setdefault(row["ours"], set()).add(row["source"])
 
     def cell(row: MethodRow) -> str:
-        method = row.method.split(" @")[0].removesuffix(" (joint)").removesuffix(" (as published)")
-        if method not in dice:
+        result = row.runs[0].result
+        method = result["method"]
+        is_other = result["changed_params"] or result["without"] or row.kind in (CONTROL, ORACLE)
+        if is_other or method not in dice:
             return ""
         low = min(dice[method])
         high = max(dice[method])

@@ -29,7 +29,6 @@ from segbench.results.board import (
     TIES,
     Board,
     MethodRow,
-    is_called,
     ranges,
     tested_pair,
 )
@@ -49,6 +48,7 @@ from segbench.results.comparable import (
     sort_runs,
 )
 from segbench.results.finished import FinishedRun
+from segbench.results.names import is_called
 from segbench.results.ranking import ranking
 from segbench.results.recipe import recipe_mark
 from segbench.results.reference import gap_closed, unlabeled_gain
@@ -458,7 +458,7 @@ def _ends_of_gap(board: Board) -> list[MethodRow] | None:
         if oracle.kind == ORACLE and partner is not None:
             pairs.append([partner, oracle])
     if len(pairs) > 1:
-        pairs = [pair for pair in pairs if pair[0].method == BASELINE]
+        pairs = [pair for pair in pairs if not pair[0].runs[0].result["changed_params"]]
     return pairs[0] if len(pairs) == 1 else None
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,13 +24,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from segbench.config import Experiment, dump_yaml, load_yaml
-from segbench.errors import IntegrityError, SegbenchError, UsageError
+from segbench.errors import IntegrityError, SegbenchError
 from segbench.results.cases import Record, check_metrics, read_cases
 from segbench.results.schema import check_result
 from segbench.storage import atomic_write, json_bytes
 
 SCHEMA = "segbench.run/1"
-LISTED_FOLDERS = 10  # most folders that an error message names
 CONFIG_KEYS = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
 MAX_STEP = 2**63  # TensorBoard stores a step in 64 bits
 
@@ -280,27 +278,7 @@ def all_runs(root: Path) -> Iterator[RunDir]:
         yield RunDir(file.parent)
 
 
-def find_run(root: Path, wanted: str) -> RunDir:
-    """Return the run with this folder or with an id that begins so.
-
-    Raises:
-        UsageError: no run fits, or several do.
-    """
-    if wanted and (Path(wanted) / "config.yaml").is_file():
-        return RunDir(Path(os.path.abspath(wanted)))
-    fits = [run for run in all_runs(root) if wanted and _has_id(run, wanted)]
-    if len(fits) == 1:
-        return fits[0]
-    raise UsageError(
-        f"{'several runs fit' if fits else 'no run'} '{wanted}'",
-        where=root / "runs",
-        found="\n".join(str(run.path) for run in fits[:LISTED_FOLDERS]) or None,
-        expected="the id of a run (its folder ends with it) or its folder",
-        fix="segbench runs ls",
-    )
-
-
-def _has_id(run: RunDir, wanted: str) -> bool:
+def has_id(run: RunDir, wanted: str) -> bool:
     """Return whether the run's id begins with ``wanted``; folder names hold eight digits of it."""
     if not run.run_id.startswith(wanted[:8]):
         return False

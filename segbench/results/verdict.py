@@ -20,9 +20,11 @@ def verdict(board: Board) -> str:
         return "No method is ranked yet: ranks need at least three replicates."
     best = ranked[0]
     sentences = [_first_place(board, ranked)]
-    against = tested_pair(board.pairs, best.method, BASELINE)
-    if against is not None:
-        sentences.append(_distance(board, best, against))
+    supervised = board.find(BASELINE)
+    if len(supervised) == 1:
+        against = tested_pair(board.pairs, best.method, supervised[0].method)
+        if against is not None:
+            sentences.append(_distance(board, best, against))
     return " ".join(sentences)
 
 

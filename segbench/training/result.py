@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from segbench import __version__, registry
-from segbench.config import Experiment
+from segbench import __version__
+from segbench.config.changed import changed_params
 from segbench.evaluation.case_rows import cases_csv, summarize
 from segbench.evaluation.test_set import evaluate
 from segbench.progress import Progress
@@ -91,47 +91,12 @@ def _identity(run: Prepared) -> dict[str, Any]:
             "modified": list(experiment.modified),
         },
         "protocol_sha256": hashlib.sha256(json_bytes(run.science["protocol"])).hexdigest(),
-        "changed_params": _changed(experiment),
+        "changed_params": changed_params(experiment),
         "without": list(experiment.without),
         "fingerprints": {store.name: store.fingerprint for store in run.stores},
         "splits": run.splits,
         "science": run.science,
     }
-
-
-def _changed(experiment: Experiment) -> dict[str, Any]:
-    """Return the parameters of method and backbone that are not those of the protocol."""
-    usual = registry.get("method", experiment.method).cls.Params().model_dump(mode="json")
-    usual.update(experiment.protocol.methods.get(experiment.method, {}))
-    changed = {}
-    for key, value in experiment.params.items():
-        if usual.get(key) != value:
-            changed[key] = value
-    changed = _without_implied(changed, experiment)
-    for key, value in experiment.backbone_params.items():
-        if f"backbone.{key}" in experiment.modified:
-            changed[f"backbone.{key}"] = value
-    return changed
-
-
-def _without_implied(changed: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
-    """Return changed parameters without those that follow from the others.
-
-    For example, ``variant=released`` of VerSemi sets the defaults of two other parameters.
-    """
-    params_class = registry.get("method", experiment.method).cls.Params
-    preset = experiment.protocol.methods.get(experiment.method, {})
-    kept = dict(changed)
-    for key in changed:
-        others = {name: value for name, value in kept.items() if name != key}
-        given = {**preset, **others}
-        try:
-            same = params_class(**given).model_dump(mode="json") == experiment.params
-        except ValueError:  # the parameters are not allowed without this one
-            same = False
-        if same:
-            kept = others
-    return kept
 
 
 def _manifest(

@@ -12,7 +12,8 @@ from segbench.errors import DataError, IntegrityError, UsageError
 from segbench.evaluation.test_set import score
 from segbench.results import bundle, predictions
 from segbench.results.leaderboard import boards
-from segbench.results.rundir import all_runs, find_run
+from segbench.results.names import find_run
+from segbench.results.rundir import all_runs
 from segbench.storage import array_digest
 
 

@@ -11,8 +11,9 @@ from segbench.identity.run_id import run_id
 from segbench.results import export
 from segbench.results.latex import as_latex
 from segbench.results.leaderboard import boards
+from segbench.results.names import find_run
 from segbench.results.published import published
-from segbench.results.rundir import all_runs, find_run
+from segbench.results.rundir import all_runs
 from segbench.training.run import execute
 
 
