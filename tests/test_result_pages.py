@@ -50,7 +50,7 @@ def test_the_pages_are_up_to_date(tables):
 def test_only_complete_replicates_are_used(tables, tmp_path):
     import json
 
-    def run(method, draw, dice, labeled=2, unlabeled="all"):
+    def run(method, draw, dice, labeled=2, unlabeled="all", augment=None):
         return {
             "method": method,
             "datasets": ["a"],
@@ -58,6 +58,7 @@ def test_only_complete_replicates_are_used(tables, tmp_path):
             "train": {"a": 6},
             "draw": draw,
             "unlabeled": unlabeled,
+            "modified": {"augment": augment} if augment else {},
             "cost": {"cpu_seconds": 5.0},
             "cases": {"case": ["one", "two"], "dice": dice},
         }
@@ -67,11 +68,15 @@ def test_only_complete_replicates_are_used(tables, tmp_path):
         runs.append(run("supervised", draw, [0.5, 0.6 + draw / 100]))
         runs.append(run("supervised", draw, [0.8, 0.9], labeled=6))
     runs += [run("bcp", draw, [0.7, 0.8]) for draw in (0, 1)]
+    runs += [run("supervised", draw, [0.9, 0.9], augment="strong") for draw in (0, 1, 2)]
     file = tmp_path / "study.json"
     file.write_text(json.dumps({"command": "c", "commit": "d", "note": "", "runs": runs}))
     study = tables.load_study(file, tables.Part("title", ("a",)))
     assert study.draws == 2
     assert study.methods["bcp"].values.mean() == pytest.approx(75.0)
+    strong = tables.load_study(file, tables.Part("title", ("a",), augment="strong"))
+    assert list(strong.methods) == ["supervised"]
+    assert strong.methods["supervised"].values.mean() == pytest.approx(90.0)
     assert tables.gap_closed(study, "bcp") == f"{100 * (75 - 55.25) / (85 - 55.25):.0f} %"
 
 

@@ -32,9 +32,15 @@ class Part:
     title: str
     datasets: tuple[str, ...]
     labeled: int | None = None  # only runs with this many labeled cases, and the oracle
+    augment: str | None = None  # instead of the protocol's own
 
-    def has_labels(self, run: dict[str, Any]) -> bool:
-        """Whether a run belongs to this part by its number of labeled cases."""
+    def holds(self, run: dict[str, Any]) -> bool:
+        """Whether a run belongs to this part."""
+        if "+".join(run["datasets"]) not in self.datasets:
+            return False
+        return run["modified"].get("augment") == self.augment and self._has_labels(run)
+
+    def _has_labels(self, run: dict[str, Any]) -> bool:
         if self.labeled is None or has_all_labels(run):
             return True
         return all(count == self.labeled for count in run["labeled"].values())
@@ -83,9 +89,9 @@ def load_study(source: Path, part: Part) -> Study:
     dice: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
     seconds: dict[str, list[float]] = {}
     for run in content["runs"]:
-        dataset = "+".join(run["datasets"])
-        if dataset not in part.datasets or not part.has_labels(run):
+        if not part.holds(run):
             continue
+        dataset = "+".join(run["datasets"])
         name = ORACLE if has_all_labels(run) else run["method"]
         row = dice.setdefault((name, run["unlabeled"]), {})
         row[run["draw"], dataset] = case_scores(run)
@@ -386,6 +392,14 @@ LOOKS = ("phantom2d_a", "phantom2d_b")
 SUITES = {
     "quick": Page(
         "Quick suite: phantom slices of two looks", (Part("Two looks", LOOKS),), power=True
+    ),
+    "quick-methods": Page(
+        "Methods that the quick suite does not hold",
+        (Part("Two looks", LOOKS),),
+    ),
+    "quick-strong": Page(
+        "All methods with strong augmentation",
+        (Part("Two looks", LOOKS, augment="strong"),),
     ),
     "fresh": Page(
         "The quick suite on other images, once",

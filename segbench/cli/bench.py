@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segbench.cli.options import Group, MachineOptions, leak_option, machine_options
+from segbench.cli.options import (
+    Group,
+    MachineOptions,
+    leak_option,
+    machine_options,
+    override_option,
+)
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import SegbenchError, SuiteError
@@ -16,6 +22,7 @@ from segbench.errors import SegbenchError, SuiteError
 if TYPE_CHECKING:
     from segbench.training.setup import Prepared
 
+suite_overrides = override_option("Set a key of the protocol for all runs, such as augment=strong.")
 MOST_MARKS = 6  # in one cell of the table
 MARKS = {"done": "ok", "half-done": "half", "failed": "FAIL", "to do": "."}
 
@@ -27,34 +34,36 @@ def bench() -> None:
 
 @bench.command()
 @click.argument("suite", metavar="SUITE")
+@suite_overrides
 @click.pass_obj
-def plan(settings: Settings, suite: str) -> None:
+def plan(settings: Settings, suite: str, overrides: tuple[str, ...]) -> None:
     """Show what `bench run SUITE` would do.
 
     \b
     segbench bench plan benchmarks/phantom.yaml
     """
-    _show_states(settings, suite)
+    _show_states(settings, suite, overrides)
 
 
 @bench.command()
 @click.argument("suite", metavar="SUITE")
+@suite_overrides
 @click.pass_obj
-def status(settings: Settings, suite: str) -> None:
+def status(settings: Settings, suite: str, overrides: tuple[str, ...]) -> None:
     """Show how many runs of a suite are done.
 
     \b
     segbench bench status benchmarks/phantom.yaml
     """
-    _show_states(settings, suite)
+    _show_states(settings, suite, overrides)
 
 
-def _show_states(settings: Settings, suite: str) -> None:
+def _show_states(settings: Settings, suite: str, overrides: tuple[str, ...]) -> None:
     from segbench.cli.suites import prepared_suite
     from segbench.cli.training import machine_of
 
     machine = machine_of(settings, MachineOptions(device="cpu"))
-    runs, problems = prepared_suite(settings, suite, machine)
+    runs, problems = prepared_suite(settings, suite, machine, overrides)
     _show(settings, runs, problems, "ok")
 
 
@@ -69,6 +78,7 @@ def _show_states(settings: Settings, suite: str) -> None:
     show_default=True,
     help="Number of runs at once.",
 )
+@suite_overrides
 @machine_options
 @leak_option
 @click.pass_obj
@@ -76,6 +86,7 @@ def run_suite(
     settings: Settings,
     suite: str,
     slots: int,
+    overrides: tuple[str, ...],
     machine_options: MachineOptions,
     leak_meter: bool,
 ) -> None:
@@ -86,22 +97,24 @@ def run_suite(
 
     \b
     segbench bench run benchmarks/la-mini.yaml -j 2
+    segbench bench run benchmarks/quick.yaml -o augment=strong
     """
     from segbench.cli.suites import prepared_suite, run_in_slots
     from segbench.cli.training import machine_of
 
     machine = machine_of(settings, machine_options, leak_meter)
-    runs, problems = prepared_suite(settings, suite, machine)
+    runs, problems = prepared_suite(settings, suite, machine, overrides)
     outcomes = run_in_slots(settings, runs, machine, slots)
     failed = [str(outcome.run.folder.path) for outcome in outcomes if outcome.code != 0]
     _show(settings, runs, problems, "done")
     if failed or problems:
         reasons = dict.fromkeys(problem.what for problem in problems)
+        changes = "".join(f" -o {text}" for text in overrides)
         raise SuiteError(
             f"{len(failed) + len(problems)} of {len(runs) + len(problems)} runs failed "
             "or could not start",
             found="\n".join([*failed, *reasons]),
-            fix=f"to try them again: segbench bench run {suite}",
+            fix=f"to try them again: segbench bench run {suite}{changes}",
         )
     settings.echo(["to see the results: segbench leaderboard"])
 
@@ -164,9 +177,12 @@ def _state_lines(
 
 def _column(run: Prepared) -> str:
     """Return what runs of one column have in common."""
+    from segbench.cli.suites import augment_mark
+
     experiment = run.experiment
     labeled = ",".join(map(str, dict.fromkeys(experiment.labeled.values())))
-    return f"{'+'.join(experiment.datasets)} {labeled} {experiment.backbone}"
+    text = f"{'+'.join(experiment.datasets)} {labeled} {experiment.backbone}"
+    return text + augment_mark(experiment)
 
 
 def _cell(states: list[str]) -> str:

@@ -36,7 +36,7 @@ def demo(settings: Settings, full: bool, machine_options: MachineOptions) -> Non
 
     machine = machine_of(settings, machine_options)
     suite = "quick" if full else "demo"
-    runs, _ = prepared_suite(settings, suite, machine, REPLICATES)
+    runs, _ = prepared_suite(settings, suite, machine, replicates=REPLICATES)
     outcomes = run_in_slots(settings, runs, machine, default_slots())
     failed = [outcome.run for outcome in outcomes if outcome.code != 0]
     if failed:

@@ -250,6 +250,11 @@ class ScienceOptions:
         return replace(self, dataset=datasets, protocol=recipes[method])
 
 
+def override_option(help_text: str) -> Callable[..., Any]:
+    """Return the option ``-o KEY=VALUE``; the command gets a tuple of texts."""
+    return click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help=help_text)
+
+
 SCIENCE_OPTIONS = (
     click.option(
         "--dataset",
@@ -298,13 +303,7 @@ SCIENCE_OPTIONS = (
         type=click.Choice(["fp32", "bf16", "fp16"]),
         help="Arithmetic precision [the protocol's].",
     ),
-    click.option(
-        "-o",
-        "overrides",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="Set a parameter of the method, backbone.NAME, or a key of the protocol.",
-    ),
+    override_option("Set a parameter of the method, backbone.NAME, or a key of the protocol."),
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from segbench.cli.main import run as main
@@ -21,11 +21,16 @@ from segbench.training.setup import Prepared, prepare
 
 
 def prepared_suite(
-    settings: Settings, suite: str, machine: Machine, replicates: int | None = None
+    settings: Settings,
+    suite: str,
+    machine: Machine,
+    overrides: Sequence[str] = (),
+    replicates: int | None = None,
 ) -> tuple[list[Prepared], list[SegbenchError]]:
     """Return the runs of a suite, ready to start, and the reasons why others cannot start.
 
     Args:
+        overrides: changes of the protocol for all runs, as given with -o.
         replicates: instead of the suite's own number.
 
     Raises:
@@ -33,7 +38,7 @@ def prepared_suite(
     """
     runs: dict[str, Prepared] = {}
     problems: list[SegbenchError] = []
-    for found in _experiments(settings, suite, replicates):
+    for found in _experiments(settings, suite, overrides, replicates):
         if isinstance(found, SegbenchError):
             problems.append(found)
             continue
@@ -52,7 +57,7 @@ def prepared_suite(
 
 
 def _experiments(
-    settings: Settings, suite: str, replicates: int | None
+    settings: Settings, suite: str, overrides: Sequence[str], replicates: int | None
 ) -> Iterator[Experiment | SegbenchError]:
     """Return the experiments of a suite, or the error of a combination that has none."""
     counts = case_counts(settings)
@@ -61,7 +66,7 @@ def _experiments(
         loaded = loaded.model_copy(update={"replicates": replicates})
     for choice in choices(loaded):
         try:
-            yield from expand(loaded, document, choice, **counts)
+            yield from expand(loaded, document, choice, **counts, overrides=overrides)
         except (DataError, PluginError) as error:
             yield error
 
@@ -86,8 +91,9 @@ def run_in_slots(
 def _outcome_text(outcome: Outcome) -> str:
     experiment = outcome.run.experiment
     draw = f", draw {experiment.draw}" if experiment.draw else ""
+    datasets = "+".join(experiment.datasets) + augment_mark(experiment)
     what = (
-        f"{label_of_experiment(experiment)} on {'+'.join(experiment.datasets)}, "
+        f"{label_of_experiment(experiment)} on {datasets}, "
         f"{sum(experiment.labeled.values())} labeled{draw}, seed {experiment.seed}"
     )
     folder = outcome.run.folder
@@ -98,6 +104,11 @@ def _outcome_text(outcome: Outcome) -> str:
         return f"{safe(what)}: Dice {shown} in {duration(outcome.seconds)}"
     lines = [f"{what}: FAILED (exit {outcome.code})", *last_words(Path(folder.path)).splitlines()]
     return "\n".join(safe(line) for line in lines)
+
+
+def augment_mark(experiment: Experiment) -> str:
+    """Return an augmentation that is not the protocol's own, such as `` +strong``, or nothing."""
+    return f" +{experiment.protocol.augment}" if "augment" in experiment.modified else ""
 
 
 def default_slots() -> int:

@@ -33,6 +33,7 @@ Edge = tuple[int, ...]
 Factor = Annotated[int, Field(ge=1, le=8)]
 # zoom: the whole image, resized by the nearest neighbor
 Position = Literal["random", "center", "zoom"]
+Augment = Literal["none", "mirror", "turn", "strong", "strong_mirror"]
 
 
 CONVERGED = 1.0  # Dice in %: an oracle that gains less in its last quarter has converged
@@ -140,7 +141,7 @@ class Protocol(Strict):
     batch: BatchSize = Field(default_factory=BatchSize)
     optim: Optim = Field(default_factory=Optim)
     crop: Crop = Field(default_factory=Crop)
-    augment: Literal["none", "mirror", "turn", "strong", "strong_mirror"] = Field(
+    augment: Augment = Field(
         "none",
         description="mirror: quarter turn and mirror in plane; "
         "turn: that, or a rotation by up to 20 degrees; "

@@ -189,8 +189,11 @@ def _table_key(
 ) -> TableKey:
     protocol = science["protocol"]
     title = f"{protocol['name']} {protocol['version']}"
-    if modified:
-        title += f" (modified: {', '.join(modified)})"
+    if "augment" in modified:  # its value is short, and says more than that it was changed
+        title += f" +{protocol['augment']}"
+    others = [key for key in modified if key != "augment"]
+    if others:
+        title += f" (modified: {', '.join(others)})"
     data = next(entry for entry in science["datasets"] if entry["name"] == name)
     return TableKey(
         name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -14,11 +14,13 @@ from pydantic import Field, model_validator
 from segbench import registry
 from segbench.config import Experiment, load_yaml, resolve
 from segbench.config.overrides import parse_overrides
+from segbench.config.protocol import Augment
 from segbench.config.schema import Strict, validate
 from segbench.config.yaml import Document
 from segbench.errors import UsageError, unknown
 
 DEFAULT = "default"
+AugmentChoice = Literal["default", Augment]
 
 
 class Matrix(Strict):
@@ -43,6 +45,11 @@ class Matrix(Strict):
     )
     backbone: tuple[str, ...] = Field(
         (DEFAULT,), min_length=1, description="registered names, or 'default'"
+    )
+    augment: tuple[AugmentChoice, ...] = Field(
+        (DEFAULT,),
+        min_length=1,
+        description="augmentations as in protocols, or 'default' for the protocol's own",
     )
     seed: tuple[int, ...] = Field(
         (0,), min_length=1, description="seeds; three are needed to be ranked"
@@ -90,6 +97,7 @@ class Combination:
     unlabeled: str
     backbone: str
     seed: int
+    augment: str = DEFAULT
 
 
 def method_name(entry: str) -> str:
@@ -189,19 +197,22 @@ def _all_choices(suite: Suite) -> Iterator[Combination]:
         pairs = [(number, number) for number in range(suite.replicates)]
     else:
         pairs = list(itertools.product(matrix.seed, matrix.draw))
-    for (seed, draw), dataset, labeled, backbone in itertools.product(
-        pairs, matrix.dataset, matrix.labeled, matrix.backbone
+    for (seed, draw), dataset, labeled, backbone, augment in itertools.product(
+        pairs, matrix.dataset, matrix.labeled, matrix.backbone, matrix.augment
     ):
+        first = Combination(
+            matrix.method[0], dataset, labeled, draw, "all", backbone, seed, augment
+        )
         for unlabeled, method in itertools.product(matrix.unlabeled, matrix.method):
-            yield Combination(method, dataset, labeled, draw, unlabeled, backbone, seed)
+            yield replace(first, method=method, unlabeled=unlabeled)
         if suite.reference is None:
             continue
-        supervised = Combination(suite.reference, dataset, labeled, draw, "all", backbone, seed)
+        supervised = replace(first, method=suite.reference)
         yield supervised
         yield replace(supervised, labeled="all")
         for method in matrix.method:
             if registry.get("method", method_name(method)).cls.semi_supervised:
-                yield Combination(method, dataset, labeled, draw, "labeled", backbone, seed)
+                yield replace(first, method=method, unlabeled="labeled")
 
 
 def expand(
@@ -210,14 +221,18 @@ def expand(
     choice: Combination,
     train_sizes: Any,
     labels: Any = None,
+    overrides: Sequence[str] = (),
 ) -> list[Experiment]:
     """Return the experiments of one combination.
 
-    A method that is not joint has one for each data set.
+    A method that is not joint has one for each data set. ``overrides`` are as given with ``-o``.
     """
     name = method_name(choice.method)
     common = suite.params.get(name, {})
     where = {key: document.where("params", name, key) for key in common}
+    if choice.augment != DEFAULT:
+        common = {"augment": choice.augment, **common}
+        where.setdefault("augment", document.where("matrix", "augment"))
     entry_place = document.where("matrix", "method")
     own = method_params(choice.method, entry_place)
     where.update(dict.fromkeys(own, entry_place))
@@ -233,6 +248,7 @@ def expand(
         protocol=None if suite.protocol == DEFAULT else suite.protocol,
         train_sizes=train_sizes,
         labels=labels,
+        overrides=overrides,
         suite_where=where,
     ).experiments
 

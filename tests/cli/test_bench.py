@@ -197,6 +197,43 @@ def test_replicates_and_reference_rows(lab):
     ]
 
 
+def test_the_strong_form_of_a_suite_is_a_column_of_its_own(lab):
+    text = REPLICATES.format(protocol=PLUGINS / "tiny.yaml")
+    text = text.replace("[tiny]}", "[tiny], augment: [default, strong]}")
+    (lab.folder / "replicates.yaml").write_text(text)
+    suite, document = load_suite(lab.folder / "replicates.yaml")
+    found: dict = {"mirror": [], "strong": []}
+    for choice in choices(suite):
+        (experiment,) = expand(suite, document, choice, lambda name: 6)
+        found[experiment.protocol.augment].append(
+            (experiment.method, experiment.draw, experiment.labeled["tiny"], experiment.unlabeled)
+        )
+        assert experiment.modified == (() if choice.augment == "default" else ("augment",))
+    assert len(found["strong"]) == 8 and found["strong"] == found["mirror"]  # references too
+
+    shown = lab.call("bench", "plan", "replicates.yaml").stdout
+    assert shown.startswith("16 runs") and "tiny 2 vnet  " in shown and "vnet +strong" in shown
+    plan = ("bench", "plan", "replicates.yaml", "-o", "augment=strong", "--json")
+    runs = json.loads(lab.call(*plan).stdout)["runs"]
+    assert len(runs) == 8  # -o is for all runs, so that both forms are the same
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("augment: [strongest]", "augment"),
+        ("augment: [turn]", "augment turn and crop zoom are for slices"),
+    ],
+)
+def test_a_wrong_augmentation_of_a_suite_is_refused(lab, change, message):
+    text = REPLICATES.format(protocol=PLUGINS / "tiny.yaml")
+    (lab.folder / "replicates.yaml").write_text(text.replace("[tiny]}", f"[tiny], {change}}}"))
+    result = lab.call("bench", "plan", "replicates.yaml")
+    assert result.returncode == 2 and message in result.stderr
+    wrong = lab.call("bench", "plan", "demo", "-o", "augmentt=strong")
+    assert wrong.returncode == 2 and "Did you mean 'augment'" in wrong.stderr
+
+
 def test_replicates_exclude_draws_and_seeds(tmp_path):
     suite_file = tmp_path / "both.yaml"
     text = REPLICATES.format(protocol="tiny").replace("name: replicates", "name: both")

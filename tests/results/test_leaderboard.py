@@ -8,6 +8,7 @@ import pytest
 
 from segbench.errors import IntegrityError, UsageError
 from segbench.identity.run_id import run_id
+from segbench.report.write import report
 from segbench.results import export
 from segbench.results.latex import as_latex
 from segbench.results.leaderboard import boards
@@ -68,6 +69,24 @@ def test_mean_over_seeds_is_the_mean_of_the_runs(finished):
 def test_what_differs_never_shares_a_table(finished, change):
     execute(finished.prepared("supervised", steps=2, **change), finished.machine())
     assert len(tables(finished)[0]) == 2
+
+
+def test_plain_and_strong_runs_have_tables_of_their_own(study):
+    for seed in range(3):
+        study.add("supervised", seed, [0.7, 0.8])
+        study.add("supervised", seed, [0.8, 0.9], overrides=["augment=strong"])
+        study.add("supervised", seed, [0.9, 0.9], labeled=6, overrides=["augment=strong"])
+        study.add("supervised", seed, [0.6, 0.6], overrides=["augment=strong", "steps=3"])
+    found, warnings = boards(all_runs(study.root))
+    assert warnings == []
+    rows = {board.protocol: [row.method for row in board.rows] for board in found}
+    assert rows == {
+        "tiny 1": ["supervised"],
+        "tiny 1 +strong": ["supervised", "oracle"],
+        "tiny 1 +strong (modified: steps)": ["supervised"],
+    }
+    page, _ = report(all_runs(study.root), "A title", None)
+    assert page.count("protocol tiny 1 +strong ·") and "modified: augment = strong" in page
 
 
 def test_changed_parameters_are_another_row(finished):
