@@ -23,7 +23,7 @@ FROZEN = {
     ("default", 1): "93b03378a3672aca",
     ("heart-mini", 2): "a1b19ffdb6e42719",
     ("la", 1): "eade8a423abcff34",
-    ("la-mini", 1): "12401c9020ddc08b",
+    ("la-mini", 2): "08e5cb2664240e31",
     ("la_bcp", 1): "42f258ab5aa85a27",
     ("la_dtc", 1): "2ee612789149f6b5",
     ("la_mcnet", 1): "2ab16b21e55b5b15",
@@ -93,6 +93,26 @@ def test_phantom2d_expects_what_its_development_runs_reached():
     assert expected.last_quarter == pytest.approx(statistics.fmean(gains), abs=0.051)
     assert expected.supervised == mean_dice(4)
     assert expected.seconds == round(statistics.fmean(few_labels), 1)
+
+
+def test_la_mini_expects_what_its_development_runs_reached():
+    """The numbers are those of the runs that were trained with the protocol's own settings."""
+    protocol = load_protocol("la-mini")
+    file = ROOT / "benchmarks" / "results" / "mini-development.json"
+    chosen = []
+    for run in json.loads(file.read_text())["runs"]:
+        settings = (run["dataset"], run["method"], run["optimizer"], run["lr"], run["steps"])
+        if settings == ("la", "supervised", protocol.optim.name, protocol.optim.lr, protocol.steps):
+            chosen.append(run)
+    assert all(tuple(run["patch"]) == tuple(protocol.patch) for run in chosen)
+    (oracle,) = [run["dice_at_tenths"] for run in chosen if run["labeled"] > 8]
+    (few_labels,) = [run["dice_at_tenths"] for run in chosen if run["labeled"] == 8]
+    at_three_quarters = (oracle[6] + oracle[7]) / 2
+    assert protocol.expected.oracle == oracle[-1]
+    assert protocol.expected.last_quarter == pytest.approx(
+        oracle[-1] - at_three_quarters, abs=0.051
+    )
+    assert protocol.expected.supervised == few_labels[-1]
 
 
 def test_a_protocol_says_how_far_from_converged_it_is():
