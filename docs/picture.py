@@ -21,7 +21,6 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from segbench.cli.training import restore
 from segbench.config import machine_settings
 from segbench.evaluation.prediction import predict_labels
 from segbench.report.overlay import choose
@@ -30,6 +29,7 @@ from segbench.results.leaderboard import boards
 from segbench.results.rundir import all_runs
 from segbench.results.stats import compare
 from segbench.training.reload import trained
+from segbench.training.stored import restore
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = "phantom2d_a"

@@ -151,10 +151,11 @@ def evaluate(
 def _evaluate_run(settings: Settings, wanted: str, device: str | None) -> None:
     from segbench.cli.documents import result_lines, run_document
     from segbench.cli.reporter import reporting
-    from segbench.cli.training import finished_run, machine_of, restore
+    from segbench.cli.training import machine_of
     from segbench.training.reload import reevaluate
+    from segbench.training.stored import finished_run, restore
 
-    folder, stored = finished_run(settings, wanted)
+    folder, stored = finished_run(settings.root, wanted)
     machine = machine_of(settings, MachineOptions(device=device))
     with reporting(settings) as reporter:
         run = restore(folder, machine)
@@ -179,10 +180,11 @@ def _score_components(settings: Settings, wanted: str, device: str | None) -> No
     """Store and show the distances of a run with and without the largest component."""
     from segbench.cli.documents import result_lines
     from segbench.cli.reporter import reporting
-    from segbench.cli.training import finished_run, machine_of, restore
+    from segbench.cli.training import machine_of
     from segbench.training.reload import score_components
+    from segbench.training.stored import finished_run, restore
 
-    folder, stored = finished_run(settings, wanted)
+    folder, stored = finished_run(settings.root, wanted)
     machine = machine_of(settings, MachineOptions(device=device))
     with reporting(settings) as reporter:
         run = restore(folder, machine)

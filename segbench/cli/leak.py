@@ -27,10 +27,11 @@ def leak(settings: Settings, wanted: str, device: str | None) -> None:
     segbench leak 3f9c2a7b
     """
     from segbench.cli.reporter import reporting
-    from segbench.cli.training import finished_run, machine_of, restore
+    from segbench.cli.training import machine_of
     from segbench.training.leak import measure
+    from segbench.training.stored import finished_run, restore
 
-    folder, result = finished_run(settings, wanted)
+    folder, result = finished_run(settings.root, wanted)
     machine = machine_of(settings, MachineOptions(device=device))
     with reporting(settings) as reporter:
         record = measure(restore(folder, machine), result, machine.device, reporter.evaluate)

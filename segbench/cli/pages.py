@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segbench.cli.settings import Settings
-from segbench.cli.training import restore
 from segbench.config import Machine
 from segbench.report.content import Content
 from segbench.report.write import report
@@ -14,6 +13,7 @@ from segbench.results.rundir import RunDir
 from segbench.storage import atomic_write, make_folder
 from segbench.text import safe
 from segbench.training.setup import Prepared
+from segbench.training.stored import restore
 
 
 def write_page(

@@ -170,11 +170,12 @@ def _predictor(
     settings: Settings, wanted: str, dataset: str | None, device: str | None
 ) -> Predictor:
     """Return the trained network of a run, for the classes of one of its data sets."""
-    from segbench.cli.training import finished_run, machine_of, restore
+    from segbench.cli.training import machine_of
     from segbench.evaluation.new_scans import Predictor
     from segbench.training.reload import trained
+    from segbench.training.stored import finished_run, restore
 
-    folder, result = finished_run(settings, wanted)
+    folder, result = finished_run(settings.root, wanted)
     machine = machine_of(settings, MachineOptions(device=device))
     run = restore(folder, machine, needs_voxels=False)
     source = _source([store.name for store in run.stores], dataset)

@@ -120,8 +120,9 @@ def resume(
     segbench resume --all
     """
     from segbench.cli.documents import joint_document
-    from segbench.cli.training import execute_run, machine_of, restore
+    from segbench.cli.training import execute_run, machine_of
     from segbench.results.names import find_run
+    from segbench.training.stored import restore
 
     if (wanted is None) != everything:
         raise UsageError("name one run, or use --all", fix="segbench resume RUN")
@@ -137,8 +138,9 @@ def resume(
 def _resume_all(settings: Settings, machine: Machine) -> None:
     """Resume all unfinished runs; one that fails does not stop the others."""
     from segbench.cli.documents import joint_document
-    from segbench.cli.training import execute_run, restore
+    from segbench.cli.training import execute_run
     from segbench.results.rundir import all_runs
+    from segbench.training.stored import restore
 
     folders = [folder for folder in all_runs(settings.root) if _is_unfinished(settings, folder)]
     if not folders:

@@ -262,10 +262,10 @@ def verify(settings: Settings, wanted: str) -> None:
     \b
     segbench runs verify 3f9c2a7b
     """
-    from segbench.cli.training import finished_run
     from segbench.results import bundle
+    from segbench.training.stored import finished_run
 
-    run, result = finished_run(settings, wanted)
+    run, result = finished_run(settings.root, wanted)
     records = run.cases()
     checks = [f"{len(records)} rows of cases are unchanged and give the means of the result"]
     if _verified_weights(run, result):
@@ -373,12 +373,13 @@ def _store_predictions(settings: Settings, run: RunDir, device: str | None) -> N
         IntegrityError: they are not the predictions that were scored.
     """
     from segbench.cli.reporter import reporting
-    from segbench.cli.training import finished_run, machine_of, restore
+    from segbench.cli.training import machine_of
     from segbench.results import bundle, predictions
     from segbench.storage import atomic_write
     from segbench.training.reload import reevaluate
+    from segbench.training.stored import finished_run, restore
 
-    _, result = finished_run(settings, str(run.path))
+    _, result = finished_run(settings.root, str(run.path))
     machine = machine_of(settings, MachineOptions(device=device))
     restored = restore(run, machine)
 

@@ -1,4 +1,4 @@
-"""Set up, execute and restore runs on behalf of commands."""
+"""Set up and execute runs on behalf of commands."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import subprocess
 from functools import cache
 from typing import Any
 
-from pydantic import ValidationError
-
-from segbench import registry
 from segbench.cli.documents import result_lines, run_document
 from segbench.cli.options import DEVICES, MachineOptions, ScienceOptions
 from segbench.cli.reporter import reporting
@@ -18,17 +15,12 @@ from segbench.config import Experiment, Machine, resolve
 from segbench.config.experiment import Resolved
 from segbench.config.machine import DEVICE_PATTERN, Cadence
 from segbench.data.open import open_store
-from segbench.data.store.checks import changed_cases
-from segbench.data.store.copies import read_copies
-from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.store import Store
-from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
-from segbench.results.names import find_run
-from segbench.results.rundir import RunDir, read_object
+from segbench.errors import Interrupted, UsageError
 from segbench.suites.local import own_command
 from segbench.training.distributed import launched
 from segbench.training.run import execute
-from segbench.training.setup import Prepared, device_of, prepare
+from segbench.training.setup import Prepared, device_of
 
 # -- from options to runs --------------------------------------------------------------------------
 
@@ -145,83 +137,3 @@ def _measure_leak(settings: Settings, run: Prepared, machine: Machine) -> None:
     words = ["leak", str(run.folder.path), *machine.place_options()]
     finished = subprocess.run(own_command(words), stdout=stdout)
     settings.exit_code = settings.exit_code or finished.returncode
-
-
-# -- stored runs -----------------------------------------------------------------------------------
-
-
-def finished_run(settings: Settings, wanted: str) -> tuple[RunDir, dict[str, Any]]:
-    """Return the folder and the result of a finished run.
-
-    Raises:
-        UsageError: there is no such run, or it is not finished.
-    """
-    folder = find_run(settings.root, wanted)
-    result = folder.result()
-    if result is None:
-        raise UsageError(
-            "the run is not finished", where=folder.path, fix=f"segbench resume {folder.run_id}"
-        )
-    return folder, result
-
-
-def restore(folder: RunDir, machine: Machine, needs_voxels: bool = True) -> Prepared:
-    """Return a stored run, ready to be continued, predicted or evaluated again.
-
-    Args:
-        needs_voxels: whether the prepared data are needed. Without them, the facts about the data
-            that the run recorded are enough.
-
-    Raises:
-        IntegrityError: this version of segbench cannot read the stored experiment.
-        UsageError: code or settings have changed since the run began.
-        DataProblems: its data have changed.
-    """
-    stored = folder.config()
-    for file in stored["plugins"]:
-        registry.add_file(file)
-    plugins = tuple(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
-    try:
-        experiment = Experiment(**stored["experiment"])
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(
-            "this version of segbench cannot read the stored experiment",
-            where=folder.path / "config.yaml",
-            found=f"{key}: {first['msg']}",
-        ) from error
-    stores = None
-    if not needs_voxels:
-        stores = read_copies(folder.path, experiment.datasets)
-    run = prepare(experiment, machine.model_copy(update={"plugins": plugins}), stores)
-    if run.run_id != stored["run_id"]:
-        raise _changed(run, stored, folder)
-    run.folder = folder
-    return run
-
-
-def _changed(run: Prepared, stored: dict[str, Any], folder: RunDir) -> SegbenchError:
-    """Return the error that says what has changed since a run began."""
-    fix = f"to start a new run beside it: segbench run {run.experiment.method} ..."
-    problems = _changed_data(run, folder)
-    if problems:
-        what = "the run cannot continue: its data have changed since it began"
-        return DataProblems(what, problems, where=folder.path, fix=fix)
-    changed = [key for key in run.science if run.science[key] != stored["science"].get(key)]
-    return UsageError(
-        "the run cannot continue: its code or settings have changed since it began",
-        where=folder.path,
-        found=f"changed: {', '.join(sorted(changed)) or '?'}",
-        expected="the code, data and settings it began with",
-        fix=fix,
-    )
-
-
-def _changed_data(run: Prepared, folder: RunDir) -> list[Problem]:
-    before = read_object(folder.path / "data.json")
-    problems = []
-    for store in run.stores:
-        if store.name in before:
-            problems += changed_cases(before[store.name], store)
-    return problems

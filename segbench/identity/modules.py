@@ -82,6 +82,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.training.run",
     "segbench.training.setup",
     "segbench.training.signals",
+    "segbench.training.stored",
     "segbench.training.watch",
 )
 

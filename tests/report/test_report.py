@@ -55,7 +55,7 @@ def finished(lab, tmp_path_factory):
 
 
 def restore(lab):
-    from segbench.cli.training import restore
+    from segbench.training.stored import restore
 
     return lambda run: restore(run, lab.machine())
 

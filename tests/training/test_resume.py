@@ -8,11 +8,11 @@ import signal
 import pytest
 
 from segbench import registry
-from segbench.cli.training import restore
 from segbench.config.machine import Cadence
 from segbench.errors import DataError
 from segbench.training import checkpoint
 from segbench.training.run import execute
+from segbench.training.stored import restore
 
 METHODS = registry.names("method")
 KEPT = ("result.json", "cases.csv")
