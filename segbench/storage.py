@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any
 
 from segbench.errors import BusyError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # POSIX locks do not exclude a second holder in the same process; this set does.
 _held: set[Path] = set()
@@ -230,6 +231,8 @@ def array_digest(array: np.ndarray) -> str:
 
     The order in memory does not matter.
     """
+    import numpy as np  # most users of this module need no arrays
+
     digest = hashlib.blake2b(f"{array.dtype.str} {array.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -17,14 +17,23 @@ from segbench.cli.options import (
 )
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
-from segbench.errors import SegbenchError, SuiteError
+from segbench.errors import Interrupted, SegbenchError, StorageError, SuiteError
 
 if TYPE_CHECKING:
     from segbench.training.setup import Prepared
 
 suite_overrides = override_option("Set a key of the protocol for all runs, such as augment=strong.")
 MOST_MARKS = 6  # in one cell of the table
-MARKS = {"done": "ok", "half-done": "half", "failed": "FAIL", "to do": "."}
+MARKS = {
+    "done": "ok",
+    "running": ">",
+    "queued": "q",
+    "half-done": "half",
+    "stopped": "stop",
+    "lost": "lost",
+    "failed": "FAIL",
+    "to do": ".",
+}
 
 
 @click.group(cls=Group)
@@ -101,12 +110,20 @@ def run_suite(
     """
     from segbench.cli.suites import prepared_suite, run_in_slots
     from segbench.cli.training import machine_of
+    from segbench.results.attempts import WARNED
 
     machine = machine_of(settings, machine_options, leak_meter)
     runs, problems = prepared_suite(settings, suite, machine, overrides)
     outcomes = run_in_slots(settings, runs, machine, slots)
-    failed = [str(outcome.run.folder.path) for outcome in outcomes if outcome.code != 0]
+    failed = [str(end.run.folder.path) for end in outcomes if end.kind in ("failed", "killed")]
     _show(settings, runs, problems, "done")
+    if any(outcome.code == StorageError.code for outcome in outcomes):
+        raise StorageError(
+            "the disk is full or cannot be written: no more runs were started",
+            where=settings.root,
+            found="\n".join(failed),
+            fix=f"free some space, then continue: segbench bench run {suite}",
+        )
     if failed or problems:
         reasons = dict.fromkeys(problem.what for problem in problems)
         changes = "".join(f" -o {text}" for text in overrides)
@@ -116,15 +133,19 @@ def run_suite(
             found="\n".join([*failed, *reasons]),
             fix=f"to try them again: segbench bench run {suite}{changes}",
         )
+    if any(outcome.kind == "stopped" for outcome in outcomes):
+        fix = f"to continue: segbench bench run {suite}"
+        raise Interrupted("some runs were stopped and have saved their state", WARNED, fix)
     settings.echo(["to see the results: segbench leaderboard"])
 
 
 def _show(
     settings: Settings, runs: list[Prepared], problems: list[SegbenchError], status: str
 ) -> None:
+    from segbench.results.states import state_of
     from segbench.suites.estimate import remaining_seconds
 
-    states = {run.run_id: run.folder.state for run in runs}
+    states = {run.run_id: state_of(run.folder.path) for run in runs}
     state_counts = Counter(states.values())
     counts = {state: state_counts[state] for state in MARKS}
     finished = [run for run in runs if states[run.run_id] == "done"]
@@ -191,7 +212,7 @@ def _cell(states: list[str]) -> str:
         return " ".join(MARKS[state] for state in states)
     counts = Counter(states)
     parts = [f"{counts['done']} of {len(states)} done"]
-    for state in ("half-done", "failed"):
+    for state in ("running", "queued", "half-done", "stopped", "lost", "failed"):
         if counts[state]:
             parts.append(f"{counts[state]} {state}")
     return ", ".join(parts)

@@ -14,6 +14,7 @@ from segbench.cli.options import DEVICES, Group, MachineOptions
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
+from segbench.results.states import STATES, UNFINISHED
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def runs() -> None:
 @click.option("--dataset", metavar="NAME", help="Only this data set.")
 @click.option(
     "--state",
-    type=click.Choice(["done", "half-done", "failed", "to do"]),
+    type=click.Choice(STATES),
     help="Only runs in this state.",
 )
 @click.pass_obj
@@ -456,7 +457,7 @@ def prune(
     from segbench.results.names import find_runs
     from segbench.results.rundir import all_runs
 
-    options = {"done": weights, "failed": failed, "half-done": half_done}
+    options = {"done": weights, "failed": failed, **dict.fromkeys(UNFINISHED, half_done)}
     states = {state for state, chosen in options.items() if chosen}
     if not states:
         raise UsageError("say what to delete", expected="--weights, --failed or --half-done")

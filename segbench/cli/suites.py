@@ -13,7 +13,9 @@ from segbench.cli.settings import Settings
 from segbench.cli.training import case_counts
 from segbench.config import Experiment, Machine
 from segbench.errors import DataError, PluginError, SegbenchError
+from segbench.results.attempts import signal_name
 from segbench.results.names import label_of_experiment
+from segbench.results.rundir import read_object
 from segbench.suites.local import Outcome, ended, last_words, run_all
 from segbench.suites.suite import choices, expand, find_suite, load_suite
 from segbench.text import safe
@@ -82,8 +84,10 @@ def run_in_slots(
 
     def report(outcome: Outcome) -> None:
         nonlocal finished
-        finished += 1
-        settings.say(f"[{finished}/{waiting}] {_outcome_text(outcome)}")
+        is_over = outcome.kind != "busy" and not outcome.tried_again
+        finished += is_over
+        count = f"[{finished}/{waiting}] " if is_over else ""
+        settings.say(f"{count}{_outcome_text(outcome)}")
 
     return run_all(runs, machine, slots, report, main)
 
@@ -102,7 +106,16 @@ def _outcome_text(outcome: Outcome) -> str:
         means = [row["columns"]["dice"]["mean"] for row in result["metrics"]]
         shown = " ".join("–" if mean is None else f"{100 * mean:.1f}" for mean in means)
         return f"{safe(what)}: Dice {shown} in {duration(outcome.seconds)}"
-    lines = [f"{what}: FAILED (exit {outcome.code})", *last_words(Path(folder.path)).splitlines()]
+    if outcome.kind == "busy":
+        return f"{safe(what)}: another process works on it; it is looked at again"
+    if outcome.kind == "stopped":
+        return f"{safe(what)}: stopped; to continue: segbench resume {outcome.run.run_id[:8]}"
+    if outcome.tried_again:
+        return f"{safe(what)}: killed by {signal_name(-outcome.code)}; it is tried again"
+    why = f"exit {outcome.code}"
+    if outcome.kind == "killed":
+        why = str(read_object(folder.path / "failed.json").get("what", why))
+    lines = [f"{what}: FAILED ({why})", *last_words(Path(folder.path)).splitlines()]
     return "\n".join(safe(line) for line in lines)
 
 

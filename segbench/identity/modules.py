@@ -74,6 +74,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.training.checkpoint",
     "segbench.training.cost",
     "segbench.training.leak",
+    "segbench.training.lease",
     "segbench.training.loss_checks",
     "segbench.training.memory",
     "segbench.training.reload",

@@ -9,6 +9,9 @@
 ``manifest.json`` machine, versions, times: what may differ between two runs of one identity
 ``result.json``   written once, at the end; a valid one marks a finished run
 ``failed.json``   why the last attempt failed
+``lease.json``    while the run is running: where, how far, and when it last said so
+``attempts.jsonl`` starts, ends and kills of all attempts
+``job.json``      the job of a scheduler that the run was handed to
 ``import.json``   of an imported run: its source, and whether its numbers were computed again
 """
 
@@ -25,8 +28,10 @@ from typing import Any, TypeGuard
 
 from segbench.config import Experiment, dump_yaml, load_yaml
 from segbench.errors import IntegrityError, SegbenchError
+from segbench.results.attempts import history, kill_reason, read_lease
 from segbench.results.cases import Record, check_metrics, read_cases
 from segbench.results.schema import check_result
+from segbench.results.states import state_of
 from segbench.storage import atomic_write, json_bytes
 
 SCHEMA = "segbench.run/1"
@@ -127,15 +132,14 @@ class RunDir:
 
     @property
     def state(self) -> str:
-        """``done``, ``half-done``, ``failed`` or ``to do``."""
-        try:
-            if self.result() is not None:
-                return "done"
-        except IntegrityError:
-            return "failed"
-        if self.has_failed:
-            return "failed"
-        return "half-done" if any(self.path.glob("ckpt/*.st")) else "to do"
+        """One of ``states.STATES``; a damaged result counts as failed."""
+        found = state_of(self.path)
+        if found == "done":
+            try:
+                self.result()
+            except IntegrityError:
+                return "failed"
+        return found
 
     @property
     def has_failed(self) -> bool:
@@ -216,7 +220,18 @@ class RunDir:
             known = error.to_dict()
         else:
             known = {"kind": type(error).__name__, "what": str(error)}
-        record = {"stage": stage, **known, "traceback": traceback.format_exc()}
+        tries = max(1, history(self.path).starts)
+        record = {"stage": stage, "tries": tries, **known, "traceback": traceback.format_exc()}
+        self.write_json("failed.json", record)
+
+    def fail_as_killed(self) -> None:
+        """Record that the run counts as failed, because its attempts were killed."""
+        found = history(self.path)
+        what = kill_reason(found.signal, found.kills)
+        record = {"stage": "unknown", "tries": found.starts, "kind": "Killed", "what": what}
+        lease = read_lease(self.path)
+        if lease is not None:
+            record["stage"] = f"{lease.stage} {lease.step} of {lease.total}"
         self.write_json("failed.json", record)
 
 

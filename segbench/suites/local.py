@@ -13,17 +13,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from segbench.config import Machine
-from segbench.errors import Interrupted
+from segbench.errors import BusyError, Interrupted, StorageError
+from segbench.results.attempts import STOPPED, history, record_kill, record_retry, remove_lease
 from segbench.training.setup import Prepared
 from segbench.training.signals import CODES, exit_at_once, spared
 
 NO_RESULT = 4  # exit code of a run that a plug-in ended early, as by os._exit(0)
+TRIES = 3  # of a run whose process is killed again and again
+BUSY_WAIT = 1.0  # seconds until a run that another process works on is looked at again
+STOP_SIGNALS = {getattr(signal, name) for name in CODES if hasattr(signal, name)}
 
 Main = Callable[[list[str]], int]  # the command line as a function: words to an exit code
 
@@ -52,11 +56,147 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit code, and the seconds it took."""
+    """How an attempt at a run ended: its exit code, and the seconds it took."""
 
     run: Prepared
     code: int
     seconds: float
+    tried_again: bool = False
+
+    @property
+    def kind(self) -> str:
+        """``done``, ``busy``, ``stopped``, ``killed`` or ``failed``."""
+        if self.code == 0:
+            return "done"
+        if self.code == BusyError.code:
+            return "busy"
+        if self.code in STOPPED or -self.code in STOP_SIGNALS:
+            return "stopped"
+        return "killed" if self.code < 0 else "failed"
+
+
+@dataclass
+class Waiting:
+    """A run that waits for a slot, not before a time (``time.monotonic()``)."""
+
+    run: Prepared
+    not_before: float = 0.0
+
+
+class Coordinator:
+    """Starts runs in slots and settles how they end. The run directories hold all states.
+
+    Args:
+        report: is called with every outcome, also with those after which a run is tried again.
+    """
+
+    def __init__(
+        self, machine: Machine, slots: int, report: Callable[[Outcome], None], main: Main
+    ) -> None:
+        self.machine = machine
+        self.slots = slots
+        self.report = report
+        self.main = main
+        self.waiting: list[Waiting] = []
+        self.jobs: list[Job] = []
+        self.outcomes: list[Outcome] = []
+        self.disk_is_full = False
+        self._reported_busy: set[str] = set()
+
+    def run(self, runs: Sequence[Prepared]) -> None:
+        """Execute runs until all have ended.
+
+        Raises:
+            Interrupted: a signal stopped the suite.
+        """
+        self.waiting = [Waiting(run) for run in runs]
+        with _forwarded_signals(self.jobs) as received:
+            while self.waiting or self.jobs:
+                if not received:
+                    self._fill_slots(received)
+                self._collect(bool(received))
+                if received and not self.jobs:
+                    name = signal.Signals(received[0]).name
+                    raise Interrupted(
+                        f"{name}: the suite was stopped; its unfinished runs have saved their "
+                        "state",
+                        CODES[name],
+                        fix="repeat the command to continue",
+                    )
+                time.sleep(0.02)
+
+    def _fill_slots(self, received: list[int]) -> None:
+        """Start the runs whose time has come, as long as there are slots and no signal came."""
+        for waiting in list(self.waiting):
+            if len(self.jobs) >= self.slots or received or self.disk_is_full:
+                return
+            if waiting.not_before > time.monotonic():
+                continue
+            if waiting.run.folder.state == "running":  # started by another coordinator or by hand
+                self._put_back(waiting)
+                continue
+            self.waiting.remove(waiting)
+            if ended(waiting.run, self.machine):
+                self._settle(Outcome(waiting.run, 0, 0.0))
+                continue
+            self._start(waiting.run, received)
+
+    def _start(self, run: Prepared, received: list[int]) -> None:
+        try:
+            job = _start(run, self.machine, _free_slot(self.jobs), self.slots, self.main)
+        except StorageError as error:
+            self._settle(Outcome(run, error.code, 0.0))
+            return
+        self.jobs.append(job)
+        if received:  # a signal that came while the process was being started
+            job.process.send_signal(received[0])
+
+    def _collect(self, stopping: bool) -> None:
+        """Settle the processes that have ended."""
+        for job in list(self.jobs):
+            code = job.process.poll()
+            if code is None:
+                continue
+            self.jobs.remove(job)
+            if code == 0 and job.run.folder.state != "done":
+                code = NO_RESULT
+            outcome = Outcome(job.run, code, time.monotonic() - job.began)
+            if outcome.kind == "busy":
+                self._put_back(Waiting(job.run))
+            elif outcome.kind == "killed" and not stopping:
+                self._settle_killed(outcome)
+            else:
+                self._settle(outcome)
+
+    def _put_back(self, waiting: Waiting) -> None:
+        """Look again later at a run that another process works on; report it once."""
+        waiting.not_before = time.monotonic() + BUSY_WAIT
+        if waiting not in self.waiting:
+            self.waiting.append(waiting)
+        if waiting.run.run_id not in self._reported_busy:
+            self._reported_busy.add(waiting.run.run_id)
+            self.report(Outcome(waiting.run, BusyError.code, 0.0))
+
+    def _settle_killed(self, outcome: Outcome) -> None:
+        """Try a killed run again, up to ``TRIES`` times in a row."""
+        folder = outcome.run.folder
+        record_kill(folder.path, -outcome.code)
+        if history(folder.path).kills < TRIES:
+            self.report(replace(outcome, tried_again=True))
+            self.waiting.append(Waiting(outcome.run))
+            return
+        with suppress(StorageError):
+            folder.fail_as_killed()
+        remove_lease(folder.path)
+        self._settle(outcome)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Keep the outcome of a run that is not tried again."""
+        self.outcomes.append(outcome)
+        self.report(outcome)
+        if outcome.code == StorageError.code:  # all others would end in the same way
+            self.disk_is_full = True
+            self.waiting.clear()
 
 
 def run_all(
@@ -68,9 +208,11 @@ def run_all(
 ) -> list[Outcome]:
     """Execute the runs that are not finished, ``slots`` at a time.
 
-    A failed run does not stop the others. ``main`` runs a command in this process. On Linux, runs
-    on the CPU are forked off this process, which saves each of them the seconds that importing
-    torch takes; elsewhere every run starts a new interpreter.
+    A failed run does not stop the others. A run whose process was killed is tried again, one that
+    another process works on is looked at again until it has ended, and after a full disk no more
+    runs are started. ``main`` runs a command in this process. On Linux, runs on the CPU are forked
+    off this process, which saves each of them the seconds that importing torch takes; elsewhere
+    every run starts a new interpreter.
 
     Raises:
         Interrupted: stopped by a signal; the running ones have saved and can be resumed.
@@ -78,34 +220,11 @@ def run_all(
     waiting = [run for run in runs if not ended(run, machine)]
     if waiting and _forks(machine):
         _import_for_children()
-    jobs: list[Job] = []
-    outcomes: list[Outcome] = []
-    with _forwarded_signals(jobs) as received:
-        while waiting or jobs:
-            while waiting and len(jobs) < slots and not received:
-                job = _start(waiting.pop(0), machine, _free_slot(jobs), slots, main)
-                jobs.append(job)
-                if received:  # a signal that came while the process was being started
-                    job.process.send_signal(received[0])
-            for job in list(jobs):
-                code = job.process.poll()
-                if code is None:
-                    continue
-                jobs.remove(job)
-                if code == 0 and job.run.folder.state != "done":
-                    code = NO_RESULT
-                outcome = Outcome(job.run, code, time.monotonic() - job.began)
-                outcomes.append(outcome)
-                report(outcome)
-            if received and not jobs:
-                name = signal.Signals(received[0]).name
-                raise Interrupted(
-                    f"{name}: the suite was stopped; its unfinished runs have saved their state",
-                    CODES[name],
-                    fix="repeat the command to continue",
-                )
-            time.sleep(0.02)
-    return outcomes
+    for run in waiting:
+        record_retry(run.folder.path)
+    coordinator = Coordinator(machine, slots, report, main)
+    coordinator.run(waiting)
+    return coordinator.outcomes
 
 
 def _free_slot(jobs: Sequence[Job]) -> int:

@@ -53,6 +53,7 @@ LEFTOVERS = (
     "cases.csv",
     "log.jsonl",
     "failed.json",
+    "attempts.jsonl",
     "evaluation.jsonl",
     "validation.jsonl",
     "manifest.json",
@@ -105,7 +106,7 @@ def _execute(
             return _cached(stored, world)
         _clean_folder(run.folder, restart)
         world.first_says(True)
-        with _recorded_failures(run) as attempt:
+        with reporter.attempt(run.folder), _recorded_failures(run) as attempt:
             return _train_and_evaluate(run, machine, reporter, world, attempt)
 
 

@@ -1,14 +1,22 @@
-"""What surrounds a run while it works: the request to stop, which every report looks at."""
+"""What surrounds a run while it works: its lease, and the request to stop it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from segbench.errors import SegbenchError
+from segbench.results.attempts import record_end, record_start
+from segbench.training.lease import Heartbeat
 from segbench.training.reporter import Reporter, StepReport
-from segbench.training.signals import StopRequest
+from segbench.training.signals import CODES, StopRequest
 
 if TYPE_CHECKING:
+    from segbench.results.rundir import RunDir
     from segbench.training.setup import Prepared
+
+OTHER_ERROR = 1  # exit code
 
 
 class WatchedReporter(Reporter):
@@ -25,6 +33,31 @@ class WatchedReporter(Reporter):
         self.shown = reporter
         self.stop = stop
         self.alone = alone
+        self._heartbeat: Heartbeat | None = None
+
+    @contextmanager
+    def attempt(self, folder: RunDir) -> Iterator[None]:
+        """Within the block, an attempt at the run is recorded as running and then as ended."""
+        folder.path.mkdir(parents=True, exist_ok=True)
+        record_start(folder.path)
+        code = OTHER_ERROR
+        try:
+            with Heartbeat(folder.path) as self._heartbeat:
+                yield
+            code = 0
+        except SegbenchError as error:
+            code = error.code
+            raise
+        except KeyboardInterrupt:
+            code = CODES["SIGINT"]
+            raise
+        finally:
+            self._heartbeat = None
+            record_end(folder.path, code)
+
+    def _note(self, stage: str, step: int, total: int) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.note(stage, step, total)
 
     def leave_before_training(self) -> None:
         """End the run before its training. Others would wait for this process, so it stays then.
@@ -47,15 +80,18 @@ class WatchedReporter(Reporter):
 
     def check(self, done: int, total: int, case: str) -> None:
         """Called after the files of a case were compared with their digests."""
+        self._note("data", done, total)
         self.shown.check(done, total, case)
         self.leave_before_training()
 
     def train(self, report: StepReport) -> None:
         """Called after every training step."""
+        self._note("training", report.step, report.total)
         self.shown.train(report)
 
     def evaluate(self, done: int, total: int, case: str) -> None:
         """Called after every case, whose scores are stored, on validation or test cases."""
+        self._note("evaluation", done, total)
         self.shown.evaluate(done, total, case)
         self.stop.leave(f"after case {done} of {total}; scored cases are kept")
 

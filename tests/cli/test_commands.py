@@ -21,6 +21,7 @@ def test_run_leaderboard_evaluate_resume(lab):
     document = json.loads(first.stdout)
     assert {"status", "run_id", "dir", "metrics"} <= set(document) and document["status"] == "done"
     assert sorted(p.name for p in (lab.folder / document["dir"]).iterdir() if p.name != "lock") == [
+        "attempts.jsonl",
         "cases.csv",
         "ckpt",
         "config.yaml",
