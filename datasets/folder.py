@@ -15,7 +15,8 @@ Default preparation: images are reoriented to the nearest RAS axes and resampled
 spacing of the training images, with linear interpolation for images and nearest neighbor for
 labels. CT: the range from the 0.5 to the 99.5 percentile of the labeled cases' foreground is mapped
 to [0, 1], and the image is cropped to the body. Other channels: z-score over the nonzero voxels,
-cropped to these voxels. Labels are used for the crop only if the user asks for it.
+cropped to these voxels. Labels are used for the crop only if the user asks for it. An image of two
+axes is a volume of one slice.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from segbench.data.formats.read import read_volume
 from segbench.data.formats.same_grid import match
 from segbench.data.formats.volume import (
     Volume,
+    as_one_slice,
+    holds_value,
     require_finite,
     whole_labels,
 )
@@ -379,7 +382,11 @@ class Folder(Dataset):
         Raises:
             DataError: a value is none of a label, or would be taken for one to leave out.
         """
-        label = whole_labels(mask.array, file, "the labels of dataset.json")
+        # Values that uint8 cannot hold, such as -1, can only be left out.
+        outside = [old for old in self.changes if not 0 <= old <= 255]
+        is_outside = holds_value(mask.array, outside)
+        stored = np.where(is_outside, 0, mask.array) if outside else mask.array
+        label = whole_labels(stored, file, "the labels of dataset.json")
         if self.leaves_out and IGNORED not in self.changes and (label == IGNORED).any():
             raise DataError(
                 "a label value has no meaning",
@@ -388,10 +395,14 @@ class Folder(Dataset):
                 expected=f"values 0 to {len(self.classes)}, or those of --map and --ignore",
                 fix=f"link the folder again with --map {IGNORED}=NEW or --ignore {IGNORED}",
             )
+        if not self.changes:
+            return label
         table = np.arange(256, dtype=np.uint8)
         for old, new in self.changes.items():
-            table[old] = new
-        changed: np.ndarray = table[label] if self.changes else label
+            if old not in outside:
+                table[old] = new
+        changed: np.ndarray = table[label]
+        changed[is_outside] = IGNORED
         return changed
 
 
@@ -416,11 +427,11 @@ def changed_values(layout: FolderLayout, settings: dict[str, Any]) -> dict[int, 
                 expected=f"an old value up to 255 that is not ignored, a new one up to {highest}",
             )
     for value in ignored:
-        if not highest < value <= 255:
+        if 0 <= value <= highest:
             raise UsageError(
                 f"--ignore {value}",
-                found="background or a class" if value <= highest else "no label value",
-                expected=f"values from {highest + 1} to 255",
+                found="background or a class",
+                expected=f"values above {highest} or below 0",
             )
         changes[value] = IGNORED
     return changes
@@ -519,7 +530,7 @@ def _read_channels(files: Sequence[Path]) -> tuple[Volume, list[str]]:
     Raises:
         DataError: a file is damaged, the channels do not match, or a value is not finite.
     """
-    first = read_volume(files[0])
+    first = as_one_slice(read_volume(files[0]))
     arrays = [first.array]
     warnings = []
     for file in files[1:]:

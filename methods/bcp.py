@@ -78,6 +78,8 @@ from segbench.nn.ops import context_mask, mix, pass_groups, wide_softmax
 class BCP(StudentTeacher):
     """A student trained on copy-paste mixtures; pretraining uses labeled images only."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         pretrain_share: float = Field(
             2 / 17, gt=0, lt=1, description="fraction of the steps for labeled pretraining"

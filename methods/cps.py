@@ -48,6 +48,8 @@ from segbench.nn.losses import cross_entropy, dice_ce
 class CPS(Method):
     """Two networks; on unlabeled images each learns from the other's hard predictions."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         weight: float = Field(
             0.1, ge=0, description="weight of the cross-supervision terms after the ramp"

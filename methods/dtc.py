@@ -38,7 +38,7 @@ from segbench import Batch, Clock, Field, MethodParams, method
 from segbench.nn.bases import TwoHeads
 from segbench.nn.distance import signed_distance
 from segbench.nn.losses import soft_dice, squared_error
-from segbench.nn.ops import one_hot
+from segbench.nn.ops import is_known, one_hot
 
 STEEPNESS = 1500
 
@@ -46,6 +46,8 @@ STEEPNESS = 1500
 @method("dtc", paper="Luo et al., AAAI 2021")
 class DTC(TwoHeads):
     """Segmentation and distance regression, with consistency between both tasks on all images."""
+
+    leaves_out = True
 
     class Params(MethodParams):
         weight: float = Field(
@@ -67,13 +69,15 @@ class DTC(TwoHeads):
         distance, p = self.answer(images)  # each (L + U, K-1, *S)
         count = len(batch.x)
 
+        known = is_known(batch.y).unsqueeze(1)  # (L, 1, *S)
         mask = one_hot(batch.y, self.classes)[:, 1:]  # (L, K-1, *S)
         target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
         consistency = squared_error(as_mask(distance), p)
+        distance_error = squared_error(distance[:count], target, known)
         weight = self.p.weight * t.ramp(40)
         return {
-            "dice": soft_dice(p[:count], mask, keep=(1,)),
-            "distance": self.p.distance_weight * squared_error(distance[:count], target),
+            "dice": soft_dice(p[:count] * known, mask, keep=(1,)),
+            "distance": self.p.distance_weight * distance_error,
             "consistency": weight * consistency,
         }
 

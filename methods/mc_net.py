@@ -54,6 +54,8 @@ DECODERS = ("transposed", "trilinear", "nearest")
 class MCNet(Method):
     """One encoder and several decoders; the first decoder is used for prediction."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         decoders: int = Field(
             3, ge=2, le=3, description="3: MC-Net+; 2: MC-Net, without the nearest-neighbor decoder"

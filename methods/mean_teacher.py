@@ -48,6 +48,8 @@ from segbench.nn.ops import clipped_noise, wide_softmax
 class MeanTeacher(StudentTeacher):
     """A student that is trained to agree with its moving average on unlabeled images."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         weight: float = Field(
             0.1, ge=0, description="weight of the consistency term after the ramp"

@@ -55,7 +55,7 @@ from segbench import Backbone, Batch, Clock, Field, MethodParams, Optim, Phase, 
 from segbench.nn.bases import TwoHeads
 from segbench.nn.distance import signed_distance
 from segbench.nn.losses import cross_entropy, soft_dice, squared_error
-from segbench.nn.ops import one_hot
+from segbench.nn.ops import is_known, one_hot
 
 
 @method("sassnet", paper="Li et al., MICCAI 2020")
@@ -64,6 +64,8 @@ class SASSNet(TwoHeads):
 
     The engine calls ``train()`` before the update of each player, so eval mode ends with an update.
     """
+
+    leaves_out = True
 
     class Params(MethodParams):
         weight: float = Field(
@@ -97,17 +99,18 @@ class SASSNet(TwoHeads):
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
         distance, p = self.answer(images)  # each (L + U, K-1, *S)
+        known = is_known(batch.y).unsqueeze(1)  # (L, 1, *S)
         mask = one_hot(batch.y, self.classes)[:, 1:]  # (L, K-1, *S)
         target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
         count = len(batch.x)
-        distance_error = squared_error(distance[:count], target)
+        distance_error = squared_error(distance[:count], target, known)
 
         # The network should make the critic classify its maps of unlabeled images as labeled.
         verdict = self.fixed_verdict(distance[count:], batch.u)  # (U, 2)
         adversarial = verdict_loss(verdict, labeled=len(verdict))
         weight = self.p.weight * t.ramp(40)
         return {
-            "dice": soft_dice(p[:count], mask, keep=(1,)),
+            "dice": soft_dice(p[:count] * known, mask, keep=(1,)),
             "distance": self.p.distance_weight * distance_error,
             "adversarial": weight * adversarial,
         }

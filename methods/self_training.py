@@ -43,6 +43,8 @@ from segbench.nn.ops import evaluating, pseudo_labels, wide_softmax
 class SelfTraining(StudentTeacher):
     """A network that learns from labels and from the labels of its fixed predecessor."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         share: float = Field(
             0.5, gt=0, lt=1, description="fraction of the steps for the first training"

@@ -86,6 +86,8 @@ def selectors(classes: int) -> nn.ModuleList:
 class SSNet(Method):
     """Dice, virtual adversarial smoothness and attraction to prototypes; one network, one stage."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         weight: float = Field(
             1.0, ge=0, description="weight of the unsupervised terms after the ramp"

@@ -26,6 +26,7 @@ from segbench.nn.losses import dice_ce
 class Supervised(Method):
     """One network that is trained on labeled images only."""
 
+    leaves_out = True
     semi_supervised = False
 
     class Params(MethodParams):

@@ -49,6 +49,8 @@ from segbench.nn.ops import clipped_noise, entropy
 class UAMT(StudentTeacher):
     """A student that is trained to agree with its moving average where the latter is certain."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         weight: float = Field(
             0.1, ge=0, description="weight of the consistency term after the ramp"

@@ -56,6 +56,8 @@ from segbench.nn.losses import dice_ce
 class URPC(Method):
     """All scales learn from labels; on unlabeled images each learns from the mean of all scales."""
 
+    leaves_out = True
+
     class Params(MethodParams):
         weight: float = Field(
             0.1, ge=0, description="weight of the consistency term after the ramp"

@@ -84,8 +84,9 @@ from pydantic import model_validator
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
+from segbench.contracts.dataset import IGNORED
 from segbench.nn.losses import cross_entropy, soft_dice
-from segbench.nn.ops import context_mask, mix, normalizes_items, wide_softmax
+from segbench.nn.ops import context_mask, is_known, mix, normalizes_items, wide_softmax
 from segbench.nn.prompted_head import Encoded, PromptedHead
 
 RELEASED = {"stages": 1, "aux_mask": "pairs"}
@@ -172,6 +173,7 @@ class VerSemi(Method):
     Prompts 0 ... T-1 select the real tasks. Prompt T selects the synthetic task.
     """
 
+    leaves_out = True
     Params = VerSemiParams
     joint = True
     needs = frozenset({"features"})
@@ -188,26 +190,29 @@ class VerSemi(Method):
         """
         logits, target = self.own_classes(images, labels, source)
         dice = self.task_dice(logits, target, source)
-        target = target.long().flatten(0, 1)
-        return dice + cross_entropy(logits.flatten(0, 1), target)
+        return dice + cross_entropy(logits.flatten(0, 1), target.flatten(0, 1))
 
     def own_classes(self, images: Encoded, labels: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         """Segment the classes of each image's data set, with R prompts per image.
 
-        Returns logits (N, R, 2, *S) and masks (N, R, *S) of these classes in ``labels``.
+        Returns logits (N, R, 2, *S) and targets (N, R, *S): 1 where ``labels`` has the class,
+        ``IGNORED`` where it is unknown, 0 elsewhere.
         """
         logits = self.head(images, self.prompts[source])
         space = (1,) * self.setting.dims
         values = self.label_values[source]  # (N, R)
         values = values.view(len(source), -1, *space)
-        return logits, labels.unsqueeze(1) == values
+        labels = labels.unsqueeze(1)
+        target = (labels == values).long()
+        return logits, target.masked_fill(~is_known(labels), IGNORED)
 
     def task_dice(self, logits: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """Return the foreground Dice loss of the results of ``own_classes``."""
-        p = wide_softmax(logits, 2)[:, :, 1]  # (N, R, *S)
+        p = wide_softmax(logits, 2)[:, :, 1] * is_known(target)  # (N, R, *S)
+        mask = target == 1
         if self.p.dice_by == "prompt":
-            return dice_by_prompt(p, target, self.prompts[source], self.tasks)
-        return soft_dice(p, target, keep=(1,))
+            return dice_by_prompt(p, mask, self.prompts[source], self.tasks)
+        return soft_dice(p, mask, keep=(1,))
 
     # -- 2. the synthetic task: any foreground in CutMix images ------------------------------------
 
@@ -216,7 +221,8 @@ class VerSemi(Method):
         prompt = torch.full((len(labels), 1), self.tasks, device=labels.device)
         logits = self.head(images, prompt)
         p = wide_softmax(logits, 2)[:, 0, 1]  # (N, *S)
-        return soft_dice(p, labels > 0)
+        known = is_known(labels)
+        return soft_dice(p * known, known & (labels > 0))
 
     def specific_loss(self, images: Encoded, pairs: Pairs) -> Tensor:
         """Return the Dice loss of the real tasks on CutMix images.
@@ -251,21 +257,23 @@ class VerSemi(Method):
     def mixed_losses(self, images: Encoded, mixed: Mixed) -> dict[str, Tensor]:
         """Return the terms on unlabeled images with pasted boxes of labeled images.
 
-        Inside the boxes the label is known. It is the target of an auxiliary term or, with
-        ``unlabeled_target=composed``, a part of the target of the consistency.
+        Inside the boxes the label is that of the labeled image. It is the target of an auxiliary
+        term or, with ``unlabeled_target=composed``, a part of the target of the consistency.
         """
         synthetic, aggregate = self.foregrounds(images)
-        known_foreground = mixed.label > 0
+        known = is_known(mixed.label)
+        foreground = known & (mixed.label > 0)
         if self.p.unlabeled_target == "composed":
-            known_part = known_foreground.to(aggregate.dtype)
-            target = torch.where(mixed.box, known_part, aggregate.detach())
-            return {"consistency": soft_dice(synthetic, target)}
-        known = mixed.box
+            inside = foreground.to(aggregate.dtype)
+            target = torch.where(mixed.box, inside, aggregate.detach())
+            counts = known | ~mixed.box
+            return {"consistency": soft_dice(synthetic * counts, target * counts)}
+        weight = mixed.box
         if self.p.aux_mask == "pairs":
-            known = known.sum(0)
+            weight = weight.sum(0)
         return {
             "consistency": soft_dice(synthetic, aggregate),
-            "auxiliary": soft_dice(synthetic, known_foreground, weight=known),
+            "auxiliary": soft_dice(synthetic, foreground, weight=weight * known),
         }
 
     # -- the loss ----------------------------------------------------------------------------------
@@ -492,12 +500,13 @@ def paste_pairs(x: Tensor, y: Tensor, source: Tensor, edge: float, draw: torch.G
     outside = context_mask(half, size, edge, draw, x.device)  # (P, *S)
     outer = slice(0, half)
     inner = slice(len(x) - half, len(x))
-    # If the data sets differ, a data set's labels have background where the other image is.
+    # If the data sets differ, a data set's labels have background where the other image is; only
+    # unknown voxels stay unknown.
     same = source[outer] == source[inner]  # (P,)
     space = (1,) * (y.ndim - 1)
     same = same.view(-1, *space)
-    inner_as_outer = y[inner] * same
-    outer_as_inner = y[outer] * same
+    inner_as_outer = y[inner] * (same | ~is_known(y[inner]))
+    outer_as_inner = y[outer] * (same | ~is_known(y[outer]))
     return Pairs(
         image=mix(outside, x[outer], x[inner]),
         label=mix(outside, y[outer], y[inner]),

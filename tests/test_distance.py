@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
+from segbench.contracts.dataset import IGNORED
 from segbench.nn.distance import signed_distance, squared_distance
 
 
@@ -153,3 +154,36 @@ def test_items_and_classes_do_not_meet_and_the_result_is_float32():
         torch.testing.assert_close(distance[0, value - 1], expected)
     assert (distance[1, 0] == -1).all()
     assert (distance[1, 1] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(9, 8), (7, 6, 5)])
+def test_voxels_left_out_are_of_no_class(shape):
+    draw = torch.Generator().manual_seed(len(shape))
+    labels = torch.randint(0, 3, (2, *shape), generator=draw)
+    known = torch.rand(2, *shape, generator=draw) > 0.4
+    maps = signed_distance(labels.masked_fill(~known, IGNORED), 3, dtype=torch.float64)
+    points = np.argwhere(np.ones(shape, bool))
+    for item in range(2):
+        is_known = known[item].numpy().ravel()
+        for value in (1, 2):
+            mine = (labels[item] == value).numpy().ravel() & is_known
+            others = is_known & ~mine
+            outside = _nearest(points, points[mine])
+            inside = _nearest(points, points[others])
+            expected = outside / outside[is_known].max() - inside / inside[is_known].max()
+            expected[inside == 1] = 0
+            found = maps[item, value - 1].numpy().ravel()
+            assert np.allclose(found[is_known], expected[is_known])
+
+
+def _nearest(points, targets):
+    gaps = points[:, None] - targets[None]
+    return np.sqrt((gaps**2).sum(-1)).min(1)
+
+
+def test_nothing_but_one_class_or_voxels_left_out():
+    labels = torch.tensor([[[1, 1, IGNORED, 1]], [[IGNORED] * 4], [[0, IGNORED, IGNORED, 0]]])
+    maps = signed_distance(labels, 2, absent=0.5)
+    assert maps[0, 0, 0, 0] == -1
+    assert maps[2, 0, 0, 0] == 0.5
+    assert maps.isfinite().all()

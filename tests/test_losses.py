@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from segbench.nn.losses import cross_entropy, dice, dice_ce, masked_mean, soft_dice, squared_error
+from segbench.contracts.dataset import IGNORED
+from segbench.nn.losses import (
+    cross_entropy,
+    dice,
+    dice_ce,
+    known_mean,
+    masked_mean,
+    soft_dice,
+    squared_error,
+)
 
 CASES = [(k, shape) for k in (2, 4) for shape in ((5, 7), (3, 4, 5))]
 
@@ -174,3 +183,38 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert all(value.dtype == torch.float32 for value in values)
     found = [value.item() for value in values]
     assert found == pytest.approx([0.2, 0.2, 0.5, 0.25, np.log(2)], abs=1e-5)
+
+
+@pytest.mark.parametrize(("k", "shape"), CASES)
+@pytest.mark.parametrize("background", [False, True])
+def test_voxels_left_out_are_as_if_they_were_not_there(k, shape, background):
+    z, y, known = example(k, shape)
+    left_out = y.masked_fill(~known, IGNORED)
+    z_known = z.movedim(1, -1)[known].T[None]  # (1, K, M)
+    y_known = y[known][None]
+    found = dice_ce(z, left_out, background=background)
+    expected = dice_ce(z_known, y_known, background=background)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-12)
+    (gradient,) = torch.autograd.grad(found, z)
+    assert (gradient.abs().sum(1) > 0).equal(known)
+    mask = torch.rand(y.shape, generator=torch.Generator().manual_seed(3)) > 0.5
+    for loss in (cross_entropy, dice):
+        with_both = loss(z.softmax(1), left_out, weight=mask)
+        with_one = loss(z.softmax(1), y, weight=mask & known)
+        assert with_both.item() == pytest.approx(with_one.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_mean_of_known_values(dtype):
+    values = torch.rand(3, 2, 7, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    everything = torch.ones(3, 1, 7, 5, dtype=torch.bool)
+    assert known_mean(values, everything).equal(values.mean())
+    known = everything.clone()
+    known[1:, :, 2:] = False
+    chosen = values[known.expand_as(values)]
+    assert known_mean(values, known).item() == pytest.approx(
+        chosen.double().mean().item(), rel=2e-3
+    )
+    error = squared_error(values, 0 * values, known)
+    assert error.item() == pytest.approx(chosen.double().square().mean().item(), rel=2e-3)
+    assert known_mean(values, ~everything).item() == 0

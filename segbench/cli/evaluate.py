@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.options import (
+    LABEL_VALUES,
     Command,
     MachineOptions,
     bundled,
     device_option,
     joined,
+    label_values,
     mismatch_option,
     size_option,
 )
@@ -79,9 +81,11 @@ FOLDER_OPTIONS = (
     click.option(
         "--ignore",
         metavar="VALUE",
-        type=click.IntRange(1, 255),
+        type=LABEL_VALUES,
         multiple=True,
-        help="Leave out the voxels that have this value in the reference; may be repeated.",
+        callback=label_values,
+        help="Leave out the voxels that have this value in the reference, such as 255 or -1; may "
+        "be repeated.",
     ),
     click.option(
         "--csv",

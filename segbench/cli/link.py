@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.options import Command, bundled, joined
+from segbench.cli.options import LABEL_VALUES, Command, bundled, joined, label_values
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import mark, plural
 from segbench.errors import UsageError
@@ -89,10 +89,11 @@ LINK_OPTIONS = (
     click.option(
         "--ignore",
         metavar="VALUE",
-        type=click.IntRange(1, 255),
+        type=LABEL_VALUES,
         multiple=True,
-        help="Label value of voxels to leave out of the metrics; may be repeated. Cases with such "
-        "voxels can be tested on, but not trained on with their label.",
+        callback=label_values,
+        help="Label value of voxels to leave out of losses and metrics, such as 255 or -1; may be "
+        "repeated.",
     ),
 )
 

@@ -319,6 +319,24 @@ def joined(
     return ",".join(texts) or None
 
 
+# Label values may be any whole numbers that images are stored in, above all -1 and 255; 0 is the
+# background.
+LABEL_VALUES = click.IntRange(-(2**31), 2**32 - 1)
+
+
+def label_values(
+    context: click.Context, parameter: click.Parameter, values: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the values of ``--ignore``.
+
+    Raises:
+        click.BadParameter: one of them is the background.
+    """
+    if 0 in values:
+        raise click.BadParameter("0 is the background, which is never left out.")
+    return values
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return the seeds of a range such as ``0-2`` or a list such as ``0,1,5``.
 

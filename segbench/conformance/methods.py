@@ -23,6 +23,7 @@ from torch import Tensor
 
 from segbench import registry
 from segbench.config.machine import Cadence
+from segbench.contracts.dataset import IGNORED
 from segbench.contracts.method import Batch, Clock, Method, Optim, Setting, Source
 from segbench.data.sampling.batches import TrainingData
 from segbench.errors import TrainingError
@@ -360,6 +361,34 @@ def batch_untouched(trial: Trial) -> None:
     for batch, copies in Drill(trial).run().batches:
         for value, before in zip(vars(batch).values(), copies, strict=True):
             assert torch.equal(value, before), "the method changes the batch in place"
+
+
+@check
+def voxels_left_out(trial: Trial) -> None:
+    """The losses of a method with ``leaves_out`` take voxels of the label ``IGNORED`` for no class.
+
+    They are finite, and equal to those of none of the classes.
+    """
+    if not registry.get("method", trial.name).cls.leaves_out:
+        return
+    for stage in Drill(trial).plan:
+        step = stage.start + stage.steps - 1
+        try:
+            left_out = _loss_with_slab(trial, stage, step, IGNORED)
+        except (RuntimeError, IndexError) as error:
+            raise AssertionError(f"labels with voxels to leave out: {error}") from error
+        for value in range(trial.classes):
+            assert left_out != _loss_with_slab(trial, stage, step, value), (
+                f"phase '{stage.phase.name}': voxels to leave out count as class {value}"
+            )
+
+
+def _loss_with_slab(trial: Trial, stage: Stage, step: int, value: int) -> float:
+    """Return the sum of a step's loss terms if a slab of the labels has one value."""
+    drill = Drill(trial).run(last=step)
+    batch = trial.batch(stage.labeled, stage.unlabeled, step)
+    batch.y[:, -6:] = value
+    return sum(drill(step, batch).report().terms.values())
 
 
 @check

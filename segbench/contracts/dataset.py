@@ -15,7 +15,7 @@ import numpy as np
 
 from segbench.errors import UsageError
 
-IGNORED = 255  # label value of voxels that are left out of all metrics
+IGNORED = 255  # label value of voxels that are left out of all losses and metrics
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Dataset:
     collection: ClassVar[str] = ""
     # False if the data set cannot say which cases belong to one patient.
     patients_known: ClassVar[bool] = True
-    # Whether labels may have voxels of the value ``IGNORED``; such cases can be tested on only.
+    # Whether labels may have voxels of the value ``IGNORED``.
     leaves_out: ClassVar[bool] = False
     # Whether cases are cropped around the label, which is impossible for new scans.
     boxed: ClassVar[bool] = False

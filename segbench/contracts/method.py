@@ -130,7 +130,7 @@ class Batch:
     """
 
     x: Tensor  # (L, C, *S) float
-    y: Tensor  # (L, *S) int64
+    y: Tensor  # (L, *S) int64; IGNORED (segbench.contracts.dataset) where no class is known
     u: Tensor  # (U, C, *S) float
     source: Tensor  # (L + U,) int64
 
@@ -176,6 +176,9 @@ class Method(nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()  # required options, see Backbone.provides
     # Default parameters by backbone name, as used in the paper.
     backbone_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Whether all losses leave out the voxels whose label is ``IGNORED``, as those of
+    # ``segbench.nn.losses`` do. Other methods cannot be trained on labels with such voxels.
+    leaves_out: ClassVar[bool] = False
     # Name prefixes of parameters that never receive a gradient, by design of the paper.
     dormant: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str]

@@ -86,6 +86,7 @@ def header_geometry(header: Header, path: Path) -> Geometry:
     if header.matrix is None:
         return Geometry(None, oriented=False, warnings=())
     matrix = _in_millimeters(header.matrix, header.unit)
+    matrix = _with_axes_of_one(matrix, header.shape)
     require_affine(matrix, path, header.fields)
     axes = list(extended_axes(header.shape))
     warnings = _contradictions(header, matrix, axes, path)
@@ -182,6 +183,24 @@ def _in_millimeters(matrix: np.ndarray, unit: float) -> np.ndarray:
     if unit != 1.0:
         scaled[:3] *= unit
     return scaled
+
+
+def _with_axes_of_one(matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return a matrix (4, 4) whose axes of length 1, or missing ones, have a step if they had none.
+
+    Headers of images of two axes often give 0. The step is 1 mm, perpendicular to the others; it
+    enters no number.
+    """
+    complete = matrix.copy()
+    for axis in range(3):
+        is_one = axis >= len(shape) or shape[axis] == 1
+        if is_one and not matrix[:3, axis].any():
+            first, second = (other for other in range(3) if other != axis)
+            normal = np.cross(complete[:3, first], complete[:3, second])
+            length = np.linalg.norm(normal)
+            if length > 0:
+                complete[:3, axis] = normal / length
+    return complete
 
 
 def _contradictions(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,20 +14,19 @@ from numpy.typing import ArrayLike
 
 from segbench.data.formats.read import ENDINGS, read_volume, stem
 from segbench.data.formats.same_grid import match
-from segbench.data.formats.volume import Volume
+from segbench.data.formats.volume import NO_LABEL, Volume, as_one_slice, looks_like_image
 from segbench.data.geometry import in_mm, skewed_steps, spacing_of
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.evaluation.case_rows import Row, score_case
 from segbench.evaluation.label_values import (
     CaseValues,
+    StoredLabels,
     ValueRules,
     count_warnings,
-    looks_like_image,
     value_warnings,
     values_of,
 )
-from segbench.evaluation.prediction import LabelMap
 from segbench.progress import Progress, no_progress
 from segbench.text import first_few
 
@@ -49,8 +48,8 @@ class Files(NamedTuple):
 class Pair(NamedTuple):
     """The label maps of a case on the grid of the reference."""
 
-    pred: LabelMap
-    ref: LabelMap
+    pred: StoredLabels
+    ref: StoredLabels
     spacing: ArrayLike | None  # in mm as ``score_case`` takes it, None if unknown
     warnings: list[str]
 
@@ -106,7 +105,7 @@ def evaluate_folders(
     is_in_mm = all(case.has_spacing for case in checked.values())
     rows: list[Row] = []
     for done, (name, files) in enumerate(found.items(), start=1):
-        pair = read_pair(files)
+        pair = read_pair(files, rules.ignored)
         spacing = pair.spacing if is_in_mm else None
         pred_labels, ref_labels = rules.apply(pair.pred, pair.ref)
         rows += score_case(ref.name, name, pred_labels, ref_labels, classes, spacing)
@@ -196,15 +195,20 @@ def _files_by_case(
     return found, [f"{folder}: not read, as the ending is none of {endings}: {first_few(unread)}"]
 
 
-def read_pair(files: Files) -> Pair:
+def read_pair(files: Files, ignored: Collection[int] = ()) -> Pair:
     """Read both files of a case; the prediction is turned to the axes of the reference.
+
+    Args:
+        ignored: values that will be left out and may be any whole numbers.
 
     Raises:
         DataError: a file is not a label map, or the two lie on different grids.
     """
-    pred = read_labels(files.pred)
-    ref = read_labels(files.ref)
-    if ref.array.ndim == 2 and pred.array.ndim == 3:
+    pred = read_labels(files.pred, ignored)
+    ref = read_labels(files.ref, ignored)
+    if ref.array.ndim == 2 and pred.array.ndim == 2:
+        ref = as_one_slice(ref)
+    if ref.array.ndim == 2:
         ref, pair_warnings = match(pred, ref, files.ref, "reference", "prediction")
     else:
         pred, pair_warnings = match(ref, pred, files.pred, "prediction", "reference")
@@ -215,8 +219,10 @@ def read_pair(files: Files) -> Pair:
     return Pair(pred.array, ref.array, spacing, warnings + pair_warnings + spacing_warnings)
 
 
-def read_labels(file: Path) -> Volume:
-    """Return a label map (*S) uint8 and what the header says; in HDF5 files the key is ``label``.
+def read_labels(file: Path, ignored: Collection[int] = ()) -> Volume:
+    """Return a label map (*S) and what the header says; in HDF5 files the key is ``label``.
+
+    The values are uint8, or int64 if some of ``ignored`` are outside 0 to 255.
 
     Raises:
         DataError: the file is damaged, has other than two or three axes, or holds values that
@@ -226,21 +232,38 @@ def read_labels(file: Path) -> Volume:
     array = np.asarray(volume.array)
     if array.ndim not in (2, 3):
         raise DataError(
-            "not a label map", where=file, found=f"shape {array.shape}", expected="three axes"
+            "not a label map",
+            where=file,
+            found=f"shape {array.shape}",
+            expected="two or three axes",
         )
     labels = np.rint(array) if array.dtype.kind == "f" else array
     is_whole = np.isfinite(array) & (np.abs(array - labels) < INTEGER_TOLERANCE)
-    is_label = is_whole & (labels >= 0) & (labels <= HIGHEST_LABEL)
+    outside = [value for value in ignored if not 0 <= value <= HIGHEST_LABEL]
+    is_in_range = (labels >= 0) & (labels <= HIGHEST_LABEL)
+    is_label = is_whole & (is_in_range | np.isin(labels, outside))
     if not is_label.all():
-        others = np.unique(array[~is_label])[:5]
-        raise DataError(
-            "values that are no labels",
-            where=file,
-            found=", ".join(f"{value:g}" for value in others.tolist()),
-            expected=f"whole numbers from 0 to {HIGHEST_LABEL}",
-            fix="check that it is not an image or a probability map",
-        )
-    return replace(volume, array=labels.astype(np.uint8))
+        raise _no_labels(file, array, is_whole, is_label)
+    return replace(volume, array=labels.astype(np.int64 if outside else np.uint8))
+
+
+def _no_labels(
+    file: Path, array: np.ndarray, is_whole: np.ndarray, is_label: np.ndarray
+) -> DataError:
+    """Return the error about values that are no labels."""
+    others = np.unique(array[~is_label]).tolist()
+    fix = "check that it is not an image or a probability map"
+    if is_whole.all() and looks_like_image(array):
+        fix = NO_LABEL
+    elif is_whole.all() and len(others) == 1:
+        fix = f"if it marks voxels to leave out: --ignore {others[0]:.0f}"
+    return DataError(
+        "values that are no labels",
+        where=file,
+        found=", ".join(f"{value:g}" for value in others[:5]),
+        expected=f"whole numbers from 0 to {HIGHEST_LABEL}",
+        fix=fix,
+    )
 
 
 def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, CheckedCase]:
@@ -275,7 +298,7 @@ def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, C
 
 
 def _checked_case(files: Files, rules: ValueRules) -> CheckedCase:
-    pair = read_pair(files)
+    pair = read_pair(files, rules.ignored)
     warnings = list(pair.warnings)
     for file, labels in ((files.pred, pair.pred), (files.ref, pair.ref)):
         if looks_like_image(labels):

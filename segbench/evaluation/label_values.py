@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from segbench.data.formats.volume import FEW_VALUES
 from segbench.evaluation.prediction import LabelMap
 from segbench.text import first_few
 
-FEW_VALUES = 8  # a label map with at most this many values is never taken for an image
-MOST_ALIKE = 0.5  # share of equal neighbors above which a map of many values is no image
+StoredLabels = np.ndarray[Any, np.dtype[np.integer[Any]]]  # values as they are in a file
+
 UNUSUAL = 50  # classes rarely have numbers this high: they may mark voxels to leave out
 
 
@@ -32,20 +33,20 @@ class ValueRules:
     ref_map: Mapping[int, int] = field(default_factory=dict)
     ignored: frozenset[int] = frozenset()
 
-    def apply(self, pred: LabelMap, ref: LabelMap) -> tuple[LabelMap, LabelMap]:
-        """Return prediction and reference with the values that are compared."""
-        new_pred = _mapped(pred, self.pred_map)
-        new_ref = _mapped(ref, self.ref_map)
-        if self.ignored:
-            values = np.array(sorted(self.ignored), np.uint8)
-            left_out = np.isin(ref, values)
-            new_ref = np.where(left_out, np.uint8(0), new_ref)
-            left_out |= np.isin(pred, values)
-            new_pred = np.where(left_out, np.uint8(0), new_pred)
+    def apply(self, pred: StoredLabels, ref: StoredLabels) -> tuple[LabelMap, LabelMap]:
+        """Return prediction and reference with the values that are compared.
+
+        All values outside 0 to 255 are among the ignored ones.
+        """
+        values = sorted(self.ignored)
+        ref_left_out = np.isin(ref, values)
+        pred_left_out = ref_left_out | np.isin(pred, values)
+        new_pred = _mapped(pred, self.pred_map, pred_left_out)
+        new_ref = _mapped(ref, self.ref_map, ref_left_out)
         return new_pred, new_ref
 
     def unused(self, cases: Iterable[CaseValues]) -> list[str]:
-        """Return a warning for each value above 0 that a rule names and no file holds.
+        """Return a warning for each value but 0 that a rule names and no file holds.
 
         Args:
             cases: the values of each case, before they are changed.
@@ -71,47 +72,33 @@ class ValueRules:
         return warnings
 
 
-def _mapped(labels: LabelMap, changes: Mapping[int, int]) -> LabelMap:
-    if not changes:
-        return labels
+def _mapped(
+    labels: StoredLabels, changes: Mapping[int, int], left_out: np.ndarray[Any, np.dtype[np.bool_]]
+) -> LabelMap:
+    """Return labels with other values, and background where ``left_out`` is true."""
     table = np.arange(256, dtype=np.uint8)
     for old, new in changes.items():
         table[old] = new
-    mapped: LabelMap = table[labels]
+    mapped: LabelMap = table[np.where(left_out, 0, labels)]
+    mapped[left_out] = 0
     return mapped
 
 
 class CaseValues(NamedTuple):
-    """The values above 0 of a case."""
+    """The values of a case, without the background's."""
 
     pred: frozenset[int]
     ref: frozenset[int]
 
 
-def values_of(pred: LabelMap, ref: LabelMap) -> CaseValues:
-    """Return the values above 0 of a prediction and of a reference."""
+def values_of(pred: StoredLabels, ref: StoredLabels) -> CaseValues:
+    """Return the values of a prediction and of a reference, without the background's."""
     return CaseValues(_foreground_values(pred), _foreground_values(ref))
 
 
-def _foreground_values(labels: LabelMap) -> frozenset[int]:
+def _foreground_values(labels: StoredLabels) -> frozenset[int]:
     values = np.unique(labels).tolist()
     return frozenset(values) - {0}
-
-
-def looks_like_image(labels: LabelMap) -> bool:
-    """Return whether a label map has so many values, so mixed, that it looks like a gray scan."""
-    if len(np.unique(labels)) <= FEW_VALUES:
-        return False
-    equal = 0
-    pairs = 0
-    for axis in range(labels.ndim):
-        slices = np.moveaxis(labels, axis, 0)
-        first = slices[:-1]
-        second = slices[1:]
-        inside = (first != 0) & (second != 0)
-        pairs += int(np.count_nonzero(inside))
-        equal += int(np.count_nonzero(inside & (first == second)))
-    return equal < MOST_ALIKE * pairs
 
 
 def value_warnings(cases: Mapping[str, CaseValues], names: Mapping[int, str] | None) -> list[str]:

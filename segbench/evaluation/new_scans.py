@@ -26,7 +26,7 @@ from segbench.data.formats.hdf5 import is_h5
 from segbench.data.formats.nifti import load_nifti
 from segbench.data.formats.read import read_volume
 from segbench.data.formats.same_grid import match
-from segbench.data.formats.volume import Volume, require_finite
+from segbench.data.formats.volume import Volume, as_one_slice, require_finite
 from segbench.data.geometry import (
     in_mm,
     orientation_codes,
@@ -184,7 +184,7 @@ class Predictor:
         volume = read_volume(file)
         if is_h5(file) and volume.array.ndim == 3:
             return replace(volume, array=volume.array.transpose(self.dataset.h5_axes))
-        return volume
+        return as_one_slice(volume)
 
     def _prepared(self, volume: Volume) -> RecipeResult:
         """Return the scan as the training cases were prepared."""
@@ -371,6 +371,8 @@ def write_nifti(path: Path, array: Array, prediction: Prediction) -> None:
     make_image: Any = nibabel.Nifti1Image
     if scan_file.name.lower().endswith((".nii", ".nii.gz")):
         loaded = load_nifti(scan_file)
+        if loaded.ndim == 2 and array.ndim == 3:
+            array = array[:, :, 0]  # two axes, as the scan
         header = _header_with_geometry_of(loaded.header, array)
         image: Any = type(loaded)(array, None, header)
     elif not prediction.oriented:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segbench.nn.ops import one_hot
+from segbench.nn.ops import is_known, one_hot
 
 __all__ = ["signed_distance", "squared_distance"]
 
@@ -69,19 +69,24 @@ def signed_distance(
     at the inner boundary: the voxels of the class that share a face with a voxel of another class.
     The faces of the patch are not a boundary, because the labels outside the patch are unknown.
 
+    Voxels whose label is ``IGNORED`` are of no class: no distance is measured to or from them, and
+    their own values have no meaning.
+
     If a class is missing from a patch, the map is ``absent`` everywhere (the official code uses 0,
     although 1 would be expected). If a class fills a patch, the map is -1 everywhere (the official
     code returns NaN).
     """
     mask = one_hot(labels, classes)[:, 1:].flatten(0, 1)  # (N (K-1), *S)
+    known = is_known(labels).repeat_interleave(classes - 1, 0)  # (N (K-1), *S)
+    others = known & ~mask
     outside = squared_distance(mask)
-    inside = squared_distance(~mask)
-    signed = _normalized(outside, dtype) - _normalized(inside, dtype)
+    inside = squared_distance(others)
+    signed = _normalized(outside * known, dtype) - _normalized(inside * known, dtype)
     signed = signed.masked_fill(inside == 1, 0)
 
     voxels = tuple(range(1, mask.ndim))
     is_absent = ~mask.any(voxels, keepdim=True)
-    fills_patch = mask.all(voxels, keepdim=True)
+    fills_patch = ~others.any(voxels, keepdim=True)
     signed = signed.masked_fill(is_absent, absent)
     signed = signed.masked_fill(fills_patch, -1)
     return signed.unflatten(0, (len(labels), classes - 1))

@@ -5,6 +5,10 @@ All losses take tensors and return a scalar. Shapes: N items, K classes with bac
 requires them. Half-precision inputs are converted to float32 first, because sums over a patch can
 exceed the range of float16.
 
+Voxels whose label is ``IGNORED`` (255) are left out of ``cross_entropy``, ``dice`` and ``dice_ce``.
+The other losses get masks instead of labels: ``ops.is_known`` says which voxels count. Without such
+voxels, all results are the same to the last bit as if there were no such value.
+
     UA-MT, mean teacher  dice_ce(logits, y)                       squared, joint over the batch
     CPS, URPC (SSL4MIS)  dice_ce(logits, y, background=True)
     MC-Net, SS-Net       dice(p, y, squared=False, smooth=1e-8)
@@ -19,9 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segbench.nn.ops import one_hot, wide_softmax
+from segbench.contracts.dataset import IGNORED
+from segbench.nn.ops import is_known, one_hot, wide_softmax
 
-__all__ = ["cross_entropy", "dice", "dice_ce", "masked_mean", "soft_dice", "squared_error"]
+__all__ = [
+    "cross_entropy",
+    "dice",
+    "dice_ce",
+    "known_mean",
+    "masked_mean",
+    "soft_dice",
+    "squared_error",
+]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -73,9 +86,10 @@ def dice(
     """
     first = 0 if background else 1
     target = one_hot(labels, probabilities.shape[1])
+    known = is_known(labels).unsqueeze(1)
     keep = (0, 1) if per_item else (1,)
     return soft_dice(
-        probabilities[:, first:],
+        probabilities[:, first:] * known,
         target[:, first:],
         weight=None if weight is None else weight[:, None],
         keep=keep,
@@ -89,9 +103,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | None = None) 
 
     The loss is averaged over all voxels, or weighted by ``weight``.
     """
+    known = is_known(labels)
     # The mean reduction of torch is not deterministic on CUDA.
-    each = F.cross_entropy(_wide(logits), labels, reduction="none")
-    return each.mean() if weight is None else masked_mean(each, weight)
+    each = F.cross_entropy(_wide(logits), labels, reduction="none", ignore_index=IGNORED)
+    return known_mean(each, known) if weight is None else masked_mean(each, weight * known)
 
 
 def dice_ce(logits: Tensor, labels: Tensor, *, background: bool = False) -> Tensor:
@@ -113,6 +128,24 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / (mask.sum() + 1e-16)
 
 
-def squared_error(p: Tensor, q: Tensor) -> Tensor:
-    """Return the mean of (p - q)^2 over all elements; symmetric, including its gradient."""
-    return (_wide(p) - _wide(q)).square().mean()
+def known_mean(values: Tensor, known: Tensor) -> Tensor:
+    """Return the mean of ``values`` where ``known`` is true, or 0 if it is true nowhere.
+
+    The boolean mask broadcasts to the shape of ``values``. No device has to wait, and a mask that
+    is true everywhere gives ``values.mean()`` to the last bit.
+    """
+    values = torch.where(known, values, 0)
+    count = known.sum().clamp(min=1)
+    everything = torch.full_like(count, known.numel())
+    # Not a Python number divided by a tensor, which torch computes as a product with 1 / count.
+    factor = everything.to(values.dtype) / count.to(values.dtype)
+    return values.mean() * factor
+
+
+def squared_error(p: Tensor, q: Tensor, known: Tensor | None = None) -> Tensor:
+    """Return the mean of (p - q)^2 over all elements; symmetric, including its gradient.
+
+    With a boolean mask that broadcasts to ``p``, only elements where it is true count.
+    """
+    squares = (_wide(p) - _wide(q)).square()
+    return squares.mean() if known is None else known_mean(squares, known)

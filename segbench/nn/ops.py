@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from segbench.contracts.dataset import IGNORED
+
 __all__ = [
     "Ema",
     "box_edges",
@@ -21,6 +23,7 @@ __all__ = [
     "context_mask",
     "entropy",
     "evaluating",
+    "is_known",
     "mix",
     "normalizes_items",
     "one_hot",
@@ -123,9 +126,17 @@ def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Return boolean masks (N, K, *S) of the classes in ``labels`` (N, *S)."""
+    """Return boolean masks (N, K, *S) of the classes in ``labels`` (N, *S).
+
+    All masks are false where the label is ``IGNORED``.
+    """
     values = torch.arange(classes, device=labels.device).view(-1, *[1] * (labels.ndim - 1))
     return labels.unsqueeze(1) == values
+
+
+def is_known(labels: Tensor) -> Tensor:
+    """Return a boolean mask of ``labels`` that is false where the label is ``IGNORED``."""
+    return labels != IGNORED
 
 
 def box_edges(size: tuple[int, ...], ratio: float) -> tuple[int, ...]:

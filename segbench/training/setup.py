@@ -9,11 +9,17 @@ from typing import Any
 
 import torch
 
+from segbench import registry
 from segbench.config import Experiment, Machine
 from segbench.contracts.method import Method, Optim
 from segbench.data.open import open_store
 from segbench.data.sampling.splits import held_out, with_draw
-from segbench.data.store.checks import require_apart, require_learnable, require_no_leak
+from segbench.data.store.checks import (
+    require_apart,
+    require_learnable,
+    require_no_ignored,
+    require_no_leak,
+)
 from segbench.data.store.store import Store
 from segbench.errors import DataError, PluginError, UsageError
 from segbench.evaluation.prediction import Inference
@@ -143,6 +149,8 @@ def _check_split(store: Store, experiment: Experiment, machine: Machine) -> None
     labeled = experiment.labeled[store.name]
     view = with_draw(store, experiment.draw)
     require_learnable(view, labeled)
+    if not registry.get("method", experiment.method).cls.leaves_out:
+        require_no_ignored(view, labeled, experiment.method)
     if not 0 < labeled <= len(store.patients):
         raise UsageError(
             f"{labeled} labeled cases of {store.name}",

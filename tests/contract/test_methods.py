@@ -57,6 +57,7 @@ from segbench.nn.ops import Ema
 
 @method("{name}")
 class Bad(Method):
+    leaves_out = True
     class Params(MethodParams):
         {params}
     def build(self, network):
@@ -105,6 +106,16 @@ FAULTS = {
     "noisy": ({"predict": "p = (p + torch.rand_like(p)) / 3"}, "probabilities"),
     "no_range": ({"params": "weight: float = Field(1.0, description='of it')"}, "documented"),
     "no_text": ({"params": "weight: float = Field(1.0, ge=0)"}, "documented"),
+    "as_background": (
+        {"loss": "loss = dice_ce(self.network(batch.x), batch.y.where(batch.y != 255, 0))"},
+        "voxels left out",
+    ),
+    "no_such_class": (
+        {
+            "loss": "loss = torch.nn.functional.cross_entropy(self.network(batch.x), batch.y)",
+        },
+        "voxels left out",
+    ),
     "two_only": ({"loss": "assert len(batch.x) == 2 and len(batch.u) == 2"}, "batch splits"),
 }
 
@@ -146,5 +157,6 @@ def test_registered_checks_are_the_documented_ones():
         "hidden state",
         "batch untouched",
         "documented",
+        "voxels left out",
     }
     assert all(check.__doc__ for check in CHECKS.values()) and conformance.STEPS >= 2

@@ -1,6 +1,7 @@
 """Patients of a user's own folder: by a rule, by the splits file, or not known."""
 
 import itertools
+import re
 
 import pytest
 from small_folders import OwnFolder
@@ -211,13 +212,27 @@ def test_a_store_of_other_patients_is_refused(visits, lab):
         (["id7-2020-01-03", "id7-2021-05-04", "id8-2020-01-03"], "id7", r"(id\d+)"),
         (["smith_visit1", "smith_visit2", "jones_visit1"], "smith", "^([^_.-]+)"),
         (["patient001_frame01", "patient001_frame12"], "patient001", r"(patient\d+)"),
+        (
+            ["visit0_patient00", "visit1_patient00", "visit0_patient01"],
+            "patient00",
+            r"(patient\d+)",
+        ),
+        (["visit0_00", "visit1_00", "visit0_01"], "00", r"^[A-Za-z]+\d+_(\d+)"),
+        (["ED_pat01", "ES_pat01", "ED_pat02"], "pat01", r"(pat\d+)"),
+        (["ED-01", "ES-01", "ED-02"], "01", r"(\d+)"),
+        (["2020-01-03_id7", "2021-05-04_id7", "2020-01-03_id8"], "id7", r"(id\d+)"),
+        (["visit1_smith", "visit2_smith", "visit1_jones"], "smith", "([^_.-]+)$"),
+        (["ses-1_sub-01_run-1", "ses-2_sub-01_run-1", "ses-1_sub-02"], "sub-01", r"(sub-\d+)"),
+        (["scan_01_a", "scan_01_b", "scan_02_a"], "scan_01", r"(scan_\d+)"),
     ],
 )
 def test_names_of_visits(names, stem, rule):
     found = suspected_patients(names)
     assert list(found) == [stem]
     assert len(found[stem]) == 2
-    assert suggested_rule(stem) == rule
+    assert suggested_rule(stem, found[stem][0]) == rule
+    for case in found[stem]:
+        assert re.search(rule, case)[1] == stem
 
 
 @pytest.mark.parametrize(
@@ -229,6 +244,8 @@ def test_names_of_visits(names, stem, rule):
         ["brain_scan_1", "brain_scan_2"],
         ["1", "2", "3"],
         ["v001", "v002"],
+        ["visit1_p01", "visit1_p02"],
+        ["t1_001", "t1_002", "t1_003"],
     ],
 )
 def test_names_of_different_patients(names):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_folders import ball, save, scan, shifted_balls
 
-from segbench.evaluation.label_values import CaseValues, looks_like_image, value_warnings
+from segbench.data.formats.volume import looks_like_image
+from segbench.evaluation.label_values import CaseValues, value_warnings
 
 PRED, REF = shifted_balls()
 BAND = np.zeros_like(REF)
@@ -229,3 +230,20 @@ def test_a_value_is_changed_once_even_in_two_options(lab):
     folders = ["--pred", "pred", "--ref", "ref"]
     result = lab.call("evaluate", *folders, "--map", "1=2", "--map", "1=3")
     assert result.returncode == 2 and "--map: '1=3'" in result.stderr
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("value", [-1, 300])
+def test_values_that_are_no_bytes_are_left_out(lab, ending, value):
+    wide = PRED.astype(np.int16)
+    save(lab.folder / f"pred/a{ending}", np.where(BAND, 1, wide))
+    save(lab.folder / f"ref/a{ending}", np.where(BAND, value, REF.astype(np.int16)))
+    command = ["evaluate", "--pred", "pred", "--ref", "ref", "--json"]
+    refused = lab.call(*command)
+    assert refused.returncode == 3
+    assert f"--ignore {value}" in refused.stdout + refused.stderr
+    document = json.loads(lab.call(*command, "--ignore", value).stdout)
+    assert document["warnings"] == [] or ending == ".mha"
+    assert is_right(document["metrics"][0]["columns"])
+    document = json.loads(lab.call(*command, "--ignore", value, "--map", "0=2").stdout)
+    assert {row["class"] for row in document["metrics"]} == {"1", "2"}

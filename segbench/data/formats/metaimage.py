@@ -48,10 +48,10 @@ Header = dict[str, str]
 
 
 def read_metaimage(path: Path) -> Volume:
-    """Read a MetaImage file; several channels become the last axis.
+    """Read a MetaImage file of two or three axes; several channels become a fourth axis.
 
     Raises:
-        DataError: the file is damaged, cut short or too large, does not hold three axes of numbers,
+        DataError: the file is damaged, cut short or too large, does not hold an image of numbers,
             keeps its voxels in another file or as text, or its orientation cannot be used.
     """
     require_file(path, (b"ObjectType", b"NDims", b"Comment"), "MetaImage")
@@ -106,21 +106,21 @@ def _is_true(header: Header, key: str, default: str = "False") -> bool:
 
 
 def _voxels(file: IO[bytes], header: Header, path: Path) -> np.ndarray:
-    """Return voxels (X, Y, Z) or (X, Y, Z, C), read from the file's current position.
+    """Return voxels (X, Y), (X, Y, Z) or (X, Y, Z, C), read from the file's current position.
 
     Raises:
-        DataError: not three axes of numbers, or too many.
+        DataError: not two or three axes of numbers, or too many.
         ValueError, KeyError or zlib.error: damaged or cut short.
     """
     shape = tuple(int(size) for size in header["DimSize"].split())
     channels = int(header.get("ElementNumberOfChannels", 1))
     kind = header["ElementType"].upper()
-    if len(shape) != 3 or min(shape) < 1 or channels < 1 or kind not in TYPES:
+    if len(shape) not in (2, 3) or min(shape) < 1 or channels < 1 or kind not in TYPES:
         raise DataError(
             "no volume of gray values",
             where=path,
             found=f"shape {shape}, {channels} channels, type {kind}",
-            expected="three axes and a type that is a number",
+            expected="two or three axes and a type that is a number",
         )
     require_size(path, (*shape, channels))
     dtype = np.dtype(TYPES[kind]).newbyteorder(">" if _is_big_endian(header) else "<")
@@ -129,9 +129,12 @@ def _voxels(file: IO[bytes], header: Header, path: Path) -> np.ndarray:
     voxels = _decompressed(file, size) if is_compressed else file.read(size + 1)
     if len(voxels) != size:
         raise ValueError(f"{len(voxels):,} bytes of voxels where the header needs {size:,}")
-    array = np.frombuffer(voxels, dtype).reshape(*shape[::-1], channels).transpose(2, 1, 0, 3)
+    array = np.frombuffer(voxels, dtype).reshape(channels, *shape, order="F")
+    array = np.moveaxis(array, 0, -1)
     if channels == 1:
         array = array[..., 0]
+    elif len(shape) == 2:
+        array = array[:, :, None]
     return array.astype(dtype.newbyteorder("="))
 
 
@@ -159,22 +162,28 @@ def _stated(header: Header, shape: Sequence[int], path: Path) -> Stated:
     """Return what the header says about space.
 
     Rows of TransformMatrix are the directions of the axes. Without a spacing, there is no grid in
-    mm; without directions, there is no orientation.
+    mm; without directions, there is no orientation. An image of two axes has a third one of 1 mm.
     """
-    spacings = _numbers(header, SPACING_KEYS, (3,))
+    axes = int(header["NDims"])
+    spacings = {}
+    for key, numbers in _numbers(header, SPACING_KEYS, (axes,)).items():
+        spacings[key] = np.ones(3)
+        spacings[key][:axes] = numbers
     if not spacings:
         return Stated(shape)
     unit = millimeters(header.get(UNIT_KEY, ""), path, UNIT_KEY)
     field, spacing = next(iter(spacings.items()))
-    directions = _numbers(header, DIRECTION_KEYS, (3, 3))
+    directions = _numbers(header, DIRECTION_KEYS, (axes, axes))
     if not directions:
         matrix = np.diag([*spacing, 1.0])
         return Stated(shape, field, matrix, oriented=False, unit=unit, spacings=spacings)
     direction_field, rows = next(iter(directions.items()))
+    turned = np.eye(3)
+    turned[:axes, :axes] = rows.T
     affine = np.eye(4)
-    affine[:3, :3] = LPS_TO_RAS @ (rows.T * spacing)
-    for origin in _numbers(header, ORIGIN_KEYS, (3,)).values():
-        affine[:3, 3] = LPS_TO_RAS @ origin
+    affine[:3, :3] = LPS_TO_RAS @ (turned * spacing)
+    for origin in _numbers(header, ORIGIN_KEYS, (axes,)).values():
+        affine[:axes, 3] = LPS_TO_RAS[:axes, :axes] @ origin
         break
     fields = f"{direction_field} and {field}"
     return Stated(shape, fields, affine, unit=unit, spacings=spacings)

@@ -39,14 +39,14 @@ def read_nifti(path: Path, placed: bool = True) -> Volume:
 
     If the header scales the values, the scaled values are float32; otherwise the stored type is
     kept, but float64 becomes float32. A fourth axis (channels or time) stays the last one, unless
-    its length is 1.
+    its length is 1. An image of two axes stays one.
 
     Args:
         path: the file.
         placed: False ignores what the header says about space, which is then not checked.
 
     Raises:
-        DataError: the file is cut short or too large, has two or five dimensions, colors or complex
+        DataError: the file is cut short or too large, has one or five dimensions, colors or complex
             numbers, or its header makes no grid or contradicts itself.
     """
     image = _open(path)
@@ -106,11 +106,11 @@ def _open(path: Path) -> Any:
     shape = image.shape
     require_size(path, shape)
     is_number = image.get_data_dtype().kind in "fiu"
-    if len(shape) not in (3, 4) or not is_number or 0 in shape:
+    if len(shape) not in (2, 3, 4) or not is_number or 0 in shape:
         raise DataError(
             "no volume of gray values",
             where=path,
-            expected="three axes, or four with channels last",
+            expected="two or three axes, or four with channels last",
             found=f"shape {shape}, type {image.get_data_dtype()}",
         )
     return image

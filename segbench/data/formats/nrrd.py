@@ -19,6 +19,7 @@ from segbench.data.formats.opening import reading, require_file, require_length
 from segbench.data.formats.volume import Volume
 from segbench.data.geometry import Header, header_geometry, millimeters
 from segbench.errors import DataError
+from segbench.metrics.grid import are_skewed
 
 LARGEST_TYPE = 8  # bytes of one voxel
 NO_UNIT = ("???", "none")  # of an axis that is not in space
@@ -33,15 +34,19 @@ TO_RAS = {  # signs that turn a space's axes to right-anterior-superior
 
 
 def read_nrrd(path: Path) -> Volume:
-    """Read an NRRD file; a first axis without a direction holds channels and becomes the last axis.
+    """Read an NRRD file.
+
+    An axis without a direction holds channels or layers: it becomes the fourth axis, or is dropped
+    if its length is 1. An image of two axes stays one.
 
     Raises:
         DataError: the file is cut short or too large, its voxels are in another file, or its space
             cannot be used.
     """
     array, header = _load(path)
-    if array.ndim == 4 and _begins_with_channels(header):
-        array = np.moveaxis(array, 0, -1)
+    channels = _channel_axis(header)
+    if channels is not None and channels < array.ndim:
+        array = _with_channels_last(array, channels)
     with reading(path):
         stated = _stated(header, array.shape[:3], path)
     return Volume(array, *header_geometry(stated, path))
@@ -110,14 +115,25 @@ def _require_unpacked_size(path: Path, start: int, header: dict[str, Any], size:
             require_length(stream, size)
 
 
-def _begins_with_channels(header: dict[str, Any]) -> bool:
-    steps = header.get("space directions")
-    if steps is None:
-        steps = header.get("spacings")
-    if steps is None:
-        return False
-    first_axis = np.asarray(steps, float)[0]
-    return bool(np.isnan(first_axis).any())
+def _channel_axis(header: dict[str, Any]) -> int | None:
+    """Return the axis that is not in space, None if there is none or more than one."""
+    if header.get("space directions") is not None:
+        unknown = np.isnan(np.asarray(header["space directions"], float)).any(axis=1)
+    elif header.get("spacings") is not None and len(header["spacings"]) == 4:
+        unknown = np.isnan(np.asarray(header["spacings"], float))
+    else:
+        return None
+    axes = np.flatnonzero(unknown)
+    return int(axes[0]) if len(axes) == 1 else None
+
+
+def _with_channels_last(array: np.ndarray, axis: int) -> np.ndarray:
+    """Return an array (X, Y), (X, Y, Z) or (X, Y, Z, C)."""
+    array = np.moveaxis(array, axis, -1)
+    if array.shape[-1] == 1:
+        single: np.ndarray = array[..., 0]
+        return single
+    return array[:, :, None] if array.ndim == 3 else array
 
 
 def _stated(header: dict[str, Any], shape: Sequence[int], path: Path) -> Header:
@@ -128,8 +144,10 @@ def _stated(header: dict[str, Any], shape: Sequence[int], path: Path) -> Header:
     """
     spacings = None
     if header.get("spacings") is not None:
-        spacings = _three(_known(header["spacings"]))
-        spacings *= _units(header, "units", path)
+        steps = np.asarray(header["spacings"], float)
+        steps = steps * _units(header, "units", len(steps), path)
+        channels = _channel_axis(header)
+        spacings = _three(steps if channels is None else np.delete(steps, channels))
     if header.get("space directions") is not None:
         return _of_directions(header, shape, spacings, path)
     if spacings is None:
@@ -146,31 +164,46 @@ def _of_directions(
     space = str(header.get("space", "")).lower()
     origin = np.asarray(header.get("space origin", (0, 0, 0)), float)
     others = {} if spacings is None else {"spacings": spacings}
+    units = _units(header, "space units", directions.shape[1], path)
+    in_space = directions * units
+    if np.ptp(units) > 0:
+        _require_no_new_shear(directions, in_space, path)
     if space not in TO_RAS:
-        units = _units(header, "space units", path)
-        in_space = directions * units[: directions.shape[1]]
         steps = _three(np.linalg.norm(in_space, axis=1))
         matrix = np.diag([*steps, 1.0])
         return Header(shape, "space directions", matrix, oriented=False, spacings=others)
-    if directions.shape != (3, 3) or origin.shape != (3,):
+    count = len(directions)
+    if directions.shape not in ((2, 3), (3, 3)) or origin.shape != (3,):
         raise DataError(
             "the header's space cannot be used",
             where=path,
-            found=f"space {space}, {len(directions)} directions, origin of {origin.size} numbers",
+            found=f"space {space}, {count} directions, origin of {origin.size} numbers",
             expected="three directions in left-posterior-superior or right-anterior-superior",
         )
-    # The rows of the affine are the axes of the space, each with its unit and direction.
-    scale = np.asarray(TO_RAS[space], float) * _units(header, "space units", path)
+    # The rows of the affine are the axes of the space, each with its unit and direction. An image
+    # of two axes has no third direction.
+    signs = np.asarray(TO_RAS[space], float)
     affine = np.eye(4)
-    affine[:3, :3] = scale[:, None] * directions.T
-    affine[:3, 3] = scale * origin
+    affine[:3, :3] = 0
+    affine[:3, :count] = signs[:, None] * in_space.T
+    affine[:3, 3] = signs * units * origin
     return Header(shape, "space directions and space origin", affine, spacings=others)
 
 
-def _known(numbers: Any) -> np.ndarray:
-    """Return numbers without NaN, the mark of an axis that is not in space."""
-    values = np.asarray(numbers, float)
-    return values[~np.isnan(values)] if len(values) > 3 else values
+def _require_no_new_shear(stated: np.ndarray, in_space: np.ndarray, path: Path) -> None:
+    """Refuse units that differ from axis to axis of the space and turn a grid into a sheared one.
+
+    Raises:
+        DataError: such units were probably meant for the axes of the image.
+    """
+    if are_skewed(in_space.T) and not are_skewed(stated.T):
+        raise DataError(
+            "units that differ from axis to axis of an oblique grid",
+            where=path,
+            found="space units that make a sheared grid",
+            expected="one unit for all axes of the space",
+            fix="write the space directions in mm, and space units mm",
+        )
 
 
 def _three(numbers: np.ndarray) -> np.ndarray:
@@ -180,11 +213,23 @@ def _three(numbers: np.ndarray) -> np.ndarray:
     return values
 
 
-def _units(header: dict[str, Any], name: str, path: Path) -> np.ndarray:
-    """Return the units of the axes in mm, one for each of three axes."""
-    known = []
-    for text in header.get(name) or ():
-        unit = str(text).strip('"')
+def _units(header: dict[str, Any], name: str, count: int, path: Path) -> np.ndarray:
+    """Return the units of ``count`` axes in mm; axes without a unit have 1.
+
+    Raises:
+        DataError: another number of units, or an unknown one.
+    """
+    units = [str(text).strip('"') for text in header.get(name) or ()]
+    if len(units) not in (0, count):
+        raise DataError(
+            "the number of units is not that of the axes",
+            where=path,
+            found=f"{name}: {' '.join(units)}",
+            expected=f"{count} units",
+            fix=f"write one of the {name} for each axis",
+        )
+    factors = np.ones(count)
+    for axis, unit in enumerate(units):
         if unit not in NO_UNIT:
-            known.append(millimeters(unit, path, name))
-    return _three(np.array(known))
+            factors[axis] = millimeters(unit, path, name)
+    return factors

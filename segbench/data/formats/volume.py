@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from segbench.data.geometry import spacing_of
 from segbench.errors import DataError
 
 WHOLE = 1e-3  # largest distance of a stored label value from a whole number
+FEW_VALUES = 8  # a label map with at most this many values is never taken for an image
+MOST_ALIKE = 0.5  # share of equal neighbors above which a map of many values is no image
+NO_LABEL = "the file looks like a gray scan, not like a label map: put the label there"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,13 @@ class Volume:
     def spacing(self) -> tuple[float, ...] | None:
         """Millimeters between voxels along the three axes, None if the file does not say."""
         return None if self.affine is None else spacing_of(self.affine)
+
+
+def as_one_slice(volume: Volume) -> Volume:
+    """Return an image of two axes as a volume of one slice; other volumes stay as they are."""
+    if volume.array.ndim != 2:
+        return volume
+    return replace(volume, array=volume.array[:, :, None])
 
 
 def require_finite(array: np.ndarray, path: Path | None = None) -> None:
@@ -54,6 +65,30 @@ def require_finite(array: np.ndarray, path: Path | None = None) -> None:
     )
 
 
+def looks_like_image(labels: np.ndarray) -> bool:
+    """Return whether a label map has so many values, so mixed, that it looks like a gray scan."""
+    if len(np.unique(labels)) <= FEW_VALUES:
+        return False
+    equal = 0
+    pairs = 0
+    for axis in range(labels.ndim):
+        slices = np.moveaxis(labels, axis, 0)
+        first = slices[:-1]
+        second = slices[1:]
+        inside = (first != 0) & (second != 0)
+        pairs += int(np.count_nonzero(inside))
+        equal += int(np.count_nonzero(inside & (first == second)))
+    return equal < MOST_ALIKE * pairs
+
+
+def holds_value(label: np.ndarray, values: Iterable[int]) -> np.ndarray:
+    """Return where a label map of any type has one of some whole values."""
+    found = np.zeros(label.shape, bool)
+    for value in values:
+        found |= np.abs(label - float(value)) < WHOLE
+    return found
+
+
 def whole_labels(label: np.ndarray, path: Path, expected: str) -> np.ndarray:
     """Return label values as uint8, whatever type they are stored in.
 
@@ -74,8 +109,22 @@ def whole_labels(label: np.ndarray, path: Path, expected: str) -> np.ndarray:
             "label values are not whole numbers from 0 to 255",
             where=path,
             expected=expected,
-            found=", ".join(f"{value:g}" for value in np.unique(label)[:8]),
-            fix="map the labels to whole numbers, or repair the file",
+            found=", ".join(f"{value:g}" for value in np.unique(label)[:FEW_VALUES]),
+            fix=_fix_of_values(whole)
+            if is_whole
+            else "map them to whole numbers, or repair the file",
         )
     values: np.ndarray = whole.astype(np.uint8)
     return values
+
+
+def _fix_of_values(whole: np.ndarray) -> str:
+    """Return what to do about label values that are whole numbers below 0 or above 255."""
+    if looks_like_image(whole):
+        return NO_LABEL
+    outside = np.unique(whole[(whole < 0) | (whole > 255)])
+    options = " ".join(f"--ignore {value:.0f}" for value in outside[:FEW_VALUES])
+    return (
+        "map the labels to other numbers; for voxels to leave out: "
+        f"segbench data link PATH --as NAME {options}"
+    )

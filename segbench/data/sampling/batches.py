@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from segbench.contracts.dataset import IGNORED
 from segbench.contracts.method import Batch
 from segbench.data.sampling import crops, strong
 from segbench.errors import DataError, UsageError
@@ -284,7 +285,8 @@ class TrainingData:
         """Move a cut so that it contains a foreground voxel; an empty label leaves it as it is."""
         key = (case.dataset, case.id)
         if key not in self._foreground_voxels:
-            found = np.flatnonzero(case.read("label"))
+            label = case.read("label")
+            found = np.flatnonzero((label != 0) & (label != IGNORED))
             stride = max(1, len(found) // MAX_VOXELS)
             self._foreground_voxels[key] = found[::stride]
         voxels = self._foreground_voxels[key]

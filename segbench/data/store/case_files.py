@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from segbench.contracts.dataset import IGNORED, Case, Dataset
+from segbench.data.formats.volume import NO_LABEL, looks_like_image
 from segbench.data.store.problem import Problem
 from segbench.storage import (
     array_digest,
@@ -182,7 +183,9 @@ def _check_label(
         names = ", ".join(("background", *dataset.classes))
         expected = f"label values 0 to {len(dataset.classes)} ({names})"
         fix = "map or repair the label"
-        if dataset.source is not None:
+        if looks_like_image(label):
+            fix = NO_LABEL
+        elif dataset.source is not None:
             fix = (
                 "segbench data link PATH --as NAME, with --map OLD=NEW for a class under another "
                 "number, or --ignore OLD for voxels to leave out"

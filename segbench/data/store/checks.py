@@ -29,6 +29,7 @@ __all__ = [
     "patients_are_known",
     "require_apart",
     "require_learnable",
+    "require_no_ignored",
     "require_no_leak",
     "summarize_problems",
 ]
@@ -103,14 +104,15 @@ def check_names(name: str, train: Sequence[str], test: Sequence[str]) -> list[Pr
         trained_case = next(case for case in cases if case not in tested)
         tested_case = next(case for case in cases if case in tested)
         pair = [f"{trained_case} (train)", f"{tested_case} (test)"]
-    fix = f"segbench data link {cls.source} --as NAME --patient '{suggested_rule(stem)}'"
+    place = "last" if cases[0].startswith(stem) else "first"
+    fix = f"segbench data link {cls.source} --as NAME --patient '{suggested_rule(stem, cases[0])}'"
     if divided and (cls.source / "splits_ssl.json").is_file():
         fix += ", and remove its splits_ssl.json to have the lists drawn by patient"
     return [
         Problem(
             "*",
             found=f"patients are not known, and the names {pair[0]} and {pair[1]} "
-            "differ only in the last part",
+            f"differ only in the {place} part",
             expected="all visits, frames or timepoints of a patient on one side of the split",
             fix=fix,
             level="warning",
@@ -374,19 +376,6 @@ def require_learnable(store: Store, labeled: int) -> None:
                     expected="a label, because it is one of the labeled cases",
                 )
             )
-    for case in chosen:
-        ignored = store.cases[case].labels.get(IGNORED)
-        if ignored:
-            problems.append(
-                Problem(
-                    case,
-                    found=f"{ignored:,} voxels that --ignore leaves out",
-                    expected="a class for every voxel of a labeled case: "
-                    "the methods' losses cannot leave voxels out",
-                    fix="list the case for testing or as unlabeled, or count these voxels as "
-                    "background: segbench data link PATH --as NAME --map OLD=0",
-                )
-            )
     problems += _missing_classes(store, chosen, f"the {len(chosen)} labeled cases")
     if problems:
         raise DataProblems(
@@ -394,6 +383,38 @@ def require_learnable(store: Store, labeled: int) -> None:
             problems,
             where=store.root,
             fix="label more cases (--labeled)",
+        )
+
+
+def require_no_ignored(store: Store, labeled: int, method: str) -> None:
+    """Refuse labels with voxels to leave out if the losses of a method cannot do that.
+
+    Args:
+        store: the data set.
+        labeled: the first this many patients of the training list are the labeled set.
+        method: name of the method, for the message.
+
+    Raises:
+        DataProblems: names the cases.
+    """
+    problems = []
+    for case in store.labeled(labeled):
+        ignored = store.cases[case].labels.get(IGNORED)
+        if ignored:
+            problems.append(
+                Problem(
+                    case,
+                    found=f"{ignored:,} voxels to leave out",
+                    expected="a class for every voxel",
+                )
+            )
+    if problems:
+        raise DataProblems(
+            f"method '{method}' does not say that its losses leave voxels out",
+            problems,
+            where=store.root,
+            fix="set leaves_out = True in the method's class if they do (the losses of "
+            "segbench.nn.losses do), or choose another method",
         )
 
 
