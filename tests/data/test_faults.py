@@ -139,7 +139,8 @@ FAULTS = {  # what is done to the folder, and what the message must say
     ),
     "NaN": (nan, "NaN or infinite"),
     "four axes": (lambda r: save(r / IMAGE, np.stack([volume(1)] * 2, -1)), "c1: image shape"),
-    "two axes": (lambda r: save(r / IMAGE, volume(1)[0]), "no volume of gray values"),
+    "two axes": (lambda r: save(r / IMAGE, volume(1)[0]), "image and label do not match"),
+    "one axis": (lambda r: save(r / IMAGE, volume(1)[0, 0]), "no volume of gray values"),
     "colors": (colors, "no volume of gray values"),
     "a huge header": (lambda r: header(r, size=(42, np.array([30000] * 3, "<i2"))), "too large"),
     "no axes": (

@@ -187,7 +187,7 @@ def forge_affine(path):
         (lambda p: p.write_text("<!DOCTYPE html>"), "HTML page"),
         (lambda p: p.write_bytes(b"\x1f\x8bnothing"), "damaged"),
         (forge_affine, "orientation cannot be used"),
-        (lambda p: nifti(p, GRAY[0]), "no volume"),
+        (lambda p: nifti(p, GRAY[0, 0]), "no volume"),
         (
             lambda p: nifti(p, np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
             "no volume",

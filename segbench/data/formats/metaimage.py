@@ -115,7 +115,8 @@ def _voxels(file: IO[bytes], header: Header, path: Path) -> np.ndarray:
     shape = tuple(int(size) for size in header["DimSize"].split())
     channels = int(header.get("ElementNumberOfChannels", 1))
     kind = header["ElementType"].upper()
-    if len(shape) not in (2, 3) or min(shape) < 1 or channels < 1 or kind not in TYPES:
+    is_image = len(shape) in (2, 3) and len(shape) == int(header["NDims"]) and min(shape) > 0
+    if not is_image or channels < 1 or kind not in TYPES:
         raise DataError(
             "no volume of gray values",
             where=path,
