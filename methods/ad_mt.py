@@ -14,11 +14,11 @@ Paper                    Official code (3-D)                Here
 alternate, random        periods of 1 to P steps, P 19      period=19; a pure function of seed and
   periods                  (LA), 14 (pancreas), 50 (ACDC):    step; about half an epoch of the
                            half an epoch                      unlabeled images
-                           (train_utils.py:11-52)
+                           (train_utils.py:12-61)
 teacher: moving average  decay min(1 - 1/(n - 39), 0.99);   the same, copies=80 steps
                            first 80 steps: a copy of the
                            student; n counts half the steps
-                           (train_post_3d_aut.py:40-48)
+                           (train_post_3d_aut.py:40-49)
 -                        buffers are averaged too (:51-53)  the same
 -                        the teacher in turn is in train    the same
                            mode, the other in eval mode

@@ -13,8 +13,9 @@ L = L_x + weight L_u (section 2.2; equations 3 and 4 are L_x and L_u):
 L_u = mean over all voxels of [probability >= threshold] CE(strong view, label)
 
 Paper                    Official code                      Here
-images                   UniMatch: slices of natural        2-D and 3-D
-                           images, fixmatch.py:120-166
+images, one label each   UniMatch: natural images, one      2-D and 3-D, one label per voxel
+                           label per pixel,
+                           fixmatch.py:122-166
 cross entropy            CE + Dice of all classes           (CE + Dice of all classes) / 2;
   supervised               (SSL4MIS), CE (UniMatch)           dice=foreground
 average over all         the same, fixmatch.py:162-164      the same; loss=dice is the masked Dice
@@ -26,11 +27,14 @@ strong view: RandAugment color jitter, blur, CutMix boxes   ops.strong_view: bri
 -                        boxes come from a third stream     boxes come from the next item of the
                            of images                          batch; a single item keeps its own
 weight 1                 (L_x + L_u) / 2 (:166); SSL4MIS:   L_x + weight L_u, weight 1, no ramp
-                           0.1 after a ramp
-threshold 0.95           0.95; SSL4MIS: 0.8 of the          0.95
-                           probability divided by itself
-moving average tested    UniMatch: none; SSL4MIS: of the    the network with its last weights
-                           validation score's best step
+                           0.1 after a ramp, CE + Dice
+threshold 0.95           0.95; SSL4MIS: (largest -          0.95; other voxels count as 0
+                           smallest probability) /
+                           largest > 0.8, and other
+                           pixels become background
+moving average tested    UniMatch: none; SSL4MIS: updated   the network with its last weights
+                           but never used; best
+                           validation score
 -                        SSL4MIS: complementary term for    left out
                            the least probable class
 """

@@ -2,7 +2,8 @@
 
 Rosenberg, Hebert, Schneiderman: Semi-Supervised Self-Training of Object Detection Models, WACV
 2005. The maintainers of nnU-Net recommend this recipe for unlabeled images
-(github.com/MIC-DKFZ/nnUNet, issue 2338). There is no official code.
+(github.com/MIC-DKFZ/nnUNet, issue 2233; in issue 2338, the second network is trained on the
+predicted labels first). There is no official code.
 
 The first phase trains a network on the labeled images. Its last weights become the teacher, which
 does not change any more: every unlabeled image keeps its label. The second phase trains a network

@@ -13,22 +13,22 @@ channels are dropped at every scale.
 L = (L_x + L_u) / 2,  L_u = feature_weight L_fp + image_weight / 2 (L_s1 + L_s2)
 
 Paper                    Official code                      Here
-L = (L_x + L_u) / 2      the same, unimatch.py:178          the same
+L = (L_x + L_u) / 2      the same, unimatch.py:175          the same
 cross entropy (natural   supervised: (CE + Dice of all      the same; dice=foreground for the
-  images)                  classes) / 2 (:167); unlabeled:    supervised Dice
+  images)                  classes) / 2 (:164); unlabeled:    supervised Dice
                            Dice of all classes on voxels
                            with probability >= 0.95
-                           (:169-176, util/utils.py:34-42)
-lambda = mu = 0.5        0.5, 0.25, 0.25 (:178)             feature_weight = image_weight = 0.5
+                           (:166-173, util/utils.py:27-50)
+lambda = mu = 0.5        0.5, 0.25, 0.25 (:175)             feature_weight = image_weight = 0.5
 dropout of channels      p 0.5 at every level               the same
-  at the encoder's end     (model/unet.py:163-165)
+  at the encoder's end     (model/unet.py:171-173)
 -                        features of labeled images are     features of unlabeled images only: with
                            perturbed too and not used         batch normalization, the statistics of
-                           (unimatch.py:144-146)              the decoder differ
+                           (unimatch.py:145-147)              the decoder differ
 -                        labels of pasted boxes in eval     the same
-                           mode (:122-127)
+                           mode (:129-134)
 -                        boxes come from a third stream of  boxes come from the next item of the
-                           images (:113-117)                  batch; a single item keeps its own
+                           images (:114-120)                  batch; a single item keeps its own
 color jitter, blur,      brightness and contrast 0.5        ops.strong_view: the same in a fixed
   CutMix                   (p 0.8), blur (p 0.5), box         order; blur in voxels; the same boxes,
                            (p 0.5, 2-40 % of the area)        also in 3-D

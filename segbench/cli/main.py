@@ -56,6 +56,7 @@ COMMANDS = {
     "new": "new",
     "test": "extend",
     "ablate": "extend",
+    "verify-method": "verify",
     "config": "config",
     "doctor": "doctor",
 }
@@ -74,7 +75,8 @@ class Main(Group):
             return None
         module = importlib.import_module(f"segbench.cli.{COMMANDS[cmd_name]}")
         # Some names are taken: `list` is a function of Python, `test_...` a test.
-        found = getattr(module, f"{cmd_name}_command", None) or getattr(module, cmd_name)
+        name = cmd_name.replace("-", "_")
+        found = getattr(module, f"{name}_command", None) or getattr(module, name)
         assert isinstance(found, click.Command)
         return found
 

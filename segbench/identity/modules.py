@@ -85,6 +85,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.training.signals",
     "segbench.training.stored",
     "segbench.training.watch",
+    "segbench.verify.*",
 )
 
 

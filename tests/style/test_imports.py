@@ -20,7 +20,7 @@ ROOMS = (
     ("evaluation",),
     ("results",),
     ("training",),
-    ("conformance", "report", "suites"),
+    ("conformance", "report", "suites", "verify"),
     ("cli",),
 )
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

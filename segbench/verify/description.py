@@ -1,0 +1,104 @@
+"""What has to be known about an authors' repository: one file per method in benchmarks/official.
+
+Names in a description are those of the authors' script; the values beside them are ours.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from pydantic import Field
+
+from segbench.config import load_yaml
+from segbench.config.schema import Strict, validate
+from segbench.errors import UsageError, did_you_mean
+
+Layers = dict[str, str]  # our module to the prefix of the names of its layers; "" for the rest
+
+
+class Player(Strict):
+    """How the script updates one group of weights."""
+
+    optimizer: str = Field(description="variable of the optimizer")
+    total: str = Field(description="variable on which the script calls backward")
+    terms: dict[str, str] = Field(
+        description="our loss terms, as sums and products of the script's variables"
+    )
+
+
+class Part(Strict):
+    """One training loop of the script, the counterpart of a phase of the method."""
+
+    networks: dict[str, Layers] = Field(description="the script's networks and our modules")
+    players: dict[str, Player] = Field(description="by our name of the player")
+    steps: str = Field("", description="variable with the number of steps")
+    weights: dict[str, str] = Field(
+        {}, description="the script's ramped weights, and our parameters that they ramp up to"
+    )
+    functions: dict[str, str] = Field(
+        {}, description="other values that change, and our functions of the clock for them"
+    )
+
+
+class Window(Strict):
+    """The authors' sliding window."""
+
+    script: str = Field(description="file that calls it, for strides and patch")
+    module: str = Field(description="module with the function")
+    function: str = Field(description="predicts one volume: labels and probabilities")
+    network: str = Field("model", description="the script's network that predicts")
+
+
+class Description(Strict):
+    """Where an authors' repository has what the comparison needs."""
+
+    repository: str = Field(description="address of the repository, without https://")
+    protocol: str = Field(description="protocol with the recipe of the authors")
+    folder: str = Field(".", description="folder of the script")
+    script: str = Field(description="file that trains")
+    arguments: tuple[str, ...] = Field((), description="command line of the script")
+    params: dict[str, str] = Field({}, description="parameters of our method")
+    patch: tuple[int, ...] = Field(description="patch size in the script")
+    small: tuple[int, ...] = Field(description="patch size that replaces it")
+    datasets: dict[str, tuple[str, ...]] = Field(
+        description="by module, the data sets that are replaced by synthetic ones"
+    )
+    loaders: dict[str, str] = Field(
+        description="the script's loaders and what they yield: both, labeled or unlabeled items"
+    )
+    parts: tuple[Part, ...] = Field(description="training loops in their order")
+    afterwards: tuple[str, ...] = Field(
+        (), description="function of the script to call at its end, and its arguments"
+    )
+    without_counterpart: tuple[str, ...] = Field(
+        (), description="prefixes of layers of the authors that change no result"
+    )
+    window: Window | None = Field(None, description="the authors' sliding window")
+
+
+def _files() -> dict[str, Path]:
+    folder = resources.files("segbench.benchmarks") / "official"
+    return {file.stem: file for file in sorted(Path(str(folder)).glob("*.yaml"))}
+
+
+def described_methods() -> list[str]:
+    """Return the methods whose authors' repository is described."""
+    return list(_files())
+
+
+def load_description(method: str) -> Description:
+    """Return the description of a method's official repository.
+
+    Raises:
+        UsageError: there is none.
+    """
+    files = _files()
+    if method not in files:
+        raise UsageError(
+            f"no official repository is described for '{method}'.{did_you_mean(method, files)}",
+            expected=f"one of {', '.join(files)}",
+            fix=f"describe it in benchmarks/official/{method}.yaml, like the files there",
+        )
+    document = load_yaml(files[method])
+    return validate(Description, document, lambda key: document.where(*key.split(".")))

@@ -1,0 +1,119 @@
+"""verify-method on small repositories of the authors' layout: equal ones pass, others do not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import standins
+
+from segbench import registry
+from segbench.cli.main import run
+from segbench.config import load_protocol
+from segbench.errors import PluginError, UsageError
+from segbench.verify import described_methods, load_description, ours, verify_method
+
+CHECKS = ["terms", "gradients", "weights", "schedule", "sampling", "window"]
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Give ours the width of the stand-ins' networks."""
+    usual = ours.published_experiment
+
+    def narrowed(name, description):
+        experiment = usual(name, description)
+        params = {**experiment.backbone_params, "width": 2}
+        return experiment.model_copy(update={"backbone_params": params})
+
+    monkeypatch.setattr(ours, "published_experiment", narrowed)
+
+
+def failed(found):
+    return [(row.check, row.what) for row in found.failed]
+
+
+@pytest.mark.parametrize("method", standins.REPOSITORIES)
+def test_an_equal_repository_passes_and_stays_as_it_is(tmp_path, narrow, method):
+    folder = standins.write(tmp_path, method, {})
+    before = sorted(folder.rglob("*"))
+    found = verify_method(method, folder)
+    assert failed(found) == []
+    assert list(dict.fromkeys(row.check for row in found.rows if row.check != "sampling")) == [
+        check for check in CHECKS if check != "sampling"
+    ]
+    assert sum(row.check == "sampling" for row in found.rows) == 2, "batches and patches"
+    assert {row.limit for row in found.rows if row.check in CHECKS[:3]} == {1e-10}
+    assert sorted(folder.rglob("*")) == before, "nothing is written into the repository"
+
+
+def test_what_three_steps_do_not_show_is_found_too(tmp_path, narrow, capsys):
+    changes = {
+        "ramp": ("get_weight(iter_num // 150)", "get_weight(iter_num // 100)"),
+        "stride": ("stride_xy=18", "stride_xy=16"),
+        "pad": ("(edge - n) // 2 + 3", "(edge - n) // 2 + 1"),
+    }
+    folder = standins.write(tmp_path, "ua_mt", changes)
+    code = run(["verify-method", "ua_mt", "--official", str(folder), "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert code == 7 and document["status"] == "error"
+    different = [(row["check"], row["what"]) for row in document["rows"] if not row["passed"]]
+    assert different == [
+        ("schedule", "weight consistency_weight at 6,000 steps"),
+        ("sampling", "patches that differ, of 12 with equal draws"),
+        ("window", "strides 16, 16, 4"),
+    ]
+
+
+def test_another_weight_and_rate_are_found(tmp_path, narrow, capsys):
+    changes = {
+        "weight": ('"--consistency", type=float, default=0.1', '"--consistency", default=0.2'),
+        "rate": ('"--base_lr", type=float, default=0.01', '"--base_lr", default=0.02'),
+    }
+    folder = standins.write(tmp_path, "ua_mt", changes)
+    code = run(["verify-method", "ua_mt", "--official", str(folder), "--precision", "fp32"])
+    printed = capsys.readouterr()
+    assert code == 7 and "ua_mt and its authors' code differ" in printed.err
+    lines = [line.split() for line in printed.out.splitlines() if line.endswith(("ok", "DIFFERS"))]
+    different = {(line[0], line[1]) for line in lines if line[-1] == "DIFFERS"}
+    assert {("terms", "network,"), ("weights", "all"), ("schedule", "rate")} <= different
+    assert ("schedule", "threshold") not in different
+    supervised = [line for line in lines if line[:3] == ["terms", "network,", "supervised"]]
+    assert supervised, "terms have their names"
+
+
+def test_a_script_that_fails_is_shown_with_its_line(tmp_path, narrow):
+    changes = {"fault": ("optimizer.zero_grad()", "optimizer.no_such_name()")}
+    folder = standins.write(tmp_path, "ua_mt", changes)
+    with pytest.raises(PluginError, match="the authors' script failed") as error:
+        verify_method("ua_mt", folder)
+    text = (folder / "code/train_LA_meanteacher_certainty_unlabel.py").read_text()
+    line = text[: text.index("no_such_name")].count("\n") + 1
+    assert error.value.details["where"].endswith(f"certainty_unlabel.py:{line}")
+    assert "no_such_name" in error.value.details["found"]
+
+
+def test_a_missing_repository_and_an_undescribed_method_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="another layout") as error:
+        verify_method("ua_mt", tmp_path)
+    assert "git clone https://github.com/yulequan/UA-MT" in error.value.details["fix"]
+    with pytest.raises(UsageError, match="no official repository is described for 'cps'") as error:
+        verify_method("cps", tmp_path)
+    assert "benchmarks/official/cps.yaml" in error.value.details["fix"]
+
+
+@pytest.mark.parametrize("method", described_methods())
+def test_descriptions_fit_the_methods(method):
+    description = load_description(method)
+    side = ours.Ours(method, description)
+    assert method in str(load_protocol(description.protocol).published.values())
+    parameters = registry.get("method", method).cls.Params.model_fields
+    assert len(side.plan) == len(description.parts)
+    for part in description.parts:
+        assert set(part.players) == set(side.method.players)
+        assert set(part.weights.values()) <= set(parameters)
+        for function in part.functions.values():
+            assert callable(getattr(side.method, function))
+        for layers in part.networks.values():
+            for path in layers:
+                side.method.get_submodule(path)
