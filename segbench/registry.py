@@ -274,7 +274,7 @@ def _fix_of_import(name: str) -> str:
     return "correct the import: this version of segbench has no such module"
 
 
-def _missing_imports(file: Path) -> list[str]:
+def missing_imports(file: Path) -> list[str]:
     """Return the modules that a file imports outside functions and that are not installed."""
     missing = []
     for statement in ast.parse(file.read_bytes(), str(file)).body:
@@ -407,13 +407,13 @@ def _names(file: Path) -> dict[str, list[str]]:
     registered: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for node in ast.walk(ast.parse(file.read_bytes(), str(file))):
         for decorator in getattr(node, "decorator_list", ()):
-            kind, name = _registration(decorator)
+            kind, name = registration(decorator)
             if kind in KINDS and isinstance(name, str):
                 registered[kind].append(name)
     return registered
 
 
-def _registration(decorator: ast.expr) -> tuple[str, object]:
+def registration(decorator: ast.expr) -> tuple[str, object]:
     """Return the name and first argument of a decorator such as ``@segbench.method("mine")``."""
     if not isinstance(decorator, ast.Call) or not decorator.args:
         return "", None
@@ -457,7 +457,7 @@ def add_file(file: str | Path) -> None:
         raise PluginError(
             f"the plug-in file cannot be read: {error}", where=path, fix="fix the file"
         ) from error
-    missing = _missing_imports(path)
+    missing = missing_imports(path)
     if missing and not any(found.values()):
         raise PluginError(
             f"the plug-in file imports '{missing[0]}', which is not installed",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segbench.cli.options import Command
+from segbench.cli.plugin_titles import title_in_source
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table, wrapped
 from segbench.errors import SegbenchError, UsageError, unknown
@@ -47,7 +48,10 @@ BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 )
 @click.pass_obj
 def list_command(settings: Settings, kind: str | None, matrix: bool) -> None:
-    """List what is available. A plug-in that cannot be imported is listed with its error.
+    """List what is available.
+
+    A plug-in of yours that cannot be imported is listed with its error, and a built-in one with
+    the library that is missing. Built-in plug-ins are not imported for the list.
 
     \b
     segbench list methods
@@ -106,7 +110,7 @@ def _plugins(kind: str) -> list[dict[str, Any]]:
         title = ""
         problem = None
         try:
-            title = _title(registry.get(kind, name))
+            title = title_in_source(kind, name) or _title(registry.get(kind, name))
         except SegbenchError as error:
             problem = f"unavailable: {error.what}"
         rows.append(

@@ -75,14 +75,14 @@ def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
     from segbench.cli.documents import joint_document
     from segbench.cli.reporter import header
     from segbench.data.look_alike import look_alike_warnings
-    from segbench.training.build import require_fit
+    from segbench.training.build import build_if_fit
 
     plan: list[dict[str, Any]] = []
     lines = []
     for run in runs:
         state = _planned_state(run)
         if state != "cached":
-            require_fit(run.experiment, run.stores)
+            build_if_fit(run.experiment, run.stores, fresh=False)
         for warning in look_alike_warnings(run.stores):
             settings.warn(warning)
         plan.append(

@@ -31,6 +31,7 @@ ENGINE_MODULES = (
     "segbench.training.build",
     "segbench.training.distributed",
     "segbench.training.loop",
+    "segbench.training.optimizers",
     "segbench.training.placement",
     "segbench.training.plan",
     "segbench.training.selection",

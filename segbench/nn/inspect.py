@@ -25,20 +25,27 @@ from segbench.errors import PluginError, UsageError
 __all__ = ["NetworkCost", "cost", "dry_run", "receptive_field", "recompute"]
 
 
-def _ghost(net: Backbone) -> Backbone:
-    """Return a copy on the meta device, which computes only shapes."""
-    return copy.deepcopy(net).to("meta")
+# Computing a patch of this size takes less time than the first use of the meta device, for which
+# torch imports its compiler.
+FEW_VOXELS = 40_000
 
 
+def _ghost(net: Backbone, device: str = "meta") -> Backbone:
+    """Return a copy, by default on the meta device, which computes only shapes."""
+    return copy.deepcopy(net).to(device)
+
+
+@torch.random.fork_rng(devices=())
 def dry_run(net: Backbone, channels: int, patch: tuple[int, ...]) -> None:
-    """Check the shapes of a network without computing values or drawing random numbers.
+    """Check the shapes of a network; no random number is drawn from the caller's generator.
 
     Raises:
         UsageError: the patch is too small for the network, or the network cannot process its size.
         PluginError: the shapes of the feature maps differ from those that the network declares.
     """
-    ghost = _ghost(net).eval()
-    image = torch.zeros(1, channels, *patch, device="meta")
+    device = "cpu" if prod(patch) <= FEW_VOXELS else "meta"
+    ghost = _ghost(net, device).eval()
+    image = torch.zeros(1, channels, *patch, device=device)
     edges = (max(n, 2 * m) for n, m in zip(patch, net.multiple(net.p, len(patch)), strict=True))
     larger = f"-o patch={'x'.join(map(str, edges))}"
     try:

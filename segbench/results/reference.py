@@ -14,7 +14,7 @@ from collections.abc import Callable
 from math import isnan, nan
 from typing import NamedTuple
 
-from scipy import optimize, stats
+import scipy
 
 from segbench.results.scores import Scores
 from segbench.results.stats import Aligned, align, compare
@@ -67,7 +67,7 @@ def _rejection(aligned: Aligned) -> Callable[[float], float]:
 
     def rejection(share: float) -> float:
         found = moments(aligned.contrast([1, share - 1, -share]))
-        critical = float(stats.t.isf(ALPHA / 2, found.df))
+        critical = float(scipy.stats.t.isf(ALPHA / 2, found.df))
         return abs(found.mean) - critical * found.se
 
     return rejection
@@ -80,7 +80,7 @@ def _bound(rejection: Callable[[float], float], share: float, direction: int) ->
     while step <= FARTHEST:
         outside = share + direction * step
         if rejection(outside) > 0:
-            return float(optimize.brentq(rejection, inside, outside))
+            return float(scipy.optimize.brentq(rejection, inside, outside))
         inside = outside
         step *= 2
     return nan

@@ -16,7 +16,7 @@ from math import inf, isnan, nan
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from segbench.results.scores import Array, Flags, Scores
 from segbench.results.variance import (
@@ -286,4 +286,4 @@ def _replicates(family: Sequence[Scores]) -> list[Array]:
 def _wilcoxon(differences: Array) -> float:
     if len(differences) < 2:
         return nan
-    return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+    return float(scipy.stats.wilcoxon(differences).pvalue) if differences.any() else 1.0

@@ -100,23 +100,20 @@ def network_factory(
     return network
 
 
-def require_fit(experiment: Experiment, stores: list[Store]) -> None:
-    """Build the method's networks and discard them, to find a misfit before anything is written.
+def build_if_fit(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Method | None:
+    """Return ``build``'s method, or None if building fails; used before anything is written.
+
+    The run itself then builds again, and reports and records the failure.
 
     Raises:
         UsageError: the backbone does not fit the method or the patch.
     """
-    # Building on "meta" computes nothing and is fast. Some networks compute while they are built
-    # and can only be built on the CPU.
-    for device in ("meta", "cpu"):
-        try:
-            with torch.device(device):
-                build(experiment, stores, fresh=False)
-            return
-        except UsageError:
-            raise
-        except (Exception, SystemExit):  # is reported, and recorded, by the run itself
-            continue
+    try:
+        return build(experiment, stores, fresh)
+    except UsageError:
+        raise
+    except (Exception, SystemExit):
+        return None
 
 
 def optimizers(experiment: Experiment, stores: list[Store], protocol: Optim) -> dict[str, Optim]:

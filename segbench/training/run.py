@@ -29,7 +29,7 @@ from segbench.training import distributed
 from segbench.training.announce import schedule_text, warn_of_single_items
 from segbench.training.build import (
     build,
-    require_fit,
+    build_if_fit,
     training_data,
     training_plan,
     training_views,
@@ -96,8 +96,10 @@ def _execute(
     if stored is not None:
         return _cached(stored, world)
 
-    # Refuse a network that does not fit before anything is written.
-    require_fit(run.experiment, run.stores)
+    # Refuse a network that does not fit before anything is written. The weights of a resumed run
+    # come from its checkpoint.
+    fresh = restart or not _has_checkpoint(run.folder)
+    method = build_if_fit(run.experiment, run.stores, fresh)
 
     with lock(run.folder.path / "lock"):
         # Another process may have finished the run before this one got the lock.
@@ -107,11 +109,16 @@ def _execute(
         _clean_folder(run.folder, restart)
         world.first_says(True)
         with reporter.attempt(run.folder), _recorded_failures(run) as attempt:
-            return _train_and_evaluate(run, machine, reporter, world, attempt)
+            return _train_and_evaluate(run, method, machine, reporter, world, attempt)
 
 
 def _train_and_evaluate(
-    run: Prepared, machine: Machine, reporter: Reporter, world: World, attempt: Attempt
+    run: Prepared,
+    method: Method | None,
+    machine: Machine,
+    reporter: Reporter,
+    world: World,
+    attempt: Attempt,
 ) -> dict[str, Any]:
     # Set up: write down what will be trained.
     run.folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
@@ -119,9 +126,10 @@ def _train_and_evaluate(
     run.folder.write_json("data.json", digests)
     run.folder.write_json(FILE, copied_facts(run.stores))
 
-    # Build: the method with its networks. The weights of a resumed run come from its checkpoint.
+    # Build again what failed before, so that the failure is recorded; then check the data.
+    if method is None:
+        method = build(run.experiment, run.stores, fresh=not _has_checkpoint(run.folder))
     device = distributed.own_device(device_of(machine.device))
-    method = build(run.experiment, run.stores, fresh=not _has_checkpoint(run.folder))
     reporter.start(run)
     attempt.stage = "data"
     _require_intact_data(run, reporter)
@@ -140,11 +148,12 @@ def _train_and_evaluate(
 def _train_beside_first(run: Prepared, machine: Machine, world: World) -> dict[str, Any]:
     """Train in a process other than the first, which alone writes and evaluates."""
     experiment = run.experiment
-    require_fit(experiment, run.stores)
+    method = build_if_fit(experiment, run.stores)
     needs_training = world.first_says(True)
     if needs_training:
         device = distributed.own_device(device_of(machine.device))
-        method = build(experiment, run.stores)
+        if method is None:
+            method = build(experiment, run.stores)
         _train(run, method, machine, device, Reporter(), world)
     return {
         "run_id": run.run_id,

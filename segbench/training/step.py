@@ -28,6 +28,7 @@ from segbench.training.loss_checks import (
     require_some_left,
     require_terms,
 )
+from segbench.training.optimizers import make_optimizer
 from segbench.training.placement import HostCopy, to_device
 from segbench.training.plan import Stage, clock, stage_of
 from segbench.training.reporter import StepReport
@@ -112,16 +113,6 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
         text += f"-{rank}"
     key = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(key, "little") >> 1
-
-
-def make_optimizer(spec: Optim, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer that a specification describes."""
-    if spec.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay
-        )
-    kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[nn.Parameter]:

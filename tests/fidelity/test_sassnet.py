@@ -13,7 +13,7 @@ from segbench.contracts.method import Setting, Source
 from segbench.nn.distance import signed_distance
 from segbench.nn.losses import soft_dice, squared_error
 from segbench.registry import get
-from segbench.training.step import make_optimizer
+from segbench.training.optimizers import make_optimizer
 
 SHAPE = (14, 15, 16)
 VERDICTS = [[0.3, -0.2], [1.1, 0.4], [-0.5, 0.9], [0.2, 0.1]]

@@ -16,7 +16,7 @@ from segbench.metrics.pair import evaluate_pair
 from segbench.nn.losses import cross_entropy, dice, dice_ce, squared_error
 from segbench.nn.ops import Ema, entropy
 from segbench.registry import get
-from segbench.training.step import make_optimizer
+from segbench.training.optimizers import make_optimizer
 
 Z = wave((4, 2, 4, 4, 4), 0.37, 0.2, 2)
 TARGET = wave((2, 2, 4, 4, 4), 0.53, 1.1, 2)

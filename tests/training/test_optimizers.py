@@ -1,0 +1,57 @@
+"""The optimizers are torch's, without the import of torch's compiler."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from segbench.contracts.optim import Optim
+from segbench.training.optimizers import make_optimizer
+
+THEIRS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=1e-3),
+}
+
+
+def trained(make):
+    """Return weights after five steps, with a stored and restored state after the third."""
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+    optimizer = make([weight])
+    for step in range(5):
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+        if step == 2:
+            state = optimizer.state_dict()
+            optimizer = make([weight])
+            optimizer.load_state_dict(state)
+    assert weight.requires_grad and not weight.grad.requires_grad
+    return weight.detach()
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_optimizers_are_those_of_torch(name):
+    spec = Optim(name=name, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    ours = trained(lambda parameters: make_optimizer(spec, parameters))
+    assert torch.equal(ours, trained(THEIRS[name]))
+
+
+def test_a_step_does_not_import_the_compiler():
+    code = (
+        "import sys, torch\n"
+        "from segbench.contracts.optim import Optim\n"
+        "from segbench.training.optimizers import make_optimizer\n"
+        "weight = torch.nn.Parameter(torch.ones(3))\n"
+        "for name in ('sgd', 'adam', 'adamw'):\n"
+        "    optimizer = make_optimizer(Optim(name=name), [weight])\n"
+        "    optimizer.zero_grad()\n"
+        "    weight.sum().backward()\n"
+        "    optimizer.step()\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
