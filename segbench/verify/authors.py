@@ -151,6 +151,8 @@ class Session:
     def start_part(self, loader: SyntheticLoader, frame: FrameType) -> None:
         """Begin a training loop: record its first weights, its schedule and its sampling."""
         self.part += 1
+        if self.part == len(self.description.parts):
+            raise RuntimeError(f"the script goes through its data more than {self.part} times")
         self.step_terms: dict[str, list[dict[str, float]]] = {}
         self.facts["terms"].append(self.step_terms)
         names = names_in(frame)

@@ -115,7 +115,7 @@ class Replacement(ModuleType):
 
 
 class Replacements(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds replacements for a repository: those of ``ALWAYS`` first, or others last."""
+    """Finds replacements: those of ``ALWAYS`` first, or others last, for a repository only."""
 
     def __init__(self, repository: Path, always: bool) -> None:
         self.folders = (str(repository), __file__)
@@ -123,10 +123,12 @@ class Replacements(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         """Return where a replacement comes from, if the repository asks for one."""
-        if self.always and fullname.partition(".")[0] not in ALWAYS:
-            return None
-        # Libraries look for others too, and must not find a replacement.
-        if not _importing_file().startswith(self.folders):
+        if self.always:
+            wanted = fullname.partition(".")[0] in ALWAYS
+        else:
+            # Libraries look for optional ones too, and must not find a replacement.
+            wanted = _importing_file().startswith(self.folders)
+        if not wanted:
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
