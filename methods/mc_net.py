@@ -46,6 +46,7 @@ from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import dice, squared_error
+from segbench.nn.ops import sharpened, widened
 
 DECODERS = ("transposed", "trilinear", "nearest")
 
@@ -104,20 +105,6 @@ class MCNet(Method):
         pyramid = self.network.encode(image)
         features = self.network.decode(pyramid, 0)[0]
         return self.network.head(features, 0).softmax(1)
-
-
-def widened(logits: Tensor) -> Tensor:
-    """Return ``logits`` in float32 or higher precision.
-
-    Division by the temperature would amplify rounding errors of half precision.
-    """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    return logits.to(dtype)
-
-
-def sharpened(logits: Tensor, temperature: float) -> Tensor:
-    """Return p^(1/T) / sum_k p_k^(1/T), where p is the softmax of ``logits`` (N, K, *S)."""
-    return (logits / temperature).softmax(1)
 
 
 def mutual_consistency(p: Sequence[Tensor], sharp: Sequence[Tensor]) -> Tensor:

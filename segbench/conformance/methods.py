@@ -91,7 +91,14 @@ class Trial:
         torch.manual_seed(0)
         method: Method = method_class(method_class.Params(**self.settings), setting)
         backbone_params = {**method_class.backbone_defaults.get(self.backbone, {}), **self.params}
-        method.build(network_factory(self.backbone, backbone_params, setting, method_class.needs))
+        network = network_factory(
+            self.backbone,
+            backbone_params,
+            setting,
+            method_class.needs,
+            method_class.backbones,
+        )
+        method.build(network)
         return method.train()
 
     def batch(self, labeled: int, unlabeled: int, seed: int = 0) -> Batch:

@@ -174,6 +174,8 @@ class Method(nn.Module):
     # loss (``loss`` for the first player, ``loss_<player>`` for the others) and its own optimizer.
     players: ClassVar[tuple[str, ...]] = ("network",)
     needs: ClassVar[frozenset[str]] = frozenset()  # required options, see Backbone.provides
+    # Backbones that ``build`` asks for by name, beside the one of the run.
+    backbones: ClassVar[tuple[str, ...]] = ()
     # Default parameters by backbone name, as used in the paper.
     backbone_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     # Whether all losses leave out the voxels whose label is ``IGNORED``, as those of
@@ -194,6 +196,12 @@ class Method(nn.Module):
 
         ``network()`` returns a new backbone with K output channels. Arguments select a variant, for
         example ``network(heads=(1, 1))``.
+
+        A method with a second architecture names it, ``network(backbone="resvnet")``, and declares
+        it in its class, ``backbones = ("resvnet",)``, so that the identity of a run covers its
+        source. It has the parameters of the run's backbone (width, depth, normalization, dropout)
+        where it knows them, and its defaults elsewhere. With ``--backbone resvnet`` both networks
+        have one architecture.
         """
         raise NotImplementedError
 

@@ -24,10 +24,11 @@ def outdated_parts(science: Mapping[str, Any]) -> list[str]:
     if engine != ENGINE:
         changed.append(f"engine {engine}, now {ENGINE}")
     for kind, stored in science.get("sources", {}).items():
-        name = str(science.get(kind, ""))
-        current = _current_digest(kind, name)
+        plugin_kind, _, named = kind.partition(" ")  # such as "backbone", or "backbone resvnet"
+        name = named or str(science.get(kind, ""))
+        current = _current_digest(plugin_kind, name)
         if current is not None and current != stored:
-            changed.append(f"{kind} {name}")
+            changed.append(f"{plugin_kind} {name}")
     return changed
 
 

@@ -31,8 +31,10 @@ __all__ = [
     "pass_groups",
     "pseudo_labels",
     "random_boxes",
+    "sharpened",
     "strong_view",
     "wide_softmax",
+    "widened",
 ]
 
 
@@ -85,6 +87,20 @@ def wide_softmax(logits: Tensor, axis: int = 1) -> Tensor:
     precision; on CUDA it would not.
     """
     return logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(axis)
+
+
+def widened(logits: Tensor) -> Tensor:
+    """Return ``logits`` in float32 or higher precision.
+
+    Division by a temperature would amplify rounding errors of half precision.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(dtype)
+
+
+def sharpened(logits: Tensor, temperature: float) -> Tensor:
+    """Return p^(1/T) / sum_k p_k^(1/T), where p is the softmax of ``logits`` (N, K, *S)."""
+    return (logits / temperature).softmax(1)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 
 from segbench import registry
 from segbench.config import Experiment
-from segbench.contracts.backbone import Backbone
+from segbench.config.schema import validate
+from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.contracts.method import Method, Optim, Setting, Source
 from segbench.data.open import derived
 from segbench.data.sampling.batches import TrainingData
@@ -37,7 +38,13 @@ def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Me
     if not fresh:
         backbone_params.pop("pretrained", None)
     torch.manual_seed(experiment.seed)
-    network = network_factory(experiment.backbone, backbone_params, method.setting, method.needs)
+    network = network_factory(
+        experiment.backbone,
+        backbone_params,
+        method.setting,
+        method.needs,
+        registry.get("method", experiment.method).cls.backbones,
+    )
     method.build(network)
     return method
 
@@ -61,17 +68,59 @@ def _without_networks(experiment: Experiment, stores: list[Store]) -> Method:
 
 
 def network_factory(
-    name: str, params: dict[str, Any], setting: Setting, needs: frozenset[str]
+    name: str,
+    params: dict[str, Any],
+    setting: Setting,
+    needs: frozenset[str],
+    others: tuple[str, ...] = (),
 ) -> Callable[..., Backbone]:
     """Return the function ``network()`` that a method's ``build`` receives.
 
     Args:
-        name: registered name of the backbone.
-        needs: features that the method requires of the backbone, see ``Backbone.provides``.
+        name: registered name of the run's backbone.
+        needs: features that the method requires of its backbones, see ``Backbone.provides``.
+        others: backbones that the method may ask for by name. They have the parameters of the run's
+            backbone where they know them, and their defaults elsewhere.
 
     Raises:
-        UsageError: the backbone does not offer what the method needs, or the patch does not fit it.
+        UsageError: a backbone does not offer what the method needs, or the patch does not fit it.
     """
+    checked = {name: _checked_params(name, params, setting, needs)}
+    for other in others:
+        known = registry.get("backbone", other).cls.Params.model_fields
+        shared = {key: value for key, value in params.items() if key in known}
+        checked.setdefault(other, _checked_params(other, shared, setting, needs))
+
+    def network(
+        heads: tuple[int, ...] | None = None, backbone: str = name, **options: Any
+    ) -> Backbone:
+        if backbone not in checked:
+            raise UsageError(
+                f"the method builds a backbone that it does not declare: '{backbone}'",
+                expected=f"one of {', '.join(checked)}",
+                fix=f'backbones = ("{backbone}",) in the class of the method',
+            )
+        outputs = (setting.classes,) if heads is None else heads
+        backbone_class = registry.get("backbone", backbone).cls
+        built: Backbone = backbone_class(
+            checked[backbone], setting.channels, setting.dims, outputs, **options
+        )
+        dry_run(built, setting.channels, setting.patch)
+        if options.get("side_outputs") and len(built.channels) < 3:
+            raise UsageError(
+                "side outputs need at least two scales to compare",
+                found=f"backbone '{backbone}' with {len(built.channels)} levels",
+                fix="-o backbone.depth=3",
+            )
+        return built
+
+    return network
+
+
+def _checked_params(
+    name: str, params: dict[str, Any], setting: Setting, needs: frozenset[str]
+) -> BackboneParams:
+    """Return the parameters of a backbone that offers what a method needs and fits the patch."""
     backbone_class = registry.get("backbone", name).cls
     missing = needs - backbone_class.provides
     if missing:
@@ -80,24 +129,11 @@ def network_factory(
             found=f"it offers {', '.join(sorted(backbone_class.provides))}",
             fix="segbench list backbones",
         )
-    checked = backbone_class.Params(**params)
+    checked: BackboneParams = validate(
+        backbone_class.Params, params, lambda key: f"backbone {name}", "backbone."
+    )
     backbone_class.check_patch(checked, setting.patch)
-
-    def network(heads: tuple[int, ...] | None = None, **options: Any) -> Backbone:
-        outputs = (setting.classes,) if heads is None else heads
-        backbone: Backbone = backbone_class(
-            checked, setting.channels, setting.dims, outputs, **options
-        )
-        dry_run(backbone, setting.channels, setting.patch)
-        if options.get("side_outputs") and len(backbone.channels) < 3:
-            raise UsageError(
-                "side outputs need at least two scales to compare",
-                found=f"backbone '{name}' with {len(backbone.channels)} levels",
-                fix="-o backbone.depth=3",
-            )
-        return backbone
-
-    return network
+    return checked
 
 
 def build_if_fit(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Method | None:

@@ -99,16 +99,24 @@ def prepare(
         experiment,
         fingerprints={store.name: store.fingerprint for store in stores},
         splits=splits,
-        sources={
-            "method": loaded_digest("method", experiment.method),
-            "backbone": loaded_digest("backbone", experiment.backbone),
-        },
+        sources=_sources(experiment),
         surface_rule=SURFACE_RULE if any(map(_tests_one_slice, stores)) else None,
     )
     identity = run_id(content)
     train_sizes = {store.name: len(store.patients) for store in stores}
     folder = run_folder(machine.root, experiment, train_sizes, identity)
     return Prepared(experiment, stores, content, identity, folder, splits, machine.plugins)
+
+
+def _sources(experiment: Experiment) -> dict[str, str]:
+    """Return the digests of the source of the method and of all backbones that it builds."""
+    found = {
+        "method": loaded_digest("method", experiment.method),
+        "backbone": loaded_digest("backbone", experiment.backbone),
+    }
+    for name in registry.get("method", experiment.method).cls.backbones:
+        found[f"backbone {name}"] = loaded_digest("backbone", name)
+    return found
 
 
 def _checked_stores(experiment: Experiment, machine: Machine) -> list[Store]:

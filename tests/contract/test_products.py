@@ -73,6 +73,37 @@ def test_what_a_backbone_lacks_is_refused_with_its_name(monkeypatch):
         )
 
 
+def test_a_second_architecture_is_built_by_its_name():
+    setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
+    params = {"width": 4, "depth": 3, "norm": "instance", "dropout": 0.1, "residual": True}
+    network = network_factory("vnet", params, setting, frozenset(), ("resvnet",))
+    first = network()
+    second = network(backbone="resvnet", heads=(3,))
+    assert (type(first).name, type(second).name) == ("vnet", "resvnet")
+    assert second.p.model_dump() == {"width": 4, "depth": 3, "norm": "instance", "dropout": 0.1}
+    assert second(torch.zeros(1, 1, 16, 16)).shape == (1, 3, 16, 16)
+    with pytest.raises(UsageError, match="does not declare: 'unet3d'"):
+        network(backbone="unet3d")
+    same = network_factory("resvnet", {"width": 4}, setting, frozenset())
+    with pytest.raises(UsageError, match="does not declare: 'vnet'"):
+        same(backbone="vnet")
+
+
+def test_a_second_architecture_must_offer_what_the_method_needs_and_fit_the_patch(monkeypatch):
+    setting = Setting((Source("set", ("organ",)),), 1, (32, 32, 6))
+    resvnet = registry.get("backbone", "resvnet").cls
+    with pytest.raises(UsageError, match="the patch does not fit backbone 'resvnet'"):
+        network_factory("unet3d", {"depth": 3, "flat": 2}, setting, frozenset(), ("resvnet",))
+    with pytest.raises(
+        UsageError, match=r"backbone.depth: expected int in .2, 5., got 6 .backbone resvnet"
+    ):
+        network_factory("unet3d", {"depth": 6, "flat": 5}, setting, frozenset(), ("resvnet",))
+    setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
+    monkeypatch.setattr(resvnet, "provides", frozenset({"heads"}))
+    with pytest.raises(UsageError, match="'resvnet' does not offer what the method needs"):
+        network_factory("vnet", {}, setting, frozenset({"decoders"}), ("resvnet",))
+
+
 def test_side_outputs_of_one_scale_are_refused():
     setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
     network = network_factory("unet3d", {"width": 4, "depth": 2}, setting, frozenset())

@@ -36,6 +36,7 @@ METHODS = (
     "unimatch",
     "self_training",
     "ad_mt",
+    "mcf",
 )
 SCORES = ("dice", "jaccard", "hd95_vox", "asd_vox")
 

@@ -32,6 +32,22 @@ def test_an_older_engine_and_older_plugins_are_named():
     assert outdated_parts(old) == [f"engine 1, now {ENGINE}", "method bcp"]
 
 
+def test_a_second_backbone_is_named():
+    sources = {
+        "method": source_digest("method", "mcf"),
+        "backbone": source_digest("backbone", "vnet"),
+        "backbone resvnet": source_digest("backbone", "resvnet"),
+    }
+    assert outdated_parts(science(method="mcf", sources=sources)) == []
+    old = sources | {"backbone resvnet": "0"}
+    assert outdated_parts(science(method="mcf", sources=old)) == ["backbone resvnet"]
+
+
+def test_the_identity_covers_every_backbone_that_is_built(lab):
+    assert set(lab.prepared("mcf").science["sources"]) == {"method", "backbone", "backbone resvnet"}
+    assert set(lab.prepared("supervised").science["sources"]) == {"method", "backbone"}
+
+
 def test_a_plugin_that_is_gone_is_not_compared():
     assert outdated_parts(science(method="no_such_method")) == []
 

@@ -1,0 +1,147 @@
+"""Implement the 2D or 3D ResNet-V-Net: the decoder of V-Net on the encoder of a ResNet-34.
+
+He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016, arXiv:1512.03385, for
+the encoder; the decoder is that of ``vnet``. The network is the second architecture of MCF (Wang et
+al., CVPR 2023; code/networks/ResNet34.py and resnet.py of github.com/WYC-321/MCF, MIT) and, with
+norm=instance, of SDCL (Song and Wang, MICCAI 2024). The code was read; nothing was copied.
+
+The first convolution has kernel size 7 and stride 1, so that the finest map has full resolution;
+there is no pooling, and each later level has residual blocks, the first with stride 2. Channels
+double from level to level, from 16 to 256 where ResNet-34 has 64 to 512. Dropout of channels is
+applied before the heads only. All convolutions are initialized with Kaiming-normal values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segbench import BackboneParams, Field, backbone
+from segbench.nn.blocks import Encoder, EncoderDecoder, Layers
+
+BLOCKS = (3, 4, 6, 3)  # residual blocks of the levels below full resolution, as in ResNet-34
+CONVS = (1, 2, 3, 3)  # convolutions of the decoder's stages, fine to coarse, as in V-Net
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions whose input is added before the last ReLU."""
+
+    def __init__(self, layers: Layers, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        norm = layers.after(outputs)[:-1]
+        first = layers.of("Conv", inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        second = layers.of("Conv", outputs, outputs, 3, padding=1, bias=False)
+        self.first = nn.Sequential(first, *layers.after(outputs))
+        self.second = nn.Sequential(second, *norm)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            conv = layers.of("Conv", inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Sequential(conv, *layers.after(outputs)[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(self.first(x)) + self.shortcut(x))
+
+
+class ResNetEncoder(nn.ModuleList):
+    """The encoder: one convolution at full resolution, then levels of residual blocks."""
+
+    def __init__(self, layers: Layers, channels: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        first = layers.of("Conv", channels, widths[0], 7, padding=3, bias=False)
+        self.append(nn.Sequential(first, *layers.after(widths[0])))
+        inputs = widths[0]
+        for width, count in zip(widths[1:], BLOCKS, strict=False):
+            blocks = [ResidualBlock(layers, inputs, width, stride=2)]
+            for _ in range(count - 1):
+                blocks.append(ResidualBlock(layers, width, width, stride=1))
+            self.append(nn.Sequential(*blocks))
+            inputs = width
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of all levels."""
+        maps = []
+        for level in self:
+            x = level(x)
+            maps.append(x)
+        return maps
+
+
+class AddStage(nn.Module):
+    """Decoder stage of a V-Net: upsampling, addition of the encoder's map, convolutions."""
+
+    def __init__(self, layers: Layers, kind: str, deep: int, width: int, count: int) -> None:
+        super().__init__()
+        up, channels = layers.up(kind, deep, width, (2,) * layers.dims)
+        if channels != width:
+            up = nn.Sequential(up, *layers.convolutions(channels, width, 1))
+        self.up = up
+        self.convs = layers.unit(width, width, count)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Return a map with the size of ``skip``, computed from the coarser map ``x``."""
+        return self.convs(self.up(x) + skip)
+
+
+@backbone("resvnet", paper="Wang et al., CVPR 2023; He et al., CVPR 2016")
+class ResVNet(EncoderDecoder):
+    """ResNet-34 encoder with the decoder of V-Net."""
+
+    class Params(BackboneParams):
+        width: int = Field(
+            16, ge=2, le=256, description="channels at full resolution; doubled at each level"
+        )
+        norm: Literal["batch", "instance", "group", "none"] = Field(
+            "batch", description="normalization; instance has no trained parameters"
+        )
+        dropout: float = Field(0.5, ge=0, lt=1, description="channel dropout before the heads")
+        depth: int = Field(5, ge=2, le=5, description="number of levels; 5 in the literature")
+
+    def __init__(
+        self,
+        params: BackboneParams,
+        channels: int,
+        dims: int,
+        heads: tuple[int, ...],
+        decoders: tuple[str, ...] = ("transposed",),
+        side_outputs: bool = False,
+    ) -> None:
+        super().__init__(params, channels, dims, heads, decoders, side_outputs)
+        convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+        for module in self.modules():
+            if isinstance(module, convolutions):
+                nn.init.kaiming_normal_(module.weight)
+
+    def make_encoder(self, channels: int) -> Encoder:
+        levels = range(self.p.depth)
+        widths = tuple(self.p.width * 2**level for level in levels)
+        strides = tuple((2**level,) * self.dims for level in levels)
+        encoder = ResNetEncoder(Layers(self.dims, self.p.norm), channels, widths)
+        return Encoder(encoder, widths, strides)
+
+    def make_decoder(self, kind: str) -> nn.Module:
+        layers = Layers(self.dims, self.p.norm)
+        stages = nn.ModuleList()
+        for level in reversed(range(self.scales)):
+            deep = self.channels[level + 1]
+            stage = AddStage(layers, kind, deep, self.channels[level], CONVS[level])
+            stages.append(stage)
+        return stages
+
+    def make_dropouts(self, p: float) -> tuple[nn.Module, nn.ModuleList]:
+        if self.side_outputs:
+            return super().make_dropouts(p)
+        inner = [nn.Identity() for _ in range(self.scales - 1)]
+        last = Layers(self.dims).of("Dropout", p)
+        return nn.Identity(), nn.ModuleList([last, *inner])
+
+    def stages(self) -> list[nn.Module]:
+        stages = list(self.encoder.children())
+        for decoder in self.decoders:
+            stages += decoder.children()
+        return stages
+
+    @classmethod
+    def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
+        return (2 ** (params.depth - 1),) * dims
