@@ -76,6 +76,7 @@ class Ours:
                 self.experiment.backbone_params,
                 setting,
                 self.method.needs,
+                self.method.backbones,
             )
         )
         batch = protocol.batch
