@@ -162,10 +162,11 @@ def main_table(study: Study) -> list[str]:
     differences = corrected([compare(study.methods[name], supervised) for name in names])
     against = dict(zip(names, differences, strict=True))
     ordered = sorted(study.methods, key=lambda name: -study.methods[name].values.mean())
+    several = len(study.datasets) > 1
     heads = [
         "method",
         *study.datasets,
-        "mean",
+        *(["mean"] if several else []),
         "minus supervised",
         "p (Holm)",
         "gap closed",
@@ -176,7 +177,8 @@ def main_table(study: Study) -> list[str]:
         scores = study.methods[name]
         cells = [f"*{name}*" if name in (ORACLE, SUPERVISED) else name]
         cells += [shown(study.of_dataset(scores, dataset)) for dataset in study.datasets]
-        cells.append(shown(scores))
+        if several:
+            cells.append(shown(scores))
         if name in against:
             cells += [signed(against[name]), p_text(against[name].p_holm), gap_closed(study, name)]
             cells.append(unlabeled_gain(study, name))
