@@ -30,7 +30,7 @@ def config() -> None:
 def show(
     settings: Settings, words: tuple[str, ...], science: ScienceOptions, sources: bool
 ) -> None:
-    """Show the settings that `segbench run METHOD ...` would use, key by key.
+    """Show the settings that `segbench run METHOD` would use, key by key.
 
     \b
     segbench config show mean_teacher --dataset la --sources -o optim.lr=0.005

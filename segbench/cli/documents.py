@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from math import nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from segbench.cli.terminal import table
 from segbench.results.export import number
+from segbench.results.names import row_label
 from segbench.text import safe
 
 
@@ -23,6 +26,14 @@ def run_document(result: dict[str, Any], folder: Path) -> dict[str, Any]:
         "dir": str(folder),
         "cached": bool(result.get("cached")),
         "method": result["method"],
+        "row": row_label(
+            result["method"],
+            result.get("changed_params", {}),
+            result.get("without", ()),
+            len(result.get("datasets", ())),
+            result.get("unlabeled", "all"),
+        ),
+        "draw": result.get("science", {}).get("draw", 0),
         "seed": result["seed"],
         "labeled": result["labeled"],
         "protocol": result["protocol"],
@@ -43,6 +54,24 @@ def joint_document(documents: list[dict[str, Any]]) -> dict[str, Any]:
         metrics = {**document["metrics"], **metrics}
     first = documents[0] if documents else {}
     return {**first, "status": "done", "metrics": metrics, "runs": documents}
+
+
+def summary_lines(documents: list[dict[str, Any]]) -> list[str]:
+    """Return a table of several runs: one line per run and data set, means over classes."""
+    rows = []
+    for document in documents:
+        for dataset, classes in document["metrics"].items():
+            dice = [metrics["dice"] for metrics in classes.values()]
+            missed = sum(metrics["empty_prediction"] for metrics in classes.values())
+            place = [document["row"], dataset, document["labeled"].get(dataset, "–")]
+            defined = [value for value in dice if value is not None]
+            mean = 100 * fmean(defined) if defined else nan
+            cells = [*place, document["draw"], document["seed"], number(mean, 1), missed]
+            rows.append([*cells, "cached" if document["cached"] else "new", document["run_id"][:8]])
+    columns = [("method", "<"), ("data set", "<"), ("labeled", ">"), ("draw", ">"), ("seed", ">")]
+    columns += [("Dice %", ">"), ("missed", ">"), ("", "<"), ("run", "<")]
+    drop = ("", "missed", "labeled")
+    return ["", table(columns, rows, drop)]
 
 
 def result_lines(result: dict[str, Any]) -> list[str]:

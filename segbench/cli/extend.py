@@ -217,11 +217,17 @@ def ablate(
     base = experiments(settings, method, science)
     rows: list[Row] = []
     failed: list[str] = []
-    for dropped in [None, *loss_terms(base[0])]:
+    terms = [None, *loss_terms(base[0])]
+    count = len(terms) * len(base)
+    number = 0
+    for dropped in terms:
         for experiment in base:
+            number += 1
             variant = experiment.model_copy(update={"without": (dropped,) if dropped else ()})
             try:
-                document = execute_run(settings, prepare(variant, machine), machine)
+                run = prepare(variant, machine)
+                place = f"run {number} of {count}: "
+                document = execute_run(settings, run, machine, place=place)
             except TrainingError as error:
                 if not dropped:
                     raise

@@ -33,6 +33,7 @@ BUG = 1
 USAGE = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
+REPEATABLE = ("run", "resume", "bench", "demo", "ablate", "data")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The commands in the order of the help, each with its module. A module is imported when its command
@@ -139,7 +140,7 @@ def run(argv: list[str]) -> int:
         document = {**(settings.document or {}), **error.to_dict()}
         return _fail(settings, argv, document, error_text(error))
     except (KeyboardInterrupt, click.Abort):
-        streams.remark("stopped")
+        streams.remark(_stopped_text(argv))
         return INTERRUPTED
     except BrokenPipeError:
         streams.abandon_stdout()
@@ -154,6 +155,12 @@ def run(argv: list[str]) -> int:
         document = _error_document(type(error).__name__, BUG, what)
         hint = "this is a bug in segbench or in a plug-in; --debug shows where"
         return _fail(settings, argv, document, f"error: {what}\n  {hint}")
+
+
+def _stopped_text(argv: list[str]) -> str:
+    """Return what is said after Ctrl-C, with the way back where repeating continues the work."""
+    is_repeatable = any(word in REPEATABLE for word in argv)
+    return "stopped; repeat the command to continue" if is_repeatable else "stopped"
 
 
 def _require_posix() -> None:

@@ -81,8 +81,19 @@ def global_options(hidden: bool) -> list[click.Option]:
     ]
 
 
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a help text, without its full stop; nothing is cut off."""
+    paragraph = " ".join((text or "").split("\n\n")[0].split())
+    sentence = re.split(r"\.(?= |$)", paragraph, maxsplit=1)[0]
+    return sentence.removesuffix(".")
+
+
 class Command(click.Command):
     """A command that accepts the global options."""
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the summary that a group's help shows: it is wrapped, never cut off."""
+        return first_sentence(self.short_help or self.help)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -111,6 +122,10 @@ class Group(click.Group):
     """A group that accepts the global options, as all of its commands do."""
 
     command_class = Command
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the summary that a group's help shows: it is wrapped, never cut off."""
+        return first_sentence(self.short_help or self.help)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

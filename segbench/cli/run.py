@@ -16,7 +16,7 @@ from segbench.cli.options import (
 )
 from segbench.cli.settings import Settings
 from segbench.cli.streams import remark
-from segbench.cli.terminal import error_text
+from segbench.cli.terminal import error_text, plural
 from segbench.errors import IntegrityError, Interrupted, SegbenchError, UsageError
 from segbench.text import safe
 
@@ -58,8 +58,8 @@ def run(
     segbench run mean_teacher --dataset la -o decay=0.995 -o optim.lr=0.02
     segbench run bcp --as-published la
     """
-    from segbench.cli.documents import joint_document
-    from segbench.cli.training import execute_run, experiments, machine_of
+    settings.say(f"segbench run: {safe(method)} on {safe(science.as_published or science.dataset)}")
+    from segbench.cli.training import experiments, machine_of
     from segbench.training.setup import prepare
 
     machine = machine_of(settings, machine_options, leak_meter)
@@ -67,8 +67,32 @@ def run(
     if dry_run:
         _show_plan(settings, runs)
         return
-    documents = [execute_run(settings, run, machine, restart) for run in runs]
-    settings.show(joint_document(documents))
+    _execute_all(settings, runs, machine, restart)
+
+
+def _execute_all(
+    settings: Settings, runs: list[Prepared], machine: Machine, restart: bool = False
+) -> None:
+    """Execute the runs of a command one after the other, and summarize them if there are several.
+
+    Raises:
+        Interrupted: stopped; its fix is the way back, to the other runs as well.
+    """
+    from segbench.cli.documents import joint_document, summary_lines
+    from segbench.cli.training import execute_run
+
+    documents: list[dict[str, Any]] = []
+    for number, run in enumerate(runs, 1):
+        place = f"run {number} of {len(runs)}: " if len(runs) > 1 else ""
+        try:
+            documents.append(execute_run(settings, run, machine, restart, place))
+        except Interrupted as error:
+            if len(runs) > 1:
+                done = f"{len(documents)} of {plural(len(runs), 'run')} done"
+                error.details["fix"] = f"to continue ({done}): repeat the command"
+            raise
+    lines = summary_lines(documents) if len(documents) > 1 else []
+    settings.show(joint_document(documents), lines)
 
 
 def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
@@ -137,7 +161,7 @@ def resume(
 
 def _resume_all(settings: Settings, machine: Machine) -> None:
     """Resume all unfinished runs; one that fails does not stop the others."""
-    from segbench.cli.documents import joint_document
+    from segbench.cli.documents import joint_document, summary_lines
     from segbench.cli.training import execute_run
     from segbench.results.rundir import all_runs
     from segbench.training.stored import restore
@@ -147,16 +171,19 @@ def _resume_all(settings: Settings, machine: Machine) -> None:
         settings.say("nothing to resume")
     documents = []
     failed = False
-    for folder in folders:
+    for number, folder in enumerate(folders, 1):
+        place = f"run {number} of {len(folders)}: " if len(folders) > 1 else ""
         try:
-            documents.append(execute_run(settings, restore(folder, machine), machine))
+            run = restore(folder, machine)
+            documents.append(execute_run(settings, run, machine, place=place))
         except Interrupted:
             raise
         except SegbenchError as error:
             failed = True
             remark(f"{safe(folder.path)}: {error_text(error)}")
     status = "failed" if failed else "done"
-    settings.show({**joint_document(documents), "status": status, "runs": documents})
+    lines = summary_lines(documents) if len(documents) > 1 else []
+    settings.show({**joint_document(documents), "status": status, "runs": documents}, lines)
     if failed:
         settings.exit_code = SOME_FAILED
 

@@ -9,6 +9,8 @@ import sys
 
 import click
 
+from segbench.cli.colors import painted_beginning
+
 
 def open_missing() -> None:
     """Connect standard streams that are closed, as by ``>&-``, with the null device.
@@ -36,7 +38,7 @@ def replace_unknown_characters() -> None:
 def remark(text: str) -> None:
     """Print on stderr. A closed stderr, or a full disk behind it, must not end a training."""
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(painted_beginning(text), err=True)
 
 
 def abandon_stdout() -> None:

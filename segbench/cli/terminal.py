@@ -7,10 +7,11 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
-from segbench.errors import SegbenchError
+from segbench.cli.colors import paint
+from segbench.errors import Interrupted, SegbenchError
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -37,11 +38,19 @@ def console(stderr: bool = False) -> Console:
     )
 
 
-def width() -> int:
-    """Return the width of the terminal; without a terminal, $COLUMNS or no limit."""
-    if sys.stdout.isatty():
+def width(stream: TextIO | None = None) -> int:
+    """Return the width of the terminal; without a terminal, $COLUMNS or no limit.
+
+    Args:
+        stream: standard output by default.
+    """
+    shown_on = sys.stdout if stream is None else stream
+    if not shown_on.isatty():
+        return _columns(NO_LIMIT)
+    try:
+        return os.get_terminal_size(shown_on.fileno()).columns or shutil.get_terminal_size().columns
+    except (OSError, ValueError):
         return shutil.get_terminal_size().columns
-    return _columns(NO_LIMIT)
 
 
 def is_width(text: str) -> bool:
@@ -55,13 +64,17 @@ def _columns(default: int) -> int:
 
 
 def table(
-    columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[object]], drop: Sequence[str] = ()
+    columns: Sequence[tuple[str, str]],
+    rows: Iterable[Sequence[object]],
+    drop: Sequence[str] = (),
+    strong: Collection[int] = (),
 ) -> str:
     """Return a plain table. Text is escaped, and no digit is ever cut off.
 
     Args:
         columns: the title and the alignment, "<" or ">", of each column.
         drop: titles of columns to leave out, in this order, until the table fits the terminal.
+        strong: numbers of the rows that a terminal shows in bold.
     """
     titles = [title for title, _ in columns]
     lines = [titles]
@@ -79,13 +92,29 @@ def table(
         cells = [f"{line[i]:{columns[i][1]}{widths[i]}}" for i in kept]
         texts.append("  ".join(cells).rstrip())
     bar = "─" if _can_encode("─") else "-"
-    texts.insert(1, bar * max(map(len, texts)))
-    return "\n".join(texts)
+    rule = bar * max(map(len, texts))
+    shown = [paint(texts[0], "bold"), paint(rule, "dim")]
+    for number, text in enumerate(texts[1:]):
+        shown.append(paint(text, "bold") if number in strong else text)
+    return "\n".join(shown)
 
 
-def wrapped(text: str, indent: str = "  ") -> list[str]:
-    """Return a text as lines that fit the terminal; lines after the first are indented."""
-    lines = textwrap.wrap(safe(text), width(), subsequent_indent=indent, replace_whitespace=False)
+def wrapped(text: str, indent: str = "  ", stream: TextIO | None = None) -> list[str]:
+    """Return a text as lines that fit the terminal; lines after the first are indented.
+
+    Words are never broken: a word that is longer than a line has a line of its own.
+
+    Args:
+        stream: where the text is shown, standard output by default.
+    """
+    lines = textwrap.wrap(
+        safe(text),
+        width(stream),
+        subsequent_indent=indent,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     return lines or [""]
 
 
@@ -100,17 +129,28 @@ def plural(count: int, noun: str) -> str:
 
 
 def error_text(error: SegbenchError) -> str:
-    """Return an error as one screen of text."""
-    lines = [f"error: {error.what}"]
+    """Return an error as one screen of text; a stop that the user wished is not called an error."""
+    first = error.what if isinstance(error, Interrupted) else f"error: {error.what}"
+    lines: list[str] = []
+    for line in first.splitlines():
+        lines += wrapped(line, "  ", sys.stderr)
     for name, value in error.details.items():
         if value is None:
             continue
         label = name
         for part in str(value).splitlines() or [""]:
             if part.strip() or label:
-                lines.append(f"  {label:<9} {part.strip()}")
+                lines += _detail_lines(label, part.strip())
                 label = ""
-    return "\n".join(safe(line) for line in "\n".join(lines).splitlines())
+    return "\n".join(lines)
+
+
+def _detail_lines(label: str, text: str) -> list[str]:
+    """Return one line of a detail, wrapped; a fix stays whole, so that it can be copied."""
+    line = f"  {label:<9} {text}"
+    if label == "fix":
+        return [safe(line)]
+    return wrapped(line, " " * 12, sys.stderr)
 
 
 def _can_encode(text: str) -> bool:

@@ -9,8 +9,9 @@ from typing import Any
 
 from segbench.cli.documents import result_lines, run_document
 from segbench.cli.options import DEVICES, MachineOptions, ScienceOptions
-from segbench.cli.reporter import reporting
+from segbench.cli.reporter import counting, reporting
 from segbench.cli.settings import Settings
+from segbench.cli.terminal import wrapped
 from segbench.config import Experiment, Machine, resolve
 from segbench.config.experiment import Resolved
 from segbench.config.machine import DEVICE_PATTERN, Cadence
@@ -91,7 +92,8 @@ def case_counts(settings: Settings) -> dict[str, Any]:
 
     @cache
     def store(name: str) -> Store:
-        return open_store(name, settings.data_root)
+        with counting(settings, f"making {name}") as progress:
+            return open_store(name, settings.data_root, progress=progress)
 
     return {
         "train_sizes": lambda name: len(store(name).patients),
@@ -103,18 +105,24 @@ def case_counts(settings: Settings) -> dict[str, Any]:
 
 
 def execute_run(
-    settings: Settings, run: Prepared, machine: Machine, restart: bool = False
+    settings: Settings, run: Prepared, machine: Machine, restart: bool = False, place: str = ""
 ) -> dict[str, Any]:
-    """Train and evaluate a run, print its result and return its document."""
-    with reporting(settings) as reporter:
+    """Train and evaluate a run, print its result and return its document.
+
+    Args:
+        restart: train again, even if the run is finished.
+        place: which run of the command this is, such as "run 2 of 12: ".
+    """
+    with reporting(settings, place, machine.device) as reporter:
         try:
             result = execute(run, machine, reporter, restart)
         except Interrupted as error:
             error.details["fix"] = f"to continue: segbench resume {run.run_id[:8]}"
             raise
     if result.get("cached"):
-        settings.say(f"cached: {run.folder.path} (--restart retrains)")
-    settings.echo(result_lines(result))
+        settings.say(f"{place}cached: {run.folder.path} (--restart retrains)")
+    for line in result_lines(result):
+        settings.echo(wrapped(line))
     if machine.leak_meter:
         _measure_leak(settings, run, machine)
     return run_document(result, run.folder.path)

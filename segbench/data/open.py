@@ -63,7 +63,9 @@ def prepare(
         return prepare_all(entry, None if entry.cls.embedded else source, root, jobs, progress)
 
 
-def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
+def open_store(
+    name: str, data_root: Path, sizes: bool = True, progress: Progress | None = None
+) -> Store:
     """Open the prepared store of a data set; checks the sizes of its files but reads no voxels.
 
     A data set made by code is prepared here if it is missing or its code has changed.
@@ -72,6 +74,7 @@ def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
         name: name of the data set.
         data_root: folder of all prepared stores.
         sizes: False skips the check of file sizes, for a check that lists all damage.
+        progress: called after each case of a data set that is made here.
 
     Raises:
         UsageError: the name stands for several data sets.
@@ -88,7 +91,7 @@ def open_store(name: str, data_root: Path, sizes: bool = True) -> Store:
     _require_no_family(entry, fix=f"{entry.name}:PATH")
     root = Path(data_root) / entry.name
     if entry.cls.embedded:
-        return _open_embedded(entry, root)
+        return _open_embedded(entry, root, progress)
     fix = f"segbench data prepare {entry.name}"
     if not entry.cls.source:
         fix += " --from DIR"
@@ -141,14 +144,14 @@ def _require_current(store: Store, entry: registry.Entry, fix: str) -> None:
         )
 
 
-def _open_embedded(entry: registry.Entry, root: Path) -> Store:
+def _open_embedded(entry: registry.Entry, root: Path, progress: Progress | None) -> Store:
     """Open the store of a data set made by code; make it if missing or if the code changed."""
     identity = adapter_identity(entry)
 
     def is_current(store: Store) -> bool:
         return store.adapter == identity
 
-    return _read_or_make(root, is_current, lambda: prepare_all(entry, None, root, 1, None))
+    return _read_or_make(root, is_current, lambda: prepare_all(entry, None, root, 1, progress))
 
 
 def derived(store: Store, downsample: int | Sequence[int]) -> Store:

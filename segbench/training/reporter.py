@@ -40,3 +40,6 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """Called with a warning that the user should see."""
+
+    def stopping(self, signal_name: str) -> None:
+        """Called at once when a signal asks for a stop, within its handler."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,6 +21,10 @@ def spared(name: str) -> bool:
     return name == "SIGHUP" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+def _nothing(name: str) -> None:
+    """Do nothing when a signal arrives."""
+
+
 class StopRequest:
     """Within the block, signals only set ``code``, so that the run can save its state first.
 
@@ -31,6 +35,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.code: int | None = None
         self.name = ""
+        self.heard: Callable[[str], None] = _nothing  # is called with the name of the signal
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -45,6 +50,7 @@ class StopRequest:
         if self.code is None:
             self.name = signal.Signals(number).name
             self.code = CODES[self.name]
+            self.heard(self.name)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
 

@@ -34,6 +34,7 @@ class WatchedReporter(Reporter):
         self.stop = stop
         self.alone = alone
         self._heartbeat: Heartbeat | None = None
+        stop.heard = reporter.stopping
 
     @contextmanager
     def attempt(self, folder: RunDir) -> Iterator[None]:

@@ -1,0 +1,70 @@
+"""A small file in the folder of a run that is at work: how far it is, for those who watch it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from segbench.results.rundir import is_number, read_object
+from segbench.storage import temp_path
+
+NAME = "progress.json"
+EVERY = 1.0  # seconds between two writes
+FRESH = 120.0  # seconds after which a file counts as left by a process that was killed
+
+
+class Reached(NamedTuple):
+    """How far a run is."""
+
+    stage: str
+    done: int
+    total: int
+    remaining: float | None  # seconds
+
+
+class ProgressFile:
+    """Writes the file, at most once per second; a full disk must not end the run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / NAME
+        self._written = 0.0
+
+    def write(self, stage: str, done: int, total: int, remaining: float | None) -> None:
+        """Note what was reached."""
+        now = time.monotonic()
+        if now - self._written < EVERY:
+            return
+        self._written = now
+        record = {**Reached(stage, done, total, remaining)._asdict(), "time": time.time()}
+        temp = temp_path(self.path)
+        try:
+            temp.write_text(json.dumps(record))
+            os.replace(temp, self.path)
+        except OSError:
+            with suppress(OSError):
+                temp.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the file at the end of an attempt."""
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+def read_progress(folder: Path) -> Reached | None:
+    """Return how far a run is; None if no process works on it, or nothing was noted yet."""
+    record = read_object(folder / NAME)
+    noted = record.get("time")
+    if not is_number(noted) or time.time() - noted > FRESH:
+        return None
+    done = record.get("done")
+    total = record.get("total")
+    if not isinstance(done, int) or not isinstance(total, int):
+        return None
+    remaining = record.get("remaining")
+    return Reached(
+        str(record.get("stage")), done, total, remaining if is_number(remaining) else None
+    )
