@@ -6,13 +6,17 @@ import re
 from collections.abc import Iterable, Sequence
 
 from segbench import registry
+from segbench.cli.colors import paint
 from segbench.cli.terminal import table, width, wrapped
 from segbench.results import export
-from segbench.results.board import Board
+from segbench.results.board import DISTANCES, Board
 from segbench.results.export import TableColumn
+from segbench.results.names import ORACLE
+from segbench.results.overview import Overview
 from segbench.results.published import Published
 from segbench.text import safe
 
+PICTURE = 21  # columns of the picture of ranks
 LONG_NAME = 16  # characters; longer names move below a table that is too wide
 
 
@@ -38,8 +42,35 @@ def datasets_called(name: str | None, known: Iterable[str] = ()) -> set[str] | N
     return wanted
 
 
+def boards_text(
+    boards: Sequence[Board], wide: bool = False, published: Published | None = None
+) -> tuple[list[str], list[str]]:
+    """Return each board as text, and the remarks that all of them have in common."""
+    tables = [_board_parts(board, wide, published) for board in boards]
+    common: list[str] = []
+    if len(tables) > 1:
+        first = tables[0][1]
+        common = [line for line in first if all(line in remarks for _, remarks in tables)]
+    texts = []
+    for lines, remarks in tables:
+        shown = list(lines)
+        for remark in remarks:
+            if remark not in common:
+                shown += wrapped(remark)
+        texts.append("\n".join(shown))
+    return texts, [line for remark in common for line in wrapped(remark)]
+
+
 def board_text(board: Board, wide: bool = False, published: Published | None = None) -> str:
-    """Return a board as text.
+    """Return a board as text."""
+    (text,), _ = boards_text([board], wide, published)
+    return text
+
+
+def _board_parts(
+    board: Board, wide: bool, published: Published | None
+) -> tuple[list[str], list[str]]:
+    """Return title and table of a board as lines, and the remarks below it.
 
     If it is too wide for the terminal, notes and long names move below the table. If that is not
     enough, the least important columns are left out.
@@ -57,11 +88,74 @@ def board_text(board: Board, wide: bool = False, published: Published | None = N
 
     titles = [column.title for column in columns]
     cells = [[column.cell(row) for column in columns] for row in board.rows]
-    body = table([(column.title, column.align) for column in columns], cells)
-    lines = [*wrapped(board.title), body]
-    for remark in [*below, *export.footer(board, published, titles)]:
+    best = [number for number, row in enumerate(board.rows) if row.rank == 1]
+    body = table([(column.title, column.align) for column in columns], cells, strong=best)
+    title = [paint(line, "bold") for line in wrapped(board.title)]
+    return [*title, body], [*below, *export.footer(board, published, titles)]
+
+
+def overview_text(found: Overview) -> str:
+    """Return the overview as text: means by table, mean ranks, wins, and a picture of the ranks.
+
+    Data sets are left out from the right until the table fits; ranks and wins always stay.
+    """
+    unit = {"dice": "Dice %", "jaccard": "Jaccard %"}.get(found.sort, found.sort.upper())
+    digits = 2 if found.sort in DISTANCES else 1
+    titles = list(found.columns)
+    columns = [("method", "<"), *((title, ">") for title in titles)]
+    columns += [("mean rank", ">"), ("wins", ">"), ("group", "<"), (_scale_title(found), "<")]
+    rows = []
+    for standing in found.standings:
+        values = [export.number(value, digits) for value in standing.values]
+        rank = export.number(standing.mean_rank, 1)
+        picture = _rank_picture(found, standing.mean_rank)
+        rows.append([standing.method, *values, rank, standing.wins, standing.letters, picture])
+    if any(value == value for value in found.oracle):
+        values = [export.number(value, digits) for value in found.oracle]
+        rows.append([ORACLE, *values, "–", "", "", ""])
+    best = [0] if found.ranked else []
+    drop = (_scale_title(found), "group", *reversed(titles[1:]))
+    lines = [paint(f"Overview: {unit} on {len(titles)} tables", "bold")]
+    lines.append(table(columns, rows, drop, best))
+    for remark in overview_remarks(found):
         lines += wrapped(remark)
     return "\n".join(lines)
+
+
+def overview_remarks(found: Overview) -> list[str]:
+    """Return how the overview is read."""
+    lines = ["wins: tables in which the method has the best mean"]
+    if found.ranked:
+        lines.append(
+            "methods that share a letter are not distinguishable over these tables: their mean "
+            f"ranks differ by less than {found.critical_difference:.1f} (Nemenyi, 5 %)"
+        )
+    if len(found.ranked) < len(found.standings):
+        lines.append("no mean rank: not in every table")
+    return lines
+
+
+def _scale_title(found: Overview) -> str:
+    """Return the axis of the picture of ranks: 1 at the left, the last rank at the right."""
+    last = str(max(len(found.ranked), 2))
+    return "1" + last.rjust(PICTURE - 1)
+
+
+def _rank_picture(found: Overview, mean_rank: float) -> str:
+    """Return a mark at a mean rank, with a bar of the critical difference around it.
+
+    The bars of methods that are not distinguishable overlap.
+    """
+    if mean_rank != mean_rank:
+        return ""
+    step = (PICTURE - 1) / (max(len(found.ranked), 2) - 1)
+    place = round((mean_rank - 1) * step)
+    reach = found.critical_difference / 2 * step
+    cells = []
+    for column in range(PICTURE):
+        inside = abs(column - (mean_rank - 1) * step) < reach
+        cells.append("●" if column == place else "─" if inside else " ")
+    return "".join(cells)
 
 
 def _fits(columns: Sequence[TableColumn], board: Board) -> bool:

@@ -27,7 +27,7 @@ def demo(settings: Settings, full: bool, machine_options: MachineOptions) -> Non
     Supervised training, two semi-supervised methods and training with all labels, three times each,
     then a leaderboard and a report. This needs neither data nor a GPU.
     """
-    from segbench.cli.boards import board_text
+    from segbench.cli.boards import boards_text
     from segbench.cli.pages import write_page
     from segbench.cli.suites import default_slots, prepared_suite, run_in_slots
     from segbench.cli.training import machine_of
@@ -44,7 +44,9 @@ def demo(settings: Settings, full: bool, machine_options: MachineOptions) -> Non
 
     folders = [run.folder for run in runs]
     tables, _ = boards(folders)
-    settings.echo(f"\n{board_text(board)}" for board in tables)
+    texts, common = boards_text(tables)
+    settings.echo(f"\n{text}" for text in texts)
+    settings.echo(common)
     page = settings.root / "reports" / "demo.html"
     settings.say("writing the report")
     write_page(settings, machine, folders, page, "segbench demo")

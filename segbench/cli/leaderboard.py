@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     help="Metric to rank by.",
 )
 @click.option("--against", metavar="METHOD", help="Show each row's difference to this method.")
+@click.option(
+    "--all",
+    "variants",
+    is_flag=True,
+    help="Show ablations, and rows with other parameters beside the method's own row, too.",
+)
 @click.option("--wide", is_flag=True, help="Show all columns, for wide terminals.")
 @click.option(
     "--format",
@@ -52,6 +58,7 @@ def leaderboard(  # noqa: PLR0913 (one argument per option)
     dataset: str | None,
     sort: str,
     against: str | None,
+    variants: bool,
     wide: bool,
     output_format: str,
     with_published: bool,
@@ -81,7 +88,7 @@ def leaderboard(  # noqa: PLR0913 (one argument per option)
             fix="choose another --format, or leave --published out",
         )
     beside = published if with_published else None
-    every_board, warnings = boards(all_runs(settings.root), sort=sort, against=against)
+    every_board, warnings = boards(all_runs(settings.root), sort, against, variants)
     wanted = datasets_called(dataset, {name for board in every_board for name in board.datasets})
     shown = [board for board in every_board if wanted is None or wanted.issuperset(board.datasets)]
     _check_against(against, shown)
@@ -179,11 +186,16 @@ def _say_why_empty(settings: Settings, dataset: str | None, every_board: list[Bo
 def _print_tables(
     settings: Settings, shown: list[Board], wide: bool, published: Published | None
 ) -> None:
-    from segbench.cli.boards import board_text
+    from segbench.cli.boards import boards_text, overview_text
     from segbench.cli.literature import published_text
+    from segbench.results.overview import overview
 
-    for board in shown:
-        text = board_text(board, wide, published)
+    found = overview(shown)
+    if found is not None:
+        click.echo(f"{overview_text(found)}\n")
+    texts, common = boards_text(shown, wide, published)
+    for board, table_text in zip(shown, texts, strict=True):
+        text = table_text
         if published is not None and board.standard:
             text += f"\n\n{published_text(board.dataset, board.labeled)}"
         click.echo(f"{text}\n")
@@ -192,6 +204,8 @@ def _print_tables(
                 f"no published numbers beside '{board.protocol}': "
                 "the protocol or network differs, or the copy of the data is partial"
             )
+    for line in common:
+        click.echo(line)
 
 
 def _exported(

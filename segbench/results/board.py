@@ -102,6 +102,7 @@ class Board:
     apart: str = ""  # why this table is not merged with the one before
     pairs: list[Difference] = field(default_factory=list)  # ranked rows, in the metric that ranks
     network: str = ""  # backbone parameters that were set by hand
+    hidden: list[str] = field(default_factory=list)  # rows of variants that are not shown
 
     @property
     def is_mean(self) -> bool:

@@ -60,6 +60,11 @@ class RowKey(NamedTuple):
     variant: str  # digest of the settings, see `settings_digest`
     kind: str = METHOD
 
+    @property
+    def is_ablation(self) -> bool:
+        """Whether a loss term was left out."""
+        return " without " in self.label
+
 
 class FailedRun(NamedTuple):
     """A run that failed, with the table and the variant that it belongs to."""

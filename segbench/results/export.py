@@ -6,16 +6,18 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from math import nan
 from typing import Any, NamedTuple
 
 from segbench.results.board import DISTANCES, Board, MethodRow, ranges
 from segbench.results.comparable import CONTROL, ORACLE, PUBLISHED
+from segbench.results.overview import overview
 from segbench.results.published import Published, all_published
 from segbench.results.reference import Effect
 from segbench.results.rundir import plain
-from segbench.text import safe
+from segbench.text import first_few, safe
 
 SCHEMA = "segbench.leaderboard/1"
 OTHER_RECIPE = "≠"  # mark of rows that were not trained as the published ones
@@ -38,6 +40,7 @@ BOARD_FIELDS = (
     "apart",
     "draws",
     "left_out_draws",
+    "hidden",
 )
 PAIR_FIELDS = (
     "a",
@@ -309,6 +312,9 @@ def footer(
             "phantoms are synthetic: they compare methods on synthetic images "
             "and show nothing about patients"
         )
+    if board.hidden:
+        names = first_few(board.hidden, 3)
+        lines.append(f"not shown: {names} (other parameters or without a loss term); --all")
     if board.partial:
         lines.append("partial copy of the data set: not comparable with the whole data set")
     if board.apart:
@@ -473,6 +479,9 @@ def as_json(
             table["published"] = published(board.dataset, board.labeled)
         tables.append(plain(table))
     document: dict[str, Any] = {"schema": SCHEMA, "status": "ok", "boards": tables}
+    found = overview(boards)
+    if found is not None:
+        document["overview"] = plain(asdict(found))
     if alone:
         document["published"] = [_published_record(*setting) for setting in alone]
     return document

@@ -54,24 +54,38 @@ from segbench.results.recipe import recipe_mark
 from segbench.results.reference import gap_closed, unlabeled_gain
 from segbench.results.rundir import RunDir, is_number
 from segbench.results.scores import Scores
-from segbench.results.tables import RANKED_REPLICATES, Replicate, TableContent, arrange
+from segbench.results.tables import (
+    RANKED_REPLICATES,
+    Replicate,
+    TableContent,
+    arrange,
+    hide_variants,
+)
 
 
 def boards(
-    runs: Iterable[RunDir], sort: str = "dice", against: str | None = None
+    runs: Iterable[RunDir],
+    sort: str = "dice",
+    against: str | None = None,
+    variants: bool = True,
 ) -> tuple[list[Board], list[str]]:
     """Return all tables, and warnings about runs that were left out.
 
     Args:
         sort: the metric that ranks, one of ``METRICS``.
         against: a row or method; every other row shows its difference to it.
+        variants: False leaves out ablations, and methods with other parameters than their own where
+            the method itself has a row; ``Board.hidden`` names them.
     """
     found = sort_runs(runs)
     tables = arrange(found.tables)
     made = []
     for table in tables:
         failures = [failed for failed in found.failures if table.holds(failed)]
-        made.append((table.keys[0], _board(table, sort, failures)))
+        hidden = [] if variants else hide_variants(table)
+        board = _board(table, sort, failures)
+        board.hidden = hidden
+        made.append((table.keys[0], board))
     made.sort(key=_table_order)
     for (first_key, first), (second_key, second) in pairwise(made):
         if first.dataset == second.dataset:

@@ -30,6 +30,7 @@ from segbench.results.comparable import (
     settings_digest,
 )
 from segbench.results.finished import FinishedRun
+from segbench.results.names import split_name
 
 RANKED_REPLICATES = 3  # rows with fewer replicates are shown, but not ranked
 
@@ -71,6 +72,29 @@ def arrange(tables: Tables) -> list[TableContent]:
     shown = [_with_recipes(_with_oracle(table, tables), tables) for table in merged]
     shown = [table for table in shown if not _is_elsewhere(table, shown)]
     return shown + list(_over_datasets(shown))
+
+
+def hide_variants(table: TableContent) -> list[str]:
+    """Remove the rows of variants from a table, and return their names.
+
+    Variants are ablations, and methods with other parameters than their own where the method itself
+    has a row of the same kind. A table of nothing else stays as it is.
+    """
+    plain = set()
+    for key in table.rows:
+        name = split_name(key.label)
+        if name.params is None and not key.is_ablation:
+            plain.add((name.method, name.rest, key.kind))
+    if not plain:
+        return []
+    hidden = []
+    for key in list(table.rows):
+        name = split_name(key.label)
+        stands_aside = name.params is not None and (name.method, name.rest, key.kind) in plain
+        if key.is_ablation or stands_aside:
+            hidden.append(key.label)
+            del table.rows[key]
+    return hidden
 
 
 def _families(tables: Tables) -> list[Tables]:
