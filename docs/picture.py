@@ -46,7 +46,7 @@ def main() -> None:
     machine = machine_settings({}, root=str(arguments.root), data_root=str(arguments.data_root))
     (board,), _ = boards(list(all_runs(arguments.root)))
     runs = {row.method: row.runs[0] for row in board.rows}
-    (_, case, _) = choose(runs["supervised"], DATASET)[1]
+    case = choose([runs["supervised"]], DATASET)[1].case
 
     figure = plt.figure(figsize=(10, 3.6), dpi=160)
     left = figure.add_gridspec(2, 2, left=0.01, right=0.42, top=0.93, bottom=0.02, wspace=0.04)

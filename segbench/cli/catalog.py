@@ -35,6 +35,7 @@ DATASET_FACTS = (
     "labeled",
     "members",
 )
+LIST_COLUMNS = (("name", "<"), ("what", "<"), ("origin", "<"))
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -73,7 +74,7 @@ def _list_lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     for kind, rows in found.items():
         cells = [(row["name"], row["error"] or row["title"], row["origin"]) for row in rows]
         yield kind
-        yield table([("name", "<"), ("what", "<"), ("origin", "<")], cells) + "\n"
+        yield table(LIST_COLUMNS, cells, wrap=("what",)) + "\n"
 
 
 def _show_matrix(settings: Settings) -> None:
@@ -224,8 +225,10 @@ def _describe_dataset(settings: Settings, entry: Entry) -> None:
         if value in ("", ()):
             continue
         texts = [safe(part) for part in value] if isinstance(value, tuple) else [safe(value)]
-        separator = "\n" + 12 * " "
-        lines.append(f"{name:<11} {separator.join(texts)}")
+        label = name
+        for text in texts:
+            lines += wrapped(f"{label:<11} {text}", 12 * " ")
+            label = ""
     document = {"status": "ok", "kind": "dataset", "name": entry.name, **facts}
     settings.show(document, lines)
 
@@ -275,10 +278,10 @@ def _plugin_lines(entry: Entry, features_title: str, features: list[str]) -> lis
     ]
     rows = [list(row.values()) for row in parameters(entry.cls.Params)]
     return [
-        f"{entry.name}: {safe(_title(entry))}",
+        *wrapped(f"{entry.name}: {_title(entry)}"),
         safe(entry.file),
         f"{features_title}: {', '.join(features) or 'nothing special'}\n",
-        table(columns, rows),
+        table(columns, rows, wrap=("meaning", "type", "range")),
     ]
 
 

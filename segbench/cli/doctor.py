@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
+from segbench.cli.colors import paint
 from segbench.cli.options import Command
 from segbench.cli.settings import Settings
+from segbench.cli.terminal import wrapped
 from segbench.errors import SegbenchError
-from segbench.text import safe
 
 # Modules, with their packages where the name differs.
 LIBRARIES = {
@@ -33,6 +34,7 @@ LIBRARIES = {
     "rich": "rich",
 }
 OPTIONAL_LIBRARIES = {"medpy": "medpy"}
+STATE_STYLES = {"ok": ("green",), "note": ("dim",), "warn": ("yellow",), "fail": ("bold", "red")}
 UNUSABLE = 7  # exit code
 SLOWER = 1.2  # ratio of step times from which fewer threads are recommended
 LITTLE_SPACE = 2  # GiB
@@ -44,6 +46,13 @@ class Check:
 
     state: str
     what: str
+
+
+def _check_lines(check: Check) -> str:
+    """Return a finding as lines that fit the terminal, its state in a color of its own."""
+    lines = wrapped(f"{check.state:<5} {check.what}", 6 * " ")
+    state = paint(check.state, *STATE_STYLES[check.state])
+    return "\n".join([state + lines[0][len(check.state) :], *lines[1:]])
 
 
 @click.command(cls=Command)
@@ -69,7 +78,7 @@ def doctor(settings: Settings) -> None:
         "status": "failed" if failed else "ok",
         "checks": [asdict(check) for check in checks],
     }
-    settings.show(document, [f"{check.state:<5} {safe(check.what)}" for check in checks])
+    settings.show(document, map(_check_lines, checks))
     settings.exit_code = UNUSABLE if failed else 0
 
 

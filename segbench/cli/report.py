@@ -38,6 +38,12 @@ SCHEMA = "segbench.report/1"
     help="Leave out pictures of cases, for data that must not be shared.",
 )
 @click.option(
+    "--all",
+    "variants",
+    is_flag=True,
+    help="Show ablations, and rows with other parameters beside the method's own row, too.",
+)
+@click.option(
     "--device", metavar="DEV", help=f"Where to predict for the pictures: {DEVICES} [auto]."
 )
 @click.option(
@@ -47,12 +53,13 @@ SCHEMA = "segbench.report/1"
     help="Write the runs' curves for TensorBoard instead of a page.",
 )
 @click.pass_obj
-def report(
+def report(  # noqa: PLR0913 (one argument per option)
     settings: Settings,
     wanted: tuple[str, ...],
     out: Path | None,
     title: str | None,
     no_images: bool,
+    variants: bool,
     device: str | None,
     tensorboard: Path | None,
 ) -> None:
@@ -67,6 +74,7 @@ def report(
     segbench report benchmarks/phantom.yaml -o phantom.html
     segbench report 3f9c2a7b c01d88e2 --no-images
     """
+    settings.say("segbench report: reading the runs")
     from segbench.cli.pages import write_page
     from segbench.cli.training import machine_of
 
@@ -76,8 +84,10 @@ def report(
         _export_curves(settings, runs, tensorboard)
         return
     file = out or settings.root / "reports" / f"{name}.html"
-    heading = title or f"segbench {name}"
-    content = write_page(settings, machine, runs, file, heading, not no_images, unfinished)
+    everything = variants or bool(wanted)  # who names runs wants to see them
+    content = write_page(
+        settings, machine, runs, file, title or "", not no_images, unfinished, everything
+    )
     for warning in content.warnings:
         settings.warn(warning)
     document = {

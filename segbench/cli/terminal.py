@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 NO_LIMIT = 10_000  # columns
+LEAST_WRAPPED = 16  # columns of a text that is wrapped inside a table
 MARKS = {"error": "✗", "warning": "!", "ok": "✓"}
 ASCII_MARKS = {"error": "x", "warning": "!", "ok": "ok"}
 
@@ -68,6 +69,7 @@ def table(
     rows: Iterable[Sequence[object]],
     drop: Sequence[str] = (),
     strong: Collection[int] = (),
+    wrap: Sequence[str] = (),
 ) -> str:
     """Return a plain table. Text is escaped, and no digit is ever cut off.
 
@@ -75,6 +77,8 @@ def table(
         columns: the title and the alignment, "<" or ">", of each column.
         drop: titles of columns to leave out, in this order, until the table fits the terminal.
         strong: numbers of the rows that a terminal shows in bold.
+        wrap: titles of columns of text, which take several lines, in this order, until the table
+            fits the terminal; words are never broken.
     """
     titles = [title for title, _ in columns]
     lines = [titles]
@@ -87,16 +91,36 @@ def table(
         if sum(widths[i] + 2 for i in kept) - 2 > width():
             kept = [i for i in kept if titles[i] != title]
 
+    for title in wrap:
+        column = titles.index(title)
+        others = sum(widths[i] + 2 for i in kept if i != column)
+        widths[column] = min(widths[column], max(width() - others, LEAST_WRAPPED))
+
     texts = []
     for line in lines:
-        cells = [f"{line[i]:{columns[i][1]}{widths[i]}}" for i in kept]
-        texts.append("  ".join(cells).rstrip())
+        cells = {i: _cell_lines(line[i], widths[i], titles[i] in wrap) for i in kept}
+        height = max(map(len, cells.values()))
+        shown_lines = []
+        for number in range(height):
+            parts = []
+            for i, own in cells.items():
+                text = own[number] if number < len(own) else ""
+                parts.append(f"{text:{columns[i][1]}{widths[i]}}")
+            shown_lines.append("  ".join(parts).rstrip())
+        texts.append("\n".join(shown_lines))
     bar = "─" if _can_encode("─") else "-"
-    rule = bar * max(map(len, texts))
+    rule = bar * max(len(part) for text in texts for part in text.splitlines())
     shown = [paint(texts[0], "bold"), paint(rule, "dim")]
     for number, text in enumerate(texts[1:]):
         shown.append(paint(text, "bold") if number in strong else text)
     return "\n".join(shown)
+
+
+def _cell_lines(text: str, room: int, wraps: bool) -> list[str]:
+    """Return the lines of a cell."""
+    if not wraps or len(text) <= room:
+        return [text]
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def wrapped(text: str, indent: str = "  ", stream: TextIO | None = None) -> list[str]:

@@ -57,8 +57,12 @@ class Content:
         return list(found.values())
 
 
-def gather(folders: Iterable[RunDir]) -> Content:
-    """Return the tables of all intact finished runs; the warnings name the others."""
+def gather(folders: Iterable[RunDir], variants: bool = True) -> Content:
+    """Return the tables of all intact finished runs; the warnings name the others.
+
+    Args:
+        variants: whether to show ablations and rows with other parameters, see ``boards``.
+    """
     content = Content([])
     shown = []
     for folder in folders:
@@ -77,7 +81,7 @@ def gather(folders: Iterable[RunDir]) -> Content:
             content.warnings.append(
                 f"{folder.short_path}: not a result of segbench ({first_line}); left out"
             )
-    content.boards, warnings = boards(shown)
+    content.boards, warnings = boards(shown, variants=variants)
     content.warnings += warnings
     return content
 

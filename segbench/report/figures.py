@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from segbench.results.board import Board, MethodRow
+from segbench.results.overview import Overview
 from segbench.text import safe
 
 # Placeholder colors of the series, used for nothing else. They are replaced by the page's own
@@ -170,6 +171,34 @@ def _jitter(index: int, count: int) -> float:
     if count < 2:
         return 0.0
     return 0.22 * (2 * index / (count - 1) - 1)
+
+
+def ranks(found: Overview) -> str:
+    """Draw the mean ranks of an overview, each with a bar of the critical difference around it.
+
+    The bars of methods that are not distinguishable overlap.
+    """
+    standings = list(reversed(found.ranked))
+    names = short_names([standing.method for standing in standings])
+    reach = found.critical_difference / 2
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for height, standing in enumerate(standings):
+            low = max(standing.mean_rank - reach, 0.6)
+            high = min(standing.mean_rank + reach, len(standings) + 0.4)
+            axes.plot([low, high], [height, height], color=SERIES[0], linewidth=2, alpha=0.5)
+            axes.scatter([standing.mean_rank], [height], s=30, color=SERIES[0], zorder=3)
+        axes.set_yticks(range(len(standings)), names)
+        axes.set_ylim(-0.6, len(standings) - 0.4)
+        axes.set_xlim(0.5, len(standings) + 0.5)
+        axes.set_xticks(range(1, len(standings) + 1))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=MUTED, alpha=0.35, linewidth=0.5)
+        axes.set_xlabel("mean rank (1 is best)")
+
+    label = "Mean rank of each method over the tables, with the critical difference"
+    return draw(WIDTH, 0.65 + 0.27 * len(standings), paint, label)
 
 
 def scatter(points: Sequence[tuple[str, float, float]], xlabel: str) -> str:

@@ -1,7 +1,8 @@
-"""Pictures of predictions: three planes of a case with outlines and tinted differences.
+"""Pictures of predictions: the same slices of a case for every method.
 
-Blue and orange are from Okabe and Ito's palette, which people with any color vision can tell apart;
-the outlines also differ in dashing.
+Outlines and tinted differences show where a prediction differs from the truth. Blue and orange are
+from Okabe and Ito's palette, which people with any color vision can tell apart; the outlines also
+differ in dashing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import nan
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -30,8 +33,9 @@ from segbench.training.setup import Prepared
 TRUTH = "#56B4E9"
 PREDICTION = "#E69F00"
 DASHES: dict[str, Any] = {TRUTH: "solid", PREDICTION: (0, (3, 1.5))}
-HEIGHT = 1.75  # inches of a plane
-GAP = 0.04  # inches between planes
+HEIGHT = 1.9  # inches of a slice
+SLICES = 9  # most slices of a volume that can be stepped through
+CASES = 4  # shown for a table
 DPI = 110
 COLORS = 128  # of the palette: a third of the bytes of a picture in full color
 
@@ -39,42 +43,68 @@ Labels = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG as a data address, with what it shows."""
+class ChosenCase:
+    """A case to show, and why."""
 
     case: str
-    which: str  # best, median or worst
+    why: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Slices of a case side by side in one PNG, as a data address."""
+
+    case: str
     dice: float  # percent, mean over classes
     source: str
     exact: bool  # it shows the very prediction that was scored
+    slices: int
+    first: int  # number of the slice to show first
+    aspect: float  # width of a slice divided by its height
 
     @property
     def alt(self) -> str:
         """The picture in words."""
-        return (
-            f"{self.which} case {self.case}: truth solid, prediction dashed, Dice {self.dice:.1f} %"
-        )
+        return f"case {self.case}: truth solid, prediction dashed, Dice {self.dice:.1f} %"
 
 
-def choose(run: FinishedRun, dataset: str) -> list[tuple[str, str, float]]:
-    """Return (which, case, Dice %) of the best, the median and the worst case.
+def choose(runs: Sequence[FinishedRun], dataset: str) -> list[ChosenCase]:
+    """Return the cases to show of several methods, those on which they differ most first.
 
-    With fewer than three cases there are fewer entries.
+    The last one is a typical case. Of a single run: its best, its median and its worst case.
     """
+    means = [_mean_dice(run, dataset) for run in runs]
+    cases = [case for case in means[0] if all(case in found for found in means)]
+    if not cases:
+        return []
+    average = {case: fmean(found[case] for found in means) for case in cases}
+    order = sorted(cases, key=lambda case: -average[case])
+    typical = order[len(order) // 2]
+    if len(runs) == 1:
+        reasons = {order[0]: "best case", typical: "median case", order[-1]: "worst case"}
+        return [ChosenCase(case, why) for case, why in reasons.items()]
+    lowest = {case: min(found[case] for found in means) for case in cases}
+    highest = {case: max(found[case] for found in means) for case in cases}
+    chosen = {}
+    for case in sorted(cases, key=lambda case: lowest[case] - highest[case])[: CASES - 1]:
+        chosen[case] = f"the methods differ: Dice {lowest[case]:.0f} to {highest[case]:.0f} %"
+    chosen.setdefault(typical, "a typical case: the median of the mean over the methods")
+    return [ChosenCase(case, why) for case, why in chosen.items()]
+
+
+def _mean_dice(run: FinishedRun, dataset: str) -> dict[str, float]:
+    """Return the Dice of each case in percent, mean over the classes for which it is defined."""
     by_case: dict[str, list[float]] = {}
     for record in run.cases_of(dataset):
         if record["dice"] is not None:
             by_case.setdefault(record["case"], []).append(100 * record["dice"])
-    means = {case: sum(values) / len(values) for case, values in by_case.items()}
-    order = sorted(means, key=lambda case: -means[case])
-    if not order:
-        return []
-    places = {0: "best", len(order) // 2: "median", len(order) - 1: "worst"}
-    return [(which, order[i], means[order[i]]) for i, which in sorted(places.items())]
+    return {case: fmean(values) for case, values in by_case.items()}
 
 
-def pictures(run: FinishedRun, prepared: Prepared, dataset: str, device: str) -> Iterator[Picture]:
-    """Yield pictures of the chosen cases, predicted again from the run's weights.
+def pictures(
+    run: FinishedRun, prepared: Prepared, dataset: str, device: str, cases: Sequence[str]
+) -> Iterator[Picture]:
+    """Yield pictures of cases, predicted again from the run's weights.
 
     Raises:
         IntegrityError: the weights are missing or not those of the result.
@@ -84,18 +114,19 @@ def pictures(run: FinishedRun, prepared: Prepared, dataset: str, device: str) ->
     source = names.index(dataset)
     store = prepared.stores[source]
     inference = prepared.inference(method, device)
-    for which, case, dice in choose(run, dataset):
+    dice = _mean_dice(run, dataset)
+    for case in cases:
         label = predict_labels(inference, store, case, source)
         records = [record for record in run.cases_of(dataset) if record["case"] == case]
         scored = {record.get("prediction") for record in records}
         is_scored_one = scored == {array_digest(label)}
-        yield Picture(case, which, dice, picture(store, case, label), is_scored_one)
+        yield picture(store, case, label, dice.get(case, nan), is_scored_one)
 
 
-def picture(store: Store, case: str, label: Labels) -> str:
-    """Return a PNG as a data address.
+def picture(store: Store, case: str, label: Labels, dice: float, exact: bool) -> Picture:
+    """Return the slices of a case with the outlines of truth and prediction.
 
-    The planes go through the largest cross-sections of truth and prediction together.
+    The slices depend on the truth only, so that all methods show the same ones.
     """
     image = np.asarray(store.image(case))[0]
     truth = np.asarray(store.label(case))
@@ -104,19 +135,18 @@ def picture(store: Store, case: str, label: Labels) -> str:
         truth = np.where(left_out, np.uint8(0), truth)
         label = np.where(left_out, np.uint8(0), label)
     spacing = store.cases[case].spacing or (1.0,) * truth.ndim
-    planes = list(cut(truth, label, spacing))
-    widths = [HEIGHT * plane.width / plane.height for plane in planes]
-    total = sum(widths) + GAP * (len(planes) - 1)
+    planes, first = cut(truth, spacing)
+    aspect = planes[0].width / planes[0].height
+    width = HEIGHT * aspect
     with matplotlib.rc_context({"savefig.facecolor": "black"}):
-        figure = Figure(figsize=(total, HEIGHT))
-        left = 0.0
-        for plane, width in zip(planes, widths, strict=True):
-            axes = figure.add_axes((left / total, 0.0, width / total, 1.0))
+        figure = Figure(figsize=(width * len(planes), HEIGHT))
+        for number, plane in enumerate(planes):
+            axes = figure.add_axes((number / len(planes), 0.0, 1 / len(planes), 1.0))
             _draw_plane(axes, plane, image, truth, label)
-            left += width + GAP
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=DPI)
-    return "data:image/png;base64," + base64.b64encode(_smaller(out.getvalue())).decode()
+    source = "data:image/png;base64," + base64.b64encode(_smaller(out.getvalue())).decode()
+    return Picture(case, dice, source, exact, len(planes), first, aspect)
 
 
 def _draw_plane(
@@ -162,23 +192,33 @@ class Plane:
         return (volume if self.axis is None else volume.take(self.index, self.axis)).T
 
 
-def cut(truth: Labels, label: Labels, spacing: Sequence[float]) -> Iterator[Plane]:
-    """Yield a plane across every axis of a volume, where most foreground lies.
+def cut(truth: Labels, spacing: Sequence[float]) -> tuple[list[Plane], int]:
+    """Return up to ``SLICES`` planes through the target, and the number of the largest one.
 
-    A flat image is yielded whole.
+    The planes lie across the axis with the thickest slices. A flat image is one plane.
     """
     extent = [size * step for size, step in zip(truth.shape, spacing, strict=True)]
     if truth.ndim == 2:
-        yield Plane(None, 0, extent[0], extent[1])
-        return
-    foreground = (truth > 0).astype(np.uint8) + (label > 0)
-    for axis in (2, 1, 0):
-        first, second = (other for other in range(3) if other != axis)
-        if foreground.any():
-            index = int(foreground.sum(axis=(first, second)).argmax())
-        else:
-            index = truth.shape[axis] // 2
-        yield Plane(axis, index, extent[first], extent[second])
+        return [Plane(None, 0, extent[0], extent[1])], 0
+    axis = _slice_axis(truth.shape, spacing)
+    first, second = (other for other in range(3) if other != axis)
+    areas = (truth > 0).sum(axis=(first, second))
+    inside = np.flatnonzero(areas)
+    if not inside.size:
+        inside = np.arange(truth.shape[axis])
+        areas = -abs(inside - truth.shape[axis] // 2)
+    largest = int(np.argmax(areas))
+    spread = np.linspace(inside[0], inside[-1], SLICES - 1).round()
+    numbers = sorted({largest, *map(int, spread)})
+    planes = [Plane(axis, number, extent[first], extent[second]) for number in numbers]
+    return planes, numbers.index(largest)
+
+
+def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
+    """Return the axis of length 1 or, without one, the last of those with the largest spacing."""
+    if 1 in shape:
+        return list(shape).index(1)
+    return max(range(3), key=lambda axis: (spacing[axis], axis))
 
 
 def tint(truth: Labels, label: Labels) -> NDArray[np.float64]:

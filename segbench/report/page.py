@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from itertools import combinations
@@ -20,22 +21,25 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from segbench import __version__
+from segbench import __version__, registry
 from segbench.config import dump_yaml
 from segbench.config.schema import flatten
+from segbench.errors import SegbenchError
 from segbench.report import figures
 from segbench.report.commands import command
 from segbench.report.content import Content
 from segbench.report.cost import RowCost, cost_of
-from segbench.report.overlay import Picture
+from segbench.report.overlay import ChosenCase, Picture
 from segbench.results.board import TIES, Board, MethodRow, tested_pair
+from segbench.results.comparable import METHOD
 from segbench.results.export import effect_text, footer, number
 from segbench.results.finished import FinishedRun
+from segbench.results.overview import overview
 from segbench.results.published import published
 from segbench.results.scores import Array
 from segbench.results.stats import Difference, compare
 from segbench.results.verdict import verdict
-from segbench.text import safe
+from segbench.text import first_few, safe
 
 # By number of the table and name of the row: pictures, or why there are none.
 Pictures = dict[tuple[int, str], list[Picture] | str]
@@ -50,8 +54,19 @@ class IntervalBar(NamedTuple):
     high: float
 
 
-def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -> str:
-    """Return the report as one HTML document."""
+def render(
+    content: Content,
+    pictures: Pictures,
+    title: str = "",
+    bibtex: str = "",
+    cases: Sequence[Sequence[ChosenCase]] = (),
+) -> str:
+    """Return the report as one HTML document.
+
+    Args:
+        title: heading of the page; by default it says what the page is about.
+        cases: the cases of which there are pictures, by table.
+    """
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -68,9 +83,17 @@ def render(content: Content, pictures: Pictures, title: str, bibtex: str = "") -
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
-    sections = [_section(i, board, pictures) for i, board in enumerate(content.boards, 1)]
+    remarks = [footer(board) for board in content.boards]
+    common = _common(remarks)
+    sections = []
+    for i, board in enumerate(content.boards, 1):
+        own = [line for line in remarks[i - 1] if line not in common]
+        chosen = cases[i - 1] if cases else ()
+        sections.append(_section(i, board, pictures, own, chosen))
     return environment.from_string(_file("report.html")).render(
-        title=title,
+        title=title or _heading(content.boards),
+        overview=_overview(content.boards),
+        common=common,
         version=__version__,
         made=time.strftime("%Y-%m-%d %H:%M"),
         policy=policy,
@@ -103,7 +126,7 @@ def _signed(value: float | None, digits: int, plus: bool = False) -> str:
 
 def _p_text(p: float) -> str:
     if p != p:
-        return "p –"
+        return ""
     return "p <0.001" if p < 0.001 else f"p {p:.3f}"
 
 
@@ -111,30 +134,132 @@ def _file(name: str) -> str:
     return (resources.files("segbench") / "report" / "templates" / name).read_text(encoding="utf-8")
 
 
-def _section(index: int, board: Board, pictures: Pictures) -> dict[str, Any]:
-    """Return what the template shows of one table."""
+def _heading(boards: Sequence[Board]) -> str:
+    """Return the title of a page in words."""
+    datasets = list(dict.fromkeys(board.dataset for board in boards if not board.is_mean))
+    methods = {row.method for board in boards for row in board.rows if row.kind == METHOD}
+    if not datasets:
+        return "segbench: no finished runs"
+    count = f"{len(methods)} method" if len(methods) == 1 else f"{len(methods)} methods"
+    return f"{count} compared on {first_few(datasets, 4)}"
+
+
+def _common(remarks: Sequence[Sequence[str]]) -> list[str]:
+    """Return the remarks that all of several tables have."""
+    if len(remarks) < 2:
+        return []
+    return [line for line in remarks[0] if all(line in lines for lines in remarks)]
+
+
+def _overview(boards: Sequence[Board]) -> dict[str, Any] | None:
+    """Return what the template shows above the tables; None if there is nothing to compare."""
+    found = overview(boards)
+    if found is None:
+        return None
+    wins = max(standing.wins for standing in found.standings)
+    best = found.ranked[0].method if found.ranked else ""
+    return {
+        "found": found,
+        "best": best,
+        "most_wins": wins,
+        "has_oracle": any(isfinite(value) for value in found.oracle),
+        "figure": Markup(figures.ranks(found)) if len(found.ranked) > 1 else "",
+    }
+
+
+def _side_by_side(
+    index: int, rows: Sequence[MethodRow], pictures: Pictures, cases: Sequence[ChosenCase]
+) -> dict[str, Any]:
+    """Return the pictures of a table case by case, and the rows that have none with the reason."""
+    shown = []
+    missing = []
+    for row in rows:
+        found = pictures.get((index, row.method))
+        if isinstance(found, str):
+            missing.append((row.method, found))
+    for place, chosen in enumerate(cases):
+        views = []
+        for row in rows:
+            found = pictures.get((index, row.method))
+            if isinstance(found, list):
+                views.append((row.method, found[place]))
+        if views:
+            shown.append((chosen, views))
+    return {"cases": shown, "missing": missing}
+
+
+def _costs(rows: Sequence[MethodRow], costs: Mapping[str, RowCost]) -> dict[str, Any]:
+    """Return titles and cells of the costs, without columns that nothing was measured for."""
+    columns: list[tuple[str, int, Callable[[RowCost], float]]] = [
+        ("s per step", 3, lambda cost: cost.seconds_per_step),
+        ("volumes per step", 1, lambda cost: cost.volumes),
+        ("hours", 3, lambda cost: cost.hours),
+        ("peak GiB", 2, lambda cost: cost.peak_gib),
+        ("kWh", 3, lambda cost: cost.kwh),
+        ("million weights", 2, lambda cost: cost.parameters / 1e6),
+        ("evaluation s", 1, lambda cost: cost.evaluation_seconds),
+    ]
+    measured = []
+    for title, digits, value in columns:
+        if any(isfinite(value(cost)) for cost in costs.values()):
+            measured.append((title, digits, value))
+    lines = []
+    for row in rows:
+        cost = costs[row.method]
+        cells = []
+        for title, digits, value in measured:
+            unit = f" {cost.kind}" if title == "hours" else ""
+            cells.append((value(cost), digits, unit))
+        lines.append((row.method, cells))
+    return {"titles": [title for title, _, _ in measured], "lines": lines}
+
+
+def _in_words(board: Board) -> str:
+    """Return the heading of a table: the data set and how many of its cases have labels."""
+    name = board.dataset
+    with suppress(SegbenchError):  # the plug-in is not available here
+        name = registry.get("dataset", name).cls.title or name
+    shown = name if name == board.dataset else f"{name} ({board.dataset})"
+    return f"{shown}: {board.labeled} of {board.train} training cases labeled"
+
+
+def _section(
+    index: int,
+    board: Board,
+    pictures: Pictures,
+    remarks: Sequence[str],
+    cases: Sequence[ChosenCase],
+) -> dict[str, Any]:
+    """Return what the template shows of one table.
+
+    Args:
+        remarks: below the table.
+        cases: of which there are pictures.
+    """
     rows = board.rows
     costs = {row.method: cost_of(row.runs) for row in rows}
-    shown_pictures = []
-    for row in rows:
-        if (index, row.method) in pictures:
-            shown_pictures.append((row.method, row.runs[0].seed, pictures[index, row.method]))
+    bars = _bars(board)
     return {
         "id": f"t{index}",
         "board": board,
         "verdict": verdict(board),
-        "footer": footer(board),
+        "title": _in_words(board),
+        "footer": remarks,
         "classes": board.classes,
-        "rows": list(zip(rows, _bars(board), strict=True)),
+        "rows": list(zip(rows, bars, strict=True)),
+        "deviations": any(row.dice_sd == row.dice_sd for row in rows),
+        "intervals": any(bar is not None for bar in bars),
+        "notes": any(row.note or row.failed or row.rank_low != row.rank_high for row in rows),
         "selection": _selection(board),
-        "effects": any(row.gap_closed or row.unlabeled_gain for row in rows),
+        "gaps": any(row.gap_closed for row in rows),
+        "gains": any(row.unlabeled_gain for row in rows),
         "strips": [Markup(figures.strip(board, name)) for name in board.classes],
         "cases": _cases(board),
         "matrix": _matrix(board),
-        "costs": list(costs.items()),
+        "costs": _costs(rows, costs),
         "scatter": _scatter(rows, costs) if len(rows) > 1 else "",
         "curves": [] if board.is_mean else _curves(rows),
-        "pictures": shown_pictures,
+        "pictures": _side_by_side(index, rows, pictures, cases),
         "leaks": [(name, run.seed, run.leak) for name, run in _runs(board) if run.leak],
         "published": published(board.dataset, board.labeled) if board.standard else [],
         "settings": _settings(board),

@@ -62,9 +62,11 @@ def overview(boards: Sequence[Board]) -> Overview | None:
     """Return the overview of several tables; None if there is nothing to compare over them.
 
     Tables of a mean over data sets are left out, because their data sets have tables of their own.
-    So are tables whose protocol was modified.
+    So are tables with a modified protocol, beside others without.
     """
-    single = [board for board in boards if _counts(board)]
+    single = [board for board in boards if not board.is_mean]
+    unmodified = [board for board in single if "(modified:" not in board.protocol]
+    single = unmodified or single
     names: dict[str, None] = {}
     for board in single:
         names.update(dict.fromkeys(row.method for row in board.rows if row.kind == METHOD))
@@ -103,10 +105,6 @@ def critical_difference(methods: int, tables: int) -> float:
         return nan
     quantile = float(studentized_range.ppf(1 - LEVEL, methods, inf)) / sqrt(2)
     return quantile * sqrt(methods * (methods + 1) / (6 * tables))
-
-
-def _counts(board: Board) -> bool:
-    return not board.is_mean and "(modified:" not in board.protocol
 
 
 def _values(board: Board) -> dict[str, float]:

@@ -144,11 +144,32 @@ def test_numbers_are_those_of_the_runs(finished):
 def test_pictures_are_of_the_prediction_that_was_scored(finished):
     run = next(r for r in runs(finished) if "/supervised/" in str(r.path))
     member = gather([run]).boards[0].rows[0].runs[0]
-    found = list(overlay.pictures(member, restore(finished)(run), "tiny", "cpu"))
-    assert [p.which for p in found] == ["best", "worst"] and found[0].dice >= found[1].dice
-    assert all(p.exact for p in found)
+    cases = overlay.choose([member], "tiny")
+    assert [chosen.why for chosen in cases] == ["best case", "worst case"]
+
+    def pictures():
+        names = [chosen.case for chosen in cases]
+        return list(overlay.pictures(member, restore(finished)(run), "tiny", "cpu", names))
+
+    found = pictures()
+    assert found[0].dice >= found[1].dice and all(p.exact for p in found)
+    assert found[0].slices > 1 and 0 <= found[0].first < found[0].slices
     member.cases[0]["prediction"] = "another"
-    assert not all(p.exact for p in overlay.pictures(member, restore(finished)(run), "tiny", "cpu"))
+    assert not all(p.exact for p in pictures())
+
+
+def fake_run(**dice):
+    records = [{"case": case, "dice": value} for case, value in dice.items()]
+    return SimpleNamespace(cases_of=lambda dataset: records)
+
+
+def test_the_cases_on_which_methods_differ_most_come_first():
+    first = fake_run(a=0.9, b=0.9, c=0.5, d=0.7, e=0.6, f=None)
+    second = fake_run(a=0.8, b=0.2, c=0.5, d=0.7, e=0.65, f=0.5)
+    chosen = overlay.choose([first, second], "any")
+    assert [one.case for one in chosen[:3]] == ["b", "a", "e"]
+    assert chosen[0].why == "the methods differ: Dice 20 to 90 %"
+    assert "f" not in [one.case for one in chosen], "its Dice is not defined for all methods"
 
 
 def test_without_weights_the_page_says_so(finished):
@@ -158,17 +179,22 @@ def test_without_weights_the_page_says_so(finished):
     assert "no pictures: the run has no weights" in text
 
 
-def test_planes_go_through_the_target_and_differences_are_tinted():
+def test_slices_go_through_the_target_and_differences_are_tinted():
     truth, label = np.zeros((2, 6, 8, 10), np.uint8)
-    truth[2, 3:6, 4:9], label[2, 4:7, 4:9] = 1, 1
-    planes = list(overlay.cut(truth, label, (1.0, 1.0, 2.0)))
-    assert [(p.axis, p.index) for p in planes] == [(2, 4), (1, 4), (0, 2)]
-    assert planes[0].of(truth).shape == (8, 6) and (planes[0].width, planes[0].height) == (6.0, 8.0)
+    truth[2, 3:6, 4:9], truth[3, 4, 5], label[2, 4:7, 4:9] = 1, 1, 1
+    planes, first = overlay.cut(truth, (2.0, 1.0, 1.0))
+    assert [(p.axis, p.index) for p in planes] == [(0, 2), (0, 3)] and first == 0
+    assert planes[0].of(truth).shape == (10, 8) and (planes[0].width, planes[0].height) == (8, 10)
+    planes, first = overlay.cut(truth, (1.0, 1.0, 1.0))
+    assert [p.index for p in planes] == [4, 5, 6, 7, 8] and {p.axis for p in planes} == {2}
+    assert planes[first].index == 5, "the largest cross-section"
+    empty, middle = overlay.cut(np.zeros_like(truth), (1.0, 1.0, 1.0))
+    assert empty[middle].index == 5 and len(empty) <= overlay.SLICES
     rgba = overlay.tint(truth[2], label[2])
     assert (rgba[3, 4, :3] != rgba[6, 4, :3]).any() and rgba[3, 4, 3] == rgba[6, 4, 3] > 0 == rgba[
         4, 5, 3
     ]
-    (flat,) = overlay.cut(truth[2], label[2], (1.0, 2.0))
+    (flat,), _ = overlay.cut(truth[2], (1.0, 2.0))
     assert flat.axis is None and flat.of(truth[2]).shape == (10, 8)
 
 
@@ -181,7 +207,8 @@ def test_a_volume_of_one_slice_has_a_picture(shape):
         label=lambda case: label,
         cases={"a": SimpleNamespace(spacing=None, labels=(0, 1))},
     )
-    assert overlay.picture(store, "a", label[::-1]).startswith("data:image/png")
+    picture = overlay.picture(store, "a", label[::-1], 50.0, True)
+    assert picture.source.startswith("data:image/png") and picture.slices == 1
 
 
 def test_missing_pictures_never_fail_a_report(finished):
@@ -384,6 +411,19 @@ def test_failed_runs_are_counted(finished):
     )
 
 
+def test_a_page_of_several_tables_begins_with_their_overview(finished):
+    one, _ = report(runs(finished), "", None)
+    assert "mean rank" not in one and "<h1>2 methods compared on tiny</h1>" in one
+    assert "± SD" in one and "kWh" not in one, "no column without a value"
+    for method in ("supervised", "mean_teacher"):
+        execute(finished.prepared(method, labeled=3, steps=2), finished.machine())
+    text, _ = report(runs(finished), "", None)
+    Page(text)
+    assert "has the best mean rank" in text and "Mean rank of each method" in text
+    assert text.count("CI over cases") == 1, "what all tables share is said once"
+    assert "3 of 6 training cases labeled</h2>" in text
+
+
 def test_nothing_to_show():
     text, content = report([], "Empty", None)
     Page(text)
@@ -398,7 +438,7 @@ def test_command_writes_the_page_and_curves(finished):
     assert "<h1>Mine</h1>" in Path(document["file"]).read_text()
     one = runs(finished)[0]
     done = finished.call("report", *where, one.run_id, "-o", finished.folder / "one.html", "-q")
-    assert done.returncode == 0 and "1 runs in 1 tables" in done.stdout, done.stderr
+    assert done.returncode == 0 and "1 run in 1 table" in done.stdout, done.stderr
     text = (finished.folder / "one.html").read_text()
     assert one.run_id in text and "data:image/png" in text
     assert finished.call("report", *where, "zzzz").returncode == 2
@@ -526,6 +566,37 @@ def test_in_a_browser_sorting_works_and_nothing_is_fetched(finished, browser):
         assert [r for r in browser.requests if not r.startswith("data:")] == [
             file.resolve().as_uri()
         ]
+
+
+def test_in_a_browser_slices_are_stepped_through_together(finished, browser):
+    file = finished.folder / "page.html"
+    file.write_text(report(runs(finished), "A title", restore(finished))[0], encoding="utf-8")
+    browser.open(file)
+    margins = "[...document.querySelectorAll('.case')].map(c => [...c.querySelectorAll('img')]"
+    margins += ".map(i => i.style.marginLeft))"
+    before = browser.run(margins)
+    assert len(before[0]) == 2, "both methods"
+    browser.run(
+        "(() => { const s = document.querySelector('.case input'); s.value = 1;"
+        " s.dispatchEvent(new Event('input')); })()"
+    )
+    after = browser.run(margins)
+    assert after[0] == ["-100%", "-100%"] and after[1:] == before[1:], "of this case alone"
+
+
+def test_in_a_browser_a_phone_shows_cards(finished, browser):
+    file = finished.folder / "page.html"
+    file.write_text(report(runs(finished), "A title", None)[0], encoding="utf-8")
+    display = "getComputedStyle(document.querySelector('.leaderboard tbody tr')).display"
+    browser.open(file, 390)
+    assert browser.run(display) == "grid"
+    labels = browser.run(
+        "[...document.querySelectorAll('.leaderboard tbody tr td[data-label]')]"
+        ".map(c => getComputedStyle(c, '::before').content)"
+    )
+    assert '"Dice %"' in labels
+    browser.open(file, 1280)
+    assert browser.run(display) == "table-row"
 
 
 def test_in_a_browser_hostile_names_do_nothing(finished, browser):

@@ -110,3 +110,11 @@ def test_a_table_of_ablations_alone_is_shown(study):
     study.add("ua_mt", 0, [0.9, 0.9], change=variant((), ["supervised"]))
     (board,), _ = boards(all_runs(study.root), variants=False)
     assert [row.method for row in board.rows] == ["ua_mt without supervised"]
+
+
+def test_the_figure_shows_each_mean_rank(two_tables):
+    from segbench.report import figures
+
+    drawn = figures.ranks(overview(boards(all_runs(two_tables.root))[0]))
+    assert 'aria-label="Mean rank' in drawn
+    assert "supervised" in drawn and "mean_teacher" in drawn and "ua_mt" not in drawn

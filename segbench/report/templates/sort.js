@@ -26,4 +26,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// The slider of a case shows the same slice of every method.
+for (const part of document.querySelectorAll(".case")) {
+  const slider = part.querySelector("input");
+  if (slider) slider.addEventListener("input", () => {
+    for (const image of part.querySelectorAll("img")) image.style.marginLeft = `-${100 * slider.value}%`;
+  });
+}
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(part => { part.open = true; }));
