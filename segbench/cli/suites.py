@@ -10,9 +10,10 @@ from pathlib import Path
 from segbench.cli.main import run as main
 from segbench.cli.reporter import duration
 from segbench.cli.settings import Settings
+from segbench.cli.suite_view import SuiteView
 from segbench.cli.training import case_counts
 from segbench.config import Experiment, Machine
-from segbench.errors import DataError, PluginError, SegbenchError
+from segbench.errors import DataError, Interrupted, PluginError, SegbenchError
 from segbench.results.attempts import signal_name
 from segbench.results.names import label_of_experiment
 from segbench.results.rundir import read_object
@@ -80,16 +81,14 @@ def run_in_slots(
     waiting = sum(not ended(run, machine) for run in runs)
     at_once = min(slots, max(waiting, 1))
     settings.say(f"{len(runs)} runs, {len(runs) - waiting} already done, {at_once} at a time")
-    finished = 0
-
-    def report(outcome: Outcome) -> None:
-        nonlocal finished
-        is_over = outcome.kind != "busy" and not outcome.tried_again
-        finished += is_over
-        count = f"[{finished}/{waiting}] " if is_over else ""
-        settings.say(f"{count}{_outcome_text(outcome)}")
-
-    return run_all(runs, machine, slots, report, main)
+    view = SuiteView(settings, waiting, _outcome_text)
+    try:
+        return run_all(runs, machine, slots, view, main)
+    except Interrupted as error:
+        error.details["fix"] = view.way_back()
+        raise
+    finally:
+        view.close()
 
 
 def _outcome_text(outcome: Outcome) -> str:

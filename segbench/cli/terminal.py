@@ -70,6 +70,7 @@ def table(
     drop: Sequence[str] = (),
     strong: Collection[int] = (),
     wrap: Sequence[str] = (),
+    room: int | None = None,
 ) -> str:
     """Return a plain table. Text is escaped, and no digit is ever cut off.
 
@@ -79,7 +80,9 @@ def table(
         strong: numbers of the rows that a terminal shows in bold.
         wrap: titles of columns of text, which take several lines, in this order, until the table
             fits the terminal; words are never broken.
+        room: columns to fit, by default those of standard output.
     """
+    limit = width() if room is None else room
     titles = [title for title, _ in columns]
     lines = [titles]
     for row in rows:
@@ -88,13 +91,13 @@ def table(
 
     kept = list(range(len(columns)))
     for title in drop:
-        if sum(widths[i] + 2 for i in kept) - 2 > width():
+        if sum(widths[i] + 2 for i in kept) - 2 > limit:
             kept = [i for i in kept if titles[i] != title]
 
     for title in wrap:
         column = titles.index(title)
         others = sum(widths[i] + 2 for i in kept if i != column)
-        widths[column] = min(widths[column], max(width() - others, LEAST_WRAPPED))
+        widths[column] = min(widths[column], max(limit - others, LEAST_WRAPPED))
 
     texts = []
     for line in lines:

@@ -83,19 +83,30 @@ class Waiting:
     not_before: float = 0.0
 
 
+class SuiteWatcher:
+    """Base class of the displays of a suite. Every method does nothing unless it is overridden."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """Called with every outcome, also with those after which a run is tried again."""
+
+    def tick(self, jobs: Sequence[Job]) -> None:
+        """Called many times per second with the running runs."""
+
+    def stopping(self, signal_name: str) -> None:
+        """Called at once when a signal asks for a stop, within its handler."""
+
+
 class Coordinator:
     """Starts runs in slots and settles how they end. The run directories hold all states.
 
     Args:
-        report: is called with every outcome, also with those after which a run is tried again.
+        watcher: shows what happens.
     """
 
-    def __init__(
-        self, machine: Machine, slots: int, report: Callable[[Outcome], None], main: Main
-    ) -> None:
+    def __init__(self, machine: Machine, slots: int, watcher: SuiteWatcher, main: Main) -> None:
         self.machine = machine
         self.slots = slots
-        self.report = report
+        self.watcher = watcher
         self.main = main
         self.waiting: list[Waiting] = []
         self.jobs: list[Job] = []
@@ -110,7 +121,7 @@ class Coordinator:
             Interrupted: a signal stopped the suite.
         """
         self.waiting = [Waiting(run) for run in runs]
-        with _forwarded_signals(self.jobs) as received:
+        with _forwarded_signals(self.jobs, self.watcher.stopping) as received:
             while self.waiting or self.jobs:
                 if not received:
                     self._fill_slots(received)
@@ -123,6 +134,7 @@ class Coordinator:
                         CODES[name],
                         fix="repeat the command to continue",
                     )
+                self.watcher.tick(self.jobs)
                 time.sleep(0.02)
 
     def _fill_slots(self, received: list[int]) -> None:
@@ -175,14 +187,14 @@ class Coordinator:
             self.waiting.append(waiting)
         if waiting.run.run_id not in self._reported_busy:
             self._reported_busy.add(waiting.run.run_id)
-            self.report(Outcome(waiting.run, BusyError.code, 0.0))
+            self.watcher.ended(Outcome(waiting.run, BusyError.code, 0.0))
 
     def _settle_killed(self, outcome: Outcome) -> None:
         """Try a killed run again, up to ``TRIES`` times in a row."""
         folder = outcome.run.folder
         record_kill(folder.path, -outcome.code)
         if history(folder.path).kills < TRIES:
-            self.report(replace(outcome, tried_again=True))
+            self.watcher.ended(replace(outcome, tried_again=True))
             self.waiting.append(Waiting(outcome.run))
             return
         with suppress(StorageError):
@@ -193,7 +205,7 @@ class Coordinator:
     def _settle(self, outcome: Outcome) -> None:
         """Keep the outcome of a run that is not tried again."""
         self.outcomes.append(outcome)
-        self.report(outcome)
+        self.watcher.ended(outcome)
         if outcome.code == StorageError.code:  # all others would end in the same way
             self.disk_is_full = True
             self.waiting.clear()
@@ -203,7 +215,7 @@ def run_all(
     runs: Sequence[Prepared],
     machine: Machine,
     slots: int,
-    report: Callable[[Outcome], None],
+    watcher: SuiteWatcher,
     main: Main,
 ) -> list[Outcome]:
     """Execute the runs that are not finished, ``slots`` at a time.
@@ -222,7 +234,7 @@ def run_all(
         _import_for_children()
     for run in waiting:
         record_retry(run.folder.path)
-    coordinator = Coordinator(machine, slots, report, main)
+    coordinator = Coordinator(machine, slots, watcher, main)
     coordinator.run(waiting)
     return coordinator.outcomes
 
@@ -345,11 +357,17 @@ def _gpus() -> list[str]:
 
 
 @contextmanager
-def _forwarded_signals(jobs: list[Job]) -> Iterator[list[int]]:
-    """Pass signals on to the running processes, which save and exit; yield those received."""
+def _forwarded_signals(jobs: list[Job], heard: Callable[[str], None]) -> Iterator[list[int]]:
+    """Pass signals on to the running processes, which save and exit; yield those received.
+
+    Args:
+        heard: is called with the name of the first signal.
+    """
     received: list[int] = []
 
     def handle(number: int, frame: object) -> None:
+        if not received:
+            heard(signal.Signals(number).name)
         received.append(number)
         for job in jobs:
             job.process.send_signal(number)

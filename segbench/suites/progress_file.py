@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from segbench.results.rundir import is_number, read_object
 from segbench.storage import temp_path
 
 NAME = "progress.json"
@@ -56,15 +55,13 @@ class ProgressFile:
 
 def read_progress(folder: Path) -> Reached | None:
     """Return how far a run is; None if no process works on it, or nothing was noted yet."""
-    record = read_object(folder / NAME)
-    noted = record.get("time")
-    if not is_number(noted) or time.time() - noted > FRESH:
+    try:
+        record = json.loads((folder / NAME).read_bytes())
+        age = time.time() - float(record["time"])
+        done = int(record["done"])
+        total = int(record["total"])
+        remaining = record["remaining"]
+        left = None if remaining is None else float(remaining)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    done = record.get("done")
-    total = record.get("total")
-    if not isinstance(done, int) or not isinstance(total, int):
-        return None
-    remaining = record.get("remaining")
-    return Reached(
-        str(record.get("stage")), done, total, remaining if is_number(remaining) else None
-    )
+    return None if age > FRESH else Reached(str(record["stage"]), done, total, left)

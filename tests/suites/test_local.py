@@ -15,7 +15,14 @@ from segbench.errors import Interrupted
 from segbench.results import attempts
 from segbench.results.rundir import RunDir
 from segbench.storage import lock, storage_error
-from segbench.suites.local import TRIES, run_all
+from segbench.suites.local import TRIES, SuiteWatcher, run_all
+
+
+def watching(report):
+    """Return a watcher that passes every outcome on to a function."""
+    watcher = SuiteWatcher()
+    watcher.ended = report
+    return watcher
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def kinds(outcomes):
 
 def test_two_coordinators_share_the_runs_of_a_suite(lab, runs):
     def coordinate(results):
-        outcomes = run_all(runs, lab.machine(), 1, lambda outcome: None, program)
+        outcomes = run_all(runs, lab.machine(), 1, watching(lambda outcome: None), program)
         results.put(kinds(outcomes))
 
     context = multiprocessing.get_context("fork")
@@ -59,7 +66,9 @@ def test_a_busy_run_is_looked_at_again_and_reported_once(lab, runs):
         if outcome.kind == "busy":
             attempts.remove_lease(folder.path)
 
-    outcomes = run_all(runs[:1], lab.machine(), 1, report, lambda words: killing(words, 0))
+    outcomes = run_all(
+        runs[:1], lab.machine(), 1, watching(report), lambda words: killing(words, 0)
+    )
     assert seen == ["busy", "failed"] and kinds(outcomes) == ["failed"]  # it wrote no result
 
 
@@ -75,14 +84,18 @@ def killing(words, times):
 
 def test_a_killed_run_is_tried_again(lab, runs):
     seen = []
-    run_all(runs[:1], lab.machine(), 1, seen.append, lambda words: killing(words, TRIES - 1))
+    run_all(
+        runs[:1], lab.machine(), 1, watching(seen.append), lambda words: killing(words, TRIES - 1)
+    )
     assert kinds(seen) == ["killed"] * (TRIES - 1) + ["failed"]
     assert [outcome.tried_again for outcome in seen] == [True] * (TRIES - 1) + [False]
     assert not (runs[0].folder.path / "failed.json").exists()
 
 
 def test_a_run_that_is_killed_each_time_fails_with_the_reason(lab, runs):
-    outcomes = run_all(runs[:1], lab.machine(), 1, lambda end: None, lambda w: killing(w, 99))
+    outcomes = run_all(
+        runs[:1], lab.machine(), 1, watching(lambda end: None), lambda w: killing(w, 99)
+    )
     assert kinds(outcomes) == ["killed"]
     assert runs[0].folder.state == "failed"
     failure = json.loads((runs[0].folder.path / "failed.json").read_bytes())
@@ -110,7 +123,7 @@ def test_the_lock_alone_makes_a_run_busy(lab, runs):
         seen.append(outcome.kind)
         release.set()
 
-    run_all(runs[:1], lab.machine(), 1, report, program)
+    run_all(runs[:1], lab.machine(), 1, watching(report), program)
     holder.join(60)
     assert seen == ["busy", "done"]
     assert folder.state == "done"
@@ -124,7 +137,9 @@ def test_a_full_disk_ends_the_suite_with_what_was_done(lab, runs, monkeypatch):
 
     monkeypatch.setattr(RunDir, "write_config", write_config)
     started = []
-    outcomes = run_all(runs, lab.machine(), 1, started.append, lambda words: killing(words, 0))
+    outcomes = run_all(
+        runs, lab.machine(), 1, watching(started.append), lambda words: killing(words, 0)
+    )
     assert [outcome.code for outcome in outcomes] == [4, 9]  # the third was not started
     assert not runs[2].folder.path.exists()
 
@@ -139,5 +154,5 @@ def test_stopped_runs_have_not_failed(lab, runs):
 
     seen = []
     with pytest.raises(Interrupted) as stop:
-        run_all(runs[:1], lab.machine(), 1, seen.append, wait)
+        run_all(runs[:1], lab.machine(), 1, watching(seen.append), wait)
     assert stop.value.code == 143 and kinds(seen) == ["stopped"]
