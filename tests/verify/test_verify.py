@@ -33,7 +33,14 @@ def failed(found):
     return [(row.check, row.what) for row in found.failed]
 
 
-@pytest.mark.parametrize("method", standins.REPOSITORIES)
+@pytest.mark.parametrize(
+    "method",
+    [
+        "ua_mt",
+        pytest.param("sassnet", marks=pytest.mark.slow),  # two players
+        pytest.param("bcp", marks=pytest.mark.slow),  # two training loops
+    ],
+)
 def test_an_equal_repository_passes_and_stays_as_it_is(tmp_path, narrow, method):
     folder = standins.write(tmp_path, method, {})
     before = sorted(folder.rglob("*"))
