@@ -47,7 +47,7 @@ class Matrix(Strict):
         (DEFAULT,), min_length=1, description="registered names, or 'default'"
     )
     augment: tuple[AugmentChoice, ...] = Field(
-        (DEFAULT,),
+        ("default",),
         min_length=1,
         description="augmentations as in protocols, or 'default' for the protocol's own",
     )
