@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Iterable
 from typing import ClassVar
 
+# What the code of a plug-in may raise: anything, and it may also call ``sys.exit``.
+PLUGIN_FAILURES = (Exception, SystemExit)
+
 
 class SegbenchError(Exception):
     """What was wrong, where, what was found, what was expected, and what to type next.
@@ -109,6 +112,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` with the most similar known name, or an empty string."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def ended_by_plugin(error: SystemExit, where: object = None) -> TrainingError:
+    """Return the error for a plug-in that called ``sys.exit``, with whatever code."""
+    return TrainingError(
+        "a plug-in, or a library that it uses, ended the program",
+        where=where,
+        found=f"SystemExit({error.code!r})",
+        expected="an exception, or no error",
+        fix="--debug shows where; replace sys.exit by an exception",
+    )
 
 
 def unknown(kind: str, name: str, known: Iterable[str], fix: str | None = None) -> UsageError:

@@ -26,7 +26,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import segbench
-from segbench.errors import DataError, PluginError, SegbenchError, UsageError, unknown
+from segbench.errors import (
+    PLUGIN_FAILURES,
+    DataError,
+    PluginError,
+    SegbenchError,
+    UsageError,
+    unknown,
+)
 
 KINDS = ("method", "dataset", "backbone")
 T = TypeVar("T", bound=type)
@@ -233,7 +240,7 @@ def _import(found: Found) -> None:
             spec.loader.exec_module(module)
         else:
             importlib.import_module(found.module)
-    except (Exception, SystemExit) as error:
+    except PLUGIN_FAILURES as error:
         sys.modules.pop(found.module, None)
         _forget_entries(found.file)  # classes of a half-executed file
         if isinstance(error, SegbenchError):

@@ -19,6 +19,7 @@ from segbench.cli.options import (
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import (
+    PLUGIN_FAILURES,
     PluginError,
     SegbenchError,
     SuiteError,
@@ -177,7 +178,7 @@ def _run_check(settings: Settings, description: str, check: Callable[[], None]) 
     failure = ""
     try:
         check()
-    except (Exception, SystemExit) as error:  # a plug-in may raise anything
+    except PLUGIN_FAILURES as error:
         failure = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not isinstance(error, AssertionError):
             failure = f"{type(error).__name__}: {failure}"
@@ -257,7 +258,7 @@ def loss_terms(experiment: Experiment) -> list[str]:
             terms.update(dict.fromkeys(update.terms))
     except SegbenchError:
         raise
-    except (Exception, SystemExit) as error:  # a plug-in may raise anything
+    except PLUGIN_FAILURES as error:
         raise TrainingError(
             f"{method} failed: {type(error).__name__}: {error}",
             where="a trial of its loss terms",

@@ -24,8 +24,8 @@ from segbench.errors import (
     PluginError,
     SegbenchError,
     StorageError,
-    TrainingError,
     did_you_mean,
+    ended_by_plugin,
 )
 from segbench.training.signals import exit_at_once
 
@@ -128,7 +128,7 @@ def run(argv: list[str]) -> int:
         # Click leaves in this way when the reader of our output has gone.
         if "Pacify" in type(sys.stdout).__name__:
             return CLOSED_PIPE
-        known = _ended_by_plugin(error)
+        known = ended_by_plugin(error)
         return _fail(settings, argv, known.to_dict(), error_text(known))
     except click.exceptions.Exit as error:
         return error.exit_code
@@ -172,16 +172,6 @@ def _require_posix() -> None:
             expected="Linux, macOS, or WSL (Windows Subsystem for Linux)",
             fix="wsl --install, then install and start segbench inside WSL",
         )
-
-
-def _ended_by_plugin(error: SystemExit) -> TrainingError:
-    """Return the error for a plug-in that called ``sys.exit``, with whatever code."""
-    return TrainingError(
-        "a plug-in, or a library that it uses, ended the program",
-        found=f"SystemExit({error.code!r})",
-        expected="an exception, or no error",
-        fix="--debug shows where; replace sys.exit by an exception",
-    )
 
 
 def _cannot_write(error: OSError) -> StorageError:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from segbench.evaluation.new_scans import Prediction, Predictor
     from segbench.evaluation.scan_files import Scan
 
-# What a malformed file may still raise, somewhere in a library.
-BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+# What a malformed file may still raise, somewhere in a library or in a plug-in.
+BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, SystemExit)
 DISCLAIMER = "for research only: not a medical device, not for diagnosis or treatment"
 
 
@@ -144,7 +144,7 @@ def predict(
     )
 
 
-def _problem(scan: Scan, error: Exception) -> Problem:
+def _problem(scan: Scan, error: Exception | SystemExit) -> Problem:
     """Return what is wrong with a scan that cannot be segmented."""
     from segbench.data.store.problem import Problem
 

@@ -13,7 +13,7 @@ from segbench.cli.settings import Settings
 from segbench.cli.suite_view import SuiteView
 from segbench.cli.training import case_counts
 from segbench.config import Experiment, Machine
-from segbench.errors import DataError, Interrupted, PluginError, SegbenchError
+from segbench.errors import DataError, Interrupted, PluginError, SegbenchError, TrainingError
 from segbench.results.attempts import signal_name
 from segbench.results.names import label_of_experiment
 from segbench.results.rundir import read_object
@@ -21,6 +21,9 @@ from segbench.suites.local import Outcome, ended, last_words, run_all
 from segbench.suites.suite import choices, expand, find_suite, load_suite
 from segbench.text import safe
 from segbench.training.setup import Prepared, prepare
+
+# What concerns one combination of a suite only: its data, or the code of a plug-in.
+CANNOT_START = (DataError, PluginError, TrainingError)
 
 
 def prepared_suite(
@@ -47,7 +50,7 @@ def prepared_suite(
             continue
         try:
             run = prepare(found, machine)
-        except (DataError, PluginError) as error:
+        except CANNOT_START as error:
             problems.append(error)
             continue
         runs[run.run_id] = run  # entries that overlap name a run twice
@@ -70,7 +73,7 @@ def _experiments(
     for choice in choices(loaded):
         try:
             yield from expand(loaded, document, choice, **counts, overrides=overrides)
-        except (DataError, PluginError) as error:
+        except CANNOT_START as error:
             yield error
 
 

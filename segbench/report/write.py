@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from segbench.errors import SegbenchError
+from segbench.errors import PLUGIN_FAILURES, SegbenchError
 from segbench.progress import Progress, no_progress
 from segbench.report.content import Content, gather
 from segbench.report.overlay import ChosenCase, Picture, choose, pictures
@@ -71,5 +71,5 @@ def _pictures(
         return list(pictures(run, restore(run.folder), dataset, device_of(device), cases))
     except SegbenchError as error:
         return error.what
-    except Exception as error:  # raised by a plug-in, or by data and files that have changed
+    except PLUGIN_FAILURES as error:  # of a plug-in, or of data and files that have changed
         return f"{type(error).__name__}: {error}"

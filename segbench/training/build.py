@@ -17,7 +17,7 @@ from segbench.data.open import derived
 from segbench.data.sampling.batches import TrainingData
 from segbench.data.sampling.splits import with_draw, without_held_out
 from segbench.data.store.store import Store
-from segbench.errors import UsageError
+from segbench.errors import PLUGIN_FAILURES, UsageError
 from segbench.nn.inspect import dry_run
 from segbench.training.distributed import World
 from segbench.training.plan import Stage, stages
@@ -148,7 +148,7 @@ def build_if_fit(experiment: Experiment, stores: list[Store], fresh: bool = True
         return build(experiment, stores, fresh)
     except UsageError:
         raise
-    except (Exception, SystemExit):
+    except PLUGIN_FAILURES:
         return None
 
 

@@ -21,7 +21,7 @@ from segbench.data.sampling.loader import loader
 from segbench.data.store.checks import check_facts, summarize_problems
 from segbench.data.store.copies import FILE, copied_facts
 from segbench.data.store.store import Store, case_digests, require_intact
-from segbench.errors import SegbenchError, TrainingError, UsageError
+from segbench.errors import PLUGIN_FAILURES, SegbenchError, TrainingError, UsageError
 from segbench.nn.inspect import recompute
 from segbench.results.rundir import RunDir
 from segbench.storage import is_storage, lock, storage_error, sweep
@@ -331,7 +331,7 @@ def _recorded_failures(run: Prepared) -> Iterator[Attempt]:
         if error.code < FIRST_STOP_CODE:
             run.folder.fail(error, attempt.stage)
         raise
-    except (Exception, SystemExit) as error:  # a plug-in may also call sys.exit
+    except PLUGIN_FAILURES as error:
         known = _translated(error, run, attempt.stage)
         run.folder.fail(known, attempt.stage)
         raise known from error

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from segbench import registry
 from segbench.conformance import Trial
 from segbench.contracts.method import Clock, Method, Setting, Source
 from segbench.errors import TrainingError
@@ -277,3 +278,85 @@ def test_exit_is_a_failed_run_of_a_suite(lab, call):
     assert ended.returncode == 5, ended.stderr
     document = json.loads(ended.stdout)
     assert document["counts"]["done"] == 1 and "leaves" in document["found"]
+
+
+QUITTER = """
+import sys
+import numpy as np
+from segbench import Case, Dataset, RawCase, Split, dataset
+
+@dataset("quitter")
+class Quitter(Dataset):
+    title = "t"
+    modality = "none"
+    classes = ("ball",)
+    license = "none"
+    protocol = "phantom2d"
+    labeled = 2
+    embedded = True
+    dims = 2
+
+    def split(self):
+        {split}
+        return Split(("a1", "a2", "a3"), ("b1",), "made up")
+
+    def find(self, source):
+        {find}
+        return [RawCase(name, number) for number, name in enumerate(("a1", "a2", "a3", "b1"))]
+
+    def load(self, raw):
+        {load}
+        label = np.zeros((32, 32), np.uint8)
+        label[5:15, 5:15] = raw.where
+        return Case(raw.id, label[None].astype(np.float32), label, (1.0, 1.0))
+"""
+
+
+@pytest.mark.parametrize("part", ["split", "find", "load"])
+def test_a_data_set_that_exits_is_a_failure_of_every_command(lab, part):
+    parts = {"split": "pass", "find": "pass", "load": "pass", part: "sys.exit(0)"}
+    file = lab.folder / "quitter.py"
+    file.write_text(QUITTER.format(**parts))
+    suite = lab.folder / "suite.yaml"
+    suite.write_text(
+        f"schema: 1\nname: suite\nprotocol: {PLUGINS / 'tiny_flat.yaml'}\n"
+        "matrix: {method: [supervised], dataset: [quitter, tiny_flat]}\n"
+    )
+    places = ["--data-root", "data", "--root", "out"]
+    wrong_case = part == "load"
+    for command, code in (
+        (("data", "check", "quitter"), 3 if wrong_case else 4),
+        (("data", "prepare", "quitter"), 3 if wrong_case else 4),
+        (("run", "supervised", "--dataset", "quitter", "--steps", "1"), 3 if wrong_case else 4),
+        (("test", file), 7),
+        (("bench", "run", suite), 5),
+    ):
+        with registry.isolated():
+            if command[0] == "test":
+                ended = lab.call(*command)
+            else:
+                ended = lab.call("--plugin", file, *command, *places)
+        assert ended.returncode == code, (command, ended.stderr)
+        assert "SystemExit" in ended.stdout + ended.stderr
+        if command[0] == "bench":
+            assert "1 done" in ended.stdout + ended.stderr or " ok" in ended.stdout
+
+
+@pytest.mark.parametrize("part", ["__init__", "forward"])
+def test_a_backbone_that_exits_is_a_failure_of_every_command(lab, part):
+    file = lab.folder / "leaver.py"
+    made = lab.call("new", "backbone", "leaver", "--to", lab.folder)
+    assert made.returncode == 0, made.stderr
+    written = file.read_text()
+    head, body = written.split(f"    def {part}(", 1)
+    signature, rest = body.split(":\n", 1)
+    file.write_text(f"{head}    def {part}({signature}:\n        raise SystemExit(0)\n{rest}")
+    for command, code in (
+        (("run", "supervised", "--backbone", "leaver", *DATA[2]), 4),
+        (("test", file), 7),
+    ):
+        with registry.isolated():
+            given = [] if command[0] == "test" else ["--plugin", file]
+            ended = lab.call(*given, *command)
+        assert ended.returncode == code, (command, ended.stderr)
+        assert "SystemExit" in ended.stdout + ended.stderr

@@ -58,7 +58,7 @@ def match(
             f"{whole} and {what} do not match",
             where=file,
             expected=f"the {whole}'s shape {first.array.shape[:3]}",
-            found=f"{what} {second.array.shape}",
+            found=f"{what} {turned.array.shape}",
         )
     if _is_same_grid(first, turned, is_placed, is_turned=turned is not second):
         return turned, warnings + _pair_warnings(first, second, turned, names)

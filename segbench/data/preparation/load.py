@@ -5,7 +5,7 @@ from __future__ import annotations
 from segbench.contracts.dataset import Case, Dataset, RawCase
 from segbench.data.store.case_files import check_case, common_path
 from segbench.data.store.problem import Problem
-from segbench.errors import StorageError
+from segbench.errors import PLUGIN_FAILURES, StorageError
 
 REPAIR = "repair or replace the file, or remove the case"
 
@@ -21,7 +21,7 @@ def load_checked(dataset: Dataset, raw: RawCase) -> tuple[Case | None, list[Prob
         problems = check_case(case, dataset, raw.where)
     except StorageError:
         raise
-    except Exception as error:  # an adapter may fail in any way; the user needs the case and file
+    except PLUGIN_FAILURES as error:  # the user needs the case and the file
         return None, [problem_of_case(raw, error)]
     if case.id != raw.id:
         problems.append(
@@ -37,6 +37,6 @@ def load_checked(dataset: Dataset, raw: RawCase) -> tuple[Case | None, list[Prob
     return (None if problems else case), problems
 
 
-def problem_of_case(raw: RawCase, error: Exception) -> Problem:
+def problem_of_case(raw: RawCase, error: Exception | SystemExit) -> Problem:
     """Return an error about a raw case as a problem that names its file and a fix."""
     return Problem.from_error(raw.id, error, common_path(raw.where), REPAIR)

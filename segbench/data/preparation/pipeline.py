@@ -31,7 +31,7 @@ from segbench.data.preparation.survey import check_cases
 from segbench.data.store.case_files import CaseInfo, read_case, remove, source_facts, write_case
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.data.store.store import Store, fingerprint, write_store
-from segbench.errors import DataError, PluginError, StorageError
+from segbench.errors import PLUGIN_FAILURES, DataError, PluginError, StorageError, ended_by_plugin
 from segbench.identity.sources import loaded_digest
 from segbench.progress import Progress
 from segbench.storage import json_bytes, sweep
@@ -200,10 +200,23 @@ def _case_source(adapter: dict[str, Any], raw: RawCase) -> dict[str, Any]:
 def prepare_all(
     entry: registry.Entry, source: Path | None, root: Path, jobs: int, progress: Progress | None
 ) -> Store:
-    """Prepare a data set in the folder ``root``, whose lock the caller holds."""
+    """Prepare a data set in the folder ``root``, whose lock the caller holds.
+
+    Raises:
+        TrainingError: the data set's code calls ``sys.exit``, but not for a single case.
+    """
+    try:
+        return _prepare_all(entry, source, root, jobs, progress)
+    except SystemExit as error:
+        raise ended_by_plugin(error, f"data set {entry.name}") from error
+
+
+def _prepare_all(
+    entry: registry.Entry, source: Path | None, root: Path, jobs: int, progress: Progress | None
+) -> Store:
     if source is not None and is_archive(source):
         extracted = _extract_beside(source, root, progress)
-        store = prepare_all(entry, extracted, root, jobs, progress)
+        store = _prepare_all(entry, extracted, root, jobs, progress)
         remove(extracted)
         return store
     dataset: Dataset = entry.cls()
@@ -270,7 +283,7 @@ def _add_shared_facts(dataset: Dataset, todo: Plan, source: Path | None) -> list
     """
     try:
         return dataset.add_shared_facts(list(todo.raw.values()), todo.split)
-    except Exception:  # an adapter may fail in any way; problems of the files are reported first
+    except PLUGIN_FAILURES:  # problems of the files are reported first
         _, found = check_cases(dataset, todo.raw.values(), todo.split)
         problems = [problem for problem in found if problem.level == "error"]
         if not problems:
@@ -404,7 +417,7 @@ def _prepare_case(adapter: dict[str, Any], raw: RawCase, folder: Path) -> CaseOu
             remove(target)
     except StorageError:
         raise
-    except Exception as error:  # source files that cannot be listed
+    except PLUGIN_FAILURES as error:  # source files that cannot be listed
         return CaseOutcome(raw.id, None, [problem_of_case(raw, error)])
     if kept is not None:
         return CaseOutcome(raw.id, kept)

@@ -20,7 +20,7 @@ from segbench.data.store.case_files import CaseInfo, common_path, describe, path
 from segbench.data.store.checks import check_facts
 from segbench.data.store.problem import Problem
 from segbench.data.store.store import Store
-from segbench.errors import DataError, SegbenchError, StorageError
+from segbench.errors import PLUGIN_FAILURES, DataError, SegbenchError, StorageError
 from segbench.progress import Progress, no_progress
 
 
@@ -207,7 +207,7 @@ def _survey_case(
         ready = add_shared_facts(raw)
     except StorageError:
         raise
-    except Exception as error:  # adapter code, as in load_checked
+    except PLUGIN_FAILURES as error:
         return None, [problem_of_case(raw, error)]
     case, problems = load_checked(dataset, ready)
     if case is None:

@@ -20,7 +20,9 @@ class Problem:
     level: str = "error"
 
     @classmethod
-    def from_error(cls, case: str, error: Exception, file: str = "", fix: str = "") -> Problem:
+    def from_error(
+        cls, case: str, error: Exception | SystemExit, file: str = "", fix: str = ""
+    ) -> Problem:
         """Return an error about a case as a problem.
 
         Args:
