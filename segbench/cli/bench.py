@@ -194,6 +194,9 @@ def _state_lines(
         texts = [_cell(cells.get((name, column), [])) for column in columns]
         rows.append([name, *texts])
     yield table([("method", "<"), *((column, "<") for column in columns)], rows)
+    shown = [f"{MARKS[state]} {state}" for state in MARKS if state in states.values()]
+    if any(len(own) <= MOST_MARKS for own in cells.values()):
+        yield f"one mark per run: {', '.join(shown)}"
 
 
 def _column(run: Prepared) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from segbench.results.rundir import RunDir
 
 SCHEMA = "segbench.report/1"
+MOST_UNFINISHED = 5  # lines of an error
 
 
 @click.command(cls=Command)
@@ -83,6 +84,13 @@ def report(  # noqa: PLR0913 (one argument per option)
     if tensorboard is not None:
         _export_curves(settings, runs, tensorboard)
         return
+    if not any(run.state in ("done", "failed") for run in runs):
+        raise UsageError(
+            "there is no finished run to report",
+            where=settings.root,
+            found="\n".join(unfinished[:MOST_UNFINISHED]) or None,
+            fix="segbench runs ls",
+        )
     file = out or settings.root / "reports" / f"{name}.html"
     everything = variants or bool(wanted)  # who names runs wants to see them
     content = write_page(

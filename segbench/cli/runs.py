@@ -317,9 +317,9 @@ def _verified_weights(run: RunDir, result: dict[str, Any]) -> bool:
 @click.option(
     "-o",
     "out",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write [RUN.zip].",
+    metavar="FILE|DIR",
+    type=click.Path(path_type=Path),
+    help="File to write, or an existing folder for it [RUN.zip].",
 )
 @click.option(
     "--no-predictions",
@@ -346,6 +346,8 @@ def export_run(
     run = find_run(settings.root, wanted)
     run.cases()  # raises unless it is finished and intact
     file = out or Path(f"{run.run_id}.zip")
+    if file.is_dir():
+        file = file / f"{run.run_id}.zip"
     make_folder(file.parent)
     if file.exists() and not settings.yes:
         raise UsageError(

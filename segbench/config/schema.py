@@ -74,7 +74,8 @@ def _message(model: type[BaseModel], fault: Any, origin: Callable[[str], str], p
     set_by = origin(key)
     place = f" ({set_by})" if set_by else ""
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{key}'.{suggest(path[-1], owner.model_fields)}{place}"
+        known = f" Known keys: {', '.join(owner.model_fields)}."
+        return f"unknown key '{key}'.{suggest(path[-1], owner.model_fields) or known}{place}"
     if fault["type"] == "missing":
         return f"{key}: missing{place}"
     if fault["type"] == "value_error" or field is None:

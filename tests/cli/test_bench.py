@@ -39,6 +39,7 @@ def test_a_failing_run_does_not_stop_the_rest_and_repeating_is_safe(lab):
     (lab.folder / "mine.yaml").write_text(SUITE)
     (lab.folder / "broken_method.py").write_text(BROKEN)
     plugin = ("--plugin", "broken_method.py")
+    assert "one mark per run: . to do" in lab.cli(*plugin, "bench", "plan", "mine.yaml").stdout
     plan = json.loads(lab.cli(*plugin, "bench", "plan", "mine.yaml", "--json").stdout)
     assert plan["counts"]["to do"] == 5 and not (lab.folder / "segbench-out").exists()
 

@@ -105,6 +105,9 @@ def test_runs_are_listed_by_group_and_exported_into_a_new_folder(lab, trained, m
         "runs", "export", trained[0], "-o", lab.folder / "new/place/x.zip", "--no-predictions"
     )
     assert done.returncode == 0 and (lab.folder / "new/place/x.zip").is_file(), done.stderr
+    place = lab.folder / "new/place"
+    done = lab.call("runs", "export", trained[0], "-o", place, "--no-predictions")
+    assert done.returncode == 0 and (place / f"{trained[0][:8]}.zip").is_file(), done.stderr
 
 
 def test_failed_runs_are_listed_and_pruned(lab, trained):
@@ -156,6 +159,12 @@ def test_compare_takes_methods_by_their_name_and_shows_the_name_of_the_row(lab, 
     assert f"{shown} minus {trained[0][:8]}: 2 cases paired, 3 and 1 seeds" in text
     part = lab.call("compare", "mean_teacher", run_id)
     assert part.returncode == 2 and "one is part of the other" in part.stderr
+
+
+def test_a_report_of_nothing_is_refused(lab):
+    empty = lab.call("report", "--no-images")
+    assert empty.returncode == 2 and "no finished run to report" in empty.stderr
+    assert not list(lab.folder.rglob("*.html"))
 
 
 def test_cite_names_method_backbone_data_and_segbench(lab, trained):

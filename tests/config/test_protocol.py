@@ -98,7 +98,7 @@ def test_unknown_names_are_guessed():
 
 WRONG = [
     ("steps: 10", r"patch: missing"),
-    (SMALL + "color: red", r"unknown key 'color'"),
+    (SMALL + "color: red", r"unknown key 'color'. Known keys: .*patch.*"),
     (
         SMALL + "dowsample: 2",
         r"unknown key 'dowsample'. Did you mean 'downsample' \(int .* or mapping, default 1\)\?",

@@ -12,8 +12,10 @@ from segbench.config.machine import Cadence
 from segbench.errors import Interrupted
 from segbench.training import checkpoint
 from segbench.training import loop as training_loop
+from segbench.training.reporter import Reporter
 from segbench.training.run import execute
-from segbench.training.signals import exit_at_once
+from segbench.training.signals import StopRequest, exit_at_once
+from segbench.training.watch import WatchedReporter
 
 SAVING = 0.25  # seconds that a checkpoint takes in these tests
 PAIRS = [("SIGUSR1", 0.0005), ("SIGUSR1", 0.1), ("SIGTERM", 0.003), ("SIGTERM", 0.1)]
@@ -150,3 +152,14 @@ def test_a_signal_outside_of_a_run_ends_the_process_with_the_code_of_a_stop(lab)
 
     run = lab.prepared("supervised")
     assert Child(lab, run, [], importing).send_at("before", signal.SIGUSR1) == 75
+
+
+def test_the_display_hears_of_a_stop_at_once_and_once():
+    heard = []
+    display = Reporter()
+    display.stopping = heard.append
+    with StopRequest() as stop:
+        WatchedReporter(display, stop, alone=True)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == ["SIGTERM"] and stop.code == 143
