@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from segbench.contracts.dataset import IGNORED
+from segbench.nn import losses
 from segbench.nn.losses import (
     cross_entropy,
     dice,
@@ -218,3 +219,25 @@ def test_the_mean_of_known_values(dtype):
     error = squared_error(values, 0 * values, known)
     assert error.item() == pytest.approx(chosen.double().square().mean().item(), rel=2e-3)
     assert known_mean(values, ~everything).item() == 0
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(("per_item", "squared"), [(False, True), (True, False)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_classes_are_as_all_masks_at_once(background, per_item, squared, masked, monkeypatch):
+    z, y, mask = example(5, (3, 4, 5))
+    y[0, 0] = losses.IGNORED
+    options = {"background": background, "per_item": per_item, "squared": squared}
+    found = []
+    for few in (2, 5):
+        monkeypatch.setattr(losses, "FEW_CLASSES", few)
+        value = dice(z.softmax(1), y, weight=mask if masked else None, **options)
+        found.append((value, *torch.autograd.grad(value, z)))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+
+
+def test_weights_with_a_gradient_get_it():
+    z, y, _ = example(4, (5, 7))
+    weight = torch.rand(y.shape, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(dice(z.softmax(1), y, weight=weight), weight)
+    assert gradient.abs().sum() > 0

@@ -22,6 +22,7 @@ TITLES = {
     "speed-inference": "Sliding windows",
     "speed-loader": "Loading training patches",
     "speed-startup": "Start of the program and of a run",
+    "speed-classes": "The supervised loss of many classes",
     "speed-prepare-la": "Preparing the left atrium",
     "speed-prepare-acdc": "Preparing ACDC",
     "speed-store": "Forms of the prepared store: random crops",

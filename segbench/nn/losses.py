@@ -19,9 +19,12 @@ voxels, all results are the same to the last bit as if there were no such value.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from segbench.contracts.dataset import IGNORED
 from segbench.nn.ops import is_known, one_hot, wide_softmax
@@ -35,6 +38,11 @@ __all__ = [
     "soft_dice",
     "squared_error",
 ]
+
+
+# Up to so many classes the masks of all classes are made at once. Above, one class after the other
+# is faster, needs less memory and gives the same to rounding (benchmarks/speed/classes.py).
+FEW_CLASSES = 2
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -58,13 +66,51 @@ def soft_dice(
     or a mask and broadcasts to ``p``.
     """
     p = _wide(p)
-    y = y.to(p.dtype)
+    is_mask = y.dtype == torch.bool
+    y = y if is_mask else y.to(p.dtype)  # a mask takes a quarter of the memory of numbers
     overlap = p * y
-    total = p.square() + y.square() if squared else p + y
+    total = p.square() + (y if is_mask else y.square()) if squared else p + y
     if weight is not None:
         overlap, total = overlap * weight, total * weight
     axes = [i for i in range(p.ndim) if i not in keep]
     return (1 - (2 * overlap.sum(axes) + smooth) / (total.sum(axes) + smooth)).mean()
+
+
+class _ClassSums(torch.autograd.Function):
+    """The sums of the Dice loss per item and class, one class at a time, (N, K) each.
+
+    They are sum w p y and sum w p^2 + sum w y^2, or sum w p + sum w y if ``squared`` is false, for
+    probabilities p (N, K, *S), weights w (N, *S), and y that is 1 where the label is the class.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, p: Tensor, labels: Tensor, weight: Tensor, squared: bool
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(p, labels, weight)
+        ctx.squared = squared
+        overlaps = []
+        totals = []
+        for value, probability in enumerate(p.unbind(1)):
+            mask = labels == value
+            weighted = probability * weight
+            size = weighted * probability if squared else weighted
+            overlaps.append((weighted * mask).flatten(1).sum(1))
+            totals.append((size + mask * weight).flatten(1).sum(1))
+        return torch.stack(overlaps, 1), torch.stack(totals, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_overlap: Tensor, of_total: Tensor) -> tuple[Tensor, None, None, None]:
+        p, labels, weight = ctx.saved_tensors
+        gradient = torch.empty_like(p)
+        per_item = (-1, *[1] * (labels.ndim - 1))
+        for value, probability in enumerate(p.unbind(1)):
+            slope = of_total[:, value].view(per_item)
+            through_total = 2 * slope * probability if ctx.squared else slope
+            through_overlap = of_overlap[:, value].view(per_item) * (labels == value)
+            gradient[:, value] = (through_total + through_overlap) * weight
+        return gradient, None, None, None
 
 
 def dice(
@@ -85,6 +131,15 @@ def dice(
     are averaged.
     """
     first = 0 if background else 1
+    if probabilities.shape[1] > FEW_CLASSES and not (weight is not None and weight.requires_grad):
+        counted = is_known(labels) if weight is None else weight * is_known(labels)
+        sums: tuple[Tensor, Tensor] = _ClassSums.apply(
+            _wide(probabilities), labels, counted.expand_as(labels), squared
+        )
+        overlap, total = sums if per_item else (sums[0].sum(0), sums[1].sum(0))
+        losses = 1 - (2 * overlap + smooth) / (total + smooth)
+        return losses[..., first:].mean()
+
     target = one_hot(labels, probabilities.shape[1])
     known = is_known(labels).unsqueeze(1)
     keep = (0, 1) if per_item else (1,)
