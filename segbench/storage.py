@@ -217,6 +217,38 @@ def _try_lock(handle: int, path: Path) -> bool:
     return True
 
 
+_known_versions: dict[Path, tuple[int, int]] | None = None
+
+
+@contextmanager
+def unchanging_files() -> Iterator[None]:
+    """Within the block, ``file_version`` looks at each file once: for work on many runs at once."""
+    global _known_versions
+    before = _known_versions
+    _known_versions = {}
+    try:
+        yield
+    finally:
+        _known_versions = before
+
+
+def file_version(path: Path) -> tuple[int, int]:
+    """Return the time of the last change and the size, by which a changed file or folder is known.
+
+    They are 0 where there is none.
+    """
+    if _known_versions is not None and path in _known_versions:
+        return _known_versions[path]
+    try:
+        status = os.stat(path)
+        version = (status.st_mtime_ns, status.st_size)
+    except OSError:
+        version = (0, 0)
+    if _known_versions is not None:
+        _known_versions[path] = version
+    return version
+
+
 def file_digest(path: str | Path) -> str:
     """Return the blake2b digest (32 hex digits) of a file's bytes."""
     digest = hashlib.blake2b(digest_size=16)

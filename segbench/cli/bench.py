@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segbench.cli.options import (
     Group,
     MachineOptions,
+    bundled,
     leak_option,
     machine_options,
     override_option,
@@ -139,13 +142,138 @@ def run_suite(
     settings.echo(["to see the results: segbench leaderboard"])
 
 
+SUBMITTED = ("to do", "half-done", "stopped", "lost")  # states of runs that are handed over
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """Which runs ``bench submit`` hands over, and to whom."""
+
+    engine: str = "slurm"
+    cluster: Path | None = None
+    limit: int | None = None
+    retry: bool = False
+    dry_run: bool = False
+
+
+SUBMIT_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(["slurm", "print"]),
+        default="slurm",
+        show_default=True,
+        help="Job arrays of SLURM, or one command per line.",
+    ),
+    click.option(
+        "--cluster",
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Resources and options of the jobs, as YAML.",
+    ),
+    click.option("--limit", metavar="N", type=click.IntRange(1), help="At most this many runs."),
+    click.option("--retry", is_flag=True, help="Also submit failed runs."),
+    click.option("--dry-run", is_flag=True, help="Print the batch files, and submit nothing."),
+)
+
+
+def submit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of ``bench submit``; the command gets them as ``options``."""
+    return bundled(command, "options", SubmitOptions, SUBMIT_OPTIONS)
+
+
+@bench.command()
+@click.argument("suite", metavar="SUITE")
+@suite_overrides
+@submit_options
+@machine_options
+@leak_option
+@click.pass_obj
+def submit(
+    settings: Settings,
+    suite: str,
+    overrides: tuple[str, ...],
+    options: SubmitOptions,
+    machine_options: MachineOptions,
+    leak_meter: bool,
+) -> None:
+    """Hand the runs of a suite to a cluster, and return.
+
+    It can be repeated: runs that are done, running or queued are left out. `print` writes one
+    command per line, for GNU parallel, PBS and others.
+
+    \b
+    segbench bench submit benchmarks/la.yaml --cluster gpu.yaml --device cuda
+    segbench bench submit benchmarks/la.yaml --engine print | parallel -j 2
+    """
+    from segbench.cli.suites import make_derived_stores, prepared_suite
+    from segbench.cli.training import machine_of
+    from segbench.results.states import state_of
+    from segbench.suites.engines import (
+        Engine,
+        PrintEngine,
+        SlurmEngine,
+        load_cluster,
+        store_configuration,
+    )
+    from segbench.suites.suite import find_suite
+
+    cluster = load_cluster(options.cluster)
+    machine = machine_of(settings, machine_options, leak_meter)
+    runs, problems = prepared_suite(settings, suite, machine, overrides)
+    folder = settings.root / "jobs" / find_suite(suite).stem
+    chosen: Engine = PrintEngine(machine)
+    if options.engine == "slurm":
+        chosen = SlurmEngine(cluster, machine, folder)
+    wanted = (*SUBMITTED, "failed") if options.retry else SUBMITTED
+    taken = [run for run in runs if state_of(run.folder.path, chosen.jobs) in wanted]
+    taken = taken[: options.limit]
+    if taken and not options.dry_run:
+        make_derived_stores(taken)
+        store_configuration(taken)
+    submission = chosen.submit(taken, options.dry_run)
+    document = {
+        "status": "planned" if options.dry_run else "ok",
+        "submitted": len(submission.jobs),
+        "jobs": submission.jobs,
+        "texts": submission.texts,
+        "cannot_start": [problem.to_dict() for problem in problems],
+    }
+    shows_texts = options.engine == "print" or options.dry_run
+    settings.show(document, submission.texts if shows_texts else [])
+    settings.say(f"{len(submission.jobs)} of {len(runs)} runs submitted")
+
+
+@bench.command()
+@click.argument("suite", metavar="SUITE")
+@suite_overrides
+@click.pass_obj
+def cancel(settings: Settings, suite: str, overrides: tuple[str, ...]) -> None:
+    """End the jobs of a suite that wait or run. Running ones save first.
+
+    \b
+    segbench bench cancel benchmarks/la.yaml
+    """
+    from segbench.cli.suites import prepared_suite
+    from segbench.cli.training import machine_of
+    from segbench.suites.engines import SlurmEngine, load_cluster, submitted_jobs
+
+    machine = machine_of(settings, MachineOptions(device="cpu"))
+    runs, _ = prepared_suite(settings, suite, machine, overrides)
+    engine = SlurmEngine(load_cluster(None), machine, settings.root)
+    active = engine.jobs()
+    jobs = [job for job in submitted_jobs([run.folder for run in runs]) if job in active]
+    engine.cancel(jobs)
+    settings.show({"status": "ok", "jobs": jobs}, [f"{len(jobs)} jobs canceled"])
+
+
 def _show(
     settings: Settings, runs: list[Prepared], problems: list[SegbenchError], status: str
 ) -> None:
     from segbench.results.states import state_of
+    from segbench.suites.engines import slurm_jobs
     from segbench.suites.estimate import remaining_seconds
 
-    states = {run.run_id: state_of(run.folder.path) for run in runs}
+    states = {run.run_id: state_of(run.folder.path, slurm_jobs) for run in runs}
     state_counts = Counter(states.values())
     counts = {state: state_counts[state] for state in MARKS}
     finished = [run for run in runs if states[run.run_id] == "done"]

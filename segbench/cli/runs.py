@@ -14,7 +14,7 @@ from segbench.cli.options import DEVICES, Group, MachineOptions
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
-from segbench.results.states import STATES, UNFINISHED
+from segbench.results.states import STATES, UNFINISHED, state_of
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _facts(run: RunDir) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "run_id": run.run_id,
         "dir": str(run.path),
-        "state": run.state,
+        "state": state_of(run.path),
         "dataset": run.path.parts[-3],
         "method": run.path.parts[-2],
         "row": run.path.parts[-2],
@@ -84,8 +84,8 @@ def _facts(run: RunDir) -> dict[str, Any]:
         "origin": origin,
     }
     try:
-        experiment = run.config()["experiment"]
-        result = run.result()
+        result = run.result() if facts["state"] == "done" else None
+        experiment = _experiment(run, result)
         facts["labeled"] = sum(experiment["labeled"].values())
         facts["seed"] = experiment["seed"]
         facts["draw"] = experiment.get("draw", 0)
@@ -95,6 +95,14 @@ def _facts(run: RunDir) -> dict[str, Any]:
         facts["state"] = "failed"
         facts["problem"] = str(error).splitlines()[0]
     return facts
+
+
+def _experiment(run: RunDir, result: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a list shows of an experiment. A result says all of it, and is read faster."""
+    if result is None:
+        stored: dict[str, Any] = run.config()["experiment"]
+        return stored
+    return result
 
 
 def _row_name(experiment: dict[str, Any], result: dict[str, Any] | None) -> str:

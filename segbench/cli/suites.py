@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from segbench.cli.main import run as main
@@ -13,10 +14,12 @@ from segbench.cli.settings import Settings
 from segbench.cli.suite_view import SuiteView
 from segbench.cli.training import case_counts
 from segbench.config import Experiment, Machine
+from segbench.data.open import derived, open_store
 from segbench.errors import DataError, Interrupted, PluginError, SegbenchError, TrainingError
 from segbench.results.attempts import signal_name
 from segbench.results.names import label_of_experiment
 from segbench.results.rundir import read_object
+from segbench.storage import unchanging_files
 from segbench.suites.local import Outcome, ended, last_words, run_all
 from segbench.suites.suite import choices, expand, find_suite, load_suite
 from segbench.text import safe
@@ -42,24 +45,52 @@ def prepared_suite(
     Raises:
         SegbenchError: none of them can start.
     """
-    runs: dict[str, Prepared] = {}
-    problems: list[SegbenchError] = []
-    for found in _experiments(settings, suite, overrides, replicates):
-        if isinstance(found, SegbenchError):
-            problems.append(found)
-            continue
-        try:
-            run = prepare(found, machine)
-        except CANNOT_START as error:
-            problems.append(error)
-            continue
-        runs[run.run_id] = run  # entries that overlap name a run twice
+    with unchanging_files():
+        runs, problems = _prepared(settings, suite, machine, overrides, replicates)
     if problems and not runs:
         raise problems[0]
     for reason, count in Counter(map(str, problems)).items():
         lines = [safe(line) for line in reason.splitlines()]
         settings.say("\n".join([f"{count} runs of the suite cannot start:", *lines]))
     return list(runs.values()), problems
+
+
+def _prepared(
+    settings: Settings,
+    suite: str,
+    machine: Machine,
+    overrides: Sequence[str],
+    replicates: int | None,
+) -> tuple[dict[str, Prepared], list[SegbenchError]]:
+    """Return the runs by their identity, and why others cannot start."""
+    runs: dict[str, Prepared] = {}
+    problems: list[SegbenchError] = []
+    opener = cache(open_store)  # a data set is opened and its files are looked at once
+    for found in _experiments(settings, suite, overrides, replicates):
+        if isinstance(found, SegbenchError):
+            problems.append(found)
+            continue
+        try:
+            run = prepare(found, machine, opener=opener)
+        except CANNOT_START as error:
+            problems.append(error)
+            continue
+        runs[run.run_id] = run  # entries that overlap name a run twice
+    return runs, problems
+
+
+def make_derived_stores(runs: Sequence[Prepared]) -> None:
+    """Make the data sets of lower resolution that runs train on.
+
+    Hundreds of jobs that start together would otherwise wait for the first of them.
+    """
+    made = set()
+    for run in runs:
+        for store in run.stores:
+            factors = run.experiment.protocol.factors(store.name, store.dims)
+            if (store.root, str(factors)) not in made:
+                derived(store, factors)
+                made.add((store.root, str(factors)))
 
 
 def _experiments(

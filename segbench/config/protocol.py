@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ from segbench.config.schema import Strict, leaves, validate
 from segbench.config.yaml import Document, load_yaml
 from segbench.contracts.optim import Optim
 from segbench.errors import UsageError, unknown
+from segbench.storage import file_version
 
 __all__ = [
     "BackboneChoice",
@@ -260,9 +262,17 @@ class Protocol(Strict):
 
 def _files() -> dict[str, Path]:
     """Return the protocol files by name: the built-in ones, then those of ``SEGBENCH_PATH``."""
+    package = importlib.import_module("segbench")
+    folders = [Path(root) / "benchmarks" / "protocols" for root in package.__path__]
+    return _files_in(tuple(folders), tuple(map(file_version, folders)))
+
+
+@cache
+def _files_in(folders: tuple[Path, ...], versions: tuple[tuple[int, int], ...]) -> dict[str, Path]:
+    """Return the protocol files of folders, as of their versions."""
     found: dict[str, Path] = {}
-    for root in importlib.import_module("segbench").__path__:
-        for file in sorted((Path(root) / "benchmarks" / "protocols").glob("*.yaml")):
+    for folder in folders:
+        for file in sorted(folder.glob("*.yaml")):
             old = found.setdefault(file.stem, file.resolve())
             if old != file.resolve():
                 raise UsageError(
@@ -340,6 +350,12 @@ def _file_of(name: str, known: dict[str, Path]) -> Path:
 
 
 def _parsed(file: Path) -> tuple[Document, Protocol]:
+    """Return a protocol file's content; a file that is needed again and unchanged is read once."""
+    return _parsed_version(file, file_version(file))
+
+
+@cache
+def _parsed_version(file: Path, version: tuple[int, int]) -> tuple[Document, Protocol]:
     document = load_yaml(file)
     protocol = validate(Protocol, document, lambda key: document.where(*key.split(".")))
     if protocol.name != file.stem:

@@ -20,6 +20,7 @@ from pathlib import Path
 from segbench import registry
 from segbench.identity.modules import ENGINE_MODULES, PLUGIN_VOCABULARY, matches
 from segbench.identity.normalize import Normalizer
+from segbench.storage import file_version
 
 NETWORK_LIBRARIES = ("monai", "timm")  # their networks change from version to version
 CONTRACTS = "segbench.contracts."
@@ -315,9 +316,9 @@ def source_digest(kind: str, name: str) -> str:
 def loaded_digest(kind: str, name: str) -> str:
     """Return ``source_digest`` as of the first call, because loaded code does not change."""
     place = registry.place(kind, name)
-    return _remembered_digest(kind, name, place.file, place.file.stat().st_mtime_ns)
+    return _remembered_digest(kind, name, place.file, file_version(place.file))
 
 
 @cache
-def _remembered_digest(kind: str, name: str, file: Path, changed: int) -> str:
+def _remembered_digest(kind: str, name: str, file: Path, version: tuple[int, int]) -> str:
     return source_digest(kind, name)

@@ -10,7 +10,8 @@ of the intervals and the rate of false positives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from math import inf, isnan, nan
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from segbench.results.scores import Array, Flags, Scores
 from segbench.results.variance import (
     ALPHA,
     Contrast,
+    Moments,
     Pool,
     interval,
     moments,
@@ -46,19 +48,36 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """What a difference was computed from."""
+
+    contrast: Contrast
+    moments: Moments
+    pool: Pool
+    tests: int  # number of pairs that are tested together
+    is_swapped: bool = False  # the difference is seen from the other method
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval, not swapped."""
+        return interval(self.contrast, self.moments)
+
+
+@dataclass(frozen=True)
 class Difference:
-    """Method ``a`` minus method ``b``, paired by case; cases and replicates are both random."""
+    """Method ``a`` minus method ``b``, paired by case; cases and replicates are both random.
+
+    A ranking tests all pairs of its rows but shows few of them. What takes long and decides no
+    rank, such as the interval, is therefore computed when it is first asked for.
+    """
 
     a: str
     b: str
     mean: float
-    low: float
-    high: float
     se: float
     df: float
     p: float
     p_holm: float  # corrected for the number of pairs tested together
-    wilcoxon: float  # p of the signed-rank test over the cases' means: holds for these runs only
     wins: int  # cases in which a is better
     ties: int
     losses: int
@@ -66,9 +85,32 @@ class Difference:
     by_case: Array  # (case,) a - b, mean over replicates; nan where left out
     paired: bool  # by labeled draw: both methods had the same labeled cases
     replicates: int  # of the method that has fewer
-    # Replicates per method with which a true difference of this size shows in 80 of 100 studies.
-    # None: no number suffices with so few cases, or there is only one replicate.
-    replicates_needed: int | None
+    basis: Basis = field(repr=False, compare=False)
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95 % interval."""
+        low, high = self.basis.interval
+        return 0.0 - high if self.basis.is_swapped else low
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95 % interval."""
+        low, high = self.basis.interval
+        return 0.0 - low if self.basis.is_swapped else high
+
+    @cached_property
+    def wilcoxon(self) -> float:
+        """The p of the signed-rank test over the cases' means: holds for these runs only."""
+        return _wilcoxon(self.by_case[np.isfinite(self.by_case)])
+
+    @cached_property
+    def replicates_needed(self) -> int | None:
+        """Replicates per method with which a difference of this size shows in 80 of 100 studies.
+
+        None: no number suffices with so few cases, or there is only one replicate.
+        """
+        return replicates_needed(self.basis.contrast, self.basis.pool, self.basis.tests)
 
     @property
     def distinguishable(self) -> bool:
@@ -92,7 +134,7 @@ def compare(
     b: Scores,
     higher: bool = True,
     tie: float = 0.0,
-    family: Sequence[Scores] = (),
+    family: Sequence[Scores] | Family = (),
     tests: int = 1,
 ) -> Difference:
     """Return ``a`` minus ``b``.
@@ -116,9 +158,9 @@ def compare(
         )
     contrast = align([a, b]).contrast([1, -1])
     paired = len(contrast.groups) == 1
-    pool = _pool_of_pairs(family) if paired else _pool(family)
+    known = family if isinstance(family, Family) else Family(family)
+    pool = known.of_pairs if paired else known.of_methods
     found = moments(contrast, pool)
-    low, high = interval(contrast, found)
     p = p_value(found)
     defined = np.isfinite(first).all(0) & np.isfinite(second).all(0)
     by_case = np.where(defined, first.mean(0) - second.mean(0), nan)
@@ -127,13 +169,10 @@ def compare(
         a=a.name,
         b=b.name,
         mean=found.mean,
-        low=low,
-        high=high,
         se=found.se,
         df=found.df,
         p=p,
         p_holm=p,
-        wilcoxon=_wilcoxon(gains),
         wins=int((gains > tie).sum()),
         ties=int((abs(gains) <= tie).sum()),
         losses=int((gains < -tie).sum()),
@@ -141,8 +180,25 @@ def compare(
         by_case=by_case,
         paired=paired,
         replicates=min(len(first), len(second)),
-        replicates_needed=replicates_needed(contrast, pool, tests),
+        basis=Basis(contrast, found, pool, tests),
     )
+
+
+class Family:
+    """The methods of a table, with their pooled variances, which are computed once."""
+
+    def __init__(self, methods: Sequence[Scores]) -> None:
+        self.methods = methods
+
+    @cached_property
+    def of_methods(self) -> Pool:
+        """The variance between the replicates of all methods."""
+        return _pool(self.methods)
+
+    @cached_property
+    def of_pairs(self) -> Pool:
+        """The variance between the draws of differences of two methods."""
+        return _pool_of_pairs(self.methods)
 
 
 class Aligned(NamedTuple):
@@ -203,7 +259,8 @@ def pairwise(
     """
     pairs = list(combinations(scores, 2))
     tests = len(pairs)
-    return corrected([compare(a, b, higher, tie, family or scores, tests) for a, b in pairs])
+    known = Family(family or scores)
+    return corrected([compare(a, b, higher, tie, known, tests) for a, b in pairs])
 
 
 def swapped(difference: Difference) -> Difference:
@@ -213,8 +270,7 @@ def swapped(difference: Difference) -> Difference:
         a=difference.b,
         b=difference.a,
         mean=0.0 - difference.mean,
-        low=0.0 - difference.high,
-        high=0.0 - difference.low,
+        basis=replace(difference.basis, is_swapped=not difference.basis.is_swapped),
         wins=difference.losses,
         losses=difference.wins,
         by_case=0.0 - difference.by_case,

@@ -30,8 +30,11 @@ class Heartbeat:
         remove_lease(self.folder)
 
     def note(self, stage: str, step: int, total: int) -> None:
-        """Note how far the run is; the next heartbeat writes it."""
+        """Note how far the run is. A new stage is written at once, else the next heartbeat does."""
+        is_new = stage != self._lease.stage
         self._lease = replace(self._lease, stage=stage, step=step, total=total)
+        if is_new:
+            write_lease(self.folder, replace(self._lease, heartbeat=time.time()))
 
     def _renew(self) -> None:
         while not self._ended.wait(HEARTBEAT):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,13 +79,20 @@ def _tests_one_slice(store: Store) -> bool:
     return any(1 in store.cases[case].shape for case in store.test)
 
 
+Opener = Callable[[str, Path], Store]  # opens a data set by its name below a folder
+
+
 def prepare(
-    experiment: Experiment, machine: Machine, stores: list[Store] | None = None
+    experiment: Experiment,
+    machine: Machine,
+    stores: list[Store] | None = None,
+    opener: Opener = open_store,
 ) -> Prepared:
     """Open the data of an experiment, check its split, and work out its identity and folder.
 
     Args:
         stores: data sets that were opened and checked before.
+        opener: opens the data sets otherwise; for many runs, one that remembers them.
 
     Raises:
         DataError: data are missing, or a case is on both sides of the split.
@@ -91,7 +100,7 @@ def prepare(
     """
     experiment = _with_process_count(experiment)
     if stores is None:
-        stores = _checked_stores(experiment, machine)
+        stores = _checked_stores(experiment, machine, opener)
     _require_used_optimizer(experiment, stores)
 
     splits = {store.name: _split_digest(store) for store in stores}
@@ -119,8 +128,8 @@ def _sources(experiment: Experiment) -> dict[str, str]:
     return found
 
 
-def _checked_stores(experiment: Experiment, machine: Machine) -> list[Store]:
-    stores = [open_store(name, machine.data_root) for name in experiment.datasets]
+def _checked_stores(experiment: Experiment, machine: Machine, opener: Opener) -> list[Store]:
+    stores = [opener(name, machine.data_root) for name in experiment.datasets]
     for store in stores:
         _check_split(store, experiment, machine)
     require_apart(stores)

@@ -208,7 +208,10 @@ def parse_store(root: Path, document: Mapping[str, Any]) -> Store:
 def _check_sizes(root: Path, info: CaseInfo, fix: str) -> None:
     for name, (size, _) in info.files.items():
         file = root / "cases" / info.id / name
-        actual = file.stat().st_size if file.is_file() else None
+        try:
+            actual = file.stat().st_size
+        except OSError:
+            actual = None
         if actual != size:
             raise DataError(
                 f"a file of case '{info.id}' is damaged",

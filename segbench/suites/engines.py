@@ -1,0 +1,299 @@
+"""Hand the runs of a suite to a cluster. The run directories are the queue: a job resumes one.
+
+No process waits for the jobs. ``job.json`` in a run's folder names its job, and ``bench submit``
+can be repeated: it takes only what neither is done, running nor queued.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from segbench.config import Machine, load_yaml
+from segbench.config.schema import Strict, validate
+from segbench.config.yaml import Document
+from segbench.errors import PluginError, UsageError
+from segbench.results.attempts import record_retry
+from segbench.results.rundir import RunDir
+from segbench.results.states import JOB, job_of
+from segbench.storage import atomic_write, make_folder
+from segbench.suites.local import TRIES, own_command
+from segbench.training.setup import Prepared
+
+ARRAY_LIMIT = 1001  # SLURM's default of MaxArraySize
+OPTION = re.compile(r"[a-z][a-z0-9-]*")
+
+
+class Resources(Strict):
+    """What one member asks for."""
+
+    time: str | None = Field(None, description="time limit as sbatch takes it: '24:00:00'")
+    gpus: int = Field(1, ge=0, description="GPUs of one member; 0 asks for none")
+    cpus: int = Field(1, ge=1, description="processor cores of one member")
+
+
+class Cluster(Resources):
+    """The file of ``--cluster``."""
+
+    warn: int = Field(
+        120, ge=1, description="seconds before the time limit at which a run saves and is requeued"
+    )
+    at_once: int | None = Field(None, ge=1, description="most members that run at a time")
+    tries: int = Field(TRIES, ge=1, description="attempts of a run whose process is killed")
+    setup: tuple[str, ...] = Field((), description="shell lines before a run: module load cuda")
+    slurm: dict[str, str | int | bool] = Field(
+        {}, description="more options of sbatch: partition, account"
+    )
+    methods: dict[str, dict[str, Any]] = Field(
+        {}, description="time, gpus and cpus of a method, where they differ"
+    )
+
+    def of(self, method: str) -> Resources:
+        """Return what runs of a method ask for."""
+        common = self.model_dump(include=set(Resources.model_fields))
+        return Resources.model_validate({**common, **self.methods.get(method, {})})
+
+
+def load_cluster(path: Path | None) -> Cluster:
+    """Read the file of ``--cluster``; without one, return the defaults.
+
+    Raises:
+        UsageError: a wrong key or value; names file, line and column.
+    """
+    if path is None:
+        return Cluster.model_validate({})
+    document = load_yaml(path)
+    if document.get("schema") != 1:
+        raise UsageError(
+            "schema: expected 1, the version of this format",
+            where=document.where("schema"),
+            found=document.get("schema"),
+        )
+    content = {key: value for key, value in document.items() if key != "schema"}
+    found = validate(Cluster, content, lambda key: document.where(*key.split(".")))
+    for method, own in found.methods.items():
+        _validate_method(method, own, document)
+    for name in found.slurm:
+        if not OPTION.fullmatch(name):
+            raise UsageError(
+                f"slurm: '{name}' is no option of sbatch",
+                where=document.where("slurm", name),
+                expected="the long form without dashes in front: partition, mail-type",
+            )
+    return found
+
+
+def _validate_method(method: str, own: dict[str, Any], document: Document) -> None:
+    def origin(key: str) -> str:
+        return document.where("methods", method, *key.split("."))
+
+    validate(Resources, own, origin)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What an engine did, or would do."""
+
+    texts: list[str]  # commands, or batch files
+    jobs: list[str]  # ids, one per run; empty where nothing was submitted
+
+
+class Engine(Protocol):
+    """Starts ``segbench resume`` for runs whose configuration is stored."""
+
+    def submit(self, runs: Sequence[Prepared], dry_run: bool) -> Submission:
+        """Hand runs over; with ``dry_run``, only say how."""
+
+    def jobs(self) -> Collection[str]:
+        """Return the ids of all jobs that wait or run."""
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """End jobs. Their runs save first."""
+
+
+class PrintEngine:
+    """Prints one command per line, for PBS, LSF, GNU parallel and whatever runs commands."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def submit(self, runs: Sequence[Prepared], dry_run: bool) -> Submission:
+        """Return the commands."""
+        return Submission([shlex.join(member_command(run, self.machine)) for run in runs], [])
+
+    def jobs(self) -> Collection[str]:
+        """Return nothing: printed commands have no ids."""
+        return ()
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """Do nothing: there are no jobs."""
+
+
+def member_command(run: Prepared, machine: Machine) -> list[str]:
+    """Return the command that trains a run to its end."""
+    return own_command(["resume", str(run.folder.path.resolve()), *machine.to_argv()])
+
+
+class _Everything(Collection[str]):
+    """Every id: where the scheduler cannot be asked, no job counts as lost."""
+
+    def __contains__(self, job: object) -> bool:
+        return True
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+@cache
+def slurm_jobs() -> Collection[str]:
+    """Return the ids of all own jobs of SLURM that wait or run; asked once per process."""
+    command = ["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%F_%K"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return _Everything()
+    return set(done.stdout.split()) if done.returncode == 0 else _Everything()
+
+
+class SlurmEngine:
+    """Job arrays of SLURM, one array per kind of resources.
+
+    Args:
+        folder: of the batch files and logs.
+    """
+
+    def __init__(self, cluster: Cluster, machine: Machine, folder: Path) -> None:
+        self.cluster = cluster
+        self.machine = machine
+        self.folder = folder
+
+    def jobs(self) -> Collection[str]:
+        """Return the ids of all jobs that wait or run."""
+        return slurm_jobs()
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """End jobs."""
+        if jobs:
+            _call(["scancel", *jobs])
+
+    def submit(self, runs: Sequence[Prepared], dry_run: bool) -> Submission:
+        """Submit one array per kind of resources, cut where SLURM limits arrays."""
+        submission = Submission([], [])
+        limit = ARRAY_LIMIT if dry_run else _array_limit()
+        groups: dict[str, list[Prepared]] = {}
+        for run in runs:
+            kind = self.cluster.of(run.experiment.method).model_dump_json(
+                include=set(Resources.model_fields)
+            )
+            groups.setdefault(kind, []).append(run)
+        for group in groups.values():
+            for start in range(0, len(group), limit):
+                self._submit_array(group[start : start + limit], dry_run, submission)
+        slurm_jobs.cache_clear()
+        return submission
+
+    def _submit_array(
+        self, runs: Sequence[Prepared], dry_run: bool, submission: Submission
+    ) -> None:
+        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{len(submission.texts)}"
+        text = self._script(runs, folder)
+        submission.texts.append(text)
+        if dry_run:
+            return
+        make_folder(folder)
+        folders = [str(run.folder.path.resolve()) for run in runs]
+        atomic_write(folder / "members.txt", "\n".join(folders).encode())
+        atomic_write(folder / "array.sh", text.encode())
+        answer = _call(["sbatch", "--parsable", str(folder / "array.sh")])
+        array = answer.strip().partition(";")[0]
+        for number, run in enumerate(runs):
+            job = f"{array}_{number}"
+            log = str(folder / f"{number}.log")
+            run.folder.write_json(JOB, {"engine": "slurm", "job": job, "log": log})
+            submission.jobs.append(job)
+
+    def _script(self, runs: Sequence[Prepared], folder: Path) -> str:
+        """Return the batch file of an array."""
+        wanted = self.cluster.of(runs[0].experiment.method)
+        at_once = f"%{self.cluster.at_once}" if self.cluster.at_once else ""
+        options: dict[str, str | int | bool] = {
+            "job-name": f"segbench-{self.folder.name}",
+            "array": f"0-{len(runs) - 1}{at_once}",
+            "output": str(folder.resolve() / "%a.log"),
+            "open-mode": "append",
+            "requeue": True,
+            "signal": f"B:USR2@{self.cluster.warn}",
+            "cpus-per-task": wanted.cpus,
+        }
+        if wanted.time is not None:
+            options["time"] = wanted.time
+        if wanted.gpus:
+            options["gres"] = f"gpu:{wanted.gpus}"
+        options.update(self.cluster.slurm)
+        lines = ["#!/bin/bash"]
+        for name, value in options.items():
+            if value is not False:
+                lines.append(f"#SBATCH --{name}" + ("" if value is True else f"={value}"))
+        lines += self.cluster.setup
+        words = [sys.executable, "-m", "segbench.suites.member"]
+        words += [str(folder.resolve() / "members.txt"), str(self.cluster.tries)]
+        words += self.machine.to_argv()
+        lines.append(f"exec {shlex.join(words)}")
+        return "\n".join(lines) + "\n"
+
+
+def _array_limit() -> int:
+    """Return the most members that SLURM allows in one array."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call(["scontrol", "show", "config"]), re.M)
+    return max(1, int(found.group(1))) if found else ARRAY_LIMIT
+
+
+def _call(command: list[str]) -> str:
+    """Run a command of SLURM and return its output.
+
+    Raises:
+        PluginError: it is missing or failed.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise PluginError(
+            f"SLURM's command {command[0]} is not available here",
+            found=error.strerror,
+            fix="log in to the cluster, or use --engine print",
+        ) from error
+    if done.returncode:
+        raise PluginError(
+            f"{command[0]} failed",
+            found=done.stderr.strip()[:500],
+            fix="correct the file of --cluster; --dry-run shows the batch file",
+        )
+    return done.stdout
+
+
+def store_configuration(runs: Sequence[Prepared]) -> None:
+    """Write what ``segbench resume`` needs, and let earlier failures not count any more."""
+    for run in runs:
+        if not (run.folder.path / "config.yaml").exists():
+            run.folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
+        record_retry(run.folder.path)
+        (run.folder.path / "failed.json").unlink(missing_ok=True)
+
+
+def submitted_jobs(folders: Sequence[RunDir]) -> list[str]:
+    """Return the ids of the jobs of runs."""
+    return [job for job in (job_of(folder.path) for folder in folders) if job]

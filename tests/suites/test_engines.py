@@ -1,0 +1,118 @@
+"""Suites handed to a cluster: batch files, printed commands, and the file that describes it."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from segbench.errors import UsageError
+from segbench.suites.engines import load_cluster
+
+PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
+SUITE = """
+schema: 1
+name: mine
+protocol: {protocol}
+matrix: {{method: [supervised, mean_teacher], dataset: [tiny], seed: [0, 1]}}
+"""
+CLUSTER = """
+schema: 1
+time: "24:00:00"
+at_once: 64
+gpus: 0
+setup: ["module load cuda"]
+slurm: {partition: gpu, exclusive: true}
+methods: {mean_teacher: {time: "72:00:00", gpus: 2, cpus: 4}}
+"""
+
+
+@pytest.fixture
+def suite(lab):
+    (lab.folder / "mine.yaml").write_text(SUITE.format(protocol=PLUGINS / "tiny.yaml"))
+    (lab.folder / "cluster.yaml").write_text(CLUSTER)
+    return "mine.yaml"
+
+
+def test_a_dry_run_prints_the_batch_files_and_writes_nothing(lab, suite):
+    words = ("--json", "bench", "submit", suite, "--cluster", "cluster.yaml", "--dry-run")
+    found = lab.call(*words, "--device", "cpu")
+    assert found.returncode == 0, found.stderr
+    first, second = json.loads(found.stdout)["texts"]
+    lines = first.splitlines()
+    assert lines[0] == "#!/bin/bash"
+    for line in (
+        "--job-name=segbench-mine",
+        "--array=0-1%64",
+        "--requeue",
+        "--signal=B:USR2@120",
+        "--time=24:00:00",
+        "--partition=gpu",
+        "--exclusive",
+    ):
+        assert f"#SBATCH {line}" in lines
+    assert "module load cuda" in lines and "gres" not in first
+    words = shlex.split(lines[-1])
+    assert words[0] == "exec" and words[2:4] == ["-m", "segbench.suites.member"]
+    assert "#SBATCH --time=72:00:00" in second and "#SBATCH --gres=gpu:2" in second
+    assert not (lab.folder / "segbench-out").exists()
+
+
+def test_printed_commands_resume_stored_configurations(lab, suite):
+    words = ("bench", "submit", suite, "--engine", "print", "--limit", "3", "--device", "cpu")
+    found = lab.call(*words)
+    assert found.returncode == 0, found.stderr
+    commands = [shlex.split(line) for line in found.stdout.splitlines()]
+    folders = [words[words.index("resume") + 1] for words in commands]
+    assert len(folders) == 3
+    config = (lab.folder / "segbench-out/runs").glob("*/*/*/config.yaml")
+    assert sorted(folders) == sorted(str(file.parent) for file in config)
+
+
+def test_submitted_runs_are_left_out_the_next_time(lab, suite, monkeypatch):
+    from segbench.suites import engines
+
+    calls = []
+
+    def call(command):
+        calls.append(command[0])
+        return "MaxArraySize = 3\n" if command[0] == "scontrol" else f"{len(calls)};cluster\n"
+
+    monkeypatch.setattr(engines, "_call", call)
+    known = set()
+
+    def known_jobs():
+        return known
+
+    known_jobs.cache_clear = lambda: None
+    monkeypatch.setattr(engines, "slurm_jobs", known_jobs)
+    words = ("--json", "bench", "submit", suite, "--device", "cpu")
+    first = json.loads(lab.call(*words).stdout)
+    assert first["submitted"] == 4 and calls == ["scontrol", "sbatch", "sbatch"]
+    known.update(first["jobs"])
+    status = json.loads(lab.call("--json", "bench", "status", suite).stdout)
+    assert status["counts"]["queued"] == 4
+    assert json.loads(lab.call(*words).stdout)["submitted"] == 0
+    known.remove(first["jobs"][0])  # it ended without a result and without a word
+    again = json.loads(lab.call(*words).stdout)
+    assert again["submitted"] == 1
+    known.update(again["jobs"])
+    canceled = json.loads(lab.call("--json", "bench", "cancel", suite).stdout)
+    assert sorted(canceled["jobs"]) == sorted(known) and calls[-1] == "scancel"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("schema: 1\ntimme: 3", "timme"),
+        ("schema: 2", "schema"),
+        ("schema: 1\ngpus: two", "gpus"),
+        ("schema: 1\nslurm: {--partition: gpu}", "partition"),
+        ("schema: 1\nmethods: {bcp: {timme: 3}}", "timme"),
+    ],
+)
+def test_a_wrong_cluster_file_names_its_place(tmp_path, text, says):
+    (tmp_path / "cluster.yaml").write_text(text)
+    with pytest.raises(UsageError, match=says) as error:
+        load_cluster(tmp_path / "cluster.yaml")
+    assert "cluster.yaml:" in str(error.value)
