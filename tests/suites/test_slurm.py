@@ -14,6 +14,8 @@ from segbench.results.attempts import ATTEMPTS, read_lease
 from segbench.suites.engines import slurm_jobs
 from segbench.training.run import execute
 
+pytestmark = pytest.mark.slow
+
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
