@@ -7,6 +7,7 @@ image. Only the first process writes, saves and evaluates.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -127,6 +128,8 @@ def join(device_type: str) -> World:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT)
+        # Otherwise threads of the group may end the process with SIGABRT when it exits.
+        atexit.register(dist.destroy_process_group)
     return World(rank, size)
 
 

@@ -48,6 +48,7 @@ class Child:
 
             return call
 
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would spare it
         exit_at_once()
         slow = checkpoint.save
 
