@@ -310,7 +310,8 @@ def test_a_killed_run_ends_no_other_and_forks_change_no_number(lab, monkeypatch)
     states = [run["state"] for run in json.loads(suite.stdout)["runs"]]
     assert states == ["failed", "done"]
     assert suite.stderr.count("killed by SIGKILL; it is tried again") == 2
-    assert "FAILED (killed by SIGKILL 3 times in a row (out of memory?))" in suite.stderr
+    failure = "FAILED (killed by SIGKILL 3 times in a row (out of memory?))"
+    assert failure in " ".join(suite.stderr.split())
 
     forked = lab.folder / json.loads(suite.stdout)["runs"][1]["dir"]
     assert "Dice" in (forked / "console.log").read_text()

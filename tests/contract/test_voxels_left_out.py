@@ -82,6 +82,7 @@ def build(name, params, classes, dims):
     method = cls(cls.Params(**params), setting)
 
     def network(heads=(classes,), **options):
+        options.pop("backbone", None)  # a second architecture may be the same here
         return Pointwise(dims, heads, **options)
 
     method.build(network)

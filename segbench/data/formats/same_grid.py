@@ -79,7 +79,11 @@ def _with_axis_of_one(volume: Volume, shape: Sequence[int]) -> Volume:
     """Return an image of two axes as a volume of one slice, if that is what it is matched with."""
     if volume.array.ndim != 2 or len(shape) != 3 or 1 not in shape:
         return volume
-    axis = list(shape).index(1)
+    candidates = [axis for axis, size in enumerate(shape) if size == 1]
+    axis = candidates[0]
+    for candidate in candidates:  # an image that is one voxel wide has two
+        if np.expand_dims(volume.array, candidate).shape == tuple(shape):
+            axis = candidate
     affine = volume.affine
     if affine is not None:
         columns = [0, 1]
