@@ -36,6 +36,7 @@ from segbench.errors import (
 )
 
 KINDS = ("method", "dataset", "backbone")
+INLINE = "inline"  # folder of the results with classes that were defined in notebooks
 T = TypeVar("T", bound=type)
 Catalog = dict[tuple[str, str], "Found"]
 
@@ -101,7 +102,12 @@ def backbone(name: str, paper: str = "") -> Callable[[T], T]:
 
 def _decorator(kind: str, name: str, paper: str = "") -> Callable[[T], T]:
     def register(cls: T) -> T:
-        file = Path(sys.modules[cls.__module__].__file__ or "?").resolve()
+        source = getattr(sys.modules[cls.__module__], "__file__", None)
+        if source is None or cls.__module__ == "__main__":
+            # A notebook cell or a script: segbench.run writes the class to a file of its own.
+            cls.name = name  # type: ignore[attr-defined]
+            return cls
+        file = Path(source).resolve()
         old = _state.entries.get((kind, name))
         # The same file may be imported twice under two names (doctest does); that is not a
         # duplicate.
@@ -485,6 +491,25 @@ def add_file(file: str | Path) -> None:
         raise
 
 
+def add_stored_file(file: str | Path) -> None:
+    """Add the plug-in file of a stored run.
+
+    A class that was defined in a notebook takes the place of its other versions.
+    """
+    path = Path(file).resolve()
+    if is_inline(path):
+        for other in list(_state.files):
+            if other != path and other.stem == path.stem and is_inline(other):
+                _forget_file(other)
+                _state.files.remove(other)
+    add_file(path)
+
+
+def is_inline(file: Path) -> bool:
+    """Return whether a file holds a class that was defined in a notebook."""
+    return file.parent.parent.name == INLINE
+
+
 def add_link(name: str, link: Link) -> None:
     """Register a user's data set under a name.
 
@@ -555,10 +580,14 @@ def isolated() -> Iterator[None]:
         _restore(files, old_links)
 
 
+def _forget_file(file: Path) -> None:
+    _forget_entries(file)
+    sys.modules.pop(f"segbench_plugin_{file.stem}", None)
+
+
 def _restore(files: list[Path], old_links: dict[str, Link]) -> None:
     for file in set(_state.files) - set(files):
-        _forget_entries(file)
-        sys.modules.pop(f"segbench_plugin_{file.stem}", None)
+        _forget_file(file)
     for name, link in _state.links.items():
         if old_links.get(name) != link:
             _state.entries.pop(("dataset", name), None)

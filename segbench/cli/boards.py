@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from segbench import registry
 from segbench.cli.colors import paint
 from segbench.cli.terminal import table, width, wrapped
 from segbench.results import export
@@ -18,28 +17,6 @@ from segbench.text import safe
 
 PICTURE = 21  # columns of the picture of ranks
 LONG_NAME = 16  # characters; longer names move below a table that is too wide
-
-
-def datasets_called(name: str | None, known: Iterable[str] = ()) -> set[str] | None:
-    """Return the data sets that ``--dataset`` means: members of groups, or the data sets named.
-
-    Args:
-        name: one data set, or several as they are typed ("a,b") or shown ("a+b"); None returns
-            None.
-        known: names of stored runs, whose data sets need not be available here.
-    """
-    if name is None:
-        return None
-    available = set(known)
-    wanted: set[str] = set()
-    for part in re.split("[,+]", name):
-        spelled = part.strip().replace("-", "_")
-        if spelled in available:
-            wanted.add(spelled)
-            continue
-        dataset = registry.get("dataset", part.strip()).cls
-        wanted.update(dataset.members or (dataset.name,))
-    return wanted
 
 
 def boards_text(

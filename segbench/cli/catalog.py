@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from segbench.api.catalog import is_family, plugins, protocols, title_of
 from segbench.cli.options import Command
-from segbench.cli.plugin_titles import title_in_source
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table, wrapped
 from segbench.errors import SegbenchError, UsageError, unknown
@@ -66,7 +65,7 @@ def list_command(settings: Settings, kind: str | None, matrix: bool) -> None:
         raise unknown("kind", kind, KINDS)
     found = {}
     for wanted in [kind] if kind else KINDS:
-        found[wanted] = _protocols() if wanted == "protocols" else _plugins(wanted[:-1])
+        found[wanted] = protocols() if wanted == "protocols" else plugins(wanted[:-1])
     settings.show({"status": "ok", **found}, _list_lines(found))
 
 
@@ -98,62 +97,8 @@ def _usable(kind: str) -> list[Entry]:
     """Return the plug-ins of a kind that can be imported."""
     from segbench import registry
 
-    names = [row["name"] for row in _plugins(kind) if not row["error"]]
+    names = [row["name"] for row in plugins(kind) if not row["error"]]
     return [registry.get(kind, name) for name in names]
-
-
-def _plugins(kind: str) -> list[dict[str, Any]]:
-    from segbench import registry
-
-    rows = []
-    for name in registry.names(kind):
-        place = registry.place(kind, name)
-        title = ""
-        problem = None
-        try:
-            title = title_in_source(kind, name) or _title(registry.get(kind, name))
-        except SegbenchError as error:
-            problem = f"unavailable: {error.what}"
-        rows.append(
-            {
-                "name": name,
-                "title": title,
-                "origin": place.origin,
-                "file": str(place.file),
-                "error": problem,
-            }
-        )
-    return rows
-
-
-def _title(entry: Entry) -> str:
-    """Return one line: a data set's title, a method's paper, or the start of the docstring."""
-    if entry.kind == "dataset":
-        return str(entry.cls.title)
-    module = inspect.getmodule(entry.cls)
-    docstring = inspect.getdoc(entry.cls) or inspect.getdoc(module) or ""
-    first_line = docstring.partition("\n")[0]
-    if _is_family(entry):
-        return f"{first_line.rstrip('.')} ({', '.join(entry.cls.variants)})"
-    return entry.paper or first_line
-
-
-def _is_family(entry: Entry) -> bool:
-    """Return whether an entry stands for many backbones, such as ``timm``."""
-    return entry.kind == "backbone" and bool(entry.cls.variants) and ":" not in entry.name
-
-
-def _protocols() -> list[dict[str, Any]]:
-    from segbench.config import load_protocol, protocol_names
-
-    rows = []
-    for name in protocol_names():
-        protocol = load_protocol(name)
-        origin = f"version {protocol.version}"
-        rows.append(
-            {"name": protocol.name, "title": protocol.title, "origin": origin, "error": None}
-        )
-    return rows
 
 
 # -- describe --------------------------------------------------------------------------------------
@@ -246,7 +191,7 @@ def _describe_method(settings: Settings, entry: Entry) -> None:
 def _describe_backbone(settings: Settings, entry: Entry, protocol: str) -> None:
     document = _plugin_document(entry, "provides", sorted(entry.cls.provides))
     lines = _plugin_lines(entry, "provides", document["provides"])
-    if _is_family(entry):
+    if is_family(entry):
         document["variants"] = list(entry.cls.variants)
         names = [f"{entry.name}:{variant}" for variant in entry.cls.variants]
         lines.append(f"\na family: {', '.join(names)}, ...")
@@ -278,7 +223,7 @@ def _plugin_lines(entry: Entry, features_title: str, features: list[str]) -> lis
     ]
     rows = [list(row.values()) for row in parameters(entry.cls.Params)]
     return [
-        *wrapped(f"{entry.name}: {_title(entry)}"),
+        *wrapped(f"{entry.name}: {title_of(entry)}"),
         safe(entry.file),
         f"{features_title}: {', '.join(features) or 'nothing special'}\n",
         table(columns, rows, wrap=("meaning", "type", "range")),

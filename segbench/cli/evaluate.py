@@ -28,8 +28,6 @@ from segbench.errors import IntegrityError, UsageError
 if TYPE_CHECKING:
     from segbench.evaluation.label_values import ValueRules
 
-POLICY = "worst_distance"  # for cases in which one of the two masks is empty
-
 
 @dataclass(frozen=True)
 class FolderOptions:
@@ -251,9 +249,9 @@ def _value_rules(changes: str | None, ignore: tuple[int, ...]) -> ValueRules:
 
 
 def _compare_folders(settings: Settings, options: FolderOptions) -> None:
+    from segbench.api.evaluation import POLICY, evaluate
     from segbench.cli.reporter import reporting
-    from segbench.evaluation.case_rows import cases_csv, summarize
-    from segbench.evaluation.label_folders import evaluate_folders
+    from segbench.evaluation.case_rows import cases_csv
     from segbench.storage import atomic_write, make_folder
 
     assert options.predictions is not None and options.references is not None
@@ -264,25 +262,30 @@ def _compare_folders(settings: Settings, options: FolderOptions) -> None:
     rules = _value_rules(options.changes, options.ignore)
     _require_scored_classes(names, options.ignore)
     with reporting(settings) as reporter:
-        rows, warnings = evaluate_folders(
-            options.predictions, options.references, names, reporter.evaluate, rules
+        found = evaluate(
+            options.predictions,
+            options.references,
+            names,
+            ignore=rules.ignored,
+            pred_map=rules.pred_map,
+            ref_map=rules.ref_map,
+            progress=reporter.evaluate,
         )
-    for warning in warnings:
+    for warning in found.warnings:
         settings.warn(warning)
-    summary = summarize(rows, POLICY)
     if csv_file is not None:
-        atomic_write(csv_file, cases_csv(rows))
+        atomic_write(csv_file, cases_csv(found.rows))
     document = {
         "schema": "segbench.evaluate/1",
         "status": "done",
         "policy": POLICY,
-        "metrics": summary,
-        "cases": rows,
-        "warnings": warnings,
+        "metrics": found.summary,
+        "cases": found.rows,
+        "warnings": found.warnings,
         "csv": str(csv_file) if csv_file else None,
     }
-    cases = len({row["case"] for row in rows})
-    settings.show(document, _summary_lines(summary, cases))
+    cases = len({row["case"] for row in found.rows})
+    settings.show(document, _summary_lines(found.summary, cases, POLICY))
 
 
 def _require_scored_classes(names: dict[int, str] | None, ignore: tuple[int, ...]) -> None:
@@ -295,7 +298,7 @@ def _require_scored_classes(names: dict[int, str] | None, ignore: tuple[int, ...
             )
 
 
-def _summary_lines(summary: list[dict[str, Any]], cases: int) -> Iterator[str]:
+def _summary_lines(summary: list[dict[str, Any]], cases: int, policy: str) -> Iterator[str]:
     unit = "mm" if "hd95_mm" in summary[0]["columns"] else "vox"
     columns = [
         ("class", "<"),
@@ -317,7 +320,7 @@ def _summary_lines(summary: list[dict[str, Any]], cases: int) -> Iterator[str]:
         cells.append(row["counts"]["empty_prediction"])
         rows.append(cells)
     yield table(columns, rows, drop=("Jaccard %", f"ASD {unit}"))
-    yield f"{cases} cases · missed: Dice 0, distances by policy '{POLICY}'"
+    yield f"{cases} cases · missed: Dice 0, distances by policy '{policy}'"
 
 
 def _mean(column: dict[str, Any], total: int, scale: int = 1) -> str:

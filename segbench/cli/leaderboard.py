@@ -8,7 +8,7 @@ import click
 
 from segbench.cli.options import Command
 from segbench.cli.settings import Settings
-from segbench.errors import UsageError, did_you_mean
+from segbench.errors import UsageError
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -74,12 +74,10 @@ def leaderboard(  # noqa: PLR0913 (one argument per option)
     segbench leaderboard --format latex > table.tex
     segbench leaderboard --dataset la --published
     """
-    from segbench.cli.boards import datasets_called
     from segbench.cli.outdated import outdated_results
+    from segbench.results.choose import chosen_boards
     from segbench.results.export import as_json
-    from segbench.results.leaderboard import boards
     from segbench.results.published import published
-    from segbench.results.rundir import all_runs
 
     if with_published and output_format == "csv":
         raise UsageError(
@@ -88,13 +86,11 @@ def leaderboard(  # noqa: PLR0913 (one argument per option)
             fix="choose another --format, or leave --published out",
         )
     beside = published if with_published else None
-    every_board, warnings = boards(all_runs(settings.root), sort, against, variants)
-    wanted = datasets_called(dataset, {name for board in every_board for name in board.datasets})
-    shown = [board for board in every_board if wanted is None or wanted.issuperset(board.datasets)]
-    _check_against(against, shown)
+    chosen = chosen_boards(settings.root, dataset, sort=sort, against=against, variants=variants)
+    shown = chosen.boards
     if components:
         _add_components(settings, shown)
-    for warning in warnings:
+    for warning in chosen.warnings:
         settings.warn(warning)
     for text in outdated_results(shown):
         settings.say(f"outdated: {text}")
@@ -105,7 +101,7 @@ def leaderboard(  # noqa: PLR0913 (one argument per option)
         settings.show(as_json(shown, beside, alone))
     elif output_format == "table":
         if not shown:
-            _say_why_empty(settings, dataset, every_board)
+            _say_why_empty(settings, dataset, chosen.every_board)
         _print_tables(settings, shown, wide, beside)
         _print_published(settings, alone, dataset if with_published else None)
     else:
@@ -118,7 +114,7 @@ def _settings_without_runs(shown: list[Board], dataset: str | None) -> list[tupl
     There are none if published numbers stand beside a run, or if the user has runs and did not
     choose a data set.
     """
-    from segbench.cli.boards import datasets_called
+    from segbench.results.choose import datasets_called
     from segbench.results.published import published_settings
 
     if any(board.standard for board in shown) or (shown and dataset is None):
@@ -156,20 +152,6 @@ def _add_components(settings: Settings, shown: list[Board]) -> None:
                 f"{board.dataset}: rows without these distances; to compute them: "
                 f"segbench evaluate {missing[0]} --components"
             )
-
-
-def _check_against(against: str | None, shown: list[Board]) -> None:
-    """Refuse a name that fits no row."""
-    from segbench.results.names import is_called
-
-    names = {row.method for board in shown for row in board.rows}
-    if against is None or not names:
-        return
-    if not any(is_called(against, name) for name in names):
-        raise UsageError(
-            f"no row is called '{against}'.{did_you_mean(against, names)}",
-            expected=f"one of {', '.join(sorted(names))}",
-        )
 
 
 def _say_why_empty(settings: Settings, dataset: str | None, every_board: list[Board]) -> None:

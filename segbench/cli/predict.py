@@ -18,7 +18,7 @@ from segbench.cli.options import (
     size_option,
 )
 from segbench.cli.settings import Settings
-from segbench.errors import DataError, UsageError, unknown
+from segbench.errors import DataError, UsageError
 from segbench.text import first_few, safe
 
 if TYPE_CHECKING:
@@ -95,11 +95,16 @@ def predict(
     segbench predict 3f9c2a7b scan.nii.gz -o out/
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
     """
+    from segbench.api.runs import Run
+    from segbench.cli.training import machine_of
     from segbench.data.store.problem import DataProblems
     from segbench.evaluation.scan_files import find_scans, left_out
     from segbench.storage import make_folder
+    from segbench.training.stored import finished_run
 
-    predictor = _predictor(settings, wanted, dataset, device)
+    machine = machine_of(settings, MachineOptions(device=device))
+    folder, result = finished_run(settings.root, wanted)
+    predictor = Run(folder, result, machine).predictor(dataset)
     problems: list[Problem] = []
     scans = find_scans(inputs, predictor.store.channels, problems)
     results = {scan.name: _result_files(scan, output) for scan in scans}
@@ -164,42 +169,6 @@ def _problem(scan: Scan, error: Exception | SystemExit) -> Problem:
         str(details["expected"] or ""),
         str(details["fix"] or ""),
     )
-
-
-def _predictor(
-    settings: Settings, wanted: str, dataset: str | None, device: str | None
-) -> Predictor:
-    """Return the trained network of a run, for the classes of one of its data sets."""
-    from segbench.cli.training import machine_of
-    from segbench.evaluation.new_scans import Predictor
-    from segbench.training.reload import trained
-    from segbench.training.stored import finished_run, restore
-
-    folder, result = finished_run(settings.root, wanted)
-    machine = machine_of(settings, MachineOptions(device=device))
-    run = restore(folder, machine, needs_voxels=False)
-    source = _source([store.name for store in run.stores], dataset)
-    method, _ = trained(run, result, machine.device)
-    return Predictor(method, run.experiment, run.stores[source], source, machine.device)
-
-
-def _source(names: list[str], dataset: str | None) -> int:
-    """Return the position of the chosen data set among those of the run."""
-    from segbench import registry
-
-    if dataset is None:
-        if len(names) > 1:
-            raise UsageError(
-                "the run was trained on several data sets",
-                found=", ".join(names),
-                fix=f"--dataset {names[0]}",
-            )
-        return 0
-    is_folder = ":" in dataset  # such as folder:PATH
-    name = registry.get("dataset", dataset).name if is_folder else dataset.replace("-", "_")
-    if name not in names:
-        raise unknown("data set of the run", name, names)
-    return names.index(name)
 
 
 def _result_files(scan: Scan, output: OutputOptions) -> list[Path]:

@@ -14,14 +14,13 @@ from segbench.cli.options import DEVICES, Group, MachineOptions
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
-from segbench.results.states import STATES, UNFINISHED, state_of
+from segbench.results.states import STATES, UNFINISHED
 from segbench.text import safe
 
 if TYPE_CHECKING:
     from segbench.results.rundir import RunDir
 
 SCHEMA = "segbench.runs/1"
-UNREADABLE = (IntegrityError, UsageError, KeyError, TypeError, AttributeError)
 
 
 @click.group(cls=Group)
@@ -46,10 +45,11 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
     \b
     segbench runs ls --state half-done
     """
-    from segbench.cli.boards import datasets_called
+    from segbench.results.choose import datasets_called
+    from segbench.results.facts import run_facts
     from segbench.results.rundir import all_runs
 
-    facts = [_facts(run) for run in all_runs(settings.root)]
+    facts = [run_facts(run) for run in all_runs(settings.root)]
     known = {name for fact in facts for name in fact["dataset"].split("+")}
     wanted = datasets_called(dataset, known)
     shown = []
@@ -63,69 +63,6 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
     else:
         settings.show(document)
         settings.say(f"no such runs in {settings.root}")
-
-
-def _facts(run: RunDir) -> dict[str, Any]:
-    """Return the facts about a run that a list shows; those that cannot be read are None."""
-    origin = "own"
-    if run.origin is not None:
-        origin = "reported" if run.reported else "verified"
-    facts: dict[str, Any] = {
-        "run_id": run.run_id,
-        "dir": str(run.path),
-        "state": state_of(run.path),
-        "dataset": run.path.parts[-3],
-        "method": run.path.parts[-2],
-        "row": run.path.parts[-2],
-        "labeled": None,
-        "draw": None,
-        "seed": None,
-        "dice": None,
-        "origin": origin,
-    }
-    try:
-        result = run.result() if facts["state"] == "done" else None
-        experiment = _experiment(run, result)
-        facts["labeled"] = sum(experiment["labeled"].values())
-        facts["seed"] = experiment["seed"]
-        facts["draw"] = experiment.get("draw", 0)
-        facts["row"] = _row_name(experiment, result)
-        facts["dice"] = _mean_dice(result)
-    except UNREADABLE as error:
-        facts["state"] = "failed"
-        facts["problem"] = str(error).splitlines()[0]
-    return facts
-
-
-def _experiment(run: RunDir, result: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what a list shows of an experiment. A result says all of it, and is read faster."""
-    if result is None:
-        stored: dict[str, Any] = run.config()["experiment"]
-        return stored
-    return result
-
-
-def _row_name(experiment: dict[str, Any], result: dict[str, Any] | None) -> str:
-    """Return the name of the run's row; of an unfinished one without its parameters."""
-    from segbench.results.names import row_label
-
-    return row_label(
-        experiment["method"],
-        result["changed_params"] if result else {},
-        experiment["without"],
-        len(experiment["datasets"]),
-        experiment.get("unlabeled", "all"),
-    )
-
-
-def _mean_dice(result: dict[str, Any] | None) -> float | None:
-    """Return the mean over data sets and classes, in percent; None if one is undefined."""
-    if not result or not result["metrics"]:
-        return None
-    means = [row["columns"]["dice"]["mean"] for row in result["metrics"]]
-    if None in means:
-        return None
-    return 100 * float(sum(means)) / len(means)
 
 
 def _facts_table(facts: list[dict[str, Any]]) -> str:
@@ -163,6 +100,7 @@ def show(settings: Settings, wanted: str) -> None:
     segbench runs show 3f9c2a7b
     """
     from segbench.cli.documents import result_lines
+    from segbench.results.facts import run_facts
     from segbench.results.names import find_run
     from segbench.results.rundir import read_object
 
@@ -170,7 +108,7 @@ def show(settings: Settings, wanted: str) -> None:
     document = {
         "schema": SCHEMA,
         "status": "ok",
-        **_facts(run),
+        **run_facts(run),
         "experiment": run.config()["experiment"],
         "failed": read_object(run.path / "failed.json") or None,
         "manifest": run.manifest(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from functools import cache
 from typing import Any
 
 from segbench.cli.documents import result_lines, run_document
@@ -15,7 +14,7 @@ from segbench.cli.terminal import wrapped
 from segbench.config import Experiment, Machine, resolve
 from segbench.config.experiment import Resolved
 from segbench.config.machine import DEVICE_PATTERN, Cadence
-from segbench.data.open import open_store
+from segbench.data.open import case_counters, open_store
 from segbench.data.store.store import Store
 from segbench.errors import Interrupted, UsageError
 from segbench.suites.local import own_command
@@ -90,15 +89,11 @@ def resolved(settings: Settings, method: str, science: ScienceOptions, seed: int
 def case_counts(settings: Settings) -> dict[str, Any]:
     """Return the functions with which ``resolve`` counts the cases of prepared data sets."""
 
-    @cache
-    def store(name: str) -> Store:
+    def opened(name: str) -> Store:
         with counting(settings, f"making {name}") as progress:
             return open_store(name, settings.data_root, progress=progress)
 
-    return {
-        "train_sizes": lambda name: len(store(name).patients),
-        "labels": lambda name: len(store(name).patients_with_label),
-    }
+    return case_counters(opened)
 
 
 # -- execution -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,19 @@ def _open_embedded(entry: registry.Entry, root: Path, progress: Progress | None)
         return store.adapter == identity
 
     return _read_or_make(root, is_current, lambda: prepare_all(entry, None, root, 1, progress))
+
+
+def case_counters(opened: Callable[[str], Store]) -> dict[str, Any]:
+    """Return the functions with which ``config.resolve`` counts the cases of prepared data sets.
+
+    Args:
+        opened: opens a data set by its name; it is called once for each.
+    """
+    store = cache(opened)
+    return {
+        "train_sizes": lambda name: len(store(name).patients),
+        "labels": lambda name: len(store(name).patients_with_label),
+    }
 
 
 def derived(store: Store, downsample: int | Sequence[int]) -> Store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +86,25 @@ def evaluate_folders(
             listed.
     """
     found, warnings = pairs(pred, ref)
+    rows, pair_warnings = evaluate_pairs(ref.name, found, names, progress, rules)
+    return rows, warnings + pair_warnings
+
+
+def evaluate_pairs(
+    dataset: str,
+    found: Mapping[str, Files],
+    names: Mapping[int, str] | None = None,
+    progress: Progress = no_progress,
+    rules: ValueRules = AS_STORED,
+) -> tuple[list[Row], list[str]]:
+    """Return one row per case and class, and warnings, see ``evaluate_folders``.
+
+    Args:
+        dataset: the name that the rows give the data set.
+        found: the two files of each case.
+    """
     checked = _checked_cases(found, rules)
+    warnings: list[str] = []
     values: set[int] = set()
     warnings += _grouped({name: case.warnings for name, case in checked.items()})
     for case in checked.values():
@@ -97,8 +115,9 @@ def evaluate_folders(
     warnings += value_warnings(by_case, names)
     classes = names or {value: str(value) for value in sorted(values)}
     if not classes:
+        place = next(iter(found.values())).ref.parent
         raise DataError(
-            "no label above 0 in any file", where=ref, fix="name the classes: --labels 1=organ"
+            "no label above 0 in any file", where=place, fix="name the classes: --labels 1=organ"
         )
 
     # One unknown spacing leaves out the distances in mm, so that all rows have the same columns.
@@ -108,7 +127,7 @@ def evaluate_folders(
         pair = read_pair(files, rules.ignored)
         spacing = pair.spacing if is_in_mm else None
         pred_labels, ref_labels = rules.apply(pair.pred, pair.ref)
-        rows += score_case(ref.name, name, pred_labels, ref_labels, classes, spacing)
+        rows += score_case(dataset, name, pred_labels, ref_labels, classes, spacing)
         progress(done, len(found), name)
     return rows, warnings + count_warnings(rows)
 
@@ -229,11 +248,26 @@ def read_labels(file: Path, ignored: Collection[int] = ()) -> Volume:
             are no labels.
     """
     volume = read_volume(file, "label")
-    array = np.asarray(volume.array)
+    return replace(volume, array=label_values(volume.array, file, ignored))
+
+
+def label_values(
+    values: ArrayLike, where: Path | str, ignored: Collection[int] = ()
+) -> StoredLabels:
+    """Return label values (*S) as uint8, or int64 if some of ``ignored`` are outside 0 to 255.
+
+    Args:
+        values: of any type.
+        where: the file or the argument, for messages.
+
+    Raises:
+        DataError: other than two or three axes, or values that are no labels.
+    """
+    array = np.asarray(values)
     if array.ndim not in (2, 3):
         raise DataError(
             "not a label map",
-            where=file,
+            where=where,
             found=f"shape {array.shape}",
             expected="two or three axes",
         )
@@ -243,12 +277,13 @@ def read_labels(file: Path, ignored: Collection[int] = ()) -> Volume:
     is_in_range = (labels >= 0) & (labels <= HIGHEST_LABEL)
     is_label = is_whole & (is_in_range | np.isin(labels, outside))
     if not is_label.all():
-        raise _no_labels(file, array, is_whole, is_label)
-    return replace(volume, array=labels.astype(np.int64 if outside else np.uint8))
+        raise _no_labels(where, array, is_whole, is_label)
+    found: StoredLabels = labels.astype(np.int64 if outside else np.uint8)
+    return found
 
 
 def _no_labels(
-    file: Path, array: np.ndarray, is_whole: np.ndarray, is_label: np.ndarray
+    where: Path | str, array: np.ndarray, is_whole: np.ndarray, is_label: np.ndarray
 ) -> DataError:
     """Return the error about values that are no labels."""
     others = np.unique(array[~is_label]).tolist()
@@ -259,11 +294,47 @@ def _no_labels(
         fix = f"if it marks voxels to leave out: --ignore {others[0]:.0f}"
     return DataError(
         "values that are no labels",
-        where=file,
+        where=where,
         found=", ".join(f"{value:g}" for value in others[:5]),
         expected=f"whole numbers from 0 to {HIGHEST_LABEL}",
         fix=fix,
     )
+
+
+def evaluate_arrays(
+    pred: ArrayLike,
+    ref: ArrayLike,
+    names: Mapping[int, str] | None = None,
+    spacing: Sequence[float] | None = None,
+    rules: ValueRules = AS_STORED,
+) -> tuple[list[Row], list[str]]:
+    """Return one row per class of two label maps (*S), and warnings.
+
+    Args:
+        names: label value to class name; None takes all values above 0 in either map.
+        spacing: in mm along each axis; None leaves out the distances in mm.
+        rules: values that are changed or left out before the maps are compared.
+
+    Raises:
+        DataError: an array is no label map, they differ in shape, or neither has a label above 0.
+    """
+    pred_labels = label_values(pred, "pred", rules.ignored)
+    ref_labels = label_values(ref, "ref", rules.ignored)
+    if pred_labels.shape != ref_labels.shape:
+        raise DataError(
+            "the two label maps differ in shape",
+            found=f"pred {pred_labels.shape}, ref {ref_labels.shape}",
+            expected="arrays on one grid",
+        )
+    pred_labels, ref_labels = rules.apply(pred_labels, ref_labels)
+    values = values_of(pred_labels, ref_labels)
+    classes = names or {value: str(value) for value in sorted(values.pred | values.ref)}
+    if not classes:
+        raise DataError(
+            "no label above 0 in either array", fix="name the classes: labels={1: 'organ'}"
+        )
+    rows = score_case("", "array", pred_labels, ref_labels, classes, spacing)
+    return rows, value_warnings({"array": values}, names)
 
 
 def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, CheckedCase]:

@@ -42,7 +42,7 @@ from segbench.errors import DataError, UsageError
 from segbench.evaluation.prediction import Inference, LabelMap, postprocess, predict_image
 from segbench.evaluation.scan_files import Scan
 from segbench.evaluation.sliding_window import labels_from
-from segbench.storage import atomic_write
+from segbench.storage import atomic_write, make_folder
 
 SUSPICIOUS_FACTOR = 3.0  # gray values that differ from the training's by more than this factor
 AS_STORED = Recipe(orientation="file")  # changes nothing
@@ -77,6 +77,17 @@ class Prediction:
     oriented: bool  # False: the affine has the spacing only
     steps: list[str]  # descriptions of the preprocessing
     warnings: list[str]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the label map as a NIfTI file (.nii.gz or .nii) on the scan's grid.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        file = Path(path)
+        make_folder(file.parent)
+        write_nifti(file, self.label, self)
+        return file
 
 
 class Preprocessing(NamedTuple):
@@ -116,13 +127,54 @@ class Predictor:
         Raises:
             DataError: a file is damaged, or not what the run was trained on.
         """
-        # Read and preprocess.
         volume, channel_warnings = self._read(scan)
         made = self._prepared(volume)
         warnings = self._warnings(volume) + channel_warnings
         warnings += self._gray_value_warnings(made.image)
+        prediction = self._predicted(scan, volume, made)
+        prediction.steps = self._steps(volume)
+        prediction.warnings = warnings
+        if is_h5(scan.files[0]):  # back to the order of the axes in the file
+            axes = np.argsort(self.dataset.h5_axes)
+            prediction.label = prediction.label.transpose(axes)
+            prediction.probabilities = prediction.probabilities.transpose(0, *(1 + axes))
+        return prediction
 
-        # Predict, then return to the scan's grid.
+    def predict_array(
+        self, image: Array, affine: Array | None = None, is_prepared: bool = False
+    ) -> Prediction:
+        """Predict a scan that is an array.
+
+        Args:
+            image: gray values (C, *S), or (*S) of one channel; of a two-dimensional data set, S has
+                two axes or three.
+            affine: (4, 4) voxel to mm, right-anterior-superior; None if it is not known.
+            is_prepared: whether the image was prepared as the training cases; otherwise it is
+                prepared here, as a scan from a file.
+
+        Raises:
+            DataError: the array is not what the run was trained on.
+        """
+        volume, is_flat = self._volume_of(np.asarray(image), affine)
+        if is_prepared:
+            made = apply(AS_STORED, volume)
+            steps: list[str] = []
+            warnings: list[str] = []
+        else:
+            made = self._prepared(volume)
+            steps = self._steps(volume)
+            warnings = self._warnings(volume) if affine is not None else []
+        warnings += self._gray_value_warnings(made.image)
+        prediction = self._predicted(Scan("array", ()), volume, made)
+        prediction.steps = steps
+        prediction.warnings = warnings
+        if is_flat:
+            prediction.label = prediction.label[..., 0]
+            prediction.probabilities = prediction.probabilities[..., 0]
+        return prediction
+
+    def _predicted(self, scan: Scan, volume: Volume, made: RecipeResult) -> Prediction:
+        """Predict a preprocessed scan and return to the grid of its volume."""
         pad = made.facts.get("pad", ()) if self.recipe_is_stored else ()
         probabilities = self._probabilities(made.image, pad)
         scan_affine = np.eye(4) if volume.affine is None else volume.affine
@@ -136,13 +188,30 @@ class Predictor:
         )
         label = labels_from(torch.from_numpy(probabilities))
         label = postprocess(label, self.inference.protocol)
-        if is_h5(scan.files[0]):  # back to the order of the axes in the file
-            axes = np.argsort(self.dataset.h5_axes)
-            label = label.transpose(axes)
-            probabilities = probabilities.transpose(0, *(1 + axes))
         oriented = volume.affine is None or volume.oriented
-        steps = self._steps(volume)
-        return Prediction(scan, label, probabilities, scan_affine, oriented, steps, warnings)
+        return Prediction(scan, label, probabilities, scan_affine, oriented, [], [])
+
+    def _volume_of(self, image: Array, affine: Array | None) -> tuple[Volume, bool]:
+        """Return an array as (X, Y, Z, C), and whether its last axis was added."""
+        channels = self.store.channels
+        for axes in sorted({self.store.dims, 3}):
+            with_channels = image
+            if image.ndim == axes and channels == 1:
+                with_channels = image[None]
+            if with_channels.ndim != axes + 1 or len(with_channels) != channels:
+                continue
+            is_flat = axes == 2
+            spatial = with_channels[..., None] if is_flat else with_channels
+            require_finite(spatial)
+            array = np.moveaxis(spatial, 0, -1).astype(np.float32)
+            return Volume(array, affine), is_flat
+        names = "C, X, Y" if self.store.dims == 2 else "C, X, Y, Z"
+        raise DataError(
+            "the array is not what the run was trained on",
+            found=f"shape {image.shape}",
+            expected=f"({names}) with {channels} channels",
+            fix="reorder the axes: numpy.moveaxis",
+        )
 
     def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
         """Return the scan as (X, Y, Z, C) float32, and warnings about its channels."""
@@ -367,10 +436,10 @@ def write_nifti(path: Path, array: Array, prediction: Prediction) -> None:
     """
     import nibabel
 
-    scan_file = prediction.scan.files[0]
+    files = prediction.scan.files  # none of an array
     make_image: Any = nibabel.Nifti1Image
-    if scan_file.name.lower().endswith((".nii", ".nii.gz")):
-        loaded = load_nifti(scan_file)
+    if files and files[0].name.lower().endswith((".nii", ".nii.gz")):
+        loaded = load_nifti(files[0])
         if loaded.ndim == 2 and array.ndim == 3:
             array = array[:, :, 0]  # two axes, as the scan
         header = _header_with_geometry_of(loaded.header, array)

@@ -42,6 +42,7 @@ ENGINE_MODULES = (
 # part of every identity.
 CANNOT_CHANGE_NUMBERS = (
     "segbench",
+    "segbench.api.*",
     "segbench.cli.*",
     "segbench.config.*",
     "segbench.conformance.*",

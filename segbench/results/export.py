@@ -414,16 +414,17 @@ def _explain_stars(board: Board) -> str:
 
 def as_csv(boards: Sequence[Board]) -> str:
     """Return one line per row. Cells that a spreadsheet would take for a formula are quoted."""
-    records = [_csv_record(board, row) for board in boards for row in board.rows]
+    records = [record(board, row) for board in boards for row in board.rows]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
-    for record in records:
-        writer.writerow([_csv_cell(record[name]) for name in CSV_COLUMNS])
+    for values in records:
+        writer.writerow([_csv_cell(values[name]) for name in CSV_COLUMNS])
     return out.getvalue()
 
 
-def _csv_record(board: Board, row: MethodRow) -> dict[str, Any]:
+def record(board: Board, row: MethodRow) -> dict[str, Any]:
+    """Return a row with what identifies its board: the columns ``CSV_COLUMNS``."""
     low, high = row.intervals.get(board.sort, (None, None))
     difference = row.difference or {}
     gap_closed = row.gap_closed or Effect(nan)

@@ -47,7 +47,7 @@ def restore(folder: RunDir, machine: Machine, needs_voxels: bool = True) -> Prep
     """
     stored = folder.config()
     for file in stored["plugins"]:
-        registry.add_file(file)
+        registry.add_stored_file(file)
     plugins = tuple(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
     try:
         experiment = Experiment(**stored["experiment"])

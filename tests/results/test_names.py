@@ -2,9 +2,9 @@
 
 import pytest
 
-from segbench.cli.boards import datasets_called
 from segbench.errors import UsageError
 from segbench.report.figures import short_names
+from segbench.results.choose import datasets_called
 from segbench.results.export import columns
 from segbench.results.leaderboard import boards
 from segbench.results.names import find_run, find_runs, is_called, row_label

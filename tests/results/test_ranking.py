@@ -11,7 +11,6 @@ import pytest
 
 from segbench import registry
 from segbench.cli.boards import board_text
-from segbench.cli.compare import verdict
 from segbench.cli.literature import published_text
 from segbench.cli.main import main
 from segbench.cli.terminal import console, width
@@ -21,6 +20,7 @@ from segbench.results import export, leaderboard, stats
 from segbench.results.comparable import TableKey
 from segbench.results.latex import as_latex
 from segbench.results.leaderboard import boards
+from segbench.results.pairs import verdict
 from segbench.results.published import published
 from segbench.results.ranking import ranking
 from segbench.results.rundir import all_runs

@@ -21,6 +21,7 @@ ROOMS = (
     ("results",),
     ("training",),
     ("conformance", "report", "suites", "verify"),
+    ("api",),
     ("cli",),
 )
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

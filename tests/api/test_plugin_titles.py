@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from segbench import registry
-from segbench.cli.catalog import _title
-from segbench.cli.plugin_titles import title_in_source
+from segbench.api.catalog import title_of
+from segbench.api.plugin_titles import title_in_source
 from segbench.errors import SegbenchError
 
 
@@ -17,7 +17,7 @@ from segbench.errors import SegbenchError
 def test_titles_are_those_of_the_classes(kind):
     for name in registry.names(kind):
         try:
-            imported = _title(registry.get(kind, name))
+            imported = title_of(registry.get(kind, name))
         except SegbenchError:  # a library is not installed
             assert title_in_source(kind, name) is None
             continue
