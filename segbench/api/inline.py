@@ -57,7 +57,7 @@ def write_plugin(cls: type, root: Path) -> tuple[str, Path]:
             expected="a name of its own",
             fix="rename the class",
         )
-    text = Source().of(cls, name)
+    text = CapturedSource().of(cls, name)
     digest = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
     file = root.absolute() / registry.INLINE / f"{name}-{digest}" / f"{name}.py"
     if not file.is_file():
@@ -95,7 +95,7 @@ def method_name(cls: type) -> str:
     return name
 
 
-class Source:
+class CapturedSource:
     """Collects the source of a class and of what it uses, as the text of a module."""
 
     def __init__(self) -> None:
