@@ -13,7 +13,7 @@ from segbench.cli.terminal import plural, wrapped
 
 if TYPE_CHECKING:
     from segbench.results.board import Board
-    from segbench.results.pairs import Comparison
+    from segbench.results.pairs import RowComparison
     from segbench.results.stats import Difference
 
 EXTREMES = 3  # cases shown at each end
@@ -51,7 +51,7 @@ def compare(
 # -- one board -------------------------------------------------------------------------------------
 
 
-def _print(settings: Settings, comparison: Comparison, all_cases: bool) -> None:
+def _print(settings: Settings, comparison: RowComparison, all_cases: bool) -> None:
     """Print the comparison on one board."""
     board = comparison.board
     counts = comparison.counts

@@ -57,7 +57,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RowComparison:
     """All pairs of some rows or runs of one board."""
 
     board: Board
@@ -107,7 +107,7 @@ class Comparison:
 
 def compare_rows(
     root: Path, names: Sequence[str], dataset: str | None = None, labeled: int | None = None
-) -> tuple[list[Comparison], list[str]]:
+) -> tuple[list[RowComparison], list[str]]:
     """Return one comparison for each board that has everything that is named, and warnings.
 
     Args:
@@ -144,13 +144,13 @@ def compare_rows(
     return comparisons, chosen.warnings
 
 
-def _compare(board: Board, choices: list[Choice]) -> Comparison:
+def _compare(board: Board, choices: list[Choice]) -> RowComparison:
     differences = {}
     for metric in METRICS:
         scores = [choice.scores(board, metric) for choice in choices]
         higher = metric == "dice"
         differences[metric] = pairwise(scores, higher, TIES[metric], board.family(metric))
-    return Comparison(board, choices, differences)
+    return RowComparison(board, choices, differences)
 
 
 def _require_known(root: Path, names: Sequence[str], found: Sequence[Board]) -> None:
