@@ -1,4 +1,7 @@
-"""What is available: methods, data sets, backbones, protocols, stored runs and prepared data."""
+"""What is available: methods, data sets, backbones, protocols, stored runs and prepared data.
+
+The command line imports this module for its help, so nothing heavy is imported at the top.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from segbench import registry
 from segbench.api.plugin_titles import title_in_source
 from segbench.api.table import Table
-from segbench.config import load_protocol, protocol_names
 from segbench.errors import SegbenchError
 from segbench.registry import Entry
 
@@ -122,6 +124,8 @@ def is_family(entry: Entry) -> bool:
 
 def protocols() -> list[dict[str, Any]]:
     """Return one record per protocol."""
+    from segbench.config import load_protocol, protocol_names
+
     rows = []
     for name in protocol_names():
         protocol = load_protocol(name)
