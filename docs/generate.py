@@ -3,7 +3,8 @@
     python docs/generate.py
 
 The commands come from Click, the keys of protocols and suites from pydantic, the plug-ins from the
-registry. A test runs this script and compares the files, so they cannot go out of date.
+registry, the Python interface from its docstrings. A test runs this script and compares the files,
+so they cannot go out of date.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,6 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import click
 from pydantic import BaseModel
 
+import segbench
 from segbench import registry
 from segbench.cli.main import COMMANDS, cli
 from segbench.config import load_protocol, protocol_names
@@ -287,6 +290,67 @@ def result_table() -> list[str]:
     return tables.short_table(tables.load_study(source, tables.SUITES["quick"].parts[0]))
 
 
+# -- Python ----------------------------------------------------------------------------------------
+
+FUNCTIONS = (
+    "run",
+    "load",
+    "evaluate",
+    "leaderboard",
+    "compare",
+    "open_dataset",
+    "list_methods",
+    "list_datasets",
+    "list_backbones",
+    "list_protocols",
+    "list_runs",
+)
+CLASSES = ("Run", "Evaluation", "Table")
+
+
+def python_page() -> str:
+    """Return the reference of the Python interface: signatures and docstrings."""
+    lines = [
+        NOTE,
+        "",
+        "# Python",
+        "",
+        "`import segbench` loads nothing heavy; torch is imported by the functions that need it. "
+        "For a tour see [From Python](../how-to/python.md); what a plug-in imports is on the page "
+        "on [plug-ins](../how-to/plug-ins.md).",
+        "",
+        "## Functions",
+        "",
+    ]
+    for name in FUNCTIONS:
+        function = getattr(segbench, name)
+        lines += [f"### segbench.{name}", "", *docstring_block(name, function)]
+    lines += ["## Classes", ""]
+    for name in CLASSES:
+        cls = getattr(segbench, name)
+        lines += [f"### segbench.{name}", "", "```text", inspect.cleandoc(cls.__doc__), "```", ""]
+        for member, value in vars(cls).items():
+            if not member.startswith("_") and isinstance(value, property):
+                lines += [f"#### {name}.{member}", "", "```text", inspect.getdoc(value), "```", ""]
+            elif not member.startswith("_") and inspect.isfunction(value):
+                lines += [f"#### {name}.{member}()", "", *docstring_block(member, value)]
+    return "\n".join(lines)
+
+
+def docstring_block(name: str, function: Any) -> list[str]:
+    """Return the lines of a function's arguments and documentation."""
+    arguments = []
+    for argument in inspect.signature(function).parameters.values():
+        shown = argument.replace(annotation=inspect.Parameter.empty)
+        if inspect.isfunction(argument.default):
+            shown = shown.replace(default=inspect.Parameter.empty)
+        if argument.name != "self":
+            arguments.append(str(shown))
+    call = textwrap.fill(f"{name}({', '.join(arguments)})", width=96, subsequent_indent="    ")
+    text = inspect.getdoc(function)
+    return ["```text", call, "", text, "```", ""]
+
+
 # -- output ----------------------------------------------------------------------------------------
 
 
@@ -307,6 +371,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "suites.md": suite_page(),
         REFERENCE / "methods.md": method_page(),
         REFERENCE / "plug-ins.md": plugin_page(),
+        REFERENCE / "python.md": python_page(),
         readme: text,
     }
 

@@ -134,3 +134,19 @@ def test_shell_blocks_run(page, tmp_path):
             text=True,
         )
         assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+def test_the_page_on_python_runs(tmp_path):
+    page = ROOT / "docs" / "how-to" / "python.md"
+    script = tmp_path / "page.py"
+    script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "mean_teacher" in done.stdout
