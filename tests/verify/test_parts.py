@@ -155,6 +155,20 @@ def test_replaced_functions():
     assert libraries.label_components(diagonal).max() == 1
 
 
+@pytest.fixture
+def own_modules():
+    """Let a test import other modules; afterwards, exactly those of before are there again."""
+    before = dict(sys.modules)
+    for name in before:
+        if name.partition(".")[0] in libraries.ALWAYS:
+            del sys.modules[name]
+    yield
+    for name in set(sys.modules) - set(before):
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("own_modules")
 def test_missing_libraries_can_be_imported_by_the_repository_only(tmp_path, monkeypatch):
     folder = tmp_path / "repository"
     folder.mkdir()
@@ -164,7 +178,6 @@ def test_missing_libraries_can_be_imported_by_the_repository_only(tmp_path, monk
     )
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     libraries.install(folder)
     sys.meta_path.insert(0, Repository(folder, (112, 112, 80), (32, 32, 16)))
     script = importlib.import_module("script_of_a_repository")
