@@ -59,7 +59,8 @@ def compare(
     """Compare methods or single runs pair by pair over the same test cases.
 
     Args:
-        methods: two or more of: names of methods or rows of the leaderboard, method classes, runs.
+        methods: two or more of: names of methods or rows of the leaderboard, runs, and method
+            classes, which stand for all versions of the class that were trained.
         dataset: only on this data set.
         labeled: only with this number of labeled cases.
         cases: return one row per pair, metric and case with the difference in this case.
@@ -68,7 +69,8 @@ def compare(
     Returns:
         One row per board, pair and metric: ``mean`` is a minus b (Dice in percent), ``low`` and
         ``high`` the 95 % interval over cases and replicates, ``p`` and ``p_holm`` the test that
-        decides ``distinguishable``, and ``verdict`` what it means in words.
+        decides ``distinguishable`` (with one seed: for these trainings only), and ``verdict`` what
+        it means in words.
 
     Raises:
         UsageError: fewer than two names, a name that fits nothing, or runs that are not comparable.

@@ -6,6 +6,7 @@ and the run can be resumed and used for predictions by any other process.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import builtins
@@ -116,7 +117,12 @@ class CapturedSource:
             self.definitions[cls.__name__] = f'@segbench.method("{name}")\n{text}'
             self.imports.setdefault("segbench", "import segbench")
         title = f'"""{cls.__name__}, as it was defined in a notebook. Written by segbench."""'
-        head = [title, "", *sorted(self.imports.values()), "", *self.constants.values()]
+        namespace = vars(sys.modules[cls.__module__])
+        postponed = []
+        if namespace.get("annotations") is __future__.annotations:
+            postponed = ["from __future__ import annotations"]
+        imports = [*postponed, *sorted(self.imports.values())]
+        head = [title, "", *imports, "", *self.constants.values()]
         return "\n".join(head) + "\n\n" + "\n\n\n".join(self.definitions.values()) + "\n"
 
     def _define(self, name: str, found: Any) -> None:
@@ -149,11 +155,25 @@ class CapturedSource:
         elif _is_plain(value):
             self.constants[name] = f"{name} = {value!r}"
         elif isinstance(value, type | FunctionType) and value.__module__ == user.__module__:
+            _require_no_other_method(value, user)
             self._define(value.__name__, value)
             if value.__name__ != name:
                 self.definitions[name] = f"{name} = {value.__name__}"
         else:
             self.imports[name] = _import_of(name, value, user)
+
+
+def _require_no_other_method(value: Any, user: Any) -> None:
+    """Refuse a base class that is a method of its own: the file would register two methods."""
+    from segbench.contracts.method import Method
+
+    if isinstance(value, type) and issubclass(value, Method) and "name" in vars(value):
+        raise UsageError(
+            f"'{user.__name__}' uses the method '{value.__name__}', which has a name of its own",
+            found=f'@method("{vars(value)["name"]}")',
+            expected="a class without the decorator @method",
+            fix="move what both share into a class without a decorator",
+        )
 
 
 def _require_top_level(found: Any) -> None:
@@ -184,7 +204,7 @@ def _is_plain(value: Any) -> bool:
     """Return whether ``repr`` of a value is Python code for it."""
     if isinstance(value, float):
         return math.isfinite(value)
-    if type(value) in (tuple, list, set):
+    if type(value) in (tuple, list):  # a set's order changes from process to process
         return bool(value) and all(map(_is_plain, value))
     if type(value) is dict:
         return all(map(_is_plain, value)) and all(map(_is_plain, value.values()))

@@ -218,7 +218,7 @@ def submit(
     from segbench.suites.suite import find_suite
 
     cluster = load_cluster(options.cluster)
-    machine = machine_of(settings, machine_options, leak_meter)
+    machine = machine_of(settings, machine_options, leak_meter, here=False)
     runs, problems = prepared_suite(settings, suite, machine, overrides)
     folder = settings.root / "jobs" / find_suite(suite).stem
     chosen: Engine = PrintEngine(machine)

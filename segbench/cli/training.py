@@ -29,8 +29,12 @@ def machine_of(
     settings: Settings,
     options: MachineOptions = MachineOptions(),  # noqa: B008 (it cannot be changed)
     leak_meter: bool = False,
+    here: bool = True,
 ) -> Machine:
     """Return the machine that a command's options describe.
+
+    Args:
+        here: the runs will be executed by this process; otherwise the device is not looked for.
 
     Raises:
         UsageError: ``--save-every`` or ``--device`` has a wrong value.
@@ -45,7 +49,7 @@ def machine_of(
     if not re.fullmatch(DEVICE_PATTERN, device):
         raise UsageError(f"--device: '{device}'", expected=DEVICES, fix="--device auto")
     chosen: dict[str, Any] = {
-        "device": device_of(device),
+        "device": device_of(device) if here else device,
         "plugins": settings.plugins,
         "leak_meter": leak_meter,
     }

@@ -149,3 +149,25 @@ def test_code_of_a_file_beside_the_notebook_is_refused(cell, train, tmp_path, mo
     with pytest.raises(UsageError, match="uses 'smooth' of a file that is no installed package"):
         train(cell(source))
     monkeypatch.delitem(sys.modules, "my_helpers")
+
+
+def test_annotations_stay_postponed(cell, train):
+    source = "from __future__ import annotations\n" + CELL
+    source = source.replace(
+        "def build(self, network):",
+        "def like(self, other: QuietTeacher): ...\n\n    def build(self, network):",
+    )
+    assert train(cell(source)).method == "quiet_teacher"
+
+
+def test_a_set_is_refused_because_its_order_changes(cell, train):
+    with pytest.raises(UsageError, match="uses 'WEIGHT', whose source cannot be found"):
+        train(cell(CELL.replace("WEIGHT = 0.5", "WEIGHT = {'a', 'b'}")))
+
+
+def test_a_method_derived_from_another_of_the_notebook_is_refused(cell, train):
+    decorated = CELL.replace("class Quiet", '@method("quieter", paper="Us")\nclass Quiet')
+    decorated = decorated.replace("import Field,", "import method, Field,")
+    derived = decorated + "\n\nclass Child(QuietTeacher):\n    pass\n"
+    with pytest.raises(UsageError, match="uses the method 'QuietTeacher'"):
+        train(cell(derived, "Child"))

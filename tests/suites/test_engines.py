@@ -58,6 +58,14 @@ def test_a_dry_run_prints_the_batch_files_and_writes_nothing(lab, suite):
     assert not (lab.folder / "segbench-out").exists()
 
 
+def test_a_login_node_needs_no_gpu(lab, suite):
+    words = ("--json", "bench", "submit", suite, "--engine", "print", "--dry-run")
+    for device in ("cuda", "auto"):
+        found = lab.call(*words, "--device", device)
+        assert found.returncode == 0, found.stderr
+        assert all(f"--device {device}" in text for text in json.loads(found.stdout)["texts"])
+
+
 def test_printed_commands_resume_stored_configurations(lab, suite):
     words = ("bench", "submit", suite, "--engine", "print", "--limit", "3", "--device", "cpu")
     found = lab.call(*words)
