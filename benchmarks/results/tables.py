@@ -271,8 +271,8 @@ LEGEND = (
     "method minus the same method whose unlabeled stream shows the labeled images. The oracle is "
     "supervised training with all labels. Dice in percent with its standard deviation over "
     "replicates (another draw of labeled cases and another seed each); differences are paired by "
-    "replicate and case. Their 95 % intervals are not corrected for the number of methods, p (Holm) "
-    "is."
+    "replicate and case. Their 95 % intervals are not corrected for the number of methods; "
+    "p (Holm) is."
 )
 
 
