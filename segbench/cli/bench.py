@@ -120,25 +120,25 @@ def run_suite(
     outcomes = run_in_slots(settings, runs, machine, slots)
     failed = [str(end.run.folder.path) for end in outcomes if end.kind in ("failed", "killed")]
     _show(settings, runs, problems, "done")
+    command = " ".join(["segbench bench run", suite, *(f"-o {text}" for text in overrides)])
     if any(outcome.code == StorageError.code for outcome in outcomes):
         raise StorageError(
             "the disk is full or cannot be written: no more runs were started",
             where=settings.root,
             found="\n".join(failed),
-            fix=f"free some space, then continue: segbench bench run {suite}",
+            fix=f"free some space, then continue: {command}",
         )
     if failed or problems:
         reasons = dict.fromkeys(problem.what for problem in problems)
-        changes = "".join(f" -o {text}" for text in overrides)
         raise SuiteError(
             f"{len(failed) + len(problems)} of {len(runs) + len(problems)} runs failed "
             "or could not start",
             found="\n".join([*failed, *reasons]),
-            fix=f"to try them again: segbench bench run {suite}{changes}",
+            fix=f"to try them again: {command}",
         )
     if any(outcome.kind == "stopped" for outcome in outcomes):
-        fix = f"to continue: segbench bench run {suite}"
-        raise Interrupted("some runs were stopped and have saved their state", WARNED, fix)
+        message = "some runs were stopped and have saved their state"
+        raise Interrupted(message, WARNED, f"to continue: {command}")
     settings.echo(["to see the results: segbench leaderboard"])
 
 

@@ -271,6 +271,8 @@ def label_values(
             found=f"shape {array.shape}",
             expected="two or three axes",
         )
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
     labels = np.rint(array) if array.dtype.kind == "f" else array
     is_whole = np.isfinite(array) & (np.abs(array - labels) < INTEGER_TOLERANCE)
     outside = [value for value in ignored if not 0 <= value <= HIGHEST_LABEL]

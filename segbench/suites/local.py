@@ -122,7 +122,7 @@ class Coordinator:
         """
         self.waiting = [Waiting(run) for run in runs]
         with _forwarded_signals(self.jobs, self.watcher.stopping) as received:
-            while self.waiting or self.jobs:
+            while self.jobs or (self.waiting and not self.disk_is_full):
                 if not received:
                     self._fill_slots(received)
                 self._collect(bool(received))

@@ -44,7 +44,8 @@ class Member:
 
     def execute(self) -> int:
         """Execute the run; return the exit code of the job."""
-        if history(self.run.path).kills >= self.tries:
+        is_running = self.run.state == "running"  # by another process, whose start is no kill
+        if not is_running and history(self.run.path).kills >= self.tries:
             self.run.fail_as_killed()
             return 1
         code = self._attempt()
