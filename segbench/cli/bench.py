@@ -240,7 +240,8 @@ def submit(
     }
     shows_texts = options.engine == "print" or options.dry_run
     settings.show(document, submission.texts if shows_texts else [])
-    settings.say(f"{len(submission.jobs)} of {len(runs)} runs submitted")
+    done = "printed" if shows_texts else "submitted"
+    settings.say(f"{len(taken)} of {len(runs)} runs {done}")
 
 
 @bench.command()
@@ -255,14 +256,18 @@ def cancel(settings: Settings, suite: str, overrides: tuple[str, ...]) -> None:
     """
     from segbench.cli.suites import prepared_suite
     from segbench.cli.training import machine_of
-    from segbench.suites.engines import SlurmEngine, load_cluster, submitted_jobs
+    from segbench.results.states import JOB, job_of
+    from segbench.suites.engines import SlurmEngine, load_cluster
 
     machine = machine_of(settings, MachineOptions(device="cpu"))
     runs, _ = prepared_suite(settings, suite, machine, overrides)
     engine = SlurmEngine(load_cluster(None), machine, settings.root)
     active = engine.jobs()
-    jobs = [job for job in submitted_jobs([run.folder for run in runs]) if job in active]
+    canceled = [run for run in runs if job_of(run.folder.path) in active]
+    jobs = [job_of(run.folder.path) for run in canceled]
     engine.cancel(jobs)
+    for run in canceled:  # without a job, one that was waiting is to do and not lost
+        (run.folder.path / JOB).unlink(missing_ok=True)
     settings.show({"status": "ok", "jobs": jobs}, [f"{len(jobs)} jobs canceled"])
 
 

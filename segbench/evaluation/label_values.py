@@ -26,7 +26,8 @@ UNUSUAL = 50  # classes rarely have numbers this high: they may mark voxels to l
 class ValueRules:
     """How the values of two label files are changed before they are compared.
 
-    ``ignored`` are values of the reference: these voxels become background in both files.
+    ``ignored`` are values of the reference: these voxels become background in both files, and so
+    do the prediction's own voxels of these values, unless ``pred_map`` gives them a meaning.
     """
 
     pred_map: Mapping[int, int] = field(default_factory=dict)
@@ -40,7 +41,8 @@ class ValueRules:
         """
         values = sorted(self.ignored)
         ref_left_out = np.isin(ref, values)
-        pred_left_out = ref_left_out | np.isin(pred, values)
+        unmapped = [value for value in values if value not in self.pred_map]
+        pred_left_out = ref_left_out | np.isin(pred, unmapped)
         new_pred = _mapped(pred, self.pred_map, pred_left_out)
         new_ref = _mapped(ref, self.ref_map, ref_left_out)
         return new_pred, new_ref

@@ -25,8 +25,7 @@ from segbench.config.schema import Strict, validate
 from segbench.config.yaml import Document
 from segbench.errors import PluginError, UsageError
 from segbench.results.attempts import record_retry
-from segbench.results.rundir import RunDir
-from segbench.results.states import JOB, job_of
+from segbench.results.states import JOB
 from segbench.storage import atomic_write, make_folder
 from segbench.suites.local import TRIES, own_command
 from segbench.training.setup import Prepared
@@ -224,6 +223,7 @@ class SlurmEngine:
             job = f"{array}_{number}"
             log = str(folder / f"{number}.log")
             run.folder.write_json(JOB, {"engine": "slurm", "job": job, "log": log})
+            (run.folder.path / "failed.json").unlink(missing_ok=True)  # it has a new job now
             submission.jobs.append(job)
 
     def _script(self, runs: Sequence[Prepared], folder: Path) -> str:
@@ -246,8 +246,10 @@ class SlurmEngine:
         options.update(self.cluster.slurm)
         lines = ["#!/bin/bash"]
         for name, value in options.items():
-            if value is not False:
-                lines.append(f"#SBATCH --{name}" + ("" if value is True else f"={value}"))
+            if value is True:
+                lines.append(f"#SBATCH --{name}")
+            elif value is not False:
+                lines.append(f"#SBATCH --{name}={shlex.quote(str(value))}")
         lines += self.cluster.setup
         words = [sys.executable, "-m", "segbench.suites.member"]
         words += [str(folder.resolve() / "members.txt"), str(self.cluster.tries)]
@@ -286,14 +288,8 @@ def _call(command: list[str]) -> str:
 
 
 def store_configuration(runs: Sequence[Prepared]) -> None:
-    """Write what ``segbench resume`` needs, and let earlier failures not count any more."""
+    """Write what ``segbench resume`` needs. Earlier kills do not count any more."""
     for run in runs:
         if not (run.folder.path / "config.yaml").exists():
             run.folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
         record_retry(run.folder.path)
-        (run.folder.path / "failed.json").unlink(missing_ok=True)
-
-
-def submitted_jobs(folders: Sequence[RunDir]) -> list[str]:
-    """Return the ids of the jobs of runs."""
-    return [job for job in (job_of(folder.path) for folder in folders) if job]

@@ -233,7 +233,8 @@ def run_all(
     if waiting and _forks(machine):
         _import_for_children()
     for run in waiting:
-        record_retry(run.folder.path)
+        if run.folder.state != "running":  # otherwise another process is writing its attempts
+            record_retry(run.folder.path)
     coordinator = Coordinator(machine, slots, watcher, main)
     coordinator.run(waiting)
     return coordinator.outcomes

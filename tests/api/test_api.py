@@ -128,6 +128,8 @@ def test_label_maps_are_scored_with_rules():
     ref[:3] = 1
     pred = ref * 255
     assert segbench.evaluate(pred, ref, pred_map={255: 1}).dice == 100.0
+    assert segbench.evaluate(pred, ref, pred_map={255: 1}, ignore=[255]).dice == 100.0
+    assert segbench.evaluate(ref > 0, ref > 0).dice == 100.0
     with pytest.raises(SegbenchError, match="differ in shape"):
         segbench.evaluate(pred[1:], ref)
     with pytest.raises(SegbenchError, match="no labels"):

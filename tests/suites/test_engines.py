@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from segbench.errors import UsageError
+from segbench.errors import PluginError, UsageError
+from segbench.results.attempts import new_lease, record_kill, record_start, write_lease
 from segbench.suites.engines import load_cluster
+from segbench.suites.member import Member
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 SUITE = """
@@ -107,6 +109,28 @@ def test_submitted_runs_are_left_out_the_next_time(lab, suite, monkeypatch):
     known.update(again["jobs"])
     canceled = json.loads(lab.call("--json", "bench", "cancel", suite).stdout)
     assert sorted(canceled["jobs"]) == sorted(known) and calls[-1] == "scancel"
+    known.clear()
+    status = json.loads(lab.call("--json", "bench", "status", suite).stdout)
+    assert status["counts"]["to do"] == 4 and status["counts"]["lost"] == 0
+
+
+def test_a_refused_submission_keeps_the_reasons_of_failures(lab, suite, monkeypatch):
+    from segbench.suites import engines
+
+    def refuse(command):
+        if command[0] == "scontrol":
+            return "MaxArraySize = 3\n"
+        raise PluginError("sbatch failed")
+
+    monkeypatch.setattr(engines, "_call", refuse)
+    printed = ("--json", "bench", "submit", suite, "--engine", "print", "--device", "cpu")
+    commands = json.loads(lab.call(*printed).stdout)["texts"]
+    words = shlex.split(commands[0])
+    folder = Path(words[words.index("resume") + 1])
+    (folder / "failed.json").write_text("{}")
+    refused = lab.call("bench", "submit", suite, "--device", "cpu", "--retry")
+    assert refused.returncode == PluginError.code
+    assert (folder / "failed.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -124,3 +148,17 @@ def test_a_wrong_cluster_file_names_its_place(tmp_path, text, says):
     with pytest.raises(UsageError, match=says) as error:
         load_cluster(tmp_path / "cluster.yaml")
     assert "cluster.yaml:" in str(error.value)
+
+
+def test_a_member_leaves_a_run_alone_that_another_process_trains(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for _ in range(2):
+        record_start(folder)
+        record_kill(folder, 9)
+    record_start(folder)
+    write_lease(folder, new_lease())
+    member = Member(folder, 3, [])
+    monkeypatch.setattr(member, "_attempt", lambda: 0)
+    assert member.execute() == 0
+    assert not (folder / "failed.json").exists()

@@ -15,6 +15,7 @@ from segbench.errors import Interrupted
 from segbench.results import attempts
 from segbench.results.rundir import RunDir
 from segbench.storage import lock, storage_error
+from segbench.suites import local
 from segbench.suites.local import TRIES, SuiteWatcher, run_all
 
 
@@ -142,6 +143,25 @@ def test_a_full_disk_ends_the_suite_with_what_was_done(lab, runs, monkeypatch):
     )
     assert [outcome.code for outcome in outcomes] == [4, 9]  # the third was not started
     assert not runs[2].folder.path.exists()
+
+
+def test_a_full_disk_ends_the_suite_though_another_run_is_killed(lab, runs, monkeypatch):
+    class Ended:
+        def __init__(self, code):
+            self.returncode = code
+
+        def poll(self):
+            return self.returncode
+
+    codes = {runs[0].run_id: 9, runs[1].run_id: -9}
+
+    def start(run, machine, slot, slots, main):
+        run.folder.path.mkdir(parents=True, exist_ok=True)
+        return local.Job(run, Ended(codes[run.run_id]), slot, 0.0)
+
+    monkeypatch.setattr(local, "_start", start)
+    outcomes = run_all(runs[:2], lab.machine(), 2, SuiteWatcher(), program)
+    assert [outcome.code for outcome in outcomes] == [9]
 
 
 def test_stopped_runs_have_not_failed(lab, runs):
