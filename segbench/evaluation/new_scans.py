@@ -163,7 +163,7 @@ class Predictor:
         else:
             made = self._prepared(volume)
             steps = self._steps(volume)
-            warnings = self._warnings(volume) if affine is not None else []
+            warnings = self._warnings(volume)
         warnings += self._gray_value_warnings(made.image)
         prediction = self._predicted(Scan("array", ()), volume, made)
         prediction.steps = steps
@@ -297,7 +297,7 @@ class Predictor:
                 "segmented, so expect more false positives"
             )
         if not has_affine:
-            text = "the file has no orientation or spacing: its axes are used as they are"
+            text = "the scan has no orientation or spacing: its axes are used as they are"
             if not self.recipe_is_stored:
                 text += ", and its gray values are assumed to be preprocessed"
             warnings.append(text)

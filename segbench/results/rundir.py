@@ -32,7 +32,7 @@ from segbench.results.attempts import history, kill_reason, read_lease
 from segbench.results.cases import Record, check_metrics, read_cases
 from segbench.results.schema import check_result
 from segbench.results.states import state_of
-from segbench.storage import atomic_write, json_bytes
+from segbench.storage import atomic_write, json_bytes, make_folder
 
 SCHEMA = "segbench.run/1"
 CONFIG_KEYS = {"run_id": str, "experiment": dict, "science": dict, "plugins": list}
@@ -82,7 +82,7 @@ class RunDir:
         self, run_id: str, experiment: Experiment, science: dict[str, Any], plugins: Iterable[str]
     ) -> None:
         """Write the experiment, before training starts."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         content = {
             "schema": SCHEMA,
             "run_id": run_id,

@@ -22,12 +22,11 @@ from segbench.config import Machine
 from segbench.errors import BusyError, Interrupted, StorageError
 from segbench.results.attempts import STOPPED, history, record_kill, record_retry, remove_lease
 from segbench.training.setup import Prepared
-from segbench.training.signals import CODES, exit_at_once, spared
+from segbench.training.signals import CODES, STOP_SIGNALS, exit_at_once, spared
 
 NO_RESULT = 4  # exit code of a run that a plug-in ended early, as by os._exit(0)
 TRIES = 3  # of a run whose process is killed again and again
 BUSY_WAIT = 1.0  # seconds until a run that another process works on is looked at again
-STOP_SIGNALS = {getattr(signal, name) for name in CODES if hasattr(signal, name)}
 
 Main = Callable[[list[str]], int]  # the command line as a function: words to an exit code
 

@@ -20,6 +20,7 @@ from types import FrameType
 from segbench.errors import BusyError
 from segbench.results.attempts import WARNED, history, record_kill
 from segbench.results.rundir import RunDir
+from segbench.training.signals import STOP_SIGNALS
 
 LINGER = 300.0  # seconds in which SLURM ends a job that it has signaled
 BUSY_WAIT = 30.0
@@ -51,12 +52,14 @@ class Member:
         code = self._attempt()
         while code == BusyError.code and not self.received:
             time.sleep(BUSY_WAIT)
+            if self.received:
+                break
             code = self._attempt()
         if signal.SIGTERM in self.received:
             time.sleep(LINGER)  # leaving now would count as completed: no requeue
             return code
-        if code == WARNED:
-            return self._requeue(code)
+        if code in (WARNED, BusyError.code) or -code in STOP_SIGNALS:
+            return self._requeue(WARNED)
         if code < 0:
             record_kill(self.run.path, -code)
             if history(self.run.path).kills >= self.tries:

@@ -14,6 +14,7 @@ from segbench.errors import Interrupted
 
 # 128 + signal if someone stops the run, 75 for a scheduler's warning before preemption.
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
+STOP_SIGNALS = {getattr(signal, name) for name in CODES if hasattr(signal, name)}
 
 
 def spared(name: str) -> bool:

@@ -1,13 +1,12 @@
 """Run a method beside its authors' code: equal weights, equal batches, equal random draws."""
 
 from segbench.verify.compare import ComparedValue, Verification, verify_method
-from segbench.verify.description import Description, described_methods, load_description
+from segbench.verify.description import Description, load_description
 
 __all__ = [
     "ComparedValue",
     "Description",
     "Verification",
-    "described_methods",
     "load_description",
     "verify_method",
 ]

@@ -82,11 +82,6 @@ def _files() -> dict[str, Path]:
     return {file.stem: file for file in sorted(Path(str(folder)).glob("*.yaml"))}
 
 
-def described_methods() -> list[str]:
-    """Return the methods whose authors' repository is described."""
-    return list(_files())
-
-
 def load_description(method: str) -> Description:
     """Return the description of a method's official repository.
 

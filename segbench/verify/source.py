@@ -157,8 +157,7 @@ class ScheduleStatements:
 
     def statements(self) -> list[ast.stmt]:
         """Return the chosen statements; blocks keep the chosen ones of theirs."""
-        kept = [self._kept(statement) for statement in self.body]
-        return [statement for statement in kept if statement is not None]
+        return self._kept_of(self.body)
 
     def _kept(self, statement: ast.stmt) -> ast.stmt | None:
         if isinstance(statement, ast.If | ast.For):
@@ -171,15 +170,20 @@ class ScheduleStatements:
         return None
 
     def _kept_block(self, statement: ast.If | ast.For) -> ast.stmt | None:
-        kept = [self._kept(inner) for inner in statement.body]
-        body = [inner for inner in kept if inner is not None]
-        if not body:
+        body = self._kept_of(statement.body)
+        otherwise = self._kept_of(statement.orelse)
+        if not body and not otherwise:
             return None
+        body = body or [ast.copy_location(ast.Pass(), statement)]
         if isinstance(statement, ast.If):
-            block: ast.stmt = ast.If(statement.test, body, [])
+            block: ast.stmt = ast.If(statement.test, body, otherwise)
         else:
-            block = ast.For(statement.target, statement.iter, body, [])
+            block = ast.For(statement.target, statement.iter, body, otherwise)
         return ast.copy_location(block, statement)
+
+    def _kept_of(self, statements: Sequence[ast.stmt]) -> list[ast.stmt]:
+        kept = [self._kept(statement) for statement in statements]
+        return [statement for statement in kept if statement is not None]
 
     def loader(self, file: Path) -> TreeLoader:
         """Return a loader that executes the statements once in a module."""

@@ -95,6 +95,10 @@ for epoch in range(3):
             rate = base * 0.5 ** (number // 2)
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        if number > 10:
+            print(loss)
+        else:
+            bound = number
         if number > 5:
             break
 """
@@ -103,7 +107,7 @@ for epoch in range(3):
 def test_only_what_sets_the_schedule_is_executed(tmp_path):
     file = tmp_path / "script.py"
     file.write_text(LOOP)
-    chosen = ScheduleStatements(parsed(file), 3, ["weight"], ["optimizer.step"])
+    chosen = ScheduleStatements(parsed(file), 3, ["weight", "bound"], ["optimizer.step"])
     text = "\n".join(map(ast.unparse, chosen.statements()))
     assert "model" not in text and "loss" not in text and "break" not in text
 
@@ -122,6 +126,7 @@ def test_only_what_sets_the_schedule_is_executed(tmp_path):
         chosen.loader(file).exec_module(module)
         weights.append(module.weight)
     assert weights == [0, 0, 10, 10]
+    assert module.bound == 10  # set in an else
     assert Optimizer.rates == [1.0, 1.0, 0.5**5, 0.5**5]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import standins
@@ -11,7 +12,7 @@ from segbench import registry
 from segbench.cli.main import run
 from segbench.config import load_protocol
 from segbench.errors import PluginError, UsageError
-from segbench.verify import described_methods, load_description, ours, verify_method
+from segbench.verify import load_description, ours, verify_method
 
 CHECKS = ["terms", "gradients", "weights", "schedule", "sampling", "window"]
 
@@ -109,7 +110,10 @@ def test_a_missing_repository_and_an_undescribed_method_are_refused(tmp_path):
     assert "benchmarks/official/cps.yaml" in error.value.details["fix"]
 
 
-@pytest.mark.parametrize("method", described_methods())
+OFFICIAL = Path(__file__).resolve().parents[2] / "benchmarks" / "official"
+
+
+@pytest.mark.parametrize("method", sorted(file.stem for file in OFFICIAL.glob("*.yaml")))
 def test_descriptions_fit_the_methods(method):
     description = load_description(method)
     side = ours.Ours(method, description)
