@@ -98,16 +98,7 @@ class ResVNet(EncoderDecoder):
         dropout: float = Field(0.5, ge=0, lt=1, description="channel dropout before the heads")
         depth: int = Field(5, ge=2, le=5, description="number of levels; 5 in the literature")
 
-    def __init__(
-        self,
-        params: BackboneParams,
-        channels: int,
-        dims: int,
-        heads: tuple[int, ...],
-        decoders: tuple[str, ...] = ("transposed",),
-        side_outputs: bool = False,
-    ) -> None:
-        super().__init__(params, channels, dims, heads, decoders, side_outputs)
+    def initialize(self) -> None:
         convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
         for module in self.modules():
             if isinstance(module, convolutions):
@@ -137,10 +128,7 @@ class ResVNet(EncoderDecoder):
         return nn.Identity(), nn.ModuleList([last, *inner])
 
     def stages(self) -> list[nn.Module]:
-        stages = list(self.encoder.children())
-        for decoder in self.decoders:
-            stages += decoder.children()
-        return stages
+        return [*self.encoder.children(), *super().stages()[1:]]
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:

@@ -83,6 +83,8 @@ class UNet3D(EncoderDecoder):
         side_outputs: bool = False,
     ) -> None:
         super().__init__(params, channels, dims, heads, decoders, side_outputs)
+
+    def initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight)

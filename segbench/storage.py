@@ -91,6 +91,21 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def write_if_possible(path: Path, text: str) -> None:
+    """Write a small file in one piece, at once and without an error if it cannot be written.
+
+    For signs of life: a full disk must not end the run that they stand for, and after a crash of
+    the machine they are worth nothing.
+    """
+    temp = temp_path(path)
+    try:
+        temp.write_text(text, encoding="utf-8")
+        os.replace(temp, path)
+    except OSError:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+
+
 def atomic_write(path: str | Path, content: bytes | Callable[[IO[bytes]], Any]) -> None:
     """Write a file so that a reader sees either the old or the new content, even after a crash.
 

@@ -281,8 +281,12 @@ class EncoderDecoder(Backbone):
         self.decoders: Any = nn.ModuleList(self.make_decoder(kind) for kind in decoders)
         self.heads = self.make_heads(len(decoders))
         self.bottom, self.dropouts = self.make_dropouts(self.p.dropout)
+        self.initialize()
 
     # Methods that a subclass defines or may override.
+
+    def initialize(self) -> None:
+        """Set the initial weights. By default they remain torch's."""
 
     def make_encoder(self, channels: int) -> Encoder:
         """Return the encoder for images with ``channels`` channels."""

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segbench.storage import temp_path
+from segbench.storage import write_if_possible
 
 LEASE = "lease.json"
 ATTEMPTS = "attempts.jsonl"
@@ -72,14 +72,8 @@ def new_lease() -> Lease:
 
 
 def write_lease(folder: Path, lease: Lease) -> None:
-    """Write a lease in one piece; a full disk must not end the run that it stands for."""
-    temp = temp_path(folder / LEASE)
-    try:
-        temp.write_text(json.dumps(asdict(lease)), encoding="utf-8")
-        os.replace(temp, folder / LEASE)
-    except OSError:
-        with suppress(OSError):
-            temp.unlink(missing_ok=True)
+    """Write a lease, unless the disk is full."""
+    write_if_possible(folder / LEASE, json.dumps(asdict(lease)))
 
 
 def read_lease(folder: Path) -> Lease | None:

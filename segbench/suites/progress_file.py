@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from segbench.storage import temp_path
+from segbench.storage import write_if_possible
 
 NAME = "progress.json"
 EVERY = 1.0  # seconds between two writes
@@ -39,13 +38,7 @@ class ProgressFile:
             return
         self._written = now
         record = {**Reached(stage, done, total, remaining)._asdict(), "time": time.time()}
-        temp = temp_path(self.path)
-        try:
-            temp.write_text(json.dumps(record))
-            os.replace(temp, self.path)
-        except OSError:
-            with suppress(OSError):
-                temp.unlink(missing_ok=True)
+        write_if_possible(self.path, json.dumps(record))
 
     def remove(self) -> None:
         """Remove the file at the end of an attempt."""
