@@ -80,7 +80,7 @@ from segbench.nn.ops import (
 class ADMT(Method):
     """A student with two teachers that take turns in following it."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(2.0, ge=0, description="weight of the unlabeled term after its ramp")

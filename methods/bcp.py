@@ -78,7 +78,7 @@ from segbench.nn.ops import context_mask, mix, pass_groups, wide_softmax
 class BCP(StudentTeacher):
     """A student trained on copy-paste mixtures; pretraining uses labeled images only."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         pretrain_share: float = Field(

@@ -48,7 +48,7 @@ from segbench.nn.losses import cross_entropy, dice_ce
 class CPS(Method):
     """Two networks; on unlabeled images each learns from the other's hard predictions."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(

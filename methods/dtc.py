@@ -47,7 +47,7 @@ STEEPNESS = 1500
 class DTC(TwoHeads):
     """Segmentation and distance regression, with consistency between both tasks on all images."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(

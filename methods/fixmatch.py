@@ -65,7 +65,7 @@ from segbench.nn.ops import (
 class FixMatch(Method):
     """One network that learns its own confident labels from strong views with CutMix."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(1.0, ge=0, description="weight of the unlabeled term")

@@ -55,7 +55,7 @@ DECODERS = ("transposed", "trilinear", "nearest")
 class MCNet(Method):
     """One encoder and several decoders; the first decoder is used for prediction."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         decoders: int = Field(

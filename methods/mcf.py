@@ -52,7 +52,7 @@ from segbench.nn.ops import is_known, one_hot, sharpened, wide_softmax, widened
 class MCF(Method):
     """Two networks of different architecture; both predict."""
 
-    leaves_out = True
+    skips_ignored = True
     backbones = ("resvnet",)
 
     class Params(MethodParams):

@@ -48,7 +48,7 @@ from segbench.nn.ops import clipped_noise, wide_softmax
 class MeanTeacher(StudentTeacher):
     """A student that is trained to agree with its moving average on unlabeled images."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(

@@ -65,7 +65,7 @@ class SASSNet(TwoHeads):
     The engine calls ``train()`` before the update of each player, so eval mode ends with an update.
     """
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(

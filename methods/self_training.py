@@ -44,7 +44,7 @@ from segbench.nn.ops import evaluating, pseudo_labels, wide_softmax
 class SelfTraining(StudentTeacher):
     """A network that learns from labels and from the labels of its fixed predecessor."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         share: float = Field(

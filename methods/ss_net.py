@@ -86,7 +86,7 @@ def selectors(classes: int) -> nn.ModuleList:
 class SSNet(Method):
     """Dice, virtual adversarial smoothness and attraction to prototypes; one network, one stage."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(

@@ -26,7 +26,7 @@ from segbench.nn.losses import dice_ce
 class Supervised(Method):
     """One network that is trained on labeled images only."""
 
-    leaves_out = True
+    skips_ignored = True
     semi_supervised = False
 
     class Params(MethodParams):

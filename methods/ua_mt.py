@@ -49,7 +49,7 @@ from segbench.nn.ops import clipped_noise, entropy
 class UAMT(StudentTeacher):
     """A student that is trained to agree with its moving average where the latter is certain."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(

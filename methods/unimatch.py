@@ -65,7 +65,7 @@ from segbench.nn.ops import (
 class UniMatch(Method):
     """One network that learns its confident labels from two strong views and perturbed features."""
 
-    leaves_out = True
+    skips_ignored = True
     needs = frozenset({"features"})
 
     class Params(MethodParams):

@@ -56,7 +56,7 @@ from segbench.nn.losses import dice_ce
 class URPC(Method):
     """All scales learn from labels; on unlabeled images each learns from the mean of all scales."""
 
-    leaves_out = True
+    skips_ignored = True
 
     class Params(MethodParams):
         weight: float = Field(

@@ -173,7 +173,7 @@ class VerSemi(Method):
     Prompts 0 ... T-1 select the real tasks. Prompt T selects the synthetic task.
     """
 
-    leaves_out = True
+    skips_ignored = True
     Params = VerSemiParams
     joint = True
     needs = frozenset({"features"})

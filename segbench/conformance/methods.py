@@ -372,11 +372,11 @@ def batch_untouched(trial: Trial) -> None:
 
 @check
 def voxels_left_out(trial: Trial) -> None:
-    """The losses of a method with ``leaves_out`` take voxels of the label ``IGNORED`` for no class.
+    """The losses of a method with ``skips_ignored`` leave out voxels of the label ``IGNORED``.
 
-    They are finite, and equal to those of none of the classes.
+    They are finite, and differ from those that any class in these voxels would give.
     """
-    if not registry.get("method", trial.name).cls.leaves_out:
+    if not registry.get("method", trial.name).cls.skips_ignored:
         return
     for stage in Drill(trial).plan:
         step = stage.start + stage.steps - 1

@@ -180,7 +180,7 @@ class Method(nn.Module):
     backbone_defaults: ClassVar[dict[str, dict[str, Any]]] = {}
     # Whether all losses leave out the voxels whose label is ``IGNORED``, as those of
     # ``segbench.nn.losses`` do. Other methods cannot be trained on labels with such voxels.
-    leaves_out: ClassVar[bool] = False
+    skips_ignored: ClassVar[bool] = False
     # Name prefixes of parameters that never receive a gradient, by design of the paper.
     dormant: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str]

@@ -125,8 +125,8 @@ class History:
     """What the attempts at a run came to."""
 
     starts: int = 0
-    kills: int = 0  # attempts in a row, up to the last one, that ended without a word
-    code: int | None = None  # exit code of the last attempt; None if it did not say one
+    kills: int = 0  # attempts in a row, up to the last one, with no recorded end
+    code: int | None = None  # exit code of the last attempt; None if it was not recorded
     signal: str = ""  # that killed the last one, as far as known
 
 

@@ -25,8 +25,8 @@ def state_of(folder: Path, jobs: Jobs = no_jobs) -> str:
     """Return one of ``STATES``.
 
     ``done`` has a result, ``failed`` a recorded failure, ``running`` a valid lease. ``queued`` has
-    a job that waits; ``lost`` had one that ended without a result and without a word. ``stopped``
-    was interrupted by its user, ``half-done`` by anything else.
+    a job that waits; ``lost`` had one that ended and left neither a result nor a record of how it
+    ended. ``stopped`` was interrupted by its user, ``half-done`` by anything else.
 
     Args:
         jobs: is called for runs that were handed to a scheduler.

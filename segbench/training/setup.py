@@ -166,7 +166,7 @@ def _check_split(store: Store, experiment: Experiment, machine: Machine) -> None
     labeled = experiment.labeled[store.name]
     view = with_draw(store, experiment.draw)
     require_learnable(view, labeled)
-    if not registry.get("method", experiment.method).cls.leaves_out:
+    if not registry.get("method", experiment.method).cls.skips_ignored:
         require_no_ignored(view, labeled, experiment.method)
     if not 0 < labeled <= len(store.patients):
         raise UsageError(

@@ -57,7 +57,7 @@ from segbench.nn.ops import Ema
 
 @method("{name}")
 class Bad(Method):
-    leaves_out = True
+    skips_ignored = True
     class Params(MethodParams):
         {params}
     def build(self, network):

@@ -121,7 +121,7 @@ def test_a_method_that_does_not_say_so_is_not_trained_on_them(lab, own):
     with pytest.raises(DataProblems, match="does not say that its losses leave voxels") as caught:
         lab.prepared("silent_method", "own", steps=1)
     assert "c01" in str(caught.value)
-    assert "leaves_out = True" in str(caught.value.details["fix"])
+    assert "skips_ignored = True" in str(caught.value.details["fix"])
     execute(lab.prepared("silent_method", "own", steps=1, labeled="1"), lab.machine())
 
 

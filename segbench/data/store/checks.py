@@ -413,7 +413,7 @@ def require_no_ignored(store: Store, labeled: int, method: str) -> None:
             f"method '{method}' does not say that its losses leave voxels out",
             problems,
             where=store.root,
-            fix="set leaves_out = True in the method's class if they do (the losses of "
+            fix="set skips_ignored = True in the method's class if they do (the losses of "
             "segbench.nn.losses do), or choose another method",
         )
 
