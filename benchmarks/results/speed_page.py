@@ -22,7 +22,7 @@ TITLES = {
     "speed-inference": "Sliding windows",
     "speed-loader": "Loading training patches",
     "speed-startup": "Start of the program and of a run",
-    "speed-scale": "Commands on many runs; before: 15c8398, measured just before by the same script",
+    "speed-scale": "Commands on many runs (before: commit 15c8398)",
     "speed-classes": "The supervised loss of many classes",
     "speed-prepare-la": "Preparing the left atrium",
     "speed-prepare-acdc": "Preparing ACDC",
