@@ -128,10 +128,11 @@ def _rank_picture(found: Overview, mean_rank: float) -> str:
     step = (PICTURE - 1) / (max(len(found.ranked), 2) - 1)
     place = round((mean_rank - 1) * step)
     reach = found.critical_difference / 2 * step
-    cells = []
+    cells = [" "] * PICTURE
     for column in range(PICTURE):
-        inside = abs(column - (mean_rank - 1) * step) < reach
-        cells.append("●" if column == place else "─" if inside else " ")
+        if abs(column - (mean_rank - 1) * step) < reach:
+            cells[column] = "─"
+    cells[place] = "●"
     return "".join(cells)
 
 
