@@ -35,7 +35,7 @@ VARIANTS = (
     "channels_last",
     "losses_read_at_once",
     "pinned_batches",
-    "fused_optimizer",
+    "plain_optimizer",
     "tf32",
     "cudnn_benchmark",
     "compile",
@@ -120,6 +120,10 @@ def _what_helps(chosen: argparse.Namespace) -> list[Item]:
             }
             limit = 120.0 if variant == "compile" else 60.0
             found.append(Item(f"2-pair-{method}-{variant}", "pair", measured, limit))
+    sizes: dict[str, Any] = {"shape": [180, 180, 88], "patch": [112, 112, 80], "batches": 50}
+    if chosen.dry:
+        sizes = {"shape": [24, 24, 24], "patch": [16, 16, 16], "batches": 4}
+    found.append(Item("2-loading", "loading", {"device": chosen.device, **sizes}))
     return found
 
 

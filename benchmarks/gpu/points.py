@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,14 +16,17 @@ from statistics import median
 from typing import Any
 
 import torch
-from training import Training, Work, peak_bytes, seconds_of
+from training import Training, Work, peak_bytes, seconds_of, wait_for
 
 from segbench import Batch, registry
 from segbench.config import Machine, resolve
 from segbench.config.machine import Cadence
-from segbench.contracts.backbone import Backbone
+from segbench.data.sampling.batches import TrainingData
+from segbench.data.sampling.loader import loader
+from segbench.data.sampling.resident import ResidentData
 from segbench.errors import Interrupted
-from segbench.training.placement import FORMATS
+from segbench.evaluation.precision import use_precision
+from segbench.training.placement import FORMATS, compile_networks
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.run import execute
 from segbench.training.setup import prepare
@@ -155,11 +159,9 @@ def _nothing() -> Iterator[None]:
 @contextmanager
 def _tf32() -> Iterator[None]:
     """Round the inputs of convolutions and matrix products to TF32."""
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = True
+    use_precision("tf32")
     yield
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    use_precision("fp32")
 
 
 @contextmanager
@@ -193,20 +195,17 @@ def _with_channels_last(work: Work) -> tuple[Training, Around]:
 
 def _with_compile(work: Work) -> tuple[Training, Around]:
     training = Training(work)
-    for module in training.method.modules():
-        if isinstance(module, Backbone):
-            for stage in module.stages():
-                stage.compile()
+    compile_networks(training.method)
     return training, _nothing
 
 
-def _with_fused_optimizer(work: Work) -> tuple[Training, Around]:
+def _with_plain_optimizer(work: Work) -> tuple[Training, Around]:
+    """Update the weights without the fused kernels that the engine uses on CUDA."""
     training = Training(work)
     training.step(training.plan[-1])  # makes the optimizers
     for optimizer in training.train.optimizers.values():
         for group in optimizer.param_groups:
-            group["fused"] = True
-            group["foreach"] = False
+            group["fused"] = None
     return training, _nothing
 
 
@@ -241,9 +240,49 @@ VARIANTS: dict[str, Callable[[Work], tuple[Training, Around]]] = {
     "tf32": _with_tf32,
     "losses_read_at_once": _with_losses_read_at_once,
     "pinned_batches": _with_pinned_batches,
-    "fused_optimizer": _with_fused_optimizer,
+    "plain_optimizer": _with_plain_optimizer,
     "compile": _with_compile,
 }
+
+
+def loading(device: str, shape: list[int], patch: list[int], batches: int) -> Row:
+    """Compare batches that are cut in main memory and copied with batches cut on the device.
+
+    Seconds per batch of four patches, with nothing else to do: the time that loading takes of a
+    step if it cannot be hidden behind it.
+    """
+    sys.path.insert(0, str(ROOT / "benchmarks/speed"))
+    from loader import LABELED, Folder, crops_protocol, write_volumes
+
+    cases = 8
+    plan = [(0, number, LABELED, LABELED) for number in range(batches)]
+    seconds = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_volumes(Path(folder), cases, tuple(shape))
+        stores = {"noise": Folder(Path(folder), cases)}
+        labeled = {"noise": cases // 2}
+        protocol = crops_protocol(patch, "mirror")
+        host = TrainingData(stores, labeled, protocol, 0)
+        resident = ResidentData(
+            stores, labeled, protocol, 0, device=torch.device(device), share=_all_places
+        )
+        for name, data, pin in (
+            ("main memory", host, False),
+            ("main memory, pinned", host, device == "cuda"),
+            ("resident", resident, False),
+        ):
+            for _ in range(2):  # the first pass reads the files
+                wait_for(device)
+                started = time.perf_counter()
+                for batch in loader(data, plan, workers=0, pin=pin):
+                    batch.to(device, non_blocking=True)
+                wait_for(device)
+                seconds[name] = (time.perf_counter() - started) / batches
+    return {"seconds_per_batch": seconds, "ratio": seconds["main memory"] / seconds["resident"]}
+
+
+def _all_places(places: range) -> range:
+    return places
 
 
 # -- points 3 and 4: trainings -------------------------------------------------------------------
@@ -327,6 +366,7 @@ KINDS: dict[str, Callable[..., Row]] = {
     "steps": lambda work, count: steps(Work(**work), count),
     "agreement": lambda work: agreement(Work(**work)),
     "gpu_tests": gpu_tests,
+    "loading": loading,
     "profile": lambda work, count: profile(Work(**work), count),
     "pair": lambda work, variant, rounds, count: pair(Work(**work), variant, rounds, count),
     "training": training,

@@ -62,6 +62,14 @@ def write_volumes(folder: Path, cases: int, shape: tuple[int, ...]) -> None:
         np.save(folder / f"case{number}-label.npy", label)
 
 
+def crops_protocol(patch: list[int], augment: str) -> SimpleNamespace:
+    """Return what training data need of a protocol: random crops of a size."""
+    crop = SimpleNamespace(
+        labeled="random", unlabeled="random", pad=3, last_offset=True, foreground=0
+    )
+    return SimpleNamespace(patch=tuple(patch), sampling="proportional", augment=augment, crop=crop)
+
+
 # -- the sides -----------------------------------------------------------------------------------
 
 
@@ -71,14 +79,7 @@ def ours(settings: dict[str, Any]) -> Callable[[], None]:
     from segbench.data.sampling.loader import loader
 
     store = Folder(Path(settings["folder"]), settings["cases"])
-    protocol = SimpleNamespace(
-        patch=tuple(settings["patch"]),
-        sampling="proportional",
-        augment=settings["augment"],
-        crop=SimpleNamespace(
-            labeled="random", unlabeled="random", pad=3, last_offset=True, foreground=0
-        ),
-    )
+    protocol = crops_protocol(settings["patch"], settings["augment"])
     data = TrainingData({"noise": store}, {"noise": settings["cases"] // 2}, protocol, seed=0)
     steps = [(0, number, LABELED, LABELED) for number in range(settings["batches"])]
 

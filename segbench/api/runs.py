@@ -247,7 +247,7 @@ def run(  # noqa: PLR0913 (one argument per choice)
         protocol: name or file [the data set's].
         seed: seed of everything random.
         steps: training steps; this modifies the protocol.
-        precision: "fp32", "bf16" or "fp16" [the protocol's].
+        precision: "fp32", "tf32", "bf16" or "fp16" [the protocol's].
         params: parameters of the method, ``backbone.NAME`` and keys of the protocol, as with
             ``-o``.
         plugins: plug-in files, as with ``--plugin``.

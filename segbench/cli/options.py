@@ -198,6 +198,20 @@ MACHINE_OPTIONS = (
         callback=keep_option,
         help="Recompute activations in the backward pass: less memory, more time.",
     ),
+    click.option(
+        "--compile",
+        is_flag=True,
+        expose_value=False,
+        callback=keep_option,
+        help="Compile the networks: a minute at the start, then faster steps.",
+    ),
+    click.option(
+        "--resident",
+        type=click.Choice(["auto", "yes", "no"]),
+        expose_value=False,
+        callback=keep_option,
+        help="Keep the training images on the device [auto: on CUDA, if they fit].",
+    ),
 )
 
 
@@ -315,7 +329,7 @@ SCIENCE_OPTIONS = (
     ),
     click.option(
         "--precision",
-        type=click.Choice(["fp32", "bf16", "fp16"]),
+        type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
         help="Arithmetic precision [the protocol's].",
     ),
     override_option("Set a parameter of the method, backbone.NAME, or a key of the protocol."),

@@ -34,6 +34,8 @@ class Settings:
     verbose: int = 0
     debug: bool = False
     recompute: bool = False
+    compile: bool = False
+    resident: str | None = None
     document: dict[str, Any] | None = None  # printed at the end with --json
     exit_code: int = 0
 
@@ -47,6 +49,8 @@ class Settings:
             root=self.chosen_root,
             data_root=self.chosen_data_root,
             recompute=self.recompute or None,
+            compile=self.compile or None,
+            resident=self.resident,
         )
 
     @property

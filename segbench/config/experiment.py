@@ -53,7 +53,9 @@ class Experiment(Strict):
         (), description="keys that differ from the protocol of that name"
     )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="of everything random")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; tf32 equals fp32 on a CPU"
+    )
     without: tuple[str, ...] = Field((), description="loss terms left out (segbench ablate)")
     processes: int = Field(1, ge=1, description="that share every batch (torchrun)")
 

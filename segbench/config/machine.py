@@ -84,6 +84,12 @@ class Machine(Strict):
     recompute: bool = Field(
         False, description="recompute activations in the backward pass, which saves memory"
     )
+    compile: bool = Field(
+        False, description="compile the stages of the networks, which takes a minute and saves time"
+    )
+    resident: Literal["auto", "yes", "no"] = Field(
+        "auto", description="keep the training images on the device; auto: on CUDA if they fit"
+    )
     save_every: Cadence = Field(Cadence(), description="how often checkpoints are written")
     plugins: tuple[str, ...] = Field((), description="plug-in files given with --plugin")
     leak_meter: bool = Field(
@@ -124,12 +130,16 @@ class Machine(Strict):
             options.append("--leak-meter")
         if self.recompute:
             options.append("--recompute")
+        if self.compile:
+            options.append("--compile")
+        if self.resident != "auto":
+            options += ["--resident", self.resident]
         return options
 
 
 # Settings that the user's file and the environment may contain; the others belong to one command.
-SETTINGS = ("root", "data_root", "device", "workers", "threads", "recompute")
-NOT_TEXT = ("workers", "threads", "recompute")
+SETTINGS = ("root", "data_root", "device", "workers", "threads", "recompute", "compile", "resident")
+NOT_TEXT = ("workers", "threads", "recompute", "compile")
 
 Layer = dict[str, tuple[Any, str]]  # values and who set them
 

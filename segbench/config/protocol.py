@@ -177,7 +177,9 @@ class Protocol(Strict):
     largest_component: bool = Field(
         False, description="keep only the largest component of each class"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the forward pass")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32", description="of the forward pass; tf32 equals fp32 on a CPU"
+    )
     expected: Expected = Field(default_factory=Expected)
     published: dict[str, tuple[str, ...]] = Field(
         {},

@@ -17,10 +17,9 @@ from segbench.data.open import derived
 from segbench.data.sampling.crops import nearest
 from segbench.data.store.store import Store
 from segbench.evaluation.checks import require_probabilities, require_shape
+from segbench.evaluation.precision import autocast
 from segbench.evaluation.sliding_window import labels_from, predict_probabilities
 from segbench.metrics import largest_component
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 LabelMap = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -42,9 +41,7 @@ class Inference:
         Raises:
             TrainingError: the method returned anything else.
         """
-        dtype = DTYPES.get(self.precision)
-        device_type = torch.device(self.device).type
-        with torch.autocast(device_type, dtype, enabled=dtype is not None):
+        with autocast(self.device, self.precision):
             output = self.method.predict(windows, source)
         probabilities = require_shape(output, windows, self.method, source)
         if source not in self.checked:  # once, because it waits for the device

@@ -25,6 +25,7 @@ ENGINE_MODULES = (
     "segbench.data.sampling.*",
     "segbench.data.store.downsample",
     "segbench.evaluation.case_rows",
+    "segbench.evaluation.precision",
     "segbench.evaluation.prediction",
     "segbench.evaluation.sliding_window",
     "segbench.evaluation.test_set",

@@ -15,11 +15,14 @@ from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.contracts.method import Method, Optim, Setting, Source
 from segbench.data.open import derived
 from segbench.data.sampling.batches import TrainingData
+from segbench.data.sampling.resident import ResidentData, can_be_resident, resident_bytes
 from segbench.data.sampling.splits import with_draw, without_held_out
 from segbench.data.store.store import Store
 from segbench.errors import PLUGIN_FAILURES, UsageError
+from segbench.evaluation.precision import use_precision
 from segbench.nn.inspect import dry_run
 from segbench.training.distributed import World
+from segbench.training.placement import fits_on_device
 from segbench.training.plan import Stage, stages
 
 
@@ -32,7 +35,7 @@ def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Me
     Raises:
         UsageError: the backbone does not fit the method or the patch.
     """
-    _use_full_precision()
+    use_precision(experiment.precision)
     method = _without_networks(experiment, stores)
     backbone_params = dict(experiment.backbone_params)
     if not fresh:
@@ -47,12 +50,6 @@ def build(experiment: Experiment, stores: list[Store], fresh: bool = True) -> Me
     )
     method.build(network)
     return method
-
-
-def _use_full_precision() -> None:
-    """Turn off TF32, to which cuDNN rounds the inputs of convolutions by default."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _without_networks(experiment: Experiment, stores: list[Store]) -> Method:
@@ -186,10 +183,37 @@ def training_views(experiment: Experiment, stores: list[Store]) -> dict[str, Sto
     return views
 
 
-def training_data(experiment: Experiment, views: dict[str, Store], world: World) -> TrainingData:
-    """Return the batches of an experiment, or this process's share of them."""
+def training_data(
+    experiment: Experiment,
+    views: dict[str, Store],
+    world: World,
+    device: str = "cpu",
+    resident: str = "no",
+) -> TrainingData:
+    """Return the batches of an experiment, or this process's share of them.
+
+    Args:
+        resident: "yes" keeps the images on the device; "auto" does so if it is a CUDA device with
+            enough free memory and the protocol allows it.
+
+    Raises:
+        UsageError: the patches of the protocol cannot be cut on the device.
+    """
     labeled = {name: len(view.labeled(experiment.labeled[name])) for name, view in views.items()}
-    return TrainingData(views, labeled, experiment.protocol, experiment.seed, share=world.share)
+    protocol = experiment.protocol
+    on_device = resident == "yes"
+    if resident == "auto" and can_be_resident(protocol.augment):
+        on_device = fits_on_device(lambda: resident_bytes(views, labeled), device)
+    if not on_device:
+        return TrainingData(views, labeled, protocol, experiment.seed, share=world.share)
+    return ResidentData(
+        views,
+        labeled,
+        protocol,
+        experiment.seed,
+        device=torch.device(device),
+        share=world.share,
+    )
 
 
 def training_plan(experiment: Experiment, method: Method, data: TrainingData) -> list[Stage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from segbench.contracts.method import Optim
 
 Optimizer = torch.optim.Optimizer
+FUSED = ("cuda",)  # devices on which the fused kernels are used
 
 
 class _WithoutCompiler(Optimizer):
@@ -37,9 +39,21 @@ class _AdamW(_WithoutCompiler, torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-def make_optimizer(spec: Optim, parameters: list[nn.Parameter]) -> Optimizer:
-    """Return the optimizer that a specification describes."""
+def make_optimizer(
+    spec: Optim, parameters: list[nn.Parameter], fused: bool | None = None
+) -> Optimizer:
+    """Return the optimizer that a specification describes.
+
+    Args:
+        fused: update all weights in one kernel; None does so on CUDA, where launching one kernel
+            per weight takes longer than computing it. The last digits may differ.
+    """
+    if fused is None:
+        fused = all(parameter.device.type in FUSED for parameter in parameters)
+    shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
+    if fused:
+        shared["fused"] = True
     if spec.name == "sgd":
-        return _SGD(parameters, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+        return _SGD(parameters, momentum=spec.momentum, **shared)
     kind = _Adam if spec.name == "adam" else _AdamW
-    return kind(parameters, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
+    return kind(parameters, betas=spec.betas, **shared)

@@ -8,6 +8,8 @@ networks with such layers stay as they are. The last digits depend on the format
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ CHANNELS_LAST = "channels_last"
 CONTIGUOUS = "contiguous"
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the axes of a weight
+SHARE_FOR_IMAGES = 0.4  # of the free memory of a device
 IN_BACKGROUND = ("cuda",)  # devices with events that say when a copy has arrived
 NORMALIZES_ITEMS = (
     nn.InstanceNorm2d,
@@ -57,6 +60,26 @@ def to_device(method: Method, device: torch.device | str) -> Method:
         if isinstance(module, Backbone) and _is_faster_channels_last(module, torch.device(device)):
             _order_channels_last(module)
     return method
+
+
+def fits_on_device(count_bytes: Callable[[], int], device: torch.device | str) -> bool:
+    """Return whether a CUDA device has room for that many bytes beside a training."""
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(chosen)
+    return count_bytes() <= SHARE_FOR_IMAGES * free
+
+
+def compile_networks(method: Method) -> None:
+    """Let torch compile the stages of all networks when they are used first.
+
+    The results differ from those of the plain stages in rounding.
+    """
+    for module in method.modules():
+        if isinstance(module, Backbone):
+            for stage in module.stages():
+                stage.compile(dynamic=False)  # patches and windows have few shapes
 
 
 def memory_format(method: Method) -> str:

@@ -18,6 +18,7 @@ from segbench.contracts.method import Method
 from segbench.data.look_alike import look_alike_warnings
 from segbench.data.open import derived
 from segbench.data.sampling.loader import loader
+from segbench.data.sampling.resident import ResidentData
 from segbench.data.store.checks import check_facts, summarize_problems
 from segbench.data.store.copies import FILE, copied_facts
 from segbench.data.store.store import Store, case_digests, require_intact
@@ -37,6 +38,7 @@ from segbench.training.build import (
 from segbench.training.distributed import World
 from segbench.training.loop import Trainer
 from segbench.training.memory import keep_freed_memory
+from segbench.training.placement import compile_networks
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.result import write_result
 from segbench.training.selection import choose, snapshot_steps
@@ -217,7 +219,11 @@ def _train(
     """Train the method to the end and return its trainer."""
     experiment = run.experiment
     views = training_views(experiment, run.stores)
-    data = training_data(experiment, views, world)
+    processes = machine.loader_processes
+    resident = "no" if processes and machine.resident == "auto" else machine.resident
+    data = training_data(experiment, views, world, device, resident)
+    if isinstance(data, ResidentData):
+        processes = 0  # patches are cut out by the device
     plan = training_plan(experiment, method, data)
     for warning in [*data.warnings, *_data_warnings(run, views)]:
         reporter.warn(warning)
@@ -225,6 +231,8 @@ def _train(
     warn_of_single_items(method, reporter.warn)
     if machine.recompute:
         recompute(method)
+    if machine.compile:
+        compile_networks(method)
 
     settings = StepSettings(
         optimizer=experiment.protocol.optim,
@@ -240,6 +248,7 @@ def _train(
         "torch": torch.__version__,
         "device": device,
         "threads": torch.get_num_threads(),
+        "compile": machine.compile,
     }
     snapshots: frozenset[int] = frozenset()
     if _keeps_snapshots(run, machine):
@@ -255,7 +264,9 @@ def _train(
         reporter.train(outcome)
 
     trainer.fit(
-        lambda steps: loader(data, steps, machine.loader_processes), machine.save_every, report
+        lambda steps: loader(data, steps, processes, pin=device.startswith("cuda")),
+        machine.save_every,
+        report,
     )
     for warning in trainer.warnings:
         reporter.warn(warning)

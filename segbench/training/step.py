@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from segbench.contracts.method import Batch, Clock, Method, Optim
+from segbench.evaluation.precision import autocast
 from segbench.training.distributed import World
 from segbench.training.loss_checks import (
     GradientWatch,
@@ -36,8 +36,6 @@ from segbench.training.reporter import StepReport
 Epoch = Callable[
     [int, int], int
 ]  # step in the phase and labeled items per batch to passes over the cases
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -261,13 +259,9 @@ class TrainingStep:
         is_first = player == self.method.players[0]
         loss = self.method.loss if is_first else getattr(self.method, f"loss_{player}")
         without = self.settings.without
-        with self._autocast():
+        with autocast(self.device, self.settings.precision):
             terms = require_terms(loss(batch, t), self.method, player, t)
         kept = {name: value for name, value in terms.items() if name not in without}
         if is_first:
             require_some_left(kept, without, self.method)
         return kept
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        precision = self.settings.precision
-        return torch.autocast(self.device.type, DTYPES.get(precision), enabled=precision != "fp32")

@@ -38,6 +38,8 @@ def test_file_then_environment_then_flags(user):
         "workers": "--workers",
         "threads": "default",
         "recompute": "default",
+        "compile": "default",
+        "resident": "default",
     }
 
 

@@ -113,7 +113,7 @@ WRONG = [
     (SMALL + "batch: {labeled: true}", r"batch.labeled: expected int in \[1, 1024\], got True"),
     (SMALL + "batch: 3", r"batch: expected mapping, got 3"),
     (SMALL + "selection: best", r"selection: expected one of last, validation, got 'best'"),
-    (SMALL + "precision: fp8", r"precision: expected one of fp32, bf16, fp16, got 'fp8'"),
+    (SMALL + "precision: fp8", r"precision: expected one of fp32, tf32, bf16, fp16, got 'fp8'"),
     (SMALL + "labeled: [0]", r"labeled: expected counts ≥ 1"),
     (SMALL + "labeled: 8", r"labeled: expected list of int, got 8"),
     (SMALL + "optim: {schedule: step}", r"optim.milestones: a step schedule needs"),

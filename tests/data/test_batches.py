@@ -166,17 +166,10 @@ def test_slices_of_volumes_are_cases(tmp_path: Path) -> None:
 def test_zoomed_slices_fill_the_patch(tmp_path: Path) -> None:
     store = Canary(tmp_path, shape=(12, 7, 3))
     zoom = SimpleNamespace(labeled="zoom", unlabeled="zoom", pad=0, last_offset=False, foreground=0)
-    for preload in (False, True):
-        data = TrainingData(
-            {"toy": store}, {"toy": 4}, protocol(patch=(16, 16), crop=zoom), 0, preload=preload
-        )
-        batch = data.batch(0, 0, 2, 2)
-        assert (batch.x.amin((1, 2, 3)) == batch.x.amax((1, 2, 3))).all() and batch.x.shape == (
-            2,
-            1,
-            16,
-            16,
-        )
+    data = TrainingData({"toy": store}, {"toy": 4}, protocol(patch=(16, 16), crop=zoom), 0)
+    batch = data.batch(0, 0, 2, 2)
+    assert (batch.x.amin((1, 2, 3)) == batch.x.amax((1, 2, 3))).all()
+    assert batch.x.shape == (2, 1, 16, 16)
 
 
 def test_epoch_is_one_pass_over_labeled_cases(data: TrainingData) -> None:
@@ -323,16 +316,6 @@ def test_batch_is_a_pure_function(store: Canary, data: TrainingData) -> None:
     other_seed = TrainingData({"toy": store}, {"toy": 4}, protocol(), 1)
     assert first != [digest(other_seed.batch(0, s, 2, 2)) for s in range(6)]
     assert first != [digest(data.batch(1, s, 2, 2)) for s in range(6)]
-
-
-def test_preload_gives_the_same(store: Canary, data: TrainingData) -> None:
-    resident = TrainingData({"toy": store}, {"toy": 4}, protocol(), 0, preload=True)
-    expected = [digest(data.batch(0, s, 2, 2)) for s in range(4)]
-    for file in store.root.iterdir():
-        file.unlink()
-    assert [digest(resident.batch(0, s, 2, 2)) for s in range(4)] == expected
-    with pytest.raises(DataError):
-        data.batch(0, 0, 2, 2)
 
 
 @pytest.mark.parametrize(("workers", "context"), [(1, "fork"), (2, "fork"), (1, "spawn")])

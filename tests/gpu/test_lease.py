@@ -54,7 +54,13 @@ def rows(folder):
 
 def test_lease_measures_what_is_missing(tmp_path, blocked):
     out = tmp_path / "out"
-    patterns = ("1-steps-sassnet-*", "1-agreement-supervised", "2-pair-ua_mt-fused*", "5-*-versemi")
+    patterns = (
+        "1-steps-sassnet-*",
+        "1-agreement-supervised",
+        "2-pair-ua_mt-plain*",
+        "2-loading",
+        "5-*-versemi",
+    )
     only = [word for pattern in patterns for word in ("--only", pattern)]
     printed = run("gpu/lease.py", "--dry", "--out", out, *only, cwd=tmp_path, path=[blocked])
     assert "left for another time: nothing" in printed
@@ -63,7 +69,8 @@ def test_lease_measures_what_is_missing(tmp_path, blocked):
         "1-steps-sassnet-fp32",
         "1-steps-sassnet-bf16",
         "1-agreement-supervised",
-        "2-pair-ua_mt-fused_optimizer",
+        "2-loading",
+        "2-pair-ua_mt-plain_optimizer",
         "5-resuming-versemi",
     }
     for result in found.values():

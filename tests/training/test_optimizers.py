@@ -55,3 +55,11 @@ def test_a_step_does_not_import_the_compiler():
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_fused_updates_differ_in_rounding_only(name):
+    spec = Optim(name=name, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    plain = trained(lambda parameters: make_optimizer(spec, parameters, fused=False))
+    fused = trained(lambda parameters: make_optimizer(spec, parameters, fused=True))
+    torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)

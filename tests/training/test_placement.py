@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from segbench.contracts.method import Method, MethodParams, Setting, Source
+from segbench.evaluation.precision import autocast, use_precision
 from segbench.registry import get
 from segbench.training import checkpoint
-from segbench.training.placement import memory_format, to_device
+from segbench.training.placement import (
+    compile_networks,
+    fits_on_device,
+    memory_format,
+    to_device,
+)
+from segbench.training.run import execute
 
 
 class OneNetwork(Method):
@@ -70,3 +77,46 @@ def test_weights_have_one_digest_and_keep_their_format_when_loaded():
     assert checkpoint.digest(ordered.state_dict()) == checkpoint.digest(plain.state_dict())
     ordered.load_state_dict(built("batch", 3).state_dict())
     assert memory_format(ordered) == "channels_last"
+
+
+def test_images_are_resident_only_on_cuda_and_if_they_fit(monkeypatch):
+    assert not fits_on_device(lambda: 0, "cpu")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    assert fits_on_device(lambda: 400, "cuda")
+    assert not fits_on_device(lambda: 401, "cuda")
+
+
+def test_images_on_the_device_train_the_same_weights(lab):
+    run = lab.prepared("mean_teacher")
+    plain = execute(run, lab.machine())["weights_sha256"]
+    resident = execute(run, lab.machine(resident="yes"), restart=True)["weights_sha256"]
+    assert resident == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_compiled_networks_differ_in_rounding_only(norm):
+    plain = built(norm, 2)
+    compiled = copy.deepcopy(plain)
+    compile_networks(compiled)
+    image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        gradients(compiled, image), gradients(plain, image), rtol=1e-4, atol=1e-6
+    )
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_tf32_is_allowed_for_its_precision_only():
+    for precision in ("tf32", "bf16", "fp32"):
+        use_precision(precision)
+        assert torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
+        assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_what_networks_compute_in(precision, expected):
+    with autocast("cpu", precision):
+        assert torch.nn.Linear(2, 2)(torch.rand(1, 2)).dtype == expected

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segbench.contracts.dataset import IGNORED
 from segbench.contracts.method import Batch
@@ -60,10 +61,8 @@ class _File:
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape, self.order)
 
 
-def _reference(array: np.ndarray, preload: bool) -> np.ndarray | _File:
-    """Return where a memory map lies; other arrays, or with ``preload`` a copy, stay arrays."""
-    if preload:
-        return np.array(array)
+def _reference(array: np.ndarray) -> np.ndarray | _File:
+    """Return where a memory map lies; other arrays stay arrays."""
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap) and array.filename:
         order = "C" if array.flags.c_contiguous else "F"
         return _File(str(array.filename), array.dtype, array.offset, array.shape, order)
@@ -71,7 +70,7 @@ def _reference(array: np.ndarray, preload: bool) -> np.ndarray | _File:
 
 
 @dataclass(frozen=True)
-class _Case:
+class TrainingCase:
     """One training case, or one slice of it."""
 
     id: str
@@ -85,16 +84,34 @@ class _Case:
 
     def read(self, which: str) -> np.ndarray:
         """Return the ``image`` or ``label``."""
+        volume = self.read_volume(which)
+        return volume if self.plane is None else volume[..., self.plane]
+
+    def read_volume(self, which: str) -> np.ndarray:
+        """Return the ``image`` or ``label`` of the volume that the case is a slice of, or itself.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
         held = getattr(self, which)
         try:
             array: np.ndarray = held.open() if isinstance(held, _File) else held
-            return array if self.plane is None else array[..., self.plane]
+            return array
         except UNREADABLE as error:
             raise DataError(
                 f"the {which} of case '{self.id}' of {self.dataset} cannot be read: {error}",
                 where=held.file,
                 fix=f"segbench data check {self.dataset}",
             ) from error
+
+
+@dataclass(frozen=True)
+class Item:
+    """One place of a batch: a case, where its patch lies, and the key of its strong view."""
+
+    case: TrainingCase
+    cut: crops.Cut
+    strong_key: tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -107,7 +124,7 @@ class _CaseKey:
     source: int  # index of the data set
 
 
-def _load_case(case: _CaseKey, labeled: bool, dims: int, preload: bool) -> list[_Case]:
+def _load_case(case: _CaseKey, labeled: bool, dims: int) -> list[TrainingCase]:
     """Return a case, or its slices along the last axis if the patch has one axis less."""
     image, label = _open_arrays(case, labeled)
     if image.ndim - 1 not in (dims, dims + 1):
@@ -123,13 +140,13 @@ def _load_case(case: _CaseKey, labeled: bool, dims: int, preload: bool) -> list[
             found=f"{image.shape[1:]} and {label.shape}",
             fix=f"segbench data check {case.dataset}",
         )
-    whole = _Case(
+    whole = TrainingCase(
         id=case.id,
         dataset=case.dataset,
         source=case.source,
         shape=tuple(image.shape[1 : dims + 1]),
-        image=_reference(image, preload),
-        label=None if label is None else _reference(label, preload),
+        image=_reference(image),
+        label=None if label is None else _reference(label),
         pad=case.store.pad(case.id),
     )
     if image.ndim == dims + 1:
@@ -179,7 +196,6 @@ class TrainingData:
         protocol: Any,
         seed: int,
         *,
-        preload: bool = False,
         share: Callable[[range], range] = _all,
     ) -> None:
         """Open the training cases.
@@ -189,7 +205,6 @@ class TrainingData:
             labeled: number of labeled cases of each.
             protocol: its patch, crop, augment and sampling are used.
             seed: part of every draw.
-            preload: read all cases into memory once; workers that are forked share them.
             share: picks this process's places of a batch.
 
         Raises:
@@ -216,12 +231,12 @@ class TrainingData:
             "last_offset": crop.last_offset,
             "augment": "none" if self._strong else protocol.augment,
         }
-        cases: list[_Case] = []
+        cases: list[TrainingCase] = []
         for source, (name, store) in enumerate(stores.items()):
             count = _checked_count(name, len(store.train), labeled.get(name))
             for position, case in enumerate(store.train):
                 key = _CaseKey(case, store, name, source)
-                cases += _load_case(key, position < count, len(self.patch), preload)
+                cases += _load_case(key, position < count, len(self.patch))
         self._labeled = [case for case in cases if case.label is not None]
         self._unlabeled = [case for case in cases if case.label is None] or self._labeled
         self._borrows = self._unlabeled is self._labeled
@@ -247,32 +262,38 @@ class TrainingData:
         everything = self._choose(phase, step, labeled, unlabeled)
         own_labeled = self.share(range(labeled))
         own_unlabeled = self.share(range(labeled, labeled + unlabeled))
-        places = [*own_labeled, *own_unlabeled]
-        chosen = [everything[place] for place in places]
         count = len(own_labeled)
-        images = np.zeros((len(chosen), self.channels, *self.patch), np.float32)
+        items = []
+        for i, place in enumerate([*own_labeled, *own_unlabeled]):
+            case = everything[place]
+            cut = self._draw_cut(rng(self.seed, "item", phase, step, place), case, i < count)
+            items.append(Item(case, cut, (self.seed, "strong", phase, step, place)))
+        images, labels = self._cut(items, count)
+        source = torch.tensor([item.case.source for item in items], dtype=torch.int64)
+        return Batch(images[:count], labels, images[count:], source)
+
+    def _cut(self, items: list[Item], count: int) -> tuple[Tensor, Tensor]:
+        """Return the patches (N, C, *P) of all items and the labels (L, *P) of the first L."""
+        images = np.zeros((len(items), self.channels, *self.patch), np.float32)
         labels = np.empty((count, *self.patch), np.int64)
-        for i, (place, case) in enumerate(zip(places, chosen, strict=True)):
-            generator = rng(self.seed, "item", phase, step, place)
-            is_labeled = i < count
-            image = case.read("image")
-            cut = self._draw_cut(generator, case, is_labeled)
+        for i, item in enumerate(items):
+            image = item.case.read("image")
             target = images[i, : len(image)]
             warp = strong.Warp(None, ())
             if self._strong:
-                generator = rng(self.seed, "strong", phase, step, place)
+                generator = rng(*item.strong_key)
                 warp = strong.draw_warp(generator, self.patch, self._mirror)
-            strong.take_warped(image, cut, warp, target, pad=case.pad)
+            strong.take_warped(image, item.cut, warp, target, pad=item.case.pad)
             if self._strong:
                 strong.change_intensities(target, generator)
-            if is_labeled:
-                strong.take_warped(case.read("label"), cut, warp, labels[i], nearest=True)
-        x = torch.from_numpy(images)
-        y = torch.from_numpy(labels)
-        source = torch.tensor([case.source for case in chosen], dtype=torch.int64)
-        return Batch(x[:count], y, x[count:], source)
+            if i < count:
+                label = item.case.read("label")
+                strong.take_warped(label, item.cut, warp, labels[i], nearest=True)
+        return torch.from_numpy(images), torch.from_numpy(labels)
 
-    def _draw_cut(self, generator: np.random.Generator, case: _Case, labeled: bool) -> crops.Cut:
+    def _draw_cut(
+        self, generator: np.random.Generator, case: TrainingCase, labeled: bool
+    ) -> crops.Cut:
         where = self._where[0] if labeled else self._where[1]
         cut = crops.draw(generator, case.shape, self.patch, where=where, **self._crop)
         if labeled and self._foreground and generator.random() < self._foreground:
@@ -280,7 +301,7 @@ class TrainingData:
         return cut
 
     def _around_foreground(
-        self, generator: np.random.Generator, cut: crops.Cut, case: _Case
+        self, generator: np.random.Generator, cut: crops.Cut, case: TrainingCase
     ) -> crops.Cut:
         """Move a cut so that it contains a foreground voxel; an empty label leaves it as it is."""
         key = (case.dataset, case.id)
@@ -319,11 +340,11 @@ class TrainingData:
             )
         self.warnings += [note for note in notes if note not in self.warnings]
 
-    def _choose(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[_Case]:
+    def _choose(self, phase: int, step: int, labeled: int, unlabeled: int) -> list[TrainingCase]:
         """Return the cases of a batch, labeled first."""
         steps = self.steps_per_epoch(labeled)
         epoch, group = divmod(step, steps)
-        chosen: list[_Case] = []
+        chosen: list[TrainingCase] = []
         for stream, pool, size in (
             ("labeled", self._labeled, labeled),
             ("unlabeled", self._unlabeled, unlabeled),
@@ -334,8 +355,8 @@ class TrainingData:
         return chosen
 
     def _group(
-        self, pool: list[_Case], places: range, total: int, key: tuple[object, ...]
-    ) -> list[_Case]:
+        self, pool: list[TrainingCase], places: range, total: int, key: tuple[object, ...]
+    ) -> list[TrainingCase]:
         """Return the cases at ``places`` of an epoch's chain of permutations.
 
         Args:

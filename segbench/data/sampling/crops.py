@@ -215,23 +215,38 @@ def take(
     if cut.zoom:
         out[...] = zoom(view, patch)
         return out
-    source: list[slice] = [slice(None)] * first  # of the volume
-    target: list[slice] = [slice(None)] * first  # of the patch
-    inside = True
-    sizes = view.shape[first:]
-    for size, corner, margin, edge in zip(sizes, cut.corner, cut.pads, patch, strict=True):
+    part = overlap(view.shape[first:], cut, patch)
+    if not part.whole:
+        out[...] = _pad_values(pad, out.ndim)
+    leading = (slice(None),) * first
+    out[leading + part.of_patch] = view[leading + part.of_volume]
+    return out
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The part that a patch and a volume share, as slices of both; the rest is padding."""
+
+    of_volume: tuple[slice, ...]
+    of_patch: tuple[slice, ...]
+    whole: bool  # no part of the patch is padding
+
+
+def overlap(shape: Sequence[int], cut: Cut, patch: Sequence[int]) -> Overlap:
+    """Return the overlap of a patch with a volume of this shape, after the turns of the cut."""
+    of_volume = []
+    of_patch = []
+    whole = True
+    for size, corner, margin, edge in zip(shape, cut.corner, cut.pads, patch, strict=True):
         low = corner - margin
         high = low + edge
         # Equal if the whole patch lies in the padding.
         begin = min(max(low, 0), size)
         end = min(max(high, 0), size)
-        source.append(slice(begin, end))
-        target.append(slice(begin - low, end - low))
-        inside = inside and low >= 0 and high <= size
-    if not inside:
-        out[...] = _pad_values(pad, out.ndim)
-    out[tuple(target)] = view[tuple(source)]
-    return out
+        of_volume.append(slice(begin, end))
+        of_patch.append(slice(begin - low, end - low))
+        whole = whole and low >= 0 and high <= size
+    return Overlap(tuple(of_volume), tuple(of_patch), whole)
 
 
 def _oriented(view: np.ndarray, cut: Cut, first: int) -> np.ndarray:

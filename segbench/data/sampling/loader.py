@@ -174,13 +174,25 @@ def _cause_of_death(process: Any) -> str:
     return f"worker {process.pid} ended with {code}"
 
 
-def _batches_from_thread(plan: _Plan, prefetch: int) -> Iterator[Batch]:
+def _pinned(batch: Batch) -> Batch:
+    """Return the batch in memory that a GPU can copy from while the program goes on."""
+    if batch.x.device.type != "cpu":
+        return batch
+    return Batch(**{name: value.pin_memory() for name, value in vars(batch).items()})
+
+
+def _batches_from_thread(plan: _Plan, prefetch: int, pin: bool) -> Iterator[Batch]:
     """Yield batches that one thread makes, up to ``prefetch`` of them ahead."""
+
+    def make(step: Step) -> Batch:
+        batch = plan.data.batch(*step)
+        return _pinned(batch) if pin else batch
+
     coming: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(1, "segbench-batches") as pool:
         for step in plan:
             plan.open.clear()
-            coming.append(pool.submit(plan.data.batch, *step))
+            coming.append(pool.submit(make, step))
             if len(coming) > prefetch:
                 yield coming.popleft().result()
         while coming:
@@ -195,6 +207,7 @@ def loader(
     context: str | None = None,
     prefetch: int = 2,
     timeout: float = 300.0,
+    pin: bool = False,
 ) -> Generator[Batch, None, None]:
     """Yield the batches of the planned steps, in order and the same for any number of workers.
 
@@ -209,6 +222,7 @@ def loader(
         context: fork, spawn or forkserver; None is the platform's default.
         prefetch: batches made ahead, per worker.
         timeout: seconds to wait for a batch.
+        pin: put batches into memory that a GPU can copy from in the background.
 
     Raises:
         DataError: a case cannot be read, or no batch came for ``timeout`` seconds.
@@ -216,11 +230,12 @@ def loader(
     """
     plan = _Plan(data, steps)
     if workers == 0:
-        yield from _batches_from_thread(plan, prefetch)
+        yield from _batches_from_thread(plan, prefetch, pin)
         return
     for last in (False, True):
         try:
-            yield from _deliver(plan, workers, context, prefetch, timeout)
+            for batch in _deliver(plan, workers, context, prefetch, timeout):
+                yield _pinned(batch) if pin else batch
             return
         except _WorkerDiedError as death:
             if last:
