@@ -16,10 +16,23 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from segbench import BackboneParams, Field, backbone
-from segbench.nn.blocks import Encoder, EncoderDecoder, Layers
+from segbench.nn.blocks import (
+    KERNELS,
+    POOLING,
+    Encoder,
+    EncoderDecoder,
+    Layers,
+    PerAxis,
+    bottleneck_stride,
+    check_levels,
+    kernels_of,
+    pooling_of,
+    strides_of,
+)
 
 BLOCKS = (3, 4, 6, 3)  # residual blocks of the levels below full resolution, as in ResNet-34
 CONVS = (1, 2, 3, 3)  # convolutions of the decoder's stages, fine to coarse, as in V-Net
@@ -28,16 +41,26 @@ CONVS = (1, 2, 3, 3)  # convolutions of the decoder's stages, fine to coarse, as
 class ResidualBlock(nn.Module):
     """Two convolutions whose input is added before the last ReLU."""
 
-    def __init__(self, layers: Layers, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, ...],
+        stride: tuple[int, ...] = (),
+    ) -> None:
+        """Build the block; with ``stride`` it is the first of its level."""
         super().__init__()
+        steps = stride or (1,) * layers.dims
+        shape = {"padding": tuple(size // 2 for size in kernel), "bias": False}
         norm = layers.after(outputs)[:-1]
-        first = layers.of("Conv", inputs, outputs, 3, stride=stride, padding=1, bias=False)
-        second = layers.of("Conv", outputs, outputs, 3, padding=1, bias=False)
+        first = layers.of("Conv", inputs, outputs, kernel, stride=steps, **shape)
+        second = layers.of("Conv", outputs, outputs, kernel, **shape)
         self.first = nn.Sequential(first, *layers.after(outputs))
         self.second = nn.Sequential(second, *norm)
         self.shortcut = nn.Sequential()
-        if stride > 1:
-            conv = layers.of("Conv", inputs, outputs, 1, stride=stride, bias=False)
+        if stride:
+            conv = layers.of("Conv", inputs, outputs, 1, stride=steps, bias=False)
             self.shortcut = nn.Sequential(conv, *layers.after(outputs)[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,15 +70,26 @@ class ResidualBlock(nn.Module):
 class ResNetEncoder(nn.ModuleList):
     """The encoder: one convolution at full resolution, then levels of residual blocks."""
 
-    def __init__(self, layers: Layers, channels: int, widths: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        channels: int,
+        widths: tuple[int, ...],
+        pooling: list[tuple[int, ...]],
+        kernels: list[tuple[int, ...]],
+    ) -> None:
         super().__init__()
-        first = layers.of("Conv", channels, widths[0], 7, padding=3, bias=False)
+        # The first kernel spans 7 voxels, or a single one where the others do.
+        large = tuple(7 if size == 3 else 1 for size in kernels[0])
+        padding = tuple(size // 2 for size in large)
+        first = layers.of("Conv", channels, widths[0], large, padding=padding, bias=False)
         self.append(nn.Sequential(first, *layers.after(widths[0])))
         inputs = widths[0]
-        for width, count in zip(widths[1:], BLOCKS, strict=False):
-            blocks = [ResidualBlock(layers, inputs, width, stride=2)]
+        deeper = zip(widths[1:], BLOCKS, pooling, kernels[1:], strict=False)
+        for width, count, factors, kernel in deeper:
+            blocks = [ResidualBlock(layers, inputs, width, kernel, factors)]
             for _ in range(count - 1):
-                blocks.append(ResidualBlock(layers, width, width, stride=1))
+                blocks.append(ResidualBlock(layers, width, width, kernel))
             self.append(nn.Sequential(*blocks))
             inputs = width
 
@@ -71,13 +105,31 @@ class ResNetEncoder(nn.ModuleList):
 class AddStage(nn.Module):
     """Decoder stage of a V-Net: upsampling, addition of the encoder's map, convolutions."""
 
-    def __init__(self, layers: Layers, kind: str, deep: int, width: int, count: int) -> None:
+    def __init__(
+        self,
+        layers: Layers,
+        kind: str,
+        channels: tuple[int, int],
+        count: int,
+        shape: tuple[tuple[int, ...], tuple[int, ...]],
+    ) -> None:
+        """Build the stage.
+
+        Args:
+            layers: builder of the layers.
+            kind: upsampling method.
+            channels: of the coarser map and of the output.
+            count: number of convolutions.
+            shape: upsampling factors and kernel sizes along each axis.
+        """
         super().__init__()
-        up, channels = layers.up(kind, deep, width, (2,) * layers.dims)
-        if channels != width:
-            up = nn.Sequential(up, *layers.convolutions(channels, width, 1))
+        deep, width = channels
+        factors, kernel = shape
+        up, wide = layers.up(kind, deep, width, factors)
+        if wide != width:
+            up = nn.Sequential(up, *layers.convolutions(wide, width, 1, kernel))
         self.up = up
-        self.convs = layers.unit(width, width, count)
+        self.convs = layers.unit(width, width, count, kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return a map with the size of ``skip``, computed from the coarser map ``x``."""
@@ -97,6 +149,10 @@ class ResVNet(EncoderDecoder):
         )
         dropout: float = Field(0.5, ge=0, lt=1, description="channel dropout before the heads")
         depth: int = Field(5, ge=2, le=5, description="number of levels; 5 in the literature")
+        pooling: PerAxis = POOLING
+        kernels: PerAxis = KERNELS
+
+        _levels = model_validator(mode="after")(check_levels)
 
     def initialize(self) -> None:
         convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -105,19 +161,21 @@ class ResVNet(EncoderDecoder):
                 nn.init.kaiming_normal_(module.weight)
 
     def make_encoder(self, channels: int) -> Encoder:
-        levels = range(self.p.depth)
-        widths = tuple(self.p.width * 2**level for level in levels)
-        strides = tuple((2**level,) * self.dims for level in levels)
-        encoder = ResNetEncoder(Layers(self.dims, self.p.norm), channels, widths)
-        return Encoder(encoder, widths, strides)
+        widths = tuple(self.p.width * 2**level for level in range(self.p.depth))
+        pooling = pooling_of(self.p, self.dims)
+        kernels = kernels_of(self.p, self.dims)
+        encoder = ResNetEncoder(Layers(self.dims, self.p.norm), channels, widths, pooling, kernels)
+        return Encoder(encoder, widths, strides_of(pooling))
 
     def make_decoder(self, kind: str) -> nn.Module:
         layers = Layers(self.dims, self.p.norm)
+        pooling = pooling_of(self.p, self.dims)
+        kernels = kernels_of(self.p, self.dims)
         stages = nn.ModuleList()
         for level in reversed(range(self.scales)):
-            deep = self.channels[level + 1]
-            stage = AddStage(layers, kind, deep, self.channels[level], CONVS[level])
-            stages.append(stage)
+            channels = (self.channels[level + 1], self.channels[level])
+            shape = (pooling[level], kernels[level])
+            stages.append(AddStage(layers, kind, channels, CONVS[level], shape))
         return stages
 
     def make_dropouts(self, p: float) -> tuple[nn.Module, nn.ModuleList]:
@@ -132,4 +190,4 @@ class ResVNet(EncoderDecoder):
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        return (2 ** (params.depth - 1),) * dims
+        return bottleneck_stride(params, dims)

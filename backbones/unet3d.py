@@ -6,18 +6,32 @@ copied). The network has 16 to 256 channels, two convolutions of kernel size 3 p
 normalization without trainable parameters, max pooling, linear upsampling without convolution,
 concatenated skip connections and element-wise dropout. With side outputs it is the network of URPC
 (Luo et al., MICCAI 2021). Extra decoders upsample by transposed convolutions or nearest neighbors.
-The weights of all convolutions are initialized with Kaiming-normal values.
+The weights of all convolutions are initialized with Kaiming-normal values. Pooling and kernels may
+differ along the axes (``pooling``, ``kernels``), as nnU-Net's do for thick slices.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from segbench import BackboneParams, Field, backbone
 from segbench.errors import UsageError
-from segbench.nn.blocks import Encoder, EncoderDecoder, Layers, halve
+from segbench.nn.blocks import (
+    KERNELS,
+    POOLING,
+    Encoder,
+    EncoderDecoder,
+    Layers,
+    PerAxis,
+    check_levels,
+    halve,
+    kernels_of,
+    pooling_of,
+    strides_of,
+)
 
 
 class UNetEncoder(nn.ModuleList):
@@ -29,12 +43,17 @@ class UNetEncoder(nn.ModuleList):
         channels: int,
         widths: tuple[int, ...],
         halvings: list[tuple[int, ...]],
+        kernels: list[tuple[int, ...]],
     ) -> None:
-        """Build the encoder; ``halvings`` has one factor per axis for each pair of levels."""
+        """Build the encoder.
+
+        ``halvings`` has one factor per axis for each pair of levels, ``kernels`` one size per axis
+        for each level.
+        """
         super().__init__()
         inputs = channels
-        for width in widths:
-            self.append(layers.unit(inputs, width))
+        for width, kernel in zip(widths, kernels, strict=True):
+            self.append(layers.unit(inputs, width, kernel=kernel))
             inputs = width
         self.halvings = halvings
 
@@ -70,6 +89,10 @@ class UNet3D(EncoderDecoder):
             le=5,
             description="number of first poolings that skip the last axis (thick slices)",
         )
+        pooling: PerAxis = POOLING
+        kernels: PerAxis = KERNELS
+
+        _levels = model_validator(mode="after")(check_levels)
 
     norm = "instance"
 
@@ -92,14 +115,12 @@ class UNet3D(EncoderDecoder):
     def make_encoder(self, channels: int) -> Encoder:
         widths = tuple(self.p.width * 2**level for level in range(self.p.depth))
         halvings = self._halvings(self.p, self.dims)
-        stride = (1,) * self.dims
-        strides = [stride]
-        for factors in halvings:
-            stride = tuple(s * f for s, f in zip(stride, factors, strict=True))
-            strides.append(stride)
         layers = Layers(self.dims, self.norm)
-        encoder = UNetEncoder(layers, channels, widths, halvings)
-        return Encoder(encoder, widths, tuple(strides))
+        encoder = UNetEncoder(layers, channels, widths, halvings, kernels_of(self.p, self.dims))
+        return Encoder(encoder, widths, strides_of(halvings))
+
+    def kernel(self, level: int) -> tuple[int, ...]:
+        return kernels_of(self.p, self.dims)[level]
 
     def stages(self) -> list[nn.Module]:
         return [*self.encoder.children(), *super().stages()[1:]]
@@ -110,17 +131,17 @@ class UNet3D(EncoderDecoder):
             raise UsageError(
                 "backbone.flat requires a 3D patch", found="a 2D patch", fix="-o backbone.flat=0"
             )
-        in_plane = (2,) * (dims - 1)
-        halvings = []
-        for number in range(params.depth - 1):
-            last = 1 if number < params.flat else 2
-            halvings.append((*in_plane, last))
+        if params.flat and params.pooling:
+            raise UsageError(
+                "backbone.flat and backbone.pooling exclude each other",
+                found=f"flat={params.flat}",
+                fix="-o backbone.flat=0",
+            )
+        halvings = pooling_of(params, dims)
+        for number in range(min(params.flat, len(halvings))):
+            halvings[number] = (*halvings[number][:-1], 1)
         return halvings
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        halvings = cls._halvings(params, dims)
-        unit = [1] * dims
-        for factors in halvings:
-            unit = [u * f for u, f in zip(unit, factors, strict=True)]
-        return tuple(unit)
+        return strides_of(cls._halvings(params, dims))[-1]

@@ -15,11 +15,25 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from segbench import BackboneParams, Field, backbone
 from segbench.errors import IntegrityError, UsageError
-from segbench.nn.blocks import Encoder, EncoderDecoder, Enlarge, Layers
+from segbench.nn.blocks import (
+    KERNELS,
+    POOLING,
+    Encoder,
+    EncoderDecoder,
+    Enlarge,
+    Layers,
+    PerAxis,
+    bottleneck_stride,
+    check_levels,
+    kernels_of,
+    pooling_of,
+    strides_of,
+)
 
 # Names and numbers by level, fine to coarse. The names match the published weights.
 ENCODER = ("one", "two", "three", "four", "five")
@@ -96,6 +110,10 @@ class VNet(EncoderDecoder):
         residual: bool = Field(
             False, description="add the input of each stage; off in all published weights"
         )
+        pooling: PerAxis = POOLING
+        kernels: PerAxis = KERNELS
+
+        _levels = model_validator(mode="after")(check_levels)
 
     # The literature's trilinear decoder interpolates with aligned corners.
     align_corners: ClassVar[bool] = True
@@ -104,30 +122,28 @@ class VNet(EncoderDecoder):
         # The order of the blocks determines the order of the parameters. Keep it: test fixtures
         # identify tensors by number.
         blocks = VNetEncoder()
+        pooling = pooling_of(self.p, self.dims)
         widths: list[int] = []
-        strides: list[tuple[int, ...]] = []
         inputs = channels
         for level in range(self.p.depth):
-            factor = 2**level
-            width = self.p.width * factor
+            width = self.p.width * 2**level
             name = f"block_{ENCODER[level]}"
-            blocks[name] = self._block(CONVS[level], inputs, width)
+            blocks[name] = self._block(level, inputs, width)
             if level + 1 < self.p.depth:
-                blocks[f"{name}_dw"] = self._down(width)
+                blocks[f"{name}_dw"] = self._down(width, pooling[level])
             inputs = 2 * width
             widths.append(width)
-            strides.append((factor,) * self.dims)
-        return Encoder(blocks, tuple(widths), tuple(strides))
+        return Encoder(blocks, tuple(widths), strides_of(pooling))
 
     def make_decoder(self, kind: str) -> nn.ModuleDict:
         """Return the blocks of a decoder, coarse to fine, and its heads."""
+        pooling = pooling_of(self.p, self.dims)
         blocks = nn.ModuleDict()
         for level in reversed(range(self.scales)):
             width = self.channels[level]
-            coarser = self.channels[level + 1]
-            blocks[f"block_{UP[level]}_up"] = self._up(kind, coarser)
+            blocks[f"block_{UP[level]}_up"] = self._up(kind, level, pooling[level])
             if level > 0 or self.p.last_block:
-                block = self._block(CONVS[level], width, width)
+                block = self._block(level, width, width)
                 blocks[f"block_{DECODER[level]}"] = block
         layers = self._layers()
         for i, classes in enumerate(self.outputs):
@@ -171,7 +187,7 @@ class VNet(EncoderDecoder):
 
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
-        return (2 ** (params.depth - 1),) * dims
+        return bottleneck_stride(params, dims)
 
     @classmethod
     def check_patch(cls, params: Any, patch: tuple[int, ...]) -> None:
@@ -191,26 +207,30 @@ class VNet(EncoderDecoder):
     def _layers(self) -> Layers:
         return Layers(self.dims, self.p.norm)
 
-    def _block(self, count: int, inputs: int, outputs: int) -> Block:
-        layers = self._layers().convolutions(inputs, outputs, count)
+    def _block(self, level: int, inputs: int, outputs: int) -> Block:
+        """Return the convolutions of a level."""
+        kernel = kernels_of(self.p, self.dims)[level]
+        layers = self._layers().convolutions(inputs, outputs, CONVS[level], kernel)
         return Block(layers, self.p.residual)
 
-    def _down(self, width: int) -> Block:
+    def _down(self, width: int, factors: tuple[int, ...]) -> Block:
         layers = self._layers()
-        conv = layers.of("Conv", width, 2 * width, 2, stride=2)
+        conv = layers.of("Conv", width, 2 * width, factors, stride=factors)
         return Block([conv, *layers.after(2 * width)])
 
-    def _up(self, kind: str, width: int) -> Block:
+    def _up(self, kind: str, level: int, factors: tuple[int, ...]) -> Block:
+        """Return the upsampling from the next coarser level to ``level``."""
         layers = self._layers()
-        half = width // 2
+        coarser = self.channels[level + 1]
+        width = coarser // 2
         if kind == "transposed":
-            up = layers.of("ConvTranspose", width, half, 2, stride=2)
-            return Block([up, *layers.after(half)])
-        larger: nn.Module = nn.Upsample(scale_factor=2)
+            up = layers.of("ConvTranspose", coarser, width, factors, stride=factors)
+            return Block([up, *layers.after(width)])
+        larger: nn.Module = nn.Upsample(scale_factor=tuple(map(float, factors)))
         if kind == "trilinear":
-            larger = Enlarge((2,) * self.dims, self.align_corners)
-        conv = layers.of("Conv", width, half, 3, padding=1)
-        return Block([larger, conv, *layers.after(half)])
+            larger = Enlarge(factors, self.align_corners)
+        kernel = kernels_of(self.p, self.dims)[level]
+        return Block([larger, *layers.convolutions(coarser, width, 1, kernel)])
 
 
 def _head_name(number: int) -> str:

@@ -8,7 +8,7 @@ import torch
 from segbench import registry
 from segbench.conformance import Drill, Trial
 from segbench.contracts.method import Setting, Source
-from segbench.errors import PluginError
+from segbench.errors import PluginError, UsageError
 from segbench.nn.inspect import cost, dry_run, receptive_field, recompute
 from segbench.training.build import network_factory
 from segbench.training.checkpoint import digest
@@ -165,3 +165,63 @@ def test_maps_that_are_not_as_declared_are_the_plug_ins_fault(monkeypatch):
     setting = Setting((Source("set", ("organ",)),), 1, (16, 16))
     with pytest.raises(PluginError, match="differ from the declared shapes"):
         network_factory("unet3d", {"width": 4, "depth": 3}, setting, frozenset())()
+
+
+# -- pooling and kernels per axis ------------------------------------------------------------------
+
+THICK = {"pooling": [[2, 2, 1], [2, 2, 2]], "kernels": [[3, 3, 1], [3, 3, 3], [3, 3, 3]]}
+
+
+@pytest.mark.parametrize("name", ["unet3d", "vnet", "resvnet"])
+def test_the_default_is_two_along_every_axis_and_kernels_of_three(name):
+    plain = build(name, 3, width=2, depth=3)
+    named = build(name, 3, width=2, depth=3, pooling=[[2] * 3] * 2, kernels=[[3] * 3] * 3)
+    assert digest(plain.state_dict()) == digest(named.state_dict())
+    image = torch.rand(2, 1, 16, 16, 8)
+    assert torch.equal(plain.eval()(image), named.eval()(image))
+
+
+@pytest.mark.parametrize("kind", ["transposed", "trilinear", "nearest"])
+@pytest.mark.parametrize("name", ["unet3d", "vnet", "resvnet"])
+def test_thick_slices_are_pooled_less_and_joined_later(name, kind):
+    cls = registry.get("backbone", name).cls
+    params = cls.Params(width=2, depth=3, **THICK)
+    net = cls(params, 1, 3, (2,), (kind,)).eval()
+    assert net.strides == ((1, 1, 1), (2, 2, 1), (4, 4, 2))
+    assert cls.multiple(params, 3) == (4, 4, 2)
+    dry_run(net, 1, (16, 16, 6))
+
+    cubes = build(name, 3, width=2, depth=3, pooling=THICK["pooling"])
+    in_plane = receptive_field(cubes, 1, 3)
+    thick = receptive_field(net, 1, 3)
+    assert thick[:2] == in_plane[:2]
+    assert thick[2] < in_plane[2]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"pooling": [[2, 2, 1]]}, "pooling: expected 2 lists of 1 or 2"),
+        ({"pooling": [[3, 2, 1], [2, 2, 2]]}, "pooling: expected 2 lists of 1 or 2"),
+        ({"kernels": [[3, 3, 1]]}, "kernels: expected 3 lists of 1 or 3"),
+    ],
+)
+def test_wrong_numbers_of_levels_and_factors_are_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        registry.get("backbone", "vnet").cls.Params(depth=3, **params)
+
+
+def test_pooling_for_another_number_of_axes_is_refused():
+    with pytest.raises(UsageError, match="number of axes"):
+        build("vnet", 2, width=2, depth=3, **THICK)
+    with pytest.raises(UsageError, match="exclude each other"):
+        build("unet3d", 3, width=2, depth=3, flat=1, **THICK)
+
+
+def test_a_patch_that_does_not_fit_finds_a_smaller_depth():
+    cls = registry.get("backbone", "unet3d").cls
+    params = cls.Params(depth=3, **THICK)
+    with pytest.raises(UsageError) as caught:
+        cls.check_patch(params, (16, 16, 5))
+    assert "4x4x2" in caught.value.details["expected"]
+    assert "backbone.depth=2" in caught.value.details["fix"]

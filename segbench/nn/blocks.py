@@ -15,25 +15,122 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.errors import UsageError, unknown
 
 __all__ = [
+    "KERNELS",
     "KINDS",
+    "POOLING",
     "DecoderStage",
     "Encoder",
     "EncoderDecoder",
     "Enlarge",
     "Layers",
+    "PerAxis",
+    "bottleneck_stride",
+    "check_levels",
     "enlarge",
     "halve",
+    "kernels_of",
+    "pooling_of",
+    "strides_of",
 ]
 
 KINDS = ("transposed", "trilinear", "nearest")
 # Factors of ``dropout`` by decoder scale, fine to coarse; 0.3 gives 0.1 to 0.5, as in URPC.
 SCALES = (1 / 3, 2 / 3, 1, 5 / 3)
+
+# -- levels of anisotropic networks ----------------------------------------------------------------
+
+PerAxis = tuple[tuple[int, ...], ...]  # one number per axis, for each level or pair of levels
+
+# Parameters of backbones whose levels may differ along the axes, as those of nnU-Net do for thick
+# slices (Isensee et al., Nature Methods 2021).
+POOLING: Any = Field(
+    (),
+    description="pooling factors, 1 or 2 along each axis, one list per pair of levels, such as "
+    "2x2x1,2x2x2; empty: 2 along every axis",
+)
+KERNELS: Any = Field(
+    (),
+    description="kernel sizes of the convolutions, 1 or 3 along each axis, one list per level, "
+    "such as 3x3x1,3x3x3,3x3x3; empty: 3 along every axis",
+)
+
+
+def check_levels(params: Any) -> Any:
+    """Check ``pooling`` and ``kernels`` of a backbone's parameters, a validator of pydantic.
+
+    Raises:
+        ValueError: a wrong number of lists, or a number other than the two that are allowed.
+    """
+    for key, count, allowed in (
+        ("pooling", params.depth - 1, (1, 2)),
+        ("kernels", params.depth, (1, 3)),
+    ):
+        lists = getattr(params, key)
+        numbers = {number for per_axis in lists for number in per_axis}
+        if lists and (len(lists) != count or not numbers <= set(allowed)):
+            shown = ",".join("x".join(map(str, per_axis)) for per_axis in lists)
+            raise ValueError(
+                f"{key}: expected {count} lists of {allowed[0]} or {allowed[1]} for "
+                f"backbone.depth={params.depth}, got {shown}"
+            )
+    return params
+
+
+def pooling_of(params: Any, dims: int) -> list[tuple[int, ...]]:
+    """Return the pooling factors along each axis between two levels, fine to coarse.
+
+    Raises:
+        UsageError: the parameters are for another number of axes.
+    """
+    return _per_level(params, "pooling", params.depth - 1, 2, dims)
+
+
+def kernels_of(params: Any, dims: int) -> list[tuple[int, ...]]:
+    """Return the kernel sizes along each axis of all levels, fine to coarse.
+
+    Raises:
+        UsageError: the parameters are for another number of axes.
+    """
+    return _per_level(params, "kernels", params.depth, 3, dims)
+
+
+def _per_level(params: Any, key: str, count: int, default: int, dims: int) -> list[tuple[int, ...]]:
+    # A copy of the parameters with a smaller depth, in the search for one that fits, has lists that
+    # are too long.
+    lists = list(getattr(params, key))[:count]
+    if not lists:
+        return [(default,) * dims] * count
+    for per_axis in lists:
+        if len(per_axis) != dims:
+            raise UsageError(
+                f"backbone.{key} does not fit the number of axes",
+                found="x".join(map(str, per_axis)),
+                expected=f"{dims} numbers per list",
+                fix=f"leave out -o backbone.{key}, or name another protocol",
+            )
+    return lists
+
+
+def strides_of(pooling: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Return the strides of all levels relative to the image, fine to coarse."""
+    stride = (1,) * len(pooling[0])
+    strides = [stride]
+    for factors in pooling:
+        stride = tuple(whole * factor for whole, factor in zip(stride, factors, strict=True))
+        strides.append(stride)
+    return tuple(strides)
+
+
+def bottleneck_stride(params: Any, dims: int) -> tuple[int, ...]:
+    """Return the number that a patch must be a multiple of along each axis."""
+    return strides_of(pooling_of(params, dims))[-1]
 
 
 # -- enlarging and reducing feature maps -----------------------------------------------------------
@@ -163,18 +260,27 @@ class Layers:
             layers.append(kind(width, affine=self.norm == "affine"))
         return [*layers, nn.ReLU(inplace=True)]
 
-    def convolutions(self, inputs: int, outputs: int, count: int) -> list[nn.Module]:
-        """Return convolutions of kernel size 3, each followed by normalization and ReLU."""
+    def convolutions(
+        self, inputs: int, outputs: int, count: int, kernel: Sequence[int] = ()
+    ) -> list[nn.Module]:
+        """Return convolutions, each followed by normalization and ReLU.
+
+        ``kernel`` has one odd size per axis; empty stands for 3 along every axis.
+        """
+        sizes = tuple(kernel) or (3,) * self.dims
+        padding = tuple(size // 2 for size in sizes)
         layers: list[nn.Module] = []
         for i in range(count):
             channels = inputs if i == 0 else outputs
-            layers.append(self.of("Conv", channels, outputs, 3, padding=1))
+            layers.append(self.of("Conv", channels, outputs, sizes, padding=padding))
             layers += self.after(outputs)
         return layers
 
-    def unit(self, inputs: int, outputs: int, count: int = 2) -> nn.Sequential:
+    def unit(
+        self, inputs: int, outputs: int, count: int = 2, kernel: Sequence[int] = ()
+    ) -> nn.Sequential:
         """Return the layers of ``convolutions`` as one module."""
-        return nn.Sequential(*self.convolutions(inputs, outputs, count))
+        return nn.Sequential(*self.convolutions(inputs, outputs, count, kernel))
 
     def up(
         self, kind: str, inputs: int, outputs: int, factors: Sequence[int]
@@ -205,21 +311,26 @@ class DecoderStage(nn.Module):
     """Decoder stage of a U-Net: upsampling, concatenation of the encoder's map, convolutions."""
 
     def __init__(
-        self, layers: Layers, kind: str, deep: int, skip: int, out: int, factors: Sequence[int]
+        self,
+        layers: Layers,
+        kind: str,
+        channels: tuple[int, int, int],
+        factors: Sequence[int],
+        kernel: Sequence[int] = (),
     ) -> None:
         """Build the stage.
 
         Args:
             layers: builder of the layers.
             kind: upsampling method.
-            deep: number of channels of the coarser map.
-            skip: number of channels of the encoder's map.
-            out: number of output channels.
+            channels: of the coarser map, of the encoder's map, and of the output.
             factors: upsampling factor of each axis.
+            kernel: sizes of the convolutions; empty stands for 3 along every axis.
         """
         super().__init__()
+        deep, skip, out = channels
         self.up, width = layers.up(kind, deep, out, factors)
-        self.convs = layers.unit(skip + width, out)
+        self.convs = layers.unit(skip + width, out, kernel=kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Return a map with the size of ``skip``, computed from the coarser map ``x``."""
@@ -308,11 +419,14 @@ class EncoderDecoder(Backbone):
         for i in reversed(range(self.scales)):
             steps = zip(self.strides[i], self.strides[i + 1], strict=True)
             factors = [coarse // fine for fine, coarse in steps]
-            stages.append(
-                DecoderStage(layers, kind, deep, self.channels[i], self.widths[i], factors)
-            )
+            channels = (deep, self.channels[i], self.widths[i])
+            stages.append(DecoderStage(layers, kind, channels, factors, self.kernel(i)))
             deep = self.widths[i]
         return stages
+
+    def kernel(self, level: int) -> tuple[int, ...]:
+        """Return the kernel sizes of a level's convolutions; empty: 3 along every axis."""
+        return ()
 
     def make_heads(self, decoders: int) -> nn.ModuleList:
         """Return the heads of all decoders, in the order of ``head_layer``."""
