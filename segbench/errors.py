@@ -108,6 +108,17 @@ class Interrupted(SegbenchError):
         self.code = code  # type: ignore[misc]
 
 
+class PeerLost(Interrupted):
+    """Another process of this training was lost; the run continues from its last checkpoint."""
+
+    code = 75
+
+    def __init__(self, what: str, found: object = None, where: object = None) -> None:
+        super().__init__(what, self.code)
+        self.details["found"] = found
+        self.details["where"] = where
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` with the most similar known name, or an empty string."""
     close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.5)

@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     streams.replace_unknown_characters()
     if not is_width(os.environ.get("COLUMNS", "80")):
         del os.environ["COLUMNS"]  # libraries would try to use it as a width, and fail
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+    if streams.is_beside_first():
         sys.stdout = io.StringIO()  # only the first of torchrun's processes prints results
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +13,7 @@ from segbench.cli.options import (
     Command,
     MachineOptions,
     ScienceOptions,
+    bundled,
     leak_option,
     machine_options,
     science_options,
@@ -28,6 +32,45 @@ if TYPE_CHECKING:
 SOME_FAILED = 5  # exit code
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of ``run`` alone."""
+
+    gpus: int | None = None
+    processes: int | None = None
+    dry_run: bool = False
+    restart: bool = False
+    leak_meter: bool = False
+
+
+RUN_OPTIONS = (
+    click.option(
+        "--gpus",
+        metavar="N",
+        type=click.IntRange(1),
+        help="Share every batch between N GPUs of this machine (starts torchrun).",
+    ),
+    click.option(
+        "--processes",
+        metavar="N",
+        type=click.IntRange(1),
+        help="The same with N processes, also on the CPU.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing."),
+    click.option(
+        "--restart",
+        is_flag=True,
+        help="Delete an earlier run with the same settings and retrain.",
+    ),
+    leak_option,
+)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of ``run`` alone; the command gets them as ``options``."""
+    return bundled(command, "options", RunOptions, RUN_OPTIONS)
+
+
 @click.command(
     cls=Command,
     epilog="Interrupted runs resume and finished runs are reused: repeating a command is safe.",
@@ -35,20 +78,14 @@ SOME_FAILED = 5  # exit code
 @click.argument("method", metavar="METHOD")
 @science_options
 @machine_options
-@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
-@click.option(
-    "--restart", is_flag=True, help="Delete an earlier run with the same settings and retrain."
-)
-@leak_option
+@run_options
 @click.pass_obj
 def run(
     settings: Settings,
     method: str,
     science: ScienceOptions,
     machine_options: MachineOptions,
-    dry_run: bool,
-    restart: bool,
-    leak_meter: bool,
+    options: RunOptions,
 ) -> None:
     """Train METHOD and evaluate it on the test cases.
 
@@ -57,17 +94,48 @@ def run(
     segbench run versemi --dataset la --labeled 8 --seeds 0-2
     segbench run mean_teacher --dataset la -o decay=0.995 -o optim.lr=0.02
     segbench run bcp --as-published la
+    segbench run bcp --dataset la --gpus 4
     """
     settings.say(f"segbench run: {safe(method)} on {safe(science.as_published or science.dataset)}")
     from segbench.cli.training import experiments, machine_of
     from segbench.training.setup import prepare
 
-    machine = machine_of(settings, machine_options, leak_meter)
-    runs = [prepare(experiment, machine) for experiment in experiments(settings, method, science)]
-    if dry_run:
+    machine_options = _on_gpus(machine_options, options)
+    machine = machine_of(settings, machine_options, options.leak_meter)
+    processes = options.gpus or options.processes or 1
+    runs = []
+    for experiment in experiments(settings, method, science):
+        shared = experiment.model_copy(update={"processes": processes})
+        runs.append(prepare(shared, machine))
+    if options.dry_run:
         _show_plan(settings, runs)
         return
-    _execute_all(settings, runs, machine, restart)
+    _execute_all(settings, runs, machine, options.restart)
+
+
+def _on_gpus(machine_options: MachineOptions, options: RunOptions) -> MachineOptions:
+    """Return the machine options with the device that ``--gpus`` implies.
+
+    Raises:
+        UsageError: options contradict each other.
+    """
+    if options.gpus and options.processes:
+        raise UsageError("--gpus and --processes", expected="one of them", fix="--gpus N")
+    several = options.gpus or options.processes
+    if several and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UsageError(
+            "--gpus and --processes start torchrun, which has started this process",
+            fix="leave the option out, or start segbench without torchrun",
+        )
+    if not options.gpus:
+        return machine_options
+    if machine_options.device not in (None, "auto", "cuda"):
+        raise UsageError(
+            f"--gpus with --device {machine_options.device}",
+            expected="no --device, or cuda",
+            fix="--processes N --device cpu",
+        )
+    return replace(machine_options, device="cuda")
 
 
 def _execute_all(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.streams import remark
+from segbench.cli.streams import is_beside_first, remark
 from segbench.text import safe
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ class Settings:
 
     def say(self, text: str, level: int = 0) -> None:
         """Print a remark on stderr; ``level`` 1 is printed with -v only."""
-        if level <= self.verbose - self.quiet:
+        if level <= self.verbose - self.quiet and not is_beside_first():
             remark(text)
 
     def warn(self, text: object) -> None:
         """Print a warning on stderr."""
-        remark(f"warning: {safe(text)}")
+        if not is_beside_first():
+            remark(f"warning: {safe(text)}")

@@ -12,6 +12,11 @@ import click
 from segbench.cli.colors import painted_beginning
 
 
+def is_beside_first() -> bool:
+    """Return whether torchrun started this process beside a first one, which alone reports."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0"
+
+
 def open_missing() -> None:
     """Connect standard streams that are closed, as by ``>&-``, with the null device.
 

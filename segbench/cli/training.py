@@ -18,6 +18,7 @@ from segbench.data.open import case_counters, open_store
 from segbench.data.store.store import Store
 from segbench.errors import Interrupted, UsageError
 from segbench.suites.local import own_command
+from segbench.suites.processes import train_in_processes
 from segbench.training.distributed import launched
 from segbench.training.run import execute
 from segbench.training.setup import Prepared, device_of
@@ -112,12 +113,11 @@ def execute_run(
         restart: train again, even if the run is finished.
         place: which run of the command this is, such as "run 2 of 12: ".
     """
-    with reporting(settings, place, machine.device) as reporter:
-        try:
-            result = execute(run, machine, reporter, restart)
-        except Interrupted as error:
-            error.details["fix"] = f"to continue: segbench resume {run.run_id[:8]}"
-            raise
+    try:
+        result = _result_of(settings, run, machine, restart, place)
+    except Interrupted as error:
+        error.details["fix"] = f"to continue: segbench resume {run.run_id[:8]}"
+        raise
     if result.get("cached"):
         settings.say(f"{place}cached: {run.folder.path} (--restart retrains)")
     for line in result_lines(result):
@@ -125,6 +125,19 @@ def execute_run(
     if machine.leak_meter:
         _measure_leak(settings, run, machine)
     return run_document(result, run.folder.path)
+
+
+def _result_of(
+    settings: Settings, run: Prepared, machine: Machine, restart: bool, place: str
+) -> dict[str, Any]:
+    """Train and evaluate a run in this process or, if it wants several, in those of torchrun."""
+    _, size = launched()
+    if run.experiment.processes > size == 1:
+        settings.say(f"{place}{run.experiment.processes} processes")
+        options = ["-q"] * settings.quiet + ["-v"] * settings.verbose
+        return train_in_processes(run, machine, settings.say, options, restart)
+    with reporting(settings, place, machine.device) as reporter:
+        return execute(run, machine, reporter, restart)
 
 
 def _measure_leak(settings: Settings, run: Prepared, machine: Machine) -> None:

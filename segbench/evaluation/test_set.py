@@ -7,9 +7,11 @@ written at once, so a killed evaluation continues where it stopped.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +33,45 @@ def keep_nothing(dataset: str, case: str, label: LabelMap) -> None:
     """Keep no label map."""
 
 
+class Peers(Protocol):
+    """The processes that share the cases of an evaluation, seen from one of them."""
+
+    @property
+    def rank(self) -> int:
+        """Number of this process; only the first, 0, writes."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their numbers."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A process that evaluates all cases."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value."""
+        return [value]
+
+
+class _Place(NamedTuple):
+    """A test case of a data set."""
+
+    source: int
+    store: Store
+    case: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.store.name, self.case
+
+
 def evaluate(
     inference: Inference,
     stores: list[Store],
@@ -38,6 +79,7 @@ def evaluate(
     stamp: str,
     report: Progress = no_progress,
     keep: Keep = keep_nothing,
+    peers: Peers = Alone(),
 ) -> list[Row]:
     """Return the rows of all test cases of all data sets, in the order of the split.
 
@@ -46,33 +88,54 @@ def evaluate(
         partial: holds the finished cases of an interrupted evaluation; the caller removes it at
             the end.
         stamp: digest of the weights; rows of other weights in ``partial`` are not used.
-        keep: called with the label map of every case that is predicted now.
+        keep: called with the label map of every case that this process predicts.
+        peers: the processes that share the cases; all of them return the same rows.
     """
-    finished = _finished_cases(partial, stamp)
-    total = sum(len(store.test) for store in stores)
+    is_first = peers.rank == 0
+    finished = peers.gather(_finished_cases(partial, stamp) if is_first else {})[0]
+    places = _places(stores)
+    missing = [place for place in places if place.key not in finished]
     done = 0
-    rows: list[Row] = []
+    for place in places:
+        if place.key in finished:
+            done += 1
+            report(done, len(places), place.case)
+
     inference.method.eval()
-    with partial.open("a", encoding="utf-8") as file:
-        for source, store in enumerate(stores):
-            for case in store.test:
-                case_rows = finished.get((store.name, case))
-                if case_rows is None:
-                    label = predict_labels(inference, store, case, source)
-                    keep(store.name, case, label)
-                    case_rows = score(label, store, case)
-                    line = {
-                        "stamp": stamp,
-                        "dataset": store.name,
-                        "case": case,
-                        "rows": case_rows,
-                    }
-                    file.write(json.dumps(line) + "\n")
-                    file.flush()
-                rows += case_rows
+    with (partial if is_first else Path(os.devnull)).open("a", encoding="utf-8") as file:
+        for start in range(0, len(missing), peers.size):
+            now = missing[start : start + peers.size]
+            own_rows: list[Row] = []
+            if peers.rank < len(now):
+                own_rows = _predicted(inference, now[peers.rank], keep)
+            for place, rows in zip(now, peers.gather(own_rows), strict=False):
+                finished[place.key] = rows
+                line = {
+                    "stamp": stamp,
+                    "dataset": place.store.name,
+                    "case": place.case,
+                    "rows": rows,
+                }
+                file.write(json.dumps(line) + "\n")
+                file.flush()
                 done += 1
-                report(done, total, case)
-    return rows
+                report(done, len(places), place.case)
+    return [row for place in places for row in finished[place.key]]
+
+
+def _places(stores: list[Store]) -> list[_Place]:
+    places = []
+    for source, store in enumerate(stores):
+        for case in store.test:
+            places.append(_Place(source, store, case))
+    return places
+
+
+def _predicted(inference: Inference, place: _Place, keep: Keep) -> list[Row]:
+    """Predict a case and return its rows."""
+    label = predict_labels(inference, place.store, place.case, place.source)
+    keep(place.store.name, place.case, label)
+    return score(label, place.store, place.case)
 
 
 def score(label: LabelMap, store: Store, case: str) -> list[Row]:

@@ -31,6 +31,7 @@ ENGINE_MODULES = (
     "segbench.evaluation.test_set",
     "segbench.training.build",
     "segbench.training.distributed",
+    "segbench.training.gradients",
     "segbench.training.loop",
     "segbench.training.optimizers",
     "segbench.training.placement",

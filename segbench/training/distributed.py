@@ -1,32 +1,57 @@
 """Several processes for one training, started by torchrun: each takes its share of every batch.
 
-Gradients are averaged as in DistributedDataParallel, but without its wrapper: that cannot follow
-methods that call several networks in any order, call one network twice, or need gradients of an
-image. Only the first process writes, saves and evaluates.
+Only the first process writes and saves; all of them train and score test cases. Gradients are
+averaged by ``segbench.training.gradients``. When a process is lost, the others end with PeerLost,
+and the whole job can be started again.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from segbench.errors import UsageError
+from segbench.errors import PeerLost, UsageError
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
-TIMEOUT = timedelta(days=2)  # the others wait while the first process evaluates
+TIMEOUT = timedelta(minutes=30)  # the longest wait: the others wait while the first checks the data
+
+
+@contextmanager
+def peers_present() -> Iterator[None]:
+    """Around communication: an error in it means that another process was lost.
+
+    Raises:
+        PeerLost: the communication failed.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of gloo and nccl; they have no classes for their reasons
+        rank, size = launched()
+        raise PeerLost(
+            "another process of this training was lost",
+            found=str(error).partition("\n")[0],
+            where=f"process {rank} of {size}",
+        ) from error
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training, seen from one of them; with one, operations do nothing."""
+    """The processes of one training, seen from one of them; with one, operations do nothing.
+
+    All operations raise PeerLost if another process was lost.
+    """
 
     rank: int = 0  # number of this process
     size: int = 1  # number of processes
@@ -41,71 +66,54 @@ class World:
             raise UsageError(
                 f"{self.size} processes cannot share {len(places)} items of a batch",
                 expected=f"a multiple of {self.size}",
-                fix="another --nproc-per-node, or -o batch.labeled= (a modified protocol)",
+                fix="another number of processes, or -o batch.labeled= (a modified protocol)",
             )
         part = len(places) // self.size
         return places[self.rank * part : (self.rank + 1) * part]
 
-    def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace gradients by their mean over the processes; a missing gradient counts as zero."""
-        if self.size == 1:
-            return
-        mine = list(parameters)
-        if not mine:
-            return
-        # One message holds a flag per parameter, for whether it has a gradient, and all gradients.
-        flags = [parameter.grad is not None for parameter in mine]
-        message = [torch.tensor(flags, dtype=torch.float32, device=mine[0].device)]
-        for parameter in mine:
-            if parameter.grad is None:
-                message.append(parameter.new_zeros(parameter.numel()))
-            else:
-                message.append(parameter.grad.flatten())
-        flat = torch.cat(message)
-        dist.all_reduce(flat)
-
-        exists_anywhere = flat[: len(mine)].tolist()
-        means = flat[len(mine) :] / self.size
-        sizes = [parameter.numel() for parameter in mine]
-        parts = torch.split(means, sizes)
-        for parameter, exists, mean in zip(mine, exists_anywhere, parts, strict=True):
-            parameter.grad = mean.view_as(parameter) if exists else None
-
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of a tensor over the processes."""
         if self.size > 1:
-            dist.all_reduce(values)
+            with peers_present():
+                dist.all_reduce(values)
             values /= self.size
         return values
 
-    def largest(self, number: int) -> int:
-        """Return the largest of the processes' numbers."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, in the order of their numbers."""
         if self.size == 1:
-            return number
-        numbers: list[int] = [0] * self.size
-        dist.all_gather_object(numbers, number)
-        return max(numbers)
+            return [value]
+        values: list[Any] = [None] * self.size
+        with peers_present():
+            dist.all_gather_object(values, value)
+        return values
 
-    def first_says(self, number: int) -> int:
-        """Return the first process's number in all processes."""
+    def first_says(self, value: Any) -> Any:
+        """Return the first process's value in all processes."""
         if self.size == 1:
-            return number
-        message = [number]
-        dist.broadcast_object_list(message, src=0)
+            return value
+        message = [value]
+        with peers_present():
+            dist.broadcast_object_list(message, src=0)
         return message[0]
 
-    def follow_first(self, module: nn.Module) -> None:
-        """Copy the first process's buffers and untrained parameters, such as teachers."""
+    def follow_first(self, module: nn.Module, trained: bool = False) -> None:
+        """Copy the first process's buffers and untrained parameters, such as teachers.
+
+        Args:
+            trained: also copy the trained parameters.
+        """
         if self.size == 1:
             return
         state = list(module.buffers())
         for parameter in module.parameters():
-            if not parameter.requires_grad:
+            if trained or not parameter.requires_grad:
                 state.append(parameter.data)
         for dtype in dict.fromkeys(tensor.dtype for tensor in state):
             tensors = [tensor for tensor in state if tensor.dtype == dtype and tensor.numel()]
             flat = torch.cat([tensor.flatten() for tensor in tensors])
-            dist.broadcast(flat, src=0)
+            with peers_present():
+                dist.broadcast(flat, src=0)
             parts = torch.split(flat, [tensor.numel() for tensor in tensors])
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -120,14 +128,19 @@ def launched() -> tuple[int, int]:
 
 @cache
 def join(device_type: str) -> World:
-    """Connect to the other processes and return the world; ``device_type`` is cpu, cuda or mps."""
+    """Connect to the other processes and return the world; ``device_type`` is cpu, cuda or mps.
+
+    Raises:
+        PeerLost: the others did not come.
+    """
     rank, size = launched()
     if size > 1:
         if device_type == "cuda":
             # nccl sends objects through the current GPU, which must not be another process's.
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if device_type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        with peers_present():
+            dist.init_process_group(backend, timeout=TIMEOUT)
         # Otherwise threads of the group may end the process with SIGABRT when it exits.
         atexit.register(dist.destroy_process_group)
     return World(rank, size)

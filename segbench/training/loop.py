@@ -24,7 +24,7 @@ from segbench.training.cost import Cost
 from segbench.training.placement import memory_format, steps_read_late
 from segbench.training.plan import stage_of
 from segbench.training.reporter import StepReport
-from segbench.training.signals import stop_request
+from segbench.training.signals import StopRequest, stop_request
 from segbench.training.step import MadeStep, TrainingStep
 
 LOGGED_STEPS = 1000  # a long training logs about this many of its steps
@@ -68,6 +68,9 @@ class Trainer:
         self.warnings: list[str] = []
         self.late = steps_read_late(train_step.device) if late is None else late
         self._unread: deque[MadeStep] = deque()  # steps whose loss terms were not read
+        # With which exit code, and after which step, all processes of the training stop.
+        self._agreed_code = 0
+        self._agreed_step = 0
 
     def fit(
         self,
@@ -92,6 +95,7 @@ class Trainer:
         with self._open_log() as log, stop_request() as stop:
             for batch in batches(remaining):
                 # Train one step.
+                self.train_step.stop_code = stop.code or 0
                 try:
                     made = self._counted_step(batch)
                 except Exception:
@@ -109,7 +113,7 @@ class Trainer:
                     self._save_snapshot()
 
                 # Save. All processes of a training stop after the same step.
-                stop_code = self.world.largest(stop.code or 0)
+                stop_code = self._stop_code(stop)
                 is_last = self.completed == self.total
                 is_due = cadence.due(self.completed, time.monotonic() - saved)
                 if is_last or stop_code or is_due:
@@ -127,6 +131,12 @@ class Trainer:
         state = {"method": self.method.state_dict()}
         header = self._checkpoint_header(self.log.stat().st_size)
         checkpoint.save(self.folder / "ckpt", self.completed, state, header, keep=1)
+
+    def _stop_code(self, stop: StopRequest) -> int:
+        """Return the exit code with which to stop now; 0 if the training goes on."""
+        if self.world.size == 1:
+            return stop.code or 0
+        return self._agreed_code if self.completed >= self._agreed_step else 0
 
     def _counted_step(self, batch: Batch) -> MadeStep:
         """Make the next step; the first one of each phase counts the networks' input volumes."""
@@ -152,9 +162,15 @@ class Trainer:
             TrainingError: a loss term is not finite.
         """
         while len(self._unread) > keep:
-            outcome = self._unread.popleft().report()
+            made = self._unread.popleft()
+            outcome = made.report()
             self._log_step(log, outcome)
             report(outcome)
+            # Processes may read a step at different times, so they count from the step itself.
+            code = made.stop_code()
+            if code and not self._agreed_code:
+                self._agreed_code = code
+                self._agreed_step = made.completed + self.late
 
     def _open_log(self) -> IO[bytes]:
         file = self.log if self.world.rank == 0 else Path(os.devnull)

@@ -22,6 +22,8 @@ from segbench.training.loop import Trainer
 from segbench.training.memory import keep_freed_memory
 from segbench.training.setup import Prepared
 
+EVALUATION = "evaluation.jsonl"  # finished cases of an interrupted evaluation
+
 
 def write_result(
     run: Prepared, trainer: Trainer, selection: dict[str, Any], device: str, report: Progress
@@ -40,9 +42,9 @@ def write_result(
 
     # Predict and score.
     started = time.monotonic()
-    partial = folder.path / "evaluation.jsonl"
+    partial = folder.path / EVALUATION
     inference = run.inference(trainer.method, device)
-    rows = evaluate(inference, run.stores, partial, weights, report)
+    rows = evaluate(inference, run.stores, partial, weights, report, peers=trainer.world)
     seconds = time.monotonic() - started
 
     # Write. A valid result file is the mark of a finished run, so it comes last.

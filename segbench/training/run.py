@@ -23,6 +23,7 @@ from segbench.data.store.checks import check_facts, summarize_problems
 from segbench.data.store.copies import FILE, copied_facts
 from segbench.data.store.store import Store, case_digests, require_intact
 from segbench.errors import PLUGIN_FAILURES, SegbenchError, TrainingError, UsageError
+from segbench.evaluation.test_set import evaluate
 from segbench.nn.inspect import recompute
 from segbench.results.rundir import RunDir
 from segbench.storage import is_storage, lock, storage_error, sweep
@@ -40,7 +41,7 @@ from segbench.training.loop import Trainer
 from segbench.training.memory import keep_freed_memory
 from segbench.training.placement import compile_networks
 from segbench.training.reporter import Reporter, StepReport
-from segbench.training.result import write_result
+from segbench.training.result import EVALUATION, write_result
 from segbench.training.selection import choose, snapshot_steps
 from segbench.training.setup import Prepared, device_of
 from segbench.training.signals import stop_request
@@ -56,7 +57,7 @@ LEFTOVERS = (
     "log.jsonl",
     "failed.json",
     "attempts.jsonl",
-    "evaluation.jsonl",
+    EVALUATION,
     "validation.jsonl",
     "manifest.json",
     "leak.json",
@@ -108,7 +109,7 @@ def _execute(
         stored = None if restart else run.folder.result()
         if stored is not None:
             return _cached(stored, world)
-        _clean_folder(run.folder, restart)
+        clean_folder(run.folder, restart)
         world.first_says(True)
         with reporter.attempt(run.folder), _recorded_failures(run) as attempt:
             return _train_and_evaluate(run, method, machine, reporter, world, attempt)
@@ -142,13 +143,14 @@ def _train_and_evaluate(
 
     # Evaluate: choose the checkpoint, then predict and score the test cases.
     attempt.stage = "selection"
+    world.follow_first(method, trained=True)
     selection = _select_checkpoint(run, trainer, device, reporter)
     attempt.stage = "evaluation"
     return write_result(run, trainer, selection, device, reporter.evaluate)
 
 
 def _train_beside_first(run: Prepared, machine: Machine, world: World) -> dict[str, Any]:
-    """Train in a process other than the first, which alone writes and evaluates."""
+    """Train and score cases in a process other than the first, which alone writes."""
     experiment = run.experiment
     method = build_if_fit(experiment, run.stores)
     needs_training = world.first_says(True)
@@ -157,6 +159,11 @@ def _train_beside_first(run: Prepared, machine: Machine, world: World) -> dict[s
         if method is None:
             method = build(experiment, run.stores)
         _train(run, method, machine, device, Reporter(), world)
+        world.follow_first(method, trained=True)
+        if experiment.protocol.selection != "last":
+            choose(run, method, device, world=world)
+        partial = run.folder.path / EVALUATION
+        evaluate(run.inference(method, device), run.stores, partial, stamp="", peers=world)
     return {
         "run_id": run.run_id,
         "method": experiment.method,
@@ -178,7 +185,7 @@ def _require_processes(run: Prepared) -> None:
         raise UsageError(
             f"the run began with {wanted} processes, now there are {size}",
             where=run.folder.path,
-            fix=f"torchrun --nproc-per-node {wanted} -m segbench.cli.main ...",
+            fix=f"segbench resume {run.folder.run_id} starts {wanted} processes",
         )
 
 
@@ -188,7 +195,7 @@ def _cached(stored: dict[str, Any], world: World) -> dict[str, Any]:
     return {**stored, "cached": True}
 
 
-def _clean_folder(folder: RunDir, restart: bool) -> None:
+def clean_folder(folder: RunDir, restart: bool) -> None:
     """Remove temporary files and the last failure; if restarting, all earlier results."""
     if restart:
         for pattern in LEFTOVERS:
@@ -317,7 +324,7 @@ def _select_checkpoint(
     """Load the weights that the protocol selects; return what the result records of it."""
     if run.experiment.protocol.selection == "last":
         return {}
-    chosen = choose(run, trainer.method, device, reporter.evaluate)
+    chosen = choose(run, trainer.method, device, reporter.evaluate, trainer.world)
     trainer.keep_weights_only()
     return {"validation": chosen}
 

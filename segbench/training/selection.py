@@ -19,9 +19,10 @@ from segbench.data.store.store import Store
 from segbench.errors import IntegrityError
 from segbench.evaluation.case_rows import summarize
 from segbench.evaluation.prediction import Inference
-from segbench.evaluation.test_set import evaluate
-from segbench.progress import Progress
+from segbench.evaluation.test_set import Alone, Peers, evaluate
+from segbench.progress import Progress, no_progress
 from segbench.training import checkpoint
+from segbench.training.distributed import World
 from segbench.training.setup import Prepared
 
 CHECKPOINTS = 10
@@ -83,14 +84,19 @@ def _snapshot_files(run: Prepared) -> list[Path]:
 
 
 def mean_dice(
-    inference: Inference, stores: list[Store], partial: Path, stamp: str, report: Progress
+    inference: Inference,
+    stores: list[Store],
+    partial: Path,
+    stamp: str,
+    report: Progress,
+    peers: Peers = Alone(),  # noqa: B008 (it cannot be changed)
 ) -> float:
     """Return the mean Dice over all classes on the cases in the test lists of ``stores``.
 
-    Classes that are absent everywhere do not count. ``partial`` and ``stamp`` are those of
-    ``evaluate``.
+    Classes that are absent everywhere do not count. ``partial``, ``stamp`` and ``peers`` are those
+    of ``evaluate``.
     """
-    rows = evaluate(inference, stores, partial, stamp, report)
+    rows = evaluate(inference, stores, partial, stamp, report, peers=peers)
     means = []
     for row in summarize(rows, inference.protocol.policy):
         mean = row["columns"]["dice"]["mean"]
@@ -99,7 +105,13 @@ def mean_dice(
     return fmean(means) if means else 0.0
 
 
-def choose(run: Prepared, method: Method, device: str, report: Progress) -> dict[str, Any]:
+def choose(
+    run: Prepared,
+    method: Method,
+    device: str,
+    report: Progress = no_progress,
+    world: World = World(),  # noqa: B008 (it cannot be changed)
+) -> dict[str, Any]:
     """Load the weights that are best on the held-out cases; of equal ones the latest.
 
     Returns:
@@ -109,17 +121,32 @@ def choose(run: Prepared, method: Method, device: str, report: Progress) -> dict
     partial = run.folder.path / "validation.jsonl"
     inference = run.inference(method, device)
     scores: list[dict[str, Any]] = []
-    for step, weights in snapshots(run, method):
-        dice = mean_dice(inference, stores, partial, weights, report)
+    for step, weights in _shared_snapshots(run, method, world):
+        dice = mean_dice(inference, stores, partial, weights, report, world)
         scores.append({"step": step, "dice": dice})
 
     best = max(scores, key=lambda score: (score["dice"], score["step"]))
-    for step, _ in snapshots(run, method):
+    for step, _ in _shared_snapshots(run, method, world):
         if step == best["step"]:
             break  # ``method`` has its weights now
-    partial.unlink(missing_ok=True)
+    if world.rank == 0:
+        partial.unlink(missing_ok=True)
     return {
         "cases": {store.name: list(store.test) for store in stores},
         "checkpoints": scores,
         "chosen": best["step"],
     }
+
+
+def _shared_snapshots(run: Prepared, method: Method, world: World) -> Iterator[tuple[int, str]]:
+    """Yield what ``snapshots`` yields in all processes. Only the first one reads the files."""
+    if world.rank == 0:
+        for found in snapshots(run, method):
+            world.first_says(found)
+            world.follow_first(method, trained=True)
+            yield found
+        world.first_says(None)
+        return
+    while (found := world.first_says(None)) is not None:
+        world.follow_first(method, trained=True)
+        yield found

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from segbench.contracts.method import Batch, Clock, Method, Optim
 from segbench.evaluation.precision import autocast
 from segbench.training.distributed import World
+from segbench.training.gradients import averaged
 from segbench.training.loss_checks import (
     GradientWatch,
     require_finite,
@@ -32,10 +33,13 @@ from segbench.training.optimizers import make_optimizer
 from segbench.training.placement import HostCopy, to_device
 from segbench.training.plan import Stage, clock, stage_of
 from segbench.training.reporter import StepReport
+from segbench.training.signals import CODES
 
 Epoch = Callable[
     [int, int], int
 ]  # step in the phase and labeled items per batch to passes over the cases
+
+STOP_CODES = sorted(set(CODES.values()))  # each has a flag that processes send one another
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,10 @@ class LossTerms:
 
     player: str
     names: tuple[str, ...]
-    values: HostCopy  # one per name, and how many gradients are not zero while that is watched
+    # One per name, then the stop flags, then how many gradients are not zero while that is watched.
+    values: HostCopy
     watch: GradientWatch
+    flags: int = 0  # number of stop flags
 
     def read(self, method: str, t: Clock) -> dict[str, float]:
         """Return the values by name.
@@ -68,9 +74,18 @@ class LossTerms:
         numbers = self.values.tolist()
         values = dict(zip(self.names, numbers, strict=False))
         require_finite(values, method, self.player, t.step)
-        for count in numbers[len(self.names) :]:
+        for count in numbers[len(self.names) + self.flags :]:
             self.watch.look(count, method, self.player, t)
         return values
+
+    def stop_code(self) -> int:
+        """Return the exit code with which a process was asked to stop; 0 if none was."""
+        start = len(self.names)
+        flags = self.values.tolist()[start : start + self.flags]
+        for code, flag in zip(STOP_CODES, flags, strict=False):
+            if flag > 0:
+                return code
+        return 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,13 @@ class MadeStep:
         """
         values = _read_all(self.terms, self.method, self.clock)
         return StepReport(self.completed, self.clock.total, self.clock.phase, values, self.lr)
+
+    def stop_code(self) -> int:
+        """Wait for the flags; return the exit code with which a process was asked to stop, or 0.
+
+        All processes of a training return the same. A training of one process has no flags.
+        """
+        return next((terms.stop_code() for terms in self.terms if terms.flags), 0)
 
 
 def _read_all(terms: Iterable[LossTerms], method: str, t: Clock) -> dict[str, float]:
@@ -140,6 +162,7 @@ class TrainingStep:
         self.optimizers: dict[str, torch.optim.Optimizer] = {}  # by player
         self.specs: dict[str, Optim] = {}  # what the optimizers were made from
         self.watch_gradients = GradientWatch()
+        self.stop_code = 0  # of this process, which the others get to know with the loss terms
         self.device = torch.device(settings.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.precision == "fp16")
 
@@ -205,21 +228,29 @@ class TrainingStep:
         terms = self._loss_terms(player, batch, t)
         if not terms:
             return []
-        means = self.settings.world.mean(
-            torch.stack([value.detach().float() for value in terms.values()])
-        )
+        flags = self._stop_flags(player)
+        values = torch.stack([value.detach().float() for value in terms.values()])
+        if flags:
+            values = torch.cat([values, values.new_tensor(flags)])
+        means = self.settings.world.mean(values)
         optimizer.zero_grad(set_to_none=True)
         loss = torch.stack([value.float() for value in terms.values()]).sum()
         require_graph(loss, self.method, player, t)
-        self.scaler.scale(loss).backward()
-        self.settings.world.average(_parameters(optimizer))
+        with averaged(_parameters(optimizer), self.settings.world):
+            self.scaler.scale(loss).backward()
         watch = self.watch_gradients
         count = watch.count(_parameters(optimizer), self.method, player, t)
         if count is not None:
             means = torch.cat([means, count.float().view(1)])
         self.scaler.step(optimizer)
         self.scaler.update()
-        return [LossTerms(player, tuple(terms), HostCopy(means), watch)]
+        return [LossTerms(player, tuple(terms), HostCopy(means), watch, len(flags))]
+
+    def _stop_flags(self, player: str) -> list[float]:
+        """Return a flag per stop code, which travels with the terms of the first player."""
+        if self.settings.world.size == 1 or player != self.method.players[0]:
+            return []
+        return [float(code == self.stop_code) for code in STOP_CODES]
 
     def finish(self, t: Clock) -> None:
         """Call the method's ``after_step``, and make its untrained state equal in all processes."""
