@@ -18,16 +18,22 @@ from segbench.cli.options import (
     size_option,
 )
 from segbench.cli.settings import Settings
-from segbench.errors import DataError, UsageError
+from segbench.errors import (
+    DataError,
+    SegbenchError,
+    TrainingError,
+    UsageError,
+    ended_by_plugin,
+)
 from segbench.text import first_few, safe
 
 if TYPE_CHECKING:
     from segbench.data.store.problem import Problem
-    from segbench.evaluation.new_scans import Prediction, Predictor
+    from segbench.evaluation.new_scans import Prediction, Predictor, PreparedScan
     from segbench.evaluation.scan_files import Scan
 
-# What a malformed file may still raise, somewhere in a library or in a plug-in.
-BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError, SystemExit)
+# What a malformed file may still raise in a library.
+BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
 DISCLAIMER = "for research only: not a medical device, not for diagnosis or treatment"
 
 
@@ -98,7 +104,7 @@ def predict(
     from segbench.api.runs import Run
     from segbench.cli.training import machine_of
     from segbench.data.store.problem import DataProblems
-    from segbench.evaluation.scan_files import find_scans, left_out
+    from segbench.evaluation.scan_files import divided_series, find_scans, left_out
     from segbench.storage import make_folder
     from segbench.training.stored import finished_run
 
@@ -111,7 +117,7 @@ def predict(
     _refuse_to_overwrite(scans, results, output)
     make_folder(output.out)
     settings.say(DISCLAIMER)
-    warnings = left_out(inputs, scans)
+    warnings = left_out(inputs, scans) + divided_series(scans)
     for warning in warnings:
         settings.warn(warning)
 
@@ -121,7 +127,7 @@ def predict(
     documents: list[dict[str, Any]] = []
     for scan in scans:
         try:
-            prediction = predictor(scan)
+            prepared = predictor.prepared(scan)
         except (DataError, *BAD_SCAN) as error:
             if settings.debug and not isinstance(error, DataError):
                 raise
@@ -129,6 +135,7 @@ def predict(
             problems.append(problem)
             settings.say(safe(f"failed: {problem}"))
             continue
+        prediction = _predicted(predictor, prepared)
         documents.append(_write(settings, prediction, predictor, results[scan.name]))
     if problems:
         done = f"; the other {len(documents)} are done" if documents else ""
@@ -149,7 +156,29 @@ def predict(
     )
 
 
-def _problem(scan: Scan, error: Exception | SystemExit) -> Problem:
+def _predicted(predictor: Predictor, prepared: PreparedScan) -> Prediction:
+    """Return the prediction for a scan that could be read.
+
+    Raises:
+        TrainingError: the method fails, which is no fault of the scan.
+    """
+    name = predictor.inference.method.name
+    where = f"predict of {name}, scan {prepared.scan.name}"
+    try:
+        return predictor.predicted(prepared)
+    except SystemExit as error:
+        raise ended_by_plugin(error, where) from error
+    except SegbenchError:
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"{name} failed: {type(error).__name__}: {error}",
+            where=where,
+            fix=f"--debug shows where; segbench test {name} may say why",
+        ) from error
+
+
+def _problem(scan: Scan, error: Exception) -> Problem:
     """Return what is wrong with a scan that cannot be segmented."""
     from segbench.data.store.problem import Problem
 

@@ -97,6 +97,15 @@ class Preprocessing(NamedTuple):
     is_stored: bool  # with the training cases; otherwise derived from what they share
 
 
+class PreparedScan(NamedTuple):
+    """A scan as it is stored, and as the network sees it."""
+
+    scan: Scan
+    volume: Volume
+    made: RecipeResult
+    warnings: list[str]
+
+
 class Predictor:
     """Predicts scans with one finished run, for one of its data sets.
 
@@ -127,13 +136,26 @@ class Predictor:
         Raises:
             DataError: a file is damaged, or not what the run was trained on.
         """
+        return self.predicted(self.prepared(scan))
+
+    def prepared(self, scan: Scan) -> PreparedScan:
+        """Return a scan that is read and prepared as the training cases; no method runs.
+
+        Raises:
+            DataError: a file is damaged, or not what the run was trained on.
+        """
         volume, channel_warnings = self._read(scan)
         made = self._prepared(volume)
         warnings = self._warnings(volume) + channel_warnings
         warnings += self._gray_value_warnings(made.image)
-        prediction = self._predicted(scan, volume, made)
-        prediction.steps = self._steps(volume)
-        prediction.warnings = warnings
+        return PreparedScan(scan, volume, made, warnings)
+
+    def predicted(self, prepared: PreparedScan) -> Prediction:
+        """Return the prediction for a prepared scan."""
+        scan = prepared.scan
+        prediction = self._predicted(scan, prepared.volume, prepared.made)
+        prediction.steps = self._steps(prepared.volume)
+        prediction.warnings = prepared.warnings
         if is_h5(scan.files[0]):  # back to the order of the axes in the file
             axes = np.argsort(self.dataset.h5_axes)
             prediction.label = prediction.label.transpose(axes)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segbench.data.formats.read import ENDINGS, stem
+from segbench.data.formats.read import DICOM_ENDING, ENDINGS, stem
 from segbench.data.store.problem import Problem
-from segbench.errors import DataError, UsageError
+from segbench.errors import DataError, SegbenchError, UsageError
 from segbench.text import first_few
 
 CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: case and channel
@@ -85,6 +86,27 @@ def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
                 unread.append(file.relative_to(path))
         if unread:
             warnings.append(f"{path}: not read as scans: {first_few(unread)}")
+    return warnings
+
+
+def divided_series(scans: Iterable[Scan]) -> list[str]:
+    """Return a warning for each DICOM series of which several slices are scans of their own."""
+    from segbench.data.formats.dicom import series_of_slice
+
+    by_series: dict[str, list[Path]] = defaultdict(list)
+    for scan in scans:
+        for file in scan.files:
+            if file.is_file() and file.name.lower().endswith(DICOM_ENDING):
+                with suppress(SegbenchError):  # reported when the scan is read
+                    by_series[series_of_slice(file)].append(file)
+    warnings = []
+    for series, files in by_series.items():
+        if series and len(files) > 1:
+            warnings.append(
+                f"{len(files)} files are slices of one series, and each is segmented alone: "
+                f"{first_few(file.name for file in files)}. To segment them as a volume, give "
+                f"their folder: {files[0].parent}"
+            )
     return warnings
 
 

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from small_folders import save
 
 from segbench import registry
 from segbench.conformance import Trial
@@ -264,6 +266,37 @@ def test_exit_is_a_failed_check(lab):
     assert tested.returncode == 7 and "SystemExit" in json.loads(tested.stdout)["found"]
     stopped = write(lab.folder, "halted", loss="raise KeyboardInterrupt")
     assert lab.call("test", stopped).returncode == 130
+
+
+LATER = {  # what a trained method does when it predicts again
+    "exits": ("import sys; sys.exit(0)", "SystemExit(0)"),
+    "argmax": ("return logits.argmax(1)", "class numbers"),
+    "logits": ("return logits", "softmax"),
+    "fails": ("raise ValueError('its own fault')", "its own fault"),
+    "is_not_finite": ("return logits.softmax(1) * float('nan')", "not finite"),
+}
+
+
+def test_a_fault_that_comes_later_is_no_fault_of_the_scan(lab, monkeypatch):
+    cases = "".join(
+        f"if os.environ.get('FAULT') == {name!r}: {text}\n        "
+        for name, (text, _) in LATER.items()
+    )
+    trained = run(lab, "later", 3, "--steps", "1", top="import os", predict=cases + "pass")
+    assert trained.returncode == 0, trained.stderr
+    (folder,) = lab.folder.glob("segbench-out/runs/*/later/*")
+    draw = np.random.default_rng(0)
+    save(lab.folder / "scan.nii.gz", draw.normal(size=(18, 17, 16)).astype(np.float32))
+    plugin = ("--plugin", lab.folder / "later.py")
+    for name, (_, says) in LATER.items():
+        monkeypatch.setenv("FAULT", name)
+        ended = lab.call(*plugin, "predict", folder, "scan.nii.gz", "-o", "out")
+        assert ended.returncode == 4 and says in ended.stderr, (name, ended.stderr)
+        assert "convert" not in ended.stderr and "predict" in ended.stderr
+        assert not list((lab.folder / "out").iterdir())
+        again = lab.call(*plugin, "evaluate", folder)
+        assert again.returncode == (1 if name == "fails" else 4), (name, again.stderr)
+        assert says in again.stderr
 
 
 @pytest.mark.parametrize("call", ["sys.exit(0)", "import os; os._exit(0)"])

@@ -13,7 +13,7 @@ from small_folders import save
 from segbench.data.formats.dicom import dicom_files, read_dicom
 from segbench.data.formats.read import read_volume
 from segbench.errors import DataError
-from segbench.evaluation.scan_files import find_scans, left_out
+from segbench.evaluation.scan_files import divided_series, find_scans, left_out
 from segbench.results.rundir import all_runs
 from segbench.training.run import execute
 
@@ -147,6 +147,28 @@ def test_rounded_positions(series, digits, step):
     assert spacing[2] == pytest.approx(step)
 
 
+def test_other_coordinates_may_have_more_digits(series):
+    def change(number, data):
+        place = round(100 - number * 1.25)
+        data.ImagePositionPatient = ["-124.7531", "98.25", f"{place:.0f}"]
+        data.SliceThickness = 1.25
+
+    series.edit(change)
+    assert series.read().spacing[2] == pytest.approx(1.25)
+
+
+def test_a_distance_that_only_rounded_positions_state_is_pointed_out(series):
+    def change(number, data):
+        rounded_to(1, 0.333)(number, data)
+        del data.SliceThickness
+
+    series.edit(change)
+    volume = series.read()
+    (warning,) = volume.warnings
+    assert "rounded positions" in warning and "no field states the distance" in warning
+    assert volume.spacing[2] == pytest.approx(0.333, abs=0.025)
+
+
 def test_rounded_positions_of_a_tilted_series(series):
     def change(number, data):
         data.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]  # slices along the second axis
@@ -215,6 +237,35 @@ def test_inverted_images_are_turned(series):
     np.testing.assert_array_equal(series.read().array, 4000 - GRAY)  # HU, however displayed
 
 
+@pytest.mark.parametrize("value", [-2000, 9000])
+def test_padding_of_inverted_images_is_dark(series, value):
+    def invert_and_pad(number, data, pixels):
+        pixels[:] = 4000 - pixels
+        pixels[0, :2] = value
+        data.PhotometricInterpretation = "MONOCHROME1"
+        data.add_new("PixelPaddingValue", "SS", value)
+
+    series.edit_pixels(invert_and_pad)
+    found = series.read().array
+    others = GRAY[:, 1:]
+    lowest = min(others.min(), GRAY[2:].min())
+    np.testing.assert_array_equal(found[:, 1:], others - lowest)
+    assert (found[:2, 0] == 0).all()
+
+
+def test_a_series_that_is_inverted_in_part_is_refused(series):
+    def invert_some(number, data, pixels):
+        if number % 2:
+            pixels[:] = 4000 - pixels
+            data.PhotometricInterpretation = "MONOCHROME1"
+
+    series.edit_pixels(invert_some)
+    said = series.refused()
+    assert "dark in others" in said and "MONOCHROME1" in said
+    series.edit(lambda number, data: setattr(data, "Modality", "CT"))
+    series.read()  # HU, however displayed
+
+
 def as_kind(uid, **fields):
     def change(number, data):
         data.SOPClassUID = uid
@@ -264,6 +315,18 @@ def test_a_single_slice(series):
     upper.write_bytes(b"no DICOM at all")
     with pytest.raises(DataError):
         read_volume(upper)
+
+
+def test_slices_that_are_given_one_by_one_are_pointed_out(series, tmp_path, write_dicom):
+    write_dicom(tmp_path / "other", GRAY[:, :, :1], (1, 1, 1), (0, 0, 0))
+    (other,) = (tmp_path / "other").rglob("*.dcm")
+    broken = tmp_path / "broken.dcm"
+    broken.write_bytes(b"no DICOM at all")
+    paths = [*series.files, other.rename(tmp_path / "other.dcm"), broken]
+    (warning,) = divided_series(find_scans(paths, 1))
+    assert warning.startswith("5 files are slices of one series")
+    assert f"give their folder: {series.files[0].parent}" in warning
+    assert divided_series(find_scans([series.files[0], series.folder], 1)) == []
 
 
 def test_one_bad_folder_fails_alone(series, tmp_path, write_dicom):

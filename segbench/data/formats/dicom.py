@@ -61,6 +61,16 @@ def files_called_dicom(folder: Path) -> list[Path]:
     return found
 
 
+def series_of_slice(path: Path) -> str:
+    """Return the number of the series that a file is a slice of, empty if it does not say it."""
+    pydicom = _pydicom()
+    if not _is_dicom(path):
+        return ""
+    with reading(path, pydicom.errors.InvalidDicomError, AttributeError):
+        header = _content(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+    return str(header.get("SeriesInstanceUID", ""))
+
+
 def _is_dicom(path: Path) -> bool:
     """Return whether a file is DICOM, with the mark or, as older programs write it, without."""
     with open(path, "rb") as file:
@@ -97,17 +107,26 @@ def read_dicom(folder: Path, order: str = "position") -> Volume:
         slices.sort(key=lambda header: int(header.InstanceNumber))
     else:
         slices.sort(key=lambda header: float(normal @ _numbers(header.ImagePositionPatient)))
-    geometry = header_geometry(_stated(slices, folder), folder)
+    stated, rounding_warnings = _stated(slices, folder)
+    geometry = header_geometry(stated, folder)
     array = np.empty(_shape(slices), np.float32)
     padding = np.zeros(array.shape, bool)
     for z, header in enumerate(slices):
         values, is_padding = _pixels(Path(header.filename))
         array[:, :, z] = values.T
         padding[:, :, z] = is_padding.T
-    _replace_padding(array, padding)
     if _low_is_bright(slices[0]):
-        array = array.max() - array
-    return Volume(array, *geometry)
+        array = _inverted(array, padding)
+    _replace_padding(array, padding)
+    warnings = geometry.warnings + rounding_warnings
+    return Volume(array, geometry.matrix, geometry.oriented, warnings)
+
+
+def _inverted(array: np.ndarray, padding: np.ndarray) -> np.ndarray:
+    """Return gray values with low and high exchanged: the highest but padding becomes 0."""
+    others = array if padding.all() or not padding.any() else array[~padding]
+    inverted: np.ndarray = others.max() - array
+    return inverted
 
 
 def _replace_padding(array: np.ndarray, padding: np.ndarray) -> None:
@@ -162,6 +181,7 @@ def _slices(folder: Path) -> list[Any]:
         _require_single_gray(header)
         _require_fields(header)
         _require_same_geometry(header, slices[0])
+        _require_same_display(header, slices[0])
     require_one_phase(slices, folder)
     _require_places_once(slices, folder)
     require_size(folder, _shape(slices))
@@ -293,7 +313,20 @@ def _require_same_geometry(header: Any, first: Any) -> None:
                 where=header.filename,
                 found=_geometry(header),
                 expected=_geometry(first),
+                fix="move it to another folder if it is no slice of the volume, as a localizer",
             )
+
+
+def _require_same_display(header: Any, first: Any) -> None:
+    """Refuse a series in which low values are bright in some slices only."""
+    if _low_is_bright(header) != _low_is_bright(first):
+        raise DataError(
+            "low values are bright in some slices of the series and dark in others",
+            where=header.filename,
+            found=f"PhotometricInterpretation {header.PhotometricInterpretation}",
+            expected=f"{first.get('PhotometricInterpretation')}, as in the first slice",
+            fix="export the series again, or convert it to NIfTI",
+        )
 
 
 def _geometry(header: Any) -> str:
@@ -350,8 +383,8 @@ def _normal(header: Any) -> np.ndarray:
     return np.cross(orientation[:3], orientation[3:])
 
 
-def _stated(slices: list[Any], folder: Path) -> Header:
-    """Return what the headers of sorted slices say about space.
+def _stated(slices: list[Any], folder: Path) -> tuple[Header, tuple[str, ...]]:
+    """Return what the headers of sorted slices say about space, and warnings about rounding.
 
     The positions of the slices count; SpacingBetweenSlices is compared with them.
 
@@ -361,10 +394,12 @@ def _stated(slices: list[Any], folder: Path) -> Header:
     first = slices[0]
     origins = np.stack([_numbers(header.ImagePositionPatient) for header in slices])
     is_rounded = _require_even_steps(slices, origins, folder)
+    warnings: tuple[str, ...] = ()
     if len(slices) > 1:
         slice_step = (origins[-1] - origins[0]) / (len(slices) - 1)
         if is_rounded:
-            slice_step = _stated_step(first, slice_step, _rounding(slices) / (len(slices) - 1))
+            error = _rounding(slices, origins) / (len(slices) - 1)
+            slice_step, warnings = _stated_step(first, slice_step, error)
     else:
         slice_step = _normal(first) * _number_or(first.get("SliceThickness"), 1.0)
     orientation = _numbers(first.ImageOrientationPatient)
@@ -379,7 +414,7 @@ def _stated(slices: list[Any], folder: Path) -> Header:
     if len(slices) > 1 and _holds_numbers(first, "SpacingBetweenSlices", 1):
         between = abs(float(first.SpacingBetweenSlices))
         hints["SpacingBetweenSlices"] = (column_distance, row_distance, between)
-    return Header(_shape(slices), fields, LPS_TO_RAS @ affine, hints=hints)
+    return Header(_shape(slices), fields, LPS_TO_RAS @ affine, hints=hints), warnings
 
 
 def _require_even_steps(slices: list[Any], origins: np.ndarray, folder: Path) -> bool:
@@ -390,7 +425,7 @@ def _require_even_steps(slices: list[Any], origins: np.ndarray, folder: Path) ->
     deviations = np.abs(steps - usual)
     if usual != 0 and (deviations <= UNEVEN * abs(usual)).all():
         return False
-    if len(steps) > 1 and _is_even_but_rounded(places, _rounding(slices)):
+    if len(steps) > 1 and _is_even_but_rounded(places, _rounding(slices, origins)):
         return True
     worst = int(deviations.argmax())
     raise DataError(
@@ -411,11 +446,19 @@ def _is_even_but_rounded(places: np.ndarray, rounding: float) -> bool:
     return bool(np.abs(offsets).max() <= rounding)
 
 
-def _rounding(slices: list[Any]) -> float:
-    """Return the unit to which the positions of all slices are rounded, in mm."""
+def _rounding(slices: list[Any], origins: np.ndarray) -> float:
+    """Return the unit to which the positions of all slices are rounded, in mm.
+
+    Coordinates that are equal in all slices may have more digits and are left out.
+
+    Args:
+        origins: the positions (N, 3).
+    """
     digits = 0
+    moving = np.flatnonzero(np.ptp(origins, axis=0))
     for header in slices:
-        for value in header.ImagePositionPatient:
+        for axis in moving:
+            value = header.ImagePositionPatient[int(axis)]
             text = str(getattr(value, "original_string", "") or repr(float(value)))
             if "e" in text.lower():
                 return 0.0
@@ -423,8 +466,10 @@ def _rounding(slices: list[Any]) -> float:
     return float(10.0**-digits)
 
 
-def _stated_step(header: Any, step: np.ndarray, error: float) -> np.ndarray:
+def _stated_step(header: Any, step: np.ndarray, error: float) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the step between slices with the length that the header states, if it may be right.
+
+    Otherwise, a warning says how exact the step is.
 
     Args:
         header: the first slice.
@@ -435,8 +480,12 @@ def _stated_step(header: Any, step: np.ndarray, error: float) -> np.ndarray:
     for name in ("SpacingBetweenSlices", "SliceThickness"):
         stated = _number_or(header.get(name), 0.0)
         if stated > 0 and abs(stated - length) <= error:
-            return step * (stated / length)
-    return step
+            return step * (stated / length), ()
+    warning = (
+        f"rounded positions: the slices are {length:.4g} mm apart, give or take {error:.2g} mm; "
+        "no field states the distance"
+    )
+    return step, (warning,)
 
 
 def _slice_name(header: Any) -> str:
