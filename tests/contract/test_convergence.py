@@ -25,6 +25,7 @@ WEIGHTED = (
     "sassnet",
     "fixmatch",
     "ad_mt",
+    "crossmatch",
 )
 DATASET = "phantom2d_dev_a"
 

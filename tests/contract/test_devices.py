@@ -23,11 +23,13 @@ MEMBERS = {"timm": ("test_resnet", "mobilenetv3_small_050"), "monai": ("segresne
 
 MASKS = "the number of voxels of a class decides shapes; weights of 0 and 1 would change numbers"
 # Functions that make the CPU wait inside a training step, and why the method cannot do without.
+COMPONENTS = {
+    "mask_on_host": "connected components are found by scipy, on the CPU",
+    "largest_components": "the components go back to the device",
+}
 ALLOWED_WAITS = {
-    "bcp": {
-        "mask_on_host": "connected components are found by scipy, on the CPU",
-        "largest_components": "the components go back to the device",
-    },
+    "bcp": COMPONENTS,
+    "sdcl": COMPONENTS,  # BCP's pseudo labels
     "ss_net": {
         "remember": MASKS,
         "attraction": MASKS,

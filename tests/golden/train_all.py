@@ -37,6 +37,8 @@ METHODS = (
     "self_training",
     "ad_mt",
     "mcf",
+    "sdcl",
+    "crossmatch",
 )
 SCORES = ("dice", "jaccard", "hd95_vox", "asd_vox")
 

@@ -1,0 +1,179 @@
+"""SDCL: where two students differ, one term brings them closer to the label, one makes them unsure.
+
+Song, Wang: SDCL: Students Discrepancy-Informed Correction Learning for Semi-supervised Medical
+Image Segmentation, MICCAI 2024. Official code: github.com/pascalcpp/SDCL (no license, commit
+cfb260f), lines of code/LA_train.py unless a file is named. The code was read, of the paper only the
+abstract; nothing was copied.
+
+Built on BCP: two students of different architecture are pretrained on mixtures of labeled images,
+then trained on mixtures of labeled and unlabeled ones, which a teacher labels. Voxels where the
+students' labels differ are potential biases. There, the first term is the squared distance to the
+mixed label, and the second one, where a student is wrong, the divergence from the uniform
+distribution.
+
+L_i = BCP_i + review MSE_i + rectify KL_i, of both mixtures
+
+Paper (abstract)         Official code                      Here
+two students and one     V-Net and residual V-Net; the      the protocol's backbone, and resvnet
+  teacher that is not      teacher follows the V-Net only     with its parameters; the same teacher
+  trained                  (:290-292, :409)
+-                        a labeled box in an unlabeled      the same (BCP for LA pairs other items)
+                           image of the first half, an
+                           unlabeled box of the second
+                           half in a labeled image
+                           (:353-354)
+segmentation             where the argmax of the students   the same; without unknown voxels
+  discrepancy              differs (:179-190, :367-369)
+minimize the distance    squared error over the classes;    the same
+  of correct voxels        0.5 times the pseudo-labeled
+                           part (pancreas/losses.py:
+                           144-157)
+maximize the entropy of  mean over the classes of -log p    the same
+  wrong voxels             where the student's label is not
+                           the mixed one (pancreas/
+                           losses.py:161-184)
+-                        weights 0.5 and 0.05 (:387-391)    the same
+-                        options: 2,000 and 15,000 steps;   pretrain_share 2/17, as the options say
+                           the epochs give 3,200 and
+                           11,000 for 8 labeled images
+                           (:225, :333)
+-                        Adam 1e-3, constant rate, state    the protocol's optimizer, as for BCP
+                           kept between the phases
+-                        instance normalization, dropout    the protocol's backbone
+-                        the best of each network, and of   the mean of both with the last weights
+                           their mean, on the test cases
+                           (:412-455)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from segbench.methods.bcp import BCP, dice_and_entropy, halves, mixed_loss
+from torch import Tensor
+from torch.nn import functional
+
+from segbench import Backbone, Batch, Field, method
+from segbench.nn.losses import masked_mean
+from segbench.nn.ops import Ema, is_known, mix, one_hot, pass_groups, widened
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Images (P, C, *S) of two sources, and the labels (P, *S) and weights of both."""
+
+    images: Tensor
+    outer: Tensor  # labels outside the box
+    inner: Tensor  # labels inside the box
+    outer_weight: float
+    inner_weight: float
+
+
+@method("sdcl", paper="Song & Wang, MICCAI 2024")
+class SDCL(BCP):
+    """Two students of different architecture that learn most where they differ; both predict."""
+
+    backbones = ("resvnet",)
+
+    class Params(BCP.Params):
+        review: float = Field(0.5, ge=0, description="weight of the squared error (MSE)")
+        rectify: float = Field(
+            0.05, ge=0, description="weight of the divergence from the uniform distribution (KL)"
+        )
+
+    def build(self, network: Callable[..., Backbone]) -> None:
+        self.student = network()
+        self.second = network(backbone="resvnet")
+        self.teacher = Ema(self.student)
+
+    def pretrain(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
+        pairs = (len(batch.x) + 1) // 2
+        x_a, x_b = halves(batch.x, pairs)
+        y_a, y_b = halves(batch.y, pairs)
+        images = mix(outside, x_a, x_b)
+        labels = mix(outside, y_a, y_b)
+        return {
+            "supervised_1": dice_and_entropy(self.student(images), labels),
+            "supervised_2": dice_and_entropy(self.second(images), labels),
+        }
+
+    def self_train(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
+        mixtures = self.mixtures(batch, outside)
+        images = [mixture.images for mixture in mixtures]
+        answers_1 = pass_groups(self.student, *images)  # (P, K, *S) per mixture
+        answers_2 = pass_groups(self.second, *images)
+
+        terms: dict[str, list[Tensor]] = {"1": [], "2": []}
+        for mixture, logits_1, logits_2 in zip(mixtures, answers_1, answers_2, strict=True):
+            different = logits_1.argmax(1) != logits_2.argmax(1)
+            for name, logits in (("1", logits_1), ("2", logits_2)):
+                terms[name].append(self.student_losses(logits, mixture, different, outside))
+
+        losses = {}
+        for name, of_mixtures in terms.items():
+            mixed, review, rectify = torch.stack(of_mixtures).sum(0)
+            losses[f"mixed_{name}"] = mixed
+            losses[f"review_{name}"] = self.p.review * review
+            losses[f"rectify_{name}"] = self.p.rectify * rectify
+        return losses
+
+    def mixtures(self, batch: Batch, outside: Tensor) -> tuple[Mixture, Mixture]:
+        """Return unlabeled images with labeled boxes, and labeled images with unlabeled boxes."""
+        larger = max(len(batch.x), len(batch.u))
+        pairs = (larger + 1) // 2
+        x_a, x_b = halves(batch.x, pairs)
+        y_a, y_b = halves(batch.y, pairs)
+        u_a, u_b = halves(batch.u, pairs)
+        teacher_a, teacher_b = pass_groups(self.teacher, u_a, u_b)
+        pseudo_a = self.label(teacher_a)
+        pseudo_b = self.label(teacher_b)
+        weight = self.p.weight
+        in_unlabeled = Mixture(mix(outside, u_a, x_b), pseudo_a, y_b, weight, 1)
+        in_labeled = Mixture(mix(outside, x_a, u_b), y_a, pseudo_b, 1, weight)
+        return in_unlabeled, in_labeled
+
+    def student_losses(
+        self, logits: Tensor, mixture: Mixture, different: Tensor, outside: Tensor
+    ) -> Tensor:
+        """Return BCP's loss, the squared error and the divergence of one student, (3,).
+
+        ``different`` (P, *S) is true where the students' labels differ.
+        """
+        labels = mix(outside, mixture.outer, mixture.inner)
+        weights = torch.where(outside, mixture.outer_weight, mixture.inner_weight)
+        different = different & is_known(labels)
+        wrong = different & (logits.argmax(1) != labels)
+        bcp = mixed_loss(
+            logits,
+            mixture.outer,
+            mixture.inner,
+            outside,
+            mixture.outer_weight,
+            mixture.inner_weight,
+        )
+        review = masked_mean(weights * squared_distance(logits, labels), different)
+        rectify = masked_mean(weights * surprise_of_uniform(logits), wrong)
+        return torch.stack([bcp, review, rectify])
+
+    def predict(self, image: Tensor, source: int = 0) -> Tensor:
+        p_1 = self.student(image).softmax(1)
+        p_2 = self.second(image).softmax(1)
+        return (p_1 + p_2) / 2
+
+
+def squared_distance(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean over the classes of the squared error of each voxel, (N, *S)."""
+    p = widened(logits).softmax(1)
+    target = one_hot(labels, p.shape[1]).to(p.dtype)
+    return (p - target).square().mean(1)
+
+
+def surprise_of_uniform(logits: Tensor) -> Tensor:
+    """Return the mean over the classes of -log p of each voxel, (N, *S).
+
+    Except for a constant, this is the divergence KL(uniform || p), which is lowest for equal
+    probabilities.
+    """
+    return -functional.log_softmax(widened(logits), 1).mean(1)
