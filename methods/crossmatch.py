@@ -174,13 +174,16 @@ class CrossMatch(Method):
 def pasted(labels: Labels, outside: Tensor) -> Labels:
     """Return the labels and probabilities with the boxes of the next item pasted in."""
     values, confidence = labels
-    return (
-        mix(outside, values, values.roll(1, 0)),
-        mix(outside, confidence, confidence.roll(1, 0)),
-    )
+    next_values = values.roll(1, 0)
+    next_confidence = confidence.roll(1, 0)
+    mixed_values = mix(outside, values, next_values)
+    mixed_confidence = mix(outside, confidence, next_confidence)
+    return mixed_values, mixed_confidence
 
 
 def consistency(logits: Tensor, labels: Labels, threshold: float) -> Tensor:
     """Return the Dice loss of the foreground on the voxels whose label is confident."""
     values, confidence = labels
-    return dice(wide_softmax(logits), values, weight=confidence >= threshold)
+    confident = confidence >= threshold
+    prediction = wide_softmax(logits)
+    return dice(prediction, values, weight=confident)

@@ -94,9 +94,11 @@ class SDCL(BCP):
         y_a, y_b = halves(batch.y, pairs)
         images = mix(outside, x_a, x_b)
         labels = mix(outside, y_a, y_b)
+        logits_1 = self.student(images)
+        logits_2 = self.second(images)
         return {
-            "supervised_1": dice_and_entropy(self.student(images), labels),
-            "supervised_2": dice_and_entropy(self.second(images), labels),
+            "supervised_1": dice_and_entropy(logits_1, labels),
+            "supervised_2": dice_and_entropy(logits_2, labels),
         }
 
     def self_train(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
@@ -105,19 +107,23 @@ class SDCL(BCP):
         answers_1 = pass_groups(self.student, *images)  # (P, K, *S) per mixture
         answers_2 = pass_groups(self.second, *images)
 
-        terms: dict[str, list[Tensor]] = {"1": [], "2": []}
+        total_1 = torch.zeros(3, device=outside.device)
+        total_2 = torch.zeros(3, device=outside.device)
         for mixture, logits_1, logits_2 in zip(mixtures, answers_1, answers_2, strict=True):
             different = logits_1.argmax(1) != logits_2.argmax(1)
-            for name, logits in (("1", logits_1), ("2", logits_2)):
-                terms[name].append(self.student_losses(logits, mixture, different, outside))
+            total_1 = total_1 + self.student_losses(logits_1, mixture, different, outside)
+            total_2 = total_2 + self.student_losses(logits_2, mixture, different, outside)
 
-        losses = {}
-        for name, of_mixtures in terms.items():
-            mixed, review, rectify = torch.stack(of_mixtures).sum(0)
-            losses[f"mixed_{name}"] = mixed
-            losses[f"review_{name}"] = self.p.review * review
-            losses[f"rectify_{name}"] = self.p.rectify * rectify
-        return losses
+        mixed_1, review_1, rectify_1 = total_1
+        mixed_2, review_2, rectify_2 = total_2
+        return {
+            "mixed_1": mixed_1,
+            "mixed_2": mixed_2,
+            "review_1": self.p.review * review_1,
+            "review_2": self.p.review * review_2,
+            "rectify_1": self.p.rectify * rectify_1,
+            "rectify_2": self.p.rectify * rectify_2,
+        }
 
     def mixtures(self, batch: Batch, outside: Tensor) -> tuple[Mixture, Mixture]:
         """Return unlabeled images with labeled boxes, and labeled images with unlabeled boxes."""
@@ -130,8 +136,20 @@ class SDCL(BCP):
         pseudo_a = self.label(teacher_a)
         pseudo_b = self.label(teacher_b)
         weight = self.p.weight
-        in_unlabeled = Mixture(mix(outside, u_a, x_b), pseudo_a, y_b, weight, 1)
-        in_labeled = Mixture(mix(outside, x_a, u_b), y_a, pseudo_b, 1, weight)
+        in_unlabeled = Mixture(
+            images=mix(outside, u_a, x_b),
+            outer=pseudo_a,
+            inner=y_b,
+            outer_weight=weight,
+            inner_weight=1,
+        )
+        in_labeled = Mixture(
+            images=mix(outside, x_a, u_b),
+            outer=y_a,
+            inner=pseudo_b,
+            outer_weight=1,
+            inner_weight=weight,
+        )
         return in_unlabeled, in_labeled
 
     def student_losses(
@@ -153,8 +171,10 @@ class SDCL(BCP):
             mixture.outer_weight,
             mixture.inner_weight,
         )
-        review = masked_mean(weights * squared_distance(logits, labels), different)
-        rectify = masked_mean(weights * surprise_of_uniform(logits), wrong)
+        distance = squared_distance(logits, labels)
+        surprise = surprise_of_uniform(logits)
+        review = masked_mean(weights * distance, different)
+        rectify = masked_mean(weights * surprise, wrong)
         return torch.stack([bcp, review, rectify])
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
