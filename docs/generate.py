@@ -295,6 +295,7 @@ def result_table() -> list[str]:
 FUNCTIONS = (
     "run",
     "load",
+    "load_model",
     "evaluate",
     "leaderboard",
     "compare",
@@ -305,7 +306,7 @@ FUNCTIONS = (
     "list_protocols",
     "list_runs",
 )
-CLASSES = ("Run", "Evaluation", "Table")
+CLASSES = ("Run", "Model", "Evaluation", "Table")
 
 
 def python_page() -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for type checkers and editors; "as" marks a name as public
     from segbench.api.evaluation import Evaluation as Evaluation
     from segbench.api.evaluation import evaluate as evaluate
     from segbench.api.machine import SegbenchWarning as SegbenchWarning
+    from segbench.api.models import Model as Model
+    from segbench.api.models import load_model as load_model
     from segbench.api.runs import Run as Run
     from segbench.api.runs import load as load
     from segbench.api.runs import run as run
@@ -78,6 +80,8 @@ _PUBLIC = {
     "run": "segbench.api.runs",
     "load": "segbench.api.runs",
     "Run": "segbench.api.runs",
+    "load_model": "segbench.api.models",
+    "Model": "segbench.api.models",
     "evaluate": "segbench.api.evaluation",
     "Evaluation": "segbench.api.evaluation",
     "leaderboard": "segbench.api.boards",

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from segbench import registry
 from segbench.api.inline import write_plugin
 from segbench.api.machine import add_plugins, settings, warn, with_device
+from segbench.api.predicting import predict_scan, source_index
 from segbench.api.scores import case_table, metric_table
 from segbench.api.table import Table
 from segbench.config import Machine, resolve
 from segbench.data.open import case_counters, open_store
-from segbench.errors import UsageError, unknown
+from segbench.errors import UsageError
 from segbench.evaluation.new_scans import Prediction, Predictor
-from segbench.evaluation.scan_files import find_scans
 from segbench.results.facts import mean_dice
 from segbench.results.rundir import RunDir
 from segbench.training.reload import trained
@@ -103,7 +103,7 @@ class Run:
             UsageError: the run has several data sets, or not this one; or its code has changed.
             IntegrityError: its weights are missing or not those of the result.
         """
-        source = _source(self.datasets, dataset)
+        source = source_index(self.datasets, dataset)
         if source not in self._predictors:
             machine = with_device(self._machine)
             with registry.isolated():
@@ -122,7 +122,7 @@ class Run:
         affine: np.ndarray[Any, Any] | None = None,
         prepared: bool = False,
     ) -> Prediction:
-        """Segment one scan.
+        """Segment one scan. The run folder is enough for it; the prepared data are not needed.
 
         Args:
             scan: a file, a folder of DICOM slices, or an array of gray values: (C, X, Y, Z), or
@@ -141,42 +141,7 @@ class Run:
             DataError: the scan cannot be read, or is not what the run was trained on.
             UsageError: the path holds several scans, or see ``predictor``.
         """
-        predictor = self.predictor(dataset)
-        if not isinstance(scan, str | Path):
-            return predictor.predict_array(scan, affine, prepared)
-        if affine is not None or prepared:
-            raise UsageError(
-                "affine and prepared describe an array",
-                found=str(scan),
-                expected="a file alone, whose header says where it lies",
-                fix="leave both out",
-            )
-        scans = find_scans([Path(scan).expanduser()], predictor.store.channels)
-        if len(scans) != 1:
-            raise UsageError(
-                "predict takes one scan at a time",
-                where=scan,
-                found=f"{len(scans)} scans",
-                fix="[run.predict(file) for file in files]",
-            )
-        return predictor(scans[0])
-
-
-def _source(names: Sequence[str], dataset: str | None) -> int:
-    """Return the position of the chosen data set among those of a run."""
-    if dataset is None:
-        if len(names) > 1:
-            raise UsageError(
-                "the run was trained on several data sets",
-                found=", ".join(names),
-                fix=f"--dataset {names[0]}, in Python dataset={names[0]!r}",
-            )
-        return 0
-    is_folder = ":" in dataset  # such as folder:PATH
-    name = registry.get("dataset", dataset).name if is_folder else dataset.replace("-", "_")
-    if name not in names:
-        raise unknown("data set of the run", name, names)
-    return list(names).index(name)
+        return predict_scan(self.predictor(dataset), scan, affine, prepared)
 
 
 class LoggedReporter(Reporter):

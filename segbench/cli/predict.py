@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # What a malformed file may still raise in a library.
 BAD_SCAN = (ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
-DISCLAIMER = "for research only: not a medical device, not for diagnosis or treatment"
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=Command)
-@click.argument("wanted", metavar="RUN")
+@click.argument("wanted", metavar="RUN|MODEL")
 @click.argument(
     "inputs", metavar="FILE|DIR...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
@@ -91,7 +90,9 @@ def predict(
     dataset: str | None,
     device: str | None,
 ) -> None:
-    """Segment your own scans with a finished RUN.
+    """Segment your own scans with a finished RUN, or with a MODEL file that someone shared.
+
+    A MODEL is what "segbench runs export RUN --weights" writes. Nothing but it is needed.
 
     NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image'), folders of DICOM slices and single slices
     (.dcm) are read. Each
@@ -100,17 +101,14 @@ def predict(
     \b
     segbench predict 3f9c2a7b scan.nii.gz -o out/
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
+    segbench predict model.zip scan.nii.gz -o out/
     """
-    from segbench.api.runs import Run
-    from segbench.cli.training import machine_of
     from segbench.data.store.problem import DataProblems
     from segbench.evaluation.scan_files import divided_series, find_scans, left_out
+    from segbench.results.model_card import DISCLAIMER
     from segbench.storage import make_folder
-    from segbench.training.stored import finished_run
 
-    machine = machine_of(settings, MachineOptions(device=device))
-    folder, result = finished_run(settings.root, wanted)
-    predictor = Run(folder, result, machine).predictor(dataset)
+    predictor = _predictor(settings, wanted, dataset, device)
     problems: list[Problem] = []
     scans = find_scans(inputs, predictor.store.channels, problems)
     results = {scan.name: _result_files(scan, output) for scan in scans}
@@ -154,6 +152,26 @@ def predict(
             "warnings": warnings,
         }
     )
+
+
+def _predictor(
+    settings: Settings, wanted: str, dataset: str | None, device: str | None
+) -> Predictor:
+    """Return the trained network of a model file or of a run."""
+    from segbench.api.models import Model
+    from segbench.api.runs import Run
+    from segbench.cli.training import machine_of
+    from segbench.training.model_file import is_model, read_model
+    from segbench.training.stored import finished_run
+
+    machine = machine_of(settings, MachineOptions(device=device))
+    if is_model(Path(wanted)):
+        model = Model(read_model(Path(wanted)), machine)
+        for warning in model.warnings:
+            settings.warn(warning)
+        return model.predictor(dataset)
+    folder, result = finished_run(settings.root, wanted)
+    return Run(folder, result, machine).predictor(dataset)
 
 
 def _predicted(predictor: Predictor, prepared: PreparedScan) -> Prediction:

@@ -6,11 +6,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.options import DEVICES, Group, MachineOptions
+from segbench.cli.exchange import export_run, import_run
+from segbench.cli.options import Group
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
 from segbench.errors import IntegrityError, UsageError
@@ -197,7 +198,7 @@ def _log_line(entry: dict[str, Any]) -> str:
     return safe("  ".join(parts))
 
 
-# -- verify, export and import ---------------------------------------------------------------------
+# -- verify ----------------------------------------------------------------------------------------
 
 
 @runs.command()
@@ -258,126 +259,8 @@ def _verified_weights(run: RunDir, result: dict[str, Any]) -> bool:
     return True
 
 
-@runs.command("export")
-@click.argument("wanted", metavar="RUN")
-@click.option(
-    "-o",
-    "out",
-    metavar="FILE|DIR",
-    type=click.Path(path_type=Path),
-    help="File to write, or an existing folder for it [RUN.zip].",
-)
-@click.option(
-    "--no-predictions",
-    is_flag=True,
-    help="Leave out the predictions; the numbers cannot be verified then.",
-)
-@click.option("--device", metavar="DEV", help=f"Where to predict: {DEVICES} [auto].")
-@click.pass_obj
-def export_run(
-    settings: Settings, wanted: str, out: Path | None, no_predictions: bool, device: str | None
-) -> None:
-    """Write a finished run to one file with its settings, log, cases and predictions.
-
-    The file has no weights, no images and no paths. The predictions are computed from the weights
-    and must be those that were scored.
-
-    \b
-    segbench runs export 3f9c2a7b -o versemi.zip
-    """
-    from segbench.results import bundle
-    from segbench.results.names import find_run
-    from segbench.storage import make_folder
-
-    run = find_run(settings.root, wanted)
-    run.cases()  # raises unless it is finished and intact
-    file = out or Path(f"{run.run_id}.zip")
-    if file.is_dir():
-        file = file / f"{run.run_id}.zip"
-    make_folder(file.parent)
-    if file.exists() and not settings.yes:
-        raise UsageError(
-            "the file exists already",
-            where=file,
-            fix="choose another name with -o, or replace the file with --yes",
-        )
-    if not no_predictions and not (run.path / bundle.PREDICTIONS).is_file():
-        _store_predictions(settings, run, device)
-    names = bundle.export(run, file, not no_predictions)
-    size = file.stat().st_size
-    document = {
-        "status": "ok",
-        "run_id": run.run_id,
-        "file": str(file),
-        "bytes": size,
-        "files": names,
-    }
-    settings.show(document, [f"{file}: {size / 1e6:.1f} MB, {', '.join(names)}"])
-
-
-def _store_predictions(settings: Settings, run: RunDir, device: str | None) -> None:
-    """Predict the test cases of a run from its weights, and store the predictions.
-
-    Raises:
-        IntegrityError: they are not the predictions that were scored.
-    """
-    from segbench.cli.reporter import reporting
-    from segbench.cli.training import machine_of
-    from segbench.results import bundle, predictions
-    from segbench.storage import atomic_write
-    from segbench.training.reload import reevaluate
-    from segbench.training.stored import finished_run, restore
-
-    _, result = finished_run(settings.root, str(run.path))
-    machine = machine_of(settings, MachineOptions(device=device))
-    restored = restore(run, machine)
-
-    with reporting(settings) as reporter:
-
-        def write(file: IO[bytes]) -> None:
-            with predictions.writer(file) as keep:
-                _, digest, _ = reevaluate(restored, result, machine, reporter.evaluate, keep)
-            if digest != result["cases_sha256"]:
-                raise IntegrityError(
-                    "on this machine the weights do not reproduce the stored results",
-                    where=run.path,
-                    fix="export on the machine it was trained on, or use --no-predictions",
-                )
-
-        atomic_write(run.path / bundle.PREDICTIONS, write)
-
-
-@runs.command("import")
-@click.argument(
-    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
-@click.pass_obj
-def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
-    """Import runs of others.
-
-    Metrics are recomputed from the predictions. If they agree, the run counts as verified,
-    otherwise as reported.
-
-    \b
-    segbench runs import versemi.zip
-    """
-    from segbench.results import bundle
-
-    documents = []
-    for file in files:
-        run, origin = bundle.take_in(file, settings.root, settings.data_root)
-        verified = origin["verified"]
-        documents.append(
-            {
-                "run_id": run.run_id,
-                "dir": str(run.path),
-                "verified": verified,
-                "why": origin["why"],
-            }
-        )
-        status = "verified" if verified else f"reported ({safe(origin['why'])})"
-        settings.echo([f"{safe(run.path)}: {status}"])
-    settings.show({"status": "ok", "runs": documents})
+runs.add_command(export_run)
+runs.add_command(import_run)
 
 
 # -- prune -----------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.training.lease",
     "segbench.training.loss_checks",
     "segbench.training.memory",
+    "segbench.training.model_file",
     "segbench.training.reload",
     "segbench.training.reporter",
     "segbench.training.result",

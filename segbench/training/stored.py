@@ -49,16 +49,7 @@ def restore(folder: RunDir, machine: Machine, needs_voxels: bool = True) -> Prep
     for file in stored["plugins"]:
         registry.add_stored_file(file)
     plugins = tuple(dict.fromkeys([*machine.plugins, *stored["plugins"]]))
-    try:
-        experiment = Experiment(**stored["experiment"])
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(
-            "this version of segbench cannot read the stored experiment",
-            where=folder.path / "config.yaml",
-            found=f"{key}: {first['msg']}",
-        ) from error
+    experiment = read_experiment(stored["experiment"], folder.path / "config.yaml")
     stores = None
     if not needs_voxels:
         stores = read_copies(folder.path, experiment.datasets)
@@ -67,6 +58,24 @@ def restore(folder: RunDir, machine: Machine, needs_voxels: bool = True) -> Prep
         raise _changed(run, stored, folder)
     run.folder = folder
     return run
+
+
+def read_experiment(content: dict[str, Any], where: Path) -> Experiment:
+    """Return a stored experiment.
+
+    Raises:
+        IntegrityError: this version of segbench cannot read it; names the file ``where``.
+    """
+    try:
+        return Experiment(**content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(
+            "this version of segbench cannot read the stored experiment",
+            where=where,
+            found=f"{key}: {first['msg']}",
+        ) from error
 
 
 def _changed(run: Prepared, stored: dict[str, Any], folder: RunDir) -> SegbenchError:
