@@ -20,6 +20,7 @@ from segbench.errors import UsageError
 from segbench.evaluation.new_scans import Prediction, Predictor
 from segbench.results.facts import mean_dice
 from segbench.results.rundir import RunDir
+from segbench.tracking.choose import chosen_trackers
 from segbench.training.reload import trained
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.run import execute
@@ -192,6 +193,7 @@ def run(  # noqa: PLR0913 (one argument per choice)
     data_root: str | Path | None = None,
     device: str | None = None,
     restart: bool = False,
+    log: str = "",
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a method on a data set, evaluate it on the test cases and return the finished run.
@@ -220,6 +222,7 @@ def run(  # noqa: PLR0913 (one argument per choice)
         data_root: folder of the prepared data [SEGBENCH_DATA_ROOT, else segbench-data].
         device: "auto", "cpu", "cuda", "cuda:N" or "mps" [auto].
         restart: delete an earlier run with the same settings and retrain.
+        log: trackers that get the training log while it is written, such as "wandb,tensorboard".
         reporter: an object that is called with the progress, see ``segbench.Reporter``.
 
     Raises:
@@ -231,6 +234,7 @@ def run(  # noqa: PLR0913 (one argument per choice)
         Interrupted: a signal stopped the run after a checkpoint; calling again continues it.
     """
     machine = settings(root, data_root, device)
+    trackers = chosen_trackers(log) if log else ()
     files = list(add_plugins(plugins))
     if not isinstance(method, str):
         method, file = _as_plugin(method, machine.root)
@@ -257,7 +261,7 @@ def run(  # noqa: PLR0913 (one argument per choice)
             expected="one data set, or a method that trains jointly",
             fix=f"for name in {names}: segbench.run({method!r}, name)",
         )
-    machine = with_device(machine).model_copy(update={"plugins": tuple(files)})
+    machine = with_device(machine).model_copy(update={"plugins": tuple(files), "log": trackers})
     ready = prepare(experiments[0], machine)
     result = execute(ready, machine, reporter or LoggedReporter(), restart)
     return Run(ready.folder, result, machine)

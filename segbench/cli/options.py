@@ -172,6 +172,7 @@ class MachineOptions:
     save_every: str | None = None
     device: str | None = None
     workers: int | None = None
+    log: str | None = None
 
 
 device_option = click.option("--device", metavar="DEV", help=f"{DEVICES} [auto].")
@@ -190,6 +191,11 @@ MACHINE_OPTIONS = (
         metavar="N",
         type=click.IntRange(0, 64),
         help="Loader processes; 0 loads in a thread [0].",
+    ),
+    click.option(
+        "--log",
+        metavar="NAME[,NAME]",
+        help="Send the training log to tensorboard, wandb or mlflow while it is written.",
     ),
     click.option(
         "--recompute",

@@ -114,8 +114,10 @@ def report(  # noqa: PLR0913 (one argument per option)
 
 
 def _export_curves(settings: Settings, runs: list[RunDir], folder: Path) -> None:
-    from segbench.report.tensorboard import export
+    from segbench.tracking.choose import require_package
+    from segbench.tracking.tensorboard import export
 
+    require_package("tensorboard")
     count = export(runs, folder)
     line = (
         f"{safe(folder)}: curves of {count} runs; to see them: tensorboard --logdir {safe(folder)}"

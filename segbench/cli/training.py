@@ -19,6 +19,7 @@ from segbench.data.store.store import Store
 from segbench.errors import Interrupted, UsageError
 from segbench.suites.local import own_command
 from segbench.suites.processes import train_in_processes
+from segbench.tracking.choose import chosen_trackers
 from segbench.training.distributed import launched
 from segbench.training.run import execute
 from segbench.training.setup import Prepared, device_of
@@ -38,8 +39,8 @@ def machine_of(
         here: the runs will be executed by this process; otherwise the device is not looked for.
 
     Raises:
-        UsageError: ``--save-every`` or ``--device`` has a wrong value.
-        PluginError: the device is not available.
+        UsageError: ``--save-every``, ``--device`` or ``--log`` has a wrong value.
+        PluginError: the device, or the package of a tracker, is not available.
     """
     configured = settings.machine
     if configured.threads != "auto":
@@ -58,6 +59,8 @@ def machine_of(
         chosen["workers"] = options.workers
     if options.save_every is not None:
         chosen["save_every"] = Cadence.parse(options.save_every)
+    if options.log is not None:
+        chosen["log"] = chosen_trackers(options.log)
     return configured.model_copy(update=chosen)
 
 

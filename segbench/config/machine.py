@@ -95,6 +95,7 @@ class Machine(Strict):
     leak_meter: bool = Field(
         False, description="keep the checkpoints that the leak meter evaluates"
     )
+    log: tuple[str, ...] = Field((), description="experiment trackers given with --log")
     sources: dict[str, str] = Field({}, description="who set each of SETTINGS")
 
     @property
@@ -134,6 +135,8 @@ class Machine(Strict):
             options.append("--compile")
         if self.resident != "auto":
             options += ["--resident", self.resident]
+        if self.log:
+            options += ["--log", ",".join(self.log)]
         return options
 
 

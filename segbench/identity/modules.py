@@ -73,6 +73,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.storage",
     "segbench.suites.*",
     "segbench.text",
+    "segbench.tracking.*",
     "segbench.training",
     "segbench.training.announce",
     "segbench.training.checkpoint",
@@ -89,6 +90,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.training.setup",
     "segbench.training.signals",
     "segbench.training.stored",
+    "segbench.training.tracked",
     "segbench.training.watch",
     "segbench.verify.*",
 )

@@ -11,6 +11,7 @@
 ``failed.json``   why the last attempt failed
 ``lease.json``    while the run is running: where, how far, and when it last said so
 ``attempts.jsonl`` starts, ends and kills of all attempts
+``tracking.json`` what experiment trackers call the run, with ``--log``
 ``job.json``      the job of a scheduler that the run was handed to
 ``import.json``   of an imported run: its source, and whether its numbers were computed again
 """

@@ -34,6 +34,10 @@ def _report_nothing(report: StepReport) -> None:
     pass
 
 
+def _record_nothing(line: dict[str, Any]) -> None:
+    pass
+
+
 class Trainer:
     """Trains a method to the end. Its folder holds all that is needed to continue after a kill.
 
@@ -43,6 +47,7 @@ class Trainer:
         snapshots: numbers of completed steps after which the weights are kept for a later choice.
         late: number of newest steps whose loss terms are not read yet; None for the device's usual
             number.
+        record: called with every line of the log when it is written.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Trainer:
         header: dict[str, Any] | None = None,
         snapshots: frozenset[int] = frozenset(),
         late: int | None = None,
+        record: Callable[[dict[str, Any]], None] = _record_nothing,
     ) -> None:
         self.train_step = train_step
         self.method = train_step.method
@@ -62,6 +68,7 @@ class Trainer:
         self.log = folder / "log.jsonl"
         self.header = {**(header or {}), "memory_format": memory_format(self.method)}
         self.snapshots = snapshots
+        self.record = record
         self.completed = 0  # steps
         self.seconds = 0.0  # spent in training, over all attempts
         self.cost = Cost(train_step.device)
@@ -189,6 +196,7 @@ class Trainer:
             **outcome.terms,
         }
         log.write(json.dumps(line).encode() + b"\n")
+        self.record(line)
 
     # -- checkpoints: written by the first process alone -----------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segbench.training.setup import Prepared
@@ -35,11 +35,20 @@ class Reporter:
     def train(self, report: StepReport) -> None:
         """Called after every training step."""
 
+    def record(self, line: dict[str, Any]) -> None:
+        """Called with every line of ``log.jsonl`` when it is written."""
+
     def evaluate(self, done: int, total: int, case: str) -> None:
         """Called after every case that was predicted and scored."""
+
+    def result(self, result: dict[str, Any]) -> None:
+        """Called with the result after it was written; not with that of an earlier attempt."""
 
     def warn(self, text: str) -> None:
         """Called with a warning that the user should see."""
 
     def stopping(self, signal_name: str) -> None:
         """Called at once when a signal asks for a stop, within its handler."""
+
+    def end(self, code: int) -> None:
+        """Called at the end of the attempt with its exit code: 0 done, 75 and higher stopped."""

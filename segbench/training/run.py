@@ -46,6 +46,7 @@ from segbench.training.selection import choose, snapshot_steps
 from segbench.training.setup import Prepared, device_of
 from segbench.training.signals import stop_request
 from segbench.training.step import StepSettings, TrainingStep
+from segbench.training.tracked import TrackedReporter
 from segbench.training.watch import WatchedReporter
 
 FIRST_STOP_CODE = 75  # errors with this exit code or a higher one are requests to stop
@@ -64,6 +65,8 @@ LEFTOVERS = (
     "components.json",
     "leak.jsonl",
     "predictions.zip",
+    "tracking.json",
+    "tensorboard/*",
 )
 
 
@@ -83,7 +86,10 @@ def execute(
     with stop_request() as stop:
         _require_processes(run)
         world = distributed.join(machine.device.partition(":")[0])
-        watched = WatchedReporter(reporter or Reporter(), stop, alone=world.size == 1)
+        shown = reporter or Reporter()
+        if machine.log:
+            shown = TrackedReporter(shown, machine.log, machine.root)
+        watched = WatchedReporter(shown, stop, alone=world.size == 1)
         return _execute(run, machine, watched, restart, world)
 
 
@@ -146,7 +152,9 @@ def _train_and_evaluate(
     world.follow_first(method, trained=True)
     selection = _select_checkpoint(run, trainer, device, reporter)
     attempt.stage = "evaluation"
-    return write_result(run, trainer, selection, device, reporter.evaluate)
+    result = write_result(run, trainer, selection, device, reporter.evaluate)
+    reporter.result(result)
+    return result
 
 
 def _train_beside_first(run: Prepared, machine: Machine, world: World) -> dict[str, Any]:
@@ -260,7 +268,7 @@ def _train(
     snapshots: frozenset[int] = frozenset()
     if _keeps_snapshots(run, machine):
         snapshots = snapshot_steps(train_step.total)
-    trainer = Trainer(train_step, run.folder.path, header, snapshots)
+    trainer = Trainer(train_step, run.folder.path, header, snapshots, record=reporter.record)
 
     @cache
     def check_prediction_once() -> None:

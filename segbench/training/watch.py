@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segbench.errors import SegbenchError
 from segbench.results.attempts import record_end, record_start
@@ -55,6 +55,7 @@ class WatchedReporter(Reporter):
         finally:
             self._heartbeat = None
             record_end(folder.path, code)
+            self.shown.end(code)
 
     def _note(self, stage: str, step: int, total: int) -> None:
         if self._heartbeat is not None:
@@ -90,11 +91,19 @@ class WatchedReporter(Reporter):
         self._note("training", report.step, report.total)
         self.shown.train(report)
 
+    def record(self, line: dict[str, Any]) -> None:
+        """Called with every line of ``log.jsonl``."""
+        self.shown.record(line)
+
     def evaluate(self, done: int, total: int, case: str) -> None:
         """Called after every case, whose scores are stored, on validation or test cases."""
         self._note("evaluation", done, total)
         self.shown.evaluate(done, total, case)
         self.stop.leave(f"after case {done} of {total}; scored cases are kept")
+
+    def result(self, result: dict[str, Any]) -> None:
+        """Called with the result after it was written."""
+        self.shown.result(result)
 
     def warn(self, text: str) -> None:
         """Called with a warning that the user should see."""

@@ -469,7 +469,7 @@ def test_a_suite_names_missing_runs_and_needs_no_data(finished):
 
 
 def test_curves_for_tensorboard(finished):
-    pytest.importorskip("tensorboard", reason="the extra tb is not installed")
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     target = finished.folder / "tb"

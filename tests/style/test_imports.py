@@ -19,6 +19,7 @@ ROOMS = (
     ("data", "losses"),
     ("evaluation",),
     ("results",),
+    ("tracking",),
     ("training",),
     ("conformance", "report", "suites", "verify"),
     ("api",),
