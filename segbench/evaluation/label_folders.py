@@ -20,10 +20,14 @@ from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.evaluation.case_rows import Row, score_case
 from segbench.evaluation.label_values import (
+    VALUES,
     CaseValues,
     StoredLabels,
     ValueRules,
+    are_apart,
     count_warnings,
+    exchange_warnings,
+    value_pairs,
     value_warnings,
     values_of,
 )
@@ -123,13 +127,17 @@ def evaluate_pairs(
     # One unknown spacing leaves out the distances in mm, so that all rows have the same columns.
     is_in_mm = all(case.has_spacing for case in checked.values())
     rows: list[Row] = []
+    counts = np.zeros((VALUES, VALUES), np.int64)  # of cases whose values may be exchanged
     for done, (name, files) in enumerate(found.items(), start=1):
         pair = read_pair(files, rules.ignored)
         spacing = pair.spacing if is_in_mm else None
         pred_labels, ref_labels = rules.apply(pair.pred, pair.ref)
-        rows += score_case(dataset, name, pred_labels, ref_labels, classes, spacing)
+        case_rows = score_case(dataset, name, pred_labels, ref_labels, classes, spacing)
+        if are_apart(case_rows):
+            counts += value_pairs(pred_labels, ref_labels)
+        rows += case_rows
         progress(done, len(found), name)
-    return rows, warnings + count_warnings(rows)
+    return rows, warnings + exchange_warnings(counts) + count_warnings(rows)
 
 
 def pairs(pred: Path, ref: Path) -> tuple[dict[str, Files], list[str]]:
@@ -336,7 +344,10 @@ def evaluate_arrays(
             "no label above 0 in either array", fix="name the classes: labels={1: 'organ'}"
         )
     rows = score_case("", "array", pred_labels, ref_labels, classes, spacing)
-    return rows, value_warnings({"array": values}, names)
+    warnings = value_warnings({"array": values}, names)
+    if are_apart(rows):
+        warnings += exchange_warnings(value_pairs(pred_labels, ref_labels))
+    return rows, warnings
 
 
 def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, CheckedCase]:

@@ -19,6 +19,9 @@ from segbench.text import first_few
 
 StoredLabels = np.ndarray[Any, np.dtype[np.integer[Any]]]  # values as they are in a file
 
+VALUES = 256  # a label map holds 0 to 255
+APART = 0.1  # Dice of one value in both files: below, its voxels lie elsewhere
+TOGETHER = 0.5  # Dice of two values: above, they mark the same voxels
 UNUSUAL = 50  # classes rarely have numbers this high: they may mark voxels to leave out
 
 
@@ -207,6 +210,54 @@ def _only_in_predictions(value: int, cases: Mapping[str, CaseValues]) -> str:
         f"{value} is in predictions only ({first_few(holders, 3)}): no reference has this class. "
         f"If it has another number there: --map pred:{value}=CLASS"
     )
+
+
+def are_apart(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether some class of a case is in both files and hardly overlaps.
+
+    Args:
+        rows: one per class, with ``dice`` and the voxels of both files.
+    """
+    for row in rows:
+        is_in_both = row["pred_voxels"] > 0 and row["ref_voxels"] > 0
+        if is_in_both and row["dice"] < APART:
+            return True
+    return False
+
+
+def value_pairs(pred: LabelMap, ref: LabelMap) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return how many voxels have value i in the prediction and j in the reference: (256, 256)."""
+    is_labeled = (pred > 0) | (ref > 0)
+    keys = pred[is_labeled].astype(np.int64) * VALUES + ref[is_labeled]
+    counts = np.bincount(keys, minlength=VALUES * VALUES)
+    counts[0] = pred.size - len(keys)
+    return counts.reshape(VALUES, VALUES)
+
+
+def exchange_warnings(counts: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
+    """Return a warning if values of the predictions lie where the references hold other values.
+
+    So it is with classes in another order, and with an inverted mask. The values themselves meet,
+    so that ``value_warnings`` finds nothing.
+
+    Args:
+        counts: of ``value_pairs``, of one or several cases.
+    """
+    sizes = counts.sum(1)[:, None] + counts.sum(0)[None, :]
+    dice = 2 * counts / np.maximum(sizes, 1)
+    own = np.diagonal(dice)
+    changes = {}
+    for old, new in np.argwhere(dice > TOGETHER).tolist():
+        if own[old] < APART and own[new] < APART:
+            changes[old] = new
+    if not changes:
+        return []
+    places = [f"{old} lies where references hold {new}" for old, new in changes.items()]
+    options = ",".join(f"pred:{old}={new}" for old, new in changes.items())
+    return [
+        f"label values are exchanged: in predictions, {', '.join(places)}, and equal values hardly "
+        f"overlap. If the files number the classes otherwise: --map {options}"
+    ]
 
 
 def count_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
