@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -141,6 +142,7 @@ def unknown(kind: str, name: str, known: Iterable[str], fix: str | None = None) 
     names = sorted(known)
     return UsageError(
         f"unknown {kind} '{name}'.{did_you_mean(name, names)}",
+        found="a folder of this name" if os.path.isdir(name) else None,
         expected=f"one of {', '.join(names)}" if names else None,
         fix=fix,
     )

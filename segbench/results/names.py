@@ -143,6 +143,7 @@ def find_runs(root: Path, wanted: str) -> list[RunDir]:
     raise UsageError(
         f"no run '{wanted}'.{did_you_mean(wanted, methods)}",
         where=root / "runs",
+        found="a folder of this name, which is no run" if os.path.isdir(wanted) else None,
         expected="the id of a run (its folder ends with it), its folder, or a method with runs",
         fix="segbench runs ls",
     )

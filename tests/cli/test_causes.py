@@ -202,6 +202,27 @@ def test_a_path_in_place_of_a_name(paths, kind, name, says):
     assert says in error.value.details["fix"]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("bench", "run", "mydata"),
+        ("bench", "plan", "mydata"),
+        ("run", "supervised", "--dataset", "phantom2d", "--protocol", "mydata"),
+        ("predict", "mydata", "scan.nii.gz", "-o", "out"),
+        ("evaluate", "mydata"),
+        ("resume", "mydata"),
+        ("describe", "protocol", "mydata"),
+        ("test", "mydata"),
+        ("data", "check", "mydata"),
+        ("data", "prepare", "mydata"),
+    ],
+)
+def test_a_folder_in_place_of_a_name_is_called_a_folder(lab, command):
+    (lab.folder / "mydata").mkdir()
+    result = lab.call(*command)
+    assert result.returncode == 2 and "a folder of this name" in result.stderr, result.stderr
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 

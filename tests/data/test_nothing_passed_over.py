@@ -44,6 +44,9 @@ def test_all_files_are_counted(own, lab):
         "labelsTs/later.nii.gz",
         "extra/deep/scan.NRRD",
         "labelsTr/c00_seg.nii.gz",
+        "imagesTr/.c09_0000.nii.gz",
+        "imagesTr/c09_0000.mhd",
+        "extra/c09.hdr",
     ],
 )
 def test_files_that_are_not_read_are_named(own, lab, name):
@@ -65,7 +68,9 @@ def test_a_leading_underscore_is_refused_and_not_passed_over(own, lab):
     assert checked.returncode == 3
     assert "'_c04'" in checked.stdout
     assert "unsafe case id" in checked.stdout
-    assert "_c04_0000.nii.gz" in checked.stdout
+    assert "8 of 9 volume files on disk are read; not read: imagesTr/_c04_0000.nii.gz" in (
+        checked.stdout
+    )
     assert lab.call("data", "prepare", own.name).returncode == 3
 
 
@@ -146,7 +151,8 @@ def test_decomposed_letters_pair_in_a_folder_of_data(own, lab, subfolder):
         path.rename(path.with_name(unicodedata.normalize(form, name)))
     checked = lab.call("data", "check", own.name)
     assert "belong to no case" not in checked.stdout + checked.stderr
-    assert "9 of 9 volume files on disk are read" in checked.stdout
+    assert "5 cases checked" in checked.stdout  # image and label are one case
+    assert "0 of 9 volume files on disk are read" in checked.stdout  # such names are refused
 
 
 @pytest.mark.parametrize("comment", ["M\u00fcller", "\u00b5m", "\u65e5\u672c"])

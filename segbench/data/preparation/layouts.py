@@ -27,11 +27,14 @@ MAC_FOLDER = "__MACOSX"  # where a Mac puts files named like the real ones
 # Folders nested by archives.
 
 
-def find_below(folder: Path, pattern: str) -> list[Path]:
+def find_below(folder: Path, pattern: str, hidden: bool = False) -> list[Path]:
     """Return all files and folders below a folder whose name matches, sorted.
 
-    Links to folders are followed, but no folder is read twice. Hidden files are left out, and
+    Links to folders are followed, but no folder is read twice. Hidden folders are left out, and
     ``__MACOSX``, where a Mac puts files named like the real ones.
+
+    Args:
+        hidden: whether hidden files in visible folders are among them.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -43,7 +46,7 @@ def find_below(folder: Path, pattern: str) -> list[Path]:
         seen.add(real)
         folders[:] = _folders_to_visit(parent, folders)
         for name in matching_names([*folders, *files], pattern):
-            if name[0] != ".":
+            if hidden or name[0] != ".":
                 found.append(Path(parent, name))
     return sorted(found)
 

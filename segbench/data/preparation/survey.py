@@ -23,6 +23,21 @@ from segbench.data.store.store import Store
 from segbench.errors import PLUGIN_FAILURES, DataError, SegbenchError, StorageError
 from segbench.progress import Progress, no_progress
 
+# Of formats that hold volumes and are not read.
+OTHER_ENDINGS = (
+    ".mhd",
+    ".nhdr",
+    ".hdr",
+    ".img",
+    ".mgz",
+    ".mgh",
+    ".mnc",
+    ".npy",
+    ".npz",
+    ".nii.bz2",
+)
+MAC_SIDE_FILE = "._"  # begins the name
+
 
 def check_source(
     entry: registry.Entry,
@@ -76,7 +91,8 @@ class FileCount(NamedTuple):
 def count_files(entry: registry.Entry, source: Path) -> FileCount | None:
     """Count the volume files of a folder, whatever their names; None if its cases are not found.
 
-    Hidden files are not counted.
+    Volumes of formats that are not read are counted, and hidden ones, but not what is in hidden
+    folders, nor the side files of a Mac. Files of cases whose names are refused are not read.
     """
     dataset: Dataset = entry.cls()
     if not source.is_dir():
@@ -91,12 +107,13 @@ def count_files(entry: registry.Entry, source: Path) -> FileCount | None:
     used = {*split.train, *split.test}
     read: set[Path] = set()
     for raw in found:
-        if raw.id in used:
+        if raw.id in used and valid_id(raw.id):
             for path in paths_in(raw.where):
                 read.update(find_below(path, "*") if path.is_dir() else (path,))
     on_disk = []
-    for path in find_below(source, "*"):
-        if path.name.lower().endswith((*ENDINGS, DICOM_ENDING)) and path.is_file():
+    for path in find_below(source, "*", hidden=True):
+        is_volume = path.name.lower().endswith((*ENDINGS, DICOM_ENDING, *OTHER_ENDINGS))
+        if is_volume and path.is_file() and not path.name.startswith(MAC_SIDE_FILE):
             on_disk.append(path)
     unread = [str(path.relative_to(source)) for path in on_disk if path not in read]
     return FileCount(len(on_disk), len(on_disk) - len(unread), tuple(unread))
