@@ -23,7 +23,7 @@ FROZEN = {
     ("default", 1): "93b03378a3672aca",
     ("heart-mini", 2): "a1b19ffdb6e42719",
     ("la", 1): "eade8a423abcff34",
-    ("la-mini", 2): "08e5cb2664240e31",
+    ("la-mini", 2): "606d69797a4524e9",
     ("la_bcp", 1): "42f258ab5aa85a27",
     ("la_dtc", 1): "2ee612789149f6b5",
     ("la_mcnet", 1): "2ab16b21e55b5b15",
@@ -34,7 +34,7 @@ FROZEN = {
     ("pancreas_ct_mcnet", 2): "5f5bdac4fdfc8234",
     ("phantom", 1): "a470c2ebc315c062",
     # Entries for new methods were added: runs of the others are the same, so is the version.
-    ("phantom2d", 1): "e88ab0c7c7f31342",
+    ("phantom2d", 1): "eeebcf70c0a25b6d",
     ("versemi", 1): "edadf49e0a52734f",
     ("versemi_published", 1): "02aa4985df32fd90",
 }
