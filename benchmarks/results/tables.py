@@ -408,6 +408,10 @@ SUITES = {
         "The quick suite on other images, once",
         (Part("Two looks", ("phantom2d_fresh_a", "phantom2d_fresh_b")),),
     ),
+    "la-mini": Page(
+        "Left atrium at 2.5 mm, all methods",
+        (Part("Left atrium", ("la",), labeled=8),),
+    ),
     "hard": Page(
         "Hard cases on phantom slices",
         (
