@@ -26,6 +26,7 @@ from segbench import registry
 from segbench.cli.main import COMMANDS, cli
 from segbench.config import load_protocol, protocol_names
 from segbench.config.protocol import Protocol
+from segbench.results.published import LEAKS, all_published, published_settings
 from segbench.suites.suite import Matrix, Suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -290,6 +291,21 @@ def result_table() -> list[str]:
     return tables.short_table(tables.load_study(source, tables.SUITES["quick"].parts[0]))
 
 
+def leak_table() -> list[str]:
+    """Return the table of published numbers with a known leak, by data set and source."""
+    methods: dict[tuple[str, str, str, str], dict[str, None]] = {}
+    for dataset, labeled in published_settings():
+        for row in all_published(dataset, labeled):
+            if row["leaks"]:
+                leaks = "; ".join(LEAKS[leak] for leak in row["leaks"])
+                place = (dataset, row["work"], row["url"], leaks)
+                methods.setdefault(place, {})[row["method"]] = None
+    lines = ["| data set | source | methods | known leak |", "|---|---|---|---|"]
+    for (dataset, work, url, leaks), names in sorted(methods.items()):
+        lines.append(f"| `{dataset}` | [{work}]({url}) | {', '.join(sorted(names))} | {leaks} |")
+    return lines
+
+
 # -- Python ----------------------------------------------------------------------------------------
 
 FUNCTIONS = (
@@ -366,6 +382,8 @@ def pages() -> dict[Path, str]:
     }
     for name, table in tables.items():
         text = replaced(text, name, "\n".join(table))
+    published = ROOT / "docs" / "explanation" / "published-numbers.md"
+    published_text = published.read_text(encoding="utf-8")
     return {
         REFERENCE / "commands.md": command_page(),
         REFERENCE / "protocols.md": protocol_page(),
@@ -373,6 +391,7 @@ def pages() -> dict[Path, str]:
         REFERENCE / "methods.md": method_page(),
         REFERENCE / "plug-ins.md": plugin_page(),
         REFERENCE / "python.md": python_page(),
+        published: replaced(published_text, "leaks", "\n".join(leak_table())),
         readme: text,
     }
 
@@ -381,7 +400,7 @@ def replaced(text: str, name: str, content: str) -> str:
     """Replace what is between the marks ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
     pattern = re.compile(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     if not pattern.search(text):
-        raise SystemExit(f"README.md has no marks <!-- {name} --> and <!-- /{name} -->")
+        raise SystemExit(f"the page has no marks <!-- {name} --> and <!-- /{name} -->")
     return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
 
 

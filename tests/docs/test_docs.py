@@ -137,8 +137,11 @@ def test_shell_blocks_run(page, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_on_python_runs(tmp_path):
-    page = ROOT / "docs" / "how-to" / "python.md"
+@pytest.mark.parametrize(
+    ("stem", "shown"), [("python", "mean_teacher"), ("metrics", "volume error")]
+)
+def test_pages_on_python_run(stem, shown, tmp_path):
+    page = ROOT / "docs" / "how-to" / f"{stem}.md"
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks(page, "python")), encoding="utf-8")
     done = subprocess.run(
@@ -149,4 +152,4 @@ def test_the_page_on_python_runs(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "mean_teacher" in done.stdout
+    assert shown in done.stdout
