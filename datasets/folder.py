@@ -9,7 +9,8 @@ case in ``imagesTs`` is never used for training unless ``splits_ssl.json`` lists
 ``test``, and may name the patient of every case in ``patients``. If the file is missing, one in
 five labeled patients is drawn for testing with a fixed seed, and the file is written, so that cases
 that are added later do not change the test set. Without a rule (``--patient``) or such a list, each
-case counts as a patient of its own.
+case counts as a patient of its own. The folds of a cross-validation are those of nnU-Net's
+``splits_final.json``, if the folder has it.
 
 Default preparation: images are reoriented to the nearest RAS axes and resampled to the median
 spacing of the training images, with linear interpolation for images and nearest neighbor for
@@ -21,7 +22,7 @@ axes is a volume of one slice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -58,6 +59,11 @@ from segbench.data.preparation.layouts import (
     layout_warnings,
     read_layout,
     suggest_layout_fix,
+)
+from segbench.data.preparation.nnunet_folds import (
+    FOLDS_FILE,
+    require_patients_in_one_fold,
+    validation_folds,
 )
 from segbench.data.preparation.patients import (
     checked_rule,
@@ -278,15 +284,28 @@ class Folder(Dataset):
         known = self.listed()
         unlabeled = set(known.lists["unlabeled"])
         patients = known.patients or {}
+        folds = self._folds(patients)
         found = []
         for case, files in self.cases().items():
             where = dict(files)
             if case in unlabeled:
                 where.pop("label", None)
+            if case in folds:
+                where["fold"] = folds[case]
             if self.changes and "label" in where:
                 where["changes"] = {str(old): new for old, new in self.changes.items()}
             found.append(RawCase(case, where, patients.get(case)))
         return found
+
+    def _folds(self, patients: Mapping[str, str]) -> dict[str, int]:
+        """Return the fold of each case by nnU-Net's file in the folder; empty without the file."""
+        assert self.source is not None
+        file = self.source / FOLDS_FILE
+        if not file.is_file():
+            return {}
+        folds = validation_folds(file)
+        require_patients_in_one_fold(folds, patients, file)
+        return folds
 
     def add_shared_facts(self, raw: Sequence[RawCase], split: Split) -> list[RawCase]:
         """Add the recipe to all cases.
@@ -355,6 +374,9 @@ class Folder(Dataset):
         lists: dict[str, Any] = dict(known.lists)
         if known.patients is not None:
             lists["patients"] = known.patients
+        folds = self._folds(known.patients or {})
+        if folds:
+            lists["folds"] = folds
         return {"settings": self.settings, "lists": lists, "dataset.json": facts}
 
     def after_preparation(self) -> None:
@@ -374,7 +396,10 @@ class Folder(Dataset):
             mask, pair_warnings = match(image, mask, where["label"])
             warnings += pair_warnings
             label = self._labels(mask, where["label"])
-        return finished_case(raw.id, apply(where["recipe"], image, label), warnings)
+        case = finished_case(raw.id, apply(where["recipe"], image, label), warnings)
+        if "fold" in where:
+            case.made["fold"] = where["fold"]
+        return case
 
     def _labels(self, mask: Volume, file: Path) -> np.ndarray:
         """Return label values as they are prepared.

@@ -3,7 +3,8 @@
     python benchmarks/statistics/simulate.py [--studies 2000] [--only NAME]
 
 A score is the sum of the mean, a case effect, a method x case effect, effects of the labeled draw
-(one common to all methods, one per method), a run effect and a residual. All effects are random.
+(one common to all methods, one per method), a run effect and a residual. All effects are random. In
+a cross-validation each fold has a draw of its own, and each case belongs to one fold.
 
 1. All methods are equally good, so each difference that a test finds is a false positive. Tests
    over cases only, which confuse run effects with method effects, are shown for comparison. 95 % of
@@ -55,9 +56,12 @@ class Design:
     draw: float = 0.0  # effect of a draw on all methods
     method_draw: float = 0.0  # effect of a draw on one method
     better: tuple[float, ...] = ()  # by how much each method is better than TRUTH
+    folds: int = 0  # of a cross-validation, each with a draw of its own; 0 without
 
     def study(self, rng: np.random.Generator) -> list[Scores]:
         """Return the scores of all methods in one study."""
+        if self.folds:
+            return self._cross_validation(rng)
         dataset_of_case = np.repeat(np.arange(len(self.cases)), self.cases)
         draw_of_run = np.repeat(np.arange(self.draws), self.runs)
         shifts = 10.0 * (np.arange(len(self.cases)) - (len(self.cases) - 1) / 2)
@@ -83,6 +87,27 @@ class Design:
                 datasets=tuple(dataset_of_case.tolist()) if len(self.cases) > 1 else (),
             )
             result.append(scores)
+        return result
+
+    def _cross_validation(self, rng: np.random.Generator) -> list[Scores]:
+        """Return the scores of all methods in one cross-validation; a run is one training per fold.
+
+        Runs of a fold share its labeled draw.
+        """
+        (cases,) = self.cases
+        fold_of_case = np.arange(cases) % self.folds
+        common = self.case * self._deviation(rng, cases)
+        common += self.draw * rng.standard_normal(self.folds)[fold_of_case]
+        result = []
+        for method in range(self.methods):
+            own = self.method_case * self._deviation(rng, cases)
+            own += self.method_draw * rng.standard_normal(self.folds)[fold_of_case]
+            of_training = self.run * rng.standard_normal((self.runs, self.folds))
+            rest = self.rest * rng.standard_normal((self.runs, cases))
+            values = TRUTH + common + own + of_training[:, fold_of_case] + rest
+            if self.better:
+                values += self.better[method]
+            result.append(Scores(f"m{method}", values, folds=tuple(fold_of_case.tolist())))
         return result
 
     def _draw_effects(self, rng: np.random.Generator) -> Array:
@@ -122,6 +147,12 @@ DESIGNS = [
     replace(DRAWS, name="20 draws, 11 methods", methods=11),
     replace(DRAWS, name="5 draws, 2 data sets", draws=5, cases=(60, 20)),
     replace(DRAWS, name="20 draws, 2 data sets", cases=(60, 20)),
+    Design("5 folds, no fold effect", cases=(60,), runs=1, run=0.0, folds=5),
+    replace(DRAWS, name="5 folds", draws=1, folds=5),
+    replace(DRAWS, name="5 folds, skewed", draws=1, folds=5, skewed=True),
+    replace(DRAWS, name="5 folds, 23 cases", draws=1, folds=5, cases=(23,)),
+    replace(DRAWS, name="5 folds, 11 methods", draws=1, folds=5, methods=11),
+    replace(DRAWS, name="5 folds, 3 seeds", draws=1, folds=5, runs=3, run=2.0),
 ]
 
 # Supervised, oracle, a method and its control, with the standard deviations of DRAWS.

@@ -181,6 +181,7 @@ def run(  # noqa: PLR0913 (one argument per choice)
     *,
     labeled: int | str | None = None,
     draw: int = 0,
+    fold: int | None = None,
     unlabeled: str = "all",
     backbone: str | None = None,
     protocol: str | Path | None = None,
@@ -209,6 +210,8 @@ def run(  # noqa: PLR0913 (one argument per choice)
         dataset: the name of a data set, or several for a method that trains jointly.
         labeled: number of labeled training cases, such as 8, "10%" or "all" [the data set's].
         draw: which cases are labeled: 0 the first of the list, others at random.
+        fold: of a cross-validation: test the patients of this fold and train on the others, as
+            ``--fold`` does.
         unlabeled: "all", or "labeled" to train without unlabeled images.
         backbone: the network [the protocol's].
         protocol: name or file [the data set's].
@@ -244,6 +247,7 @@ def run(  # noqa: PLR0913 (one argument per choice)
         dataset=dataset,
         labeled=labeled,
         draw=draw,
+        fold=fold,
         unlabeled=unlabeled,
         backbone=backbone,
         protocol=protocol,

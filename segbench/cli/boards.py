@@ -186,6 +186,7 @@ def _dropped_to_fit(columns: list[TableColumn], board: Board) -> list[TableColum
         "ranks",
         "seeds",
         "draws",
+        "folds",
         "missed",
         f"HD95 {board.unit}",
         *differences,

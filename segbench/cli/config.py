@@ -37,7 +37,9 @@ def show(
     """
     from segbench.cli.training import resolved
 
-    resolution = resolved(settings, _method(words), science, science.chosen_seeds()[0])
+    seed = science.chosen_seeds()[0]
+    fold = science.chosen_folds()[0]
+    resolution = resolved(settings, _method(words), science, seed, fold)
     document = {
         "status": "ok",
         "experiment": resolution.experiments[0].model_dump(mode="json"),

@@ -34,6 +34,7 @@ def run_document(result: dict[str, Any], folder: Path) -> dict[str, Any]:
             result.get("unlabeled", "all"),
         ),
         "draw": result.get("science", {}).get("draw", 0),
+        "fold": result.get("science", {}).get("fold"),
         "seed": result["seed"],
         "labeled": result["labeled"],
         "protocol": result["protocol"],
@@ -59,6 +60,7 @@ def joint_document(documents: list[dict[str, Any]]) -> dict[str, Any]:
 def summary_lines(documents: list[dict[str, Any]]) -> list[str]:
     """Return a table of several runs: one line per run and data set, means over classes."""
     rows = []
+    has_folds = any(document["fold"] is not None for document in documents)
     for document in documents:
         for dataset, classes in document["metrics"].items():
             dice = [metrics["dice"] for metrics in classes.values()]
@@ -66,10 +68,15 @@ def summary_lines(documents: list[dict[str, Any]]) -> list[str]:
             place = [document["row"], dataset, document["labeled"].get(dataset, "–")]
             defined = [value for value in dice if value is not None]
             mean = 100 * fmean(defined) if defined else nan
-            cells = [*place, document["draw"], document["seed"], number(mean, 1), missed]
+            cells = [*place, document["draw"]]
+            if has_folds:
+                cells.append("–" if document["fold"] is None else document["fold"])
+            cells += [document["seed"], number(mean, 1), missed]
             rows.append([*cells, "cached" if document["cached"] else "new", document["run_id"][:8]])
-    columns = [("method", "<"), ("data set", "<"), ("labeled", ">"), ("draw", ">"), ("seed", ">")]
-    columns += [("Dice %", ">"), ("missed", ">"), ("", "<"), ("run", "<")]
+    columns = [("method", "<"), ("data set", "<"), ("labeled", ">"), ("draw", ">")]
+    if has_folds:
+        columns.append(("fold", ">"))
+    columns += [("seed", ">"), ("Dice %", ">"), ("missed", ">"), ("", "<"), ("run", "<")]
     drop = ("", "missed", "labeled")
     return ["", table(columns, rows, drop)]
 

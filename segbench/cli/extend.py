@@ -214,6 +214,12 @@ def ablate(
     from segbench.cli.training import execute_run, experiments, machine_of
     from segbench.training.setup import prepare
 
+    if len(science.chosen_folds()) > 1:
+        raise UsageError(
+            "an ablation has one list of test cases",
+            found=f"--fold {science.fold}",
+            fix=f"segbench ablate {method} --fold 0",
+        )
     machine = machine_of(settings, machine_options)
     base = experiments(settings, method, science)
     rows: list[Row] = []

@@ -236,6 +236,7 @@ class ScienceOptions:
     dataset: str = "phantom"
     labeled: str | None = None
     draw: int = 0
+    fold: str | None = None
     unlabeled: str = "all"
     backbone: str | None = None
     protocol: str | None = None
@@ -254,7 +255,15 @@ class ScienceOptions:
         """
         if self.seed is not None and self.seeds is not None:
             raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
-        return parse_seeds(self.seeds) if self.seeds else [self.seed or 0]
+        return parse_numbers(self.seeds, "--seeds") if self.seeds else [self.seed or 0]
+
+    def chosen_folds(self) -> Sequence[int | None]:
+        """Return the folds that ``--fold`` asks for; without it None, for the list of test cases.
+
+        Raises:
+            UsageError: ``--fold`` is neither a number, a range nor a list.
+        """
+        return [None] if self.fold is None else parse_numbers(self.fold, "--fold")
 
     def for_method(self, method: str) -> ScienceOptions:
         """Return the options with the data set and protocol that ``--as-published`` stands for.
@@ -310,6 +319,12 @@ SCIENCE_OPTIONS = (
         default=0,
         show_default=True,
         help="Which cases are labeled: 0 the first of the list, as published; others at random.",
+    ),
+    click.option(
+        "--fold",
+        metavar="A-B|A,B",
+        help="Cross-validation, one run per fold: test the patients of a fold (0-4) and train on "
+        "the others; for own data and data sets without a published test list.",
     ),
     click.option(
         "--unlabeled",
@@ -372,8 +387,11 @@ def label_values(
     return values
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of a range such as ``0-2`` or a list such as ``0,1,5``.
+def parse_numbers(text: str, option: str) -> list[int]:
+    """Return the numbers of a range such as ``0-2`` or a list such as ``0,1,5``.
+
+    Args:
+        option: the option that the text was given to, for the message.
 
     Raises:
         UsageError: the text is neither.
@@ -385,7 +403,7 @@ def parse_seeds(text: str) -> list[int]:
             return list(range(first, last + 1))
     elif re.fullmatch(r"\d+(,\d+)*", text):
         return list(dict.fromkeys(int(part) for part in text.split(",")))
-    raise UsageError(f"--seeds: '{text}'", expected="a range such as 0-2 or a list such as 0,1,5")
+    raise UsageError(f"{option}: '{text}'", expected="a range such as 0-2 or a list such as 0,1,5")
 
 
 def bundled(

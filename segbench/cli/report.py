@@ -204,16 +204,14 @@ def _request(science: dict[str, Any]) -> bytes:
 
 def _experiments(settings: Settings, file: Path) -> Iterator[Experiment]:
     """Return the experiments of a suite; without its data, with the published number of cases."""
-    from segbench.data.open import open_store
+    from segbench.data.open import case_counters, open_store
     from segbench.suites.suite import choices, expand, load_suite
 
-    def patients(name: str) -> int:
-        return len(open_store(name, settings.data_root).patients)
-
+    counts = case_counters(lambda name: open_store(name, settings.data_root))
     suite, document = load_suite(file)
     for choice in choices(suite):
         try:
-            yield from expand(suite, document, choice, patients)
+            yield from expand(suite, document, choice, **counts)
         except DataError:
             yield from expand(suite, document, choice, None)
         except PluginError as error:
@@ -221,10 +219,10 @@ def _experiments(settings: Settings, file: Path) -> Iterator[Experiment]:
 
 
 def _described(experiment: Experiment) -> str:
-    from segbench.results.names import label_of_experiment
+    from segbench.results.names import label_of_experiment, which_cases
 
-    draw = f", draw {experiment.draw}" if experiment.draw else ""
+    which = which_cases(experiment)
     return (
         f"{label_of_experiment(experiment)} on {'+'.join(experiment.datasets)}, "
-        f"{sum(experiment.labeled.values())} labeled{draw}, seed {experiment.seed}"
+        f"{sum(experiment.labeled.values())} labeled{which}, seed {experiment.seed}"
     )

@@ -375,11 +375,13 @@ def header(run: Prepared, place: str = "") -> str:
 
 
 def _data_summary(run: Prepared, store: Store) -> str:
+    from segbench.results.names import which_cases
+
     experiment = run.experiment
-    draw = f", draw {experiment.draw}" if experiment.draw else ""
+    which = which_cases(experiment)
     partial = ", PARTIAL COPY" if store.partial else ""
     labeled = f"{experiment.labeled[store.name]} of {len(store.patients)} labeled"
-    return f"{store.name} ({labeled}{draw}, {len(store.test)} test{partial})"
+    return f"{store.name} ({labeled}{which}, {len(store.test)} test{partial})"
 
 
 def duration(seconds: float) -> str:

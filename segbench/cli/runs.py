@@ -75,15 +75,19 @@ def _facts_table(facts: list[dict[str, Any]]) -> str:
         ("method", "<"),
         ("labeled", ">"),
         ("draw", ">"),
+        ("fold", ">"),
         ("seed", ">"),
         ("state", "<"),
         ("Dice %", ">"),
         ("numbers", "<"),
     ]
-    keys = ["run_id", "dataset", "row", "labeled", "draw", "seed", "state"]
+    keys = ["run_id", "dataset", "row", "labeled", "draw", "fold", "seed", "state"]
     if not any(fact["draw"] for fact in facts):
         keys.remove("draw")
         columns.remove(("draw", ">"))
+    if all(fact["fold"] is None for fact in facts):
+        keys.remove("fold")
+        columns.remove(("fold", ">"))
     rows = []
     for fact in facts:
         cells = ["–" if fact[key] is None else fact[key] for key in keys]

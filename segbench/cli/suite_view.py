@@ -125,8 +125,9 @@ class SuiteView(SuiteWatcher):
 def run_name(experiment: Experiment) -> str:
     """Return what tells a run of a suite apart, short enough for a table."""
     draw = f" d{experiment.draw}" if experiment.draw else ""
+    fold = "" if experiment.fold is None else f" f{experiment.fold}"
     place = f"{'+'.join(experiment.datasets)} {sum(experiment.labeled.values())}"
-    end = f" {place}{draw} s{experiment.seed}"
+    end = f" {place}{draw}{fold} s{experiment.seed}"
     label = label_of_experiment(experiment)
     room = max(LONGEST_NAME - len(end), 12)
     return (label if len(label) <= room else f"{label[: room - 1]}…") + end

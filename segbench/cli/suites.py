@@ -17,7 +17,7 @@ from segbench.config import Experiment, Machine
 from segbench.data.open import derived, open_store
 from segbench.errors import DataError, Interrupted, PluginError, SegbenchError, TrainingError
 from segbench.results.attempts import signal_name
-from segbench.results.names import label_of_experiment
+from segbench.results.names import label_of_experiment, which_cases
 from segbench.results.rundir import read_object
 from segbench.storage import unchanging_files
 from segbench.suites.local import Outcome, ended, last_words, run_all
@@ -127,11 +127,11 @@ def run_in_slots(
 
 def _outcome_text(outcome: Outcome) -> str:
     experiment = outcome.run.experiment
-    draw = f", draw {experiment.draw}" if experiment.draw else ""
+    which = which_cases(experiment)
     datasets = "+".join(experiment.datasets) + augment_mark(experiment)
     what = (
         f"{label_of_experiment(experiment)} on {datasets}, "
-        f"{sum(experiment.labeled.values())} labeled{draw}, seed {experiment.seed}"
+        f"{sum(experiment.labeled.values())} labeled{which}, seed {experiment.seed}"
     )
     folder = outcome.run.folder
     result = folder.result() if outcome.code == 0 else None

@@ -67,16 +67,20 @@ def machine_of(
 def experiments(settings: Settings, method: str, science: ScienceOptions) -> list[Experiment]:
     """Return the experiments that a command line asks for.
 
-    There is one per seed and data set; a joint method has one per seed for all data sets.
+    There is one per seed, fold and data set; a joint method has one per seed and fold for all data
+    sets.
     """
     found = []
     for seed in science.chosen_seeds():
-        found += resolved(settings, method, science, seed).experiments
+        for fold in science.chosen_folds():
+            found += resolved(settings, method, science, seed, fold).experiments
     return found
 
 
-def resolved(settings: Settings, method: str, science: ScienceOptions, seed: int) -> Resolved:
-    """Return the experiments of one seed, and where their values came from."""
+def resolved(
+    settings: Settings, method: str, science: ScienceOptions, seed: int, fold: int | None
+) -> Resolved:
+    """Return the experiments of one seed and fold, and where their values came from."""
     science = science.for_method(method)
     return resolve(
         method,
@@ -89,6 +93,7 @@ def resolved(settings: Settings, method: str, science: ScienceOptions, seed: int
         precision=science.precision,
         overrides=list(science.overrides),
         draw=science.draw,
+        fold=fold,
         unlabeled=science.unlabeled,
         **case_counts(settings),
     )

@@ -44,6 +44,9 @@ class Experiment(Strict):
         le=9999,
         description="which patients are labeled: 0 the list's first, others at random",
     )
+    fold: int | None = Field(
+        None, ge=0, description="of a cross-validation: its patients are tested instead of the list"
+    )
     unlabeled: Literal["all", "labeled"] = Field(
         "all",
         description="images the unlabeled stream shows: all others, or the labeled ones again",
@@ -80,6 +83,7 @@ class Request:
     dataset: str | Sequence[str]  # "la", "la,acdc", a group such as "phantom", or a list of names
     labeled: str | int | None = None  # 8, "8", "10%" or "all" of the training patients
     draw: int = 0
+    fold: int | None = None
     unlabeled: str = ALL
     backbone: str | None = None
     protocol: str | Path | None = None
@@ -93,6 +97,8 @@ class Request:
     train_sizes: TrainSizes | None = None
     # Labeled patients of a prepared data set, for own folders that are not reachable now.
     labels: Callable[[str], int] | None = None
+    # Training patients in each fold of a prepared data set, and how many of them have a label.
+    fold_sizes: Callable[[str], Sequence[tuple[int, int]]] | None = None
 
 
 def resolve(method: str, **choices: Any) -> Resolved:
@@ -127,6 +133,9 @@ class Resolution:
     def resolve(self) -> Resolved:
         """Take the steps in order of precedence."""
         self.datasets = find_datasets(self.request.dataset)
+        if self.request.fold is not None:
+            for chosen in self.datasets:
+                require_no_published_test(chosen)
         self.method = registry.get("method", self.request.method).cls
         self._read_protocol()
         self._find_backbone()
@@ -145,6 +154,7 @@ class Resolution:
             "modified": self._modified_keys(protocol) + changed_backbone,
             "seed": self.request.seed,
             "draw": self.request.draw,
+            "fold": self.request.fold,
             "unlabeled": self.request.unlabeled,
             "precision": protocol.precision,
         }
@@ -172,6 +182,7 @@ class Resolution:
         for key, value, default in (
             ("seed", self.request.seed, 0),
             ("draw", self.request.draw, 0),
+            ("fold", self.request.fold, None),
             ("unlabeled", self.request.unlabeled, ALL),
         ):
             self.origins[key] = "default" if value == default else f"--{key}"
@@ -292,7 +303,7 @@ class Resolution:
         """
         number, origin = self._asked_number(chosen, protocol)
         self.origins[f"labeled.{chosen.name}"] = origin
-        size = train_size(chosen, self.request.train_sizes)
+        size = self._train_size(chosen, number)
         count = labeled_count(number, size, origin)
         if size is not None and count > size:
             raise UsageError(
@@ -302,10 +313,29 @@ class Resolution:
             )
         return count
 
+    def _train_size(self, chosen: ChosenDataset, asked: str | int) -> int | None:
+        """Return the number of training patients.
+
+        The folds of a cross-validation have the same labeled count: that of the smallest one. Only
+        ``all`` is different in each of them.
+        """
+        fold = self.request.fold
+        if fold is None:
+            return train_size(chosen, self.request.train_sizes)
+        if self.request.fold_sizes is None:
+            return None
+        sizes = [patients for patients, _ in self.request.fold_sizes(chosen.name)]
+        if str(asked).strip() == ALL and fold < len(sizes):
+            return sizes[fold]
+        return min(sizes)
+
     def _asked_number(self, chosen: ChosenDataset, protocol: Protocol) -> tuple[str | int, str]:
         origin = f"data set {chosen.name}"
         if self.request.labeled is not None:
             return self.request.labeled, "--labeled"
+        own_folds = self.request.fold is not None and chosen.cls.source is not None
+        if own_folds and self.request.fold_sizes is not None:
+            return min(labeled for _, labeled in self.request.fold_sizes(chosen.name)), origin
         if chosen.labeled:
             return chosen.labeled, origin
         if self.request.labels is not None and chosen.cls.source is not None:
@@ -329,7 +359,7 @@ class Resolution:
             for name, count in experiment.labeled.items():
                 values[f"labeled.{name}"] = count
         values["protocol"] = first.protocol.name
-        for key in ("backbone", "seed", "draw", "unlabeled"):
+        for key in ("backbone", "seed", "draw", "fold", "unlabeled"):
             values[key] = getattr(first, key)
         shown = [key for key in self.origins if key in values and key not in NOT_SETTABLE]
         origins = {key: self.origins[key] for key in shown}
@@ -374,6 +404,26 @@ def find_datasets(names: str | Sequence[str]) -> list[ChosenDataset]:
     if not found:
         raise UsageError("no data set is named", fix="--dataset NAME; segbench list datasets")
     return list(found.values())
+
+
+def require_no_published_test(chosen: ChosenDataset) -> None:
+    """Refuse a cross-validation of a data set whose test list is published.
+
+    Data sets of the user and those made by code have no such list.
+
+    Raises:
+        UsageError: there is a published list.
+    """
+    if chosen.cls.embedded or chosen.cls.source is not None:
+        return
+    published = chosen.cls().split().source
+    if published:
+        raise UsageError(
+            f"data set '{chosen.name}' has a published test list: it is not cross-validated",
+            found=f"--fold, and the list of {published}",
+            expected="tests on that list, so that results can be compared with publications",
+            fix="leave out --fold",
+        )
 
 
 def find_backbone(name: str) -> tuple[str, Any]:

@@ -24,6 +24,7 @@ FLAGS = (
     "protocol",
     "seed",
     "draw",
+    "fold",
     "unlabeled",
 )
 NOT_SETTABLE = (

@@ -16,6 +16,7 @@ from segbench.data.preparation.pipeline import (
     digests_of_inputs,
     prepare_all,
 )
+from segbench.data.sampling.folds import fold_sizes
 from segbench.data.store.case_files import read_case, remove, write_case
 from segbench.data.store.downsample import downsampled_case
 from segbench.data.store.store import (
@@ -165,6 +166,7 @@ def case_counters(opened: Callable[[str], Store]) -> dict[str, Any]:
     return {
         "train_sizes": lambda name: len(store(name).patients),
         "labels": lambda name: len(store(name).patients_with_label),
+        "fold_sizes": lambda name: fold_sizes(store(name)),
     }
 
 
@@ -173,7 +175,8 @@ def derived(store: Store, downsample: int | Sequence[int]) -> Store:
 
     Images become the mean of each block, labels the majority with ties to the higher value. Shapes
     are rounded up; a block cut by the border counts only the voxels inside. Spacing and affine
-    follow. The cached store is made again if its parent has changed.
+    follow. The cached store is made again if its parent has changed. Its lists are those of
+    ``store``, which may be those of a fold.
 
     Args:
         store: a store of full resolution.
@@ -199,7 +202,8 @@ def derived(store: Store, downsample: int | Sequence[int]) -> Store:
     def is_current(smaller: Store) -> bool:
         return smaller.parent == store.fingerprint
 
-    return _read_or_make(root, is_current, lambda: _derive(store, root, factor, factors))
+    smaller = _read_or_make(root, is_current, lambda: _derive(store, root, factor, factors))
+    return replace(smaller, train=store.train, test=store.test)
 
 
 def _read_or_make(

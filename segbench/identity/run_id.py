@@ -32,6 +32,7 @@ def science(
     splits: Mapping[str, str],
     sources: Mapping[str, str],
     surface_rule: int | None = None,
+    folds: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return everything that decides a run's numbers, as plain JSON values.
 
@@ -41,6 +42,7 @@ def science(
         sources: digest of the source code of every plug-in, by kind.
         surface_rule: version of the rule for surfaces in volumes of one slice, None if no test case
             is one.
+        folds: what all folds of each data set share, None without a cross-validation.
 
     Raises:
         KeyError: a data set has no fingerprint or split digest.
@@ -48,14 +50,15 @@ def science(
     protocol = protocol_content(experiment.protocol)
     datasets = []
     for name in experiment.datasets:  # their order numbers the sources of a joint training
-        datasets.append(
-            {
-                "name": name,
-                "labeled": experiment.labeled[name],
-                "fingerprint": fingerprints[name],
-                "split": splits[name],
-            }
-        )
+        entry: dict[str, Any] = {
+            "name": name,
+            "labeled": experiment.labeled[name],
+            "fingerprint": fingerprints[name],
+            "split": splits[name],
+        }
+        if folds is not None:
+            entry["folds"] = dict(folds[name])
+        datasets.append(entry)
     content = {
         "engine": ENGINE,
         "method": experiment.method,
@@ -74,6 +77,8 @@ def science(
     }
     if surface_rule is not None:
         content["surface_rule"] = surface_rule
+    if experiment.fold is not None:
+        content["fold"] = experiment.fold
     return content
 
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from segbench.config import protocol_names
-from segbench.config.experiment import labeled_count
+from segbench.config.experiment import ALL, labeled_count
 from segbench.config.schema import flatten
 from segbench.results.finished import FinishedRun
 from segbench.text import safe
 
 
 def command(runs: Sequence[FinishedRun]) -> str:
-    """Return the line that repeats the runs of a row: one experiment with several seeds."""
+    """Return the line that repeats runs of a row: one experiment with several seeds or folds."""
     stored = runs[0].folder.config()
     experiment = stored["experiment"]
     labeled = _labeled(experiment["labeled"], runs[0].result["train"])
+    if runs[0].fold is not None and runs[0].fully_labeled:
+        labeled = ALL  # the folds differ by a patient
     protocol = experiment["protocol"]["name"]
     seeds = sorted({run.seed for run in runs})
     words = [
@@ -32,6 +34,9 @@ def command(runs: Sequence[FinishedRun]) -> str:
         words += ["--labeled", labeled]
     if experiment.get("draw"):
         words += ["--draw", experiment["draw"]]
+    folds = sorted({run.fold for run in runs if run.fold is not None})
+    if folds:
+        words += ["--fold", ",".join(map(str, folds))]
     if experiment.get("unlabeled", "all") != "all":
         words += ["--unlabeled", experiment["unlabeled"]]
     words += [

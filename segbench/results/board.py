@@ -35,7 +35,7 @@ class MethodRow:
     asd: float
     missed: int  # predictions without the target, over all runs
     seeds: int  # number of different seeds, summed over the labeled draws
-    replicates: int  # number of labeled draws or, with one draw, of seeds
+    replicates: int  # number of folds, of labeled draws or, with one draw, of seeds
     hours: float  # of training, mean over runs
     rank: int | None = None  # of the first method that it is not distinguishable from
     recipe: str = ""  # how it differs from the recipe of the method's authors, see recipe.py
@@ -61,7 +61,8 @@ class MethodRow:
         """The runs, each once."""
         found = {}
         for group in self.run_groups:
-            found.update({run.result["run_id"]: run for run in group})
+            for run in group:
+                found.update({part.result["run_id"]: part for part in run.parts})
         return list(found.values())
 
     @property
@@ -98,7 +99,10 @@ class Board:
     failures: list[str] = field(default_factory=list)
     sort: str = "dice"
     draws: tuple[int, ...] = (0,)  # the labeled draws
+    folds: int = 0  # of a cross-validation; 0 for the list of test cases
+    fold_of_case: dict[str, int] = field(default_factory=dict)  # empty without a cross-validation
     left_out_draws: tuple[int, ...] = ()  # draws that only some methods have
+    unfinished: list[str] = field(default_factory=list)  # seeds without some folds, left out
     apart: str = ""  # why this table is not merged with the one before
     pairs: list[Difference] = field(default_factory=list)  # ranked rows, in the metric that ranks
     network: str = ""  # backbone parameters that were set by hand
@@ -139,15 +143,20 @@ class Board:
             word = "draws" if len(self.draws) > 1 else "draw"
             labeled += f" ({word} {ranges(self.draws)})"
         network = f" ({self.network})" if self.network else ""
+        tested = f"test ({self.cases} cases)"
+        if self.folds:
+            tested = f"cross-validation ({self.folds} folds, {self.cases} cases)"
         partial = " · PARTIAL COPY" if self.partial else ""
         return (
             f"{dataset} · {labeled} · {self.backbone}{network} · "
-            f"protocol {self.protocol} · test ({self.cases} cases){partial}"
+            f"protocol {self.protocol} · {tested}{partial}"
         )
 
     @property
     def replicate_word(self) -> str:
         """What the replicates are."""
+        if self.folds:
+            return "folds"
         return "draws" if len(self.draws) > 1 else "seeds"
 
     def scores(self, metric: str) -> list[Scores]:

@@ -12,6 +12,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -221,23 +222,27 @@ def verify(run: RunDir, data_root: Path) -> dict[str, Any]:
     if not (run.path / PREDICTIONS).is_file():
         return {"verified": False, "why": "no predictions in the bundle"}
     for name in result["datasets"]:
-        why_not = _recompute(run, name, result["fingerprints"][name], data_root)
+        why_not = _recompute(run, name, result, data_root)
         if why_not:
             return {"verified": False, "why": why_not}
     return {"verified": True, "why": ""}
 
 
-def _recompute(run: RunDir, name: str, fingerprint: str, data_root: Path) -> str:
+def _recompute(run: RunDir, name: str, result: Mapping[str, Any], data_root: Path) -> str:
     """Recompute the metrics of one data set; return why that is not possible, empty if it is."""
     from segbench.data.open import open_store
+    from segbench.data.sampling.folds import with_fold
     from segbench.evaluation.test_set import score
 
     try:
         store = open_store(name, data_root)
     except SegbenchError as error:
         return error.what
-    if store.fingerprint != fingerprint:
+    if store.fingerprint != result["fingerprints"][name]:
         return f"the prepared data of '{name}' here are not those of the run"
+    fold = result["science"].get("fold")
+    if fold is not None:
+        store = with_fold(store, fold)
     records = [record for record in run.cases() if record["dataset"] == name]
     if any(is_of_older_rule(record) for record in records):
         return f"distances on '{name}' are of an older rule for volumes of one slice"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from segbench.errors import IntegrityError, SegbenchError
 from segbench.results.finished import FinishedRun
+from segbench.results.folds import fold_count, of_all_folds
 from segbench.results.names import BASELINE, ORACLE, label_of
 from segbench.results.rundir import RunDir
 from segbench.storage import json_bytes
@@ -29,6 +30,7 @@ class TableKey(NamedTuple):
     network: str = ""  # the backbone's parameters
     source: str = ""  # digest of the backbone's code
     engine: str = ""
+    folds: int = 0  # of a cross-validation; 0 for the list of test cases
 
 
 KEY_WORDS = {
@@ -43,6 +45,7 @@ KEY_WORDS = {
     "network": "backbone's parameters",
     "source": "backbone's code",
     "engine": "engine",
+    "folds": "test cases",
 }
 
 
@@ -199,7 +202,8 @@ def _table_key(
     others = [key for key in modified if key != "augment"]
     if others:
         title += f" (modified: {', '.join(others)})"
-    data = next(entry for entry in science["datasets"] if entry["name"] == name)
+    datasets = of_all_folds(science)["datasets"]
+    data = next(entry for entry in datasets if entry["name"] == name)
     return TableKey(
         name,
         data["labeled"],
@@ -211,16 +215,18 @@ def _table_key(
         data["split"],
         science["precision"],
         *network,
+        fold_count(science),
     )
 
 
 def settings_digest(science: dict[str, Any], ignored: Sequence[str] = ()) -> str:
-    """Return a digest of all settings but seed and draw: code, parameters, network, data.
+    """Return a digest of all settings but seed, draw and fold: code, parameters, network, data.
 
     Args:
         ignored: more settings to leave out; ``labeled`` stands for the labeled counts.
     """
     kept = {}
+    science = of_all_folds(science)
     for key, value in science.items():
         if key not in ("seed", "draw", *ignored):
             kept[key] = value

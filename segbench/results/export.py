@@ -40,6 +40,8 @@ BOARD_FIELDS = (
     "apart",
     "draws",
     "left_out_draws",
+    "folds",
+    "unfinished",
     "hidden",
 )
 PAIR_FIELDS = (
@@ -101,6 +103,7 @@ CSV_COLUMNS = (
     "unlabeled_gain",
     "unlabeled_gain_low",
     "unlabeled_gain_high",
+    "folds",
 )
 
 
@@ -152,7 +155,9 @@ def columns(
     if published is not None and board.standard:
         found.append(_published_column(board, published))
     found.append(TableColumn("missed", ">", lambda row: str(row.missed)))
-    if len(board.draws) > 1:
+    if board.folds:
+        found.append(TableColumn("folds", ">", lambda row: str(row.replicates)))
+    if len(board.draws) > 1 and not board.folds:
         found.append(TableColumn("draws", ">", lambda row: str(row.replicates)))
     else:
         found.append(TableColumn("seeds", ">", lambda row: str(row.seeds)))
@@ -284,6 +289,8 @@ def footer(
     lines = [_explain_numbers(board, titles)]
     if any(row.rank for row in board.rows):
         replicates = "paired by draw" if len(board.draws) > 1 else "seeds random"
+        if board.folds:
+            replicates = "folds random"
         line = (
             "= not distinguishable from the first method of that rank "
             f"(paired by case, {replicates}, Holm, p > 0.05)"
@@ -299,8 +306,7 @@ def footer(
     lines += _explain_counts(board)
     lines += _explain_references(board)
     lines += _explain_effects(board, titles)
-    if board.left_out_draws:
-        lines.append(f"draws {ranges(board.left_out_draws)} left out: not all methods have them")
+    lines += _explain_left_out(board)
     if published is not None and board.standard and "published" in titles:
         lines.append(
             "published: Dice in the literature (number of sources); "
@@ -321,6 +327,16 @@ def footer(
         lines.append(board.apart)
     if board.failures:
         lines.append(f"{len(board.failures)} failed: {'; '.join(board.failures)}")
+    return lines
+
+
+def _explain_left_out(board: Board) -> list[str]:
+    """Return which draws and seeds count nowhere."""
+    lines = []
+    if board.left_out_draws:
+        lines.append(f"draws {ranges(board.left_out_draws)} left out: not all methods have them")
+    if board.unfinished:
+        lines.append(f"left out: {'; '.join(board.unfinished)}")
     return lines
 
 

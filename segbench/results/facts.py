@@ -27,6 +27,7 @@ def run_facts(run: RunDir) -> dict[str, Any]:
         "row": run.path.parts[-2],
         "labeled": None,
         "draw": None,
+        "fold": None,
         "seed": None,
         "dice": None,
         "origin": origin,
@@ -37,6 +38,7 @@ def run_facts(run: RunDir) -> dict[str, Any]:
         facts["labeled"] = sum(experiment["labeled"].values())
         facts["seed"] = experiment["seed"]
         facts["draw"] = experiment.get("draw", 0)
+        facts["fold"] = experiment.get("fold")
         facts["row"] = _row_name(experiment, result)
         facts["dice"] = mean_dice(result["metrics"]) if result else None
     except UNREADABLE as error:

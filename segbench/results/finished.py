@@ -43,6 +43,17 @@ class FinishedRun:
         return int(self.result["science"].get("draw", 0))
 
     @property
+    def fold(self) -> int | None:
+        """The fold of a cross-validation that was tested; None for the list of test cases."""
+        fold = self.result["science"].get("fold")
+        return None if fold is None else int(fold)
+
+    @property
+    def parts(self) -> tuple[FinishedRun, ...]:
+        """The single runs: itself, or those of all folds of a cross-validation."""
+        return (self,)
+
+    @property
     def without_unlabeled(self) -> bool:
         """Whether the unlabeled stream showed labeled images only."""
         return bool(self.result.get("unlabeled", "all") == "labeled")

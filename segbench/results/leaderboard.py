@@ -4,7 +4,7 @@ A table holds runs of one data set (fingerprint and split), labeled count, backb
 (its content, not just its name); ``tables`` decides which tables there are. A row's replicates are
 its labeled draws or, with one draw, its seeds. For each run, the mean over cases is taken per
 class, then over classes, then over data sets; a row shows mean and standard deviation of its
-replicates.
+replicates. In a cross-validation the cases of all folds are pooled; the replicates are the folds.
 ``stats`` decides which method is better than which; reference rows are shown, but not ranked.
 """
 
@@ -48,6 +48,7 @@ from segbench.results.comparable import (
     sort_runs,
 )
 from segbench.results.finished import FinishedRun
+from segbench.results.folds import CrossValidated
 from segbench.results.names import is_called
 from segbench.results.ranking import ranking
 from segbench.results.recipe import recipe_mark
@@ -142,17 +143,21 @@ def _board(table: TableContent, sort: str, failures: Sequence[FailedRun]) -> Boa
         policy=trusted[0][0].metrics(key.dataset)[0]["policy"],
         unit=_unit(trusted, table.datasets),
         partial=partial,
-        standard=unmodified and not partial and key.draws == (0,),
+        standard=unmodified and not partial and key.draws == (0,) and not key.folds,
         case_keys=_case_keys(trusted, table.datasets),
         failures=[f"{f.folder.path.parts[-2]} {f.folder.path.name}" for f in failures],
         sort=sort,
         draws=key.draws,
+        folds=key.folds,
+        fold_of_case=_fold_of_case(trusted),
         left_out_draws=table.left_out_draws,
         network=_set_by_hand(first),
     )
     failed_variants = [failed.variant for failed in failures]
     for row_key, name in _names(list(table.rows)).items():
-        row = _row(name, row_key.kind, board, table.rows[row_key])
+        replicates, unfinished = _complete(table.rows[row_key])
+        board.unfinished += [f"{name} {text}" for text in unfinished]
+        row = _row(name, row_key.kind, board, replicates)
         variants = {settings_digest(run.science) for run in row.runs}
         row.failed = sum(failed_variants.count(variant) for variant in variants)
         if board.standard:
@@ -164,7 +169,33 @@ def _board(table: TableContent, sort: str, failures: Sequence[FailedRun]) -> Boa
 
 
 def _is_reported(group: Replicate) -> bool:
-    return any(run.folder.reported for run in group)
+    return any(part.folder.reported for run in group for part in run.parts)
+
+
+def _fold_of_case(groups: Sequence[Replicate]) -> dict[str, int]:
+    """Return the fold in which each case was tested; empty without a cross-validation."""
+    found: dict[str, int] = {}
+    for group in groups:
+        for run in group:
+            if isinstance(run, CrossValidated):
+                found.update(run.fold_of_case)
+    return found
+
+
+def _complete(groups: Sequence[Replicate]) -> tuple[Sequence[Replicate], list[str]]:
+    """Return the seeds with a run of every fold, and texts about those that are left out.
+
+    If no seed has all folds, all of them are returned: the row is shown, but not ranked.
+    """
+    complete = []
+    texts = []
+    for group in groups:
+        missing = _missing_folds([group])
+        if missing:
+            texts.append(f"seed {group[0].seed} without fold {ranges(missing)}")
+        else:
+            complete.append(group)
+    return (complete, texts) if complete else (groups, [])
 
 
 def _names(keys: Sequence[RowKey]) -> dict[RowKey, str]:
@@ -232,6 +263,7 @@ def _row(name: str, kind: str, board: Board, groups: Sequence[Replicate]) -> Met
     """Return a row without its rank."""
     groups = sorted(groups, key=lambda group: (group[0].draw, group[0].seed))
     means = {metric: _replicate_means(board, groups, metric) for metric in METRICS}
+    repeated = _means_of_folds(board, groups) if board.folds else means["dice"]
     hours = []
     for group in groups:
         for run in group:
@@ -241,13 +273,13 @@ def _row(name: str, kind: str, board: Board, groups: Sequence[Replicate]) -> Met
         method=name,
         kind=kind,
         dice=fmean(means["dice"]),
-        dice_sd=stdev(means["dice"]) if len(means["dice"]) > 1 else nan,
+        dice_sd=stdev(repeated) if len(repeated) > 1 else nan,
         jaccard=fmean(means["jaccard"]),
         hd95=fmean(means["hd95"]),
         asd=fmean(means["asd"]),
         missed=_missed(board, groups),
         seeds=len({(group[0].draw, group[0].seed) for group in groups}),
-        replicates=len(means["dice"]),
+        replicates=len(repeated),
         hours=fmean(hours),
         note=_why_not_ranked(board, kind, groups),
         run_groups=groups,
@@ -285,6 +317,17 @@ def _replicate_means(board: Board, groups: Sequence[Replicate], metric: str) -> 
     return [fmean(values) for values in by_draw.values()]
 
 
+def _means_of_folds(board: Board, groups: Sequence[Replicate]) -> list[float]:
+    """Return the mean Dice of each fold: over the fold's cases, then over classes and runs."""
+    by_fold: dict[int, list[float]] = {}
+    for group in groups:
+        for run in group:
+            for part in run.parts:
+                mean = _scale("dice") * _run_mean(part, board.dataset, "dice")
+                by_fold.setdefault(part.fold or 0, []).append(mean)
+    return [fmean(values) for values in by_fold.values()]
+
+
 def _run_mean(run: FinishedRun, dataset: str, column: str) -> float:
     """Return a run's mean over classes of the mean over cases, as stored."""
     means = [entry["columns"].get(column, {}).get("mean") for entry in run.metrics(dataset)]
@@ -299,7 +342,8 @@ def _interval(scores: Scores, metric: str) -> tuple[float, float] | None:
     """
     assert scores.missing is not None
     same_cases = bool((scores.missing == scores.missing[0]).all())
-    if len(scores.values) < 2 or not same_cases:
+    is_replicated = len(scores.values) > 1 or scores.folds
+    if not is_replicated or not same_cases:
         return None
     found = stats.estimate(scores, (0, inf if metric in DISTANCES else 100))
     return found.low, found.high
@@ -332,6 +376,7 @@ def _scores(row: MethodRow, board: Board, metric: str) -> Scores:
         classes=_scale(metric) * by_class,
         missing=missing,
         datasets=datasets,
+        folds=tuple(board.fold_of_case[case] for _, case in board.case_keys if board.folds),
     )
 
 
@@ -370,15 +415,34 @@ def _draws(row: MethodRow, board: Board) -> tuple[int, ...]:
 
 def _why_not_ranked(board: Board, kind: str, groups: Sequence[Replicate]) -> str:
     """Return why a method is not ranked, empty if it is; the same problems of a reference row."""
+    unfinished = _missing_folds(groups)
+    if unfinished:
+        word = "folds" if len(unfinished) > 1 else "fold"
+        return f"no run of {word} {ranges(unfinished)}: not ranked"
     missing = max(_missing_cases(board, group) for group in groups)
     if missing:
         return f"{missing} test case{'s' if missing > 1 else ''} missing: not ranked"
-    runs = [run for group in groups for run in group]
+    runs = _single_runs(groups)
     if any("test" in run.result["selection"].replace("_", " ").split() for run in runs):
         return "checkpoint picked on the test cases: not ranked"
     if any(run.folder.reported for run in runs):
         return "reported, not verified: not ranked"
     return _too_few_replicates(board, groups) if kind == METHOD else ""
+
+
+def _single_runs(groups: Sequence[Replicate]) -> list[FinishedRun]:
+    """Return all runs of a row; of a cross-validation those of each fold."""
+    return [part for group in groups for run in group for part in run.parts]
+
+
+def _missing_folds(groups: Sequence[Replicate]) -> list[int]:
+    """Return the folds that a draw and seed of a cross-validation has no finished run of."""
+    missing: set[int] = set()
+    for group in groups:
+        for run in group:
+            if isinstance(run, CrossValidated):
+                missing.update(run.missing_folds)
+    return sorted(missing)
 
 
 def _missing_cases(board: Board, group: Replicate) -> int:
@@ -393,8 +457,10 @@ def _missing_cases(board: Board, group: Replicate) -> int:
 def _too_few_replicates(board: Board, groups: Sequence[Replicate]) -> str:
     """Return why a row has too few replicates to be ranked; empty if it has enough.
 
-    Enough are three draws, or three seeds of each draw.
+    Enough are three draws, or three seeds of each draw, or three folds of a cross-validation.
     """
+    if board.folds >= RANKED_REPLICATES:
+        return ""
     seeds: dict[int, set[int]] = {draw: set() for draw in board.draws}
     for group in groups:
         seeds.setdefault(group[0].draw, set()).add(group[0].seed)

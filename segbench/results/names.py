@@ -76,6 +76,16 @@ def label_of_experiment(experiment: Experiment) -> str:
     )
 
 
+def which_cases(experiment: Experiment) -> str:
+    """Return the draw and the fold of an experiment as they follow in a text; empty without."""
+    text = ""
+    if experiment.draw:
+        text += f", draw {experiment.draw}"
+    if experiment.fold is not None:
+        text += f", fold {experiment.fold}"
+    return text
+
+
 def label_of(run: FinishedRun) -> str:
     """Return the name of the row that a finished run belongs to."""
     result = run.result

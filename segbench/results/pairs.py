@@ -46,8 +46,16 @@ class Choice:
 
     def scores(self, board: Board, metric: str) -> Scores:
         """Return its scores, under the name that is shown."""
-        found = board.rows[self.row].scores[metric]
-        return found if self.run is None else found.single_run(self.run, self.shown)
+        row = board.rows[self.row]
+        found = row.scores[metric]
+        if self.run is None:
+            return found
+        if not board.folds:
+            return found.single_run(self.run, self.shown)
+        wanted = row.runs[self.run]
+        assert wanted.fold is not None
+        groups = [number for number, (run,) in enumerate(row.run_groups) if wanted in run.parts]
+        return found.single_fold(groups[0], wanted.fold, self.shown)
 
     def overlaps(self, other: Choice) -> bool:
         """Return whether two choices are the same, or one is part of the other."""
@@ -69,7 +77,9 @@ class RowComparison:
         """The number of replicates of each row or run, by its shown name."""
         counts = {}
         for choice in self.choices:
-            counts[choice.shown] = len(choice.scores(self.board, "dice").replicates)
+            scores = choice.scores(self.board, "dice")
+            folds = scores.folds_of(scores.scored_cases())
+            counts[choice.shown] = len(set(folds)) if folds else len(scores.replicates)
         return counts
 
     def pairs(self) -> list[dict[str, Any]]:
@@ -213,10 +223,12 @@ def verdict(difference: Difference, unit: str) -> str:
     """Return what the test says, and how many replicates would settle the pair.
 
     Args:
-        unit: what the replicates are, "draws" or "seeds".
+        unit: what the replicates are, "draws", "seeds" or "folds".
     """
     if difference.p != difference.p:
         return "one case: nothing can be tested"
+    if unit == "folds":
+        return _verdict_of_folds(difference)
     if difference.replicates < 2:
         return (
             "one seed: the p value may hold for these trainings only; "
@@ -241,6 +253,16 @@ def verdict(difference: Difference, unit: str) -> str:
         f"not distinguishable at 5 %; {more} more {unit} per method ({needed} in all) would find "
         f"a true difference of {size} (power 80 %)"
     )
+
+
+def _verdict_of_folds(difference: Difference) -> str:
+    """Return what the test says about a cross-validation, whose number of folds is given."""
+    if difference.replicates < 2:
+        return "one fold: the p value may hold for this fold only (--fold 0-4)"
+    basis = f"{difference.replicates} folds and their cases are both random"
+    if difference.distinguishable:
+        return f"distinguishable at 5 % ({basis})"
+    return f"not distinguishable at 5 % ({basis}); more patients would show smaller differences"
 
 
 def _distinguishable(needed: int | None, unit: str, size: str) -> str:

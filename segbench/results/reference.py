@@ -52,7 +52,8 @@ def gap_closed(method: Scores, supervised: Scores, oracle: Scores) -> Effect:
     if not gap > 0:
         return Effect(nan)
     share = gain / gap
-    if min(len(replicates) for replicates in aligned.replicates) < 2:
+    fewest = min(len(replicates) for replicates in aligned.replicates)
+    if fewest < 2 and not aligned.folds:
         return Effect(100 * share)
     rejection = _rejection(aligned)
     low = _bound(rejection, share, -1)

@@ -279,12 +279,13 @@ def run_folder(
 ) -> RunDir:
     """Return the folder of a run: readable parts first, the identity last.
 
-    ``<root>/runs/<data sets>/<method>/<labeled>of<train>[-d<draw>]-s<seed>-<id8>``
+    ``<root>/runs/<data sets>/<method>/<labeled>of<train>[-d<draw>][-f<fold>]-s<seed>-<id8>``
     """
     labeled = sum(experiment.labeled.values())
     train = sum(train_sizes.values())
     draw = f"-d{experiment.draw}" if experiment.draw else ""
-    name = f"{labeled}of{train}{draw}-s{experiment.seed}-{run_id[:8]}"
+    fold = "" if experiment.fold is None else f"-f{experiment.fold}"
+    name = f"{labeled}of{train}{draw}{fold}-s{experiment.seed}-{run_id[:8]}"
     return RunDir(root / "runs" / "+".join(experiment.datasets) / experiment.method / name)
 
 

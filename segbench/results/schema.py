@@ -33,8 +33,17 @@ class _StoredScience(_Part):
     seed: int
     precision: str
     draw: int = Field(0, ge=0)
+    fold: int | None = Field(None, ge=0)
     datasets: list[dict[str, Any]]
     protocol: dict[str, Any]
+
+
+class _StoredFolds(_Part):
+    """What all folds of a cross-validation share."""
+
+    count: int = Field(ge=2, le=1000)
+    lists: str
+    train: int = Field(ge=1)
 
 
 class _StoredMean(_Part):
@@ -150,6 +159,10 @@ def _datasets_agree(stored: _StoredResult) -> bool:
             or name not in scored
         ):
             return False
+        if stored.science.fold is not None:
+            folds = _StoredFolds.model_validate(entry["folds"])
+            if stored.science.fold >= folds.count:
+                return False
     return True
 
 

@@ -26,6 +26,8 @@ class Scores:
     classes: Array | None = None  # (runs, cases, classes) behind `values`; nan where not defined
     missing: Flags | None = None  # (runs, cases), given with `classes`: the run lacks the case
     datasets: tuple[int, ...] = ()  # the data set of each case, as a number; empty: all share one
+    # The fold in which each case was tested, of a cross-validation; empty without one.
+    folds: tuple[int, ...] = ()
 
     @property
     def has_undefined_classes(self) -> bool:
@@ -54,9 +56,27 @@ class Scores:
         """
         return self._mean_per_draw(np.atleast_2d(np.asarray(self.values, dtype=float)))
 
+    def folds_of(self, cases: Flags) -> tuple[int, ...]:
+        """Return the folds of some cases; empty without a cross-validation."""
+        if not self.folds:
+            return ()
+        return tuple(np.asarray(self.folds)[cases].tolist())
+
     def single_run(self, index: int, name: str) -> Scores:
         """Return the scores of one run under another name."""
         return replace(self._of_runs([index]), name=name, draws=())
+
+    def single_fold(self, index: int, fold: int, name: str) -> Scores:
+        """Return the scores of one run in one fold of a cross-validation under another name."""
+        single = self.single_run(index, name)
+        assert single.classes is not None and single.missing is not None
+        elsewhere = np.asarray(self.folds) != fold
+        return replace(
+            single,
+            values=np.where(elsewhere, nan, single.values),
+            classes=np.where(elsewhere[:, None], nan, single.classes),
+            missing=single.missing | elsewhere,
+        )
 
     def of_draws(self, draws: Sequence[int]) -> Scores:
         """Return the scores of the runs of some labeled draws."""

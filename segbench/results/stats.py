@@ -2,7 +2,8 @@
 
 Cases and replicates are both samples. Every method is scored on the same cases, so methods are
 compared case by case. Where two methods were trained on the same labeled draws, they are paired by
-draw as well; otherwise their runs are independent. ``variance`` explains the standard errors.
+draw as well; otherwise their runs are independent. In a cross-validation they are compared fold by
+fold. ``variance`` explains the standard errors.
 Ranks follow the tests, see ``ranking``. ``benchmarks/statistics/simulate.py`` measures the coverage
 of the intervals and the rate of false positives.
 """
@@ -29,6 +30,7 @@ from segbench.results.variance import (
     moments,
     p_value,
     pooled,
+    pooled_folds,
     pooled_pairs,
     replicates_needed,
 )
@@ -84,7 +86,7 @@ class Difference:
     left_out: int  # cases that are not defined in some run
     by_case: Array  # (case,) a - b, mean over replicates; nan where left out
     paired: bool  # by labeled draw: both methods had the same labeled cases
-    replicates: int  # of the method that has fewer
+    replicates: int  # of the method that has fewer; in a cross-validation the folds
     basis: Basis = field(repr=False, compare=False)
 
     @property
@@ -123,7 +125,8 @@ def estimate(scores: Scores, limits: tuple[float, float] = (-inf, inf)) -> Estim
 
     Cases that some run lacks are left out.
     """
-    contrast = Contrast([scores.balanced(shared_cases(scores))])
+    aligned = align([scores])
+    contrast = aligned.contrast([1])
     found = moments(contrast)
     low, high = interval(contrast, found)
     return Estimate(found.mean, max(low, limits[0]), min(high, limits[1]), found.se, found.df)
@@ -179,7 +182,7 @@ def compare(
         left_out=int((~defined).sum()),
         by_case=by_case,
         paired=paired,
-        replicates=min(len(first), len(second)),
+        replicates=len(set(contrast.folds)) or min(len(first), len(second)),
         basis=Basis(contrast, found, pool, tests),
     )
 
@@ -205,7 +208,8 @@ class Aligned(NamedTuple):
     """Replicates of several methods over the same cases, ready for contrasts."""
 
     replicates: list[Array]  # (replicate, case) of each method
-    keys: list[tuple[int, ...]]  # methods with equal keys are paired by draw
+    keys: list[tuple[int, ...]]  # methods with equal keys are paired by draw, or by fold
+    folds: tuple[int, ...] = ()  # the fold of each case
 
     def contrast(self, weights: Sequence[float]) -> Contrast:
         """Return the weighted sum of the methods' means.
@@ -216,17 +220,22 @@ class Aligned(NamedTuple):
         for key, values, weight in zip(self.keys, self.replicates, weights, strict=True):
             weighted = weight * values
             groups[key] = groups[key] + weighted if key in groups else weighted
-        return Contrast(list(groups.values()))
+        return Contrast(list(groups.values()), self.folds)
 
 
 def align(methods: Sequence[Scores]) -> Aligned:
     """Return the replicates of methods over the cases that all of them have.
 
     Methods with the same labeled draws are paired by draw. Where all methods have at least two
-    draws in common, only these are used.
+    draws in common, only these are used. In a cross-validation all methods are paired by fold, and
+    the runs of a fold are averaged: they have the fold in common.
     """
     methods = on_shared_draws(methods)
     cases = shared_cases(*methods)
+    folds = methods[0].folds_of(cases)
+    if folds:
+        means = [scores.balanced(cases).mean(axis=0, keepdims=True) for scores in methods]
+        return Aligned(means, [()] * len(methods), folds)
     keys: list[tuple[int, ...]] = []
     for number, scores in enumerate(methods):
         # Runs of one draw are independent of each other: such a method is not paired.
@@ -320,6 +329,8 @@ def _pool_of_pairs(family: Sequence[Scores]) -> Pool:
     With many draws each pair shows its own variance, and methods differ in how much they scatter:
     then nothing is pooled.
     """
+    if any(scores.folds for scores in family):
+        return _pool_of_folds(family)
     paired = [scores for scores in family if len(scores.distinct_draws) > 1]
     if len(paired) < 2 or len(paired[0].distinct_draws) >= MANY_DRAWS:
         return Pool()
@@ -327,6 +338,17 @@ def _pool_of_pairs(family: Sequence[Scores]) -> Pool:
     if len({len(values) for values in replicates}) != 1:  # no draws in common
         return Pool()
     return pooled_pairs(replicates)
+
+
+def _pool_of_folds(family: Sequence[Scores]) -> Pool:
+    """Return the pooled variance between the folds of differences of two methods."""
+    if len(family) < 2:
+        return Pool()
+    aligned = align(family)
+    values = [means[0] for means in aligned.replicates]
+    if not aligned.folds or len(set(aligned.folds)) >= MANY_DRAWS:
+        return Pool()
+    return pooled_folds(values, aligned.folds)
 
 
 def _replicates(family: Sequence[Scores]) -> list[Array]:

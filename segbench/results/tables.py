@@ -2,10 +2,11 @@
 
 Runs are sorted into tables of one data set and one labeled draw (``comparable``). Here
 
+* the runs of all folds of a cross-validation, with one seed, count as one run on all cases;
 * tables that differ in the labeled draw only become one, whose replicates are the draws;
 * runs of ``supervised`` with all cases labeled join the tables with fewer labels, as the oracle;
 * runs with the recipe of their method's authors join the table of the data set's own protocol;
-* tables of all data sets of a group get a table of their mean.
+* tables of all data sets of a group get a table of their mean, unless they are cross-validated.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from segbench.results.comparable import (
     settings_digest,
 )
 from segbench.results.finished import FinishedRun
+from segbench.results.folds import cross_validated
 from segbench.results.names import split_name
 
 RANKED_REPLICATES = 3  # rows with fewer replicates are shown, but not ranked
@@ -138,8 +140,15 @@ def _over_draws(family: Tables) -> list[TableContent]:
 def _single(key: TableKey, rows: Rows) -> TableContent:
     replicates: dict[RowKey, list[Replicate]] = {}
     for row, runs in rows.items():
-        replicates[row] = [(run,) for run in runs]
+        replicates[row] = _replicates(key, runs)
     return TableContent(key.dataset, [key], replicates)
+
+
+def _replicates(key: TableKey, runs: Sequence[FinishedRun]) -> list[Replicate]:
+    """Return the replicates of a row in a table of one data set."""
+    if key.folds:
+        runs = cross_validated(runs)
+    return [(run,) for run in runs]
 
 
 def _common_draws(draws_of_rows: dict[RowKey, set[int]]) -> set[int]:
@@ -151,6 +160,8 @@ def _common_draws(draws_of_rows: dict[RowKey, set[int]]) -> set[int]:
 
 
 def _ranks_something(table: TableContent) -> bool:
+    if table.keys[0].folds >= RANKED_REPLICATES:
+        return True
     for replicates in table.rows.values():
         seeds = {run.seed for (run,) in replicates}
         if len(seeds) >= RANKED_REPLICATES:
@@ -183,7 +194,7 @@ def _with_oracle(table: TableContent, tables: Tables) -> TableContent:
         of_own_draws = [run for run in runs if run.draw in own.draws]
         draws = {run.draw for run in of_own_draws}
         chosen = of_own_draws if draws == set(own.draws) else runs
-        table.rows[row] = [(run,) for run in chosen]
+        table.rows[row] = _replicates(own, chosen)
     return table
 
 
@@ -201,7 +212,7 @@ def _with_recipes(table: TableContent, tables: Tables) -> TableContent:
         for row, runs in rows.items():
             if row.kind == METHOD and _has_recipe(runs[0], key, recipes):
                 name = RowKey(f"{row.label} (as published)", row.variant, PUBLISHED)
-                table.rows.setdefault(name, []).extend((run,) for run in runs)
+                table.rows.setdefault(name, []).extend(_replicates(own, runs))
     return table
 
 
@@ -232,6 +243,8 @@ def _over_datasets(tables: Sequence[TableContent]) -> Iterator[TableContent]:
     """Yield a table of the mean over data sets for each group of which all tables are there."""
     groups: dict[TableKey, dict[str, TableContent]] = {}
     for table in tables:
+        if table.keys[0].folds:  # fold 0 of one data set has nothing in common with that of another
+            continue
         key = table.keys[0]._replace(dataset="", fingerprint="", split="")
         groups.setdefault(key, {})[table.name] = table
     for by_name in groups.values():

@@ -6,6 +6,13 @@ cases, plus that between replicates, minus the residual, which both contain: the
 multi-reader studies (Obuchowski & Rockette 1995), with Satterthwaite's degrees of freedom. With one
 replicate this is the t test over cases; without differences between cases it is Welch's test.
 
+In a cross-validation each case belongs to one fold, in which another training was tested. The
+spread of the folds' means contains everything that differs between trainings: the labeled patients,
+the seed, and the cases. The variance of the mean over all cases is that of its folds (a cluster
+estimate, with one degree of freedom less than there are folds), but at least that of independent
+cases. The training sets of folds overlap; what they have in common is not in any spread, and no
+estimate of it exists (Bengio & Grandvalet 2004).
+
 Intervals are percentiles of a hierarchical bootstrap over cases and replicates (Davison & Hinkley
 1997, section 3.8), scaled to that standard error and to Student's t, because three resampled runs
 spread too little. All intervals use the same resamples: equal scores give equal intervals.
@@ -38,6 +45,7 @@ class Contrast(NamedTuple):
     """
 
     groups: Sequence[Array]  # each (replicate, case), all over the same cases
+    folds: tuple[int, ...] = ()  # the fold of each case; one group of one replicate
 
     @property
     def cases(self) -> int:
@@ -49,6 +57,27 @@ class Contrast(NamedTuple):
         if not self.groups[0].size:
             return nan
         return sum(float(group.mean()) for group in self.groups)
+
+
+def fold_scores(values: Array, folds: Sequence[int]) -> Array:
+    """Return one score per fold (fold,), whose mean is the mean over all cases.
+
+    Larger folds count for more: a fold's deviation from the mean is weighted with its size. The
+    variance of these scores, divided by their number, is the variance of the mean over cases.
+
+    Args:
+        values: scores (case,).
+        folds: the fold of each case.
+    """
+    numbers = np.asarray(folds)
+    overall = values.mean()
+    present = np.unique(numbers)
+    scores = []
+    for number in present:
+        of_fold = values[numbers == number]
+        weight = len(present) * len(of_fold) / len(values)
+        scores.append(overall + weight * (of_fold.mean() - overall))
+    return np.asarray(scores)
 
 
 class Pool(NamedTuple):
@@ -110,12 +139,25 @@ def pooled_pairs(replicates: Sequence[Array]) -> Pool:
     return Pool(2 * squares / freedom, freedom)
 
 
+def pooled_folds(values: Sequence[Array], folds: Sequence[int]) -> Pool:
+    """Return the variance between folds of the difference of two methods, over all pairs.
+
+    Args:
+        values: scores (case,) of each method, over the same cases.
+        folds: the fold of each case.
+    """
+    scores = [fold_scores(of_method, folds)[:, None] for of_method in values]
+    return pooled_pairs(scores)
+
+
 def components(contrast: Contrast, pool: Pool) -> Components:
     """Return the variance components of a contrast.
 
     By chance, three runs may agree, and among many methods some do. No group's variance between
     replicates is therefore taken as less than that of the family.
     """
+    if contrast.folds:
+        return _components_of_folds(contrast, pool)
     case_means = np.sum([group.mean(0) for group in contrast.groups], axis=0)
     between_cases = float(np.var(case_means, ddof=1))
     found = Components(between_cases / contrast.cases, [], [], [])
@@ -126,6 +168,33 @@ def components(contrast: Contrast, pool: Pool) -> Components:
         found.freedom.append(pool.freedom if pool.variance > own else count - 1)
         found.residual.append(_residual(group))
     return found
+
+
+def _components_of_folds(contrast: Contrast, pool: Pool) -> Components:
+    """Return the variance components of a contrast in a cross-validation.
+
+    The spread of folds contains that of their cases, so that the residual is the part of the cases.
+    """
+    values = contrast.groups[0].mean(0)
+    numbers = np.asarray(contrast.folds)
+    within = 0.0
+    for number in np.unique(numbers):
+        of_fold = values[numbers == number]
+        within += float(of_fold.var()) * len(of_fold)
+    scores = fold_scores(values, contrast.folds)
+    count = len(scores)
+    freedom = len(values) - count
+    if count < 2 or not freedom:
+        between_cases = float(np.var(values, ddof=1))
+        return Components(between_cases / len(values), [0.0], [0], [0.0])
+    cases = within / freedom / len(values)
+    own = float(scores.var(ddof=1))
+    return Components(
+        cases=cases,
+        replicates=[max(own, pool.variance) / count],
+        freedom=[pool.freedom if pool.variance > own else count - 1],
+        residual=[cases],
+    )
 
 
 def _residual(group: Array) -> float:
@@ -181,16 +250,7 @@ def interval(contrast: Contrast, found: Moments) -> tuple[float, float]:
     """
     if isnan(found.se):
         return nan, nan
-    weights = _case_weights(contrast.cases, RESAMPLES)
-    generator = np.random.default_rng(SEED)
-    each = np.arange(RESAMPLES)
-    totals = np.zeros(RESAMPLES)
-    for group in contrast.groups:
-        count = len(group)
-        chosen = generator.integers(count, size=(count, RESAMPLES))
-        means = group @ weights  # (replicate, resample)
-        resampled = means[chosen, each]
-        totals += resampled.mean(0)
+    totals = _resampled_folds(contrast) if contrast.folds else _resampled(contrast)
     spread = float(totals.std())
     if spread == 0 or found.se == 0:
         return found.mean, found.mean
@@ -201,6 +261,35 @@ def interval(contrast: Contrast, found: Moments) -> tuple[float, float]:
     deviations = totals - totals.mean()
     low, high = np.percentile(deviations, (outside, 100 - outside))
     return found.mean + scale * float(low), found.mean + scale * float(high)
+
+
+def _resampled(contrast: Contrast) -> Array:
+    """Return the contrast in every resample of its cases and replicates (resample,)."""
+    weights = _case_weights(contrast.cases, RESAMPLES)
+    generator = np.random.default_rng(SEED)
+    each = np.arange(RESAMPLES)
+    totals = np.zeros(RESAMPLES)
+    for group in contrast.groups:
+        count = len(group)
+        chosen = generator.integers(count, size=(count, RESAMPLES))
+        means = group @ weights  # (replicate, resample)
+        resampled = means[chosen, each]
+        totals += resampled.mean(0)
+    return totals
+
+
+def _resampled_folds(contrast: Contrast) -> Array:
+    """Return the contrast in every resample of its folds and of the cases in them (resample,)."""
+    values = contrast.groups[0].mean(0)
+    scores = fold_scores(values, contrast.folds)
+    count = len(scores)
+    fold_weights = _case_weights(count, RESAMPLES)  # a fold is drawn like a case
+    of_folds = (scores - scores.mean()) @ fold_weights
+    present = np.unique(contrast.folds)
+    places = np.searchsorted(present, contrast.folds)
+    fold_means = np.array([values[places == place].mean() for place in range(count)])
+    of_cases = (values - fold_means[places]) @ _case_weights(contrast.cases, RESAMPLES)
+    return np.asarray(values.mean() + of_folds + of_cases)
 
 
 @lru_cache(maxsize=8)
@@ -219,7 +308,8 @@ def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | N
     """Return how many replicates per group find a true difference of the observed size.
 
     The difference is found when the test has 80 % power; the number of cases stays as it is.
-    None if no number suffices or if one group has a single replicate.
+    None if no number suffices, if one group has a single replicate, or in a cross-validation, whose
+    number of folds is given.
 
     Args:
         tests: number of pairs that are tested together: the strictest level of Holm's correction
@@ -228,7 +318,7 @@ def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | N
     mean = contrast.mean()
     if mean == 0 or isnan(mean) or contrast.cases < 2:
         return None
-    if any(len(group) < 2 for group in contrast.groups):
+    if contrast.folds or any(len(group) < 2 for group in contrast.groups):
         return None
     parts = components(contrast, pool)
     between = 0.0  # variance between single replicates, summed over the groups

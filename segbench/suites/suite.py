@@ -40,6 +40,9 @@ class Matrix(Strict):
     draw: tuple[int, ...] = Field(
         (0,), min_length=1, description="which cases are labeled: 0 the list's first"
     )
+    fold: tuple[int, ...] = Field(
+        (), description="folds of a cross-validation, such as [0, 1, 2, 3, 4]; without: no folds"
+    )
     unlabeled: tuple[Literal["all", "labeled"], ...] = Field(
         ("all",), min_length=1, description="images of the unlabeled stream"
     )
@@ -98,6 +101,7 @@ class Combination:
     backbone: str
     seed: int
     augment: str = DEFAULT
+    fold: int | None = None
 
 
 def method_name(entry: str) -> str:
@@ -197,11 +201,12 @@ def _all_choices(suite: Suite) -> Iterator[Combination]:
         pairs = [(number, number) for number in range(suite.replicates)]
     else:
         pairs = list(itertools.product(matrix.seed, matrix.draw))
-    for (seed, draw), dataset, labeled, backbone, augment in itertools.product(
-        pairs, matrix.dataset, matrix.labeled, matrix.backbone, matrix.augment
+    folds = matrix.fold or (None,)
+    for (seed, draw), fold, dataset, labeled, backbone, augment in itertools.product(
+        pairs, folds, matrix.dataset, matrix.labeled, matrix.backbone, matrix.augment
     ):
         first = Combination(
-            matrix.method[0], dataset, labeled, draw, "all", backbone, seed, augment
+            matrix.method[0], dataset, labeled, draw, "all", backbone, seed, augment, fold
         )
         for unlabeled, method in itertools.product(matrix.unlabeled, matrix.method):
             yield replace(first, method=method, unlabeled=unlabeled)
@@ -221,6 +226,7 @@ def expand(
     choice: Combination,
     train_sizes: Any,
     labels: Any = None,
+    fold_sizes: Any = None,
     overrides: Sequence[str] = (),
 ) -> list[Experiment]:
     """Return the experiments of one combination.
@@ -241,6 +247,7 @@ def expand(
         dataset=choice.dataset,
         seed=choice.seed,
         draw=choice.draw,
+        fold=choice.fold,
         unlabeled=choice.unlabeled,
         labeled=None if choice.labeled == DEFAULT else choice.labeled,
         backbone=None if choice.backbone == DEFAULT else choice.backbone,
@@ -248,6 +255,7 @@ def expand(
         protocol=None if suite.protocol == DEFAULT else suite.protocol,
         train_sizes=train_sizes,
         labels=labels,
+        fold_sizes=fold_sizes,
         overrides=overrides,
         suite_where=where,
     ).experiments

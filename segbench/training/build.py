@@ -171,7 +171,7 @@ def training_views(experiment: Experiment, stores: list[Store]) -> dict[str, Sto
     views = {}
     for store in stores:
         small = derived(store, protocol.factors(store.name, store.dims))
-        view = with_draw(small, experiment.draw)
+        view = with_draw(small, experiment.draw, experiment.fold)
         if protocol.selection == "validation":
             view = without_held_out(view, experiment.labeled[store.name])
         labeled = view.labeled(experiment.labeled[store.name])

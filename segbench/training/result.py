@@ -81,6 +81,7 @@ def _identity(run: Prepared) -> dict[str, Any]:
         "datasets": list(experiment.datasets),
         "labeled": experiment.labeled,
         "draw": experiment.draw,
+        "fold": experiment.fold,
         "unlabeled": experiment.unlabeled,
         "train": run.train_sizes,
         "partial": [store.name for store in run.stores if store.partial],

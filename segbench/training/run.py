@@ -133,7 +133,7 @@ def _train_and_evaluate(
     run.folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
     digests = {store.name: case_digests(store) for store in run.stores}
     run.folder.write_json("data.json", digests)
-    run.folder.write_json(FILE, copied_facts(run.stores))
+    run.folder.write_json(FILE, copied_facts(run.whole_stores))
 
     # Build again what failed before, so that the failure is recorded; then check the data.
     if method is None:

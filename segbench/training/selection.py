@@ -41,7 +41,7 @@ def validation_stores(run: Prepared) -> list[Store]:
     experiment = run.experiment
     stores = []
     for store in run.stores:
-        view = with_draw(store, experiment.draw)
+        view = with_draw(store, experiment.draw, experiment.fold)
         cases = held_out(view, experiment.labeled[store.name])
         stores.append(replace(store, test=cases))
     return stores

@@ -15,6 +15,7 @@ from segbench import registry
 from segbench.config import Experiment, Machine
 from segbench.contracts.method import Method, Optim
 from segbench.data.open import open_store
+from segbench.data.sampling.folds import fold_facts, with_fold
 from segbench.data.sampling.splits import held_out, with_draw
 from segbench.data.store.checks import (
     require_apart,
@@ -38,11 +39,12 @@ class Prepared:
     """An experiment with its data and identity, before anything is computed or written."""
 
     experiment: Experiment
-    stores: list[Store]
+    stores: list[Store]  # with the lists of the fold, if there is one
     science: dict[str, Any]
     run_id: str
     folder: RunDir
     splits: dict[str, str]  # digest of each data set's split
+    whole_stores: list[Store]  # with the lists they were prepared with
     plugins: tuple[str, ...] = ()  # files that hold its plug-ins
 
     @property
@@ -91,7 +93,8 @@ def prepare(
     """Open the data of an experiment, check its split, and work out its identity and folder.
 
     Args:
-        stores: data sets that were opened and checked before.
+        stores: data sets that were opened and checked before, with the lists they were prepared
+            with.
         opener: opens the data sets otherwise; for many runs, one that remembers them.
 
     Raises:
@@ -99,8 +102,16 @@ def prepare(
         UsageError: more labeled cases are requested than there are.
     """
     experiment = _with_process_count(experiment)
-    if stores is None:
-        stores = _checked_stores(experiment, machine, opener)
+    whole = stores
+    if whole is None:
+        whole = [opener(name, machine.data_root) for name in experiment.datasets]
+    folds = None
+    if experiment.fold is not None:
+        folds = {store.name: fold_facts(store) for store in whole}
+    is_checked = stores is not None
+    stores = [_of_fold(store, experiment.fold) for store in whole]
+    if not is_checked:
+        _check_stores(stores, experiment, machine)
     _require_used_optimizer(experiment, stores)
 
     splits = {store.name: _split_digest(store) for store in stores}
@@ -110,11 +121,12 @@ def prepare(
         splits=splits,
         sources=_sources(experiment),
         surface_rule=SURFACE_RULE if any(map(_tests_one_slice, stores)) else None,
+        folds=folds,
     )
     identity = run_id(content)
     train_sizes = {store.name: len(store.patients) for store in stores}
     folder = run_folder(machine.root, experiment, train_sizes, identity)
-    return Prepared(experiment, stores, content, identity, folder, splits, machine.plugins)
+    return Prepared(experiment, stores, content, identity, folder, splits, whole, machine.plugins)
 
 
 def _sources(experiment: Experiment) -> dict[str, str]:
@@ -128,12 +140,14 @@ def _sources(experiment: Experiment) -> dict[str, str]:
     return found
 
 
-def _checked_stores(experiment: Experiment, machine: Machine, opener: Opener) -> list[Store]:
-    stores = [opener(name, machine.data_root) for name in experiment.datasets]
+def _of_fold(store: Store, fold: int | None) -> Store:
+    return store if fold is None else with_fold(store, fold)
+
+
+def _check_stores(stores: list[Store], experiment: Experiment, machine: Machine) -> None:
     for store in stores:
         _check_split(store, experiment, machine)
     require_apart(stores)
-    return stores
 
 
 def _with_process_count(experiment: Experiment) -> Experiment:
@@ -164,7 +178,7 @@ def _check_split(store: Store, experiment: Experiment, machine: Machine) -> None
         )
 
     labeled = experiment.labeled[store.name]
-    view = with_draw(store, experiment.draw)
+    view = with_draw(store, experiment.draw, experiment.fold)
     require_learnable(view, labeled)
     if not registry.get("method", experiment.method).cls.skips_ignored:
         require_no_ignored(view, labeled, experiment.method)

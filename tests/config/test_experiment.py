@@ -416,6 +416,35 @@ def test_more_labeled_than_training_cases():
         solo(train_sizes={"fake_a": 2})
 
 
+SIZES = [(26, 20), (26, 19), (26, 21), (27, 20), (27, 21)]  # training patients, with a label
+
+
+@pytest.mark.parametrize(
+    ("asked", "fold", "count"),
+    [("10%", 3, 2), ("50%", 3, 13), ("50%", 0, 13), ("all", 0, 26), ("all", 3, 27), (26, 3, 26)],
+)
+def test_folds_have_equal_labeled_counts_except_for_all(asked, fold, count):
+    found = solo(labeled=asked, fold=fold, fold_sizes=lambda name: SIZES)
+    assert found.labeled == {"fake_a": count} and found.fold == fold
+
+
+def test_a_count_that_the_smallest_fold_does_not_have_is_refused():
+    with pytest.raises(UsageError, match="labeled: 27 asked for, but 'fake_a' has 26"):
+        solo(labeled=27, fold=3, fold_sizes=lambda name: SIZES)
+
+
+def test_a_published_test_list_is_not_cross_validated():
+    with pytest.raises(UsageError, match="'acdc' has a published test list") as caught:
+        resolve("supervised", dataset="acdc", fold=0)
+    assert "--fold" in caught.value.details["fix"]
+    assert solo(fold=None).fold is None
+
+
+def test_fold_is_set_with_its_flag():
+    with pytest.raises(UsageError, match="'fold' is no parameter"):
+        solo("fold=1")
+
+
 def test_several_data_sets_give_one_experiment_each_or_one_joint():
     single = resolve("fake_solo", dataset="fake_a,fake_b", labeled="20%")
     assert [e.datasets for e in single.experiments] == [("fake_a",), ("fake_b",)]

@@ -1,7 +1,9 @@
 """Finished runs made of numbers: nothing is trained."""
 
 import hashlib
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,7 @@ class Study:
         overrides=(),
         rows=None,
         draw=0,
+        fold=None,
         science_change=(),
         dataset="tiny",
         unlabeled="all",
@@ -76,8 +79,17 @@ class Study:
             overrides=list(overrides),
         ).experiments
         splits = {dataset: "5" * 64}
+        folds = None
+        if fold is not None:
+            experiment = experiment.model_copy(update={"fold": fold})
+            splits = {dataset: str(fold) * 64}
+            folds = {dataset: {"count": 5, "lists": "9" * 64, "train": 5}}
         content = science(
-            experiment, {dataset: fingerprint}, splits, {"method": "m", "backbone": "b"}
+            experiment,
+            {dataset: fingerprint},
+            splits,
+            {"method": "m", "backbone": "b"},
+            folds=folds,
         )
         content |= ({"draw": draw} if draw else {}) | dict(science_change)
         identity = run_id(content)
@@ -142,3 +154,14 @@ class Study:
 @pytest.fixture
 def study(lab):
     return Study(lab.folder / "segbench-out", Path(__file__).resolve().parents[1] / "plugins")
+
+
+@pytest.fixture(scope="module")
+def simulate():
+    """Return the script that simulates studies, as a module."""
+    file = Path(__file__).resolve().parents[2] / "benchmarks/statistics/simulate.py"
+    spec = importlib.util.spec_from_file_location("simulate", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["simulate"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

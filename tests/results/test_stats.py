@@ -1,9 +1,6 @@
 """Statistics: agreement with scipy and printed examples, simulated studies, what is paired."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,16 +90,6 @@ def test_variance_is_that_of_simulated_means():
         means.append(mean)
         variances.append(se**2)
     assert np.mean(variances) == pytest.approx(np.var(means), rel=0.1)
-
-
-@pytest.fixture(scope="module")
-def simulate():
-    file = Path(__file__).resolve().parents[2] / "benchmarks/statistics/simulate.py"
-    spec = importlib.util.spec_from_file_location("simulate", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["simulate"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", ["usual", "runs scatter"])

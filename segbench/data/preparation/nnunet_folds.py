@@ -7,6 +7,7 @@ one object ``{"train": [case, ...], "val": [case, ...]}`` per fold.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from segbench.errors import DataError
@@ -41,6 +42,48 @@ def read_nnunet_folds(path: Path) -> list[Fold]:
     if not isinstance(content, list) or not content:
         raise _no_folds(path, f"{type(content).__name__}", "a list of folds")
     return [_fold(path, number, item) for number, item in enumerate(content)]
+
+
+def validation_folds(path: Path) -> dict[str, int]:
+    """Return the fold in which each case is validated on.
+
+    Raises:
+        DataError: as ``read_nnunet_folds``, or a case is validated on in several folds.
+    """
+    found: dict[str, int] = {}
+    for number, (_, val) in enumerate(read_nnunet_folds(path)):
+        repeated = sorted(set(val) & set(found))
+        if repeated:
+            text = f"fold {number}: {first_few(repeated)}, also in an earlier fold"
+            raise _no_folds(path, text, "each case in 'val' of one fold")
+        found.update(dict.fromkeys(val, number))
+    return found
+
+
+def require_patients_in_one_fold(
+    folds: Mapping[str, int], patients: Mapping[str, str], path: Path
+) -> None:
+    """Refuse folds that divide a patient.
+
+    Args:
+        folds: the fold of each case.
+        patients: the patient of each case.
+        path: the file of the folds.
+
+    Raises:
+        DataError: cases of a patient are in several folds.
+    """
+    fold_of_patient: dict[str, int] = {}
+    for case, fold in folds.items():
+        patient = patients.get(case, case)
+        if fold_of_patient.setdefault(patient, fold) != fold:
+            raise DataError(
+                "the folds of nnU-Net divide a patient",
+                where=path,
+                found=f"patient '{patient}' in the folds {fold_of_patient[patient]} and {fold}",
+                expected="all cases of a patient in one fold",
+                fix=f"remove {FOLDS_FILE} to have folds made by patient",
+            )
 
 
 def _fold(path: Path, number: int, item: object) -> Fold:

@@ -13,7 +13,7 @@ HELD_OUT_SHARE = 10  # one training case in ten is held out
 HELD_OUT_LEAST = 2
 
 
-def with_draw(store: Store, draw: int) -> Store:
+def with_draw(store: Store, draw: int, fold: int | None = None) -> Store:
     """Return the store with its training list in the order of a draw.
 
     The first N patients of that order are labeled.
@@ -22,14 +22,19 @@ def with_draw(store: Store, draw: int) -> Store:
     ``draw`` and the patients' ids (a hash of both), so neither the run's seed nor an added case
     changes the order of the rest. A patient's cases stay together in the list's order, and patients
     without any label come last. Within a draw, a larger labeled set contains the smaller ones.
+
+    In a fold of a cross-validation, draw 0 shuffles as well, and every fold has an order of its
+    own: with one order for all, most labeled patients would be the same in every fold, and the
+    folds would not show how much the choice of the labeled patients matters.
     """
-    if draw == 0:
+    if draw == 0 and fold is None:
         return store
+    mark = str(draw) if fold is None else f"fold {fold} draw {draw}"
     with_label = set(store.patients_with_label)
 
     def position(case: str) -> tuple[bool, bytes]:
         patient = store.cases[case].group
-        return patient not in with_label, hashlib.sha256(f"{draw} {patient}".encode()).digest()
+        return patient not in with_label, hashlib.sha256(f"{mark} {patient}".encode()).digest()
 
     return replace(store, train=tuple(sorted(store.train, key=position)))
 
