@@ -321,3 +321,17 @@ def test_a_killed_run_ends_no_other_and_forks_change_no_number(lab, monkeypatch)
     for name in ("weights_sha256", "cases_sha256", "run_id"):
         results = [json.loads((run / "result.json").read_bytes()) for run in (forked, folder)]
         assert results[0][name] == results[1][name]
+
+
+def test_folds_are_an_axis_of_a_suite(tmp_path):
+    text = SUITE.replace("labeled: [2, 3]", "fold: [0, 1, 4]").partition("params")[0]
+    (tmp_path / "mine.yaml").write_text(text.replace(", broken_method", ""))
+    suite, document = load_suite(tmp_path / "mine.yaml")
+    found = []
+    for choice in choices(suite):
+        (experiment,) = expand(
+            suite, document, choice, lambda name: 6, fold_sizes=lambda name: [(6, 6)] * 5
+        )
+        found.append((experiment.fold, experiment.method))
+    methods = ("supervised", "mean_teacher")
+    assert found == [(fold, method) for fold in (0, 1, 4) for method in methods]
