@@ -182,7 +182,7 @@ def _fold_of_case(groups: Sequence[Replicate]) -> dict[str, int]:
     return found
 
 
-def _complete(groups: Sequence[Replicate]) -> tuple[Sequence[Replicate], list[str]]:
+def _complete(groups: list[Replicate]) -> tuple[list[Replicate], list[str]]:
     """Return the seeds with a run of every fold, and texts about those that are left out.
 
     If no seed has all folds, all of them are returned: the row is shown, but not ranked.

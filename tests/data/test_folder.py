@@ -644,3 +644,30 @@ def test_prepared_data_can_be_used_without_the_folder(mine, lab):
     again = lab.call("data", "prepare", store.name)
     assert again.returncode == 3 and "no such folder" in again.stderr
     assert open_store(store.name, lab.folder / "segbench-data").fingerprint == store.fingerprint
+
+
+def test_the_folds_of_nnunet_are_those_of_the_folder(mine, tmp_path):
+    from segbench.data.sampling.folds import fold_facts, with_fold
+
+    file = mine.root / "splits_final.json"
+    folds = [
+        {"train": ["case_3"], "val": ["case_10", "case_21"]},
+        {"train": ["case_10", "case_21"], "val": ["case_3"]},
+    ]
+    file.write_text(json.dumps(folds))
+    store = prepare_store(mine.name, None, tmp_path / "prepared")
+    assert set(with_fold(store, 0).test) == {"case_10", "case_21"}
+    assert with_fold(store, 1).test == ("case_3",)
+    for fold in (0, 1):
+        view = with_fold(store, fold)
+        assert "case_4" not in view.train + view.test, "it has a label, but is in no fold"
+        assert {"case_1", "case_2", "un_0"} < set(view.train), "unlabeled cases are"
+    assert fold_facts(store)["count"] == 2
+    with pytest.raises(UsageError, match="no fold 2"):
+        with_fold(store, 2)
+
+    file.write_text(json.dumps(folds[::-1]))
+    with pytest.raises(DataError, match="has changed since it was prepared"):
+        open_store(mine.name, tmp_path / "prepared")
+    store = prepare_store(mine.name, None, tmp_path / "prepared")
+    assert with_fold(store, 0).test == ("case_3",)

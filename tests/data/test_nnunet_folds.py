@@ -4,7 +4,11 @@ import json
 
 import pytest
 
-from segbench.data.preparation.nnunet_folds import read_nnunet_folds
+from segbench.data.preparation.nnunet_folds import (
+    read_nnunet_folds,
+    require_patients_in_one_fold,
+    validation_folds,
+)
 from segbench.errors import DataError
 
 
@@ -36,3 +40,18 @@ def test_a_file_that_holds_no_folds(tmp_path, content, found):
         read_nnunet_folds(file)
     assert found in str(caught.value)
     assert caught.value.details["fix"]
+
+
+def test_every_case_is_validated_on_in_one_fold(tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_text('[{"train": ["b"], "val": ["a", "c"]}, {"train": ["a", "c"], "val": ["b"]}]')
+    folds = validation_folds(file)
+    assert folds == {"a": 0, "c": 0, "b": 1}
+    require_patients_in_one_fold(folds, {"a": "anna", "c": "anna", "b": "ben"}, file)
+    with pytest.raises(DataError, match="divide a patient") as caught:
+        require_patients_in_one_fold(folds, {"a": "anna", "b": "anna"}, file)
+    assert "'anna' in the folds 0 and 1" in str(caught.value)
+    file.write_text('[{"train": ["b"], "val": ["a"]}, {"train": ["b"], "val": ["a"]}]')
+    with pytest.raises(DataError, match="cannot be used") as caught:
+        validation_folds(file)
+    assert "fold 1: a, also in an earlier fold" in str(caught.value)
