@@ -323,10 +323,10 @@ def test_a_killed_run_ends_no_other_and_forks_change_no_number(lab, monkeypatch)
         assert results[0][name] == results[1][name]
 
 
-def test_folds_are_an_axis_of_a_suite(tmp_path):
+def test_folds_are_an_axis_of_a_suite(lab):
     text = SUITE.replace("labeled: [2, 3]", "fold: [0, 1, 4]").partition("params")[0]
-    (tmp_path / "mine.yaml").write_text(text.replace(", broken_method", ""))
-    suite, document = load_suite(tmp_path / "mine.yaml")
+    (lab.folder / "mine.yaml").write_text(text.replace(", broken_method", ""))
+    suite, document = load_suite(lab.folder / "mine.yaml")
     found = []
     for choice in choices(suite):
         (experiment,) = expand(
