@@ -177,8 +177,7 @@ def _dropped_to_fit(columns: list[TableColumn], board: Board) -> list[TableColum
     components = [column.title for column in columns if column.title.endswith(endings)]
     intervals = [column.title for column in columns if column.title.endswith("95% CI")]
     droppable = [
-        "min",
-        "h",
+        *export.TIME_TITLES,
         "failed",
         "group",
         f"ASD {board.unit}",

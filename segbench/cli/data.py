@@ -49,7 +49,12 @@ data.add_command(link)
     "--download", is_flag=True, help="Download the files first, if they have a public address."
 )
 @click.option(
-    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of processes."
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of processes.",
 )
 @mismatch_option
 @size_option

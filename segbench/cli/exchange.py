@@ -162,7 +162,7 @@ def _store_predictions(settings: Settings, run: RunDir, device: str | None) -> N
 )
 @click.pass_obj
 def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
-    """Import runs of others.
+    """Import runs that others exported.
 
     Metrics are recomputed from the predictions. If they agree, the run counts as verified,
     otherwise as reported.

@@ -29,13 +29,22 @@ BAR = 16  # columns
 
 
 class Pace:
-    """How long a step takes, from the first step of this attempt on."""
+    """How long a step takes, from the first step of this attempt on.
+
+    The first step also holds what is done once, such as compiling. It counts only as long as it is
+    the only one, and only if it was long: whoever waits minutes for a step wants to know.
+    """
 
     def __init__(self) -> None:
+        self._began: float | None = None
         self._first_step = 0
         self._first_time: float | None = None
         self._now = 0.0
         self._step = 0
+
+    def begin(self, now: float) -> None:
+        """Note that the first step begins."""
+        self._began = now
 
     def note(self, step: int, now: float) -> None:
         """Note that a step was completed."""
@@ -49,17 +58,27 @@ class Pace:
     def is_measured(self) -> bool:
         """Whether enough steps were made for an estimate."""
         steps = self._step - self._first_step
-        return steps >= MEASURED_STEPS or (steps > 0 and self._elapsed >= MEASURED_SECONDS)
+        if steps == 0:
+            return self._long_first_step is not None
+        return steps >= MEASURED_STEPS or self._elapsed >= MEASURED_SECONDS
 
     @property
     def _elapsed(self) -> float:
         return 0.0 if self._first_time is None else self._now - self._first_time
 
     @property
+    def _long_first_step(self) -> float | None:
+        """The seconds of the first step if they suffice for an estimate."""
+        if self._began is None or self._first_time is None:
+            return None
+        seconds = self._first_time - self._began
+        return seconds if seconds >= MEASURED_SECONDS else None
+
+    @property
     def seconds_per_step(self) -> float | None:
-        """The mean since the first step; None before the second one."""
+        """The mean since the first step; before the second one, a long first step or None."""
         steps = self._step - self._first_step
-        return max(self._elapsed, 1e-9) / steps if steps > 0 else None
+        return max(self._elapsed, 1e-9) / steps if steps > 0 else self._long_first_step
 
     def remaining(self, total: int) -> float | None:
         """Return the seconds that are left, None if they are not known yet."""
@@ -80,7 +99,7 @@ class Lines(Reporter):
         self.place = place
         self.device = device
         self._pace = Pace()
-        self._pace_said = False
+        self._said_pace: float | None = None
         self._last_line = 0.0
         self._unit = "step"  # what is finished before a stop
         self._file: ProgressFile | None = None
@@ -88,13 +107,14 @@ class Lines(Reporter):
     def start(self, run: Prepared) -> None:
         """Print what is about to happen."""
         self._pace = Pace()
-        self._pace_said = False
+        self._said_pace: float | None = None
         self._last_line = time.monotonic()
         self._file = ProgressFile(run.folder.path)
         self.settings.say(header(run, self.place))
 
     def schedule(self, text: str) -> None:
-        """Print the phases and the learning rate."""
+        """Print the phases and the learning rate. The first step follows."""
+        self._pace.begin(time.monotonic())
         self.settings.say("\n".join(wrapped(f"  {text}", "    ", sys.stderr)))
 
     def train(self, report: StepReport) -> None:
@@ -132,15 +152,21 @@ class Lines(Reporter):
             self._file.remove()
 
     def _note_step(self, report: StepReport) -> None:
-        """Measure the pace, and say once how long the training will take."""
+        """Measure the pace, and say how long the training will take.
+
+        It is said again if steps take less than half of that, as after a first one that compiles.
+        """
         self._unit = "step"
         self._pace.note(report.step, time.monotonic())
         remaining = self._pace.remaining(report.total)
         if self._file is not None:
             self._file.write("train", report.step, report.total, remaining)
-        if self._pace_said or remaining is None or not self._pace.is_measured:
+        pace = self._pace.seconds_per_step
+        if pace is None or remaining is None or not self._pace.is_measured:
             return
-        self._pace_said = True
+        if self._said_pace is not None and pace > self._said_pace / 2:
+            return
+        self._said_pace = pace
         if remaining >= WORTH_SAYING:
             self._say_pace(report.total - report.step, remaining)
 

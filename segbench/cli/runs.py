@@ -172,7 +172,13 @@ def _summary(run: RunDir, document: dict[str, Any]) -> dict[str, Any]:
 @runs.command()
 @click.argument("wanted", metavar="RUN")
 @click.option(
-    "-n", "count", type=click.IntRange(1), default=10, show_default=True, help="Number of lines."
+    "-n",
+    "count",
+    metavar="N",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Number of lines.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Print new lines until the run ends.")
 @click.pass_obj

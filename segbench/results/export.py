@@ -107,6 +107,11 @@ CSV_COLUMNS = (
 )
 
 
+HOURS = "train h"
+MINUTES = "train min"
+TIME_TITLES = (HOURS, MINUTES)  # of the mean time of a training
+
+
 class TableColumn(NamedTuple):
     """A column of a table."""
 
@@ -202,8 +207,8 @@ def _time_column(board: Board) -> TableColumn:
     """Return the training time, in minutes or, where some row takes long, in hours."""
     longest = max((row.hours for row in board.rows if row.hours == row.hours), default=0.0)
     if longest >= LONG_HOURS:
-        return TableColumn("h", ">", lambda row: number(row.hours, 1))
-    return TableColumn("min", ">", lambda row: number(row.hours * 60, 1))
+        return TableColumn(HOURS, ">", lambda row: number(row.hours, 1))
+    return TableColumn(MINUTES, ">", lambda row: number(row.hours * 60, 1))
 
 
 def _difference_column(board: Board, names: Mapping[str, str]) -> list[TableColumn]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from segbench.results.board import Board
-from segbench.results.export import columns, footer, sorted_title
+from segbench.results.export import TIME_TITLES, columns, footer, sorted_title
 from segbench.results.published import Published
 from segbench.text import safe
 
@@ -16,7 +16,7 @@ def as_latex(boards: Sequence[Board], published: Published | None = None) -> str
 
 
 def _latex_table(board: Board, published: Published | None) -> str:
-    left_out = {"failed", "h", "min"}
+    left_out = {"failed", *TIME_TITLES}
     if not any(row.missed for row in board.rows):
         left_out.add("missed")
     shown = [c for c in columns(board, published=published) if c.title not in left_out]

@@ -112,6 +112,19 @@ def test_pace_is_unknown_before_the_second_step():
     assert pace.seconds_per_step == 2.0 and pace.remaining(100) == 114.0
 
 
+def test_a_long_first_step_is_an_estimate_until_there_are_more(monkeypatch, capsys):
+    lines = Lines(Settings(), device="cuda")
+    monkeypatch.setattr(reporters.time, "monotonic", lambda: 0.0)
+    lines.schedule("train")
+    steps(lines, 1, 60.0, monkeypatch)
+    assert "measured: 60.00 s per step, about 99h59m for 5,999 steps" in capsys.readouterr().err
+    for step, now in ((2, 61.0), (3, 62.0), (4, 63.0), (5, 64.0)):
+        monkeypatch.setattr(reporters.time, "monotonic", lambda now=now: now)
+        lines.train(StepReport(step, 6000, "train", {}, 0.01))
+    shown = capsys.readouterr().err
+    assert shown.count("measured: 1.00 s per step") == 1
+
+
 def test_facts_that_do_not_fit_are_left_out_whole():
     assert reporters._fitting(["50%", "10s left", "supervised 0.123"], 15) == "50%  10s left"
 
