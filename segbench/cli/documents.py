@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from segbench.cli.terminal import table
+from segbench.cli.terminal import plural, table
 from segbench.results.export import number
 from segbench.results.names import row_label
 from segbench.text import safe
@@ -109,7 +109,7 @@ def _cases(row: dict[str, Any]) -> str:
     total = row["counts"]["n"]
     scored = row["columns"]["dice"]["n"]
     if scored == total:
-        return f"{total} test cases"
+        return plural(total, "test case")
     return f"{scored} of {total} test cases" if scored else f"in none of {total} test cases"
 
 

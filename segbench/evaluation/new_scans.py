@@ -302,7 +302,9 @@ class Predictor:
             steps.append(f"reoriented from {codes} to {target}")
         if self.recipe.spacing is not None and volume.spacing is not None:
             before = in_mm(volume.spacing)
-            steps.append(f"resampled from {before} to {in_mm(self.recipe.spacing)}")
+            after = in_mm(self.recipe.spacing)
+            if before != after:
+                steps.append(f"resampled from {before} to {after}")
         return steps
 
     @property
