@@ -73,6 +73,7 @@ from segbench.data.preparation.patients import (
 )
 from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError, UsageError
+from segbench.metrics.grid import extended_axes
 
 LISTS_FILE = "splits_ssl.json"
 SETTINGS = ("spacing", "window", "crop", "patient", "map", "ignore")
@@ -572,10 +573,12 @@ def _read_channels(files: Sequence[Path]) -> tuple[Volume, list[str]]:
 def _suspicious(image: Volume) -> list[str]:
     """Return warnings about images that can be used but look wrong."""
     warnings = []
-    spacing = image.spacing
-    if spacing is not None and max(spacing) > ANISOTROPIC * min(spacing):
+    steps = []
+    if image.spacing is not None:
+        steps = [image.spacing[axis] for axis in extended_axes(image.array.shape[:3])]
+    if steps and max(steps) > ANISOTROPIC * min(steps):
         warnings.append(
-            f"slices {max(spacing):.3g} mm apart, {min(spacing):.3g} mm in plane: "
+            f"slices {max(steps):.3g} mm apart, {min(steps):.3g} mm in plane: "
             "cubic patches are a poor choice"
         )
     if image.array.min() == image.array.max():

@@ -40,6 +40,7 @@ NAMES = {
     "no orientation or spacing": "no spacing",
     "identity matrix": "identity matrix",
     "implausible spacing": "implausible spacing",
+    "unit of length is not known": "unknown unit",
     "without loss": "turned",
 }
 NONE = "-"  # the format cannot have the fault, or the command does not read the format

@@ -96,16 +96,21 @@ def nifti(path, array, sform, qform=None, codes=(1, 0), unit="mm", pixdim=None):
     header.set_data_dtype(array.dtype)
     header.set_qform(sform if qform is None else qform, codes[1], strip_shears=True)
     header.set_sform(sform, codes[0])
-    header.set_xyzt_units(unit)
+    if isinstance(unit, int):
+        header["xyzt_units"] = unit  # a code that may not exist
+    else:
+        header.set_xyzt_units(unit)
     if pixdim is not None:
         header["pixdim"][1:4] = pixdim
     nibabel.save(nibabel.Nifti1Image(array, None, header), path)
 
 
-def as_nrrd(path, array, matrix, space="left-posterior-superior", unit=None, **fields):
-    """Write an NRRD file; without a space, it has spacings only."""
+def as_nrrd(path, array, matrix, space="left-posterior-superior", spaced=True, unit=None, **fields):
+    """Write an NRRD file; without a space, it has spacings only, or not even those."""
     header = dict(fields)
-    if space is None:
+    if space is None and not spaced:
+        pass
+    elif space is None:
         header["spacings"] = np.linalg.norm(matrix[:3, : array.ndim], axis=0)
         if unit is not None:
             header["units"] = [unit] * array.ndim
@@ -119,7 +124,7 @@ def as_nrrd(path, array, matrix, space="left-posterior-superior", unit=None, **f
     nrrd.write(str(path), array, header)
 
 
-def mha(path, array, matrix, oriented=True, unit=None, **fields):
+def mha(path, array, matrix, oriented=True, spaced=True, unit=None, **fields):
     """Write a MetaImage file by hand."""
     spacing = np.linalg.norm(matrix[:3, :3], axis=0)
     lps = TO_LPS @ matrix
@@ -129,7 +134,8 @@ def mha(path, array, matrix, oriented=True, unit=None, **fields):
         lines["Offset"] = numbers(lps[:3, 3])
     if unit is not None:
         lines["DistanceUnits"] = unit
-    lines["ElementSpacing"] = numbers(spacing)
+    if spaced:
+        lines["ElementSpacing"] = numbers(spacing)
     lines |= fields
     kinds = {"uint8": "MET_UCHAR", "int16": "MET_SHORT", "float32": "MET_FLOAT"}
     lines["DimSize"] = numbers(array.shape)
@@ -215,7 +221,7 @@ def _scaled(matrix, factor):
     return scaled
 
 
-def _fault(matrix=PLAIN, shape=SHAPE, file=None, header=None, turn=None):
+def _fault(matrix=PLAIN, shape=SHAPE, file=None, header=None, turn=None, is_known=True):
     """Return a fault.
 
     Args:
@@ -224,6 +230,7 @@ def _fault(matrix=PLAIN, shape=SHAPE, file=None, header=None, turn=None):
         file: the matrix that is written, the true one unless it is given.
         header: changed fields, by format; a format without an entry cannot have the fault.
         turn: axes and signs in which the second volume is stored.
+        is_known: False if the file does not show that its spacing is not the true one.
     """
     file = matrix if file is None else file
     return SimpleNamespace(
@@ -232,7 +239,7 @@ def _fault(matrix=PLAIN, shape=SHAPE, file=None, header=None, turn=None):
         file=file,
         header=header or {},
         turn=turn,
-        is_known=not np.array_equal(matrix, np.eye(4)),
+        is_known=is_known,
     )
 
 
@@ -255,7 +262,12 @@ FAULTS = {
     ),
     "meters": _fault(
         file=_scaled(PLAIN, 0.001),
-        header={"nii": {"unit": "meter"}, "nii.gz": {"unit": "meter"}, "nrrd": {"unit": "m"}},
+        header={
+            "nii": {"unit": "meter"},
+            "nii.gz": {"unit": "meter"},
+            "nrrd": {"unit": "m"},
+            "mha": {"unit": "m"},
+        },
     ),
     "two spacings": _fault(
         header={
@@ -276,7 +288,22 @@ FAULTS = {
             "mha": {"oriented": False},
         },
     ),
-    "identity matrix": _fault(matrix=np.eye(4), header=IN_SPACE),
+    "identity matrix": _fault(matrix=np.eye(4), header=IN_SPACE, is_known=False),
+    "implausible spacing": _fault(matrix=_scaled(PLAIN, 0.001), header=IN_SPACE, is_known=False),
+    "unknown unit": _fault(
+        header={
+            "nii": {"unit": 5},
+            "nii.gz": {"unit": 5},
+            "nrrd": {"unit": "furlong"},
+            "mha": {"unit": "inch"},
+        },
+    ),
+    "no spacing": _fault(
+        header={
+            "nrrd": {"space": None, "spaced": False},
+            "mha": {"oriented": False, "spaced": False},
+        },
+    ),
     "other axes": _fault(header=IN_SPACE, turn=((2, 0, 1), (-1, 1, -1))),
     "45 degrees": _fault(matrix=grid(SPACING, turn=rotation(45)), header=IN_SPACE),
     "one slice": _fault(shape=(12, 10, 1), header=PLAIN_HEADERS),

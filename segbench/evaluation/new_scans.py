@@ -36,6 +36,7 @@ from segbench.data.geometry import (
     translation,
 )
 from segbench.data.preparation.recipe import Gray, Recipe, RecipeResult, apply
+from segbench.data.store.case_files import ONE_PHASE
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
 from segbench.errors import DataError, UsageError
@@ -262,6 +263,7 @@ class Predictor:
                 where=scan.files[0],
                 found=" + ".join(found),
                 expected=f"three axes and {self.store.channels} channels, equal in shape",
+                fix=f"{ONE_PHASE}; of several channels, train with all of them",
             )
         array = arrays[0]
         require_finite(array, scan.files[0])
@@ -286,6 +288,7 @@ class Predictor:
         if is_turned and volume.affine is not None and self.orientation is not None:
             volume = Volume(*reorient(volume.array, volume.affine, self.orientation))
         made = apply(self.recipe, volume)
+        _require_extent(volume, made)
         if self.recipe_is_stored:
             return made
         image = np.asarray(self.dataset.normalize(made.image), np.float32)
@@ -367,6 +370,18 @@ class Predictor:
         )
         array: Array = probabilities.float().cpu().numpy()
         return array
+
+
+def _require_extent(volume: Volume, made: RecipeResult) -> None:
+    """Refuse a scan that resampling to the training cases' spacing would reduce to one voxel."""
+    voxels = max(made.facts["resampled_shape"])
+    if volume.spacing is not None and voxels == 1 < max(made.facts["source_shape"]):
+        raise DataError(
+            "implausible spacing: the scan is smaller than one voxel of the training cases",
+            found=in_mm(volume.spacing),
+            expected=f"a spacing near {in_mm(made.spacing or ())}",
+            fix="correct the unit or the spacing in the scan's header",
+        )
 
 
 def _adapter(name: str, recipe_is_stored: bool) -> Dataset:

@@ -36,6 +36,7 @@ class Module:
     nameless: list[ast.stmt] = field(default_factory=list)
     imports: dict[str, str] = field(default_factory=dict)  # local name -> dotted name
     star_imports: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)  # of statements, by name, once computed
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Closure:
         self._seen: set[Definition] = set()
         self._todo: list[Definition] = []
         self._whole: set[str] = set()
+        self._modules: dict[str, Module | None] = {}
 
     def add_module(self, name: str) -> None:
         """Add a whole module with all that it uses."""
@@ -94,6 +96,11 @@ class Closure:
 
     def module(self, name: str) -> Module | None:
         """Return a parsed module, or None where there is no source file."""
+        if name not in self._modules:
+            self._modules[name] = self._parsed(name)
+        return self._modules[name]
+
+    def _parsed(self, name: str) -> Module | None:
         file = self.files.get(name) or registry.find_module(name)
         if file is None or file.suffix != ".py":
             return None
@@ -136,10 +143,12 @@ class Closure:
         It distinguishes two definitions of one name.
         """
         module = self.module(definition.module)
-        statements = module.statements[definition.name] if module else []
-        plain = Normalizer(lambda name: name.rpartition(".")[2])
-        text = repr([plain(statement) for statement in statements])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        if module is None:
+            return _digest_of_statements([])
+        if definition.name not in module.digests:
+            statements = module.statements[definition.name]
+            module.digests[definition.name] = _digest_of_statements(statements)
+        return module.digests[definition.name]
 
     def find(self, module: Module, name: str, local_imports: dict[str, str]) -> Definition | str:
         """Return the definition that a name in a module stands for.
@@ -212,6 +221,12 @@ class Closure:
             parsed = self.module(module)
             for bound in parsed.statements if parsed else ():
                 self._todo.append(Definition(module, bound))
+
+
+def _digest_of_statements(statements: Iterable[ast.stmt]) -> str:
+    plain = Normalizer(lambda name: name.rpartition(".")[2])
+    text = repr([plain(statement) for statement in statements])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=512)
@@ -308,17 +323,22 @@ def source_digest(kind: str, name: str) -> str:
         UsageError: there is no such plug-in.
     """
     place = registry.place(kind, name)
-    closure = Closure({place.module: place.file})
-    closure.add_module(place.module)
+    return _digest_of_file(place.module, place.file)
+
+
+def _digest_of_file(module: str, file: Path) -> str:
+    closure = Closure({module: file})
+    closure.add_module(module)
     return closure.digest()
 
 
 def loaded_digest(kind: str, name: str) -> str:
     """Return ``source_digest`` as of the first call, because loaded code does not change."""
     place = registry.place(kind, name)
-    return _remembered_digest(kind, name, place.file, file_version(place.file))
+    return _remembered_digest(place.module, place.file, file_version(place.file))
 
 
 @cache
-def _remembered_digest(kind: str, name: str, file: Path, version: tuple[int, int]) -> str:
-    return source_digest(kind, name)
+def _remembered_digest(module: str, file: Path, version: tuple[int, int]) -> str:
+    """Return the digest of all plug-ins of a file; there may be many, such as own folders."""
+    return _digest_of_file(module, file)

@@ -14,7 +14,7 @@ def test_the_page_shows_what_every_command_does(kind):
 def test_no_number_is_wrong_without_a_word():
     lines = geometry_table.stored_lines()
     assert len(lines) >= 50 and not any("WRONG" in line for line in lines)
-    for name in ("sheared grid", "no orientation", "identity matrix"):
+    for name in ("sheared grid", "no orientation", "identity matrix", "implausible spacing"):
         cells = [line.split(" | ")[2:] for line in lines if line.split(" | ")[1] == name]
         assert cells
         for check, prepare, _, predict, evaluate in cells:

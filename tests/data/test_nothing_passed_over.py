@@ -182,3 +182,13 @@ def test_a_comment_in_an_nrrd_header(tmp_path, encoding):
 def test_the_stem_of_a_name_in_capital_letters(tmp_path):
     names = [stem(tmp_path / name) for name in ("a.NII.GZ", "B.Nii", "_c.nrrd", "d.DCM")]
     assert names == ["a", "B", "_c", "d"]
+
+
+def test_two_phases_in_one_file_are_called_so(tmp_path, lab):
+    own = OwnFolder(tmp_path / "own")
+    own.fill(3, 0, change=lambda image, label: (np.stack([image, image], axis=-1), label))
+    for command in ("check", "prepare"):
+        refused = lab.call("data", command, own.name)
+        assert refused.returncode == 3
+        said = refused.stdout + refused.stderr
+        assert "2 channels, or times or phases" in said and "a file of its own" in said

@@ -319,8 +319,12 @@ def test_unusable_scans_are_refused(scans, tmp_path):
     gray[0, 0, 0] = np.nan
     with pytest.raises(DataError, match="NaN"):
         predict(scan_of(tmp_path, gray, AFFINE))
-    with pytest.raises(DataError, match="not what the run was trained on"):
+    with pytest.raises(DataError, match="not what the run was trained on") as error:
         predict(scan_of(tmp_path, np.zeros((12, 10, 8, 2), np.float32), AFFINE))
+    assert "of several times or phases, write the one to use" in error.value.details["fix"]
+    tiny = np.diag([1e-3, 1e-3, 1e-3, 1])
+    with pytest.raises(DataError, match="smaller than one voxel of the training cases"):
+        predict(scan_of(tmp_path, np.ones((12, 10, 8), np.float32), tiny))
 
 
 def test_channels_in_one_file_or_in_several(scans, tmp_path):

@@ -8,7 +8,7 @@ import nrrd
 import numpy as np
 import pytest
 from conftest import PLUGINS
-from small_folders import OwnFolder, metaimage, scan
+from small_folders import OwnFolder, metaimage, save, scan
 
 from segbench.data.formats.read import read_volume
 from segbench.data.open import open_store
@@ -62,6 +62,19 @@ def test_they_are_volumes_of_one_slice(lab, planes, ending):
     assert case.labels[1] == np.count_nonzero(scan(0)[1][..., 8])
     if ending != ".h5":
         assert case.spacing == pytest.approx((0.5, 0.75, 1))
+
+
+def test_the_thickness_of_a_single_slice_is_no_distance_between_slices(lab):
+    for name, slices, warned in (("flat", slice(8, 9), False), ("deep", slice(4, 12), True)):
+        folder = OwnFolder(lab.folder / name)
+        for number in range(3):
+            image, label = (array[:, :, slices] for array in scan(number))
+            file = folder.root / "imagesTr" / f"c{number}_0000.nii.gz"
+            save(file, image, np.diag([0.5, 0.5, 6, 1]))
+            save(folder.root / "labelsTr" / f"c{number}.nii.gz", label, np.diag([0.5, 0.5, 6, 1]))
+        checked = lab.call("data", "check", folder.name)
+        assert checked.returncode == 0
+        assert ("slices 6 mm apart" in checked.stdout) is warned
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha"])

@@ -141,6 +141,8 @@ def _path_facts(path: Path) -> list[Any]:
 
 # Checks.
 
+ONE_PHASE = "of several times or phases, write the one to use to a file of its own"
+
 
 def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
     """Return all problems of a case from an adapter's ``load``; none means it can be written."""
@@ -157,8 +159,12 @@ def check_case(case: Case, dataset: Dataset, where: Any) -> list[Problem]:
 def _check_image(case: str, image: np.ndarray, dataset: Dataset, file: str) -> list[Problem]:
     wrong_shape = image.ndim != dataset.dims + 1 or image.shape[0] != dataset.channels
     if wrong_shape or 0 in image.shape:
+        found = f"image shape {image.shape}"
         expected = f"({dataset.channels}, + {dataset.dims} axes)"
-        return [Problem(case, file, f"image shape {image.shape}", expected)]
+        if image.ndim == dataset.dims + 1 and len(image) > dataset.channels:
+            found += f": {len(image)} channels, or times or phases"
+            return [Problem(case, file, found, expected, ONE_PHASE)]
+        return [Problem(case, file, found, expected)]
     if image.dtype.kind not in "fiu":
         return [Problem(case, file, f"image type {image.dtype}", "numbers")]
     finite = np.isfinite(image.astype(np.float32, copy=False))
