@@ -15,7 +15,7 @@ from segbench import registry
 from segbench.config import Experiment, load_yaml, resolve
 from segbench.config.overrides import parse_overrides
 from segbench.config.protocol import Augment
-from segbench.config.schema import Strict, validate
+from segbench.config.schema import Strict, flatten, validate
 from segbench.config.yaml import Document
 from segbench.errors import UsageError, unknown
 
@@ -79,6 +79,9 @@ class Suite(Strict):
     )
     params: dict[str, dict[str, Any]] = Field(
         {}, description="of a method, where they differ from its defaults"
+    )
+    overrides: dict[str, Any] = Field(
+        {}, description="keys of the protocol with other values, for all runs: steps: 500"
     )
     exclude: tuple[dict[str, Any], ...] = Field((), description="combinations to leave out")
 
@@ -234,8 +237,11 @@ def expand(
     A method that is not joint has one for each data set. ``overrides`` are as given with ``-o``.
     """
     name = method_name(choice.method)
-    common = suite.params.get(name, {})
-    where = {key: document.where("params", name, key) for key in common}
+    params = suite.params.get(name, {})
+    changed = flatten(suite.overrides)
+    common = {**changed, **params}
+    where = {key: document.where("overrides", *_written_path(suite, key)) for key in changed}
+    where |= {key: document.where("params", name, key) for key in params}
     if choice.augment != DEFAULT:
         common = {"augment": choice.augment, **common}
         where.setdefault("augment", document.where("matrix", "augment"))
@@ -259,6 +265,11 @@ def expand(
         overrides=overrides,
         suite_where=where,
     ).experiments
+
+
+def _written_path(suite: Suite, key: str) -> list[str]:
+    """Return the path of a key of ``overrides``, which may be written nested or dotted."""
+    return [key] if key in suite.overrides else key.split(".")
 
 
 def _fits(rule: Mapping[str, Any], choice: Combination) -> bool:

@@ -219,6 +219,22 @@ def test_the_strong_form_of_a_suite_is_a_column_of_its_own(lab):
     assert len(runs) == 8  # -o is for all runs, so that both forms are the same
 
 
+def test_a_suite_changes_the_protocol_of_all_its_runs(lab):
+    text = REPLICATES.format(protocol=PLUGINS / "tiny.yaml")
+    file = lab.folder / "replicates.yaml"
+    file.write_text(text + "overrides:\n  steps: 3\n  optim: {lr: 0.01}\n  optim.momentum: 0.5\n")
+    suite, document = load_suite(file)
+    for choice in choices(suite):
+        (experiment,) = expand(suite, document, choice, lambda name: 6)
+        protocol = experiment.protocol
+        assert (protocol.steps, protocol.optim.lr, protocol.optim.momentum) == (3, 0.01, 0.5)
+        assert set(experiment.modified) == {"steps", "optim.lr", "optim.momentum"}
+    file.write_text(text + "overrides:\n  stepps: 3\n")
+    suite, document = load_suite(file)
+    with pytest.raises(UsageError, match=r"stepps.*steps.*replicates\.yaml:\d+"):
+        expand(suite, document, next(iter(choices(suite))), lambda name: 6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
