@@ -107,7 +107,7 @@ class Lines(Reporter):
     def start(self, run: Prepared) -> None:
         """Print what is about to happen."""
         self._pace = Pace()
-        self._said_pace: float | None = None
+        self._said_pace = None
         self._last_line = time.monotonic()
         self._file = ProgressFile(run.folder.path)
         self.settings.say(header(run, self.place))
