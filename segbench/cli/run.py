@@ -166,7 +166,7 @@ def _execute_all(
 def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
     from segbench.cli.documents import joint_document
     from segbench.cli.reporter import header
-    from segbench.data.look_alike import look_alike_warnings
+    from segbench.data.look_alike import joint_warnings
     from segbench.training.build import build_if_fit
 
     plan: list[dict[str, Any]] = []
@@ -175,7 +175,7 @@ def _show_plan(settings: Settings, runs: list[Prepared]) -> None:
         state = _planned_state(run)
         if state != "cached":
             build_if_fit(run.experiment, run.stores, fresh=False)
-        for warning in look_alike_warnings(run.stores):
+        for warning in joint_warnings(run.stores):
             settings.warn(warning)
         plan.append(
             {"run_id": run.run_id, "dir": str(run.folder.path), "state": state, "metrics": {}}

@@ -1,19 +1,22 @@
-"""Find data sets of a joint training that look alike but label different things.
+"""Warn of data sets of a joint training that share patients by name, or that look alike.
 
-No image of one of them is ever segmented for the target of the other. With few labels a network can
-then learn which image has which target, and is lost on new images (``docs/results/joint.md``).
+If two of them look alike but label different things, no image of one is ever segmented for the
+target of the other. With few labels a network can then learn which image has which target, and is
+lost on new images (``docs/results/joint.md``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segbench import registry
+from segbench.data.store.checks import patients_are_known
 from segbench.data.store.store import Store
+from segbench.text import first_few
 
 Array = NDArray[np.float64]
 
@@ -23,6 +26,32 @@ LEVELS = np.linspace(0.05, 0.95, 19)  # of the quantiles of gray values
 # Images of two sets differ by at most this many times as much as images of one set. It lies between
 # the phantoms of one look and those of two looks, which the tests compare.
 ALIKE = 1.15
+
+
+def joint_warnings(stores: Sequence[Store]) -> list[str]:
+    """Return all warnings about data sets that are trained together."""
+    return [*shared_patient_warnings(stores), *look_alike_warnings(stores)]
+
+
+def shared_patient_warnings(stores: Sequence[Store]) -> list[str]:
+    """Return a warning for each pair of which a test patient may be trained on in the other.
+
+    Patients of two data sets that are known by name, as in own folders, may have one name by
+    chance, so this is no error; see ``require_apart`` for what is certain.
+    """
+    known = [store for store in stores if patients_are_known(store)]
+    warnings = []
+    for trained, tested in permutations(known, 2):
+        training = {trained.cases[case].group for case in trained.train}
+        testing = {tested.cases[case].group for case in tested.test}
+        both = sorted(training & testing)
+        if both:
+            warnings.append(
+                f"patients in the test set of '{tested.name}' have the names of training patients "
+                f"of '{trained.name}': {first_few(both)}. If they are the same people, list them "
+                "on one side in both data sets"
+            )
+    return warnings
 
 
 def look_alike_warnings(stores: Sequence[Store]) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 
 from segbench.config import Machine
 from segbench.contracts.method import Method
-from segbench.data.look_alike import look_alike_warnings
+from segbench.data.look_alike import joint_warnings
 from segbench.data.open import derived
 from segbench.data.sampling.loader import loader
 from segbench.data.sampling.resident import ResidentData
@@ -313,7 +313,7 @@ def _data_warnings(run: Prepared, views: dict[str, Store]) -> list[str]:
         for problem in check_facts(view, run.experiment.protocol.least):
             if problem.level == "warning":
                 warnings.append(problem)
-    return [*summarize_problems(warnings), *look_alike_warnings(list(views.values()))]
+    return [*summarize_problems(warnings), *joint_warnings(list(views.values()))]
 
 
 def _keeps_snapshots(run: Prepared, machine: Machine) -> bool:

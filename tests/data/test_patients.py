@@ -2,10 +2,13 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
+from conftest import PLUGINS
 from small_folders import OwnFolder
 
+from segbench.data.look_alike import joint_warnings, shared_patient_warnings
 from segbench.data.open import open_store
 from segbench.data.open import prepare as prepare_store
 from segbench.data.sampling.splits import with_draw
@@ -257,3 +260,28 @@ def test_the_rule_of_a_link_is_checked():
 
     with pytest.raises(UsageError, match="--patient"):
         registry.get("dataset", "folder").cls.variant("/no/such/folder", {"patient": "("})
+
+
+def test_test_patients_that_another_data_set_trains_on_by_name_are_pointed_out(lab):
+    stores = {}
+    for name, test in (("first", 0), ("second", 1)):
+        folder = OwnFolder(lab.folder / name)
+        cases = [f"patient{number:02d}_visit{visit}" for number in range(3) for visit in (0, 1)]
+        for seed, case in enumerate(cases):
+            folder.case(case, seed + (50 if name == "second" else 0))
+        tested = cases[2 * test : 2 * test + 2]
+        folder.lists(labeled=[case for case in cases if case not in tested], test=tested)
+        linked = lab.call("data", "link", folder.root, "--as", name, "--patient", RULE)
+        assert linked.returncode == 0, linked.stderr
+        stores[name] = prepare_store(name, None, lab.folder / "data")
+    first, second = stores.values()
+    warnings = shared_patient_warnings([first, second])
+    assert len(warnings) == 2
+    assert "test set of 'second' have the names of training patients of 'first'" in warnings[0]
+    assert "patient01" in warnings[0] and "patient00" in warnings[1]
+    assert joint_warnings([first, second])[:2] == warnings
+    same_side = replace(second, train=first.train, test=first.test)
+    assert shared_patient_warnings([first, same_side]) == []
+    run = ("run", "versemi", "--dataset", "first,second", "--dry-run")
+    planned = lab.call(*run, "--protocol", PLUGINS / "tiny.yaml", "--data-root", "data")
+    assert planned.returncode == 0 and warnings[0] in planned.stderr, planned.stderr
