@@ -50,6 +50,7 @@ COMMANDS = {
     "runs": "runs",
     "cite": "cite",
     "report": "report",
+    "site": "site",
     "leak": "leak",
     "list": "catalog",
     "describe": "catalog",

@@ -279,16 +279,20 @@ def name_places(
     return result
 
 
-def curves(row: MethodRow) -> str:
-    """Draw the loss terms over training: each run thin, the mean over runs thick."""
-    logs = [run.log for run in row.runs if run.log]
+def curves(name: str, logs: Sequence[list[dict[str, Any]]]) -> str:
+    """Draw the loss terms over training: each run thin, the mean over runs thick.
+
+    Args:
+        name: of the method.
+        logs: the lines of each run's log.
+    """
     terms = _loss_terms(logs)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for color, term in zip(SERIES, terms, strict=False):
             _draw_term(axes, color, term, logs)
-        axes.set_title(short(row.method, 40))
+        axes.set_title(short(name, 40))
         axes.set_xlabel("step")
         axes.grid(color=MUTED, alpha=0.35, linewidth=0.5)
         _scale_losses(axes)
@@ -298,7 +302,7 @@ def curves(row: MethodRow) -> str:
             )
 
     height = 2.65 if len(terms) > 3 else 2.5
-    return draw(3.2, height, paint, f"Loss terms of {row.method} over training")
+    return draw(3.2, height, paint, f"Loss terms of {name} over training")
 
 
 def _loss_terms(logs: Sequence[list[dict[str, Any]]]) -> list[str]:

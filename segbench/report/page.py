@@ -1,27 +1,18 @@
-"""The page: numbers and figures in the template; a browser fetches nothing for it.
-
-Every name is text of unknown origin: the template escapes all of it, and the page's policy lets a
-single script run, which is identified by its digest.
-"""
+"""The page of a report: numbers and figures of its tables in the template."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib import resources
 from itertools import combinations
 from math import isfinite, nan
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from segbench import __version__, registry
+from segbench import registry
 from segbench.config import dump_yaml
 from segbench.config.schema import flatten
 from segbench.errors import SegbenchError
@@ -30,16 +21,17 @@ from segbench.report.commands import command
 from segbench.report.content import Content
 from segbench.report.cost import RowCost, cost_of
 from segbench.report.overlay import ChosenCase, Picture
+from segbench.report.templating import rendered
 from segbench.results.board import TIES, Board, MethodRow, tested_pair
 from segbench.results.comparable import METHOD
-from segbench.results.export import effect_text, footer, number
+from segbench.results.export import footer
 from segbench.results.finished import FinishedRun
 from segbench.results.overview import overview
 from segbench.results.published import published
 from segbench.results.scores import Array
 from segbench.results.stats import Difference, compare
 from segbench.results.verdict import verdict
-from segbench.text import first_few, safe
+from segbench.text import first_few
 
 # By number of the table and name of the row: pictures, or why there are none.
 Pictures = dict[tuple[int, str], list[Picture] | str]
@@ -67,71 +59,37 @@ def render(
         title: heading of the page; by default it says what the page is about.
         cases: the cases of which there are pictures, by table.
     """
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    environment.filters["number"] = _signed
-    environment.filters["p"] = _p_text
-    environment.filters["effect"] = effect_text
-    script = _file("sort.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-    remarks = [footer(board) for board in content.boards]
-    common = _common(remarks)
-    sections = []
-    for i, board in enumerate(content.boards, 1):
-        own = [line for line in remarks[i - 1] if line not in common]
-        chosen = cases[i - 1] if cases else ()
-        sections.append(_section(i, board, pictures, own, chosen))
-    return environment.from_string(_file("report.html")).render(
+    common = common_remarks(content.boards)
+    return rendered(
+        "report.html",
         title=title or _heading(content.boards),
-        overview=_overview(content.boards),
+        overview=overview_of(content.boards),
         common=common,
-        version=__version__,
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        policy=policy,
-        style=Markup(_file("style.css")),
-        script=Markup(script),
         content=content,
         bibtex=bibtex,
-        sections=sections,
+        sections=table_sections(content.boards, pictures, common, cases),
+        links={},
     )
 
 
-def _finalize(value: object) -> object:
-    """Return text without control characters, its line breaks kept; leave markup as it is."""
-    if isinstance(value, Markup) or not isinstance(value, str):
-        return value
-    return "\n".join(safe(line) for line in value.split("\n"))
-
-
-def _signed(value: float | None, digits: int, plus: bool = False) -> str:
-    """Return a number with a true minus sign.
+def table_sections(
+    boards: Sequence[Board],
+    pictures: Pictures,
+    common: Sequence[str] = (),
+    cases: Sequence[Sequence[ChosenCase]] = (),
+) -> list[dict[str, Any]]:
+    """Return what the templates show of tables, one section per table.
 
     Args:
-        plus: show the plus sign, too.
+        common: remarks that stand elsewhere on the page.
+        cases: the cases of which there are pictures, by table.
     """
-    text = number(value, digits)
-    if text.startswith("-"):
-        return text.replace("-", "−")
-    return f"+{text}" if plus and text != "–" else text
-
-
-def _p_text(p: float) -> str:
-    if p != p:
-        return ""
-    return "p <0.001" if p < 0.001 else f"p {p:.3f}"
-
-
-def _file(name: str) -> str:
-    return (resources.files("segbench") / "report" / "templates" / name).read_text(encoding="utf-8")
+    sections = []
+    for i, board in enumerate(boards, 1):
+        own = [line for line in footer(board) if line not in common]
+        chosen = cases[i - 1] if cases else ()
+        sections.append(_section(i, board, pictures, own, chosen))
+    return sections
 
 
 def _heading(boards: Sequence[Board]) -> str:
@@ -144,14 +102,15 @@ def _heading(boards: Sequence[Board]) -> str:
     return f"{count} compared on {first_few(datasets, 4)}"
 
 
-def _common(remarks: Sequence[Sequence[str]]) -> list[str]:
+def common_remarks(boards: Sequence[Board]) -> list[str]:
     """Return the remarks that all of several tables have."""
-    if len(remarks) < 2:
+    if len(boards) < 2:
         return []
+    remarks = [footer(board) for board in boards]
     return [line for line in remarks[0] if all(line in lines for lines in remarks)]
 
 
-def _overview(boards: Sequence[Board]) -> dict[str, Any] | None:
+def overview_of(boards: Sequence[Board]) -> dict[str, Any] | None:
     """Return what the template shows above the tables; None if there is nothing to compare."""
     found = overview(boards)
     if found is None:
@@ -214,7 +173,7 @@ def _costs(rows: Sequence[MethodRow], costs: Mapping[str, RowCost]) -> dict[str,
     return {"titles": [title for title, _, _ in measured], "lines": lines}
 
 
-def _in_words(board: Board) -> str:
+def in_words(board: Board) -> str:
     """Return the heading of a table: the data set and how many of its cases have labels."""
     name = board.dataset
     with suppress(SegbenchError):  # the plug-in is not available here
@@ -243,7 +202,7 @@ def _section(
         "id": f"t{index}",
         "board": board,
         "verdict": verdict(board),
-        "title": _in_words(board),
+        "title": in_words(board),
         "footer": remarks,
         "classes": board.classes,
         "rows": list(zip(rows, bars, strict=True)),
@@ -270,7 +229,12 @@ def _section(
 
 
 def _curves(rows: Sequence[MethodRow]) -> list[Markup]:
-    return [Markup(figures.curves(row)) for row in rows if any(run.log for run in row.runs)]
+    found = []
+    for row in rows:
+        logs = [run.log for run in row.runs if run.log]
+        if logs:
+            found.append(Markup(figures.curves(row.method, logs)))
+    return found
 
 
 def _commands(row: MethodRow) -> str:

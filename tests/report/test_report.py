@@ -494,7 +494,7 @@ def test_figures_carry_no_address_and_take_the_page_s_colors(finished):
     board = gather(runs(finished)).boards[0]
     for svg in (
         figures.strip(board, "ball"),
-        figures.curves(board.rows[0]),
+        figures.curves(board.rows[0].method, [run.log for run in board.rows[0].runs]),
         figures.scatter(
             [("a", 1.0, 50.0), ("b", 100.0, 60.0), ("c", float("nan"), 1.0)], "minutes"
         ),
