@@ -101,8 +101,14 @@ def folder_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command(cls=Command)
-@click.argument("wanted", metavar="[RUN]", required=False)
+@click.argument("wanted", metavar="[RUN|BUNDLE]", required=False)
 @device_option
+@click.option(
+    "--against",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Of a BUNDLE: prepared data whose test labels its predictions are scored with.",
+)
 @click.option(
     "--components",
     is_flag=True,
@@ -116,6 +122,7 @@ def evaluate(
     settings: Settings,
     wanted: str | None,
     device: str | None,
+    against: Path | None,
     components: bool,
     folders: FolderOptions,
 ) -> None:
@@ -126,12 +133,24 @@ def evaluate(
 
     Voxels that --ignore leaves out count as background in both files.
 
+    A BUNDLE that someone handed in is scored with --against; its numbers must be those of its
+    predictions. Nothing is imported.
+
     \b
     segbench evaluate 3f9c2a7b
     segbench evaluate 3f9c2a7b --components
     segbench evaluate --pred out/ --ref truth/ --labels 1=atrium --csv cases.csv
     segbench evaluate --pred out/ --ref truth/ --map ref:255=1 --ignore 99
+    segbench evaluate bundle.zip --against segbench-data
     """
+    if against is not None:
+        if wanted is None or components or device is not None or folders.is_given:
+            raise UsageError(
+                "--against checks one bundle, and no other option belongs to it",
+                fix=f"segbench evaluate BUNDLE.zip --against {against}",
+            )
+        _check_bundle(settings, Path(wanted), against)
+        return
     has_both = folders.predictions is not None and folders.references is not None
     if wanted is not None and not folders.is_given:
         if components:
@@ -203,6 +222,27 @@ def _score_components(settings: Settings, wanted: str, device: str | None) -> No
     lines += ["largest component", *result_lines({**stored, "metrics": found.largest})]
     settings.show({"status": "done", "run_id": stored["run_id"], **record}, lines)
     settings.say("segbench leaderboard --components shows these distances")
+
+
+# -- a bundle --------------------------------------------------------------------------------------
+
+
+def _check_bundle(settings: Settings, file: Path, references: Path) -> None:
+    from segbench.cli.documents import result_lines, run_document
+    from segbench.results.bundle import check_against
+
+    checked = check_against(file, references)
+    for warning in checked.warnings:
+        settings.warn(warning)
+    document = {
+        **run_document(checked.result, file),
+        "verified": True,
+        "against": str(references),
+        "warnings": checked.warnings,
+    }
+    lines = result_lines(checked.result)
+    lines.append(f"verified: the predictions of {checked.cases} test cases give these scores")
+    settings.show(document, lines)
 
 
 # -- two folders -----------------------------------------------------------------------------------

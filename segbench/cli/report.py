@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from segbench.cli.options import DEVICES, Command, MachineOptions
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import plural
-from segbench.errors import DataError, PluginError, SegbenchError, UsageError
+from segbench.errors import UsageError
 from segbench.text import safe
 
 if TYPE_CHECKING:
-    from segbench.config import Experiment, Machine
+    from segbench.config import Machine
     from segbench.results.rundir import RunDir
 
 SCHEMA = "segbench.report/1"
@@ -129,20 +127,18 @@ def _selected(
     settings: Settings, wanted: tuple[str, ...], machine: Machine
 ) -> tuple[str, list[RunDir], list[str]]:
     """Return the page's name, its runs, and a line on each unfinished run of a suite."""
+    from segbench.cli.suite_runs import suite_called, suite_runs
     from segbench.results.names import find_runs
     from segbench.results.rundir import all_runs
-    from segbench.suites.suite import find_suite
 
     if not wanted:
         return "report", list(all_runs(settings.root)), []
-    suite = None
-    if len(wanted) == 1:
-        with suppress(UsageError):  # then it is a run
-            suite = find_suite(wanted[0])
+    suite = suite_called(wanted[0]) if len(wanted) == 1 else None
     if suite is None:
         named = [find_runs(settings.root, name) for name in wanted]
         return "report", _each_once(named), []
-    return suite.stem, *_suite_runs(settings, suite, machine)
+    runs, unfinished = suite_runs(settings, suite, machine)
+    return suite.stem, runs, [f"{line}, not in this report" for line in unfinished]
 
 
 def _each_once(groups: list[list[RunDir]]) -> list[RunDir]:
@@ -150,79 +146,3 @@ def _each_once(groups: list[list[RunDir]]) -> list[RunDir]:
     for group in groups:
         found.update({run.path: run for run in group})
     return list(found.values())
-
-
-def _suite_runs(
-    settings: Settings, suite: Path, machine: Machine
-) -> tuple[list[RunDir], list[str]]:
-    """Return the runs of a suite, and a line on each unfinished one."""
-    stored = _runs_by_request(settings)
-    found: dict[Path, RunDir] = {}
-    unfinished = []
-    for experiment in _experiments(settings, suite):
-        runs = _runs_of(experiment, machine, stored)
-        found.update({run.path: run for run in runs})
-        states = [run.state for run in runs] or ["to do"]
-        if "done" not in states:
-            unfinished.append(f"{_described(experiment)}: {states[0]}, not in this report")
-    return list(found.values()), unfinished
-
-
-def _runs_of(
-    experiment: Experiment, machine: Machine, stored: dict[bytes, list[RunDir]]
-) -> list[RunDir]:
-    """Return the run of an experiment; without its data, all stored runs of the same request."""
-    from segbench.identity.run_id import science
-    from segbench.training.setup import prepare
-
-    try:
-        return [prepare(experiment, machine).folder]
-    except (DataError, PluginError):
-        unknown = dict.fromkeys(experiment.datasets, "")
-        return stored.get(_request(science(experiment, unknown, unknown, {})), [])
-
-
-def _runs_by_request(settings: Settings) -> dict[bytes, list[RunDir]]:
-    from segbench.results.rundir import all_runs
-
-    found: dict[bytes, list[RunDir]] = {}
-    for run in all_runs(settings.root):
-        # The page itself names the runs that cannot be read.
-        with suppress(SegbenchError, KeyError, TypeError, AttributeError):
-            found.setdefault(_request(run.config()["science"]), []).append(run)
-    return found
-
-
-def _request(science: dict[str, Any]) -> bytes:
-    """Return what was asked for, without the versions of data and code."""
-    from segbench.storage import json_bytes
-
-    datasets = [(dataset["name"], dataset["labeled"]) for dataset in science["datasets"]]
-    versions = {"sources": None, "surface_rule": None}
-    return json_bytes({**science, "datasets": datasets, **versions})
-
-
-def _experiments(settings: Settings, file: Path) -> Iterator[Experiment]:
-    """Return the experiments of a suite; without its data, with the published number of cases."""
-    from segbench.data.open import case_counters, open_store
-    from segbench.suites.suite import choices, expand, load_suite
-
-    counts = case_counters(lambda name: open_store(name, settings.data_root))
-    suite, document = load_suite(file)
-    for choice in choices(suite):
-        try:
-            yield from expand(suite, document, choice, **counts)
-        except DataError:
-            yield from expand(suite, document, choice, None)
-        except PluginError as error:
-            settings.warn(error.what)
-
-
-def _described(experiment: Experiment) -> str:
-    from segbench.results.names import label_of_experiment, which_cases
-
-    which = which_cases(experiment)
-    return (
-        f"{label_of_experiment(experiment)} on {'+'.join(experiment.datasets)}, "
-        f"{sum(experiment.labeled.values())} labeled{which}, seed {experiment.seed}"
-    )

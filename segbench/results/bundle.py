@@ -11,14 +11,17 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segbench import __version__
 from segbench.config import dump_yaml
-from segbench.errors import IntegrityError, SegbenchError, UsageError
+from segbench.data.store.store import Store, read_store
+from segbench.errors import DataError, IntegrityError, SegbenchError, UsageError
 from segbench.metrics import is_of_older_rule
 from segbench.results import predictions
 from segbench.results.cases import Record
@@ -39,6 +42,11 @@ FILES = {  # the most bytes that each may have
 }
 REQUIRED = ("config.yaml", "result.json", "cases.csv")
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:]{0,99}")
+EXPORT_AGAIN = "export the run again: segbench runs export RUN"
+
+
+class AlreadyImported(UsageError):
+    """A run is here already, and the bundle adds nothing to it."""
 
 
 def export(run: RunDir, out: Path, with_predictions: bool = True) -> list[str]:
@@ -137,7 +145,7 @@ def take_in(path: Path, root: Path, data_root: Path) -> tuple[RunDir, dict[str, 
     Raises:
         IntegrityError: the bundle is damaged, contradicts itself, or its metrics are not those of
             its predictions.
-        UsageError: the run was imported before, and the bundle adds no predictions to it.
+        AlreadyImported: the run was imported before, and the bundle adds no predictions to it.
     """
     contents = read_bundle(path)
     (root / "runs").mkdir(parents=True, exist_ok=True)
@@ -151,7 +159,7 @@ def take_in(path: Path, root: Path, data_root: Path) -> tuple[RunDir, dict[str, 
         run.cases()
         final = _destination(run, root)
         if final.exists() and not _adds_predictions(contents, run, RunDir(final)):
-            raise UsageError(
+            raise AlreadyImported(
                 "this run was imported before", where=final, fix=f"segbench runs verify {final}"
             )
         origin = {
@@ -185,6 +193,22 @@ def _adds_predictions(contents: dict[str, bytes], new: RunDir, old: RunDir) -> b
 
 def _destination(run: RunDir, root: Path) -> Path:
     """Return where an imported run goes: never where ``segbench run`` looks for its own runs."""
+    result = _consistent_result(run)
+    parts = [*result["datasets"], result["method"]]
+    if not all(PART.fullmatch(part) for part in parts):
+        raise IntegrityError(
+            "the bundle holds invalid names",
+            found=[str(part)[:60] for part in parts],
+            expected="letters, digits and _",
+        )
+    labeled = sum(result["labeled"].values())
+    train = sum(result["train"].values())
+    name = f"imported-{labeled}of{train}-s{result['seed']}-{result['run_id'][:8]}"
+    return root / "runs" / "+".join(result["datasets"]) / str(result["method"]) / name
+
+
+def _consistent_result(run: RunDir) -> dict[str, Any]:
+    """Return the result of a bundle's run, whose configuration must be that of the result."""
     result = run.result()
     assert result is not None
     try:
@@ -198,17 +222,7 @@ def _destination(run: RunDir, root: Path) -> Path:
         raise IntegrityError(
             "the bundle's configuration is not that of its result", where="config.yaml"
         )
-    parts = [*result["datasets"], result["method"]]
-    if not all(PART.fullmatch(part) for part in parts):
-        raise IntegrityError(
-            "the bundle holds invalid names",
-            found=[str(part)[:60] for part in parts],
-            expected="letters, digits and _",
-        )
-    labeled = sum(result["labeled"].values())
-    train = sum(result["train"].values())
-    name = f"imported-{labeled}of{train}-s{result['seed']}-{result['run_id'][:8]}"
-    return root / "runs" / "+".join(result["datasets"]) / str(result["method"]) / name
+    return result
 
 
 def verify(run: RunDir, data_root: Path) -> dict[str, Any]:
@@ -231,8 +245,6 @@ def verify(run: RunDir, data_root: Path) -> dict[str, Any]:
 def _recompute(run: RunDir, name: str, result: Mapping[str, Any], data_root: Path) -> str:
     """Recompute the metrics of one data set; return why that is not possible, empty if it is."""
     from segbench.data.open import open_store
-    from segbench.data.sampling.folds import with_fold
-    from segbench.evaluation.test_set import score
 
     try:
         store = open_store(name, data_root)
@@ -240,47 +252,71 @@ def _recompute(run: RunDir, name: str, result: Mapping[str, Any], data_root: Pat
         return error.what
     if store.fingerprint != result["fingerprints"][name]:
         return f"the prepared data of '{name}' here are not those of the run"
-    fold = result["science"].get("fold")
-    if fold is not None:
-        store = with_fold(store, fold)
+    store = _with_fold(store, result)
     records = [record for record in run.cases() if record["dataset"] == name]
     if any(is_of_older_rule(record) for record in records):
         return f"distances on '{name}' are of an older rule for volumes of one slice"
+    _compare(run, records, store, run.path)
+    return ""
+
+
+def _with_fold(store: Store, result: Mapping[str, Any]) -> Store:
+    """Return a data set with the lists of the fold that a run was trained on, if it was one."""
+    from segbench.data.sampling.folds import with_fold
+
+    fold = result["science"].get("fold")
+    return store if fold is None else with_fold(store, fold)
+
+
+def _compare(run: RunDir, records: list[Record], store: Store, where: Path) -> None:
+    """Score the predictions of a run for one data set again.
+
+    Args:
+        records: the stored scores of the data set.
+        where: the file or folder that an error names.
+
+    Raises:
+        IntegrityError: the cases are not those of the split, or the scores differ.
+    """
+    from segbench.evaluation.test_set import score
+
     cases = list(dict.fromkeys(record["case"] for record in records))
     if cases != list(store.test):
         raise IntegrityError(
-            f"the cases are not the test cases of '{name}'",
-            where=run.path / "cases.csv",
+            f"the cases are not the test cases of '{store.name}'",
+            where=where,
             found=f"{len(cases)} cases",
             expected=f"{len(store.test)} in the order of the split",
+            fix="train on the published split and export that run",
         )
-    wanted = [(name, case, tuple(store.cases[case].shape)) for case in cases]
+    wanted = [(store.name, case, tuple(store.cases[case].shape)) for case in cases]
     labels = predictions.read(run.path / PREDICTIONS, wanted)
     for case, label in zip(cases, labels, strict=True):
         own = [record for record in records if record["case"] == case]
         true = score(label, store, case)
-        _check_case(run, case, own, true)
-    return ""
+        _check_case(where, case, own, true)
 
 
-def _check_case(run: RunDir, case: str, stored: list[Record], true: list[Record]) -> None:
+def _check_case(where: Path, case: str, stored: list[Record], true: list[Record]) -> None:
     """Raise IntegrityError unless the stored records of a case are the recomputed ones."""
     problem = f"the predictions do not give the metrics of case '{case}'"
     if len(stored) != len(true):
         raise IntegrityError(
             problem,
-            where=run.path,
+            where=where,
             found=f"{len(stored)} classes",
             expected=f"{len(true)} classes",
+            fix=EXPORT_AGAIN,
         )
     for own, recomputed in zip(stored, true, strict=True):
         for name, value in recomputed.items():
             if not _same(own.get(name), value):
                 raise IntegrityError(
                     problem,
-                    where=run.path,
+                    where=where,
                     found=f"{name}: {own.get(name)}",
                     expected=value,
+                    fix=EXPORT_AGAIN,
                 )
 
 
@@ -288,3 +324,90 @@ def _same(stored: Any, true: Any) -> bool:
     if isinstance(true, float) and isinstance(stored, float):
         return abs(stored - true) <= 1e-9 * max(1.0, abs(true))
     return bool(stored == (list(true) if isinstance(true, tuple) else true))
+
+
+# -- references that only a board has --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A bundle whose predictions give its scores."""
+
+    result: dict[str, Any]
+    cases: int
+    warnings: list[str]
+
+
+def check_against(path: Path, references: Path) -> Checked:
+    """Score the predictions of a bundle with the test labels of prepared data.
+
+    Nothing is imported. The scores must be those of the bundle, to rounding.
+
+    Args:
+        references: the folder of a prepared data set, or a folder that holds several.
+
+    Raises:
+        UsageError: there is no such bundle.
+        DataError: a data set of the bundle is not prepared there.
+        IntegrityError: the bundle is damaged or has no predictions, its cases are not those of the
+            split, or its scores are not those of its predictions.
+    """
+    contents = read_bundle(path)
+    if PREDICTIONS not in contents:
+        raise IntegrityError(
+            "the bundle has no predictions, so its numbers cannot be checked",
+            where=path,
+            found=", ".join(contents),
+            expected=PREDICTIONS,
+            fix="export the run without --no-predictions",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in contents.items():
+            (Path(folder) / name).write_bytes(content)
+        run = RunDir(Path(folder))
+        records = run.cases()
+        result = _consistent_result(run)
+        warnings = []
+        for name in result["datasets"]:
+            store = _reference_store(references, name)
+            if store.fingerprint != result["fingerprints"][name]:
+                warnings.append(
+                    f"the prepared data of '{name}' are not those that the run was trained on; "
+                    "the test cases are scored with the labels here"
+                )
+            own = [record for record in records if record["dataset"] == name]
+            _require_current_rule(own, name, path)
+            _compare(run, own, _with_fold(store, result), path)
+    return Checked(result, len({(row["dataset"], row["case"]) for row in records}), warnings)
+
+
+def _require_current_rule(records: list[Record], name: str, path: Path) -> None:
+    if any(is_of_older_rule(record) for record in records):
+        raise IntegrityError(
+            f"distances on '{name}' are of an older rule for volumes of one slice",
+            where=path,
+            fix="evaluate the run with this version, then export it again",
+        )
+
+
+def _reference_store(references: Path, name: str) -> Store:
+    """Return the prepared data set of that name, in a folder of its own or among others."""
+    is_store = (references / "store.json").is_file()
+    folder = references if is_store else references / name
+    if not (folder / "store.json").is_file():
+        raise DataError(
+            f"no prepared data set '{name}' to score against",
+            where=folder,
+            expected="store.json, as written by: segbench data prepare",
+            fix="--against DIR, a prepared data set or the folder that holds it",
+        )
+    store = read_store(folder)
+    if store.name != name:
+        raise DataError(
+            f"the bundle is about '{name}', the references are not",
+            where=folder,
+            found=f"data set '{store.name}'",
+            expected=f"data set '{name}'",
+            fix="--against DIR, the folder that holds all prepared data sets",
+        )
+    return store

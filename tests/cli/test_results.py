@@ -110,6 +110,33 @@ def test_runs_are_listed_by_group_and_exported_into_a_new_folder(lab, trained, m
     assert done.returncode == 0 and (place / f"{trained[0][:8]}.zip").is_file(), done.stderr
 
 
+def test_all_finished_runs_of_a_suite_are_exported(lab, trained):
+    protocol = (PLUGINS / "tiny.yaml").read_text().replace("steps: 6", "steps: 2")
+    (lab.folder / "tiny.yaml").write_text(protocol)
+    (lab.folder / "mine.yaml").write_text(
+        "schema: 1\nname: mine\nprotocol: tiny.yaml\nmatrix:\n  method: [supervised]\n"
+        "  dataset: [tiny]\n  seed: [0, 1, 7]\n"
+    )
+    suite = ("runs", "export", "mine.yaml", "-o", "bundles", "--no-predictions")
+    done = lab.call(*suite)
+    assert done.returncode == 0 and "bundles: 2 runs exported" in done.stdout, done.stderr
+    assert "not finished: supervised on tiny, 2 labeled, seed 7: to do" in done.stdout
+    names = {file.name for file in (lab.folder / "bundles").iterdir()}
+    assert names == {f"{run[:8]}.zip" for run in trained[:2]}
+    again = json.loads(lab.call(*suite, "--json").stdout)
+    assert again["files"] == [] and len(again["kept"]) == 2
+
+    folder = next((lab.folder / "segbench-out/runs/tiny/supervised").glob("*s0*"))
+    for file in (folder / "ckpt").iterdir():
+        file.unlink()
+    done = lab.call("runs", "export", "mine.yaml", "--weights", "-o", "models")
+    assert done.returncode == 5 and "1 of 2 runs could not be exported" in done.stderr
+    assert [file.name for file in (lab.folder / "models").iterdir()] == [
+        f"{trained[1][:8]}-weights.zip"
+    ]
+    assert lab.call("runs", "export", "no.yaml").returncode == 2
+
+
 def test_failed_runs_are_listed_and_pruned(lab, trained):
     folder = next((lab.folder / "segbench-out/runs/tiny/supervised").iterdir())
     (folder / "result.json").unlink()

@@ -304,3 +304,62 @@ def test_names_that_links_may_have_can_be_exported(dataset):
     with predictions.writer(file) as keep:
         keep(dataset, "case_1", np.ones((2, 2), np.uint8))
     assert file.getvalue()
+
+
+# -- references that only a board has --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["data", "data/tiny"])
+def test_predictions_are_scored_with_the_references_of_a_board(study, store, lab, folder):
+    bundle.export(scored(study, store), lab.folder / "a.zip")
+    done = lab.call("evaluate", "a.zip", "--against", folder, "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0 and document["verified"] is True and document["warnings"] == []
+    assert not (lab.folder / "segbench-out" / "imported").exists()
+    checked = bundle.check_against(lab.folder / "a.zip", lab.folder / folder)
+    assert checked.cases == len(store.test)
+
+
+def test_numbers_that_the_predictions_do_not_give_are_refused_by_a_board(study, store, lab):
+    bundle.export(scored(study, store, better=True), lab.folder / "a.zip")
+    done = lab.call("evaluate", "a.zip", "--against", "data")
+    assert done.returncode == 8
+    for part in ("case 'case6'", "a.zip", "found", "expected", "fix"):
+        assert part in done.stderr
+
+
+def test_a_board_needs_predictions_and_the_right_references(study, store, lab):
+    run = scored(study, store)
+    bundle.export(run, lab.folder / "bare.zip", with_predictions=False)
+    bundle.export(run, lab.folder / "whole.zip")
+    with pytest.raises(IntegrityError, match="no predictions"):
+        bundle.check_against(lab.folder / "bare.zip", lab.folder / "data")
+    with pytest.raises(DataError, match="no prepared data set 'tiny'"):
+        bundle.check_against(lab.folder / "whole.zip", lab.folder)
+    open_store("tiny_bare", lab.folder / "data")
+    with pytest.raises(DataError, match="the references are not"):
+        bundle.check_against(lab.folder / "whole.zip", lab.folder / "data/tiny_bare")
+    done = lab.call("evaluate", "whole.zip", "--against", "data", "--components")
+    assert done.returncode == 2 and "no other option" in done.stderr
+
+
+def test_other_training_data_are_pointed_out_to_a_board(study, store, lab):
+    run = scored(study, store)
+    rows = run.cases()
+    other = study.add("supervised", 1, rows=rows, fingerprint="e" * 64)
+    (other.path / bundle.PREDICTIONS).write_bytes((run.path / bundle.PREDICTIONS).read_bytes())
+    bundle.export(other, lab.folder / "a.zip")
+    checked = bundle.check_against(lab.folder / "a.zip", lab.folder / "data")
+    assert len(checked.warnings) == 1 and "not those that the run" in checked.warnings[0]
+
+
+def test_of_several_files_one_that_is_refused_does_not_stop_the_others(study, store, lab):
+    bundle.export(scored(study, store), lab.folder / "good.zip")
+    bundle.export(scored(study, store, 1, better=True), lab.folder / "forged.zip")
+    bundle.export(scored(study, store, 2), lab.folder / "bare.zip", with_predictions=False)
+    files = ("forged.zip", "good.zip", "bare.zip")
+    done = lab.call("--root", "theirs", "--data-root", "data", "runs", "import", *files)
+    assert done.returncode == 8 and "1 of 3 files cannot be imported" in done.stderr
+    assert done.stdout.splitlines()[-1] == "1 verified, 1 reported, 1 refused"
+    again = lab.call("--root", "theirs", "--data-root", "data", "runs", "import", *files[1:])
+    assert again.returncode == 0 and again.stdout.splitlines()[-1] == "2 there already"
