@@ -1,4 +1,4 @@
-"""Trained networks of model files and of hubs."""
+"""Trained networks of model files and of a hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segbench import registry
+from segbench.api.hub import is_address, pull
 from segbench.api.machine import add_plugins, settings, warn, with_device
 from segbench.api.predicting import predict_scan, source_index
 from segbench.api.scores import metric_table
@@ -103,22 +104,25 @@ class Model:
 def load_model(
     source: str | Path, device: str | None = None, plugins: Iterable[str | Path] = ()
 ) -> Model:
-    """Return the trained network of a model file. Nothing in the file is executed.
+    """Return the trained network of a model file or of a hub. Nothing in the file is executed.
 
     A ``SegbenchWarning`` is issued for each plug-in whose source has changed since the training.
 
     Args:
-        source: a file or folder that ``segbench runs export RUN --weights`` wrote.
+        source: a file or folder that ``segbench runs export RUN --weights`` wrote, or the address
+            of a model on a hub, ``hub:OWNER/NAME``.
         device: for predictions: "auto", "cpu", "cuda", "cuda:N" or "mps" [auto].
         plugins: plug-in files that it needs, as with ``--plugin``.
 
     Raises:
         UsageError: there is no such file.
         IntegrityError: it is not a model, or is damaged.
-        PluginError: its method or network is a plug-in that is not available here.
+        PluginError: its method or network is a plug-in that is not available here, or the hub
+            cannot be reached.
     """
     machine = settings(device=device)
-    content = read_model(Path(source).expanduser())
+    path = pull(str(source)) if is_address(source) else Path(source).expanduser()
+    content = read_model(path)
     files = [str(Path(file).expanduser()) for file in plugins]
     model = Model(content, machine, files)
     for warning in model.warnings:

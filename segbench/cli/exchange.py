@@ -1,4 +1,4 @@
-"""``segbench runs export`` and ``import``: runs and weights as files."""
+"""``segbench runs export``, ``import``, ``push`` and ``pull``: runs and weights for others."""
 
 from __future__ import annotations
 
@@ -320,3 +320,60 @@ def _summary(documents: list[dict[str, Any]], failures: list[SegbenchError]) -> 
         (len(failures), "refused"),
     ]
     return ", ".join(f"{count} {word}" for count, word in counts if count)
+
+
+@click.command("push", cls=Command)
+@click.argument("wanted", metavar="RUN")
+@click.argument("address", metavar="hub:OWNER/NAME")
+@click.option("--public", is_flag=True, help="Let everyone read a repository that is created now.")
+@click.pass_obj
+def push_run(settings: Settings, wanted: str, address: str, public: bool) -> None:
+    """Write the weights of a finished run, with their model card, to a repository of a hub.
+
+    A repository that does not exist is created, and only you can read it unless --public is given.
+    This needs: pip install "segbench[hub]". HF_TOKEN says who you are.
+
+    \b
+    segbench runs push 3f9c2a7b hub:OWNER/NAME
+    """
+    from segbench.api.hub import push
+    from segbench.results.names import find_run
+
+    run = find_run(settings.root, wanted)
+    commit = push(run, address, public)
+    document = {"status": "ok", "run_id": run.run_id, "address": address, "commit": commit}
+    settings.show(document, [f"{safe(address)}: commit {safe(commit)}"])
+    settings.say(f"to use it: segbench predict {safe(address)} SCAN -o DIR")
+
+
+@click.command("pull", cls=Command)
+@click.argument("address", metavar="hub:OWNER/NAME[@REVISION]")
+@click.option(
+    "-o",
+    "out",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the files [NAME].",
+)
+@click.pass_obj
+def pull_model(settings: Settings, address: str, out: Path | None) -> None:
+    """Read a model from a hub into a folder, and compare its digests.
+
+    "segbench predict" takes the address itself, too. This needs: pip install "segbench[hub]".
+
+    \b
+    segbench runs pull hub:OWNER/NAME -o model
+    """
+    from segbench.api.hub import parse, pull
+
+    folder = out or Path(parse(address).name.rpartition("/")[2])
+    if folder.exists() and any(folder.iterdir()) and not settings.yes:
+        raise UsageError(
+            "the folder holds files already",
+            where=folder,
+            fix="choose another one with -o, or replace the files with --yes",
+        )
+    pull(address, folder)
+    document = {"status": "ok", "address": address, "dir": str(folder)}
+    settings.show(document, [f"{safe(address)}: {safe(folder)}"])
+    settings.say(f"to use it: segbench predict {safe(folder)} SCAN -o DIR")

@@ -92,7 +92,8 @@ def predict(
 ) -> None:
     """Segment your own scans with a finished RUN, or with a MODEL file that someone shared.
 
-    A MODEL is what "segbench runs export RUN --weights" writes. Nothing but it is needed.
+    A MODEL is what "segbench runs export RUN --weights" writes, or hub:OWNER/NAME. Nothing but it
+    is needed.
 
     NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image'), folders of DICOM slices and single slices
     (.dcm) are read. Each
@@ -102,6 +103,7 @@ def predict(
     segbench predict 3f9c2a7b scan.nii.gz -o out/
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
     segbench predict model.zip scan.nii.gz -o out/
+    segbench predict hub:OWNER/NAME scan.nii.gz -o out/
     """
     from segbench.data.store.problem import DataProblems
     from segbench.evaluation.scan_files import divided_series, find_scans, left_out
@@ -157,7 +159,8 @@ def predict(
 def _predictor(
     settings: Settings, wanted: str, dataset: str | None, device: str | None
 ) -> Predictor:
-    """Return the trained network of a model file or of a run."""
+    """Return the trained network of a model file, of a model on a hub, or of a run."""
+    from segbench.api.hub import is_address, pull
     from segbench.api.models import Model
     from segbench.api.runs import Run
     from segbench.cli.training import machine_of
@@ -165,8 +168,9 @@ def _predictor(
     from segbench.training.stored import finished_run
 
     machine = machine_of(settings, MachineOptions(device=device))
-    if is_model(Path(wanted)):
-        model = Model(read_model(Path(wanted)), machine)
+    path = pull(wanted) if is_address(wanted) else Path(wanted)
+    if is_model(path):
+        model = Model(read_model(path), machine)
         for warning in model.warnings:
             settings.warn(warning)
         return model.predictor(dataset)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segbench.cli.exchange import export_run, import_run
+from segbench.cli.exchange import export_run, import_run, pull_model, push_run
 from segbench.cli.options import Group
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table
@@ -26,7 +26,7 @@ SCHEMA = "segbench.runs/1"
 
 @click.group(cls=Group)
 def runs() -> None:
-    """List, show, verify, export, import and prune runs."""
+    """List, show, verify, export, import, share and prune runs."""
 
 
 # -- ls and show -----------------------------------------------------------------------------------
@@ -271,6 +271,8 @@ def _verified_weights(run: RunDir, result: dict[str, Any]) -> bool:
 
 runs.add_command(export_run)
 runs.add_command(import_run)
+runs.add_command(push_run)
+runs.add_command(pull_model)
 
 
 # -- prune -----------------------------------------------------------------------------------------
