@@ -59,6 +59,7 @@ class SiteRun:
             "datasets": ", ".join(result["datasets"]),
             "labeled": sum(result["labeled"].values()),
             "draw": self.run.draw,
+            "fold": self.run.fold,
             "seed": self.run.seed,
             "dice": mean_dice(result["metrics"]),
             "status": self.status,
@@ -189,6 +190,7 @@ def _index(site: Site) -> str:
         overview=overview_of(boards),
         tables=_table_lines(site),
         runs=[shown.line() for shown in site.runs],
+        folds=any(shown.run.fold is not None for shown in site.runs),
         links=links,
     )
 
@@ -276,7 +278,7 @@ def _run_page(site: Site, shown: SiteRun) -> str:
             datasets.append((name, f"../{site.dataset_pages[name]}"))
     return rendered(
         "site_run.html",
-        title=f"{shown.name} on {first_few(result['datasets'])}, seed {run.seed}",
+        title=f"{shown.name} on {first_few(result['datasets'])}{_fold_text(run)}, seed {run.seed}",
         home=HOME,
         datasets=datasets,
         status=_status_text(run.folder, shown.status),
@@ -290,6 +292,10 @@ def _run_page(site: Site, shown: SiteRun) -> str:
         protocol=dump_yaml(run.science["protocol"]),
         bibtex=bibtex([run.folder]),
     )
+
+
+def _fold_text(run: FinishedRun) -> str:
+    return "" if run.fold is None else f", fold {run.fold}"
 
 
 def _status_text(folder: RunDir, status: str) -> str:
@@ -338,7 +344,7 @@ def _run_facts(run: FinishedRun) -> list[tuple[str, str]]:
     facts = {
         "run": result["run_id"],
         "labeled": "; ".join(labeled),
-        "draw, seed": f"{run.draw}, {run.seed}",
+        "draw, seed": f"{run.draw}, {run.seed}{_fold_text(run)}",
         "network": result["backbone"],
         "parameters": _listed({**run.science["params"], **_prefixed(run.science)}),
         "protocol": f"{protocol['name']} {protocol['version']}",

@@ -32,6 +32,7 @@ from segbench import __version__, registry
 from segbench.config import Experiment, dump_yaml
 from segbench.config.yaml import parse_yaml
 from segbench.contracts.method import Method
+from segbench.data.sampling.folds import with_fold
 from segbench.data.store.copies import anonymous, read_copies
 from segbench.data.store.store import Store, parse_store, store_document
 from segbench.errors import IntegrityError, PluginError, SegbenchError, UsageError
@@ -111,7 +112,7 @@ def model_contents(run: RunDir) -> dict[str, bytes]:
     assert result is not None
     state = _stored_state(run, result)
     config = run.config()
-    stores = _anonymous_stores(run, result["datasets"])
+    stores = _anonymous_stores(run, result)
     facts = {store.name: store_document(store) for store in stores}
     contents = {
         CARD: model_card(run, result, stores).encode(),
@@ -162,8 +163,9 @@ def _require_digest(state: Mapping[str, Any], expected: str, where: Path) -> Non
         )
 
 
-def _anonymous_stores(run: RunDir, names: list[str]) -> list[Store]:
-    stores = read_copies(run.path, names)
+def _anonymous_stores(run: RunDir, result: Mapping[str, Any]) -> list[Store]:
+    """Return the facts of the images that a run was trained on."""
+    stores = read_copies(run.path, result["datasets"])
     if stores is None:
         raise IntegrityError(
             "the run was trained by an older version, which kept no facts of its data",
@@ -171,6 +173,9 @@ def _anonymous_stores(run: RunDir, names: list[str]) -> list[Store]:
             expected="stores.json",
             fix="train it again with this version",
         )
+    fold = result["science"].get("fold")
+    if fold is not None:
+        stores = [with_fold(store, fold) for store in stores]
     return [anonymous(store) for store in stores]
 
 
