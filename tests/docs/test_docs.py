@@ -102,6 +102,17 @@ def parse(command, context, words):
             raise
 
 
+def test_commands_of_the_workflows_exist():
+    """The steps of the example for continuous integration call the program by its path."""
+    page = ROOT / "docs" / "how-to" / "hand-in.md"
+    text = "".join(blocks(page, "yaml"))
+    found = re.findall(r"\.venv/bin/segbench (.*)$", text, re.MULTILINE)
+    assert len(found) == 3
+    for words in map(shlex.split, found):
+        with click.Context(cli, info_name="segbench") as context:
+            parse(cli, context, words)
+
+
 def test_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"<!--.*?-->|\]\([^)]*\)|^[|:\s-]+$", " ", text, flags=re.MULTILINE)
