@@ -12,7 +12,7 @@ from segbench.cli.link import link
 from segbench.cli.options import Group, mismatch_option, size_option
 from segbench.cli.reporter import counting
 from segbench.cli.settings import Settings
-from segbench.cli.terminal import mark, plural
+from segbench.cli.terminal import mark, plural, table, wrapped
 from segbench.errors import SegbenchError, UsageError, unknown
 from segbench.text import first_few, safe
 
@@ -337,7 +337,7 @@ def info(settings: Settings, name: str) -> None:
         documents.append(document)
         for key, value in document.items():
             if value not in ("", [], None):
-                lines.append(safe(f"{key:<12} {_text(value)}"))
+                lines += wrapped(f"{key:<12} {_text(value)}", " " * 13)
         lines.append("")
     settings.show(datasets_document("segbench.data.info/1", documents), lines)
 
@@ -441,12 +441,10 @@ def list_datasets(settings: Settings) -> None:
     from segbench.cli.documents import datasets_document
 
     documents = [_listed(settings, name) for name in registry.names("dataset")]
-    width = max((len(document["name"]) for document in documents), default=0)
-    lines = [
-        safe(f"{document['name']:<{width}}  {document['state']}  {document['title']}")
-        for document in documents
-    ]
-    settings.show(datasets_document("segbench.data.list/1", documents), lines)
+    columns = [("data set", "<"), ("state", "<"), ("what", "<")]
+    rows = [[document[key] for key in ("name", "state", "title")] for document in documents]
+    shown = table(columns, rows, wrap=("state", "what"))
+    settings.show(datasets_document("segbench.data.list/1", documents), [shown])
 
 
 def _listed(settings: Settings, name: str) -> dict[str, Any]:

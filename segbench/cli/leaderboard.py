@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from segbench.cli.options import Command
 from segbench.cli.settings import Settings
+from segbench.cli.terminal import wrapped
 from segbench.errors import UsageError
 from segbench.text import safe
 
@@ -157,10 +159,11 @@ def _add_components(settings: Settings, shown: list[Board]) -> None:
 def _say_why_empty(settings: Settings, dataset: str | None, every_board: list[Board]) -> None:
     available = sorted({safe(board.dataset) for board in every_board})
     if available:
-        settings.say(
+        text = (
             f"no finished runs of {dataset} in {settings.root}; "
             f"there are finished runs of {', '.join(available)}"
         )
+        settings.say("\n".join(wrapped(text, stream=sys.stderr)))
     else:
         settings.say(f"no finished runs in {settings.root}; try: segbench run supervised")
 

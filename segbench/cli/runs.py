@@ -13,7 +13,7 @@ import click
 from segbench.cli.exchange import export_run, import_run, pull_model, push_run
 from segbench.cli.options import Group
 from segbench.cli.settings import Settings
-from segbench.cli.terminal import table
+from segbench.cli.terminal import table, wrapped
 from segbench.errors import IntegrityError, UsageError
 from segbench.results.states import STATES, UNFINISHED
 from segbench.text import safe
@@ -130,9 +130,13 @@ def show(settings: Settings, wanted: str) -> None:
         raise IntegrityError(
             "the stored configuration is incomplete", where=run.path / "config.yaml", found=error
         ) from error
-    lines = [f"{key:<11} {safe(value)}" for key, value in summary.items() if value is not None]
+    lines = []
+    for key, value in summary.items():
+        if value is not None:
+            lines += wrapped(f"{key:<11} {value}", " " * 12)
     if document["result"]:
-        lines += result_lines(document["result"])
+        for line in result_lines(document["result"]):
+            lines += wrapped(line)
     settings.show(document, lines)
 
 
