@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FROZEN = {
     ("acdc", 1): "9c670478459f764b",
     ("acdc-3d", 1): "c75a386af0b94e37",
+    ("amos", 1): "05b7d20c04e4dbc7",
+    ("brats2019", 1): "2bf26dcb043e632b",
     ("default", 1): "93b03378a3672aca",
     ("heart-mini", 2): "a1b19ffdb6e42719",
     ("la", 1): "eade8a423abcff34",

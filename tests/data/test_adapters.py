@@ -28,6 +28,10 @@ DIGESTS = {  # sha256 over train, val and test, one id per line, an empty line b
     "msd_lung": "a1ea6ee22ebb8bb7d35bab7f7ab5d4d699db5b1b16a099719e7325e9a753ac7e",
     "pancreas_ct": "21d0a44cb118a1c12c472326991977fb7d0dad3acaf963d0050ce339cfb0142a",
     "pancreas_ct_mcnet": "7f45ffda334fa4ba0100da2cff46082f876fc195b8b8fee656311e69c6c4b434",
+    "brats2019": "d1059ce53eb9b2b6840972f23cee68bcd4fd96306111386dce525550ed5ab9b6",
+    "amos": "c0620a525c9fa71cb8ef0f5b5c01cd9d45cec6a2a16dda4fd7f153daa78c4408",
+    "amos_2p": "664fb3d0ff6251316db1f84b9cd3f526c5be5b81b374afed8654e5b074ef7473",
+    "amos_10p": "85a21ac3e2a9e0ce5e832a09fa9181d827f8ea3558f083a8b532dc77416fdbb6",
 }
 
 
@@ -98,6 +102,10 @@ def test_sizes_of_the_splits():
         "msd_lung": (50, 0, 13),
         "pancreas_ct": (62, 0, 18),
         "pancreas_ct_mcnet": (61, 0, 19),
+        "brats2019": (250, 25, 60),
+        "amos": (216, 24, 120),
+        "amos_2p": (216, 24, 120),
+        "amos_10p": (216, 24, 120),
     }
     assert split("acdc").train[:3] == (
         "patient099_frame01",
@@ -108,6 +116,8 @@ def test_sizes_of_the_splits():
     for name in ("pancreas_ct", "pancreas_ct_mcnet"):
         assert not {"0025", "0070"} & {*split(name).train, *split(name).test}
     assert split("msd_lung_thorax") == split("msd_lung")
+    assert split("brats2019_regions") == split("brats2019")
+    assert len({frozenset(split(name).train) for name in ("amos", "amos_2p", "amos_10p")}) == 1
 
 
 # -- ACDC ----------------------------------------------------------------------------------------
@@ -697,3 +707,143 @@ def test_the_error_for_unprepared_data_says_what_to_do(tmp_path):
     with pytest.raises(DataError, match="not prepared") as caught:
         open_store("msd_spleen", tmp_path)
     assert "Task09_Spleen" in str(caught.value)
+
+
+# -- BraTS 2019 ----------------------------------------------------------------------------------
+
+SEQUENCES = ("t1", "t1ce", "t2", "flair")
+
+
+def brats_case(folder, case):
+    """Write the files of one case: a brain in air, with the challenge's label values."""
+    folder.mkdir(parents=True)
+    label = np.zeros((20, 22, 18), np.int16)
+    for place, value in ((6, 1), (9, 2), (12, 4)):
+        label[place : place + 3, 8:14, 6:12] = value
+    brain = np.zeros(label.shape, bool)
+    brain[2:-1, 3:-2, 1:-2] = True
+    for number, name in enumerate(SEQUENCES):
+        image = brain * (100 + 50 * number + 30 * label + RNG.integers(0, 9, label.shape))
+        save(folder / f"{case}_{name}.nii.gz", image.astype(np.int16), np.diag([-1.0, -1, 1, 1]))
+    save(folder / f"{case}_seg.nii.gz", label, np.diag([-1.0, -1, 1, 1]))
+
+
+@pytest.fixture
+def brats_raw(tmp_path):
+    source = tmp_path / "MICCAI_BraTS_2019_Data_Training"
+    write_lists(source, "brats2019")
+    for number, case in enumerate(some("brats2019")):
+        brats_case(source / ("HGG" if number else "LGG") / case, case)
+    return source
+
+
+def test_brats_whole_tumor_and_regions(brats_raw, lab):
+    cases = some("brats2019")
+    whole = prepare_store("brats2019", brats_raw, lab.folder / "data")
+    regions = prepare_store("brats2019_regions", brats_raw, lab.folder / "data")
+    assert (*whole.train, *whole.test) == (*regions.train, *regions.test) == cases
+    assert whole.image(cases[0]).shape == (1, 17, 17, 15), "the box of the brain"
+    assert regions.image(cases[0]).shape == (4, 17, 17, 15)
+    assert set(np.unique(whole.label(cases[0]))) == {0, 1}
+    assert set(np.unique(regions.label(cases[0]))) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(regions.label(cases[0]) > 0, whole.label(cases[0]) == 1)
+    np.testing.assert_array_equal(regions.image(cases[0])[3], whole.image(cases[0])[0])
+    flair = np.asarray(whole.image(cases[0])[0])
+    assert abs(flair.mean()) < 1e-5 and flair.std() == pytest.approx(1, abs=1e-4)
+    train_a_step(lab, "brats2019_regions")
+
+
+def test_brats_h5_files_are_used_as_they_are(tmp_path, lab):
+    write_lists(tmp_path, "brats2019")
+    for case in some("brats2019"):
+        image, label = blob()
+        h5(tmp_path / "data" / f"{case}.h5", image.astype(np.float32), label)
+    store = prepare_store("brats2019", tmp_path, lab.folder / "data")
+    np.testing.assert_array_equal(store.image(case)[0], image)
+    np.testing.assert_array_equal(store.label(case), label)
+    assert store.cases[case].spacing is None
+    with pytest.raises(DataError, match="cannot be read as brats2019_regions"):
+        prepare_store("brats2019_regions", tmp_path, lab.folder / "data")
+
+
+def test_brats_faults(brats_raw, tmp_path):
+    case = some("brats2019")[0]
+    file = next(brats_raw.rglob(f"{case}_seg.nii.gz"))
+    label = np.zeros((20, 22, 18), np.int16)
+    label[6:9, 8:14, 6:12] = 3
+    save(file, label, np.diag([-1.0, -1, 1, 1]))
+    with pytest.raises(DataProblems, match="label values that the challenge does not have"):
+        prepare_store("brats2019", brats_raw, tmp_path / "data")
+    file.with_name(f"{case}_t2.nii.gz").unlink()
+    with pytest.raises(DataProblems, match=f"{case}_t2"):
+        prepare_store("brats2019_regions", brats_raw, tmp_path / "data")
+    with pytest.raises(DataError, match="no case of the BraTS 2019 data"):
+        prepare_store("brats2019", brats_raw.parent / "data", tmp_path / "data")
+
+
+# -- AMOS22 --------------------------------------------------------------------------------------
+
+
+def organs(shape=(20, 18, 12)):
+    """Return a body with all 15 organs as columns."""
+    label = np.zeros(shape, np.uint8)
+    for value in range(1, 16):
+        row, column = divmod(value - 1, 4)
+        label[2 + 4 * row : 5 + 4 * row, 1 + 4 * column : 4 + 4 * column, 2:-2] = value
+    image = np.where(label > 0, 10 * label.astype(np.int16), np.int16(-1000))
+    return image + RNG.integers(0, 5, shape).astype(np.int16), label
+
+
+@pytest.mark.parametrize("name", ["amos", "amos_2p", "amos_10p"])
+def test_amos_files_of_the_challenge(name, tmp_path, lab):
+    source = tmp_path / "amos22"
+    write_lists(source, name)
+    affine = np.diag([-2.0, -2.0, 5.0, 1.0])
+    for case in some(name):
+        part = "Va" if case in split(name).test else "Tr"
+        image, label = organs()
+        save(source / f"images{part}" / f"{case}.nii.gz", image, affine)
+        save(source / f"labels{part}" / f"{case}.nii.gz", label, affine)
+    save(source / "imagesTs" / "amos_0002.nii.gz", image, affine)
+    store = prepare_store(name, source, lab.folder / "data")
+    assert (*store.train, *store.test) == some(name) and len(store.classes) == 15
+    assert store.cases[case].spacing == (2.0, 2.0, 5.0)
+    assert set(np.unique(store.label(case))) == set(range(16))
+    # Stored from left to right; the nearest RAS axes go the other way.
+    np.testing.assert_array_equal(store.label(case), label[::-1, ::-1])
+    gray = np.asarray(store.image(case)[0])
+    assert gray.min() == 0 and 0 < gray.max() <= 1
+    if name == "amos":
+        result = train_a_step(lab, "amos")
+        assert [entry["class"] for entry in result["metrics"]] == list(store.classes)
+
+
+def test_amos_arrays_of_dhc(tmp_path, lab):
+    write_lists(tmp_path, "amos")
+    for case in some("amos"):
+        image, label = organs()
+        (tmp_path / "npy").mkdir(exist_ok=True)
+        np.save(tmp_path / "npy" / f"{case}_image.npy", image.T.astype(np.float32))
+        np.save(tmp_path / "npy" / f"{case}_label.npy", label.T.astype(np.float32))
+    store = prepare_store("amos", tmp_path, lab.folder / "data")
+    np.testing.assert_array_equal(store.label(case), label)
+    gray = np.asarray(store.image(case)[0])
+    clipped = np.clip(image.astype(np.float32), -75, 275)
+    np.testing.assert_allclose(gray, (clipped + 75) / (clipped.max() + 75), rtol=1e-6)
+    assert store.cases[case].spacing is None
+
+    (tmp_path / "npy" / f"{case}_label.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(DataProblems, match="damaged or cut short"):
+        prepare_store("amos", tmp_path, tmp_path / "data")
+
+
+def test_amos_labels_have_15_values(tmp_path):
+    write_lists(tmp_path, "amos")
+    for case in some("amos"):
+        image, label = organs()
+        label[0, 0, 0] = 16
+        part = "Va" if case in split("amos").test else "Tr"
+        save(tmp_path / f"images{part}" / f"{case}.nii.gz", image, np.eye(4))
+        save(tmp_path / f"labels{part}" / f"{case}.nii.gz", label, np.eye(4))
+    with pytest.raises(DataProblems, match="16"):
+        prepare_store("amos", tmp_path, tmp_path / "data")
