@@ -661,7 +661,10 @@ def test_names_do_not_break_the_comments_of_a_command():
     line = command(
         [
             SimpleNamespace(
-                folder=run, seed=0, result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}}
+                folder=run,
+                seed=0,
+                fold=None,
+                result={"train": {"a\nb": 80, "c": 70}, "changed_params": {}},
             )
         ]
     )
