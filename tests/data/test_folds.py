@@ -1,5 +1,8 @@
 """Folds of a cross-validation: which patients they test, and what a run sees of them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from segbench.data.open import derived
@@ -7,6 +10,8 @@ from segbench.data.sampling.folds import fold_facts, fold_of_patients, fold_size
 from segbench.data.sampling.splits import with_draw
 from segbench.data.store.checks import require_no_leak
 from segbench.errors import DataError, UsageError
+
+PROTOCOL = Path(__file__).resolve().parents[1] / "plugins" / "tiny.yaml"
 
 
 def visits(toy, patients=11):
@@ -109,3 +114,27 @@ def test_a_run_tests_its_fold_and_nothing_changes_without_one(lab):
         assert f"-f{fold}-s0-" in run.folder.path.name
         assert run.science["fold"] == fold
         assert run.whole_stores[0].test == whole.test
+
+
+def test_a_run_scores_its_fold_and_is_restored_without_the_data(lab):
+    from segbench.training.run import execute
+    from segbench.training.stored import restore
+
+    run = lab.prepared("supervised", labeled=2, fold=1)
+    result = execute(run, lab.machine())
+    scored = {record["case"] for record in run.folder.cases()}
+    assert scored == set(run.stores[0].test) and result["fold"] == 1
+    again = restore(run.folder, lab.machine(), needs_voxels=False)
+    assert again.run_id == run.run_id and again.stores[0].test == run.stores[0].test
+
+
+def test_fold_on_the_command_line(lab):
+    words = ("run", "supervised", "--dataset", "tiny", "--labeled", "2", "--protocol", PROTOCOL)
+    planned = lab.call(*words, "--fold", "0-4", "--dry-run", "--json")
+    runs = json.loads(planned.stdout)["runs"]
+    assert len({run["run_id"] for run in runs}) == 5
+    wrong = lab.call(*words, "--fold", "x")
+    assert wrong.returncode == 2 and "--fold: 'x'" in wrong.stderr
+    none = lab.call(*words, "--fold", "5", "--dry-run")
+    assert none.returncode == 2 and "no fold 5" in none.stderr
+    assert "--fold 0-4" in none.stderr
