@@ -31,6 +31,7 @@ from segbench.suites.suite import Matrix, Suite
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
+MOST_LISTED_CLASSES = 4  # a table gives the number of more classes
 NOTE = "<!-- Written by docs/generate.py; do not edit. -->"
 TYPES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 HELPERS = ("dev", "fresh")  # data sets for choosing settings and for confirming results
@@ -234,6 +235,8 @@ def dataset_table(synthetic: bool = True) -> list[str]:
             continue
         title = f"[{cls.title}]({cls.homepage})" if cls.homepage else cls.title
         classes = ", ".join(cls.classes) or "your own"
+        if len(cls.classes) > MOST_LISTED_CLASSES:
+            classes = f"{len(cls.classes)} classes"
         lines.append(f"| `{entry.name}` | {title} | {cls.modality or 'any'} | {classes} |")
     return lines
 
@@ -270,6 +273,8 @@ def plugin_page() -> str:
     for entry in shown_datasets():
         cls = entry.cls
         lines += [f"### {entry.name}", "", f"{cls.title}.", ""]
+        if len(cls.classes) > MOST_LISTED_CLASSES:
+            lines += [f"- Classes: {', '.join(cls.classes)}"]
         lines += [f"- License: {cls.license}" if cls.license else "- License: your own"]
         lines += [f"- To cite: {cls.citation}"] if cls.citation else []
         lines += [f"- Protocol: `{cls.protocol}`"] if cls.protocol else []
