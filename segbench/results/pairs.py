@@ -40,7 +40,7 @@ class Choice:
     """A row of a board, or one of the row's runs."""
 
     typed: str  # what the user calls it
-    shown: str  # the name of the row, or the id of the run
+    shown: str  # the name of the row, for a run with its id
     row: int
     run: int | None = None
 
@@ -207,15 +207,19 @@ def _choices(board: Board, names: Sequence[str]) -> list[Choice]:
 
 
 def _matches(board: Board, name: str) -> list[Choice]:
-    """Return the rows that a name means, or else the runs with this id."""
+    """Return the rows that a name means, or else the runs with this id.
+
+    A run is shown as its row and its id, and is found by both together as well as by the id.
+    """
     rows = [Choice(name, row.method, board.rows.index(row)) for row in board.find(name)]
-    if rows or len(name) < SHORTEST_ID:
+    method, _, run_id = name.rpartition(" ")
+    if rows or len(run_id) < SHORTEST_ID:
         return rows
     runs = []
     for i, row in enumerate(board.rows):
         for j, run in enumerate(row.runs):
-            if run.result["run_id"].startswith(name):
-                runs.append(Choice(name, run.folder.run_id, i, j))
+            if method in ("", row.method) and run.result["run_id"].startswith(run_id):
+                runs.append(Choice(name, f"{row.method} {run.folder.run_id}", i, j))
     return runs
 
 

@@ -184,7 +184,10 @@ def test_compare_takes_methods_by_their_name_and_shows_the_name_of_the_row(lab, 
     assert table["seeds"] == {"supervised": 3, shown: 3}
     assert {(pair["a"], pair["b"]) for pair in table["pairs"]} == {("supervised", shown)}
     text = lab.call("compare", "mean_teacher", trained[0]).stdout
-    assert f"{shown} minus {trained[0][:8]}: 2 cases paired, 3 and 1 seeds" in text
+    run_shown = f"supervised {trained[0][:8]}"
+    assert f"{shown} minus {run_shown}: 2 cases paired, 3 and 1 seeds" in text
+    assert lab.call("compare", "mean_teacher", run_shown).stdout == text
+    assert lab.call("compare", "mean_teacher", f"dtc {trained[0][:8]}").returncode == 2
     part = lab.call("compare", "mean_teacher", run_id)
     assert part.returncode == 2 and "one is part of the other" in " ".join(part.stderr.split())
 
