@@ -382,12 +382,12 @@ def _explain_counts(board: Board) -> list[str]:
     A case that has a class neither in the reference nor in the prediction is not scored.
     """
     counts: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for row in board.rows:
-        for run in row.runs:
-            for dataset in board.datasets:
-                for entry in run.metrics(dataset):
-                    pair = (int(entry["columns"]["dice"]["n"]), int(entry["counts"]["n"]))
-                    counts.setdefault((dataset, entry["class"]), []).append(pair)
+    groups = [group for row in board.rows for group in row.run_groups]
+    for group in groups:
+        for run, dataset in zip(group, board.datasets, strict=True):
+            for entry in run.metrics(dataset):
+                pair = (int(entry["columns"]["dice"]["n"]), int(entry["counts"]["n"]))
+                counts.setdefault((dataset, entry["class"]), []).append(pair)
     lines = []
     for (dataset, name), pairs in counts.items():
         scored = [count for count, _ in pairs]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from segbench.metrics.aggregate import aggregate
+from segbench.results.export import footer
 from segbench.results.leaderboard import boards
 from segbench.results.pairs import compare_rows
 from segbench.results.rundir import all_runs
@@ -44,6 +45,7 @@ def test_the_runs_of_all_folds_make_one_table(validated):
     best, worst = board.rows
     assert (best.method, best.rank, worst.rank) == ("mean_teacher", 1, 2)
     assert best.replicates == 5 and best.seeds == 1 and len(best.runs) == 5
+    assert not any("mean over" in line for line in footer(board)), "all cases have the class"
 
 
 def test_means_are_those_of_the_pooled_cases(validated):
