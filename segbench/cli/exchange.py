@@ -254,6 +254,7 @@ def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
     """
     documents: list[dict[str, Any]] = []
     failures: list[SegbenchError] = []
+    refused: list[str] = []
     for file in files:
         try:
             document = _imported(settings, file, is_one_of_many=len(files) > 1)
@@ -261,6 +262,7 @@ def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
             if len(files) == 1:
                 raise
             failures.append(error)
+            refused.append(f"{file}: {error.what}")
             settings.echo([f"{safe(file)}: refused, {safe(error.what)}"])
             continue
         documents.append(document)
@@ -272,7 +274,7 @@ def import_run(settings: Settings, files: tuple[Path, ...]) -> None:
         kind = IntegrityError if damaged else UsageError
         raise kind(
             f"{len(failures)} of {len(files)} files cannot be imported",
-            found="\n".join(error.what for error in failures[:MOST_LINES]),
+            found="\n".join(refused[:MOST_LINES]),
             expected="files written by: segbench runs export",
             fix="segbench runs import FILE says more about one of them; the others are imported",
         )

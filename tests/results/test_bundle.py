@@ -360,6 +360,7 @@ def test_of_several_files_one_that_is_refused_does_not_stop_the_others(study, st
     files = ("forged.zip", "good.zip", "bare.zip")
     done = lab.call("--root", "theirs", "--data-root", "data", "runs", "import", *files)
     assert done.returncode == 8 and "1 of 3 files cannot be imported" in done.stderr
+    assert "forged.zip: the predictions do not give" in done.stderr
     assert done.stdout.splitlines()[-1] == "1 verified, 1 reported, 1 refused"
     again = lab.call("--root", "theirs", "--data-root", "data", "runs", "import", *files[1:])
     assert again.returncode == 0 and again.stdout.splitlines()[-1] == "2 there already"
