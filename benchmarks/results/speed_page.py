@@ -23,6 +23,7 @@ TITLES = {
     "speed-loader": "Loading training patches",
     "speed-startup": "Start of the program and of a run",
     "speed-scale": "Commands on many runs (before: commit 15c8398)",
+    "speed-distributed": "A training step in two processes, beside DistributedDataParallel",
     "speed-classes": "The supervised loss of many classes",
     "speed-prepare-la": "Preparing the left atrium",
     "speed-prepare-acdc": "Preparing ACDC",

@@ -9,6 +9,7 @@ import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -58,7 +59,7 @@ def _check_lines(check: Check) -> str:
 @click.command(cls=Command)
 @click.pass_obj
 def doctor(settings: Settings) -> None:
-    """Check Python, libraries, devices, threads, disk space, data and plug-ins.
+    """Check Python, libraries, devices, threads, disks, locks, SLURM, data and plug-ins.
 
     Attach the output of `segbench doctor --json` to a bug report.
 
@@ -70,6 +71,9 @@ def doctor(settings: Settings) -> None:
         *_devices(),
         _threads(),
         _disk(settings),
+        _file_system("results", settings.root),
+        _file_system("data", settings.data_root),
+        _slurm(),
         *_datasets(settings),
         *_plugins(),
     ]
@@ -162,6 +166,47 @@ def _disk(settings: Settings) -> Check:
     free = shutil.disk_usage(place).free / 2**30
     state = "ok" if free > LITTLE_SPACE else "warn"
     return Check(state, f"{free:.0f} GiB free for results in {settings.root}")
+
+
+def _file_system(what: str, folder: Path) -> Check:
+    """Name the file system of a folder and the lock that keeps two processes from one run."""
+    from segbench.cli.mounts import lock_problem, mount_of
+    from segbench.storage import existing
+
+    place = existing(folder.resolve())
+    mount = mount_of(place)
+    text = f"{what}: {folder}"
+    if mount is not None:
+        text += f" on {mount.kind} ({mount.source} at {mount.point})"
+    problem = lock_problem(place)
+    if problem:
+        return Check("fail", f"{text}: no POSIX locks ({problem}); choose another folder")
+    if mount is None:
+        return Check("ok", f"{text}, POSIX locks (lockf)")
+    if mount.local_locks:
+        options = ", ".join(mount.local_locks)
+        return Check(
+            "warn",
+            f"{text}: mounted with {options}, so that locks are local to a node; never start one "
+            "run on two nodes",
+        )
+    if mount.is_read_only:
+        return Check("note", f"{text}, read-only")
+    shared = "" if mount.is_shared else ", which other machines do not see"
+    return Check("ok", f"{text}{shared}, POSIX locks (lockf)")
+
+
+def _slurm() -> Check:
+    """Name the programs that ``bench submit`` calls, or those that are missing."""
+    from segbench.suites.engines import SLURM_PROGRAMS
+
+    missing = [name for name in SLURM_PROGRAMS if shutil.which(name) is None]
+    if missing:
+        return Check(
+            "note",
+            f"bench submit --engine slurm: no {', '.join(missing)} here; --engine print needs none",
+        )
+    return Check("ok", f"bench submit --engine slurm: {', '.join(SLURM_PROGRAMS)}")
 
 
 def _datasets(settings: Settings) -> list[Check]:

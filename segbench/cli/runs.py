@@ -48,9 +48,12 @@ def ls(settings: Settings, dataset: str | None, state: str | None) -> None:
     """
     from segbench.results.choose import datasets_called
     from segbench.results.facts import run_facts
+    from segbench.results.index import Index
     from segbench.results.rundir import all_runs
 
-    facts = [run_facts(run) for run in all_runs(settings.root)]
+    index = Index(settings.root)
+    facts = [run_facts(run, index) for run in all_runs(settings.root)]
+    index.save()
     known = {name for fact in facts for name in fact["dataset"].split("+")}
     wanted = datasets_called(dataset, known)
     shown = []

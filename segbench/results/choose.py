@@ -10,6 +10,7 @@ from typing import NamedTuple
 from segbench import registry
 from segbench.errors import UsageError, did_you_mean
 from segbench.results.board import Board
+from segbench.results.index import Index
 from segbench.results.leaderboard import boards
 from segbench.results.names import is_called
 from segbench.results.rundir import all_runs
@@ -44,7 +45,9 @@ def chosen_boards(
     Raises:
         UsageError: the data set is unknown, or no row is called ``against``.
     """
-    every_board, warnings = boards(all_runs(root), sort, against, variants)
+    index = Index(root)
+    every_board, warnings = boards(all_runs(root), sort, against, variants, index.load)
+    index.save()
     wanted = datasets_called(dataset, {name for board in every_board for name in board.datasets})
     chosen = []
     for board in every_board:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from segbench.errors import IntegrityError, SegbenchError
@@ -77,6 +79,7 @@ class FailedRun(NamedTuple):
     variant: str
 
 
+Loader = Callable[[RunDir], FinishedRun | None]
 Rows = dict[RowKey, list[FinishedRun]]
 Tables = dict[TableKey, Rows]
 
@@ -97,13 +100,17 @@ class SortedRuns:
                 runs.append(run)
 
 
-def sort_runs(folders: Iterable[RunDir]) -> SortedRuns:
-    """Sort finished and failed runs into tables and rows."""
+def sort_runs(folders: Iterable[RunDir], load: Loader = FinishedRun.load) -> SortedRuns:
+    """Sort finished and failed runs into tables and rows.
+
+    Args:
+        load: reads a finished run.
+    """
     found = SortedRuns()
     networks = _Networks()
     for folder in folders:
         try:
-            run = FinishedRun.load(folder)
+            run = load(folder)
             if run is None:
                 found.failures += _failures(folder, networks)
                 continue
@@ -153,7 +160,7 @@ class _Networks:
     """
 
     def __init__(self) -> None:
-        self._known: dict[bytes, str] = {}
+        self._known: dict[str, str] = {}
 
     def of(
         self, folder: RunDir, science: dict[str, Any], modified: Sequence[str]
@@ -166,7 +173,7 @@ class _Networks:
         try:
             params = science["backbone_params"]
             identity = [science["method"], science["backbone"], params, *modified]
-            mark = json_bytes(identity)
+            mark = json.dumps(identity, sort_keys=True)
             if mark not in self._known:
                 self._known[mark] = _chosen_params(folder, science, modified)
             return (
@@ -210,7 +217,7 @@ def _table_key(
         (science.get("draw", 0),),
         science["backbone"],
         title,
-        hashlib.sha256(json_bytes(protocol)).hexdigest(),
+        _digest(protocol),
         data["fingerprint"],
         data["split"],
         science["precision"],
@@ -235,4 +242,15 @@ def settings_digest(science: dict[str, Any], ignored: Sequence[str] = ()) -> str
         for entry in science["datasets"]:
             datasets.append({key: value for key, value in entry.items() if key != "labeled"})
         kept["datasets"] = datasets
-    return hashlib.sha256(json_bytes(kept)).hexdigest()[:16]
+    return _digest(kept)[:16]
+
+
+def _digest(value: dict[str, Any]) -> str:
+    """Return the sha256 of a value as canonical JSON."""
+    return _digest_of_text(json.dumps(value, sort_keys=True))
+
+
+@cache
+def _digest_of_text(text: str) -> str:
+    """Return the digest of JSON text. Most runs of a table have the same, and making it is slow."""
+    return hashlib.sha256(json_bytes(json.loads(text))).hexdigest()

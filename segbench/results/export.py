@@ -15,6 +15,7 @@ from segbench.results.board import DISTANCES, Board, MethodRow, ranges
 from segbench.results.comparable import CONTROL, ORACLE, PUBLISHED
 from segbench.results.overview import overview
 from segbench.results.published import Published, all_published
+from segbench.results.ranking import MOST_ROWS
 from segbench.results.reference import Effect
 from segbench.results.rundir import plain
 from segbench.text import first_few, safe
@@ -301,6 +302,11 @@ def footer(
             f"(paired by case, {replicates}, Holm, p > 0.05)"
         )
         lines.append(line if board.cases > 1 else f"{line}; with one case nothing can be tested")
+        if len(board.family(board.sort)) > MOST_ROWS:
+            lines.append(
+                f"more than {MOST_ROWS} ranked rows: each is compared with the best only, and "
+                "those that are worse share a rank"
+            )
     if any(row.difference for row in board.rows) and "to " in titles:
         lines.append(_explain_stars(board))
     if any(row.components for row in board.rows):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from segbench.errors import IntegrityError, UsageError
+from segbench.results.index import Index
 from segbench.results.names import row_label
 from segbench.results.rundir import RunDir
 from segbench.results.states import state_of
@@ -13,8 +14,12 @@ from segbench.results.states import state_of
 UNREADABLE = (IntegrityError, UsageError, KeyError, TypeError, AttributeError)
 
 
-def run_facts(run: RunDir) -> dict[str, Any]:
-    """Return the facts about a run that a list shows; those that cannot be read are None."""
+def run_facts(run: RunDir, index: Index | None = None) -> dict[str, Any]:
+    """Return the facts about a run that a list shows; those that cannot be read are None.
+
+    Args:
+        index: where many runs are listed, what is known of those that have not changed.
+    """
     origin = "own"
     if run.origin is not None:
         origin = "reported" if run.reported else "verified"
@@ -33,7 +38,9 @@ def run_facts(run: RunDir) -> dict[str, Any]:
         "origin": origin,
     }
     try:
-        result = run.result() if facts["state"] == "done" else None
+        result = None
+        if facts["state"] == "done":
+            result = run.result() if index is None else index.result(run)
         experiment = _experiment(run, result)
         facts["labeled"] = sum(experiment["labeled"].values())
         facts["seed"] = experiment["seed"]

@@ -41,6 +41,7 @@ from segbench.results.comparable import (
     ORACLE,
     PUBLISHED,
     FailedRun,
+    Loader,
     RowKey,
     SortedRuns,
     TableKey,
@@ -69,6 +70,7 @@ def boards(
     sort: str = "dice",
     against: str | None = None,
     variants: bool = True,
+    load: Loader = FinishedRun.load,
 ) -> tuple[list[Board], list[str]]:
     """Return all tables, and warnings about runs that were left out.
 
@@ -77,8 +79,9 @@ def boards(
         against: a row or method; every other row shows its difference to it.
         variants: False leaves out ablations, and methods with other parameters than their own where
             the method itself has a row; ``Board.hidden`` names them.
+        load: reads a finished run.
     """
-    found = sort_runs(runs)
+    found = sort_runs(runs, load)
     tables = arrange(found.tables)
     made = []
     for table in tables:

@@ -15,6 +15,7 @@ from segbench.results.scores import Scores
 from segbench.results.stats import Difference, Estimate, estimate, pairwise
 
 Pair = frozenset[str]  # the names of two methods
+MOST_ROWS = 40  # of which all pairs are compared; their number grows with the square
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,13 @@ def ranking(
     """Return the places, best first, and all pairwise differences.
 
     A group takes in every method that is not distinguishable from its first method; the whole
-    group has the rank of that first method.
+    group has the rank of that first method. More than ``MOST_ROWS`` methods are compared with the
+    best one only: all that are distinguishable from it share a rank.
     """
     estimates = {method.name: estimate(method, limits) for method in scores}
     direction = -1 if higher else 1
     ordered = sorted(scores, key=lambda method: direction * estimates[method.name].mean)
-    differences = pairwise(ordered, higher, tie)
+    differences = pairwise(ordered, higher, tie, only_first=len(ordered) > MOST_ROWS)
     apart = _distinguished(differences, higher)
     names = [method.name for method in ordered]
     ranks = _ranks(names, apart)

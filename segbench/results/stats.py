@@ -259,14 +259,21 @@ def on_shared_draws(methods: Sequence[Scores]) -> list[Scores]:
 
 
 def pairwise(
-    scores: Sequence[Scores], higher: bool = True, tie: float = 0.0, family: Sequence[Scores] = ()
+    scores: Sequence[Scores],
+    higher: bool = True,
+    tie: float = 0.0,
+    family: Sequence[Scores] = (),
+    only_first: bool = False,
 ) -> list[Difference]:
     """Return all pairs, in order, with ``p_holm`` corrected for their number.
 
     Args:
         family: as in ``compare``; the methods themselves if none is given.
+        only_first: compare all methods with the first one only.
     """
     pairs = list(combinations(scores, 2))
+    if only_first:
+        pairs = pairs[: len(scores) - 1]
     tests = len(pairs)
     known = Family(family or scores)
     return corrected([compare(a, b, higher, tie, known, tests) for a, b in pairs])

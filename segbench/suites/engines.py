@@ -30,6 +30,7 @@ from segbench.storage import atomic_write, make_folder
 from segbench.suites.local import TRIES, own_command
 from segbench.training.setup import Prepared
 
+SLURM_PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel")
 ARRAY_LIMIT = 1001  # SLURM's default of MaxArraySize
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 

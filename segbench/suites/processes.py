@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from segbench.config import Machine
-from segbench.errors import BusyError, Interrupted, PeerLost, PluginError, SegbenchError
+from segbench.errors import Interrupted, PeerLost, PluginError, SegbenchError
 from segbench.results.attempts import STOPPED, history, read_lease, record_retry
 from segbench.results.rundir import read_object
+from segbench.storage import lock
 from segbench.suites.local import TRIES
 from segbench.training.build import build_if_fit
 from segbench.training.run import clean_folder
@@ -67,12 +68,11 @@ def train_in_processes(
     stored = None if restart else folder.result()
     if stored is not None:
         return {**stored, "cached": True}
-    if folder.state == "running":
-        raise BusyError("busy: another process is working on this run", where=folder.path)
     _require_gpus(run, machine)
     build_if_fit(run.experiment, run.stores, fresh=False)
-    folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
-    clean_folder(folder, restart)
+    with lock(folder.path / "lock"):
+        folder.write_config(run.run_id, run.experiment, run.science, run.plugins)
+        clean_folder(folder, restart)
 
     for attempt in range(1, TRIES + 1):
         record_retry(folder.path)

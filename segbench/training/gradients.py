@@ -33,16 +33,17 @@ class Bucket:
 
     def send(self) -> None:
         """Start to add up the gradients of all processes. A missing gradient counts as zero."""
+        count = len(self.parameters)
+        size = sum(parameter.numel() for parameter in self.parameters)
         flags = [parameter.grad is not None for parameter in self.parameters]
         self._has_all = all(flags)
-        device = self.parameters[0].device
-        parts = [torch.tensor(flags, dtype=torch.float32, device=device)]
-        for parameter in self.parameters:
+        self._message = self.parameters[0].new_empty(count + size)
+        self._message[:count] = torch.tensor(flags, dtype=self._message.dtype)
+        for parameter, place in zip(self.parameters, self._places(self._message), strict=True):
             if parameter.grad is None:
-                parts.append(parameter.new_zeros(parameter.numel()))
+                place.zero_()
             else:
-                parts.append(parameter.grad.flatten())
-        self._message = torch.cat(parts)
+                place.copy_(parameter.grad)
         with peers_present():
             self._work = dist.all_reduce(self._message, async_op=True)
 
@@ -59,11 +60,29 @@ class Bucket:
         exists_anywhere = [1.0] * count
         if not self._has_all:  # reading the flags waits for the device
             exists_anywhere = self._message[:count].tolist()
-        means = self._message[count:] / processes
-        sizes = [parameter.numel() for parameter in self.parameters]
-        parts = torch.split(means, sizes)
-        for parameter, exists, mean in zip(self.parameters, exists_anywhere, parts, strict=True):
-            parameter.grad = mean.view_as(parameter) if exists else None
+        self._message[count:] /= processes
+        places = self._places(self._message)
+        for parameter, exists, mean in zip(self.parameters, exists_anywhere, places, strict=True):
+            parameter.grad = mean if exists else None
+
+    def _places(self, message: Tensor) -> list[Tensor]:
+        """Return the part of the message of each parameter, in the parameter's memory format."""
+        places = []
+        start = len(self.parameters)
+        for parameter in self.parameters:
+            end = start + parameter.numel()
+            if _is_dense(parameter):
+                places.append(message.as_strided(parameter.size(), parameter.stride(), start))
+            else:
+                places.append(message[start:end].view_as(parameter))
+            start = end
+        return places
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor's numbers lie side by side in memory, in whatever order."""
+    last = sum((size - 1) * step for size, step in zip(tensor.size(), tensor.stride(), strict=True))
+    return last + 1 == tensor.numel()
 
 
 def buckets_of(parameters: Iterable[nn.Parameter], most: int = BUCKET) -> list[Bucket]:

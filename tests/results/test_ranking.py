@@ -602,3 +602,18 @@ def test_a_strange_width_is_no_width(study, lab, monkeypatch, columns):
     with pytest.raises(SystemExit):
         main(["--version"])
     assert "COLUMNS" not in os.environ and console().width == 200
+
+
+def test_many_methods_are_compared_with_the_best_only():
+    draw = np.random.default_rng(0)
+    means = [90, 89.99, *range(40, 82)]
+    methods = []
+    for mean in means:
+        values = mean + draw.normal(0, 0.1, size=(3, 20))
+        methods.append(Scores(f"{mean}", values))
+    places, differences = ranking(methods)
+    assert len(differences) == len(means) - 1
+    assert {difference.a for difference in differences} == {places[0].name}
+    assert [place.rank for place in places] == [1, 1, *[3] * 42]
+    few, pairs = ranking(methods[:40])
+    assert len(pairs) == 40 * 39 / 2 and few[-1].rank > 3

@@ -332,3 +332,24 @@ def test_run_starts_its_processes_again_when_one_is_killed(lab, tmp_path):
     found = json.loads((folder / "result.json").read_bytes())
     for name in ("weights_sha256", "cases_sha256"):
         assert found[name] == run.folder.result()[name]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("--gpus", "2", "--processes", "2"), 2, "one of them"),
+        (("--gpus", "2", "--device", "cpu"), 2, "--processes N --device cpu"),
+        (("--gpus", "1000"), 7, "--device cpu"),
+    ],
+)
+def test_options_that_cannot_be(lab, options, code, says):
+    found = lab.call("run", "supervised", "--dataset", "tiny", *options)
+    assert found.returncode == code and says in found.stderr
+
+
+def test_the_number_of_processes_is_part_of_the_identity(lab):
+    plans = []
+    for processes in ("1", "2"):
+        planned = lab.call(*run_args("supervised", "--dry-run", "--processes", processes))
+        plans.append(json.loads(planned.stdout)["runs"][0]["run_id"])
+    assert plans[0] != plans[1]
