@@ -55,6 +55,7 @@ COMMANDS = {
     "describe": "catalog",
     "data": "data",
     "new": "new",
+    "protocol": "protocol",
     "test": "extend",
     "ablate": "extend",
     "verify-method": "verify",
