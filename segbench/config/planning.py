@@ -24,7 +24,7 @@ from typing import Any, Literal
 from segbench.config.protocol import Protocol, load_protocol
 from segbench.config.schema import nest, validate
 
-__all__ = ["Device", "Facts", "Plan", "Topology", "make_plan", "topology"]
+__all__ = ["DataFacts", "Device", "PlannedProtocol", "Topology", "make_plan", "topology"]
 
 RULES = 1  # raised whenever a rule changes
 BACKBONE = "unet3d"  # a plain U-Net for two and three axes, whose levels may differ per axis
@@ -57,7 +57,7 @@ NETWORKS = 2  # that some methods train at once; the plan must fit all of them
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataFacts:
     """What a plan depends on. Counts are those of the training cases."""
 
     name: str  # of the data set
@@ -116,7 +116,7 @@ BytesPerVoxel = Callable[[dict[str, Any], int], float]
 
 
 @dataclass
-class Plan:
+class PlannedProtocol:
     """A planned protocol: values by dotted key, in the order of the file, with their reasons."""
 
     name: str
@@ -300,7 +300,7 @@ def _shortened(
 # -- two or three axes, and the resolution ---------------------------------------------------------
 
 
-def has_thick_slices(facts: Facts) -> bool:
+def has_thick_slices(facts: DataFacts) -> bool:
     """Return whether the last axis is that of thick slices, as nnU-Net decides it.
 
     It is both much coarser and much shorter in voxels than the others.
@@ -337,7 +337,9 @@ def reduction(shape: Sequence[int], spacing: Sequence[float], voxels: float) -> 
 # -- plans -----------------------------------------------------------------------------------------
 
 
-def make_plan(facts: Facts, device: Device, bytes_per_voxel: BytesPerVoxel | None = None) -> Plan:
+def make_plan(
+    facts: DataFacts, device: Device, bytes_per_voxel: BytesPerVoxel | None = None
+) -> PlannedProtocol:
     """Return the plan of a data set for a device.
 
     Args:
@@ -346,7 +348,7 @@ def make_plan(facts: Facts, device: Device, bytes_per_voxel: BytesPerVoxel | Non
         bytes_per_voxel: memory of one voxel of a training patch for parameters of the backbone and
             a number of axes; needed for a GPU.
     """
-    plan = Plan(
+    plan = PlannedProtocol(
         name=f"{facts.name}_{device.kind}",
         title="",
         origin=f"from {facts.name} ({facts.fingerprint[:12]}), for a {device.title}, rules {RULES}",
@@ -360,7 +362,7 @@ def make_plan(facts: Facts, device: Device, bytes_per_voxel: BytesPerVoxel | Non
     return plan
 
 
-def _plan_for_cpu(plan: Plan, facts: Facts) -> None:
+def _plan_for_cpu(plan: PlannedProtocol, facts: DataFacts) -> None:
     is_flat = facts.shape[-1] == 1
     in_slices = len(facts.shape) == 2 or is_flat or has_thick_slices(facts)
     axes = 2 if in_slices else 3
@@ -403,7 +405,9 @@ def _plan_for_cpu(plan: Plan, facts: Facts) -> None:
     plan.put("methods", methods, f"parameters for short trainings, as in protocol {SHORT}")
 
 
-def _plan_for_gpu(plan: Plan, facts: Facts, device: Device, bytes_per_voxel: BytesPerVoxel) -> None:
+def _plan_for_gpu(
+    plan: PlannedProtocol, facts: DataFacts, device: Device, bytes_per_voxel: BytesPerVoxel
+) -> None:
     axes = 2 if facts.shape[-1] == 1 else len(facts.shape)
     shape = facts.shape[:axes]
     spacing = facts.known_spacing[:axes]
@@ -455,7 +459,7 @@ def _plan_for_gpu(plan: Plan, facts: Facts, device: Device, bytes_per_voxel: Byt
 # -- parts that both devices share -----------------------------------------------------------------
 
 
-def _about(facts: Facts) -> list[str]:
+def _about(facts: DataFacts) -> list[str]:
     """Return sentences on the data set, and on what is decided elsewhere."""
     spacing = "no spacing is stated, so voxels count as cubes"
     if facts.spacing is not None:
@@ -473,7 +477,9 @@ def _about(facts: Facts) -> list[str]:
     ]
 
 
-def _patch_reason(facts: Facts, shape: Sequence[int], patch: Sequence[int], in_slices: bool) -> str:
+def _patch_reason(
+    facts: DataFacts, shape: Sequence[int], patch: Sequence[int], in_slices: bool
+) -> str:
     kind = ""
     if in_slices and len(facts.shape) == 3:
         why = "the volumes have one slice"
@@ -486,7 +492,7 @@ def _patch_reason(facts: Facts, shape: Sequence[int], patch: Sequence[int], in_s
     )
 
 
-def _downsample_reason(facts: Facts, factors: Sequence[int], coarse: Sequence[float]) -> str:
+def _downsample_reason(facts: DataFacts, factors: Sequence[int], coarse: Sequence[float]) -> str:
     if set(factors) == {1}:
         return "volumes are small enough at their own resolution"
     return (
@@ -496,12 +502,12 @@ def _downsample_reason(facts: Facts, factors: Sequence[int], coarse: Sequence[fl
     )
 
 
-def _put_batch(plan: Plan, items: int, reason: str) -> None:
+def _put_batch(plan: PlannedProtocol, items: int, reason: str) -> None:
     plan.put("batch.labeled", items, reason)
     plan.put("batch.unlabeled", items)
 
 
-def _put_crop(plan: Plan) -> None:
+def _put_crop(plan: PlannedProtocol) -> None:
     plan.put("crop.pad", 0, "volumes smaller than the patch are padded just to its size")
     plan.put("crop.last_offset", True, "every position can be drawn")
     plan.put(
@@ -509,13 +515,13 @@ def _put_crop(plan: Plan) -> None:
     )
 
 
-def _put_inference(plan: Plan, patch: Sequence[int], batch: int) -> None:
+def _put_inference(plan: PlannedProtocol, patch: Sequence[int], batch: int) -> None:
     stride = [max(1, edge // 2) for edge in patch]
     plan.put("inference.stride", stride, "half the patch (nnU-Net)")
     plan.put("inference.batch", batch)
 
 
-def _put_backbone(plan: Plan, net: Topology, width: int, reason: str) -> None:
+def _put_backbone(plan: PlannedProtocol, net: Topology, width: int, reason: str) -> None:
     plan.put("backbone.name", BACKBONE, f"the plain U-Net, which nnU-Net also trains; {reason}")
     plan.put(
         "backbone.params",
@@ -529,7 +535,7 @@ def _by(edges: Sequence[int]) -> str:
     return "x".join(map(str, edges))
 
 
-def _mm(facts: Facts, spacing: Sequence[float]) -> str:
+def _mm(facts: DataFacts, spacing: Sequence[float]) -> str:
     unit = "mm" if facts.spacing is not None else "voxels"
     return f"{'x'.join(f'{s:.3g}' for s in spacing)} {unit}"
 

@@ -20,7 +20,14 @@ from typing import Any
 import torch
 
 from segbench import registry
-from segbench.config.planning import BACKBONE, NETWORKS, Device, Facts, Plan, make_plan
+from segbench.config.planning import (
+    BACKBONE,
+    NETWORKS,
+    DataFacts,
+    Device,
+    PlannedProtocol,
+    make_plan,
+)
 from segbench.config.protocol import Protocol, load_protocol
 from segbench.contracts.backbone import Backbone
 from segbench.data.store.store import Store
@@ -41,12 +48,12 @@ class StoredPlan:
     kind: str  # of device: "cpu" or "gpu"
 
 
-def facts_of(store: Store) -> Facts:
+def facts_of(store: Store) -> DataFacts:
     """Return what a plan depends on, from the training cases of a prepared data set."""
     cases = [store.cases[case] for case in store.train]
     shape = _medians([case.shape for case in cases])
     spacings = [case.spacing for case in cases if case.spacing is not None]
-    return Facts(
+    return DataFacts(
         name=store.name,
         fingerprint=store.fingerprint,
         shape=tuple(round(edge) for edge in shape),
@@ -86,7 +93,7 @@ def device_to_plan_for(device: str, memory: int | None = None) -> Device:
     )
 
 
-def plan_of(store: Store, device: Device, try_on: str = "") -> Plan:
+def plan_of(store: Store, device: Device, try_on: str = "") -> PlannedProtocol:
     """Return the plan of a prepared data set, whose network can be built.
 
     Args:
@@ -109,7 +116,7 @@ def plan_of(store: Store, device: Device, try_on: str = "") -> Plan:
 class MemoryCounter:
     """Counts the activations of the planned network, with the counter of ``describe backbone``."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: DataFacts) -> None:
         self.facts = facts
         self._known: dict[str, float] = {}  # by parameters and number of axes
 
@@ -124,7 +131,7 @@ class MemoryCounter:
         return self._known[key]
 
 
-def _network(params: dict[str, Any], facts: Facts, axes: int) -> Backbone:
+def _network(params: dict[str, Any], facts: DataFacts, axes: int) -> Backbone:
     backbone_class = registry.get("backbone", BACKBONE).cls
     network: Backbone = backbone_class(
         backbone_class.Params(**params), facts.channels, axes, (facts.classes,)
@@ -132,7 +139,7 @@ def _network(params: dict[str, Any], facts: Facts, axes: int) -> Backbone:
     return network
 
 
-def _fits(network: Backbone, protocol: Protocol, facts: Facts, device: str) -> bool:
+def _fits(network: Backbone, protocol: Protocol, facts: DataFacts, device: str) -> bool:
     """Return whether the activations of a batch fit, for as many networks as a method may train."""
     batch = protocol.batch.labeled + protocol.batch.unlabeled
     try:
@@ -195,7 +202,7 @@ def stored_plan(store: Store, device: str) -> StoredPlan:
         return keep_plan(store, plan)
 
 
-def keep_plan(store: Store, plan: Plan) -> StoredPlan:
+def keep_plan(store: Store, plan: PlannedProtocol) -> StoredPlan:
     """Make a plan the one that runs of the data set use if they name no protocol."""
     folder = plan_folder(store)
     make_folder(folder)

@@ -9,8 +9,8 @@ import pytest
 from segbench.config.planning import (
     CPU_VOXELS,
     GIB,
+    DataFacts,
     Device,
-    Facts,
     fitted_patch,
     has_thick_slices,
     make_plan,
@@ -23,8 +23,8 @@ from segbench.identity.run_id import protocol_content
 CPU = Device("cpu")
 
 
-def facts(name: str, shape, spacing, channels: int = 1) -> Facts:
-    return Facts(name, "f" * 64, shape, spacing, channels, 2, 20, 8)
+def facts(name: str, shape, spacing, channels: int = 1) -> DataFacts:
+    return DataFacts(name, "f" * 64, shape, spacing, channels, 2, 20, 8)
 
 
 ATRIUM = facts("atrium", (190, 140, 88), (0.625, 0.625, 0.625))
@@ -37,7 +37,7 @@ ONE_SLICE = facts("one_slice", (256, 256, 1), (1.0, 1.0, 1.0))
 ALL = [ATRIUM, HEART, SAGITTAL, HIPPOCAMPUS, BODY, PHOTOS, ONE_SLICE]
 
 
-def plan_for(found: Facts, device: Device):
+def plan_for(found: DataFacts, device: Device):
     return make_plan(found, device, lambda params, axes: 50.0 * params["width"])
 
 
