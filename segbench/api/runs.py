@@ -16,11 +16,13 @@ from segbench.api.scores import case_table, metric_table
 from segbench.api.table import Table
 from segbench.config import Machine, resolve
 from segbench.data.open import case_counters, open_store
+from segbench.data.store.store import Store
 from segbench.errors import UsageError
 from segbench.evaluation.new_scans import Prediction, Predictor
 from segbench.results.facts import mean_dice
 from segbench.results.rundir import RunDir
 from segbench.tracking.choose import chosen_trackers
+from segbench.training.planned import planner
 from segbench.training.reload import trained
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.run import execute
@@ -242,6 +244,11 @@ def run(  # noqa: PLR0913 (one argument per choice)
     if not isinstance(method, str):
         method, file = _as_plugin(method, machine.root)
         files += add_plugins(file)
+    machine = with_device(machine).model_copy(update={"plugins": tuple(files), "log": trackers})
+
+    def opened(name: str) -> Store:
+        return open_store(name, machine.data_root)
+
     experiments = resolve(
         method,
         dataset=dataset,
@@ -255,7 +262,8 @@ def run(  # noqa: PLR0913 (one argument per choice)
         steps=steps,
         precision=precision,
         overrides=params or {},
-        **case_counters(lambda name: open_store(name, machine.data_root)),
+        **case_counters(opened),
+        plan=planner(opened, lambda: machine.device, warn),
     ).experiments
     if len(experiments) != 1:
         names = [experiment.datasets[0] for experiment in experiments]
@@ -265,7 +273,6 @@ def run(  # noqa: PLR0913 (one argument per choice)
             expected="one data set, or a method that trains jointly",
             fix=f"for name in {names}: segbench.run({method!r}, name)",
         )
-    machine = with_device(machine).model_copy(update={"plugins": tuple(files), "log": trackers})
     ready = prepare(experiments[0], machine)
     result = execute(ready, machine, reporter or LoggedReporter(), restart)
     return Run(ready.folder, result, machine)

@@ -56,6 +56,7 @@ COMMANDS = {
     "describe": "catalog",
     "data": "data",
     "new": "new",
+    "protocol": "protocol",
     "test": "extend",
     "ablate": "extend",
     "verify-method": "verify",

@@ -392,12 +392,28 @@ def header(run: Prepared, place: str = "") -> str:
         expected = protocol.expected.seconds * len(run.stores)
         facts.append(f"about {duration(expected)} where the protocol was made")
     lines = [f"{place}{label_of_experiment(experiment)} on {data}"]
-    for text in (" · ".join(facts), str(run.folder.path)):
+    for text in (" · ".join(facts), *_plan_lines(run), str(run.folder.path)):
         lines.append(f"  {text}")
     shown = []
     for line in lines:
         shown += wrapped(line, "    ", sys.stderr)
     return "\n".join(shown)
+
+
+def _plan_lines(run: Prepared) -> list[str]:
+    """Return a line about a protocol that was planned: what for, where it is, how to own it."""
+    from segbench.training.planned import planned_file
+
+    protocol = run.experiment.protocol
+    store = run.stores[0]
+    file = planned_file(store, protocol)
+    if file is None:
+        return []
+    kind = "a small one for a CPU" if file.stem.endswith("_cpu") else "for a GPU"
+    return [
+        f"protocol planned from the data, {kind}: {file} · to own and change it: "
+        f"segbench protocol new --dataset {store.name} -o mine.yaml"
+    ]
 
 
 def _data_summary(run: Prepared, store: Store) -> str:

@@ -104,7 +104,7 @@ def run(
     machine = machine_of(settings, machine_options, options.leak_meter)
     processes = options.gpus or options.processes or 1
     runs = []
-    for experiment in experiments(settings, method, science):
+    for experiment in experiments(settings, method, science, machine.device):
         shared = experiment.model_copy(update={"processes": processes})
         runs.append(prepare(shared, machine))
     if options.dry_run:

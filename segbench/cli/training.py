@@ -21,6 +21,7 @@ from segbench.suites.local import own_command
 from segbench.suites.processes import train_in_processes
 from segbench.tracking.choose import chosen_trackers
 from segbench.training.distributed import launched
+from segbench.training.planned import planner
 from segbench.training.run import execute
 from segbench.training.setup import Prepared, device_of
 
@@ -64,21 +65,31 @@ def machine_of(
     return configured.model_copy(update=chosen)
 
 
-def experiments(settings: Settings, method: str, science: ScienceOptions) -> list[Experiment]:
+def experiments(
+    settings: Settings, method: str, science: ScienceOptions, device: str | None = None
+) -> list[Experiment]:
     """Return the experiments that a command line asks for.
 
     There is one per seed, fold and data set; a joint method has one per seed and fold for all data
     sets.
+
+    Args:
+        device: for which the protocol of a data set without one is planned; None: of the settings.
     """
     found = []
     for seed in science.chosen_seeds():
         for fold in science.chosen_folds():
-            found += resolved(settings, method, science, seed, fold).experiments
+            found += resolved(settings, method, science, seed, fold, device).experiments
     return found
 
 
 def resolved(
-    settings: Settings, method: str, science: ScienceOptions, seed: int, fold: int | None
+    settings: Settings,
+    method: str,
+    science: ScienceOptions,
+    seed: int,
+    fold: int | None,
+    device: str | None = None,
 ) -> Resolved:
     """Return the experiments of one seed and fold, and where their values came from."""
     science = science.for_method(method)
@@ -95,18 +106,21 @@ def resolved(
         draw=science.draw,
         fold=fold,
         unlabeled=science.unlabeled,
-        **case_counts(settings),
+        **case_counts(settings, device),
     )
 
 
-def case_counts(settings: Settings) -> dict[str, Any]:
-    """Return the functions with which ``resolve`` counts the cases of prepared data sets."""
+def case_counts(settings: Settings, device: str | None = None) -> dict[str, Any]:
+    """Return the functions with which ``resolve`` looks at prepared data sets."""
 
     def opened(name: str) -> Store:
         with counting(settings, f"making {name}") as progress:
             return open_store(name, settings.data_root, progress=progress)
 
-    return case_counters(opened)
+    def chosen_device() -> str:
+        return device or device_of(settings.machine.device)
+
+    return {**case_counters(opened), "plan": planner(opened, chosen_device, settings.warn)}
 
 
 # -- execution -------------------------------------------------------------------------------------

@@ -16,7 +16,13 @@ from pydantic import Field
 
 from segbench import registry
 from segbench.config.overrides import NOT_SETTABLE, Keys, Value, parse_overrides
-from segbench.config.protocol import SPEED_KEYS, Protocol, protocols_for, read_protocol
+from segbench.config.protocol import (
+    NO_PROTOCOL,
+    SPEED_KEYS,
+    Protocol,
+    protocols_for,
+    read_protocol,
+)
 from segbench.config.schema import Strict, flatten, nest, validate
 from segbench.contracts.params import BackboneParams, MethodParams
 from segbench.errors import UsageError
@@ -99,6 +105,9 @@ class Request:
     labels: Callable[[str], int] | None = None
     # Training patients in each fold of a prepared data set, and how many of them have a label.
     fold_sizes: Callable[[str], Sequence[tuple[int, int]]] | None = None
+    # File of the plan of a prepared data set that names no protocol of its own; None: such data
+    # sets have the protocol ``default``.
+    plan: Callable[[str], Path] | None = None
 
 
 def resolve(method: str, **choices: Any) -> Resolved:
@@ -172,13 +181,15 @@ class Resolution:
 
     def _read_protocol(self) -> None:
         asked = self.request.protocol
-        name = common_protocol(self.datasets) if asked is None else asked
+        planned = self._planned() if asked is None else None
+        name = asked or planned or common_protocol(self.datasets)
         self.named, origins = read_protocol(name)
         self.origins.update(origins)
         if asked is not None:
             self.origins["protocol"] = "--protocol"
         else:
-            self.origins["protocol"] = described(self.datasets)
+            planned_for = "planned for " if planned else ""
+            self.origins["protocol"] = planned_for + described(self.datasets)
         for key, value, default in (
             ("seed", self.request.seed, 0),
             ("draw", self.request.draw, 0),
@@ -186,6 +197,13 @@ class Resolution:
             ("unlabeled", self.request.unlabeled, ALL),
         ):
             self.origins[key] = "default" if value == default else f"--{key}"
+
+    def _planned(self) -> Path | None:
+        """Return the plan of the data set, None if it has a protocol or is one of several."""
+        if self.request.plan is None or len(self.datasets) != 1:
+            return None
+        (chosen,) = self.datasets
+        return self.request.plan(chosen.name) if chosen.protocol == NO_PROTOCOL else None
 
     def _find_backbone(self) -> None:
         asked = self.request.backbone

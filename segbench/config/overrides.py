@@ -37,6 +37,7 @@ NOT_SETTABLE = (
     "backbone.name",
     "backbone.params",
     "published",
+    "planned",
     "expected.oracle",
     "expected.supervised",
     "expected.seconds",

@@ -29,6 +29,7 @@ __all__ = [
     "protocol_names",
 ]
 
+NO_PROTOCOL = "default"  # what data sets have that name no protocol of their own
 SPEED_KEYS = frozenset({"inference.batch"})  # keys that decide speed and memory only
 
 Edge = tuple[int, ...]
@@ -153,9 +154,9 @@ class Protocol(Strict):
     datasets: tuple[str, ...] = Field(
         (), description="used when exactly these are named together and no protocol is"
     )
-    downsample: Factor | dict[str, tuple[Factor, ...]] = Field(
+    downsample: Factor | tuple[Factor, ...] | dict[str, tuple[Factor, ...]] = Field(
         1,
-        description="volumes are reduced by this factor first, "
+        description="volumes are reduced by this factor first, by factors per axis, "
         "or by factors per axis for each data set named",
     )
     sampling: Literal["proportional", "balanced"] = Field(
@@ -179,6 +180,11 @@ class Protocol(Strict):
     )
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32", description="of the forward pass; tf32 equals fp32 on a CPU"
+    )
+    planned: str = Field(
+        "",
+        description="of a planned protocol: from which data, for which device and by which rules; "
+        "it changes no run",
     )
     expected: Expected = Field(default_factory=Expected)
     published: dict[str, tuple[str, ...]] = Field(
@@ -205,13 +211,16 @@ class Protocol(Strict):
                 f"inference.stride: expected {axes} numbers from 1 to the patch's edge "
                 f"{list(self.patch)}, got {list(stride)}"
             )
+        per_axis: tuple[tuple[int, ...], ...] = ()
         if isinstance(self.downsample, dict):
-            for factors in self.downsample.values():
-                if len(factors) != axes:
-                    raise ValueError(
-                        f"downsample: expected {axes} factors for each data set, "
-                        f"got {self.downsample}"
-                    )
+            per_axis = tuple(self.downsample.values())
+        elif isinstance(self.downsample, tuple):
+            per_axis = (self.downsample,)
+        for factors in per_axis:
+            if len(factors) != axes:
+                raise ValueError(
+                    f"downsample: expected {axes} factors for each data set, got {self.downsample}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -256,7 +265,9 @@ class Protocol(Strict):
         """Return by how much a data set's volumes of ``dims`` axes are reduced along each axis."""
         if isinstance(self.downsample, int):
             return (self.downsample,) * dims
-        chosen = self.downsample.get(dataset, (1,) * dims)
+        chosen = self.downsample
+        if isinstance(chosen, dict):
+            chosen = chosen.get(dataset, (1,) * dims)
         # A protocol for slices has two factors: the number of slices stays as it is.
         unchanged = (1,) * (dims - len(chosen))
         return chosen + unchanged

@@ -83,6 +83,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.training.loss_checks",
     "segbench.training.memory",
     "segbench.training.model_file",
+    "segbench.training.planned",
     "segbench.training.reload",
     "segbench.training.reporter",
     "segbench.training.result",

@@ -20,6 +20,7 @@ NOT_PART_OF_IDENTITY = {
     "datasets",
     "expected",
     "published",
+    "planned",
 }
 # Keys that protocols did not have from the start. With these values they change nothing, and are
 # left out, so that earlier runs keep their identity.

@@ -43,7 +43,7 @@ FROZEN = {
 
 
 def content_digest(protocol):
-    described = {"title", "datasets", "expected", "published"}
+    described = {"title", "datasets", "expected", "published", "planned"}
     content = protocol.model_dump(mode="json", exclude=described)
     for key, default in LATER_KEYS.items():
         outer, inner = key.split(".")

@@ -1,0 +1,42 @@
+"""The comparison with nnU-Net: its published plans, and the table of the documentation."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location(
+        "benchmarks_planning", ROOT / "benchmarks" / "planning.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "batch"),
+    [
+        # As in the plans that nnU-Net publishes with its models; the first axis there is the last.
+        ("Decathlon hippocampus", (40, 56, 40), 9),
+        ("Decathlon heart", (160, 192, 80), 2),
+        ("Decathlon prostate", (256, 320, 20), 2),
+    ],
+)
+def test_the_rules_of_nnunet_give_its_published_plans(script, name, patch, batch):
+    (facts,) = [found for found in script.FINGERPRINTS if found.name == name]
+    theirs = script.nnunet_plan(facts)
+    assert (theirs.patch, theirs.batch) == (patch, batch)
+
+
+def test_the_table_of_the_documentation_is_what_the_script_prints(script):
+    page = (ROOT / "docs" / "explanation" / "planning.md").read_text(encoding="utf-8")
+    assert script.table() in page
