@@ -1,4 +1,4 @@
-"""The user's own volumes in a folder with the layout of the Decathlon or of nnU-Net v2.
+"""The user's own volumes in a folder with the layout of the Decathlon or of nnU-Net.
 
 The data set is named by its path, ``folder:/data/Dataset007_Mine``, or linked once with ``segbench
 data link``. ``dataset.json`` names channels and labels; images are in ``imagesTr`` and labels in
@@ -6,10 +6,12 @@ data link``. ``dataset.json`` names channels and labels; images are in ``imagesT
 case in ``imagesTs`` is never used for training unless ``splits_ssl.json`` lists it as unlabeled.
 
 ``splits_ssl.json`` contains the lists ``labeled``, ``unlabeled``, ``val`` (not used yet) and
-``test``, and may name the patient of every case in ``patients``. If the file is missing, one in
-five labeled patients is drawn for testing with a fixed seed, and the file is written, so that cases
-that are added later do not change the test set. Without a rule (``--patient``) or such a list, each
-case counts as a patient of its own. The folds of a cross-validation are those of nnU-Net's
+``test``, and may name the patient of every case in ``patients``. If the file is missing, cases of
+``imagesTs`` with a label in ``labelsTs`` are the test set. Without those, the ``val`` cases of fold
+0 of nnU-Net's ``splits_final.json`` are. With neither, one in five labeled patients is drawn for
+testing with a fixed seed, and the lists are kept with the link, so that cases that are added later
+do not change the test set. Nothing is written to the folder. Without a rule (``--patient``) or such
+a list, each case counts as a patient of its own. The folds of a cross-validation are those of
 ``splits_final.json``, if the folder has it.
 
 Default preparation: images are reoriented to the nearest RAS axes and resampled to the median
@@ -18,11 +20,15 @@ labels. CT: the range from the 0.5 to the 99.5 percentile of the labeled cases' 
 to [0, 1], and the image is cropped to the body. Other channels: z-score over the nonzero voxels,
 cropped to these voxels. Labels are used for the crop only if the user asks for it. An image of two
 axes is a volume of one slice.
+
+Pictures (PNG, TIFF, BMP, JPEG) have no spacing and are not resampled. Black is a gray value as all
+others: the z-score is over all pixels, and nothing is cropped. With a single class, the value 255
+of a mask of 0 and 255 is that class, unless the user gives it another meaning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -31,37 +37,45 @@ import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.contracts.dataset import IGNORED
-from segbench.data.formats.nifti import nifti_header
-from segbench.data.formats.read import read_volume
+from segbench.data.formats.pictures import is_picture
+from segbench.data.formats.read import read_mask
 from segbench.data.formats.same_grid import match
-from segbench.data.formats.volume import (
-    Volume,
-    as_one_slice,
-    holds_value,
-    require_finite,
-    whole_labels,
-)
-from segbench.data.geometry import file_axes, spacing_of
+from segbench.data.formats.volume import Volume, holds_value, whole_labels
+from segbench.data.links import keep_setting
 from segbench.data.preparation.adapters import finished_case
+from segbench.data.preparation.folder_images import (
+    foreground_percentiles,
+    median_spacing,
+    read_channels,
+    suspicious,
+)
 from segbench.data.preparation.folder_lists import (
+    DRAWN,
+    DRAWN_ORIGIN,
+    FOLD_ORIGIN,
+    LISTS_FILE,
+    TEST_ORIGIN,
     Files,
     FolderLists,
     by_number,
+    drawn_before,
     drawn_lists,
-    keep_lists,
+    has_test_labels,
+    lists_of_layout,
     problems_of_lists,
     read_stored_lists,
 )
 from segbench.data.preparation.layouts import (
     FolderLayout,
     case_images,
-    files_by_stem,
+    label_files,
     layout_warnings,
     read_layout,
     suggest_layout_fix,
 )
 from segbench.data.preparation.nnunet_folds import (
     FOLDS_FILE,
+    read_nnunet_folds,
     require_patients_in_one_fold,
     validation_folds,
 )
@@ -73,10 +87,9 @@ from segbench.data.preparation.patients import (
 )
 from segbench.data.preparation.recipe import Gray, Recipe, apply
 from segbench.errors import DataError, UsageError
-from segbench.metrics.grid import extended_axes
 
-LISTS_FILE = "splits_ssl.json"
-SETTINGS = ("spacing", "window", "crop", "patient", "map", "ignore")
+SETTINGS = ("spacing", "window", "crop", "patient", "map", "ignore", DRAWN)
+LABELS_OF = {"imagesTr": "labelsTr", "imagesTs": "labelsTs"}  # folder of labels by that of images
 CROPS = ("none", "nonzero", "body", "label")
 SCALES = {
     "nonorm": Gray(),
@@ -87,8 +100,7 @@ SCALES = {
 # A tight crop to the label would reveal where the target is; published recipes leave a margin too.
 LABEL_MARGIN = (25, 25)
 LABEL_LEAST = 96
-VOXELS_PER_CASE = 10**6  # maximum number of foreground voxels per case for the percentiles
-ANISOTROPIC = 3  # ratio of spacings above which cubic patches are a poor choice
+WHITE = 255  # foreground of a mask of two values
 
 
 @dataset("folder")
@@ -96,12 +108,12 @@ class Folder(Dataset):
     """A family of data sets: ``variant`` returns the data set of one folder."""
 
     family = True
-    title = "Your own data: a Decathlon or nnU-Net v2 folder, as folder:/PATH"
+    title = "Your own data: a Decathlon or nnU-Net folder, as folder:/PATH"
     modality = "any"
     license = "yours"
     files = (
         "dataset.json, imagesTr/ and labelsTr/ (missing label: unlabeled), "
-        "imagesUn/ and splits_ssl.json if you like",
+        "imagesUn/, imagesTs/ with labelsTs/, and splits_ssl.json if you like",
     )
     protocol = "default"
     patients_known = False
@@ -120,8 +132,8 @@ class Folder(Dataset):
             text: path of the folder.
             settings: ``spacing`` (three values in mm), ``window`` (two gray values, for CT),
                 ``crop`` (none, nonzero, body or label), ``patient`` (a regular expression that
-                finds the patient in the name of a case), ``map`` (new label values by old ones) and
-                ``ignore`` (label values to leave out).
+                finds the patient in the name of a case), ``map`` (new label values by old ones),
+                ``ignore`` (label values to leave out) and ``drawn`` (lists that were drawn before).
         """
         checked = _checked(settings)
         root = Path(text)
@@ -160,7 +172,7 @@ class Folder(Dataset):
         return self.listed().lists
 
     def listed(self) -> FolderLists:
-        """Return the four lists of ``splits_ssl.json``, or those that will be written to it.
+        """Return the four lists: of ``splits_ssl.json``, of nnU-Net's files, or drawn ones.
 
         The patients are found by the rule of the settings, or the file names them.
 
@@ -178,26 +190,78 @@ class Folder(Dataset):
             )
         cases = self.cases()
         file = self.source / LISTS_FILE
-        if not file.is_file():
+        folds_file = self.source / FOLDS_FILE
+        if file.is_file():
+            stored = read_stored_lists(file)
+        elif folds_file.is_file() or has_test_labels(cases):
+            return self._lists_of_layout(cases, folds_file)
+        elif DRAWN in self.settings:
+            stored = drawn_before(self.settings[DRAWN])
+            file = self.source
+        else:
             used = [case for case, files in cases.items() if files["place"] != "imagesTs"]
             by_rule = self._patients_by_rule(used)
             patients = by_rule or {case: case for case in cases}
-            return FolderLists(drawn_lists(cases, patients, self.source, self.layout), by_rule)
-        stored = read_stored_lists(file)
-        for problem, which in problems_of_lists(stored.lists, cases).items():
+            lists = drawn_lists(cases, patients, self.source, self.layout)
+            return self._with_patients(FolderLists(lists, None, DRAWN_ORIGIN, is_drawn=True))
+        self._require_usable(stored, cases, file)
+        return self._with_patients(stored, file)
+
+    def _with_patients(self, stored: FolderLists, file: Path | None = None) -> FolderLists:
+        """Return lists with the patients of their cases, by the rule if there is one.
+
+        Raises:
+            DataError: ``file`` names other patients than the rule.
+        """
+        by_rule = self._patients_by_rule([case for ids in stored.lists.values() for case in ids])
+        if by_rule is not None and stored.patients is not None and file is not None:
+            require_same_patients(stored.patients, by_rule, file)
+        return replace(stored, patients=by_rule or stored.patients)
+
+    def _lists_of_layout(self, cases: dict[str, Files], folds_file: Path) -> FolderLists:
+        """Return the lists of ``labelsTs`` or, without one, of the first of nnU-Net's folds."""
+        assert self.source is not None
+        has_test = has_test_labels(cases)
+        fold = None if has_test else read_nnunet_folds(folds_file)[0]
+        used = [
+            case
+            for case, files in cases.items()
+            if files["place"] != "imagesTs" or "label" in files
+        ]
+        by_rule = self._patients_by_rule(used)
+        patients = by_rule or {case: case for case in cases}
+        origin = TEST_ORIGIN if has_test else FOLD_ORIGIN
+        found = FolderLists(lists_of_layout(cases, patients, fold), None, origin)
+        self._require_usable(found, cases, folds_file if fold else self.source)
+        return self._with_patients(found)
+
+    def _require_usable(self, known: FolderLists, cases: dict[str, Files], where: Path) -> None:
+        """Refuse lists with a case twice, without files, or without a label where one is needed.
+
+        Args:
+            known: the lists.
+            cases: the files of each case.
+            where: the file that the lists are from, for messages; the folder if there is none.
+        """
+        assert self.source is not None
+        fix = "repair the file, or remove it to have the lists drawn again"
+        if known.is_drawn:
+            fix = (
+                "bring the files back, or draw the lists again: "
+                f"segbench data link {self.source} --as {self.name} --new-lists"
+            )
+        problems = problems_of_lists(known.lists, cases)
+        if not known.lists["labeled"]:
+            problems["no labeled case for training"] = ["labelsTr holds none"]
+        for problem, which in problems.items():
             if which:
                 raise DataError(
                     problem,
-                    where=file,
+                    where=where,
                     found=", ".join(which[:10]),
                     expected="each case once, on disk",
-                    fix=suggest_layout_fix(self.source, self.layout)
-                    or "repair the file, or remove it to have the lists drawn again",
+                    fix=suggest_layout_fix(self.source, self.layout) or fix,
                 )
-        by_rule = self._patients_by_rule([case for ids in stored.lists.values() for case in ids])
-        if by_rule is not None and stored.patients is not None:
-            require_same_patients(stored.patients, by_rule, file)
-        return FolderLists(stored.lists, by_rule or stored.patients)
 
     def _patients_by_rule(self, cases: Sequence[str]) -> dict[str, str] | None:
         """Return the patients of cases by the rule of the settings, None if there is none."""
@@ -214,8 +278,10 @@ class Folder(Dataset):
         """
         assert self.source is not None
         found: dict[str, Files] = {}
-        labels = files_by_stem(self.source / "labelsTr", self.layout.ending)
         for place in ("imagesTr", "imagesUn", "imagesTs"):
+            labels: dict[str, Path] = {}
+            if place in LABELS_OF:
+                labels = label_files(self.source / LABELS_OF[place], self.layout.ending)
             for case, images in case_images(self.source / place, self.layout).items():
                 if case in found:
                     raise DataError(
@@ -225,7 +291,7 @@ class Folder(Dataset):
                         expected="each case once",
                     )
                 found[case] = {"place": place, "images": images}
-                if place == "imagesTr" and case in labels:
+                if case in labels:
                     found[case]["label"] = labels[case]
         return {case: found[case] for case in sorted(found, key=by_number)}
 
@@ -245,7 +311,7 @@ class Folder(Dataset):
         return Split(
             train=tuple(together(train, patients)),
             test=tuple(lists["test"]),
-            source=LISTS_FILE,
+            source=known.origin,
             val=tuple(lists["val"]),
             notes=tuple(notes),
         )
@@ -333,12 +399,14 @@ class Folder(Dataset):
         return [replace(case, where={**case.where, "recipe": recipe}) for case in raw]
 
     def _crop(self, raw: Sequence[RawCase]) -> Any:
-        """Return the crop of the settings, or the default for the first channel.
+        """Return the crop of the settings, or the default for the first channel or for pictures.
 
         Raises:
             DataError: the crop uses the label, but a case has no label.
         """
         usual = "body" if _is_ct(self.layout.channels[0]) else "nonzero"
+        if self.layout.has_pictures:
+            usual = "none"
         crop = self.settings.get("crop") or usual
         unlabeled = [case.id for case in raw if "label" not in case.where]
         if crop == "label" and unlabeled:
@@ -354,9 +422,12 @@ class Folder(Dataset):
     def _gray(self, name: str, labeled: Sequence[RawCase], channel: int) -> Gray:
         """Return the normalization that nnU-Net uses for a channel of this name."""
         if not _is_ct(name):
-            return SCALES.get(name.lower(), Gray(None, "zscore_nonzero"))
+            usual = Gray(None, "zscore" if self.layout.has_pictures else "zscore_nonzero")
+            return SCALES.get(name.lower(), usual)
         left_out = [old for old, new in self.changes.items() if new in (0, IGNORED)]
-        window = self.settings.get("window") or foreground_percentiles(labeled, channel, left_out)
+        window = self.settings.get("window") or foreground_percentiles(
+            labeled, channel, self.channels, left_out
+        )
         if window is None:
             return Gray(None, "minmax")
         low, high = window
@@ -365,8 +436,9 @@ class Folder(Dataset):
     def inputs(self) -> dict[str, Any]:
         """Return the settings and, if available, the lists and the contents of ``dataset.json``."""
         assert self.source is not None
+        settings = {name: value for name, value in self.settings.items() if name != DRAWN}
         if not self.source.exists():
-            return {"settings": self.settings}
+            return {"settings": settings}
         facts: list[Any] = [self.layout.classes, self.layout.channels]
         facts += [self.layout.suffix, self.layout.ending]
         if self.layout.ignored is not None:
@@ -378,29 +450,39 @@ class Folder(Dataset):
         folds = self._folds(known.patients or {})
         if folds:
             lists["folds"] = folds
-        return {"settings": self.settings, "lists": lists, "dataset.json": facts}
+        return {"settings": settings, "lists": lists, "dataset.json": facts}
 
     def after_preparation(self) -> None:
-        """Write the drawn lists, so that files that are added later do not change them."""
-        assert self.source is not None
+        """Keep drawn lists with the link, so that files that are added later do not change them."""
         known = self.listed()
-        keep_lists(self.source / LISTS_FILE, known.lists, known.patients)
+        if known.is_drawn:
+            keep_setting(self.name, DRAWN, known.document())
 
     def load(self, raw: RawCase) -> Case:
         """Return one case, prepared by the recipe; an unlabeled case has no label."""
         where: dict[str, Any] = raw.where
-        image, warnings = _read_channels(where["images"])
-        warnings = [*image.warnings, *warnings, *_suspicious(image)]
+        image, warnings = read_channels(where["images"], self.channels)
+        warnings = [*image.warnings, *warnings, *suspicious(image)]
         label = None
         if "label" in where:
-            mask = read_volume(where["label"], "label")
+            mask = read_mask(where["label"])
             mask, pair_warnings = match(image, mask, where["label"])
             warnings += pair_warnings
+            if self._is_two_valued(mask, where["label"]):
+                mask = replace(mask, array=mask.array == WHITE)
+                warnings.append(f"mask of 0 and {WHITE}: {WHITE} is class 1 ({self.classes[0]})")
             label = self._labels(mask, where["label"])
         case = finished_case(raw.id, apply(where["recipe"], image, label), warnings)
         if "fold" in where:
             case.made["fold"] = where["fold"]
         return case
+
+    def _is_two_valued(self, mask: Volume, file: Path) -> bool:
+        """Return whether a mask is a picture whose white pixels can only mean the one class."""
+        if not is_picture(file) or len(self.classes) != 1 or WHITE in self.changes:
+            return False
+        values = np.unique(mask.array).tolist()
+        return WHITE in values and set(values) <= {0, WHITE}
 
     def _labels(self, mask: Volume, file: Path) -> np.ndarray:
         """Return label values as they are prepared.
@@ -496,91 +578,3 @@ def _checked(settings: dict[str, Any]) -> dict[str, Any]:
             expected="three positive mm; a window of two finite gray values, the lower one first",
         )
     return checked
-
-
-def median_spacing(raw: Iterable[RawCase]) -> tuple[float, float, float] | None:
-    """Return the median spacing of the images along the right, anterior and superior axes in mm.
-
-    Return None if no file has a spacing.
-    """
-    known = []
-    for case in raw:
-        spacing = _ras_spacing(case.where["images"][0])
-        if spacing is not None:
-            known.append(spacing)
-    if not known:
-        return None
-    right, anterior, superior = np.median(known, axis=0)
-    return float(right), float(anterior), float(superior)
-
-
-def _ras_spacing(path: Path) -> list[float] | None:
-    """Return a file's spacing along the right, anterior and superior axes, or None if unknown."""
-    is_nifti = path.name.lower().endswith((".nii", ".nii.gz"))
-    affine = nifti_header(path).matrix if is_nifti else read_volume(path).affine
-    if affine is None:
-        return None
-    spacing = spacing_of(affine)
-    return [spacing[axis] for axis in file_axes(affine)]
-
-
-def foreground_percentiles(
-    raw: Iterable[RawCase], channel: int, left_out: Sequence[int] = ()
-) -> tuple[float, float] | None:
-    """Return the 0.5 and 99.5 percentiles of a channel's foreground, or None if there is none.
-
-    Label values in ``left_out`` are no foreground.
-
-    At most about ``VOXELS_PER_CASE`` evenly spaced voxels of each case are used.
-    """
-    inside = []
-    for case in raw:
-        image, _ = _read_channels(case.where["images"])
-        label = read_volume(case.where["label"], "label")
-        label, _ = match(image, label, case.where["label"])
-        values = image.array[..., channel] if image.array.ndim == 4 else image.array
-        classes = np.rint(label.array)
-        foreground = values[(classes > 0) & ~np.isin(classes, left_out)]
-        step = max(1, len(foreground) // VOXELS_PER_CASE)
-        inside.append(foreground[::step])
-    pooled = np.concatenate(inside) if inside else np.empty(0)
-    if not pooled.size:
-        return None
-    low, high = np.percentile(pooled, (0.5, 99.5))
-    return round(float(low), 3), round(float(high), 3)
-
-
-def _read_channels(files: Sequence[Path]) -> tuple[Volume, list[str]]:
-    """Return the channels of a case as one volume, (*S) or (*S, C), and warnings.
-
-    Raises:
-        DataError: a file is damaged, the channels do not match, or a value is not finite.
-    """
-    first = as_one_slice(read_volume(files[0]))
-    arrays = [first.array]
-    warnings = []
-    for file in files[1:]:
-        part, part_warnings = match(first, read_volume(file), file, "channel")
-        arrays.append(part.array)
-        warnings += [f"{file.name}: {text}" for text in part_warnings]
-    array = first.array
-    if len(arrays) > 1:
-        array = np.stack([part.astype(np.float32) for part in arrays], axis=-1)
-    require_finite(array, files[0])
-    return replace(first, array=array), warnings
-
-
-def _suspicious(image: Volume) -> list[str]:
-    """Return warnings about images that can be used but look wrong."""
-    warnings = []
-    steps = []
-    if image.spacing is not None:
-        steps = [image.spacing[axis] for axis in extended_axes(image.array.shape[:3])]
-    if steps and max(steps) > ANISOTROPIC * min(steps):
-        warnings.append(
-            f"slices {max(steps):.3g} mm apart, {min(steps):.3g} mm in plane: "
-            "cubic patches are a poor choice"
-        )
-    if image.array.min() == image.array.max():
-        warnings.append("the image has only one gray value")
-    return warnings

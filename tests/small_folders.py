@@ -111,5 +111,13 @@ class OwnFolder:
     def lists(self, **lists):
         (self.root / "splits_ssl.json").write_text(json.dumps(lists))
 
-    def stored_lists(self):
-        return json.loads((self.root / "splits_ssl.json").read_text())
+    def folds(self, *folds):
+        """Write nnU-Net's file of folds, each given as (training, validation) cases."""
+        content = [{"train": train, "val": val} for train, val in folds]
+        (self.root / "splits_final.json").write_text(json.dumps(content))
+
+
+def drawn_lists(data_root, name):
+    """Return the lists that are kept with the link of a data set."""
+    link = json.loads((Path(data_root) / name / "link.json").read_text())
+    return link["settings"]["drawn"]

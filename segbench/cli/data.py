@@ -24,6 +24,22 @@ if TYPE_CHECKING:
 CHECK_SCHEMA = "segbench.data.check/1"
 ABOUT = ("title", "modality", "classes", "license", "citation", "homepage", "protocol", "labeled")
 MEGABYTE = 10**6
+MOST_SPACINGS = 3  # that are listed one by one
+
+
+def _required_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    """Return the name of a data set; without one, say how a folder of the user is named."""
+    if value:
+        return value
+    folder = context.params.get("source")
+    example = (
+        f"folder:{folder}" if folder else "folder:PATH, or a name that segbench data list shows"
+    )
+    raise UsageError(
+        "no data set is named",
+        expected="NAME",
+        fix=f"segbench data {context.info_name} {example}",
+    )
 
 
 @click.group(cls=Group)
@@ -38,7 +54,7 @@ data.add_command(link)
 
 
 @data.command()
-@click.argument("name")
+@click.argument("name", required=False, callback=_required_name)
 @click.option(
     "--from",
     "source",
@@ -56,10 +72,23 @@ data.add_command(link)
     show_default=True,
     help="Number of processes.",
 )
+@click.option(
+    "--write-lists",
+    is_flag=True,
+    help="Of a folder of your own: write lists that were drawn to its splits_ssl.json, for others "
+    "who use the folder. Without this option, nothing is written to the folder.",
+)
 @mismatch_option
 @size_option
 @click.pass_obj
-def prepare(settings: Settings, name: str, source: Path | None, download: bool, jobs: int) -> None:
+def prepare(
+    settings: Settings,
+    name: str,
+    source: Path | None,
+    download: bool,
+    jobs: int,
+    write_lists: bool,
+) -> None:
     """Check all cases of a data set and store them in the form that training reads.
 
     It is safe to repeat this.
@@ -78,7 +107,33 @@ def prepare(settings: Settings, name: str, source: Path | None, download: bool, 
     source = source or entries[0].cls.source
     _require_source(name, entries, source)
     documents = [_prepare(settings, entry, source, jobs) for entry in entries]
+    if entries[0].cls.source is not None:
+        _show_lists(settings, entries[0].name, write_lists)
     settings.show(datasets_document("segbench.data.prepare/1", documents))
+
+
+def _show_lists(settings: Settings, name: str, write: bool) -> None:
+    """Show where the lists of a user's folder come from; write drawn ones to it if asked."""
+    from segbench import registry
+    from segbench.data.preparation.folder_lists import DRAWN, DRAWN_ORIGIN, write_lists
+
+    link = registry.links().get(name)
+    drawn = link.settings.get(DRAWN) if link else None
+    origin = registry.get("dataset", name).cls().split().source
+    if link is None or drawn is None or origin != DRAWN_ORIGIN:
+        settings.echo([safe(f"  lists: {origin}")])
+        return
+    if write:
+        file = write_lists(Path(link.text), drawn)
+        settings.echo([safe(f"  lists: {origin}; written to {file}")])
+        return
+    kept = settings.data_root / name / "link.json"
+    settings.echo(
+        [
+            safe(f"  lists: {origin}; kept in {kept}"),
+            "  nothing is written to your folder; --write-lists would add its splits_ssl.json",
+        ]
+    )
 
 
 def _prepare(settings: Settings, entry: Entry, source: Path | None, jobs: int) -> dict[str, Any]:
@@ -90,13 +145,14 @@ def _prepare(settings: Settings, entry: Entry, source: Path | None, jobs: int) -
     from segbench.data.open import prepare as prepare_store
     from segbench.data.store.checks import check_facts
     from segbench.data.store.problem import DataProblems
+    from segbench.data.store.warning_groups import grouped, grouped_warnings, warning_line
 
     with counting(settings, f"prepare {entry.name}") as progress:
         store = prepare_store(entry.name, source, settings.data_root, jobs, progress)
     problems = check_facts(store)
-    for warning in store.warnings:
-        settings.say(safe(f"{mark('warning')} {warning}"))
-    for problem in problems:
+    for warning in grouped_warnings(store):
+        settings.say(safe(f"{mark('warning')} {warning_line(warning)}"))
+    for problem in grouped(problems, len(store.cases)):
         settings.say(safe(f"{mark(problem.level)} {problem}"))
     settings.echo([safe(f"{mark('ok')} {store.name}: {_counts(store)} prepared in {store.root}")])
     errors = _errors(problems)
@@ -169,7 +225,7 @@ def _downloaded(settings: Settings, entries: Sequence[Entry], source: Path | Non
 
 
 @data.command()
-@click.argument("name")
+@click.argument("name", required=False, callback=_required_name)
 @click.option("--case", "cases", multiple=True, help="Only this case; may be repeated.")
 @click.option(
     "--from",
@@ -184,7 +240,8 @@ def check(settings: Settings, name: str, cases: tuple[str, ...], source: Path | 
     """Read a prepared data set in full, or a folder of files before it is prepared.
 
     Every problem is listed, such as damaged files, bad labels, and cases that are in both train and
-    test. The exit code is 3 if any of them is an error.
+    test. The exit code is then 3. Warnings do not change it, and one line stands for those that
+    differ only in numbers.
 
     \b
     segbench data check la
@@ -271,10 +328,15 @@ def _check_source(
 
 def _check_lines(store: Store, problems: Sequence[Problem], checked: int) -> list[str]:
     from segbench.data.store.checks import check_split, patients_are_known
+    from segbench.data.store.warning_groups import grouped
 
-    counts = f"{plural(checked, 'case')} checked, {plural(len(problems), 'problem')}"
+    shown = grouped(problems, checked)
+    errors = len(_errors(shown))
+    counts = f"{plural(checked, 'case')} checked, {plural(errors, 'problem')}"
+    if len(shown) > errors:
+        counts += f", {plural(len(shown) - errors, 'warning')}"
     lines = [f"{store.name}: {counts}"]
-    lines += [f" {mark(problem.level)} {problem}" for problem in problems]
+    lines += [f" {mark(problem.level)} {problem}" for problem in shown]
     if store.cases and not _errors(check_split(store.train, store.test, store.cases)):
         if patients_are_known(store):
             no_leak = "no case, patient or identical volume is shared between train and test"
@@ -335,11 +397,37 @@ def info(settings: Settings, name: str) -> None:
     for entry in _members(name):
         document = _about(settings, entry)
         documents.append(document)
-        for key, value in document.items():
+        shown = {**document, "spacing_mm": _spacing_ranges(document.get("spacing_mm"))}
+        shown.pop("warnings", None)
+        for key, value in shown.items():
             if value not in ("", [], None):
                 lines += wrapped(f"{key:<12} {_text(value)}", " " * 13)
+        for text in _warnings(settings, entry):
+            lines += wrapped(f"warning      {text}", " " * 13)
         lines.append("")
     settings.show(datasets_document("segbench.data.info/1", documents), lines)
+
+
+def _spacing_ranges(spacings: list[tuple[float, ...]] | None) -> Any:
+    """Return the spacings of a data set; of many, the smallest and largest along each axis."""
+    if spacings is None or len(spacings) <= MOST_SPACINGS:
+        return spacings
+    axes = list(zip(*spacings, strict=True))
+    return {"from": [min(axis) for axis in axes], "to": [max(axis) for axis in axes]}
+
+
+def _warnings(settings: Settings, entry: Entry) -> list[str]:
+    """Return the warnings about a prepared data set, a line for each kind."""
+    from segbench.data.open import open_store
+    from segbench.data.store.warning_groups import grouped_warnings, warning_line
+
+    if not _is_prepared(settings, entry.name):
+        return []
+    try:
+        store = open_store(entry.name, settings.data_root)
+    except SegbenchError:
+        return []
+    return [warning_line(warning) for warning in grouped_warnings(store)]
 
 
 def _about(settings: Settings, entry: Entry) -> dict[str, Any]:

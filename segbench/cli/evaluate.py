@@ -129,7 +129,8 @@ def evaluate(
     """Evaluate a finished RUN again, or compare two folders of label files.
 
     A run predicts its test cases again, and the metrics are compared with the stored ones. Files of
-    two folders are paired by name; NIfTI, NRRD, MetaImage (.mha) and HDF5 (key 'label') are read.
+    two folders are paired by name; NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'label') and pictures
+    (PNG, TIFF, BMP) are read. If the pictures of a folder hold 0 and 255 only, 255 counts as 1.
 
     Voxels that --ignore leaves out count as background in both files.
 

@@ -30,6 +30,7 @@ class LinkOptions:
     patient: str | None
     changes: str | None
     ignore: tuple[int, ...]
+    new_lists: bool
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that are stored with the name.
@@ -95,6 +96,11 @@ LINK_OPTIONS = (
         help="Label value of voxels to leave out of losses and metrics, such as 255 or -1; may be "
         "repeated.",
     ),
+    click.option(
+        "--new-lists",
+        is_flag=True,
+        help="Draw the test cases again, instead of keeping the lists of the last preparation.",
+    ),
 )
 
 
@@ -120,22 +126,25 @@ def link(settings: Settings, path: Path, name: str, options: LinkOptions) -> Non
     """
     from segbench import registry
     from segbench.data.links import write_link
+    from segbench.data.preparation.folder_lists import settings_to_keep
 
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name):
         raise UsageError(
             f"--as: '{name}'", expected="a letter, then letters, digits and underscores"
         )
     choices = options.settings()
+    old = registry.links().get(name)
+    if old is not None and not options.new_lists:
+        choices |= settings_to_keep(old.settings, choices)
     family = next(
         name for name in registry.names("dataset") if registry.get("dataset", name).cls.family
     )
     new = registry.Link(family, str(path.expanduser().resolve()), choices)
     registry.get("dataset", family).cls.variant(new.text, new.settings)  # raises if it is unusable
-    known = registry.links().get(name)
-    if known is not None and known.text != new.text:
+    if old is not None and old.text != new.text:
         raise UsageError(
             f"'{name}' is the name of another folder",
-            found=known.text,
+            found=old.text,
             expected=new.text,
             fix="choose another name: --as NAME",
         )
@@ -149,6 +158,7 @@ def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], 
     """Return the document and lines about a new link; warn about names that look like visits."""
     from segbench import registry
     from segbench.cli.documents import datasets_document
+    from segbench.data.preparation.folder_lists import DRAWN
     from segbench.data.store.checks import check_names
 
     dataset = registry.get("dataset", name).cls
@@ -159,7 +169,8 @@ def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], 
     document = {
         "name": name,
         "folder": link.text,
-        "settings": link.settings,
+        "settings": {key: value for key, value in link.settings.items() if key != DRAWN},
+        "lists": split.source,
         "train": len(split.train),
         "labeled": dataset.labeled,
         "test": len(split.test),
@@ -171,7 +182,8 @@ def _linked(settings: Settings, name: str, link: Link) -> tuple[dict[str, Any], 
         labeled = f"{plural(dataset.labeled, 'patient')} labeled"
     counts = f"{len(split.train)} train cases, {labeled}, {len(split.test)} test"
     line = f"{mark('ok')} {name}: {counts}; next: segbench data prepare {name}"
-    return datasets_document("segbench.data.link/1", [document]), [safe(line)]
+    lines = [safe(line), safe(f"  lists: {split.source}")]
+    return datasets_document("segbench.data.link/1", [document]), lines
 
 
 def _numbers(option: str, text: str, separator: str, count: int) -> list[float]:

@@ -58,7 +58,7 @@ OUTPUT_OPTIONS = (
         "--probs",
         "with_probabilities",
         is_flag=True,
-        help="Also write the probability of each class, as a 4-D file.",
+        help="Also write the probability of each class, as a 4-D NIfTI file.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace existing results."),
 )
@@ -95,12 +95,15 @@ def predict(
     A MODEL is what "segbench runs export RUN --weights" writes, or hub:OWNER/NAME. Nothing but it
     is needed.
 
-    NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image'), folders of DICOM slices and single slices
-    (.dcm) are read. Each
-    result is NAME_seg.nii.gz, on the grid of the scan.
+    NIfTI, NRRD, MetaImage (.mha), HDF5 (key 'image'), folders of DICOM slices, single slices (.dcm)
+    and pictures (PNG, TIFF, BMP, JPEG) are read. Each result is NAME_seg.nii.gz, on the grid of the
+    scan; of a picture, it is a gray picture of the same type (PNG for JPEG) whose values are the
+    classes.
 
     \b
     segbench predict 3f9c2a7b scan.nii.gz -o out/
+    segbench predict 3f9c2a7b photos/ -o out/
+    segbench predict 3f9c2a7b patient7/t1,patient7/t2 -o out/   # two channels
     segbench predict 3f9c2a7b scans/ dicom_series/ -o out/ --probs
     segbench predict model.zip scan.nii.gz -o out/
     segbench predict hub:OWNER/NAME scan.nii.gz -o out/
@@ -142,6 +145,7 @@ def predict(
         raise DataProblems(
             f"{len(problems)} of {len(documents) + len(problems)} scans cannot be segmented",
             problems,
+            listed=False,
             fix=f"repair them and repeat the command{done}",
         )
     settings.show(
@@ -223,8 +227,10 @@ def _problem(scan: Scan, error: Exception) -> Problem:
 
 
 def _result_files(scan: Scan, output: OutputOptions) -> list[Path]:
-    kinds = ["seg", "probs"] if output.with_probabilities else ["seg"]
-    return [output.out / f"{scan.name}_{kind}.nii.gz" for kind in kinds]
+    files = [output.out / f"{scan.name}_seg{scan.ending}"]
+    if output.with_probabilities:
+        files.append(output.out / f"{scan.name}_probs.nii.gz")
+    return files
 
 
 def _refuse_to_overwrite(
@@ -254,7 +260,7 @@ def _write(
     from segbench.evaluation.new_scans import write_nifti
 
     scan = prediction.scan
-    write_nifti(files[0], prediction.label, prediction)
+    prediction.save(files[0])
     if len(files) > 1:
         write_nifti(files[1], np.moveaxis(prediction.probabilities, 0, -1), prediction)
     classes = ["background", *predictor.store.classes]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from segbench import registry
@@ -33,6 +34,13 @@ def load_links(data_root: Path) -> list[SegbenchError]:
         except (OSError, ValueError, KeyError, TypeError) as error:
             problems.append(IntegrityError(f"a link is damaged: {error!r}", where=file))
     return problems
+
+
+def keep_setting(name: str, key: str, value: object) -> None:
+    """Add a setting to the link of a data set, if it has one; ``write_link`` stores it."""
+    link = registry.links().get(name)
+    if link is not None:
+        registry.add_link(name, replace(link, settings={**link.settings, key: value}))
 
 
 def write_link(data_root: Path, name: str) -> None:

@@ -62,7 +62,10 @@ def prepare(
     root = Path(data_root) / entry.name
     with lock(root / "lock"):
         write_link(Path(data_root), entry.name)
-        return prepare_all(entry, None if entry.cls.embedded else source, root, jobs, progress)
+        source = None if entry.cls.embedded else source
+        store = prepare_all(entry, source, root, jobs, progress)
+        write_link(Path(data_root), entry.name)  # with lists that were drawn
+        return store
 
 
 def open_store(

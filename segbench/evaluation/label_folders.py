@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from segbench.data.formats.read import ENDINGS, read_volume, stem
+from segbench.data.formats.pictures import is_picture
+from segbench.data.formats.read import (
+    ALL_ENDINGS,
+    DICOM_ENDING,
+    read_mask,
+    stem,
+    without_previews,
+)
 from segbench.data.formats.same_grid import match
 from segbench.data.formats.volume import NO_LABEL, Volume, as_one_slice, looks_like_image
 from segbench.data.geometry import in_mm, skewed_steps, spacing_of
@@ -21,6 +28,7 @@ from segbench.errors import DataError, SegbenchError
 from segbench.evaluation.case_rows import Row, score_case
 from segbench.evaluation.label_values import (
     VALUES,
+    WHITE,
     CaseValues,
     StoredLabels,
     ValueRules,
@@ -30,6 +38,7 @@ from segbench.evaluation.label_values import (
     value_pairs,
     value_warnings,
     values_of,
+    with_white_as_one,
 )
 from segbench.progress import Progress, no_progress
 from segbench.text import first_few
@@ -109,6 +118,11 @@ def evaluate_pairs(
     """
     checked = _checked_cases(found, rules)
     warnings: list[str] = []
+    two_valued = _two_valued_sides(found, checked, names, rules)
+    if two_valued:
+        rules = with_white_as_one(rules, two_valued)
+        checked = _checked_cases(found, rules)
+        warnings.append(f"masks of 0 and {WHITE} ({' and '.join(two_valued)}): {WHITE} counts as 1")
     values: set[int] = set()
     warnings += _grouped({name: case.warnings for name, case in checked.items()})
     for case in checked.values():
@@ -140,6 +154,26 @@ def evaluate_pairs(
     return rows, warnings + exchange_warnings(counts) + count_warnings(rows)
 
 
+def _two_valued_sides(
+    found: Mapping[str, Files],
+    checked: Mapping[str, CheckedCase],
+    names: Mapping[int, str] | None,
+    rules: ValueRules,
+) -> list[str]:
+    """Return the sides whose masks are all pictures of 0 and 255, without a rule for 255."""
+    if WHITE in (names or {}) or WHITE in rules.ignored:
+        return []
+    sides = []
+    for side, is_mapped in (("pred", WHITE in rules.pred_map), ("ref", WHITE in rules.ref_map)):
+        values: set[int] = set()
+        for case in checked.values():
+            values |= getattr(case.in_files, side)
+        are_pictures = all(is_picture(getattr(files, side)) for files in found.values())
+        if are_pictures and values == {WHITE} and not is_mapped:
+            sides.append(side)
+    return sides
+
+
 def pairs(pred: Path, ref: Path) -> tuple[dict[str, Files], list[str]]:
     """Return the files of each case by its name, and warnings about files that are left out.
 
@@ -158,7 +192,8 @@ def pairs(pred: Path, ref: Path) -> tuple[dict[str, Files], list[str]]:
     if missing:
         problems = []
         for case in missing:
-            expected = f"a file {case}.nii.gz in {pred}"
+            ending = references[case].suffix if is_picture(references[case]) else ".nii.gz"
+            expected = f"a file {case}{ending} in {pred}"
             problems.append(
                 Problem(case, str(references[case]), "no prediction of this name", expected)
             )
@@ -183,22 +218,22 @@ def _files_by_case(
 ) -> tuple[dict[str, Path], list[str]]:
     """Return the label files of a folder by case, and a warning about other files in it.
 
+    Pictures beside volumes are previews and not read.
+
     Args:
         ignored: names with these endings are skipped without a warning.
     """
     if not folder.is_dir():
         raise DataError("no such folder", where=folder)
     found: dict[str, Path] = {}
-    unread: list[str] = []
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith("."):
-            continue
+    visible = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    readable = [file for file in visible if file.name.lower().endswith(ALL_ENDINGS)]
+    candidates = [file for file in readable if not (ignored and stem(file).endswith(ignored))]
+    labels = without_previews(candidates)
+    unread = [file.name for file in visible if file not in readable]
+    unread += [file.name for file in candidates if file not in labels]
+    for file in labels:
         name = unicodedata.normalize("NFC", stem(file))
-        if not file.name.lower().endswith(ENDINGS):
-            unread.append(file.name)
-            continue
-        if ignored and name.endswith(ignored):
-            continue
         case = SUFFIX.sub("", name)
         if case in found:
             raise DataError(
@@ -209,17 +244,28 @@ def _files_by_case(
             )
         found[case] = file
 
-    endings = " ".join(ENDINGS)
+    endings = " ".join(ALL_ENDINGS)
     if not found:
         raise DataError(
             "no label file in the folder",
             where=folder,
             found=first_few(unread) or None,
             expected=endings,
+            fix=_fix_of_dicom(unread),
         )
     if not unread:
         return found, []
-    return found, [f"{folder}: not read, as the ending is none of {endings}: {first_few(unread)}"]
+    return found, [f"{folder}: not read as label files: {first_few(unread)}"]
+
+
+def _fix_of_dicom(names: Sequence[str]) -> str | None:
+    """Return how labels in DICOM are converted, None if there are none."""
+    if not any(name.lower().endswith(DICOM_ENDING) for name in names):
+        return None
+    return (
+        "convert labels in DICOM to NIfTI: a segmentation (SEG), for example, with dcmqi's "
+        "segimage2itkimage, contours (RTSTRUCT) with dcmrtstruct2nii"
+    )
 
 
 def read_pair(files: Files, ignored: Collection[int] = ()) -> Pair:
@@ -255,7 +301,7 @@ def read_labels(file: Path, ignored: Collection[int] = ()) -> Volume:
         DataError: the file is damaged, has other than two or three axes, or holds values that
             are no labels.
     """
-    volume = read_volume(file, "label")
+    volume = read_mask(file)
     return replace(volume, array=label_values(volume.array, file, ignored))
 
 

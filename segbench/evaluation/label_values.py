@@ -22,6 +22,7 @@ StoredLabels = np.ndarray[Any, np.dtype[np.integer[Any]]]  # values as they are 
 VALUES = 256  # a label map holds 0 to 255
 APART = 0.1  # Dice of one value in both files: below, its voxels lie elsewhere
 TOGETHER = 0.5  # Dice of two values: above, they mark the same voxels
+WHITE = 255  # foreground of a mask of two values
 UNUSUAL = 50  # classes rarely have numbers this high: they may mark voxels to leave out
 
 
@@ -75,6 +76,14 @@ class ValueRules:
             holders = " and no ".join(side for side, _, _ in sides)
             warnings.append(f"--map {value}={sides[0][1]}: no {holders} holds {value}")
         return warnings
+
+
+def with_white_as_one(rules: ValueRules, sides: Iterable[str]) -> ValueRules:
+    """Return rules that also change 255 to 1 on some sides, ``pred`` or ``ref``."""
+    maps = {"pred": dict(rules.pred_map), "ref": dict(rules.ref_map)}
+    for side in sides:
+        maps[side][WHITE] = 1
+    return ValueRules(maps["pred"], maps["ref"], rules.ignored)
 
 
 def _mapped(

@@ -24,6 +24,7 @@ from segbench.contracts.dataset import Dataset
 from segbench.contracts.method import Method
 from segbench.data.formats.hdf5 import is_h5
 from segbench.data.formats.nifti import load_nifti
+from segbench.data.formats.pictures import is_picture, with_channels, write_label_picture
 from segbench.data.formats.read import read_volume
 from segbench.data.formats.same_grid import match
 from segbench.data.formats.volume import Volume, as_one_slice, require_finite
@@ -80,14 +81,20 @@ class Prediction:
     warnings: list[str]
 
     def save(self, path: str | Path) -> Path:
-        """Write the label map as a NIfTI file (.nii.gz or .nii) on the scan's grid.
+        """Write the label map as a NIfTI file (.nii.gz or .nii) on the scan's grid, or a picture.
+
+        A picture (.png, .tif or .bmp) is gray, and its values are the class numbers.
 
         Raises:
             StorageError: the disk is full or not writable.
+            DataError: the label map has several slices, and the picture can hold only one.
         """
         file = Path(path)
         make_folder(file.parent)
-        write_nifti(file, self.label, self)
+        if is_picture(file):
+            write_label_picture(file, self.label)
+        else:
+            write_nifti(file, self.label, self)
         return file
 
 
@@ -217,7 +224,10 @@ class Predictor:
     def _volume_of(self, image: Array, affine: Array | None) -> tuple[Volume, bool]:
         """Return an array as (X, Y, Z, C), and whether its last axis was added."""
         channels = self.store.channels
-        for axes in sorted({self.store.dims, 3}):
+        possible_axes = {self.store.dims, 3}
+        if all(self.store.cases[case].shape[2:] == (1,) for case in self.store.train):
+            possible_axes.add(2)
+        for axes in sorted(possible_axes):
             with_channels = image
             if image.ndim == axes and channels == 1:
                 with_channels = image[None]
@@ -238,11 +248,12 @@ class Predictor:
 
     def _read(self, scan: Scan) -> tuple[Volume, list[str]]:
         """Return the scan as (X, Y, Z, C) float32, and warnings about its channels."""
-        first = self._read_file(scan.files[0])
+        in_file = self.store.channels if len(scan.files) == 1 else 1
+        first = self._read_file(scan.files[0], in_file)
         volumes = [first]
         warnings = list(first.warnings)
         for file in scan.files[1:]:
-            volume, channel_warnings = match(first, self._read_file(file), file, "channel")
+            volume, channel_warnings = match(first, self._read_file(file, in_file), file, "channel")
             volumes.append(volume)
             warnings += channel_warnings
 
@@ -263,18 +274,34 @@ class Predictor:
                 where=scan.files[0],
                 found=" + ".join(found),
                 expected=f"three axes and {self.store.channels} channels, equal in shape",
-                fix=f"{ONE_PHASE}; of several channels, train with all of them",
+                fix=self._fix_of_channels(),
             )
         array = arrays[0]
         require_finite(array, scan.files[0])
         return replace(first, array=array.astype(np.float32)), warnings
 
-    def _read_file(self, file: Path) -> Volume:
-        """Read one file of a scan, by the data set's own hook or by the file's ending."""
+    def _fix_of_channels(self) -> str:
+        """Return how the channels of a scan are given."""
+        if self.store.channels == 1:
+            return f"{ONE_PHASE}; of several channels, train with all of them"
+        return (
+            "give a file or a DICOM folder per channel, in the order of training: named "
+            "NAME_0000, NAME_0001, ... in one folder, or joined by commas: FIRST,SECOND"
+        )
+
+    def _read_file(self, file: Path, channels: int) -> Volume:
+        """Read one file of a scan, by the data set's own hook or by the file's ending.
+
+        Args:
+            file: the file.
+            channels: number of channels that a picture gets.
+        """
         own = self.dataset.scan(file)
         if own is not None:
             return Volume(*own)
         volume = read_volume(file)
+        if is_picture(file):
+            volume = with_channels(volume, channels, file)
         if is_h5(file) and volume.array.ndim == 3:
             return replace(volume, array=volume.array.transpose(self.dataset.h5_axes))
         return as_one_slice(volume)
@@ -314,6 +341,12 @@ class Predictor:
     def _knows_orientation(self) -> bool:
         return self.orientation is not None or self.recipe.orientation == "ras"
 
+    @property
+    def _trained_without_affine(self) -> bool:
+        """Whether the training cases were raw files without a place in space, such as pictures."""
+        cases = [self.store.cases[case] for case in self.store.train]
+        return self.recipe_is_stored and all(case.affine is None for case in cases)
+
     def _warnings(self, volume: Volume) -> list[str]:
         """Warn where a scan cannot be treated as the training cases were."""
         warnings = []
@@ -323,12 +356,12 @@ class Predictor:
                 "the training cases were cropped to a box around the label; here the whole scan is "
                 "segmented, so expect more false positives"
             )
-        if not has_affine:
+        if not has_affine and not self._trained_without_affine:
             text = "the scan has no orientation or spacing: its axes are used as they are"
             if not self.recipe_is_stored:
                 text += ", and its gray values are assumed to be preprocessed"
             warnings.append(text)
-        elif volume.oriented and not self._knows_orientation:
+        elif has_affine and volume.oriented and not self._knows_orientation:
             warnings.append(
                 "the orientation of the training cases is not recorded: "
                 "the scan's axes are used as they are"

@@ -9,7 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segbench.data.formats.read import DICOM_ENDING, ENDINGS, stem
+from segbench.data.formats.pictures import is_picture, result_ending
+from segbench.data.formats.read import (
+    ALL_ENDINGS,
+    DICOM_ENDING,
+    ENDINGS,
+    stem,
+    without_previews,
+)
 from segbench.data.store.problem import Problem
 from segbench.errors import DataError, SegbenchError, UsageError
 from segbench.text import first_few
@@ -25,14 +32,21 @@ class Scan:
     name: str
     files: tuple[Path, ...]
 
+    @property
+    def ending(self) -> str:
+        """Ending of its label map: as the scan for a picture that keeps values, otherwise NIfTI."""
+        first = self.files[0]
+        return result_ending(first) if is_picture(first) else ".nii.gz"
+
 
 def find_scans(
     paths: Iterable[Path], channels: int, problems: list[Problem] | None = None
 ) -> list[Scan]:
     """Return the scans that files and folders name.
 
-    A folder is one DICOM series, or holds files and folders of series. With several channels
-    ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... are one scan.
+    A folder is one DICOM series, or holds files and folders of series; pictures beside these are
+    previews and not read. With several channels, files or folders named ``case_0000``,
+    ``case_0001``, ... are one scan, and so are paths that a comma joins: ``t1,t2``.
 
     Args:
         paths: files and folders.
@@ -63,10 +77,44 @@ def find_scans(
 
 
 def _scans_in(path: Path, channels: int) -> list[Scan]:
+    parts = _channel_paths(path)
+    if len(parts) > 1:
+        return [_scan_of_channels(parts, channels)]
     files = _volume_files(path)
     if channels > 1:
         return _grouped_by_channel(files, channels)
     return [Scan(_name(file), (file,)) for file in files]
+
+
+def _channel_paths(path: Path) -> list[Path]:
+    """Return the paths of the channels that commas join; a path that exists is one path."""
+    if path.exists() or "," not in str(path):
+        return [path]
+    return [Path(part).expanduser() for part in str(path).split(",")]
+
+
+def _scan_of_channels(parts: Sequence[Path], channels: int) -> Scan:
+    """Return the scan of files or DICOM folders, one per channel.
+
+    It is named after the folder that holds all of them, or after the first one.
+
+    Raises:
+        DataError: a path does not exist, or there are more or fewer than the run has channels.
+    """
+    for part in parts:
+        if not part.exists():
+            raise DataError("no such file or folder", where=part)
+    if len(parts) != channels:
+        raise DataError(
+            "other channels than the run was trained on",
+            where=parts[0],
+            found=f"{len(parts)} paths joined by commas",
+            expected=f"{channels}, in the order of training",
+        )
+    parents = {part.resolve().parent for part in parts}
+    are_series = all(part.is_dir() for part in parts)
+    name = parents.pop().name if are_series and len(parents) == 1 else _name(parts[0])
+    return Scan(name, tuple(parts))
 
 
 def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
@@ -79,7 +127,8 @@ def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
         for file in scan.files:
             read.update(dicom_files(file) if file.is_dir() else (file,))
     warnings = []
-    for path in paths:
+    folders = [part for path in paths for part in _channel_paths(path)]
+    for path in folders:
         unread = []
         for file in find_below(path, "*"):
             if file.is_file() and file not in read:
@@ -121,7 +170,7 @@ def _volume_files(path: Path) -> list[Path]:
         raise DataError(
             "no scan in the folder",
             where=path,
-            expected=" ".join(ENDINGS) + ", or DICOM slices",
+            expected=" ".join(ALL_ENDINGS) + ", or DICOM slices",
         )
     if len(files) == 1 and files[0].is_dir():
         return [path]  # a patient's folder with a single study in it
@@ -129,7 +178,7 @@ def _volume_files(path: Path) -> list[Path]:
 
 
 def _volumes_in(folder: Path) -> list[Path]:
-    """Return the volume files and the folders of DICOM slices in a folder, sorted by name."""
+    """Return the files of volumes or pictures and the folders of DICOM slices, sorted by name."""
     found = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -137,10 +186,10 @@ def _volumes_in(folder: Path) -> list[Path]:
         if path.is_dir():
             is_volume = _has_dicom(path, deep=True)
         else:
-            is_volume = path.name.lower().endswith(ENDINGS)
+            is_volume = path.name.lower().endswith(ALL_ENDINGS)
         if is_volume:
             found.append(path)
-    return found
+    return without_previews(found)
 
 
 def _has_dicom(folder: Path, deep: bool = False) -> bool:
@@ -164,7 +213,10 @@ def _name(path: Path) -> str:
 
 
 def _grouped_by_channel(files: Sequence[Path], channels: int) -> list[Scan]:
-    """Put the files of one scan together, in the order of their channel numbers."""
+    """Put the files of one scan together, in the order of their channel numbers.
+
+    A single file has all channels, also a picture with the number of the first one.
+    """
     groups: dict[str, list[tuple[int | None, Path]]] = defaultdict(list)
     for file in files:
         match = CHANNEL_FILE.fullmatch(_name(file))
@@ -177,7 +229,8 @@ def _grouped_by_channel(files: Sequence[Path], channels: int) -> list[Scan]:
     for name, members in groups.items():
         by_number = {number: file for number, file in members if number is not None}
         is_complete = sorted(by_number) == list(range(channels)) and len(members) == channels
-        is_single_file = not by_number and len(members) == 1
+        has_first_only = list(by_number) == [0] and is_picture(by_number[0])
+        is_single_file = len(members) == 1 and (not by_number or has_first_only)
         if not is_complete and not is_single_file:
             raise DataError(
                 f"the files of scan '{name}' are not its channels",

@@ -58,6 +58,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.data.store.problem",
     "segbench.data.store.similar_names",
     "segbench.data.store.store",
+    "segbench.data.store.warning_groups",
     "segbench.errors",
     "segbench.evaluation",
     "segbench.evaluation.checks",

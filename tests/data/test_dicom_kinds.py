@@ -300,7 +300,9 @@ def test_a_folder_without_images_names_what_it_holds(series):
         del data.Rows, data.PixelData
 
     series.edit(change)
-    assert "RT Structure Set Storage" in series.refused()
+    refused = series.refused()
+    assert "RT Structure Set Storage" in refused
+    assert "dcmrtstruct2nii" in refused
 
 
 def test_a_single_slice(series):

@@ -176,7 +176,7 @@ FAULTS = {  # what is done to the folder, and what the message must say
     ),
     "no dataset.json": (
         lambda r: (r / "dataset.json").unlink(),
-        "neither the Decathlon nor the nnU-Net v2 layout",
+        "neither the Decathlon nor the nnU-Net layout",
     ),
     "a broken dataset.json": (lambda r: cut(r, "dataset.json"), "dataset.json cannot be read"),
     "a channel too many": (

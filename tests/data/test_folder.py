@@ -6,6 +6,7 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+from small_folders import OwnFolder, drawn_lists
 
 from segbench import registry
 from segbench.data.links import load_links
@@ -136,7 +137,8 @@ def test_nnunet_folder_is_prepared_and_trained_on(tmp_path, lab, ending, channel
         and not store.cases["un_0"].has_label
         and store.cases["case_10"].has_label
     )
-    written = json.loads((mine.root / "splits_ssl.json").read_text())
+    assert not (mine.root / "splits_ssl.json").exists()
+    written = drawn_lists(lab.folder / "data", store.name)
     assert written["labeled"] == list(store.train[:-3]) and written["unlabeled"] == [
         "case_1",
         "case_2",
@@ -252,8 +254,12 @@ def test_labels_of_cases_listed_as_unlabeled_are_not_read(mine, tmp_path):
     )
 
 
-def test_lists_are_written_after_preparation_and_not_by_a_check(mine, tmp_path, lab):
+def test_lists_are_kept_after_preparation_and_not_by_a_check(mine, tmp_path, lab):
     """A forgotten label must not be frozen into the lists."""
+
+    def kept():
+        return "drawn" in (tmp_path / "data" / "dataset007_mine" / "link.json").read_text()
+
     forgotten = mine.root / "labelsTr" / "case_21.nii.gz"
     content = forgotten.read_bytes()
     forgotten.unlink()
@@ -263,11 +269,11 @@ def test_lists_are_written_after_preparation_and_not_by_a_check(mine, tmp_path, 
     broken.write_bytes(whole[:100])
     with pytest.raises(DataError):
         prepare_store(mine.name, None, tmp_path / "data")
-    assert not (mine.root / "splits_ssl.json").exists()
+    assert not kept()
     broken.write_bytes(whole)
     forgotten.write_bytes(content)
     assert prepare_store(mine.name, None, tmp_path / "data").cases["case_21"].has_label
-    assert (mine.root / "splits_ssl.json").exists()
+    assert kept() and not (mine.root / "splits_ssl.json").exists()
 
 
 def test_a_crop_by_the_label_leaves_room_around_it(tmp_path):
@@ -370,7 +376,7 @@ def test_a_deeply_nested_dataset_json_is_refused(mine, tmp_path):
 @pytest.mark.parametrize(
     "image, label, found, missing",
     [
-        ("c{}_0000.nii.gz", "c{}.nii.gz", "6 files in labelsTr", "channel_names"),
+        ("c{}_0000.nii.gz", "d{}.nii.gz", "6 files in labelsTr", "channel_names"),
         ("c{}.nii", "c{}.nii", "c1.nii", ".nii"),
     ],
 )
@@ -390,12 +396,12 @@ def test_the_error_for_unread_files_says_what_dataset_json_needs(
     with pytest.raises(DataError, match="too few cases with a label") as caught:
         registry.get("dataset", f"folder:{root}")
     assert found in caught.value.details["found"] and f'"{missing}"' in caught.value.details["fix"]
-    repaired = (
-        {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}}
-        if "_0000" in image
-        else {"file_ending": ".nii"}
-    )  # as the fix says
-    (root / "dataset.json").write_text(json.dumps({**content, **repaired}))
+    if "_0000" in image:
+        for i in range(6):  # as the fix says
+            (root / "labelsTr" / f"d{i}.nii.gz").rename(root / "labelsTr" / f"c{i}.nii.gz")
+    else:
+        content["file_ending"] = ".nii"
+    (root / "dataset.json").write_text(json.dumps(content))
     assert registry.get("dataset", f"folder:{root}").cls.labeled == 5
 
 
@@ -469,7 +475,7 @@ def test_an_error_of_a_reader_names_the_case_before_any_is_loaded(tmp_path, monk
 
     mine = Mine(tmp_path / "Dataset009_Ct", channels=("CT",))
     registry.get("dataset", "folder")
-    module = importlib.import_module("segbench.datasets.folder")
+    module = importlib.import_module("segbench.data.preparation.folder_images")
     read = module.read_volume
 
     def strange(path, *key):
@@ -494,21 +500,98 @@ def test_a_shifted_label_and_a_lost_spacing_are_warnings(mine, tmp_path):
     assert any("case_4" in w and "exactly 1 x 1 x 1" in w for w in warnings)
 
 
-def test_a_folder_that_cannot_be_written_to_can_be_used(mine, tmp_path, monkeypatch):
-    import importlib
+def files_below(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
-    from segbench.errors import StorageError
 
-    registry.get("dataset", "folder")
+def test_nothing_is_written_to_the_folder_unless_asked(mine, lab):
+    before = files_below(mine.root)
+    prepared = lab.call("data", "prepare", mine.name)
+    assert prepared.returncode == 0 and files_below(mine.root) == before, prepared.stderr
+    assert "drawn: one in 5" in prepared.stdout and "--write-lists" in prepared.stdout
+    data_root = lab.folder / "segbench-data"
+    drawn = drawn_lists(data_root, "dataset007_mine")
+    first = open_store("dataset007_mine", data_root)
+    for number in range(30, 40):  # with these, other cases would be drawn
+        mine.case(f"case_{number}")
+    registry.reset()  # as in a new process
+    again = lab.call("data", "prepare", mine.name)
+    assert again.returncode == 0, again.stderr
+    assert "11 cases of the source are in no list" in again.stderr
+    assert open_store("dataset007_mine", data_root).test == first.test
+    lab.call("data", "link", mine.root, "--as", "dataset007_mine", "--crop", "none")
+    assert drawn_lists(data_root, "dataset007_mine") == drawn
+    written = lab.call("data", "prepare", mine.name, "--write-lists")
+    assert "written to" in written.stdout, written.stderr
+    assert json.loads((mine.root / "splits_ssl.json").read_text()) == drawn
+    assert open_store("dataset007_mine", data_root).test == first.test
+    (mine.root / "splits_ssl.json").unlink()
+    lab.call("data", "link", mine.root, "--as", "dataset007_mine", "--new-lists")
+    renewed = lab.call("data", "prepare", "dataset007_mine")
+    assert renewed.returncode == 0, renewed.stderr
+    assert len(open_store("dataset007_mine", data_root).test) == 2
 
-    def refuse(*_):
-        raise StorageError("cannot write: read-only file system")
 
-    monkeypatch.setattr(
-        importlib.import_module("segbench.data.preparation.folder_lists"), "atomic_write", refuse
-    )
+def test_kept_lists_whose_cases_are_gone(mine, tmp_path):
+    prepare_store(mine.name, None, tmp_path / "data")
+    (mine.root / "imagesTr" / "case_3_0000.nii.gz").unlink()
+    with pytest.raises(DataError, match="not on disk") as caught:
+        registry.get("dataset", "dataset007_mine").cls().split()
+    assert "--new-lists" in caught.value.details["fix"]
+
+
+def test_labeled_cases_of_images_ts_are_the_test_set(mine, tmp_path):
+    for name in ("later_2", "later_3"):
+        mine.case(name, "imagesTs")
+        (mine.root / "labelsTs").mkdir(exist_ok=True)
+        label = mine.root / "labelsTr" / f"{name}.nii.gz"
+        label.rename(mine.root / "labelsTs" / label.name)
     store = prepare_store(mine.name, None, tmp_path / "data")
-    assert not (mine.root / "splits_ssl.json").exists() and len(store.test) == 1
+    assert store.test == ("later_2", "later_3")
+    assert len(store.train) == 7 and store.cases["case_3"].has_label
+    assert "later_1" not in store.cases  # has no label
+    dataset = registry.get("dataset", mine.name).cls()
+    assert "labelsTs" in dataset.split().source
+    mine.lists(labeled=["case_3", "later_2"], unlabeled=["later_3"], test=["case_4"])
+    store = prepare_store(mine.name, None, tmp_path / "data")
+    assert store.train == ("case_3", "later_2", "later_3") and store.test == ("case_4",)
+    assert not store.cases["later_3"].has_label
+
+
+def test_the_first_fold_of_nnunet(tmp_path):
+    folder = OwnFolder(tmp_path / "Dataset011_Folds")
+    folder.fill(labeled=5, unlabeled=1)
+    cases = [f"c{number:02d}" for number in range(5)]
+    folder.folds((cases[:3], cases[3:]), (cases[2:], cases[:2]))
+    split = registry.get("dataset", folder.name).cls().split()
+    assert split.train == ("c00", "c01", "c02", "c05") and split.test == ("c03", "c04")
+    assert split.val == () and "fold 0" in split.source
+    folder.folds((cases[:3], ["c09"]))
+    with pytest.raises(DataError, match="not on disk") as caught:
+        registry.get("dataset", folder.name).cls().split()
+    assert "splits_final.json" in str(caught.value)
+    folder.folds((cases[:3], cases[3:]), (cases[2:], cases[:2]))
+    folder.case("t0", 9, place="imagesTs")
+    (folder.root / "labelsTs").mkdir()
+    (folder.root / "labelsTr" / "t0.nii.gz").rename(folder.root / "labelsTs" / "t0.nii.gz")
+    split = registry.get("dataset", folder.name).cls().split()
+    assert split.train == ("c00", "c01", "c02", "c03", "c04", "c05") and split.test == ("t0",)
+    assert split.val == () and "labelsTs" in split.source
+
+
+def test_a_dataset_json_of_nnunet_v1(tmp_path):
+    folder = OwnFolder(tmp_path / "Task050_First")
+    folder.fill(labeled=3, unlabeled=1)
+    content = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "organ"},
+        "numTraining": 4,
+        "training": [],
+    }
+    (folder.root / "dataset.json").write_text(json.dumps(content))
+    dataset = registry.get("dataset", folder.name).cls()
+    assert list(dataset.cases()) == ["c00", "c01", "c02", "c03"]
+    assert dataset.labeled == 2 and dataset.split().train[-1] == "c03"
 
 
 def test_names(mine, tmp_path):

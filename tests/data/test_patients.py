@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import PLUGINS
-from small_folders import OwnFolder
+from small_folders import OwnFolder, drawn_lists
 
 from segbench.data.look_alike import joint_warnings, shared_patient_warnings
 from segbench.data.open import open_store
@@ -41,6 +41,9 @@ def test_unknown_patients_are_pointed_out_and_not_claimed(visits, lab):
     assert r"--patient '(patient\d+)'" in checked.stdout
     prepared = lab.call("data", "prepare", visits.name)
     assert "patient01_visit1 (train)" in prepared.stderr
+    assert "remove its splits_ssl.json" not in prepared.stderr
+    assert lab.call("data", "prepare", visits.name, "--write-lists").returncode == 0
+    prepared = lab.call("data", "prepare", visits.name)
     assert "remove its splits_ssl.json" in prepared.stderr
     again = lab.call("data", "check", "visits")
     assert "patients are not known" in again.stdout
@@ -62,14 +65,13 @@ def test_drawn_lists_keep_the_visits_of_a_patient_together(visits, lab):
     assert "3 patients labeled" in linked.stdout
     assert "not known" not in linked.stderr
     assert lab.call("data", "prepare", "vis").returncode == 0
-    written = visits.stored_lists()
+    written = drawn_lists(lab.folder / "segbench-data", "vis")
     lists = [written[name] for name in ("labeled", "unlabeled", "test")]
     for first, second in itertools.combinations(lists, 2):
         assert not patients_of(first) & patients_of(second)
     assert len(written["test"]) == 2
     checked = lab.call("data", "check", "vis")
     assert "no case, patient or identical volume is shared" in checked.stdout
-    # The file keeps the patients, so that the folder's own name goes by them, too.
     assert written["patients"]["patient03_visit1"] == "patient03"
     store = open_store("vis", lab.folder / "segbench-data")
     assert len(store.patients) == 4
@@ -175,14 +177,10 @@ def test_unlabeled_frames_of_a_test_patient_are_left_out(tmp_path):
     folder = OwnFolder(tmp_path / "frames")
     for number in range(9):
         folder.case(f"p{number // 3}_frame{number % 3:02d}", number, labeled=number % 3 == 1)
-    folder.lists(
-        labeled=["p0_frame01", "p1_frame01"], unlabeled=["p2_frame00"], test=["p2_frame01"]
-    )
     from segbench import registry
     from segbench.data.preparation.pipeline import plan
 
     registry.add_link("frames", registry.Link("folder", str(folder.root), {"patient": r"(p\d+)"}))
-    (folder.root / "splits_ssl.json").unlink()
     todo = plan(registry.get("dataset", "frames").cls(), folder.root)
     assert len(patients_of(todo.split.test)) == 1
     assert not patients_of(todo.split.test) & patients_of(todo.split.train)
@@ -197,7 +195,6 @@ def test_a_store_of_other_patients_is_refused(visits, lab):
     with registry.isolated():
         registry.add_link("vis", link)
         prepare_store("vis", None, data_root)
-    (visits.root / "splits_ssl.json").unlink()
     registry.add_link("vis", registry.Link("folder", str(visits.root), {"patient": RULE}))
     with pytest.raises(DataError, match="has changed since it was prepared"):
         open_store("vis", data_root)

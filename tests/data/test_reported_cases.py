@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from grids import grid, nifti, stored, write
-from small_folders import OwnFolder, ball, metaimage, save, scan, shifted_balls
+from small_folders import OwnFolder, ball, drawn_lists, metaimage, save, scan, shifted_balls
 
 from segbench.training.run import execute
 
@@ -171,7 +171,7 @@ def test_01_patient_leak(lab):
     linked = lab.call("data", "link", folder.root, "--as", "visits", "--patient", r"(patient\d+)")
     assert linked.returncode == 0, linked.stderr
     assert lab.call("data", "prepare", "visits").returncode == 0
-    lists = folder.stored_lists()
+    lists = drawn_lists(lab.folder / "segbench-data", "visits")
     tested = {case.partition("_")[0] for case in lists["test"]}
     trained = {case.partition("_")[0] for case in lists["labeled"] + lists["unlabeled"]}
     assert tested and trained and not tested & trained

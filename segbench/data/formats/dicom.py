@@ -41,6 +41,8 @@ OTHER_KINDS = {
     "Segmentation": "export the segmentation as NIfTI, for example with dcmqi's segimage2itkimage",
     "Enhanced": "convert it to NIfTI, for example with dcm2niix",
     "Multi-frame": "convert it to NIfTI, for example with dcm2niix",
+    "RT Structure Set": "convert the contours to a NIfTI label map, for example with "
+    "dcmrtstruct2nii or plastimatch",
 }
 # Share of the slice distance: where neighbors differ by more from the median, a slice is missing.
 UNEVEN = 0.1
@@ -174,7 +176,7 @@ def _slices(folder: Path) -> list[Any]:
             where=folder,
             found=found or "no DICOM slice",
             expected="one series",
-            fix="give each series a folder of its own" if series else None,
+            fix="give each series a folder of its own" if series else _fix_of(kinds),
         )
     slices = next(iter(series.values()))
     for header in slices:
@@ -284,11 +286,20 @@ def _holds_numbers(header: Any, name: str, size: int) -> bool:
     return values.shape == (size,) and bool(np.isfinite(values).all())
 
 
+def _fix_of(kinds: Iterable[str]) -> str | None:
+    """Return what to do about files of other kinds, None if nothing is known."""
+    for kind in sorted(kinds):
+        for part, fix in OTHER_KINDS.items():
+            if part in kind:
+                return fix
+    return None
+
+
 def _require_single_gray(header: Any) -> None:
     kind = _kind(header)
     frames = int(header.get("NumberOfFrames") or 1)
     colors = int(header.get("SamplesPerPixel") or 1)
-    fix = next((fix for part, fix in OTHER_KINDS.items() if part in kind), None)
+    fix = _fix_of([kind])
     if fix is not None or frames > 1 or colors > 1:
         found = kind or "a file of no class"
         if frames > 1:

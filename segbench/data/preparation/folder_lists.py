@@ -1,4 +1,4 @@
-"""Lists of a user's folder: read from its splits file, or drawn by patient and written to it."""
+"""Lists of a user's folder: read from its files, or drawn by patient and kept with its link."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ from segbench.data.preparation.layouts import (
     read_json,
     suggest_layout_fix,
 )
+from segbench.data.preparation.nnunet_folds import FOLDS_FILE, Fold
 from segbench.data.preparation.patients import require_all_named, stored_patients, together
-from segbench.errors import DataError, StorageError, did_you_mean
+from segbench.errors import DataError, did_you_mean
 from segbench.storage import atomic_write, json_bytes
 from segbench.text import first_few
 
+LISTS_FILE = "splits_ssl.json"
+DRAWN = "drawn"  # setting of a link that holds the lists drawn for its folder
 LISTS = ("labeled", "unlabeled", "val", "test")
 LISTS_WITH_LABELS = ("labeled", "val", "test")
 PATIENTS = "patients"  # key of the patient of each case
 BRITISH = {name.replace("labeled", "label" + "led"): name for name in LISTS}
 TEST_SHARE = 5  # one in five labeled patients is for testing
 SEED = 0  # for drawing the test patients
+TEST_ORIGIN = "labelsTs: its cases are the test set"
+FOLD_ORIGIN = f"fold 0 of {FOLDS_FILE}: its val cases are the test set"
+DRAWN_ORIGIN = f"drawn: one in {TEST_SHARE} labeled patients is for testing"
 
 Files = dict[str, Any]  # keys: "place", "images" and, if there is one, "label"
 
@@ -37,6 +43,16 @@ class FolderLists:
 
     lists: dict[str, list[str]]
     patients: dict[str, str] | None  # by case; None if not known
+    origin: str = LISTS_FILE  # where the lists come from, in words
+    is_drawn: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """Return the content of a splits file, with the patients of its cases if they are known."""
+        content: dict[str, Any] = dict(self.lists)
+        if self.patients is not None:
+            listed = [case for name in LISTS for case in self.lists[name]]
+            content[PATIENTS] = {case: self.patients[case] for case in listed}
+        return content
 
 
 def read_stored_lists(file: Path) -> FolderLists:
@@ -120,6 +136,75 @@ def problems_of_lists(
     }
 
 
+def drawn_before(content: Mapping[str, Any]) -> FolderLists:
+    """Return the lists that were drawn at an earlier preparation and kept with the link."""
+    lists = {name: list(content.get(name, ())) for name in LISTS}
+    return FolderLists(lists, content.get(PATIENTS), DRAWN_ORIGIN, is_drawn=True)
+
+
+def settings_to_keep(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the drawn lists among a link's former settings, unless the rule for patients changed.
+
+    Args:
+        old: former settings of the link.
+        new: settings that replace them.
+    """
+    if DRAWN not in old or old.get("patient") != new.get("patient"):
+        return {}
+    return {DRAWN: old[DRAWN]}
+
+
+def has_test_labels(cases: Mapping[str, Files]) -> bool:
+    """Return whether a case of ``imagesTs`` has a label."""
+    return any(_is_labeled_test(files) for files in cases.values())
+
+
+def _is_labeled_test(files: Files) -> bool:
+    return files["place"] == "imagesTs" and "label" in files
+
+
+def lists_of_layout(
+    cases: Mapping[str, Files], patients: Mapping[str, str], fold: Fold | None
+) -> dict[str, list[str]]:
+    """Return the lists that nnU-Net's files define: ``labelsTs`` or, without one, a fold.
+
+    Cases with a label in ``labelsTs`` are the test set, and all others with a label are for
+    training. Otherwise the validation cases of the fold are the test set. Unlabeled cases of a test
+    patient are left out.
+
+    Args:
+        cases: the files of each case.
+        patients: the patient of each case.
+        fold: training and validation cases; None if ``labelsTs`` counts.
+    """
+    test = [case for case, files in cases.items() if _is_labeled_test(files)]
+    labeled = [
+        case for case, files in cases.items() if "label" in files and files["place"] != "imagesTs"
+    ]
+    if fold is not None:
+        labeled, test = fold
+    kept_out = {patients.get(case, case) for case in test}
+    unlabeled = _unlabeled(cases, patients, kept_out)
+    return {
+        "labeled": together(labeled, {case: patients.get(case, case) for case in labeled}),
+        "unlabeled": together(unlabeled, patients),
+        "val": [],
+        "test": test,
+    }
+
+
+def _unlabeled(
+    cases: Mapping[str, Files], patients: Mapping[str, str], kept_out: set[str]
+) -> list[str]:
+    """Return the unlabeled cases for training: none of ``imagesTs``, none of some patients."""
+    found = []
+    for case, files in cases.items():
+        is_candidate = "label" not in files and files["place"] != "imagesTs"
+        if is_candidate and patients[case] not in kept_out:
+            found.append(case)
+    return found
+
+
 def drawn_lists(
     cases: Mapping[str, Files], patients: Mapping[str, str], root: Path, layout: FolderLayout
 ) -> dict[str, list[str]]:
@@ -144,11 +229,7 @@ def drawn_lists(
     order = np.random.Generator(np.random.PCG64(SEED)).permutation(len(candidates))
     chosen = order[: max(1, len(candidates) // TEST_SHARE)]
     test = {candidates[index] for index in chosen}
-    unlabeled = [
-        case
-        for case, files in cases.items()
-        if "label" not in files and files["place"] != "imagesTs" and patients[case] not in test
-    ]
+    unlabeled = _unlabeled(cases, patients, test)
     return {
         "labeled": together([case for case in labeled if patients[case] not in test], patients),
         "unlabeled": together(unlabeled, patients),
@@ -181,22 +262,15 @@ def _too_few_labels(
     )
 
 
-def keep_lists(
-    file: Path, lists: Mapping[str, list[str]], patients: Mapping[str, str] | None
-) -> None:
-    """Write drawn lists and the patients of their cases, if known, unless the file exists.
+def write_lists(folder: Path, drawn: Mapping[str, Any]) -> Path:
+    """Write drawn lists to the splits file of the user's folder, and return the file.
 
-    A folder that cannot be written to is not an error: the same cases always give the same lists.
+    Raises:
+        StorageError: the folder cannot be written to.
     """
-    if file.exists():
-        return
-    content: dict[str, Any] = dict(lists)
-    if patients is not None:
-        content[PATIENTS] = {case: patients[case] for name in LISTS for case in lists[name]}
-    try:
-        atomic_write(file, json_bytes(content))
-    except StorageError:
-        return
+    file = folder / LISTS_FILE
+    atomic_write(file, json_bytes(drawn))
+    return file
 
 
 def by_number(case: str) -> list[tuple[int, int | str]]:

@@ -1,4 +1,4 @@
-"""Layouts of source folders: nested by archives, and those of the Decathlon and nnU-Net v2."""
+"""Layouts of source folders: nested by archives, and those of the Decathlon and nnU-Net."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from segbench.contracts.dataset import Dataset, RawCase
-from segbench.data.formats.read import ENDINGS
+from segbench.data.formats.pictures import LOSSY_ENDINGS, PICTURE_ENDINGS
+from segbench.data.formats.read import ALL_ENDINGS, DICOM_ENDING, ENDINGS
 from segbench.errors import DataError
 
 DEPTH = 3  # an archive may wrap the data in this many folders
@@ -103,12 +104,12 @@ def only_subfolder(folder: Path) -> Path | None:
     return inner[0] if len(inner) == 1 and inner[0].is_dir() else None
 
 
-# The Decathlon and nnU-Net v2 layouts: dataset.json, imagesTr/ and labelsTr/.
+# The Decathlon and nnU-Net layouts: dataset.json, imagesTr/ and labelsTr/.
 
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """The content of ``dataset.json`` of either layout."""
+    """The content of ``dataset.json`` of a layout."""
 
     title: str
     classes: tuple[str, ...]
@@ -120,9 +121,17 @@ class FolderLayout:
     announced: object = None  # numTraining
     ignored: int | None = None  # label value of voxels to leave out, nnU-Net's "ignore"
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the images are pictures, whose channels may be in one file."""
+        return self.ending.lower() in PICTURE_ENDINGS
+
 
 def read_layout(root: Path) -> FolderLayout:
-    """Read ``dataset.json`` of a folder in either layout.
+    """Read ``dataset.json`` of a folder.
+
+    nnU-Net v2 names channels in ``channel_names``. The Decathlon and nnU-Net v1 name them in
+    ``modality``; image names of nnU-Net v1 end in the number of the channel.
 
     Raises:
         DataError: it is missing, damaged, or asks for something that is not supported.
@@ -130,7 +139,7 @@ def read_layout(root: Path) -> FolderLayout:
     file = root / "dataset.json"
     if not (root / "imagesTr").is_dir() or not file.is_file():
         raise DataError(
-            "the folder has neither the Decathlon nor the nnU-Net v2 layout",
+            "the folder has neither the Decathlon nor the nnU-Net layout",
             where=root,
             expected="dataset.json, imagesTr/ and labelsTr/",
             found=_content_of(root),
@@ -146,12 +155,12 @@ def read_layout(root: Path) -> FolderLayout:
     ignored = _ignored_value(content)
     channels, classes = _channels_and_classes(file, content)
     ending = str(content.get("file_ending", ".nii.gz"))
-    if ending.lower() not in ENDINGS:
+    if ending.lower() not in (*ALL_ENDINGS, DICOM_ENDING):
         raise DataError(
             "files of this type cannot be read",
             where=file,
             found=ending,
-            expected=" ".join(ENDINGS),
+            expected=" ".join((*ALL_ENDINGS, DICOM_ENDING)),
         )
 
     def text(key: str) -> str:
@@ -161,13 +170,22 @@ def read_layout(root: Path) -> FolderLayout:
         title=text("name") or root.name,
         classes=classes,
         channels=channels,
-        suffix="channel_names" in content,
+        suffix="channel_names" in content or _has_channel_numbers(root, ending),
         ending=ending,
         license=text("licence") or text("license") or "not stated",
         citation=text("reference"),
         announced=content.get("numTraining"),
         ignored=ignored,
     )
+
+
+def _has_channel_numbers(root: Path, ending: str) -> bool:
+    """Return whether image names end in a channel number that the names of labels do not have."""
+    images = set(files_by_stem(root / "imagesTr", ending))
+    labels = set(label_files(root / "labelsTr", ending))
+    cases = {CHANNEL_SUFFIX.sub("", name) for name in images if CHANNEL_SUFFIX.search(name)}
+    all_have_numbers = all(CHANNEL_SUFFIX.search(name) for name in images)
+    return all_have_numbers and not images & labels and bool(cases & labels)
 
 
 def _ignored_value(content: dict[str, Any]) -> int | None:
@@ -206,7 +224,7 @@ def _channels_and_classes(
             "channels or labels are missing in dataset.json",
             where=file,
             found=", ".join(content) or "nothing",
-            expected="labels, and channel_names (nnU-Net v2) or modality (Decathlon)",
+            expected="labels, and channel_names (nnU-Net v2) or modality (nnU-Net v1, Decathlon)",
         )
     try:
         channels = tuple(str(names[str(number)]) for number in range(len(names)))
@@ -265,29 +283,68 @@ def _visible_files(folder: Path) -> list[Path]:
 def files_by_stem(folder: Path, ending: str) -> dict[str, Path]:
     """Return the files of a folder with an ending, in small or capital letters, by their stem.
 
+    With the ending ``.dcm``, folders count too: each holds the slices of one DICOM series.
+
     Raises:
         DataError: two files differ only in the letters of the ending, or in how umlauts are stored.
     """
     found: dict[str, Path] = {}
     for path in _visible_files(folder):
-        if not path.name.lower().endswith(ending.lower()):
+        if path.name.lower().endswith(ending.lower()):
+            stem = path.name[: -len(ending)]
+        elif ending.lower() == DICOM_ENDING and path.is_dir():
+            stem = path.name
+        else:
             continue
         # Some systems store an umlaut as two characters, so that equal names differ.
-        name = unicodedata.normalize("NFC", path.name[: -len(ending)])
+        name = unicodedata.normalize("NFC", stem)
         if name in found:
-            raise DataError(
-                f"two files of one name: '{name}'",
-                where=folder,
-                found=f"{found[name].name} and {path.name}",
-                expected="one file",
-                fix="remove one of the two",
-            )
+            raise _two_files(name, folder, found[name], path)
         found[name] = path
+    return found
+
+
+def _two_files(name: str, folder: Path, first: Path, second: Path) -> DataError:
+    return DataError(
+        f"two files of one name: '{name}'",
+        where=folder,
+        found=f"{first.name} and {second.name}",
+        expected="one file",
+        fix="remove one of the two",
+    )
+
+
+def label_files(folder: Path, ending: str) -> dict[str, Path]:
+    """Return the label files of a folder by their stem.
+
+    Labels of JPEG images have the ending of any picture, because JPEG masks are refused, and labels
+    of DICOM series that of any volume.
+
+    Args:
+        folder: holds the labels.
+        ending: of the images.
+
+    Raises:
+        DataError: two files have one name.
+    """
+    endings: tuple[str, ...] = (ending,)
+    if ending.lower() in LOSSY_ENDINGS:
+        endings = PICTURE_ENDINGS
+    elif ending.lower() == DICOM_ENDING:
+        endings = ENDINGS
+    found: dict[str, Path] = {}
+    for other in endings:
+        for name, path in files_by_stem(folder, other).items():
+            if name in found:
+                raise _two_files(name, folder, found[name], path)
+            found[name] = path
     return found
 
 
 def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     """Return the image files of each case in a folder, one per channel for nnU-Net.
+
+    All channels of a picture may be in one file, ``<case>_0000.png``.
 
     Raises:
         DataError: files that do not match the channels of ``dataset.json``.
@@ -296,7 +353,8 @@ def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     if not layout.suffix:
         return {case: [path] for case, path in files.items()}
     cases = {name[:-5] for name in files if CHANNEL_SUFFIX.search(name)}
-    wanted = [name for case in sorted(cases) for name in _channel_names(case, layout)]
+    names = {case: _channel_names(case, layout, files) for case in sorted(cases)}
+    wanted = [name for case in sorted(cases) for name in names[case]]
     problem = _channel_mismatch(files, wanted)
     if problem:
         raise DataError(
@@ -307,12 +365,16 @@ def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
         )
     found = {}
     for case in cases:
-        found[case] = [files[name] for name in _channel_names(case, layout)]
+        found[case] = [files[name] for name in names[case]]
     return found
 
 
-def _channel_names(case: str, layout: FolderLayout) -> list[str]:
-    return [f"{case}_{channel:04d}" for channel in range(len(layout.channels))]
+def _channel_names(case: str, layout: FolderLayout, files: Mapping[str, Path]) -> list[str]:
+    """Return the names of the files of a case, without their ending."""
+    names = [f"{case}_{channel:04d}" for channel in range(len(layout.channels))]
+    if layout.has_pictures and not any(name in files for name in names[1:]):
+        return names[:1]
+    return names
 
 
 def _channel_mismatch(files: Mapping[str, Path], wanted: list[str]) -> str:
@@ -339,11 +401,12 @@ def suggest_layout_fix(root: Path, layout: FolderLayout) -> str | None:
         has_suffix = any(CHANNEL_SUFFIX.search(stem) for stem in stems)
         if has_suffix and not layout.suffix:
             return (
-                "names with _0000 need the dataset.json of nnU-Net v2: "
+                "names with _0000 need labels of the same names without it, or the dataset.json "
+                "of nnU-Net v2: "
                 '"channel_names" instead of "modality", and "labels": {"background": 0, "NAME": 1}'
             )
         return None
-    for ending in ENDINGS:
+    for ending in ALL_ENDINGS:
         if any(name.lower().endswith(ending) for name in names):
             return f'add "file_ending": "{ending}" to dataset.json'
     return None
@@ -355,13 +418,13 @@ def layout_warnings(
     """Warn about unused files and an unexpected number of cases: mostly a misspelled name."""
     used = set(_used_files(cases))
     notes = []
-    for subfolder in ("imagesTr", "labelsTr", "imagesUn"):
+    for subfolder in ("imagesTr", "labelsTr", "imagesUn", "labelsTs"):
         unused = [path.name for path in _visible_files(root / subfolder) if path not in used]
         if unused:
             notes.append(
                 f"{len(unused)} files in {subfolder} belong to no case and are not read: "
                 f"{', '.join(unused[:SHOWN])}; expected are <case>{layout.ending} in labelsTr "
-                "and an image of that case in imagesTr"
+                "or labelsTs and an image of that case in imagesTr or imagesTs"
             )
     images = [files for files in cases.values() if files["place"] == "imagesTr"]
     with_label = sum("label" in files for files in images)

@@ -11,6 +11,7 @@ import numpy as np
 
 from segbench import registry
 from segbench.contracts.dataset import Case, Dataset, RawCase, Split
+from segbench.data.formats.pictures import PICTURE_ENDINGS, is_picture
 from segbench.data.formats.read import DICOM_ENDING, ENDINGS
 from segbench.data.preparation.archives import is_archive
 from segbench.data.preparation.layouts import find_below, find_cases
@@ -93,6 +94,7 @@ def count_files(entry: registry.Entry, source: Path) -> FileCount | None:
 
     Volumes of formats that are not read are counted, and hidden ones, but not what is in hidden
     folders, nor the side files of a Mac. Files of cases whose names are refused are not read.
+    Pictures count if any of them is read.
     """
     dataset: Dataset = entry.cls()
     if not source.is_dir():
@@ -110,9 +112,12 @@ def count_files(entry: registry.Entry, source: Path) -> FileCount | None:
         if raw.id in used and valid_id(raw.id):
             for path in paths_in(raw.where):
                 read.update(find_below(path, "*") if path.is_dir() else (path,))
+    endings: tuple[str, ...] = (*ENDINGS, DICOM_ENDING, *OTHER_ENDINGS)
+    if any(is_picture(path) for path in read):
+        endings = (*endings, *PICTURE_ENDINGS)
     on_disk = []
     for path in find_below(source, "*", hidden=True):
-        is_volume = path.name.lower().endswith((*ENDINGS, DICOM_ENDING, *OTHER_ENDINGS))
+        is_volume = path.name.lower().endswith(endings)
         if is_volume and path.is_file() and not path.name.startswith(MAC_SIDE_FILE):
             on_disk.append(path)
     unread = [str(path.relative_to(source)) for path in on_disk if path not in read]
