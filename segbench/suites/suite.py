@@ -228,13 +228,16 @@ def expand(
     document: Document,
     choice: Combination,
     train_sizes: Any,
-    labels: Any = None,
-    fold_sizes: Any = None,
     overrides: Sequence[str] = (),
+    **looks: Any,
 ) -> list[Experiment]:
     """Return the experiments of one combination.
 
-    A method that is not joint has one for each data set. ``overrides`` are as given with ``-o``.
+    A method that is not joint has one for each data set.
+
+    Args:
+        overrides: as given with ``-o``.
+        looks: more functions with which ``config.resolve`` looks at prepared data sets.
     """
     name = method_name(choice.method)
     params = suite.params.get(name, {})
@@ -260,10 +263,9 @@ def expand(
         suite={**common, **own},
         protocol=None if suite.protocol == DEFAULT else suite.protocol,
         train_sizes=train_sizes,
-        labels=labels,
-        fold_sizes=fold_sizes,
         overrides=overrides,
         suite_where=where,
+        **looks,
     ).experiments
 
 
