@@ -68,6 +68,11 @@ class Experiment(Strict):
     without: tuple[str, ...] = Field((), description="loss terms left out (segbench ablate)")
     processes: int = Field(1, ge=1, description="that share every batch (torchrun)")
 
+    @property
+    def prediction_precision(self) -> str:
+        """The precision of predictions: the protocol's for them, or that of the training."""
+        return self.protocol.inference.precision or self.precision
+
 
 @dataclass(frozen=True)
 class Resolved:

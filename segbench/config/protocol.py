@@ -79,6 +79,9 @@ class SlidingWindow(Strict):
     batch: int = Field(
         default=4, ge=1, le=1024, description="windows at once; no part of the identity"
     )
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        default=None, description="of predictions; default: that of the training"
+    )
 
 
 class BackboneChoice(Strict):

@@ -125,7 +125,7 @@ class Predictor:
         self, method: Method, experiment: Experiment, store: Store, source: int, device: str
     ) -> None:
         protocol = experiment.protocol
-        self.inference = Inference(method, protocol, device, experiment.precision)
+        self.inference = Inference(method, protocol, device, experiment.prediction_precision)
         self.store = store
         self.source = source
         self.orientation = _shared_orientation(store)

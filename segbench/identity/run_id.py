@@ -24,7 +24,7 @@ NOT_PART_OF_IDENTITY = {
 }
 # Keys that protocols did not have from the start. With these values they change nothing, and are
 # left out, so that earlier runs keep their identity.
-LATER_KEYS = {"batch.fill": True, "optim.scale_milestones": True}
+LATER_KEYS = {"batch.fill": True, "optim.scale_milestones": True, "inference.precision": None}
 
 
 def science(

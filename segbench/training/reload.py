@@ -90,7 +90,7 @@ def score_components(
     def score_largest(dataset: str, case: str, label: LabelMap) -> None:
         largest.extend(score(postprocess(label.copy(), reduced), stores[dataset], case))
 
-    inference = Inference(method, whole, device, run.experiment.precision)
+    inference = Inference(method, whole, device, run.experiment.prediction_precision)
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "rows"
         rows = evaluate(inference, run.stores, partial, "", report, score_largest)

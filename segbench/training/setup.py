@@ -54,7 +54,9 @@ class Prepared:
 
     def inference(self, method: Method, device: str) -> Inference:
         """Return how the run's method predicts on a device."""
-        return Inference(method, self.experiment.protocol, device, self.experiment.precision)
+        return Inference(
+            method, self.experiment.protocol, device, self.experiment.prediction_precision
+        )
 
 
 def device_of(wanted: str) -> str:

@@ -117,10 +117,7 @@ class Session:
 
     def batches(self, loader: SyntheticLoader, frame: FrameType) -> Iterator[Any]:
         """Yield the batches of one training loop."""
-        names = names_in(frame)
-        role = next(
-            role for name, role in self.description.loaders.items() if names.get(name) is loader
-        )
+        role = self.role(loader, frame)
         leads = role != "unlabeled"  # of two loaders, the one that is asked first
         if leads:
             self.start_part(loader, frame)
@@ -131,6 +128,12 @@ class Session:
             yield self.items(step, role)
         if leads:
             self.keep_weights("last")
+
+    def role(self, loader: SyntheticLoader, frame: FrameType) -> str:
+        """Return what a loader of the script yields: both, labeled or unlabeled."""
+        names = names_in(frame)
+        loaders = self.description.loaders.items()
+        return next(role for name, role in loaders if names.get(name) is loader)
 
     def items(self, step: int, role: str) -> Any:
         """Return a batch as the script expects it."""

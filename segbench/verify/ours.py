@@ -96,13 +96,14 @@ class Ours:
                 for number in range(steps):
                     place = stage.index * steps + number
                     draws.begin(place)
-                    step(stage.start + number, self._batch(place, stage, draws.wide))
+                    step(stage.start + number, self.batch(place, stage, draws.wide))
                 weights = self.method.state_dict().items()
                 step.recorded.weights = {name: value.clone() for name, value in weights}
                 records.append(step.recorded)
         return records
 
-    def _batch(self, place: int, stage: Stage, wide: bool) -> Batch:
+    def batch(self, place: int, stage: Stage, wide: bool) -> Batch:
+        """Return the synthetic batch of a step."""
         sizes = self.experiment.protocol.batch
         sets = len(self.experiment.datasets)
         patch = self.method.setting.patch

@@ -13,6 +13,7 @@ from segbench.data.sampling.crops import zoom
 from segbench.evaluation.case_rows import cases_csv, summarize
 from segbench.evaluation.prediction import Inference, predict_case
 from segbench.evaluation.test_set import evaluate
+from segbench.training.build import build
 from segbench.training.run import execute
 
 
@@ -161,3 +162,18 @@ def test_training_never_reads_unlabeled_labels_or_the_test_split(lab, tmp_path, 
         checkpoint.digest(checkpoint.load(r.folder.path / "ckpt")[1]) for r in (clean, spoiled)
     ]
     assert weights[0] == weights[1]
+
+
+def test_predictions_may_have_a_precision_of_their_own(lab):
+    """A training in fp32 is predicted in bf16; without the key, a run keeps its identity."""
+    plain = lab.prepared("supervised")
+    half = lab.prepared("supervised", overrides=["inference.precision=bf16"])
+    assert half.run_id != plain.run_id
+    assert "precision" not in plain.science["protocol"]["inference"]
+    method = build(plain.experiment, plain.stores, fresh=True).eval()
+    windows = torch.rand(1, 1, 16, 16, 16)
+    exact = plain.inference(method, "cpu").windows(windows, 0)
+    rounded = half.inference(method, "cpu").windows(windows, 0)
+    assert half.inference(method, "cpu").precision == "bf16"
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(exact, rounded, atol=0.02, rtol=0, check_dtype=False)
