@@ -112,6 +112,21 @@ def prepare(
     settings.show(datasets_document("segbench.data.prepare/1", documents))
 
 
+def prepare_new_folders(settings: Settings, names: str) -> None:
+    """Prepare the folders of the user among data sets, unless they have been prepared before.
+
+    Prepared data that are out of date stay as they are: opening them says what has changed.
+    """
+    from segbench import registry
+    from segbench.config.experiment import find_datasets
+
+    for chosen in find_datasets(names):
+        entry = registry.get("dataset", chosen.name)
+        if entry.cls.source is not None and not _is_prepared(settings, entry.name):
+            _prepare(settings, entry, entry.cls.source, jobs=1)
+            _show_lists(settings, entry.name, write=False)
+
+
 def _show_lists(settings: Settings, name: str, write: bool) -> None:
     """Show where the lists of a user's folder come from; write drawn ones to it if asked."""
     from segbench import registry

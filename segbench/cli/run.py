@@ -89,17 +89,23 @@ def run(
 ) -> None:
     """Train METHOD and evaluate it on the test cases.
 
+    A folder of your own is prepared first, if it is new.
+
     \b
     segbench run supervised --dataset phantom
+    segbench run mean_teacher --dataset folder:/data/Dataset007_Mine
     segbench run versemi --dataset la --labeled 8 --seeds 0-2
     segbench run mean_teacher --dataset la -o decay=0.995 -o optim.lr=0.02
     segbench run bcp --as-published la
     segbench run bcp --dataset la --gpus 4
     """
     settings.say(f"segbench run: {safe(method)} on {safe(science.as_published or science.dataset)}")
+    from segbench.cli.data import prepare_new_folders
     from segbench.cli.training import experiments, machine_of
     from segbench.training.setup import prepare
 
+    if not (options.dry_run or "TORCHELASTIC_RUN_ID" in os.environ):
+        prepare_new_folders(settings, science.dataset)
     machine_options = _on_gpus(machine_options, options)
     machine = machine_of(settings, machine_options, options.leak_meter)
     processes = options.gpus or options.processes or 1

@@ -150,7 +150,7 @@ def test_a_changed_plan_is_used_and_is_another_protocol(store):
 def test_other_data_are_planned_again(lab, folder, store):
     first = stored_plan(store, "cpu").file
     folder.case("c99", 99)
-    small_lists = folder.stored_lists()
+    small_lists = small.drawn_lists(lab.folder / "segbench-data", store.name)
     folder.lists(**{**small_lists, "unlabeled": [*small_lists["unlabeled"], "c99"]})
     again = prepare(folder.name, None, lab.folder / "segbench-data")
     assert stored_plan(again, "cpu").file.parent != first.parent
@@ -180,12 +180,14 @@ def test_a_plan_for_another_device_is_kept_with_a_warning(store):
 # -- the commands ----------------------------------------------------------------------------------
 
 
-def test_run_says_that_it_planned_and_how_to_own_the_plan(lab, store):
+def test_run_prepares_a_new_folder_and_says_that_it_planned(lab, folder):
     short = ("-o", "steps=1", "-o", "patch=8x8x4", "-o", "inference.stride=8x8x4")
-    done = lab.call("run", "supervised", "--dataset", store.name, *short, "-o", "downsample=1")
+    done = lab.call("run", "supervised", "--dataset", folder.name, *short, "-o", "downsample=1")
     assert done.returncode == 0, done.stderr
+    assert "cases prepared in" in done.stdout and "  lists: " in done.stdout
     header = " ".join(done.stderr.split())
     assert "protocol planned from the data, a small one for a CPU" in header
+    store = open_store(folder.name, lab.folder / "segbench-data")
     assert f"segbench protocol new --dataset {store.name} -o mine.yaml" in header
 
 
