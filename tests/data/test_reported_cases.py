@@ -154,7 +154,7 @@ def test_14_absent(lab):
     for number in range(5):
         change = add_lesion if number == 0 else None
         folder.case(f"c{number:02d}", number, number < 4, change)
-    folder.lists(labelled=["c00", "c01", "c02"], unlabelled=["c04"], val=[], test=["c03"])
+    folder.lists(labeled=["c00", "c01", "c02"], unlabeled=["c04"], val=[], test=["c03"])
     checked = lab.call("data", "check", folder.name)
     assert checked.returncode == 0
     assert "class 2 (lesion) is absent from all test cases" in checked.stdout
