@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 import segbench
 from segbench import registry
+from segbench.api.plugin_titles import paper_address
 from segbench.cli.main import COMMANDS, cli
 from segbench.config import load_protocol, protocol_names
 from segbench.config.protocol import Protocol
@@ -195,14 +196,8 @@ def documentation(entry: registry.Entry) -> str:
 
 def paper_link(entry: registry.Entry) -> str:
     """Return the paper of a plug-in, linked where its file names an arXiv number or a DOI."""
-    text = documentation(entry)
-    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
-    doi = re.search(r"doi (10\.\S+?)[.,;]?(?=\s|$)", text)
-    if arxiv:
-        return f"[{entry.paper}](https://arxiv.org/abs/{arxiv[1]})"
-    if doi:
-        return f"[{entry.paper}](https://doi.org/{doi[1]})"
-    return entry.paper
+    address = paper_address(documentation(entry))
+    return f"[{entry.paper}]({address})" if address else entry.paper
 
 
 def short_method_table() -> list[str]:

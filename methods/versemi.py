@@ -168,7 +168,7 @@ class VerSemiParams(MethodParams):
 
 @method("versemi", paper="Zeng et al., IEEE TMI 2025")
 class VerSemi(Method):
-    """One network with a prompted head.
+    """One network for several data sets; a prompt selects the target of its head.
 
     Prompts 0 ... T-1 select the real tasks. Prompt T selects the synthetic task.
     """

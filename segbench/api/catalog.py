@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segbench import registry
-from segbench.api.plugin_titles import title_in_source
+from segbench.api.plugin_titles import first_sentence, summary_in_source, title_in_source
 from segbench.api.table import Table
 from segbench.errors import SegbenchError
 from segbench.registry import Entry
@@ -18,11 +18,14 @@ from segbench.registry import Entry
 if TYPE_CHECKING:
     from segbench.data.store.store import Store
 
-CATALOG_COLUMNS = ("name", "title", "origin", "file", "error")
+CATALOG_COLUMNS = ("name", "title", "summary", "origin", "file", "error")
 
 
 def list_methods() -> Table:
-    """Return all methods: name, title, origin, file, and why one cannot be used (``error``)."""
+    """Return all methods: name, paper (``title``), what it does (``summary``), origin and file.
+
+    ``error`` says why one cannot be used.
+    """
     return Table(plugins("method"), CATALOG_COLUMNS)
 
 
@@ -88,15 +91,18 @@ def plugins(kind: str) -> list[dict[str, Any]]:
     for name in registry.names(kind):
         place = registry.place(kind, name)
         title = ""
+        summary = ""
         problem = None
         try:
             title = title_in_source(kind, name) or title_of(registry.get(kind, name))
+            summary = summary_in_source(kind, name) or summary_of(registry.get(kind, name))
         except SegbenchError as error:
             problem = f"unavailable: {error.what}"
         rows.append(
             {
                 "name": name,
                 "title": title,
+                "summary": summary,
                 "origin": place.origin,
                 "file": str(place.file),
                 "error": problem,
@@ -115,6 +121,11 @@ def title_of(entry: Entry) -> str:
     if is_family(entry):
         return f"{first_line.rstrip('.')} ({', '.join(entry.cls.variants)})"
     return entry.paper or first_line
+
+
+def summary_of(entry: Entry) -> str:
+    """Return what a plug-in does: the first sentence of its class's docstring."""
+    return first_sentence(entry.cls.__doc__ or "")
 
 
 def is_family(entry: Entry) -> bool:

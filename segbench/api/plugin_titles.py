@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 from typing import Any
 
 from segbench import registry
@@ -31,6 +33,36 @@ def title_in_source(kind: str, name: str) -> str | None:
             return title
         return _title(node, classes, paper) or None
     return None
+
+
+def summary_in_source(kind: str, name: str) -> str | None:
+    """Return the first sentence of a built-in plug-in's documentation without importing it.
+
+    None means that the plug-in must be imported to know: it is the user's own.
+    """
+    found = registry.place(kind, name)
+    if found.origin != "built-in":
+        return None
+    tree = ast.parse(found.file.read_bytes(), str(found.file))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and _paper(node, kind, found.name) is not None:
+            return first_sentence(ast.get_docstring(node) or "")
+    return None
+
+
+def first_sentence(docstring: str) -> str:
+    """Return the first sentence of a docstring on one line, without its full stop."""
+    paragraph = " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
+    return re.split(r"\.(?= |$)", paragraph, maxsplit=1)[0]
+
+
+def paper_address(documentation: str) -> str | None:
+    """Return the address of the paper whose arXiv number or DOI a plug-in's documentation names."""
+    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", documentation)
+    if arxiv:
+        return f"https://arxiv.org/abs/{arxiv[1]}"
+    doi = re.search(r"doi (10\.\S+?)[.,;]?(?=\s|$)", documentation)
+    return f"https://doi.org/{doi[1]}" if doi else None
 
 
 def _paper(node: ast.ClassDef, kind: str, name: str) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from segbench.api.catalog import is_family, plugins, protocols, title_of
+from segbench.api.catalog import is_family, plugins, protocols, summary_of, title_of
+from segbench.api.plugin_titles import paper_address
 from segbench.cli.options import Command
 from segbench.cli.settings import Settings
 from segbench.cli.terminal import table, wrapped
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
     from segbench.registry import Entry
 
-KINDS = ("methods", "datasets", "backbones", "protocols")
 DATASET_FACTS = (
     "title",
     "modality",
@@ -34,7 +35,14 @@ DATASET_FACTS = (
     "labeled",
     "members",
 )
-LIST_COLUMNS = (("name", "<"), ("what", "<"), ("origin", "<"))
+HEADINGS = {  # of the lists: what it is, and where it comes from
+    "methods": ("name", "what it does", "paper", "origin"),
+    "datasets": ("name", "what", "origin"),
+    "backbones": ("name", "what", "origin"),
+    "protocols": ("name", "what", "version"),
+}
+KINDS = tuple(HEADINGS)
+TYPES: dict[type, str] = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -71,9 +79,17 @@ def list_command(settings: Settings, kind: str | None, matrix: bool) -> None:
 
 def _list_lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
     for kind, rows in found.items():
-        cells = [(row["name"], row["error"] or row["title"], row["origin"]) for row in rows]
+        columns = [(heading, "<") for heading in HEADINGS[kind]]
+        is_methods = kind == "methods"
+        cells = []
+        for row in rows:
+            texts = [row["summary"], row["title"]] if is_methods else [row["title"]]
+            if row["error"]:
+                texts = [row["error"], ""][: len(texts)]
+            cells.append([row["name"], *texts, row["origin"].removeprefix("version ")])
         yield kind
-        yield table(LIST_COLUMNS, cells, wrap=("what",)) + "\n"
+        # Papers need a terminal that shows them beside a sentence.
+        yield table(columns, cells, drop=("paper",), wrap=HEADINGS[kind][1:2]) + "\n"
 
 
 def _show_matrix(settings: Settings) -> None:
@@ -207,6 +223,8 @@ def _plugin_document(entry: Entry, features_key: str, features: list[str]) -> di
         "kind": entry.kind,
         "name": entry.name,
         "paper": entry.paper,
+        "address": paper_address(documented(entry)),
+        "summary": summary_of(entry),
         "file": str(entry.file),
         features_key: features,
         "parameters": parameters(entry.cls.Params),
@@ -214,20 +232,26 @@ def _plugin_document(entry: Entry, features_key: str, features: list[str]) -> di
 
 
 def _plugin_lines(entry: Entry, features_title: str, features: list[str]) -> list[str]:
-    columns = [
-        ("parameter", "<"),
-        ("type", "<"),
-        ("default", "<"),
-        ("range", "<"),
-        ("meaning", "<"),
-    ]
-    rows = [list(row.values()) for row in parameters(entry.cls.Params)]
+    columns = [("parameter", "<"), ("default", "<"), ("values", "<"), ("meaning", "<")]
+    rows = []
+    for row in parameters(entry.cls.Params):
+        values = ", ".join(part for part in (row["type"], row["range"]) if part)
+        rows.append((row["name"], row["default"], values, row["meaning"]))
+    lines = []
+    address = paper_address(documented(entry))
+    for fact in (f"{entry.name}: {title_of(entry)}", summary_of(entry), address):
+        lines += wrapped(fact) if fact else []
     return [
-        *wrapped(f"{entry.name}: {title_of(entry)}"),
+        *lines,
         safe(entry.file),
         f"{features_title}: {', '.join(features) or 'nothing special'}\n",
-        table(columns, rows, wrap=("meaning", "type", "range")),
+        table(columns, rows, wrap=("meaning", "values")),
     ]
+
+
+def documented(entry: Entry) -> str:
+    """Return the documentation of the file in which a plug-in is defined."""
+    return sys.modules[entry.cls.__module__].__doc__ or ""
 
 
 def parameters(model: type[BaseModel]) -> list[dict[str, str]]:
@@ -238,7 +262,7 @@ def parameters(model: type[BaseModel]) -> list[dict[str, str]]:
             {
                 "name": name,
                 "type": _type_name(field.annotation),
-                "default": str(field.default),
+                "default": _value_text(field.default),
                 "range": ", ".join(_bounds(field)),
                 "meaning": field.description or "",
             }
@@ -247,9 +271,21 @@ def parameters(model: type[BaseModel]) -> list[dict[str, str]]:
 
 
 def _type_name(annotation: Any) -> str:
+    """Return a type as one writes its values behind ``-o``."""
+    if get_origin(annotation) is Literal:
+        return " or ".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return "list"
     if isinstance(annotation, type):
-        return annotation.__name__
+        return TYPES.get(annotation, annotation.__name__)
     return str(annotation).replace("typing.", "")
+
+
+def _value_text(value: Any) -> str:
+    """Return a default as one writes it behind ``-o``."""
+    if value == ():
+        return "empty"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _bounds(field: FieldInfo) -> list[str]:

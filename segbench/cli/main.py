@@ -36,33 +36,44 @@ CLOSED_PIPE = 141
 REPEATABLE = ("run", "resume", "bench", "demo", "ablate", "data")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# The commands in the order of the help, each with its module. A module is imported when its command
-# is used or the help is shown, so none of them may import torch.
-COMMANDS = {
-    "demo": "demo",
-    "run": "run",
-    "resume": "run",
-    "evaluate": "evaluate",
-    "predict": "predict",
-    "bench": "bench",
-    "leaderboard": "leaderboard",
-    "compare": "compare",
-    "runs": "runs",
-    "cite": "cite",
-    "report": "report",
-    "site": "site",
-    "leak": "leak",
-    "list": "catalog",
-    "describe": "catalog",
-    "data": "data",
-    "new": "new",
-    "protocol": "protocol",
-    "test": "extend",
-    "ablate": "extend",
-    "verify-method": "verify",
-    "config": "config",
-    "doctor": "doctor",
+# The commands by the headings of the help, each with its module. A module is imported when its
+# command is used or the help is shown, so none of them may import torch.
+GROUPS = {
+    "Start": {
+        "demo": "demo",
+        "doctor": "doctor",
+        "list": "catalog",
+        "describe": "catalog",
+        "config": "config",
+    },
+    "Train and evaluate": {
+        "run": "run",
+        "resume": "run",
+        "bench": "bench",
+        "ablate": "extend",
+    },
+    "Results": {
+        "leaderboard": "leaderboard",
+        "compare": "compare",
+        "report": "report",
+        "runs": "runs",
+        "site": "site",
+        "cite": "cite",
+        "leak": "leak",
+    },
+    "Data and new scans": {
+        "data": "data",
+        "protocol": "protocol",
+        "predict": "predict",
+        "evaluate": "evaluate",
+    },
+    "Extend": {
+        "new": "new",
+        "test": "extend",
+        "verify-method": "verify",
+    },
 }
+COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 
 
 class Main(Group):
@@ -71,6 +82,18 @@ class Main(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of the help."""
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands under their headings, with their summaries in one column."""
+        widest = max(map(len, COMMANDS))
+        for heading, group in GROUPS.items():
+            rows = []
+            for name in group:
+                command = self.get_command(ctx, name)
+                assert command is not None
+                rows.append((name.ljust(widest), command.get_short_help_str()))
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of that name."""

@@ -153,16 +153,17 @@ def _summary(run: RunDir, document: dict[str, Any]) -> dict[str, Any]:
     parameters = [f"{name} {value}" for name, value in experiment["params"].items()]
     machine = [str(manifest[key]) for key in ("device", "torch", "platform") if key in manifest]
     datasets = "+".join(experiment["datasets"])
+    cases = f", draw {document['draw']}" if document["draw"] else ""
+    if document["fold"] is not None:
+        cases += f", fold {document['fold']}"
     failure = document["failed"] or {}
     origin = run.origin or {}
     return {
         "folder": run.path,
         "state": document["state"],
         "numbers": document["origin"],
-        "what": (
-            f"{experiment['method']} on {datasets}, {document['labeled']} labeled, "
-            f"seed {experiment['seed']}"
-        ),
+        "what": f"{document['row']} on {datasets}, {document['labeled']} labeled{cases}, seed "
+        f"{experiment['seed']}",
         "protocol": f"{protocol}, {experiment['backbone']}, {experiment['precision']}",
         "parameters": ", ".join(parameters) or "none",
         "machine": ", ".join(machine) or None,

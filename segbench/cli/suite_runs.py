@@ -74,10 +74,10 @@ def _request(science: dict[str, Any]) -> bytes:
 
 def _experiments(settings: Settings, file: Path) -> Iterator[Experiment]:
     """Return the experiments of a suite; without its data, with the published number of cases."""
-    from segbench.data.open import case_counters, open_store
+    from segbench.cli.training import case_counts
     from segbench.suites.suite import choices, expand, load_suite
 
-    counts = case_counters(lambda name: open_store(name, settings.data_root))
+    counts = case_counts(settings)
     suite, document = load_suite(file)
     for choice in choices(suite):
         try:

@@ -191,6 +191,14 @@ def test_run_prepares_a_new_folder_and_says_that_it_planned(lab, folder):
     assert f"segbench protocol new --dataset {store.name} -o mine.yaml" in header
 
 
+def test_suites_use_the_plan(lab, store):
+    suite = f"schema: 1\nname: own\nmatrix: {{method: [supervised], dataset: [{store.name}]}}\n"
+    (lab.folder / "own.yaml").write_text(suite)
+    done = lab.call("bench", "plan", "own.yaml")
+    assert done.returncode == 0, done.stderr
+    assert find_plan(store) is not None
+
+
 def test_protocol_new_writes_a_file_of_ones_own(lab, store):
     words = ("protocol", "new", "--dataset", store.name)
     shown = lab.call(*words)
