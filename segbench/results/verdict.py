@@ -46,8 +46,9 @@ def _first_place(board: Board, ranked: list[MethodRow]) -> str:
 def _distance(board: Board, best: MethodRow, against: Difference) -> str:
     """Return the difference to supervised training, and the share of the gap to the oracle."""
     certain = "" if against.distinguishable else ", not distinguishable"
+    side = "below" if against.mean < 0 else "above"
     text = (
-        f"It is {against.mean:+.1f} from {BASELINE} training "
+        f"It is {abs(against.mean):.1f} {side} {BASELINE} training "
         f"(95 % interval {against.low:+.1f} to {against.high:+.1f}{certain})"
     )
     if best.gap_closed is not None:

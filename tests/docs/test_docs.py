@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
+import stage
 
 from segbench.cli.main import cli
 
@@ -125,26 +128,61 @@ def test_a_wrong_option_would_be_found():
         parse(cli, context, ["run", "bcp", "--datset", "la"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=name)
-def test_shell_blocks_run(page, tmp_path):
-    """In the order of the page, with this interpreter's segbench, in an empty folder."""
-    program = tmp_path / "bin" / "segbench"
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A user's folder with what the pages take for granted; later pages reuse finished runs."""
+    home = tmp_path_factory.mktemp("home")
+    stage.fill(home)
+    program = home / "bin" / "segbench"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m segbench.cli.main "$@"\n')
     program.chmod(0o755)
-    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
-    python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    for block in ["segbench run supervised --dataset phantom2d_a", *blocks(page, "sh")]:
-        lines = [line for line in block.splitlines() if not line.startswith(("make ", "source "))]
+    desk = Desk(home)
+    own = f"folder:{home / 'Dataset007_Mine'}"
+    first = desk.sh(f"segbench run supervised --dataset {own} --steps 5 --json")
+    desk.run_id = json.loads(first.stdout)["run_id"]
+    desk.sh("segbench bench run mine.yaml")
+    for others in ("ours", "theirs"):
+        shutil.copytree(home / "segbench-out", home / others)
+    return desk
+
+
+class Desk:
+    """Runs shell commands with this interpreter's segbench."""
+
+    def __init__(self, home):
+        self.home = home
+        self.run_id = ""
+
+    def sh(self, block):
+        path = f"{self.home / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        own = {"HOME": str(self.home), "PATH": path, "PYTHONPATH": python_path}
         done = subprocess.run(
-            ["sh", "-e", "-c", "\n".join(lines)],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"},
+            ["sh", "-e", "-c", block],
+            cwd=self.home,
+            env={**os.environ, **own, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, f"{block}\n{done.stderr[-2000:]}"
+        return done
+
+    def page(self, block):
+        """Run a block of a page, with real names in place of those that stand for any."""
+        lines = [line for line in block.splitlines() if not line.startswith(("make ", "source "))]
+        text = re.sub(r"\bRUN\b", self.run_id, "\n".join(lines)).replace("SUITE.yaml", "mine.yaml")
+        return self.sh(text.replace("bundles/3f9c2a7b.zip", "$(ls bundles/*.zip | head -n 1)"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=name)
+def test_shell_blocks_run(page, desk):
+    """In the order of the page, on phantoms and on a small folder of a user."""
+    if page.name == "plug-ins.md":
+        (desk.home / "confident.py").write_text(blocks(page, "python")[0], encoding="utf-8")
+    for block in blocks(page, "sh"):
+        desk.page(block)
 
 
 @pytest.mark.slow

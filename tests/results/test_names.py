@@ -105,7 +105,7 @@ def test_the_verdict_finds_supervised_training_under_another_name(study):
         rename({"alpha": 2})(result)
         run.write_json("result.json", result)
     (board,), _ = boards(all_runs(study.root))
-    assert "from supervised training" in verdict(board)
+    assert "above supervised training" in verdict(board)
 
 
 def test_names_beside_an_axis_stay_different():

@@ -316,7 +316,7 @@ def test_the_verdict_names_the_best_method_and_its_distance(quick):
     (board,), _ = tables(quick)
     said = verdict(board)
     assert said.startswith("bcp is best (Dice ")
-    assert "from supervised training (95 % interval +" in said
+    assert "above supervised training (95 % interval +" in said
     assert said.endswith("% of the way to training with all labels.")
 
 
