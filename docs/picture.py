@@ -34,7 +34,7 @@ from segbench.training.stored import restore
 ROOT = Path(__file__).resolve().parents[1]
 DATASET = "phantom2d_a"
 SHOWN = ("supervised", "versemi", "bcp", "oracle")
-TRUTH, PREDICTION = "#e69f00", "#56b4e9"
+TRUTH, PREDICTION = "#d98c00", "#3a9fdc"
 
 
 def main() -> None:
@@ -49,11 +49,13 @@ def main() -> None:
     case = choose([runs["supervised"]], DATASET)[1].case
 
     figure = plt.figure(figsize=(10, 3.6), dpi=160)
-    left = figure.add_gridspec(2, 2, left=0.01, right=0.42, top=0.93, bottom=0.02, wspace=0.04)
+    left = figure.add_gridspec(2, 2, left=0.01, right=0.33, top=0.94, bottom=0.07, wspace=0.06)
     for place, name in enumerate(SHOWN):
         axes = figure.add_subplot(left[divmod(place, 2)])
         draw_prediction(axes, name, runs[name], case, machine)
-    axes = figure.add_axes((0.55, 0.14, 0.43, 0.76))
+    figure.text(0.085, 0.01, "truth: solid", color=TRUTH, fontsize=9, ha="center")
+    figure.text(0.255, 0.01, "prediction: dashed", color=PREDICTION, fontsize=9, ha="center")
+    axes = figure.add_axes((0.47, 0.14, 0.52, 0.77))
     draw_differences(axes)
     figure.savefig(ROOT / "docs" / "picture.png")
 
@@ -70,7 +72,7 @@ def draw_prediction(axes: Any, name: str, run: FinishedRun, case: str, machine: 
     if (label > 0).any():
         axes.contour(label.T > 0, [0.5], colors=PREDICTION, linewidths=1.6, linestyles="dashed")
     overlap = 2 * ((truth > 0) & (label > 0)).sum() / ((truth > 0).sum() + (label > 0).sum())
-    axes.set_title(f"{name}: Dice {100 * overlap:.0f} %", fontsize=8, pad=2)
+    axes.set_title(f"{name}: Dice {100 * overlap:.0f} %", fontsize=9, pad=2)
     axes.axis("off")
 
 
@@ -90,11 +92,11 @@ def draw_differences(axes: Any) -> None:
         axes.plot([difference.low, difference.high], [place, place], color=color, linewidth=1.5)
         axes.plot([difference.mean], [place], "o", color=color, markersize=4)
     axes.axvline(0, color="gray", linewidth=0.8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel("Dice minus supervised training, 95 % interval", fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.set_xlabel("Dice minus supervised training, 95 % interval", fontsize=9)
     axes.set_title(
-        f"Quick suite: 4 of 60 labeled, {study.draws} replicates", fontsize=9, loc="left"
+        f"Quick suite: 4 of 60 labeled, {study.draws} replicates", fontsize=10, loc="left"
     )
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

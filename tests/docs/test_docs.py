@@ -176,6 +176,7 @@ class Desk:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a page at a time
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=name)
 def test_shell_blocks_run(page, desk):
     """In the order of the page, on phantoms and on a small folder of a user."""
