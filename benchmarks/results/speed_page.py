@@ -19,6 +19,7 @@ TITLES = {
     "speed-step": "A training step in three dimensions, before and after",
     "speed-step-2d": "A training step in two dimensions, before and after",
     "speed-metrics": "Metrics against MedPy",
+    "speed-metric-peers": "Metrics against other libraries",
     "speed-inference": "Sliding windows",
     "speed-loader": "Loading training patches",
     "speed-startup": "Start of the program and of a run",

@@ -199,12 +199,13 @@ def measure(pair: Pair, rounds: int) -> tuple[float, float]:
     np.testing.assert_allclose(pair.ours(), pair.literature(), rtol=1e-9, err_msg=pair.name)
     literature, ours = [], []
     for _ in range(rounds):
-        literature.append(_cpu_seconds(pair.literature, 1))
-        ours.append(_cpu_seconds(pair.ours, 3))
+        literature.append(cpu_seconds(pair.literature, 1))
+        ours.append(cpu_seconds(pair.ours, 3))
     return median(literature), median(ours)
 
 
-def _cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
+def cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Return the CPU seconds of one call."""
     start = time.process_time()
     for _ in range(repeats):
         call()
