@@ -4,7 +4,9 @@
         [--stride 18x18x4] [--batch 4] [--device cpu] [--rounds 2] [--out FILE.json]
 
 The sides: a plain loop in the style of the published code (one window at a time, sums in NumPy),
-MONAI's ``sliding_window_inference`` where MONAI is installed, and segbench. All use the same
+MONAI's ``sliding_window_inference`` where MONAI is installed, and segbench: as it is, with
+``inference.precision=bf16``, and with batch normalization folded into the convolutions, which was
+tried and is not part of segbench. All use the same
 V-Net with batch normalization and random weights. Each side is one process with one thread; the
 sides alternate. Ratios are relative to the plain loop. The labels of all sides are compared.
 """
@@ -19,16 +21,20 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sides import measure_in_turn, serve, table
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 HERE = Path(__file__).resolve()
+FOLDED = "segbench, folded"
+BF16 = "segbench, bf16"
+OURS = ("segbench", BF16, FOLDED)
 Predict = Callable[[Tensor], Tensor]  # windows (B, 1, *P) to probabilities (B, 2, *P)
 
 
@@ -53,8 +59,8 @@ def image_of(task: Task) -> Tensor:
     return torch.randn(1, *task.shape, generator=torch.Generator().manual_seed(0))
 
 
-def network_of(task: Task, placed: bool) -> Predict:
-    """Return the network as a function; ``placed``: as segbench places it on its device."""
+def network_of(task: Task, kind: str) -> Predict:
+    """Return the network as a function, prepared as the kind of side does it."""
     from segbench import registry
     from segbench.contracts.method import Setting, Source
     from segbench.training.build import network_factory
@@ -69,11 +75,37 @@ def network_of(task: Task, placed: bool) -> Predict:
     method.build(
         network_factory("vnet", {"width": task.width, "depth": depth}, setting, method.needs)
     )
-    if placed:
+    method.eval()
+    if kind == FOLDED:
+        fold(method)
+    if kind in OURS:
         keep_freed_memory()
         to_device(method, task.device)
-    method.to(task.device).eval()
+    method.to(task.device)
+    if kind == BF16:
+        return partial(in_bf16, method.predict, task.device)
     return method.predict  # type: ignore[no-any-return]
+
+
+def in_bf16(predict: Predict, device: str, windows: Tensor) -> Tensor:
+    """Predict windows in bfloat16."""
+    from segbench.evaluation.precision import autocast
+
+    with autocast(device, "bf16"):
+        return predict(windows)
+
+
+def fold(method: nn.Module) -> None:
+    """Fold batch normalizations into the convolutions before them."""
+    sequences = [module for module in method.modules() if isinstance(module, nn.Sequential)]
+    for sequence in sequences:
+        for place, (layer, norm) in enumerate(pairwise(list(sequence))):
+            transposed = isinstance(layer, nn.ConvTranspose3d)
+            if isinstance(norm, nn.BatchNorm3d) and isinstance(
+                layer, nn.Conv3d | nn.ConvTranspose3d
+            ):
+                sequence[place] = fuse_conv_bn_eval(layer, norm, transposed)
+                sequence[place + 1] = nn.Identity()
 
 
 # -- the sides -----------------------------------------------------------------------------------
@@ -127,7 +159,7 @@ def work_of(settings: dict[str, Any]) -> Callable[[], None]:
     task = Task(**settings["task"])
     kind = settings["kind"]
     image = image_of(task)
-    predict = network_of(task, placed=kind == "segbench")
+    predict = network_of(task, kind)
     if kind == "plain loop":
         way = partial(plain_loop, predict, image, task)
     else:
@@ -153,7 +185,7 @@ def compare(task: Task, batches: Sequence[int], rounds: int) -> list[dict[str, A
         for batch in batches:
             if importlib.util.find_spec("monai"):
                 kinds.append(("MONAI", batch))
-            kinds.append(("segbench", batch))
+            kinds += [(name, batch) for name in OURS]
         sides = []
         for kind, batch in kinds:
             name = f"{kind}, batch {batch}"
