@@ -412,6 +412,10 @@ SUITES = {
         "Left atrium at 2.5 mm, all methods",
         (Part("Left atrium", ("la",), labeled=8),),
     ),
+    "la-mini-strong": Page(
+        "Left atrium at 2.5 mm, all methods with strong augmentation",
+        (Part("Left atrium", ("la",), labeled=8, augment="strong"),),
+    ),
     "hard": Page(
         "Hard cases on phantom slices",
         (

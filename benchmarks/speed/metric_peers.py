@@ -93,14 +93,14 @@ def by_simpleitk(pred: Mask, ref: Mask, spacing: Spacing) -> Values:
         images.append(image)
     overlap = sitk.LabelOverlapMeasuresImageFilter()
     overlap.Execute(images[1], images[0])
-    contours = [sitk.GetArrayViewFromImage(sitk.LabelContour(image)) > 0 for image in images]
+    contours = [sitk.GetArrayFromImage(sitk.LabelContour(image)) > 0 for image in images]
     maps = []
     for image in images:
         contour = sitk.LabelContour(image)
         distance = sitk.SignedMaurerDistanceMap(
             contour, squaredDistance=False, useImageSpacing=True
         )
-        maps.append(np.abs(sitk.GetArrayViewFromImage(distance)))
+        maps.append(np.abs(sitk.GetArrayFromImage(distance)))
     there = maps[1][contours[0]]
     back = maps[0][contours[1]]
     hd95 = np.percentile(np.concatenate([there, back]), 95)
