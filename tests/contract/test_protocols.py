@@ -116,6 +116,13 @@ def test_la_mini_expects_what_its_development_runs_reached():
     )
     assert protocol.expected.supervised == few_labels[-1]
 
+    study = json.loads((file.parent / "la-mini.json").read_text())
+    seconds = []
+    for run in study["runs"]:
+        if run["labeled"] == {"la": 8} and run["unlabeled"] == "all":
+            seconds.append(run["cost"]["cpu_seconds"])
+    assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
+
 
 def test_a_protocol_says_how_far_from_converged_it_is():
     said = load_protocol("phantom2d").expected.summary()
