@@ -23,6 +23,7 @@ from segbench.data.formats.read import (
 from segbench.data.formats.same_grid import match
 from segbench.data.formats.volume import NO_LABEL, Volume, as_one_slice, looks_like_image
 from segbench.data.geometry import in_mm, skewed_steps, spacing_of
+from segbench.data.preparation.layouts import DICOM_LABELS
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.evaluation.case_rows import Row, score_case
@@ -262,10 +263,7 @@ def _fix_of_dicom(names: Sequence[str]) -> str | None:
     """Return how labels in DICOM are converted, None if there are none."""
     if not any(name.lower().endswith(DICOM_ENDING) for name in names):
         return None
-    return (
-        "convert labels in DICOM to NIfTI: a segmentation (SEG), for example, with dcmqi's "
-        "segimage2itkimage, contours (RTSTRUCT) with dcmrtstruct2nii"
-    )
+    return DICOM_LABELS
 
 
 def read_pair(files: Files, ignored: Collection[int] = ()) -> Pair:

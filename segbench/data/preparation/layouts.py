@@ -23,6 +23,10 @@ LIST_FILES = ("train.list", "test.list")  # of a deliberate copy of part of the 
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 SHOWN = 5  # names in a message
 MAC_FOLDER = "__MACOSX"  # where a Mac puts files named like the real ones
+DICOM_LABELS = (
+    "convert labels in DICOM to NIfTI: a segmentation (SEG), for example, with dcmqi's "
+    "segimage2itkimage, contours (RTSTRUCT) with dcmrtstruct2nii"
+)
 
 
 # Folders nested by archives.
@@ -423,8 +427,7 @@ def layout_warnings(
         if unused:
             notes.append(
                 f"{len(unused)} files in {subfolder} belong to no case and are not read: "
-                f"{', '.join(unused[:SHOWN])}; expected are <case>{layout.ending} in labelsTr "
-                "or labelsTs and an image of that case in imagesTr or imagesTs"
+                f"{', '.join(unused[:SHOWN])}; {_expected_in(subfolder, layout, unused)}"
             )
     images = [files for files in cases.values() if files["place"] == "imagesTr"]
     with_label = sum("label" in files for files in images)
@@ -434,6 +437,19 @@ def layout_warnings(
             f"imagesTr holds {len(images)} cases, {with_label} with a label"
         )
     return notes
+
+
+def _expected_in(subfolder: str, layout: FolderLayout, unused: Iterable[str]) -> str:
+    """Return which files belong into a folder, or how its labels in DICOM are converted."""
+    is_dicom = layout.ending == DICOM_ENDING
+    in_dicom = any(name.lower().endswith(DICOM_ENDING) or "." not in name for name in unused)
+    if is_dicom and in_dicom and subfolder.startswith("labels"):
+        return DICOM_LABELS
+    label = ".nii.gz" if is_dicom else layout.ending
+    return (
+        f"expected are <case>{label} in labelsTr or labelsTs and an image of that case in imagesTr "
+        "or imagesTs"
+    )
 
 
 def _used_files(cases: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
