@@ -348,7 +348,7 @@ def label_files(folder: Path, ending: str) -> dict[str, Path]:
 def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     """Return the image files of each case in a folder, one per channel for nnU-Net.
 
-    All channels of a picture may be in one file, ``<case>_0000.png``.
+    All channels of a picture may be in one file, ``<case>_0000.png``, if they are so in all cases.
 
     Raises:
         DataError: files that do not match the channels of ``dataset.json``.
@@ -357,7 +357,8 @@ def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     if not layout.suffix:
         return {case: [path] for case, path in files.items()}
     cases = {name[:-5] for name in files if CHANNEL_SUFFIX.search(name)}
-    names = {case: _channel_names(case, layout, files) for case in sorted(cases)}
+    channels = _channel_files(layout, files)
+    names = {case: [f"{case}_{number:04d}" for number in channels] for case in sorted(cases)}
     wanted = [name for case in sorted(cases) for name in names[case]]
     problem = _channel_mismatch(files, wanted)
     if problem:
@@ -373,12 +374,10 @@ def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     return found
 
 
-def _channel_names(case: str, layout: FolderLayout, files: Mapping[str, Path]) -> list[str]:
-    """Return the names of the files of a case, without their ending."""
-    names = [f"{case}_{channel:04d}" for channel in range(len(layout.channels))]
-    if layout.has_pictures and not any(name in files for name in names[1:]):
-        return names[:1]
-    return names
+def _channel_files(layout: FolderLayout, files: Mapping[str, Path]) -> range:
+    """Return the numbers of the channels that have files of their own."""
+    has_others = any(not name.endswith("_0000") for name in files)
+    return range(1 if layout.has_pictures and not has_others else len(layout.channels))
 
 
 def _channel_mismatch(files: Mapping[str, Path], wanted: list[str]) -> str:
