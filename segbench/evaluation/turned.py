@@ -22,7 +22,7 @@ Turn = tuple[tuple[int, ...], tuple[bool, ...]]  # order of the axes, and which 
 
 
 @dataclass
-class Overlap:
+class FittingVoxels:
     """Voxels of the foreground in both masks, and in each of them, summed over cases."""
 
     both: float = 0.0
@@ -38,8 +38,8 @@ class Overlap:
 class TurnedCases:
     """How well predictions fit as they are and turned, over the cases that fit badly."""
 
-    stored: Overlap = field(default_factory=Overlap)
-    turned: dict[Turn, Overlap] = field(default_factory=lambda: defaultdict(Overlap))
+    stored: FittingVoxels = field(default_factory=FittingVoxels)
+    turned: dict[Turn, FittingVoxels] = field(default_factory=lambda: defaultdict(FittingVoxels))
     cases: int = 0
 
     def add(self, pred: LabelMap, ref: LabelMap) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that programs read in different ways: told apart by their tags, or refused."""
+"""Pictures that programs read in different ways: recognized by their tags, or refused."""
 
 import json
 import struct

@@ -418,7 +418,7 @@ def palette_warnings(paths: Iterable[Path], values: Iterable[int]) -> list[str]:
                 return [
                     f"palettes differ: index {value} has the color {color} in {file}, and "
                     f"{colors[value]} in {path}. The index is the class, whatever its color. If "
-                    "classes are told apart by color: save the masks in gray, with the class "
+                    "colors are the classes: save the masks in gray, with the class "
                     "numbers as values"
                 ]
     return []
