@@ -5,16 +5,29 @@
 prints the tables of docs/explanation/planning.md. The planner is that of the engine. The part on
 nnU-Net is written from its published rules (MIC-DKFZ/nnUNet, Apache-2.0: default_experiment_planner
 and network_topology; for the memory, PlainConvUNet of MIC-DKFZ/dynamic-network-architectures);
-no code was copied. Nothing is trained.
+no code was copied. ``benchmarks/nnunet_plans.py`` stored what nnU-Net's own package chooses: the
+same in three axes (held by a test), and the plans in two axes that stand in the table. Nothing is
+trained.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
+from typing import Any
 
-from segbench.config.planning import GIB, DataFacts, Device, Topology, make_plan, topology
+from segbench.config.planning import (
+    GIB,
+    DataFacts,
+    Device,
+    Topology,
+    has_thick_slices,
+    make_plan,
+    topology,
+)
 from segbench.training.planned import MemoryCounter
 
 # Median shapes and spacings after nnU-Net's crop, last axis across slices. Decathlon: Isensee et
@@ -29,6 +42,7 @@ FINGERPRINTS = (
 )
 DEVICES = (Device("cpu"), Device("gpu", 8 * GIB), Device("gpu", 24 * GIB))
 
+STORED = Path(__file__).resolve().parent / "results" / "nnunet-plans.json"
 BASE = 32  # channels of nnU-Net at full resolution
 MOST = 320  # channels of any level
 EDGE = 4  # least edge of a pooled map
@@ -102,6 +116,15 @@ def poolings(pooling: Sequence[Sequence[int]]) -> str:
     return ", ".join(str(sum(factors[axis] == 2 for factors in pooling)) for axis in axes)
 
 
+def package_plan(name: str, configuration: str) -> dict[str, Any]:
+    """Return the plan of nnU-Net's own package for a fingerprint, as it was stored."""
+    plans: list[dict[str, Any]] = json.loads(STORED.read_text())["plans"]
+    (found,) = [
+        plan for plan in plans if (plan["data"], plan["configuration"]) == (name, configuration)
+    ]
+    return found
+
+
 def rows(facts: DataFacts) -> Iterator[list[str]]:
     """Return the rows of one fingerprint: planner, patch, share, batch, poolings."""
     theirs = nnunet_plan(facts)
@@ -114,6 +137,11 @@ def rows(facts: DataFacts) -> Iterator[list[str]]:
         poolings(theirs.net.pooling),
         "1",
     ]
+    if has_thick_slices(facts):
+        flat = package_plan(facts.name, "2d")
+        pooled = ", ".join(map(str, flat["poolings"]))
+        patch = _by(flat["patch"])
+        yield ["", "nnU-Net v2, 8 GB, slices", patch, str(flat["batch"]), pooled, "1"]
     memory = MemoryCounter(facts)
     for device in DEVICES:
         protocol = make_plan(facts, device, memory.bytes_per_voxel).protocol()

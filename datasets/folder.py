@@ -37,7 +37,7 @@ import numpy as np
 
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.contracts.dataset import IGNORED
-from segbench.data.formats.pictures import is_picture
+from segbench.data.formats.pictures import is_picture, palette_warnings
 from segbench.data.formats.read import read_mask
 from segbench.data.formats.same_grid import match
 from segbench.data.formats.volume import Volume, holds_value, whole_labels
@@ -54,6 +54,7 @@ from segbench.data.preparation.folder_lists import (
     DRAWN_ORIGIN,
     FOLD_ORIGIN,
     LISTS_FILE,
+    LISTS_WITH_LABELS,
     TEST_ORIGIN,
     Files,
     FolderLists,
@@ -318,7 +319,10 @@ class Folder(Dataset):
 
     def _notes(self, lists: dict[str, list[str]], cases: dict[str, Files]) -> list[str]:
         """Return notes for the user about how the lists are used."""
-        notes = []
+        used = [case for name in LISTS_WITH_LABELS for case in lists[name]]
+        masks = [cases[case]["label"] for case in used if "label" in cases[case]]
+        values = {*range(1, len(self.classes) + 1), *self.changes}
+        notes = palette_warnings(masks, values)
         if lists["val"]:
             notes.append(
                 f"{len(lists['val'])} cases of the list val are not used yet: "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 # What the code of a plug-in may raise: anything, and it may also call ``sys.exit``.
@@ -135,6 +136,33 @@ def ended_by_plugin(error: SystemExit, where: object = None) -> TrainingError:
         expected="an exception, or no error",
         fix="--debug shows where; replace sys.exit by an exception",
     )
+
+
+@contextmanager
+def failures_of_plugin(name: str, where: object) -> Iterator[None]:
+    """Report whatever the code of a plug-in raises as a failure of that plug-in.
+
+    Errors of the operating system pass, because the disk may be full.
+
+    Args:
+        name: of the plug-in.
+        where: what it was doing.
+
+    Raises:
+        TrainingError: the plug-in failed or called ``sys.exit``.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise ended_by_plugin(error, where) from error
+    except (SegbenchError, OSError):
+        raise
+    except Exception as error:
+        raise TrainingError(
+            f"{name} failed: {type(error).__name__}: {error}",
+            where=where,
+            fix=f"--debug shows where; segbench test {name} may say why",
+        ) from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str], fix: str | None = None) -> UsageError:

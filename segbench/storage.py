@@ -44,11 +44,12 @@ def storage_error(error: OSError, path: Path) -> StorageError:
     free = None
     with suppress(OSError):
         free = f"{shutil.disk_usage(existing(path)).free / 1e9:.1f} GB free"
+    is_forbidden = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
     return StorageError(
         f"cannot write: {_STORAGE.get(error.errno or 0, error.strerror or str(error))}",
         where=path,
-        found=free,
-        fix="free some space or choose another folder",
+        found=None if is_forbidden else free,
+        fix="choose another folder" if is_forbidden else "free some space or choose another folder",
     )
 
 

@@ -95,6 +95,13 @@ class OwnFolder:
     def name(self):
         return f"folder:{self.root}"
 
+    def write_channels(self, *names):
+        """Give the folder other channels."""
+        file = self.root / "dataset.json"
+        content = json.loads(file.read_text())
+        content["channel_names"] = {str(number): name for number, name in enumerate(names)}
+        file.write_text(json.dumps(content))
+
     def case(self, name, seed, labeled=True, change=None, place="imagesTr"):
         """Add a case; ``change(image, label)`` returns what to write instead."""
         image, label = scan(seed)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from segbench.api.scores import case_table, metric_table
 from segbench.api.table import Table
@@ -17,12 +19,9 @@ from segbench.evaluation.label_folders import (
     evaluate_folders,
     evaluate_pairs,
 )
-from segbench.evaluation.label_values import ValueRules
+from segbench.evaluation.label_values import VALUES, ValueRules
 from segbench.progress import Progress, no_progress
 from segbench.results.facts import mean_dice
-
-if TYPE_CHECKING:
-    import numpy as np
 
 POLICY = "worst_distance"  # for cases in which one of the two masks is empty
 
@@ -84,11 +83,14 @@ def evaluate(  # noqa: PLR0913 (one argument per choice)
         progress: called after each case with the number of cases done, of all cases, and a name.
 
     Raises:
-        UsageError: a file and a folder, or an array and a path; a spacing beside paths.
+        UsageError: a file and a folder, or an array and a path; a spacing beside paths; a value
+            that is no class number, or that two arguments give two meanings.
         DataError: files do not pair, are damaged, or lie on different grids.
     """
-    rules = ValueRules(pred_map or {}, ref_map or {}, frozenset(ignore))
+    rules = _checked_rules(pred_map or {}, ref_map or {}, ignore)
+    labels = _checked_classes(labels, rules)
     if not isinstance(pred, str | Path) and not isinstance(ref, str | Path):
+        _require_spacing(spacing, np.ndim(pred))
         return Evaluation(*evaluate_arrays(pred, ref, labels, spacing, rules))
     are_paths = isinstance(pred, str | Path) and isinstance(ref, str | Path)
     if not are_paths or spacing is not None:
@@ -106,3 +108,76 @@ def evaluate(  # noqa: PLR0913 (one argument per choice)
         name = ref_path.parent.name
         return Evaluation(*evaluate_pairs(name, files, labels, progress, rules))
     return Evaluation(*evaluate_folders(pred_path, ref_path, labels, progress, rules))
+
+
+def _checked_rules(
+    pred_map: Mapping[int, int], ref_map: Mapping[int, int], ignore: Iterable[int]
+) -> ValueRules:
+    """Return the rules of the arguments.
+
+    Raises:
+        UsageError: a value is no class number, or a value of the reference is changed and left out.
+    """
+    values = None if isinstance(ignore, str | int) else tuple(ignore)
+    if values is None or not all(_is_whole(value) for value in values):
+        raise UsageError(
+            "ignore is no list of values", found=repr(ignore), expected="such as ignore=[255]"
+        )
+    ignored = frozenset(map(int, values))
+    for name, changes in (("pred_map", pred_map), ("ref_map", ref_map)):
+        for old, new in changes.items():
+            if not _is_value(old) or not _is_value(new):
+                raise UsageError(
+                    f"{name}: {old!r} to {new!r}",
+                    expected=f"whole numbers from 0 to {VALUES - 1}, such as {{255: 1}}",
+                )
+    both = sorted(ignored & set(ref_map))
+    if both or 0 in ignored:
+        raise UsageError(
+            "a value is left out that has a meaning",
+            found=f"{both[0] if both else 0} in ignore",
+            expected="values other than 0 and those of ref_map",
+        )
+    return ValueRules(pred_map, ref_map, ignored)
+
+
+def _checked_classes(
+    labels: Mapping[int, str] | None, rules: ValueRules
+) -> Mapping[int, str] | None:
+    """Return the names of the classes, None if there are none.
+
+    Raises:
+        UsageError: a value is no class or left out, or two have one name.
+    """
+    if not labels:
+        return None
+    names = set(labels.values()) if isinstance(labels, Mapping) else set()
+    is_usable = isinstance(labels, Mapping) and all(_is_value(value) for value in labels)
+    if not is_usable or 0 in labels or len(names) < len(labels) or rules.ignored & set(labels):
+        raise UsageError(
+            "labels cannot be used",
+            found=repr(labels),
+            expected=f"classes by their values from 1 to {VALUES - 1}, each name once and none "
+            "that is ignored, such as {1: 'organ'}",
+        )
+    return labels
+
+
+def _require_spacing(spacing: Sequence[float] | None, axes: int) -> None:
+    if spacing is None:
+        return
+    steps = np.ravel(np.asarray(spacing, float))
+    if len(steps) != axes or not np.isfinite(steps).all() or not (steps > 0).all():
+        raise UsageError(
+            "the spacing cannot be used",
+            found=repr(spacing),
+            expected=f"{axes} positive numbers of mm, one for each axis of the arrays",
+        )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_value(value: object) -> bool:
+    return _is_whole(value) and 0 <= int(str(value)) < VALUES

@@ -282,7 +282,7 @@ def _is_prepared(settings: Settings, name: str) -> bool:
 
 def _check_prepared(settings: Settings, name: str, cases: tuple[str, ...]) -> None:
     from segbench.cli.documents import datasets_document
-    from segbench.config.protocol import load_protocol
+    from segbench.config.protocol import NO_PROTOCOL, load_protocol
     from segbench.data.open import open_store
     from segbench.data.store.checks import check_store
 
@@ -293,7 +293,9 @@ def _check_prepared(settings: Settings, name: str, cases: tuple[str, ...]) -> No
         for case in cases:
             if case not in store.cases:
                 raise unknown("case", case, store.cases)
-        patch = load_protocol(entry.cls.protocol).least
+        own = entry.cls.protocol
+        # A planned patch follows the shapes of the data.
+        patch = None if own == NO_PROTOCOL else load_protocol(own).least
         with counting(settings, f"check {entry.name}") as progress:
             problems = check_store(store, patch, cases or None, progress)
         errors += _errors(problems)

@@ -278,7 +278,8 @@ def _value_rules(changes: str | None, ignore: tuple[int, ...]) -> ValueRules:
         match = re.fullmatch(r"\s*(?:(pred|ref):)?(\d{1,3})=(\d{1,3})\s*", part)
         sides = [match[1]] if match and match[1] else list(maps)
         old, new = (int(match[2]), int(match[3])) if match else (256, 256)
-        if max(old, new) > 255 or old in ignore or any(old in maps[side] for side in sides):
+        is_ignored = old in ignore and sides != ["pred"]  # a value of the reference is left out
+        if max(old, new) > 255 or is_ignored or any(old in maps[side] for side in sides):
             raise UsageError(
                 f"--map: '{part}'",
                 expected="values from 0 to 255, each changed once and not ignored, "

@@ -18,13 +18,7 @@ from segbench.cli.options import (
     size_option,
 )
 from segbench.cli.settings import Settings
-from segbench.errors import (
-    DataError,
-    SegbenchError,
-    TrainingError,
-    UsageError,
-    ended_by_plugin,
-)
+from segbench.errors import DataError, UsageError, failures_of_plugin
 from segbench.text import first_few, safe
 
 if TYPE_CHECKING:
@@ -189,19 +183,8 @@ def _predicted(predictor: Predictor, prepared: PreparedScan) -> Prediction:
         TrainingError: the method fails, which is no fault of the scan.
     """
     name = predictor.inference.method.name
-    where = f"predict of {name}, scan {prepared.scan.name}"
-    try:
+    with failures_of_plugin(name, f"predict of {name}, scan {prepared.scan.name}"):
         return predictor.predicted(prepared)
-    except SystemExit as error:
-        raise ended_by_plugin(error, where) from error
-    except SegbenchError:
-        raise
-    except Exception as error:
-        raise TrainingError(
-            f"{name} failed: {type(error).__name__}: {error}",
-            where=where,
-            fix=f"--debug shows where; segbench test {name} may say why",
-        ) from error
 
 
 def _problem(scan: Scan, error: Exception) -> Problem:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from segbench.data.formats.pictures import is_picture
+from segbench.data.formats.pictures import is_picture, palette_warnings
 from segbench.data.formats.read import (
     ALL_ENDINGS,
     DICOM_ENDING,
@@ -23,6 +23,7 @@ from segbench.data.formats.read import (
 from segbench.data.formats.same_grid import match
 from segbench.data.formats.volume import NO_LABEL, Volume, as_one_slice, looks_like_image
 from segbench.data.geometry import in_mm, skewed_steps, spacing_of
+from segbench.data.preparation.layouts import DICOM_LABELS
 from segbench.data.store.problem import DataProblems, Problem
 from segbench.errors import DataError, SegbenchError
 from segbench.evaluation.case_rows import Row, score_case
@@ -40,6 +41,7 @@ from segbench.evaluation.label_values import (
     values_of,
     with_white_as_one,
 )
+from segbench.evaluation.turned import TurnedCases
 from segbench.progress import Progress, no_progress
 from segbench.text import first_few
 
@@ -131,6 +133,9 @@ def evaluate_pairs(
     warnings += rules.unused([case.in_files for case in checked.values()])
     by_case = {name: case.values for name, case in checked.items()}
     warnings += value_warnings(by_case, names)
+    masks = [file for side in zip(*found.values(), strict=True) for file in side]
+    in_files = [case.in_files.pred | case.in_files.ref for case in checked.values()]
+    warnings += palette_warnings(masks, frozenset().union(*in_files))
     classes = names or {value: str(value) for value in sorted(values)}
     if not classes:
         place = next(iter(found.values())).ref.parent
@@ -142,6 +147,7 @@ def evaluate_pairs(
     is_in_mm = all(case.has_spacing for case in checked.values())
     rows: list[Row] = []
     counts = np.zeros((VALUES, VALUES), np.int64)  # of cases whose values may be exchanged
+    turned = TurnedCases()
     for done, (name, files) in enumerate(found.items(), start=1):
         pair = read_pair(files, rules.ignored)
         spacing = pair.spacing if is_in_mm else None
@@ -149,9 +155,11 @@ def evaluate_pairs(
         case_rows = score_case(dataset, name, pred_labels, ref_labels, classes, spacing)
         if are_apart(case_rows):
             counts += value_pairs(pred_labels, ref_labels)
+        turned.add(pred_labels, ref_labels)
         rows += case_rows
         progress(done, len(found), name)
-    return rows, warnings + exchange_warnings(counts) + count_warnings(rows)
+    warnings += exchange_warnings(counts) + turned.warnings()
+    return rows, warnings + count_warnings(rows)
 
 
 def _two_valued_sides(
@@ -262,10 +270,7 @@ def _fix_of_dicom(names: Sequence[str]) -> str | None:
     """Return how labels in DICOM are converted, None if there are none."""
     if not any(name.lower().endswith(DICOM_ENDING) for name in names):
         return None
-    return (
-        "convert labels in DICOM to NIfTI: a segmentation (SEG), for example, with dcmqi's "
-        "segimage2itkimage, contours (RTSTRUCT) with dcmrtstruct2nii"
-    )
+    return DICOM_LABELS
 
 
 def read_pair(files: Files, ignored: Collection[int] = ()) -> Pair:
@@ -315,10 +320,17 @@ def label_values(
         where: the file or the argument, for messages.
 
     Raises:
-        DataError: other than two or three axes, or values that are no labels.
+        DataError: other than two or three axes, no voxel, or values that are no labels.
     """
     array = np.asarray(values)
-    if array.ndim not in (2, 3):
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            "not a label map",
+            where=where,
+            found=f"values of type {array.dtype}",
+            expected=f"whole numbers from 0 to {HIGHEST_LABEL}",
+        )
+    if not array.size or array.ndim not in (2, 3):
         raise DataError(
             "not a label map",
             where=where,
@@ -335,7 +347,23 @@ def label_values(
     if not is_label.all():
         raise _no_labels(where, array, is_whole, is_label)
     found: StoredLabels = labels.astype(np.int64 if outside else np.uint8)
+    _require_no_masks_of_classes(found, where)
     return found
+
+
+def _require_no_masks_of_classes(labels: StoredLabels, where: Path | str) -> None:
+    """Refuse one mask per class along the first or last axis: scored as a volume, it is wrong."""
+    if labels.ndim != 3 or labels.max() != 1:
+        return
+    for axis in (0, 2):
+        if labels.shape[axis] > 1 and (labels.sum(axis) == 1).all():
+            raise DataError(
+                "one mask per class instead of class numbers",
+                where=where,
+                found=f"shape {labels.shape}: along axis {axis + 1}, each place has one 1",
+                expected="class numbers, as of argmax",
+                fix=f"numpy.argmax(masks, axis={axis})",
+            )
 
 
 def _no_labels(
@@ -344,8 +372,11 @@ def _no_labels(
     """Return the error about values that are no labels."""
     others = np.unique(array[~is_label]).tolist()
     fix = "check that it is not an image or a probability map"
+    is_mask = len(np.unique(array)) <= 2
     if is_whole.all() and looks_like_image(array):
         fix = NO_LABEL
+    elif is_whole.all() and is_mask and others[0] > 0:
+        fix = f"if {others[0]:.0f} is a class: write 1 instead of it"
     elif is_whole.all() and len(others) == 1:
         fix = f"if it marks voxels to leave out: --ignore {others[0]:.0f}"
     return DataError(
@@ -382,6 +413,11 @@ def evaluate_arrays(
             found=f"pred {pred_labels.shape}, ref {ref_labels.shape}",
             expected="arrays on one grid",
         )
+    in_arrays = values_of(pred_labels, ref_labels)
+    warnings = rules.unused([in_arrays])
+    for name, labels in (("pred", pred_labels), ("ref", ref_labels)):
+        if looks_like_image(labels):
+            warnings.append(f"{name} {_gray_scan(labels)}")
     pred_labels, ref_labels = rules.apply(pred_labels, ref_labels)
     values = values_of(pred_labels, ref_labels)
     classes = names or {value: str(value) for value in sorted(values.pred | values.ref)}
@@ -390,10 +426,12 @@ def evaluate_arrays(
             "no label above 0 in either array", fix="name the classes: labels={1: 'organ'}"
         )
     rows = score_case("", "array", pred_labels, ref_labels, classes, spacing)
-    warnings = value_warnings({"array": values}, names)
+    warnings += value_warnings({"array": values}, names)
     if are_apart(rows):
         warnings += exchange_warnings(value_pairs(pred_labels, ref_labels))
-    return rows, warnings
+    turned = TurnedCases()
+    turned.add(pred_labels, ref_labels)
+    return rows, warnings + turned.warnings()
 
 
 def _checked_cases(found: Mapping[str, Files], rules: ValueRules) -> dict[str, CheckedCase]:
@@ -432,14 +470,18 @@ def _checked_case(files: Files, rules: ValueRules) -> CheckedCase:
     warnings = list(pair.warnings)
     for file, labels in ((files.pred, pair.pred), (files.ref, pair.ref)):
         if looks_like_image(labels):
-            warnings.append(
-                f"{file} looks like a gray scan, not like a label map: "
-                f"{len(np.unique(labels))} different values, most unlike their neighbors"
-            )
+            warnings.append(f"{file} {_gray_scan(labels)}")
     in_files = values_of(pair.pred, pair.ref)
     pred_labels, ref_labels = rules.apply(pair.pred, pair.ref)
     values = values_of(pred_labels, ref_labels)
     return CheckedCase(pair.spacing is not None, values, in_files, warnings)
+
+
+def _gray_scan(labels: StoredLabels) -> str:
+    return (
+        "looks like a gray scan, not like a label map: "
+        f"{len(np.unique(labels))} different values, most unlike their neighbors"
+    )
 
 
 def _grouped(warnings: Mapping[str, list[str]]) -> list[str]:

@@ -96,7 +96,8 @@ def _channel_paths(path: Path) -> list[Path]:
 def _scan_of_channels(parts: Sequence[Path], channels: int) -> Scan:
     """Return the scan of files or DICOM folders, one per channel.
 
-    It is named after the folder that holds all of them, or after the first one.
+    It has the name that ``case_0000``, ``case_0001``, ... share; otherwise that of the folder that
+    holds all series, or of the first path.
 
     Raises:
         DataError: a path does not exist, or there are more or fewer than the run has channels.
@@ -111,10 +112,20 @@ def _scan_of_channels(parts: Sequence[Path], channels: int) -> Scan:
             found=f"{len(parts)} paths joined by commas",
             expected=f"{channels}, in the order of training",
         )
+    return Scan(_shared_name(parts), tuple(parts))
+
+
+def _shared_name(parts: Sequence[Path]) -> str:
+    cases = set()
+    for part in parts:
+        match = CHANNEL_FILE.fullmatch(_name(part))
+        cases.add(match[1] if match else None)
+    case = cases.pop()
+    if case is not None and not cases:
+        return case
     parents = {part.resolve().parent for part in parts}
     are_series = all(part.is_dir() for part in parts)
-    name = parents.pop().name if are_series and len(parents) == 1 else _name(parts[0])
-    return Scan(name, tuple(parts))
+    return parents.pop().name if are_series and len(parents) == 1 else _name(parts[0])
 
 
 def left_out(paths: Iterable[Path], scans: Iterable[Scan]) -> list[str]:
@@ -236,7 +247,7 @@ def _grouped_by_channel(files: Sequence[Path], channels: int) -> list[Scan]:
                 f"the files of scan '{name}' are not its channels",
                 where=members[0][1].parent,
                 found=", ".join(sorted(file.name for _, file in members)),
-                fix="one file per channel, each once",
+                fix="one file per channel, each once; or paths joined by commas: FIRST,SECOND",
                 expected=", ".join(f"{name}_{number:04d}" for number in range(channels)),
             )
         ordered = sorted(members, key=lambda member: member[0] or 0)

@@ -66,6 +66,7 @@ CANNOT_CHANGE_NUMBERS = (
     "segbench.evaluation.label_values",
     "segbench.evaluation.new_scans",
     "segbench.evaluation.scan_files",
+    "segbench.evaluation.turned",
     "segbench.identity.*",
     "segbench.progress",
     "segbench.registry",

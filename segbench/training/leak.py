@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segbench.errors import IntegrityError
+from segbench.errors import IntegrityError, failures_of_plugin
 from segbench.progress import Progress
 from segbench.storage import lock
 from segbench.training.build import build
@@ -49,14 +49,16 @@ def measure(run: Prepared, stored: dict[str, Any], device: str, report: Progress
 
 def _score_checkpoints(run: Prepared, device: str, report: Progress) -> list[dict[str, Any]]:
     """Return the validation and test Dice in percent of every kept checkpoint."""
-    method = to_device(build(run.experiment, run.stores, fresh=False), device)
+    with failures_of_plugin(run.experiment.method, "set-up"):
+        method = to_device(build(run.experiment, run.stores, fresh=False), device)
     inference = run.inference(method, device)
     validation = validation_stores(run)
     partial = run.folder.path / "leak.jsonl"
     rows = []
     for step, weights in snapshots(run, method):
-        on_validation = mean_dice(inference, validation, partial, weights, report)
-        on_test = mean_dice(inference, run.stores, partial, weights, report)
+        with failures_of_plugin(run.experiment.method, f"evaluation of step {step}"):
+            on_validation = mean_dice(inference, validation, partial, weights, report)
+            on_test = mean_dice(inference, run.stores, partial, weights, report)
         rows.append(
             {
                 "step": step,

@@ -35,7 +35,14 @@ from segbench.contracts.method import Method
 from segbench.data.sampling.folds import with_fold
 from segbench.data.store.copies import anonymous, read_copies
 from segbench.data.store.store import Store, parse_store, store_document
-from segbench.errors import IntegrityError, PluginError, SegbenchError, UsageError
+from segbench.errors import (
+    IntegrityError,
+    PluginError,
+    SegbenchError,
+    TrainingError,
+    UsageError,
+    failures_of_plugin,
+)
 from segbench.identity.sources import loaded_digest
 from segbench.results.model_card import model_card, plugin_files
 from segbench.results.predictions import BROKEN, DATE
@@ -325,7 +332,10 @@ def built_method(model: ModelFile, device: str) -> Method:
     _require_plugin(model, "backbone", experiment.backbone)
     keep_freed_memory()
     try:
-        method = build(experiment, model.stores, fresh=False)
+        with failures_of_plugin(experiment.method, "set-up"):
+            method = build(experiment, model.stores, fresh=False)
+    except TrainingError:
+        raise
     except SegbenchError as error:
         raise _does_not_fit(model, str(error)) from error
     _require_shapes(model, method)

@@ -11,7 +11,7 @@ import torch
 
 from segbench.config import Machine
 from segbench.contracts.method import Method
-from segbench.errors import IntegrityError
+from segbench.errors import IntegrityError, failures_of_plugin
 from segbench.evaluation.case_rows import Row, cases_csv, summarize
 from segbench.evaluation.prediction import Inference, LabelMap, postprocess
 from segbench.evaluation.test_set import Keep, evaluate, keep_nothing, score
@@ -52,7 +52,8 @@ def reevaluate(
     inference = run.inference(method, device)
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "rows"
-        rows = evaluate(inference, run.stores, partial, stamp="", report=report, keep=keep)
+        with failures_of_plugin(run.experiment.method, "evaluation"):
+            rows = evaluate(inference, run.stores, partial, stamp="", report=report, keep=keep)
     return Reevaluation(
         metrics=summarize(rows, run.experiment.protocol.policy),
         cases_sha256=hashlib.sha256(cases_csv(rows)).hexdigest(),
@@ -93,7 +94,8 @@ def score_components(
     inference = Inference(method, whole, device, run.experiment.prediction_precision)
     with tempfile.TemporaryDirectory() as folder:
         partial = Path(folder) / "rows"
-        rows = evaluate(inference, run.stores, partial, "", report, score_largest)
+        with failures_of_plugin(run.experiment.method, "evaluation"):
+            rows = evaluate(inference, run.stores, partial, "", report, score_largest)
     usual = largest if protocol.largest_component else rows
     return ComponentScores(
         all=summarize(rows, protocol.policy),
@@ -122,7 +124,8 @@ def trained(run: Prepared, stored: dict[str, Any], device: str) -> tuple[Method,
             expected=stored["weights_sha256"][:16],
         )
     keep_freed_memory()
-    method = build(run.experiment, run.stores, fresh=False)
+    with failures_of_plugin(run.experiment.method, "set-up"):
+        method = build(run.experiment, run.stores, fresh=False)
     method.load_state_dict(state["method"])
     to_device(method, device)
     return method.eval(), header

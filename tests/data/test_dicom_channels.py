@@ -61,11 +61,10 @@ def test_folders_of_series_are_channels(lab, folder):
     joined = f"{images / 'c0_0000'},{images / 'c0_0001'}"
     done = lab.call("predict", run.folder.path, joined, "-o", "out", "--data-root", data)
     assert done.returncode == 0, done.stderr
-    assert (lab.folder / "out" / "imagesTr_seg.nii.gz").is_file()
     done = lab.call("predict", run.folder.path, images, "-o", "all", "--data-root", data)
     assert done.returncode == 0, done.stderr
     assert len(list((lab.folder / "all").iterdir())) == 4
-    one = (lab.folder / "out" / "imagesTr_seg.nii.gz").read_bytes()
+    one = (lab.folder / "out" / "c0_seg.nii.gz").read_bytes()
     assert (lab.folder / "all" / "c0_seg.nii.gz").read_bytes() == one
 
 
@@ -105,3 +104,21 @@ def test_labels_in_dicom_name_their_converters(lab, write_dicom):
     found = lab.call("evaluate", "--pred", "ref", "--ref", "ref")
     assert found.returncode == 3
     assert "segimage2itkimage" in found.stderr and "dcmrtstruct2nii" in found.stderr
+
+
+@pytest.mark.parametrize("place", ["c0.dcm", "c0/1.dcm"])
+def test_labels_in_dicom_are_refused_with_the_way_to_convert_them(lab, write_dicom, place):
+    root = lab.folder / "Dataset013_Seg"
+    write_dicom(root / "imagesTr" / "c0_0000", np.ones((6, 5, 4), np.int16), **GRID)
+    label = root / "labelsTr" / place
+    label.parent.mkdir(parents=True)
+    label.write_bytes(b"\0" * 128 + b"DICM")
+    content = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0, "organ": 1},
+        "file_ending": ".dcm",
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    refused = lab.call("data", "check", f"folder:{root}")
+    assert refused.returncode == 3
+    assert "(SEG)" in refused.stderr and "dcmrtstruct2nii" in refused.stderr

@@ -37,6 +37,14 @@ def test_the_rules_of_nnunet_give_its_published_plans(script, name, patch, batch
     assert (theirs.patch, theirs.batch) == (patch, batch)
 
 
+def test_the_rules_of_nnunet_give_the_plans_of_its_own_package(script):
+    for facts in script.FINGERPRINTS:
+        stored = script.package_plan(facts.name, "3d_fullres")
+        found = script.nnunet_plan(facts)
+        assert (list(found.patch), found.batch) == (stored["patch"], stored["batch"])
+        assert script.poolings(found.net.pooling) == ", ".join(map(str, stored["poolings"]))
+
+
 def test_the_table_of_the_documentation_is_what_the_script_prints(script):
     page = (ROOT / "docs" / "explanation" / "planning.md").read_text(encoding="utf-8")
     assert script.table() in page

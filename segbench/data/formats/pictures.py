@@ -6,11 +6,16 @@ per color) is read with tifffile or refused. The rules:
 * The first axis runs along a row, the second from row to row, as in all other formats. The pages of
   a TIFF file are slices along the third axis.
 * A picture has no spacing: resolution tags (dpi) describe printing. Distances are in pixels.
-* A palette image is its colors; a palette mask is its indexes, which are the classes.
-* A mask of one bit has the values 0 and 1. A color mask is refused unless its channels are equal.
+* A palette image is its colors; a palette mask is its indexes, which are the classes. It is refused
+  if black, the usual background, has another index than 0.
+* A mask of one bit has the values 0 and 1, and one of two or four bits the numbers that are stored.
+  A color mask is refused unless its channels are equal.
 * A JPEG mask is refused: its compression changes values.
 * An alpha channel is left out if it is opaque everywhere, and refused otherwise.
 * An orientation tag (EXIF) that turns the picture is refused: programs differ in following it.
+* The pages of a TIFF file that are channels, time points or previews are refused, and so is a file
+  that announces more slices than it has pages, samples beside red, green and blue, and a file of
+  more than one bit in which 0 is white. See ``tiff_tags``.
 """
 
 from __future__ import annotations
@@ -18,8 +23,8 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +33,14 @@ import numpy as np
 
 from segbench.data.formats.limits import require_size
 from segbench.data.formats.opening import reading, require_file
+from segbench.data.formats.tiff_tags import (
+    BITS_TAG,
+    ORIENTATION_TAG,
+    SAMPLE_FORMAT_TAG,
+    require_plain_page,
+    require_slices,
+    require_upright,
+)
 from segbench.data.formats.volume import Volume
 from segbench.errors import DataError, PluginError
 
@@ -49,13 +62,15 @@ LOSSY_ENDINGS = (".jpg", ".jpeg")
 LOSSY_COMPRESSIONS = ("jpeg", "tiff_jpeg", "webp")  # inside TIFF files
 GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 WITH_ALPHA = ("LA", "PA", "RGBA")
-ORIENTATION_TAG = 274
-UPRIGHT = (None, 0, 1)
-BITS_TAG = 258  # of TIFF: bits per sample, one number per channel
-SAMPLE_FORMAT_TAG = 339  # of TIFF
 UNSIGNED = 1  # a sample format; others are signed integers and floating point
 PNG_HEADER = 26  # bytes up to the bit depth and the type of color
 PNG_GRAY = 0  # a type of color
+BMP_HEADER = 32  # bytes that hold the bits per pixel
+OLD_BMP = 12  # bytes of the oldest header
+GRAY_BITS = {"1": 1, "L": 8}  # bits per pixel by Pillow's mode
+FEW_BITS = (2, 4)  # of gray, which Pillow stretches to 0 to 255
+BLACK = (0, 0, 0)
+GRAY_AS_COLOR = "a gray picture where colors are expected: all three channels are equal"
 DEEP_COLOR = "a color picture of 16 bits per channel"
 DAMAGE = (SyntaxError, struct.error, TypeError)  # raised by Pillow beside the usual errors
 
@@ -103,8 +118,8 @@ def read_picture_mask(path: Path) -> Volume:
 def with_channels(volume: Volume, channels: int, path: Path) -> Volume:
     """Return a picture with as many channels as the data set has.
 
-    A color picture with equal channels is gray, and a gray one counts as a color picture where
-    three channels are expected.
+    A color picture with equal channels is gray, and a gray one of one page counts as a color
+    picture where three channels are expected, with a warning.
 
     Args:
         volume: what ``read_picture`` returned.
@@ -121,18 +136,22 @@ def with_channels(volume: Volume, channels: int, path: Path) -> Volume:
     if channels == 1 and _are_equal(array):
         gray = array[..., 0]
         return replace(volume, array=gray[:, :, 0] if gray.shape[2] == 1 else gray)
-    if channels == 3 and found == 1:
-        slices = array if array.ndim == 3 else array[:, :, None]
-        return replace(volume, array=np.stack([slices] * 3, axis=-1))
+    if channels == 3 and array.ndim == 2:
+        colors = np.stack([array[:, :, None]] * 3, axis=-1)
+        return replace(volume, array=colors, warnings=(*volume.warnings, GRAY_AS_COLOR))
     raise DataError(
         "the picture has other channels than the data set",
         where=path,
-        found="colors that differ" if found == 3 else f"{found} channel",
+        found="colors that differ" if found == 3 else _described_gray(array),
         expected=f"{channels} channel" + ("s" if channels > 1 else ""),
         fix="name three channels, such as R, G and B, or save the pictures in gray"
         if channels == 1
         else "one file per channel, or a color picture of three channels",
     )
+
+
+def _described_gray(array: Pixels) -> str:
+    return "1 channel" if array.ndim == 2 else f"1 channel, {array.shape[2]} pages"
 
 
 def write_label_picture(path: Path, label: Pixels) -> None:
@@ -209,8 +228,9 @@ def _pages(path: Path, read_page: PageReader) -> list[Pixels]:
         if image is not None:
             with image:
                 _require_one_upright(image, kind, path)
-                if _is_exact(image, kind, path):
-                    return [read_page(page, path) for page in _frames(image, path)]
+                pages = _exact_pages(image, kind, path, read_page)
+                if pages is not None:
+                    return pages
         if kind != "TIFF":
             raise ValueError(f"no {kind} file that can be read")
     return _tiff_pages(path, for_mask=read_page is _class_numbers)
@@ -253,45 +273,71 @@ def _require_one_upright(image: Any, kind: str, path: Path) -> None:
             expected="one picture",
             fix="save each frame as a file of its own",
         )
-    orientation = image.getexif().get(ORIENTATION_TAG)
-    if orientation not in UPRIGHT:
-        raise DataError(
-            "the picture is stored turned or mirrored, and a tag says so",
-            where=path,
-            found=f"EXIF orientation {orientation}",
-            expected="an upright picture without such a tag: programs differ in following it",
-            fix="turn the pixels, for example with ImageMagick: mogrify -auto-orient FILE; "
-            "then check that image and mask still match",
-        )
+    require_upright(image.getexif().get(ORIENTATION_TAG), path)
+    if kind == "TIFF":
+        require_slices(image.tag_v2, pages, path)
 
 
 def _is_exact(image: Any, kind: str, path: Path) -> bool:
     """Return whether Pillow reads the values of a file as they are stored.
 
     Raises:
-        DataError: a PNG file of 16 bits per color, which Pillow would cut to 8.
+        DataError: a PNG file of 16 bits per color, which Pillow would cut to 8, a BMP file that
+            it would misread, or a page of a TIFF file that is no slice of gray or color.
     """
     if kind == "TIFF":
+        require_plain_page(image.tag_v2, path)
         bits = tuple(image.tag_v2.get(BITS_TAG, (1,)))
         sample_formats = set(image.tag_v2.get(SAMPLE_FORMAT_TAG, (UNSIGNED,)))
         if set(bits) in ({1}, {8}):
             return sample_formats == {UNSIGNED}
         return bits == (16,) or (bits == (32,) and sample_formats != {UNSIGNED})
+    if kind == "BMP":
+        _require_read_by_bits(image, path)
     if kind == "PNG":
-        with open(path, "rb") as file:
-            depth, color = file.read(PNG_HEADER)[24:26]
+        depth, color = _png_type(path)
         if depth == 16 and color != PNG_GRAY:
             raise _deep_color(path)
     return True
 
 
-def _frames(image: Any, path: Path) -> Iterator[Any]:
-    """Yield the pages of a file one after the other."""
-    for page in range(int(getattr(image, "n_frames", 1))):
-        image.seek(page)
+def _require_read_by_bits(image: Any, path: Path) -> None:
+    """Refuse a BMP file whose pixels Pillow takes for smaller or larger ones.
+
+    It takes a palette of grays for samples, whatever the number of bits per pixel.
+    """
+    with open(path, "rb") as file:
+        header = file.read(BMP_HEADER)
+    is_old = header[14] == OLD_BMP
+    bits = header[24] if is_old else header[28]
+    if image.mode in GRAY_BITS and bits != GRAY_BITS[image.mode]:
+        raise DataError(
+            "a BMP file of this type cannot be read exactly",
+            where=path,
+            found=f"{bits} bits per pixel and a palette of grays",
+            expected="1 bit for black and white, 8 bits for gray",
+            fix="save it as PNG",
+        )
+
+
+def _png_type(path: Path) -> tuple[int, int]:
+    """Return the bits per sample and the type of color of a PNG file."""
+    with open(path, "rb") as file:
+        depth, color = file.read(PNG_HEADER)[24:26]
+    return depth, color
+
+
+def _exact_pages(image: Any, kind: str, path: Path, read_page: PageReader) -> list[Pixels] | None:
+    """Return the pixels of all pages, None if Pillow does not read them as they are stored."""
+    pages = []
+    for number in range(int(getattr(image, "n_frames", 1))):
+        image.seek(number)
         require_size(path, image.size)
+        if not _is_exact(image, kind, path):
+            return None
         image.load()
-        yield image
+        pages.append(read_page(image, path))
+    return pages
 
 
 def _gray_or_color(image: Any, path: Path) -> Pixels:
@@ -315,10 +361,78 @@ def _class_numbers(image: Any, path: Path) -> Pixels:
     if compression in LOSSY_COMPRESSIONS:
         raise _lossy_mask(path, f"{image.format} with the compression {compression}")
     if image.mode == "P":
+        _require_black_first(image, path)
         return np.array(image)
     if image.mode == "1":
         return np.array(image).astype(np.uint8)
-    return _gray_mask(_without_alpha(image, path), path)
+    pixels = _gray_mask(_without_alpha(image, path), path)
+    if image.format == "PNG":
+        depth, color = _png_type(path)
+        if color == PNG_GRAY and depth in FEW_BITS:
+            return pixels // np.uint8(255 // (2**depth - 1))
+    return pixels
+
+
+def _require_black_first(image: Any, path: Path) -> None:
+    """Refuse a palette in which black, the usual background, is another index than 0.
+
+    Programs that reduce colors number them in any order.
+    """
+    highest = max(1, int(np.array(image).max(initial=0)))
+    colors = _palette(image)[: highest + 1]
+    if BLACK in colors[1:] and colors[0] != BLACK:
+        raise DataError(
+            "the background of a palette mask is not clear",
+            where=path,
+            found=f"index 0 has the color {colors[0]}, index {colors.index(BLACK)} is black",
+            expected="index 0 for the background, black where black is used",
+            fix="save the mask in gray, with the class numbers as values",
+        )
+
+
+def _palette(image: Any) -> list[tuple[int, int, int]]:
+    """Return the colors of a palette image by their index."""
+    values = image.getpalette() or []
+    return list(zip(values[::3], values[1::3], values[2::3], strict=False))
+
+
+def palette_warnings(paths: Iterable[Path], values: Iterable[int]) -> list[str]:
+    """Return a warning if a value of palette masks has other colors in some files.
+
+    The masks of one data set then were made with several palettes, and the same index may mean
+    different classes.
+
+    Args:
+        paths: files of masks; those that are no palette pictures have no say.
+        values: label values that are compared.
+    """
+    wanted = sorted(set(values))
+    first: dict[int, tuple[tuple[int, int, int], Path]] = {}
+    for path in paths:
+        colors = _palette_of(path) if is_picture(path) else []
+        for value in wanted:
+            if not 0 <= value < len(colors):
+                continue
+            color, file = first.setdefault(value, (colors[value], path))
+            if color != colors[value]:
+                return [
+                    f"palettes differ: index {value} has the color {color} in {file}, and "
+                    f"{colors[value]} in {path}. The index is the class, whatever its color. If "
+                    "colors are the classes: save the masks in gray, with the class "
+                    "numbers as values"
+                ]
+    return []
+
+
+def _palette_of(path: Path) -> list[tuple[int, int, int]]:
+    """Return the colors of a palette picture by their index; empty for all other files."""
+    kind, _ = FORMATS[path.suffix.lower()]
+    with suppress(DataError), _limits_of_segbench(), reading(path, *DAMAGE):
+        image = _opened(path, kind)
+        if image is not None:
+            with image:
+                return _palette(image) if image.mode == "P" else []
+    return []
 
 
 def _gray_mask(pixels: Pixels, path: Path) -> Pixels:
@@ -396,12 +510,19 @@ def _tiff_pages(path: Path, for_mask: bool) -> list[Pixels]:
     pages = []
     with reading(path, tifffile.TiffFileError, TypeError), tifffile.TiffFile(path) as file:
         require_size(path, (len(file.pages), *file.pages[0].shape))
+        require_slices(_tags(file.pages[0]), len(file.pages), path)
         for page in file.pages:
+            require_plain_page(_tags(page), path)
             if for_mask and page.compression.name in ("JPEG", "OJPEG", "WEBP"):
                 raise _lossy_mask(path, f"TIFF with the compression {page.compression.name}")
             pixels = _with_channels_last(page.asarray(), page.axes, path)
             pages.append(_gray_mask(pixels, path) if for_mask else pixels)
     return pages
+
+
+def _tags(page: Any) -> dict[int, Any]:
+    """Return the tags of a page of tifffile by their numbers."""
+    return {tag.code: tag.value for tag in page.tags}
 
 
 def _with_channels_last(pixels: Pixels, axes: str, path: Path) -> Pixels:

@@ -123,6 +123,8 @@ def _fix_of_values(whole: np.ndarray) -> str:
     if looks_like_image(whole):
         return NO_LABEL
     outside = np.unique(whole[(whole < 0) | (whole > 255)])
+    if len(np.unique(whole)) <= 2 and outside.max() > 0:
+        return f"if {outside.max():.0f} is a class: write 1 instead of it"
     options = " ".join(f"--ignore {value:.0f}" for value in outside[:FEW_VALUES])
     return (
         "map the labels to other numbers; for voxels to leave out: "

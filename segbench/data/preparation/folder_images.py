@@ -115,8 +115,8 @@ def suspicious(image: Volume) -> list[str]:
     if steps and max(steps) > ANISOTROPIC * min(steps):
         warnings.append(
             f"slices {max(steps):.3g} mm apart, {min(steps):.3g} mm in plane: "
-            "cubic patches are a poor choice; a patch with fewer voxels across the slices, such as "
-            "-o patch=96x96x16, covers as many mm along each axis"
+            "cubic patches are a poor choice. A planned protocol has flatter ones; for another "
+            "protocol, take fewer voxels across the slices, such as -o patch=96x96x16"
         )
     if image.array.min() == image.array.max():
         warnings.append("the image has only one gray value")

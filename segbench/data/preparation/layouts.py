@@ -23,6 +23,10 @@ LIST_FILES = ("train.list", "test.list")  # of a deliberate copy of part of the 
 CHANNEL_SUFFIX = re.compile(r"_\d{4}$")
 SHOWN = 5  # names in a message
 MAC_FOLDER = "__MACOSX"  # where a Mac puts files named like the real ones
+DICOM_LABELS = (
+    "convert labels in DICOM to NIfTI: a segmentation (SEG), for example, with dcmqi's "
+    "segimage2itkimage, contours (RTSTRUCT) with dcmrtstruct2nii"
+)
 
 
 # Folders nested by archives.
@@ -344,7 +348,7 @@ def label_files(folder: Path, ending: str) -> dict[str, Path]:
 def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     """Return the image files of each case in a folder, one per channel for nnU-Net.
 
-    All channels of a picture may be in one file, ``<case>_0000.png``.
+    All channels of a picture may be in one file, ``<case>_0000.png``, if they are so in all cases.
 
     Raises:
         DataError: files that do not match the channels of ``dataset.json``.
@@ -353,7 +357,8 @@ def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     if not layout.suffix:
         return {case: [path] for case, path in files.items()}
     cases = {name[:-5] for name in files if CHANNEL_SUFFIX.search(name)}
-    names = {case: _channel_names(case, layout, files) for case in sorted(cases)}
+    channels = _channel_files(layout, files)
+    names = {case: [f"{case}_{number:04d}" for number in channels] for case in sorted(cases)}
     wanted = [name for case in sorted(cases) for name in names[case]]
     problem = _channel_mismatch(files, wanted)
     if problem:
@@ -369,12 +374,10 @@ def case_images(folder: Path, layout: FolderLayout) -> dict[str, list[Path]]:
     return found
 
 
-def _channel_names(case: str, layout: FolderLayout, files: Mapping[str, Path]) -> list[str]:
-    """Return the names of the files of a case, without their ending."""
-    names = [f"{case}_{channel:04d}" for channel in range(len(layout.channels))]
-    if layout.has_pictures and not any(name in files for name in names[1:]):
-        return names[:1]
-    return names
+def _channel_files(layout: FolderLayout, files: Mapping[str, Path]) -> range:
+    """Return the numbers of the channels that have files of their own."""
+    has_others = any(not name.endswith("_0000") for name in files)
+    return range(1 if layout.has_pictures and not has_others else len(layout.channels))
 
 
 def _channel_mismatch(files: Mapping[str, Path], wanted: list[str]) -> str:
@@ -423,8 +426,7 @@ def layout_warnings(
         if unused:
             notes.append(
                 f"{len(unused)} files in {subfolder} belong to no case and are not read: "
-                f"{', '.join(unused[:SHOWN])}; expected are <case>{layout.ending} in labelsTr "
-                "or labelsTs and an image of that case in imagesTr or imagesTs"
+                f"{', '.join(unused[:SHOWN])}; {_expected_in(subfolder, layout, unused)}"
             )
     images = [files for files in cases.values() if files["place"] == "imagesTr"]
     with_label = sum("label" in files for files in images)
@@ -434,6 +436,19 @@ def layout_warnings(
             f"imagesTr holds {len(images)} cases, {with_label} with a label"
         )
     return notes
+
+
+def _expected_in(subfolder: str, layout: FolderLayout, unused: Iterable[str]) -> str:
+    """Return which files belong into a folder, or how its labels in DICOM are converted."""
+    is_dicom = layout.ending == DICOM_ENDING
+    in_dicom = any(name.lower().endswith(DICOM_ENDING) or "." not in name for name in unused)
+    if is_dicom and in_dicom and subfolder.startswith("labels"):
+        return DICOM_LABELS
+    label = ".nii.gz" if is_dicom else layout.ending
+    return (
+        f"expected are <case>{label} in labelsTr or labelsTs and an image of that case in imagesTr "
+        "or imagesTs"
+    )
 
 
 def _used_files(cases: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
