@@ -8,7 +8,6 @@ says nothing about a single data set: the tests of each table do.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -156,11 +155,28 @@ def _oracle(board: Board) -> float:
 def _titles(boards: Sequence[Board]) -> tuple[str, ...]:
     """Return the shortest titles that tell the tables apart."""
     titles = [board.dataset for board in boards]
-    for more in ("labeled", "backbone", "protocol"):
-        counts = Counter(titles)
+    for word in (_labeled, _network, _tested, _protocol):
+        words: dict[str, set[str]] = {}
+        for title, board in zip(titles, boards, strict=True):
+            words.setdefault(title, set()).add(word(board))
         longer = []
         for title, board in zip(titles, boards, strict=True):
-            extra = getattr(board, more)
-            longer.append(f"{title} {extra}" if counts[title] > 1 else title)
+            longer.append(f"{title} {word(board)}" if len(words[title]) > 1 else title)
         titles = longer
     return tuple(titles)
+
+
+def _labeled(board: Board) -> str:
+    return str(board.labeled)
+
+
+def _network(board: Board) -> str:
+    return board.backbone
+
+
+def _tested(board: Board) -> str:
+    return f"{board.folds} folds" if board.folds else "test list"
+
+
+def _protocol(board: Board) -> str:
+    return board.protocol

@@ -309,8 +309,10 @@ def _check_prediction(run: Prepared, method: Method, device: str) -> None:
 
 def _data_warnings(run: Prepared, views: dict[str, Store]) -> list[str]:
     warnings = []
+    protocol = run.experiment.protocol
+    patch = None if protocol.planned else protocol.least  # a planned patch follows the shapes
     for view in views.values():
-        for problem in check_facts(view, run.experiment.protocol.least):
+        for problem in check_facts(view, patch):
             if problem.level == "warning":
                 warnings.append(problem)
     return [*summarize_problems(warnings), *joint_warnings(list(views.values()))]

@@ -1,5 +1,7 @@
 """The overview over tables, and which rows a leaderboard shows by itself."""
 
+from dataclasses import replace
+
 import pytest
 
 from segbench.cli.boards import boards_text, overview_text
@@ -37,6 +39,12 @@ def test_methods_are_ranked_over_the_tables_that_all_have(two_tables):
     assert by_name["mean_teacher"].letters == by_name["supervised"].letters == "a"
     assert not by_name["ua_mt"].is_ranked and found.standings[-1].method == "ua_mt"
     assert found.critical_difference == pytest.approx(1.386, abs=0.001)
+
+
+def test_titles_hold_only_what_tells_tables_apart(two_tables):
+    first, second = boards(all_runs(two_tables.root))[0]
+    second = replace(second, labeled=first.labeled, folds=5)
+    assert overview([first, second]).columns == ("tiny test list", "tiny 5 folds")
 
 
 def test_distances_rank_the_other_way(two_tables):

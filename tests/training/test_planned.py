@@ -181,13 +181,15 @@ def test_a_plan_for_another_device_is_kept_with_a_warning(store):
 
 
 def test_run_prepares_a_new_folder_and_says_that_it_planned(lab, folder):
-    short = ("-o", "steps=1", "-o", "patch=8x8x4", "-o", "inference.stride=8x8x4")
-    done = lab.call("run", "supervised", "--dataset", folder.name, *short, "-o", "downsample=1")
+    folder.case("small", 9, labeled=False, change=lambda *pair: (pair[0][:12, :12, :6], None))
+    done = lab.call("run", "supervised", "--dataset", folder.name, "-o", "steps=1")
     assert done.returncode == 0, done.stderr
+    assert "will be padded" not in done.stderr
     assert "cases prepared in" in done.stdout and "  lists: " in done.stdout
     header = " ".join(done.stderr.split())
     assert "protocol planned from the data, a small one for a CPU" in header
     store = open_store(folder.name, lab.folder / "segbench-data")
+    assert load_protocol(find_plan(store).file).patch[0] > store.cases["small"].shape[0]
     assert f"segbench protocol new --dataset {store.name} -o mine.yaml" in header
 
 
