@@ -56,7 +56,8 @@ def demo(settings: Settings, full: bool, machine_options: MachineOptions) -> Non
         *wrapped(found),
         f"\nReport with pictures: {page}",
         f"Runs: {settings.root}",
-        "Next: segbench list methods, then segbench run mean_teacher --dataset phantom2d_a",
+        "Next: segbench run mean_teacher --dataset phantom2d_a --replicates 3",
+        "      segbench leaderboard, which then ranks it among these",
     ]
     documents = [{"run_id": run.run_id, "dir": str(run.folder.path)} for run in runs]
     settings.show(

@@ -243,6 +243,7 @@ class ScienceOptions:
     as_published: str | None = None
     seed: int | None = None
     seeds: str | None = None
+    replicates: int | None = None
     steps: int | None = None
     precision: str | None = None
     overrides: tuple[str, ...] = ()
@@ -256,6 +257,22 @@ class ScienceOptions:
         if self.seed is not None and self.seeds is not None:
             raise UsageError("--seed and --seeds exclude each other", fix="use one of them")
         return parse_numbers(self.seeds, "--seeds") if self.seeds else [self.seed or 0]
+
+    def chosen_draws(self) -> list[tuple[int, int]]:
+        """Return the draw and the seed of each run: replicate k has both of them k.
+
+        Raises:
+            UsageError: ``--replicates`` beside a draw or seeds, or wrong seeds.
+        """
+        if self.replicates is None:
+            return [(self.draw, seed) for seed in self.chosen_seeds()]
+        if self.draw or self.seed is not None or self.seeds is not None:
+            raise UsageError(
+                "--replicates chooses draws and seeds: --draw, --seed and --seeds cannot be given "
+                "beside it",
+                fix="use one of them",
+            )
+        return [(number, number) for number in range(self.replicates)]
 
     def chosen_folds(self) -> Sequence[int | None]:
         """Return the folds that ``--fold`` asks for; without it None, for the list of test cases.
@@ -342,6 +359,13 @@ SCIENCE_OPTIONS = (
     ),
     click.option("--seed", metavar="N", type=int, help="Seed [0]."),
     click.option("--seeds", metavar="A-B|A,B", help="Several seeds, one run per seed."),
+    click.option(
+        "--replicates",
+        metavar="N",
+        type=click.IntRange(1, MOST_SEEDS),
+        help="N runs, each with other labeled cases (draw 0, 1, ...) and another seed; three are "
+        "the least that is ranked.",
+    ),
     click.option(
         "--steps",
         metavar="N",

@@ -28,6 +28,24 @@ LONG_ON_CPU = 7200.0  # seconds
 BAR = 16  # columns
 
 
+def advice_if_busy() -> str:
+    """Return advice for a processor with more work than cores; empty for a free one.
+
+    There, the threads of one training wait for each other; one thread can be ten times faster.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    load = os.getloadavg()[0]
+    cores = os.cpu_count() or 1
+    if threads == 1 or load <= cores + threads:
+        return ""
+    return (
+        f"this machine is busy (load {load:.0f} on {cores} cores), where one thread can be much "
+        "faster: Ctrl-C, export OMP_NUM_THREADS=1, and repeat the command, which continues"
+    )
+
+
 class Pace:
     """How long a step takes, from the first step of this attempt on.
 
@@ -180,6 +198,9 @@ class Lines(Reporter):
                 "(--device cuda), fewer steps (--steps N), a smaller patch or network (-o patch=, "
                 "-o backbone.width=), or a mini protocol (segbench list protocols)"
             )
+            advice = advice_if_busy()
+            if advice:
+                self.warn(advice)
 
     def _note_case(self, done: int, total: int) -> None:
         self._unit = "case"

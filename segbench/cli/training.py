@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 from segbench.cli.documents import result_lines, run_document
@@ -70,16 +71,16 @@ def experiments(
 ) -> list[Experiment]:
     """Return the experiments that a command line asks for.
 
-    There is one per seed, fold and data set; a joint method has one per seed and fold for all data
-    sets.
+    There is one per replicate or seed, fold and data set; a joint method has one for all data sets.
 
     Args:
         device: for which the protocol of a data set without one is planned; None: of the settings.
     """
     found = []
-    for seed in science.chosen_seeds():
+    for draw, seed in science.chosen_draws():
+        drawn = replace(science, draw=draw)
         for fold in science.chosen_folds():
-            found += resolved(settings, method, science, seed, fold, device).experiments
+            found += resolved(settings, method, drawn, seed, fold, device).experiments
     return found
 
 

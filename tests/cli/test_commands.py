@@ -134,6 +134,8 @@ class Mine(Method):
         (("run", "supervised", "--dataset", "tiny", "--protocol", "lla"), 2, "Did you mean 'la'?"),
         (("run", "supervised", "--seeds", "x"), 2, "--seeds"),
         (("run", "supervised", "--seed", "-1"), 2, "seed"),
+        (("run", "supervised", "--replicates", "3", "--draw", "1"), 2, "--draw"),
+        (("run", "supervised", "--replicates", "3", "--seeds", "0-2"), 2, "--seeds"),
         (("run", "supervised", "--labeled", "99"), 2, "20 training cases"),
         (("run", "supervised", "--dataset", "la"), 3, "data prepare la"),
         (("run", "supervised", "--device", "cuda:7"), 7, "device"),
@@ -177,6 +179,11 @@ def test_dry_run_writes_nothing(lab):
     plan = lab.call(*RUN, "--seeds", "0-1", "--dry-run", "--json")
     assert [r["state"] for r in json.loads(plan.stdout)["runs"]] == ["to do", "to do"]
     assert not (lab.folder / "segbench-out").exists()
+
+
+def test_a_replicate_has_a_draw_and_a_seed_of_its_own(lab):
+    plan = lab.call(*RUN, "--replicates", "3", "--dry-run")
+    assert re.findall(r"-(?:d\d-)?s\d(?=-)", plan.stdout) == ["-s0", "-d1-s1", "-d2-s2"]
 
 
 def test_several_runs_are_one_document(lab):

@@ -104,6 +104,17 @@ def test_a_long_training_on_a_cpu_is_warned_of(monkeypatch, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("load", "threads", "advised"), [(21, 2, True), (21, 1, False), (2, 2, False)]
+)
+def test_a_busy_machine_is_told_to_use_one_thread(monkeypatch, capsys, load, threads, advised):
+    monkeypatch.setattr(reporters.os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(reporters.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    steps(Lines(Settings(), device="cpu"), 9, 6.0, monkeypatch)
+    assert ("OMP_NUM_THREADS=1" in capsys.readouterr().err) is advised
+
+
 def test_pace_is_unknown_before_the_second_step():
     pace = Pace()
     pace.note(41, 100.0)
