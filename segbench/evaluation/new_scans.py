@@ -10,6 +10,7 @@ preprocessed.
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from segbench.data.geometry import (
     spacing_of,
     translation,
 )
-from segbench.data.preparation.recipe import Gray, Recipe, RecipeResult, apply
+from segbench.data.preparation.recipe import AIR, Gray, Recipe, RecipeResult, apply
 from segbench.data.store.case_files import ONE_PHASE
 from segbench.data.store.downsample import block_mean
 from segbench.data.store.store import Store
@@ -47,6 +48,9 @@ from segbench.evaluation.sliding_window import labels_from
 from segbench.storage import atomic_write, make_folder
 
 SUSPICIOUS_FACTOR = 3.0  # gray values that differ from the training's by more than this factor
+# What surrounds the box of a crop by the image.
+OUTSIDE = {"body": f"air (below {AIR:g} HU)", "nonzero": "zeros"}
+CROPPED = 0.05  # share of a scan that is more than a margin
 AS_STORED = Recipe(orientation="file")  # changes nothing
 
 Array = np.ndarray[Any, Any]
@@ -156,6 +160,7 @@ class Predictor:
         made = self._prepared(volume)
         warnings = self._warnings(volume) + channel_warnings
         warnings += self._gray_value_warnings(made.image)
+        warnings += self._crop_warnings(made)
         return PreparedScan(scan, volume, made, warnings)
 
     def predicted(self, prepared: PreparedScan) -> Prediction:
@@ -193,7 +198,7 @@ class Predictor:
         else:
             made = self._prepared(volume)
             steps = self._steps(volume)
-            warnings = self._warnings(volume)
+            warnings = self._warnings(volume) + self._crop_warnings(made)
         warnings += self._gray_value_warnings(made.image)
         prediction = self._predicted(Scan("array", ()), volume, made)
         prediction.steps = steps
@@ -392,6 +397,22 @@ class Predictor:
             "check modality and units"
         ]
 
+    def _crop_warnings(self, made: RecipeResult) -> list[str]:
+        """Warn if a scan has nothing around the body, and all training cases have.
+
+        So it is with CT that is not in Hounsfield units, and with an offset on all gray values.
+        """
+        if self.recipe.crop not in OUTSIDE or _cropped_share(made.image.shape[1:], made.facts) > 0:
+            return []
+        for case in self.store.train:
+            info = self.store.cases[case]
+            if _cropped_share(info.shape, info.made) < CROPPED:
+                return []
+        return [
+            f"the scan has no surroundings of {OUTSIDE[self.recipe.crop]}, and all training cases "
+            "have: check modality and units"
+        ]
+
     def _probabilities(self, image: Array, pad: Sequence[float]) -> Array:
         """Return class probabilities (K, X, Y, Z) of a prepared image (C, X, Y, Z)."""
         factors = self.inference.protocol.factors(self.store.name, 3)
@@ -403,6 +424,12 @@ class Predictor:
         )
         array: Array = probabilities.float().cpu().numpy()
         return array
+
+
+def _cropped_share(shape: Sequence[int], facts: Mapping[str, Any]) -> float:
+    """Return the share of voxels that a crop removed, 0 if that is not recorded."""
+    before = facts.get("resampled_shape", shape)
+    return 1 - math.prod(shape) / math.prod(before)
 
 
 def _require_extent(volume: Volume, made: RecipeResult) -> None:

@@ -205,8 +205,12 @@ def _sha256(content: bytes) -> str:
 
 
 def is_model(path: Path) -> bool:
-    """Return whether a path looks like a model: a zip file, or a folder with ``model.json``."""
-    return path.suffix.lower() == ".zip" or (path / INDEX).is_file()
+    """Return whether a path looks like a model: a zip file, or a folder with ``model.json``.
+
+    A zip file may have any name, and one that does not exist is called so by its ending.
+    """
+    is_zip = path.suffix.lower() == ".zip" or (path.is_file() and zipfile.is_zipfile(path))
+    return is_zip or (path / INDEX).is_file()
 
 
 def read_model(path: Path) -> ModelFile:

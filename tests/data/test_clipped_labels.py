@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_folders import OwnFolder
+from small_folders import OwnFolder, save, scan
 
 from segbench.data.formats.volume import Volume
 from segbench.data.open import open_store
@@ -82,3 +82,30 @@ def test_the_share_counts_labeled_voxels_only():
     assert flat.facts["clipped"][0]["share"] == 1.0
     assert "clipped" not in apply(Recipe(gray=gray), Volume(image, np.eye(4)), 0 * label).facts
     assert "clipped" not in apply(Recipe(gray=gray), Volume(image, np.eye(4))).facts
+
+
+def test_predict_points_out_scans_in_other_units_than_hounsfield(lab):
+    """All training scans have air around the body, and these have none."""
+    folder = OwnFolder(lab.folder / "ct", channel="CT")
+
+    def as_ct(image, label=None):
+        return np.where(image > 0, image - 60, -1000).astype(np.int16), label
+
+    folder.fill(4, 1, change=as_ct)
+    lab.call("data", "prepare", folder.name, "--data-root", lab.folder / "data")
+    run = lab.prepared("supervised", folder.name, steps=1)
+    execute(run, lab.machine())
+    image, _ = as_ct(scan(9)[0])
+    scans = {
+        "right.nii.gz": image,
+        "offset.nii.gz": (image + 1024).astype(np.uint16),
+        "bytes.mha": np.clip((image + 1000) / 8, 0, 255).astype(np.uint8),
+        "inverted.nrrd": -image,
+    }
+    for name, array in scans.items():
+        save(lab.folder / "in" / name, array, np.diag([1, 1, 1.5, 1]))
+    done = lab.call("predict", run.folder.path, "in", "-o", "out", "--data-root", "data")
+    assert done.returncode == 0, done.stderr
+    for name in ("offset", "bytes", "inverted"):
+        assert f"{name}: the scan has no surroundings of air (below -500 HU)" in done.stderr
+    assert "right: the scan" not in done.stderr

@@ -260,7 +260,7 @@ def test_another_spacing_can_be_allowed_and_is_recorded(lab):
     root = lab.folder / "in"
     mine(root)
     save(root / "labelsTr/c1.nii.gz", label(1), np.diag([1.0, 1.0, 2.5, 1.0]))
-    refused = lab.call("data", "prepare", f"folder:{root}", "--jobs", 2)
+    refused = lab.call("data", "prepare", f"folder:{root}")
     assert refused.returncode == 3 and "--allow-affine-mismatch" in refused.stderr, refused.stderr
     allowed = lab.call("data", "prepare", f"folder:{root}", "--jobs", 2, "--allow-affine-mismatch")
     assert allowed.returncode == 0, allowed.stderr

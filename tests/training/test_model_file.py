@@ -14,7 +14,7 @@ import segbench
 from segbench import registry
 from segbench.api.machine import SegbenchWarning
 from segbench.errors import IntegrityError, PluginError, UsageError
-from segbench.training.model_file import CONFIG, INDEX, WEIGHTS, read_model, write_model
+from segbench.training.model_file import CONFIG, INDEX, WEIGHTS, is_model, read_model, write_model
 from segbench.training.run import execute
 
 
@@ -93,6 +93,14 @@ def test_a_folder_with_the_files_is_a_model(model, lab, image):
     from_file = segbench.load_model(model, device="cpu").predict(image).label
     from_folder = segbench.load_model(lab.folder / "unpacked", device="cpu").predict(image).label
     assert np.array_equal(from_file, from_folder)
+
+
+def test_a_model_file_may_have_any_name(model, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(model.read_bytes())
+    assert is_model(file) and is_model(tmp_path / "missing.zip")
+    file.write_bytes(b"something else")
+    assert not is_model(file) and not is_model(tmp_path)
 
 
 def test_nothing_in_the_file_names_a_case_or_a_place(model, lab):
