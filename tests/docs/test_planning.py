@@ -11,15 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def script():
+def loaded(name):
     spec = importlib.util.spec_from_file_location(
-        "benchmarks_planning", ROOT / "benchmarks" / "planning.py"
+        f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py"
     )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return loaded("planning")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,7 @@ def test_the_rules_of_nnunet_give_the_plans_of_its_own_package(script):
         assert script.poolings(found.net.pooling) == ", ".join(map(str, stored["poolings"]))
 
 
-def test_the_table_of_the_documentation_is_what_the_script_prints(script):
+def test_the_tables_of_the_documentation_are_what_the_scripts_print(script):
     page = (ROOT / "docs" / "explanation" / "planning.md").read_text(encoding="utf-8")
     assert script.table() in page
+    assert loaded("planned_runs").table() in page
