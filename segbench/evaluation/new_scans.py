@@ -429,7 +429,8 @@ class Predictor:
 def _cropped_share(shape: Sequence[int], facts: Mapping[str, Any]) -> float:
     """Return the share of voxels that a crop removed, 0 if that is not recorded."""
     before = facts.get("resampled_shape", shape)
-    return 1 - math.prod(shape) / math.prod(before)
+    share: float = 1 - math.prod(shape) / math.prod(before)
+    return share
 
 
 def _require_extent(volume: Volume, made: RecipeResult) -> None:
