@@ -16,7 +16,7 @@ from statistics import fmean
 
 from scipy.stats import rankdata, studentized_range
 
-from segbench.results.board import DISTANCES, Board
+from segbench.results.board import DISTANCES, Board, ranges
 from segbench.results.comparable import METHOD
 from segbench.results.names import ORACLE
 from segbench.results.ranking import letters
@@ -155,7 +155,7 @@ def _oracle(board: Board) -> float:
 def _titles(boards: Sequence[Board]) -> tuple[str, ...]:
     """Return the shortest titles that tell the tables apart."""
     titles = [board.dataset for board in boards]
-    for word in (_labeled, _network, _tested, _protocol):
+    for word in (_labeled, _draws, _network, _tested, _protocol):
         words: dict[str, set[str]] = {}
         for title, board in zip(titles, boards, strict=True):
             words.setdefault(title, set()).add(word(board))
@@ -168,6 +168,11 @@ def _titles(boards: Sequence[Board]) -> tuple[str, ...]:
 
 def _labeled(board: Board) -> str:
     return str(board.labeled)
+
+
+def _draws(board: Board) -> str:
+    word = "draws" if len(board.draws) > 1 else "draw"
+    return f"{word} {ranges(board.draws)}"
 
 
 def _network(board: Board) -> str:

@@ -45,6 +45,8 @@ def test_titles_hold_only_what_tells_tables_apart(two_tables):
     first, second = boards(all_runs(two_tables.root))[0]
     second = replace(second, labeled=first.labeled, folds=5)
     assert overview([first, second]).columns == ("tiny test list", "tiny 5 folds")
+    drawn = replace(first, draws=(0, 1, 2))
+    assert overview([first, drawn]).columns == ("tiny draw 0", "tiny draws 0-2")
 
 
 def test_distances_rank_the_other_way(two_tables):
