@@ -62,6 +62,7 @@ def test_names_of_runs_keep_their_ends():
         datasets=("a", "b"),
         labeled={"a": 2, "b": 3},
         draw=7,
+        fold=None,
         seed=3,
         without=(),
         unlabeled="all",
