@@ -10,19 +10,25 @@ import secrets
 import shlex
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from segbench.errors import BusyError, StorageError
+from segbench.lease_lock import HeldElsewhere, lease_lock
+from segbench.mounts import mount_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 # POSIX locks do not exclude a second holder in the same process; this set does.
 _held: set[Path] = set()
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+WAIT_FOR_HOLDER = "wait for it, or stop it"
 _STORAGE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -174,15 +180,72 @@ def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
 
     The kernel releases the lock when the process dies, so it is never stale. POSIX locks
     (``lockf``) are not inherited by children and work on NFS. The file itself is not deleted.
+    Where the file system has none, or they do not reach other nodes, a lease file is the lock.
 
     Args:
         wait: seconds to wait for another holder.
 
     Raises:
         BusyError: another process holds it. The message names the process, its host and the time.
-        StorageError: the folder is not writable or its file system has no locks.
+        StorageError: the folder is not writable.
     """
     path = Path(path).resolve()
+    if lock_kind(path) == LEASE_FILE:
+        with _lease(path, wait):
+            yield
+        return
+    with _kernel_lock(path, wait):
+        yield
+
+
+LEASE_FILE = "lease file"
+KERNEL_LOCK = "POSIX lock"
+
+
+def lock_kind(path: Path) -> str:
+    """Return which lock is used for a lock file, whose folder need not exist: ``LEASE_FILE`` or
+    ``KERNEL_LOCK``.
+    """
+    place = existing(path.parent)
+    mount = mount_of(place)
+    if mount is not None and mount.local_locks:
+        return LEASE_FILE
+    return LEASE_FILE if _has_no_locks(place) else KERNEL_LOCK
+
+
+@cache
+def _has_no_locks(place: Path) -> bool:
+    """Return whether the file system of a folder refuses locks, as some parallel ones do."""
+    import fcntl  # Windows does not have it
+
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in NO_LOCKS
+    return False
+
+
+@contextmanager
+def _lease(path: Path, wait: float) -> Iterator[None]:
+    """Hold a lease file, as ``lock`` does."""
+    if path in _held:
+        raise BusyError("busy: this process is already writing there", where=path.parent)
+    try:
+        make_folder(path.parent)
+        with lease_lock(path, wait):
+            _held.add(path)
+            try:
+                yield
+            finally:
+                _held.discard(path)
+    except HeldElsewhere as error:
+        raise BusyError(f"busy: {error}", where=path.parent, fix=WAIT_FOR_HOLDER) from error
+
+
+@contextmanager
+def _kernel_lock(path: Path, wait: float) -> Iterator[None]:
+    """Hold a POSIX lock, as ``lock`` does."""
     deadline = time.monotonic() + wait
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,12 +257,12 @@ def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
     if handle < 0:  # opening and closing it here would drop the lock that this process holds
         raise BusyError("busy: this process is already writing there", where=path.parent)
     try:
-        while not _try_lock(handle, path):
+        while not _try_lock(handle):
             if time.monotonic() >= deadline:
                 holder = (
                     os.pread(handle, 300, 0).decode(errors="replace").strip() or "another process"
                 )
-                raise BusyError(f"busy: {holder}", where=path.parent, fix="wait for it, or stop it")
+                raise BusyError(f"busy: {holder}", where=path.parent, fix=WAIT_FOR_HOLDER)
             time.sleep(0.1)
         os.ftruncate(handle, 0)
         os.pwrite(
@@ -217,19 +280,13 @@ def lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
-def _try_lock(handle: int, path: Path) -> bool:
+def _try_lock(handle: int) -> bool:
     import fcntl  # Windows does not have it
 
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError as error:  # ENOLCK, ENOSYS: some parallel file systems
-        raise StorageError(
-            f"this file system has no locks: {error.strerror}",
-            where=path,
-            fix="put the folder on a file system with POSIX locks (--root, --data-root)",
-        ) from error
     return True
 
 

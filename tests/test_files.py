@@ -128,12 +128,18 @@ def test_waiting_for_a_lock_ends_when_it_is_free(tmp_path):
             pass
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+def test_without_locks_of_the_file_system_a_lease_file_is_the_lock(tmp_path, monkeypatch):
     def none(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", none)
-    with pytest.raises(StorageError, match="no locks"), files.lock(tmp_path / "lock"):
+    with files.lock(tmp_path / "lock"):
+        assert os.listdir(tmp_path) == ["lock.lease"]
+        with pytest.raises(BusyError), files.lock(tmp_path / "lock"):
+            pass
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "lock.lease").write_text("process 1 on another-node since 2026-01-01 00:00:00")
+    with pytest.raises(BusyError, match="another-node"), files.lock(tmp_path / "lock"):
         pass
 
 

@@ -39,6 +39,12 @@ def test_the_speed_page_is_up_to_date():
         assert name.stem in speed.TITLES
 
 
+def test_the_page_on_clusters_is_up_to_date():
+    cluster = script("cluster_page")
+    shown = "python benchmarks/results/cluster_page.py writes it again"
+    assert cluster.PAGE.read_text(encoding="utf-8") == cluster.page(), shown
+
+
 def test_the_pages_are_up_to_date(tables):
     pages = tables.pages()
     assert pages, "no stored study was found"

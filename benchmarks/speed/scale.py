@@ -1,7 +1,8 @@
 """Measure how commands grow with the number of runs: CPU seconds and file-system calls.
 
 One tiny run is trained and copied with other seeds, parameters and scores; each copy is a valid
-result. Counted are calls of ``os.stat`` and ``os.scandir`` and opened files, imports left out.
+result. Counted are calls of ``os.stat`` and ``os.scandir`` and opened files, those in the folder of
+Python left out.
 
     python benchmarks/speed/scale.py --save benchmarks/results/speed-scale.json
     python benchmarks/speed/scale.py --code ../earlier --parts plan,ls
@@ -74,18 +75,21 @@ matrix:
 # Run in a process of its own, with the code that is measured on its path.
 COUNTER = """
 import json, os, resource, sys
-import torch  # scans its own folder
 counts = {"stat": 0, "scandir": 0, "open": 0}
+installed = tuple({sys.prefix, sys.base_prefix, os.path.realpath(sys.prefix)})
+def note(name, path):
+    counts[name] += not (isinstance(path, str) and path.startswith(installed))
 def counted(name):
     real = getattr(os, name)
-    def call(*args, **kwargs):
-        counts[name] += 1
-        return real(*args, **kwargs)
+    def call(path=".", *args, **kwargs):
+        note(name, os.fspath(path) if hasattr(path, "__fspath__") else path)
+        return real(path, *args, **kwargs)
     setattr(os, name, call)
 counted("stat")
 counted("scandir")
 def audit(event, args):
-    counts["open"] += event == "open"
+    if event == "open":
+        note("open", args[0])
 from segbench.cli.main import run
 sys.addaudithook(audit)
 if sys.argv[1] == "states":
@@ -297,7 +301,11 @@ def main() -> None:
     if options.save:
         from measured import save
 
-        save(options.save, rows, "CPU seconds of the whole process; calls without imports")
+        save(
+            options.save,
+            rows,
+            "CPU seconds of the whole process, imports included; calls outside of Python's folder",
+        )
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 suite_overrides = override_option("Set a key of the protocol for all runs, such as augment=strong.")
 MOST_MARKS = 6  # in one cell of the table
+MOST_LINES = 8  # on runs of one state
 MARKS = {
     "done": "ok",
     "running": ">",
@@ -120,7 +122,8 @@ def run_suite(
     outcomes = run_in_slots(settings, runs, machine, slots)
     failed = [str(end.run.folder.path) for end in outcomes if end.kind in ("failed", "killed")]
     _show(settings, runs, problems, "done")
-    command = " ".join(["segbench bench run", suite, *(f"-o {text}" for text in overrides)])
+    changes = [f"-o {shlex.quote(text)}" for text in overrides]
+    command = " ".join(["segbench bench run", shlex.quote(suite), *changes])
     if any(outcome.code == StorageError.code for outcome in outcomes):
         raise StorageError(
             "the disk is full or cannot be written: no more runs were started",
@@ -159,10 +162,10 @@ class SubmitOptions:
 SUBMIT_OPTIONS = (
     click.option(
         "--engine",
-        type=click.Choice(["slurm", "print"]),
+        type=click.Choice(["slurm", "ray", "print"]),
         default="slurm",
         show_default=True,
-        help="Job arrays of SLURM, or one command per line.",
+        help="Job arrays of SLURM, actors of a Ray cluster, or one command per line.",
     ),
     click.option(
         "--cluster",
@@ -198,8 +201,8 @@ def submit(
 ) -> None:
     """Hand the runs of a suite to a cluster, and return.
 
-    It can be repeated: runs that are done, running or queued are left out. `print` writes one
-    command per line, for GNU parallel, PBS and others.
+    It can be repeated: runs that are done, running or queued are left out. `ray` joins the cluster
+    that RAY_ADDRESS names. `print` writes one command per line, for GNU parallel, PBS and others.
 
     \b
     segbench bench submit benchmarks/la.yaml --cluster gpu.yaml --device cuda
@@ -208,24 +211,18 @@ def submit(
     from segbench.cli.suites import make_derived_stores, prepared_suite
     from segbench.cli.training import machine_of
     from segbench.results.states import state_of
-    from segbench.suites.engines import (
-        Engine,
-        PrintEngine,
-        SlurmEngine,
-        load_cluster,
-        store_configuration,
-    )
+    from segbench.suites.choose import engine_called, known_jobs
+    from segbench.suites.engines import load_cluster, store_configuration
     from segbench.suites.suite import find_suite
 
     cluster = load_cluster(options.cluster)
     machine = machine_of(settings, machine_options, leak_meter, here=False)
     runs, problems = prepared_suite(settings, suite, machine, overrides)
     folder = settings.root / "jobs" / find_suite(suite).stem
-    chosen: Engine = PrintEngine(machine)
-    if options.engine == "slurm":
-        chosen = SlurmEngine(cluster, machine, folder)
+    chosen = engine_called(options.engine, cluster, machine, folder)
     wanted = (*SUBMITTED, "failed") if options.retry else SUBMITTED
-    taken = [run for run in runs if state_of(run.folder.path, chosen.jobs) in wanted]
+    known = known_jobs()
+    taken = [run for run in runs if state_of(run.folder.path, known) in wanted]
     taken = taken[: options.limit]
     if taken and not options.dry_run:
         make_derived_stores(taken)
@@ -257,37 +254,46 @@ def cancel(settings: Settings, suite: str, overrides: tuple[str, ...]) -> None:
     from segbench.cli.suites import prepared_suite
     from segbench.cli.training import machine_of
     from segbench.results.states import JOB, job_of
-    from segbench.suites.engines import SlurmEngine, load_cluster
+    from segbench.suites.choose import engine_called, known_jobs
+    from segbench.suites.engines import load_cluster
 
     machine = machine_of(settings, MachineOptions(device="cpu"))
     runs, _ = prepared_suite(settings, suite, machine, overrides)
-    engine = SlurmEngine(load_cluster(None), machine, settings.root)
-    active = engine.jobs()
-    canceled = [run for run in runs if job_of(run.folder.path) in active]
-    jobs = [job_of(run.folder.path) for run in canceled]
-    engine.cancel(jobs)
-    for run in canceled:  # without a job, one that was waiting is to do and not lost
-        (run.folder.path / JOB).unlink(missing_ok=True)
-    settings.show({"status": "ok", "jobs": jobs}, [f"{len(jobs)} jobs canceled"])
+    known = known_jobs()
+    canceled: dict[str, list[str]] = {}
+    folders = []
+    for run in runs:
+        job = job_of(run.folder.path)
+        if job.id and job.id in known(job.engine):
+            canceled.setdefault(job.engine, []).append(job.id)
+            folders.append(run.folder.path)
+    for name, jobs in canceled.items():
+        engine_called(name, load_cluster(None), machine, settings.root).cancel(jobs)
+    for folder in folders:  # without a job, one that was waiting is to do and not lost
+        (folder / JOB).unlink(missing_ok=True)
+    all_jobs = [job for jobs in canceled.values() for job in jobs]
+    settings.show({"status": "ok", "jobs": all_jobs}, [f"{len(all_jobs)} jobs canceled"])
 
 
 def _show(
     settings: Settings, runs: list[Prepared], problems: list[SegbenchError], status: str
 ) -> None:
     from segbench.results.states import state_of
-    from segbench.suites.engines import slurm_jobs
+    from segbench.suites.choose import known_jobs
     from segbench.suites.estimate import remaining_seconds
 
-    states = {run.run_id: state_of(run.folder.path, slurm_jobs) for run in runs}
+    known = known_jobs()
+    states = {run.run_id: state_of(run.folder.path, known) for run in runs}
     state_counts = Counter(states.values())
     counts = {state: state_counts[state] for state in MARKS}
     finished = [run for run in runs if states[run.run_id] == "done"]
     unfinished = [run for run in runs if states[run.run_id] != "done"]
     seconds = remaining_seconds(finished, unfinished)
-    documents = [
-        {"run_id": run.run_id, "dir": str(run.folder.path), "state": states[run.run_id]}
-        for run in runs
-    ]
+    documents = []
+    for run in runs:
+        state = states[run.run_id]
+        place = {"run_id": run.run_id, "dir": str(run.folder.path), "state": state}
+        documents.append({**place, **_details(run, state)})
     settings.show(
         {
             "status": status,
@@ -298,6 +304,23 @@ def _show(
         },
         _state_lines(runs, states, counts, seconds),
     )
+
+
+def _details(run: Prepared, state: str) -> dict[str, Any]:
+    """Return where a run is at work, which job it waits for, or why it failed."""
+    from segbench.results.attempts import read_lease
+    from segbench.results.rundir import read_object
+    from segbench.results.states import job_of
+
+    if state == "running":
+        lease = read_lease(run.folder.path)
+        return {} if lease is None else {"lease": asdict(lease)}
+    if state in ("queued", "lost"):
+        return {"job": job_of(run.folder.path).id}
+    if state == "failed":
+        failure = read_object(run.folder.path / "failed.json")
+        return {"tries": failure.get("tries"), "why": failure.get("what")}
+    return {}
 
 
 def _state_lines(
@@ -327,9 +350,32 @@ def _state_lines(
         texts = [_cell(cells.get((name, column), [])) for column in columns]
         rows.append([name, *texts])
     yield table([("method", "<"), *((column, "<") for column in columns)], rows)
+    yield from _lines_of_runs(runs, states)
     shown = [f"{MARKS[state]} {state}" for state in MARKS if state in states.values()]
     if any(len(own) <= MOST_MARKS for own in cells.values()):
         yield f"one mark per run: {', '.join(shown)}"
+
+
+def _lines_of_runs(runs: list[Prepared], states: dict[str, str]) -> Iterator[str]:
+    """Say of some running runs where and how far they are, and of failed ones why."""
+    from segbench.cli.suite_view import reached, run_name
+
+    counts: Counter[str] = Counter()
+    for run in runs:
+        state = states[run.run_id]
+        if state not in ("running", "failed") or counts[state] >= MOST_LINES:
+            continue
+        counts[state] += 1
+        found = _details(run, state)
+        name = run_name(run.experiment)
+        if state == "failed":
+            yield f"failed: {name}: {found['why']}"
+        elif found:
+            lease = found["lease"]
+            step, left = reached(run.folder.path)
+            job = f", job {lease['job']}" if lease["job"] else ""
+            rest = f", {left} left" if left else ""
+            yield f"running: {name}: {step}{rest} (host {lease['host']}{job})"
 
 
 def _column(run: Prepared) -> str:

@@ -59,7 +59,7 @@ def _check_lines(check: Check) -> str:
 @click.command(cls=Command)
 @click.pass_obj
 def doctor(settings: Settings) -> None:
-    """Check Python, libraries, devices, threads, disks, locks, SLURM, data and plug-ins.
+    """Check Python, libraries, devices, disks, locks, SLURM, Ray, data and plug-ins.
 
     Attach the output of `segbench doctor --json` to a bug report.
 
@@ -74,6 +74,7 @@ def doctor(settings: Settings) -> None:
         _file_system("results", settings.root),
         _file_system("data", settings.data_root),
         _slurm(),
+        _ray(),
         *_datasets(settings),
         *_plugins(),
     ]
@@ -170,28 +171,22 @@ def _disk(settings: Settings) -> Check:
 
 def _file_system(what: str, folder: Path) -> Check:
     """Name the file system of a folder and the lock that keeps two processes from one run."""
-    from segbench.cli.mounts import lock_problem, mount_of
-    from segbench.storage import existing
+    from segbench.mounts import mount_of
+    from segbench.storage import LEASE_FILE, existing, lock_kind
 
     place = existing(folder.resolve())
     mount = mount_of(place)
     text = f"{what}: {folder}"
     if mount is not None:
         text += f" on {mount.kind} ({mount.source} at {mount.point})"
-    problem = lock_problem(place)
-    if problem:
-        return Check("fail", f"{text}: no POSIX locks ({problem}); choose another folder")
+    if mount is not None and mount.is_read_only:
+        return Check("note", f"{text}, read-only")
+    if lock_kind(place / "lock") == LEASE_FILE:
+        options = ", ".join(mount.local_locks) if mount is not None else ""
+        why = f"mounted with {options}" if options else "it has no POSIX locks"
+        return Check("ok", f"{text}, lease files as locks ({why})")
     if mount is None:
         return Check("ok", f"{text}, POSIX locks (lockf)")
-    if mount.local_locks:
-        options = ", ".join(mount.local_locks)
-        return Check(
-            "warn",
-            f"{text}: mounted with {options}, so that locks are local to a node; never start one "
-            "run on two nodes",
-        )
-    if mount.is_read_only:
-        return Check("note", f"{text}, read-only")
     shared = "" if mount.is_shared else ", which other machines do not see"
     return Check("ok", f"{text}{shared}, POSIX locks (lockf)")
 
@@ -207,6 +202,15 @@ def _slurm() -> Check:
             f"bench submit --engine slurm: no {', '.join(missing)} here; --engine print needs none",
         )
     return Check("ok", f"bench submit --engine slurm: {', '.join(SLURM_PROGRAMS)}")
+
+
+def _ray() -> Check:
+    """Name the version of Ray, or how to install it."""
+    try:
+        version = importlib.metadata.version("ray")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("note", "bench submit --engine ray: needs pip install 'segbench[ray]'")
+    return Check("ok", f"bench submit --engine ray: ray {version}")
 
 
 def _datasets(settings: Settings) -> list[Check]:

@@ -50,7 +50,7 @@ def _outdated(row: MethodRow) -> tuple[list[str], list[FinishedRun]]:
     changed: dict[str, None] = {}
     runs = []
     for run in row.runs:
-        parts = [] if run.folder.reported else outdated_parts(run.science)
+        parts = [] if run.reported else outdated_parts(run.science)
         if any(is_of_older_rule(record) for record in run.cases):
             parts = [*parts, "surface distances of volumes of one slice"]
         if parts:

@@ -20,10 +20,11 @@ from segbench.errors import IntegrityError
 from segbench.metrics.aggregate import (
     DISTANCE,
     STATUSES,
-    aggregate,
+    Means,
     case_value,
     diagonal,
     is_metric,
+    means,
 )
 
 MAX_BYTES = 100_000_000
@@ -174,7 +175,7 @@ def check_metrics(result: dict[str, Any], records: Sequence[Record], where: Path
         key = (stored["dataset"], stored.get("class"))
         own = [record for record in records if (record["dataset"], record["class"]) == key]
         try:
-            true = aggregate(own, policy=stored["policy"]).to_dict()
+            true = means(own, policy=stored["policy"])
         except ValueError as error:
             raise IntegrityError(
                 "the result does not fit its case table", where=where, found=error
@@ -186,21 +187,20 @@ def check_metrics(result: dict[str, Any], records: Sequence[Record], where: Path
         raise IntegrityError("the result does not name the classes of its case table", where=where)
 
 
-def _check_means(stored: dict[str, Any], true: dict[str, Any], where: Path) -> None:
+def _check_means(stored: dict[str, Any], true: Means, where: Path) -> None:
     """Compare the stored columns and counts of one class with those of its cases."""
     problem = "the result does not hold the means of its cases"
     stored_columns = stored["columns"]
-    true_columns = true["columns"]
-    for name in {**true_columns, **stored_columns}:
+    for name in {**true.columns, **stored_columns}:
         stored_mean = stored_columns.get(name, {}).get("mean")
-        true_mean = true_columns.get(name, {}).get("mean")
-        in_both = name in stored_columns and name in true_columns
+        true_mean = true.columns.get(name)
+        in_both = name in stored_columns and name in true.columns
         if not in_both or not _equal_means(stored_mean, true_mean):
             raise IntegrityError(
                 problem, where=where, found=f"{name} {stored_mean}", expected=true_mean
             )
-    if stored["counts"] != true["counts"]:
-        raise IntegrityError(problem, where=where, found=stored["counts"], expected=true["counts"])
+    if stored["counts"] != true.counts:
+        raise IntegrityError(problem, where=where, found=stored["counts"], expected=true.counts)
 
 
 def _equal_means(stored: float | None, true: float | None) -> bool:

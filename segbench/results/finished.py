@@ -37,6 +37,11 @@ class FinishedRun:
         """The seed of the training."""
         return int(self.result["seed"])
 
+    @cached_property
+    def reported(self) -> bool:
+        """Whether the numbers were imported without being verified."""
+        return self.folder.reported
+
     @property
     def draw(self) -> int:
         """The number of the labeled draw."""

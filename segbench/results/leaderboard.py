@@ -172,7 +172,7 @@ def _board(table: TableContent, sort: str, failures: Sequence[FailedRun]) -> Boa
 
 
 def _is_reported(group: Replicate) -> bool:
-    return any(part.folder.reported for run in group for part in run.parts)
+    return any(part.reported for run in group for part in run.parts)
 
 
 def _fold_of_case(groups: Sequence[Replicate]) -> dict[str, int]:
@@ -428,7 +428,7 @@ def _why_not_ranked(board: Board, kind: str, groups: Sequence[Replicate]) -> str
     runs = _single_runs(groups)
     if any("test" in run.result["selection"].replace("_", " ").split() for run in runs):
         return "checkpoint picked on the test cases: not ranked"
-    if any(run.folder.reported for run in runs):
+    if any(run.reported for run in runs):
         return "reported, not verified: not ranked"
     return _too_few_replicates(board, groups) if kind == METHOD else ""
 

@@ -96,7 +96,7 @@ def label_of(run: FinishedRun) -> str:
         len(result["datasets"]),
         "labeled" if run.without_unlabeled else "all",
     )
-    return f"{label} (reported)" if run.folder.reported else label
+    return f"{label} (reported)" if run.reported else label
 
 
 def split_name(name: str) -> RowName:

@@ -14,7 +14,7 @@ from itertools import combinations
 from math import inf, isfinite, nan, sqrt
 from statistics import fmean
 
-from scipy.stats import rankdata, studentized_range
+import scipy
 
 from segbench.results.board import DISTANCES, Board, ranges
 from segbench.results.comparable import METHOD
@@ -102,7 +102,7 @@ def critical_difference(methods: int, tables: int) -> float:
     """
     if methods < 2 or tables < 1:
         return nan
-    quantile = float(studentized_range.ppf(1 - LEVEL, methods, inf)) / sqrt(2)
+    quantile = float(scipy.stats.studentized_range.ppf(1 - LEVEL, methods, inf)) / sqrt(2)
     return quantile * sqrt(methods * (methods + 1) / (6 * tables))
 
 
@@ -117,7 +117,7 @@ def _values(board: Board) -> dict[str, float]:
 def _places(values: dict[str, float], higher: bool) -> dict[str, float]:
     """Return the place of each method, 1 for the best; equal ones share the mean place."""
     signed = [-value if higher else value for value in values.values()]
-    return dict(zip(values, map(float, rankdata(signed)), strict=True))
+    return dict(zip(values, map(float, scipy.stats.rankdata(signed)), strict=True))
 
 
 def _is_best(name: str, values: dict[str, float], higher: bool) -> bool:

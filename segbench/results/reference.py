@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import scipy
 
+from segbench.results.distributions import t_isf
 from segbench.results.scores import Scores
 from segbench.results.stats import Aligned, align, compare
 from segbench.results.variance import ALPHA, moments
@@ -68,7 +69,7 @@ def _rejection(aligned: Aligned) -> Callable[[float], float]:
 
     def rejection(share: float) -> float:
         found = moments(aligned.contrast([1, share - 1, -share]))
-        critical = float(scipy.stats.t.isf(ALPHA / 2, found.df))
+        critical = t_isf(ALPHA / 2, found.df)
         return abs(found.mean) - critical * found.se
 
     return rejection

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,7 +134,7 @@ def check_result(result: Any, where: Path) -> dict[str, Any]:
 
 def _settings_agree(stored: _StoredResult, science: dict[str, Any]) -> bool:
     """Return whether the result repeats the settings that its run id is made of."""
-    protocol_digest = hashlib.sha256(json_bytes(science["protocol"])).hexdigest()
+    protocol_digest = _digest_of_text(json.dumps(science["protocol"]))
     return (
         stored.method == science["method"]
         and stored.backbone == science["backbone"]
@@ -141,6 +143,12 @@ def _settings_agree(stored: _StoredResult, science: dict[str, Any]) -> bool:
         and stored.protocol_sha256 == protocol_digest
         and stored.run_id == run_id(science)
     )
+
+
+@lru_cache(maxsize=64)
+def _digest_of_text(text: str) -> str:
+    """Return the digest of a JSON text's content; thousands of runs have the same protocol."""
+    return hashlib.sha256(json_bytes(json.loads(text))).hexdigest()
 
 
 def _datasets_agree(stored: _StoredResult) -> bool:
@@ -178,10 +186,16 @@ def _protocol_agrees(stored: _StoredResult) -> bool:
 
 
 def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        parts = list(value.values())
-    elif isinstance(value, list):
-        parts = value
-    else:
-        parts = []
-    return 1 + max(map(_depth, parts), default=0)
+    """Return the number of levels, one for a plain value; stops above ``MAX_DEPTH``."""
+    depth = 0
+    level = [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        below: list[Any] = []
+        for part in level:
+            if isinstance(part, dict):
+                below += part.values()
+            elif isinstance(part, list):
+                below += part
+        level = below
+    return depth

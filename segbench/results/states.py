@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from segbench.results.attempts import ATTEMPTS, BY_THE_USER, LEASE, history, read_lease
 
@@ -13,10 +14,17 @@ JOB = "job.json"
 STATES = ("done", "running", "queued", "half-done", "stopped", "lost", "failed", "to do")
 UNFINISHED = ("half-done", "stopped", "lost")  # begun, and no one is working on it
 
-Jobs = Callable[[], Collection[str]]  # ids of all jobs that wait or run
+Jobs = Callable[[str], Collection[str]]  # ids of all jobs of an engine that wait or run
 
 
-def no_jobs() -> Collection[str]:
+class Job(NamedTuple):
+    """The job that a run was handed to."""
+
+    engine: str  # slurm or ray; empty without a job
+    id: str
+
+
+def no_jobs(engine: str) -> Collection[str]:
     """Return that no job waits, where there is no scheduler."""
     return ()
 
@@ -29,7 +37,7 @@ def state_of(folder: Path, jobs: Jobs = no_jobs) -> str:
     ended. ``stopped`` was interrupted by its user, ``half-done`` by anything else.
 
     Args:
-        jobs: is called for runs that were handed to a scheduler.
+        jobs: is called with the engine for runs that were handed to a scheduler.
     """
     try:
         names = {entry.name for entry in os.scandir(folder)}
@@ -43,8 +51,10 @@ def state_of(folder: Path, jobs: Jobs = no_jobs) -> str:
             return "running"
     if "failed.json" in names:
         return "failed"
-    if JOB in names and job_of(folder) in jobs():
-        return "queued"
+    if JOB in names:
+        job = job_of(folder)
+        if job.id in jobs(job.engine):
+            return "queued"
     return _state_at_rest(folder, names)
 
 
@@ -60,9 +70,10 @@ def _state_at_rest(folder: Path, names: set[str]) -> str:
     return "to do"
 
 
-def job_of(folder: Path) -> str:
-    """Return the id of the job that a run was handed to; empty if it was to none."""
+def job_of(folder: Path) -> Job:
+    """Return the job that a run was handed to."""
     try:
-        return str(json.loads((folder / JOB).read_bytes())["job"])
+        stored = json.loads((folder / JOB).read_bytes())
+        return Job(str(stored["engine"]), str(stored["job"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return Job("", "")

@@ -26,8 +26,8 @@ from math import inf, isnan, nan, sqrt
 from typing import NamedTuple
 
 import numpy as np
-import scipy
 
+from segbench.results.distributions import normal_isf, t_isf, t_isf_of_each, t_sf
 from segbench.results.scores import Array
 
 ALPHA = 0.05
@@ -239,7 +239,7 @@ def p_value(found: Moments) -> float:
         return nan
     if found.se == 0:
         return 1.0 if found.mean == 0 else 0.0
-    return float(2 * scipy.stats.t.sf(abs(found.mean) / found.se, found.df))
+    return float(2 * t_sf(abs(found.mean) / found.se, found.df))
 
 
 def interval(contrast: Contrast, found: Moments) -> tuple[float, float]:
@@ -254,8 +254,8 @@ def interval(contrast: Contrast, found: Moments) -> tuple[float, float]:
     spread = float(totals.std())
     if spread == 0 or found.se == 0:
         return found.mean, found.mean
-    normal = float(scipy.stats.norm.isf(ALPHA / 2))
-    student = float(scipy.stats.t.isf(ALPHA / 2, found.df))
+    normal = normal_isf(ALPHA / 2)
+    student = t_isf(ALPHA / 2, found.df)
     scale = found.se * student / (spread * normal)
     outside = 100 * ALPHA / 2  # percent on each side
     deviations = totals - totals.mean()
@@ -337,7 +337,7 @@ def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | N
     tiny = np.finfo(float).tiny
     df = np.where(spread > 0, variance**2 / np.maximum(spread, tiny), inf)
     level = ALPHA / max(tests, 1)
-    quantiles = scipy.stats.t.isf(level / 2, df) + scipy.stats.norm.isf(1 - POWER)
+    quantiles = t_isf_of_each(level / 2, df) + normal_isf(1 - POWER)
     detectable = quantiles * np.sqrt(variance)
     found = abs(mean) >= detectable
     return int(counts[found.argmax()]) if found.any() else None

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +38,9 @@ class Resources(Strict):
     """What one member asks for."""
 
     time: str | None = Field(None, description="time limit as sbatch takes it: '24:00:00'")
-    gpus: int = Field(1, ge=0, description="GPUs of one member; 0 asks for none")
+    gpus: int = Field(
+        1, ge=0, description="GPUs of one member; none are asked for with --device cpu"
+    )
     cpus: int = Field(1, ge=1, description="processor cores of one member")
 
 
@@ -115,9 +116,6 @@ class Engine(Protocol):
     def submit(self, runs: Sequence[Prepared], dry_run: bool) -> Submission:
         """Hand runs over; with ``dry_run``, only say how."""
 
-    def jobs(self) -> Collection[str]:
-        """Return the ids of all jobs that wait or run."""
-
     def cancel(self, jobs: Sequence[str]) -> None:
         """End jobs. Their runs save first."""
 
@@ -132,12 +130,13 @@ class PrintEngine:
         """Return the commands."""
         return Submission([shlex.join(member_command(run, self.machine)) for run in runs], [])
 
-    def jobs(self) -> Collection[str]:
-        """Return nothing: printed commands have no ids."""
-        return ()
-
     def cancel(self, jobs: Sequence[str]) -> None:
         """Do nothing: there are no jobs."""
+
+
+def gpus_of(wanted: Resources, machine: Machine) -> int:
+    """Return the number of GPUs that a member asks for."""
+    return 0 if machine.device == "cpu" else wanted.gpus
 
 
 def member_command(run: Prepared, machine: Machine) -> list[str]:
@@ -145,7 +144,7 @@ def member_command(run: Prepared, machine: Machine) -> list[str]:
     return own_command(["resume", str(run.folder.path.resolve()), *machine.to_argv()])
 
 
-class _Everything(Collection[str]):
+class Everything(Collection[str]):
     """Every id: where the scheduler cannot be asked, no job counts as lost."""
 
     def __contains__(self, job: object) -> bool:
@@ -158,15 +157,14 @@ class _Everything(Collection[str]):
         return 0
 
 
-@cache
 def slurm_jobs() -> Collection[str]:
-    """Return the ids of all own jobs of SLURM that wait or run; asked once per process."""
+    """Return the ids of all own jobs of SLURM that wait or run."""
     command = ["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%F_%K"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
-        return _Everything()
-    return set(done.stdout.split()) if done.returncode == 0 else _Everything()
+        return Everything()
+    return set(done.stdout.split()) if done.returncode == 0 else Everything()
 
 
 class SlurmEngine:
@@ -181,14 +179,9 @@ class SlurmEngine:
         self.machine = machine
         self.folder = folder
 
-    def jobs(self) -> Collection[str]:
-        """Return the ids of all jobs that wait or run."""
-        return slurm_jobs()
-
     def cancel(self, jobs: Sequence[str]) -> None:
         """End jobs."""
-        if jobs:
-            _call(["scancel", *jobs])
+        _call(["scancel", *jobs])
 
     def submit(self, runs: Sequence[Prepared], dry_run: bool) -> Submission:
         """Submit one array per kind of resources, cut where SLURM limits arrays."""
@@ -203,7 +196,6 @@ class SlurmEngine:
         for group in groups.values():
             for start in range(0, len(group), limit):
                 self._submit_array(group[start : start + limit], dry_run, submission)
-        slurm_jobs.cache_clear()
         return submission
 
     def _submit_array(
@@ -242,8 +234,9 @@ class SlurmEngine:
         }
         if wanted.time is not None:
             options["time"] = wanted.time
-        if wanted.gpus:
-            options["gres"] = f"gpu:{wanted.gpus}"
+        gpus = gpus_of(wanted, self.machine)
+        if gpus:
+            options["gres"] = f"gpu:{gpus}"
         options.update(self.cluster.slurm)
         lines = ["#!/bin/bash"]
         for name, value in options.items():

@@ -21,7 +21,8 @@ from segbench.data.sampling.loader import loader
 from segbench.data.sampling.resident import ResidentData
 from segbench.data.store.checks import check_facts, summarize_problems
 from segbench.data.store.copies import FILE, copied_facts
-from segbench.data.store.store import Store, case_digests, require_intact
+from segbench.data.store.intact_once import require_intact_once
+from segbench.data.store.store import Store, case_digests
 from segbench.errors import PLUGIN_FAILURES, SegbenchError, TrainingError, UsageError
 from segbench.evaluation.test_set import evaluate
 from segbench.nn.inspect import recompute
@@ -221,8 +222,8 @@ def _require_intact_data(run: Prepared, reporter: Reporter) -> None:
     """Check that the files of all training and test cases are those that were prepared."""
     for store in run.stores:
         factors = run.experiment.protocol.factors(store.name, store.dims)
-        require_intact(derived(store, factors), store.train, reporter.check)
-        require_intact(store, store.test, reporter.check)
+        require_intact_once(derived(store, factors), store.train, reporter.check)
+        require_intact_once(store, store.test, reporter.check)
 
 
 # -- training ------------------------------------------------------------------------------------

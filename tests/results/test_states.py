@@ -62,8 +62,8 @@ def test_how_the_last_attempt_ended_decides_the_state_at_rest(folder, code, stat
 
 
 def test_a_job_is_queued_or_lost(folder):
-    (folder / "job.json").write_text(json.dumps({"job": "17_4"}))
-    assert state_of(folder, lambda: {"17_4"}) == "queued"
+    (folder / "job.json").write_text(json.dumps({"engine": "slurm", "job": "17_4"}))
+    assert state_of(folder, lambda engine: {"17_4"} if engine == "slurm" else ()) == "queued"
     assert state_of(folder, no_jobs) == "lost"
     attempts.record_start(folder)
     attempts.record_end(folder, 75)

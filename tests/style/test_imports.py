@@ -11,7 +11,7 @@ ENGINE = ROOT / "segbench"
 
 # Rooms from the bottom to the top. A module may import from its own room and from rooms below it.
 ROOMS = (
-    ("errors", "progress", "text", "storage"),
+    ("errors", "progress", "text", "mounts", "lease_lock", "storage"),
     ("contracts",),
     ("registry",),
     ("config",),

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from segbench.errors import PluginError, UsageError
 from segbench.results.attempts import new_lease, record_kill, record_start, write_lease
 from segbench.suites.engines import load_cluster
-from segbench.suites.member import Member
+from segbench.suites.member import SlurmMember
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 SUITE = """
@@ -38,7 +39,7 @@ def suite(lab):
 
 def test_a_dry_run_prints_the_batch_files_and_writes_nothing(lab, suite):
     words = ("--json", "bench", "submit", suite, "--cluster", "cluster.yaml", "--dry-run")
-    found = lab.call(*words, "--device", "cpu")
+    found = lab.call(*words, "--device", "cuda")
     assert found.returncode == 0, found.stderr
     first, second = json.loads(found.stdout)["texts"]
     lines = first.splitlines()
@@ -58,6 +59,41 @@ def test_a_dry_run_prints_the_batch_files_and_writes_nothing(lab, suite):
     assert words[0] == "exec" and words[2:4] == ["-m", "segbench.suites.member"]
     assert "#SBATCH --time=72:00:00" in second and "#SBATCH --gres=gpu:2" in second
     assert not (lab.folder / "segbench-out").exists()
+
+
+def test_a_run_on_the_cpu_asks_for_no_gpu(lab, suite):
+    words = ("--json", "bench", "submit", suite, "--dry-run", "--device", "cpu")
+    (text,) = json.loads(lab.call(*words).stdout)["texts"]
+    assert "gres" not in text
+
+
+@pytest.mark.parametrize("key", ["time: '1'", "at_once: 3", "setup: [ls]", "slurm: {qos: a}"])
+def test_ray_refuses_settings_that_it_does_not_have(lab, suite, key):
+    (lab.folder / "cluster.yaml").write_text(f"schema: 1\n{key}\n")
+    words = ("bench", "submit", suite, "--engine", "ray", "--cluster", "cluster.yaml")
+    found = lab.call(*words, "--device", "cpu")
+    assert found.returncode == 2 and f"{key.partition(':')[0]}: Ray has no such" in found.stderr
+
+
+def test_a_dry_run_of_ray_says_what_each_run_asks_for(lab, suite):
+    (lab.folder / "cluster.yaml").write_text("schema: 1\nmethods: {mean_teacher: {cpus: 4}}\n")
+    words = ("--json", "bench", "submit", suite, "--engine", "ray", "--cluster", "cluster.yaml")
+    found = lab.call(*words, "--device", "cuda", "--dry-run")
+    texts = json.loads(found.stdout)["texts"]
+    starts = [text.partition(" /")[0] for text in texts]
+    assert sorted(starts) == ["cpus=1 gpus=1"] * 2 + ["cpus=4 gpus=1"] * 2
+    assert not (lab.folder / "segbench-out").exists()
+
+
+def test_without_ray_or_its_cluster_the_next_step_is_named(lab, suite, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ("bench", "submit", suite, "--engine", "ray", "--device", "cpu")
+    found = lab.call(*words)
+    assert found.returncode == PluginError.code and "segbench[ray]" in found.stderr
+    for file in (lab.folder / "segbench-out/runs").glob("*/*/*/config.yaml"):
+        (file.parent / "job.json").write_text('{"engine": "ray", "job": "a"}')
+    status = json.loads(lab.call("--json", "bench", "status", suite).stdout)
+    assert status["counts"]["queued"] == 4  # not lost: no one knows
 
 
 def test_a_login_node_needs_no_gpu(lab, suite):
@@ -91,11 +127,7 @@ def test_submitted_runs_are_left_out_the_next_time(lab, suite, monkeypatch):
     monkeypatch.setattr(engines, "_call", call)
     known = set()
 
-    def known_jobs():
-        return known
-
-    known_jobs.cache_clear = lambda: None
-    monkeypatch.setattr(engines, "slurm_jobs", known_jobs)
+    monkeypatch.setattr(engines, "slurm_jobs", lambda: known)
     words = ("--json", "bench", "submit", suite, "--device", "cpu")
     first = json.loads(lab.call(*words).stdout)
     assert first["submitted"] == 4 and calls == ["scontrol", "sbatch", "sbatch"]
@@ -158,7 +190,7 @@ def test_a_member_leaves_a_run_alone_that_another_process_trains(tmp_path, monke
         record_kill(folder, 9)
     record_start(folder)
     write_lease(folder, new_lease())
-    member = Member(folder, 3, [])
+    member = SlurmMember(folder, 3, [])
     monkeypatch.setattr(member, "_attempt", lambda: 0)
     assert member.execute() == 0
     assert not (folder / "failed.json").exists()

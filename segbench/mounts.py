@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,17 +73,3 @@ def _parsed(line: str) -> Mount | None:
 def _unescaped(text: str) -> str:
     """Return a text in which the system has written blanks as octal numbers."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
-
-
-def lock_problem(place: Path) -> str:
-    """Try a lock in a folder; return why there is none, empty if it works or cannot be tried."""
-    import fcntl
-
-    if not os.access(place, os.W_OK):
-        return ""
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""

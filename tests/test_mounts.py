@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from segbench.cli import doctor, mounts
+from segbench import mounts, storage
+from segbench.cli import doctor
 
 LINES = r"""
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro
@@ -52,23 +53,24 @@ def test_without_a_list_of_mounts_nothing_is_claimed(tmp_path):
     [
         ("/nowhere", "ok", "on ext4 (/dev/sda1 at /), which other machines do not see, POSIX"),
         ("/home", "ok", "on nfs4 (server:/home at /home), POSIX locks"),
-        ("/fast", "warn", "mounted with localflock, so that locks are local to a node"),
-        ("/my data", "warn", "local_lock=all"),
+        ("/fast", "ok", "lease files as locks (mounted with localflock)"),
+        ("/my data", "note", "read-only"),
     ],
 )
 def test_doctor_names_file_system_and_lock(table, monkeypatch, root, state, says):
-    monkeypatch.setattr("segbench.storage.existing", lambda path: path)
+    monkeypatch.setattr(storage, "existing", lambda path: path)
+    monkeypatch.setattr(storage, "_has_no_locks", lambda place: False)
     check = doctor._file_system("results", Path(root))
     assert check.state == state and says in check.what
 
 
-def test_a_folder_without_locks_is_no_place_for_results(tmp_path, monkeypatch):
+def test_a_folder_without_locks_gets_lease_files(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.lockf", refuse)
     check = doctor._file_system("results", tmp_path)
-    assert check.state == "fail" and "Function not implemented" in check.what
+    assert check.state == "ok" and "lease files as locks (it has no POSIX locks)" in check.what
 
 
 def test_doctor_names_the_programs_of_slurm_that_are_missing(tmp_path, monkeypatch):

@@ -1,0 +1,173 @@
+"""Hand the runs of a suite to a Ray cluster that is already up, such as one of KubeRay.
+
+Each run gets a detached actor, which outlives the command that submits it. An actor that waits for
+free processors or GPUs is the queue. When its worker process or its node is lost, Ray starts the
+actor again on another node, where the run continues from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from segbench.config import Machine
+from segbench.errors import PluginError, UsageError
+from segbench.results.states import JOB
+from segbench.suites.engines import Cluster, Submission, gpus_of, member_command
+from segbench.suites.member import Member
+from segbench.training.setup import Prepared
+
+NAMESPACE = "segbench"
+NOT_FOR_RAY = ("time", "at_once", "setup", "slurm")  # keys of the file of --cluster
+STOP_WAIT = 10.0  # seconds in which an actor that runs answers
+
+
+class Runner:
+    """The actor of one run.
+
+    Args:
+        folder: of the run.
+        tries: attempts in a row that may be killed.
+        options: of ``segbench resume``.
+    """
+
+    def __init__(self, folder: str, tries: int, options: list[str]) -> None:
+        self._member = Member(Path(folder), tries, options, Path(folder) / "console.log")
+        # Ray calls this method again after a loss, but no other: it must not wait for the run.
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def stop(self) -> None:
+        """Have the run save and end."""
+        self._member.handle(signal.SIGTERM)
+
+    def _work(self) -> None:
+        import ray
+
+        try:
+            work(self._member)
+        finally:
+            ray.kill(ray.get_runtime_context().current_actor)
+
+
+def work(member: Member) -> None:
+    """Attempt a run until it has ended, was stopped or was killed too often."""
+    again = not member.gives_up()
+    while again and not member.received:
+        again = member.wants_again(member.attempt())
+
+
+class RayEngine:
+    """Actors of Ray, one per run.
+
+    Raises:
+        UsageError: the file of --cluster has keys that mean nothing to Ray.
+    """
+
+    def __init__(self, cluster: Cluster, machine: Machine) -> None:
+        for key in NOT_FOR_RAY:
+            if getattr(cluster, key) != Cluster.model_fields[key].default:
+                raise UsageError(
+                    f"{key}: Ray has no such setting",
+                    expected="gpus, cpus, tries and methods",
+                    fix="remove it from the file of --cluster, or use --engine slurm",
+                )
+        self.cluster = cluster
+        self.machine = machine
+
+    def submit(self, runs: Sequence[Prepared], dry_run: bool) -> Submission:
+        """Create an actor for each run; with ``dry_run``, say what each asks for."""
+        submission = Submission([], [])
+        for run in runs:
+            wanted = self.cluster.of(run.experiment.method)
+            gpus = gpus_of(wanted, self.machine)
+            command = " ".join(member_command(run, self.machine))
+            submission.texts.append(f"cpus={wanted.cpus} gpus={gpus} {command}")
+        if dry_run or not runs:
+            return submission
+        actor_class = connected().remote(Runner)
+        for run in runs:
+            submission.jobs.append(self._create(actor_class, run))
+        return submission
+
+    def _create(self, actor_class: Any, run: Prepared) -> str:
+        wanted = self.cluster.of(run.experiment.method)
+        job = f"{run.run_id[:12]}-{secrets.token_hex(4)}"
+        folder = str(run.folder.path.resolve())
+        run.folder.write_json(JOB, {"engine": "ray", "job": job})
+        placed = actor_class.options(
+            name=job,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=wanted.cpus,
+            num_gpus=gpus_of(wanted, self.machine),
+            max_restarts=-1,
+        )
+        placed.remote(folder, self.cluster.tries, self.machine.to_argv())
+        (run.folder.path / "failed.json").unlink(missing_ok=True)  # it has a new job now
+        return job
+
+    def cancel(self, jobs: Sequence[str]) -> None:
+        """Stop runs; remove actors that still wait."""
+        ray = connected()
+        answers = {}
+        for job in jobs:
+            try:
+                actor = ray.get_actor(job, namespace=NAMESPACE)
+            except ValueError:  # it has ended meanwhile
+                continue
+            answers[actor.stop.remote()] = actor
+        if not answers:
+            return
+        _, waiting = ray.wait(list(answers), num_returns=len(answers), timeout=STOP_WAIT)
+        for answer in waiting:
+            ray.kill(answers[answer])
+
+
+def ray_jobs() -> Collection[str]:
+    """Return the names of all actors that wait or run.
+
+    Raises:
+        PluginError: there is no cluster.
+    """
+    connected()
+    from ray.util import list_named_actors
+
+    found = list_named_actors(all_namespaces=True)
+    return {actor["name"] for actor in found if actor["namespace"] == NAMESPACE}
+
+
+def connected() -> Any:
+    """Return the module ray, connected to the cluster that RAY_ADDRESS names, or to that here.
+
+    Raises:
+        PluginError: Ray is not installed, or there is no cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise PluginError(
+            "--engine ray needs the package ray", fix="pip install 'segbench[ray]'"
+        ) from error
+    if ray.is_initialized():
+        return ray
+    try:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "auto"),
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise PluginError(
+            "no Ray cluster can be reached",
+            found=str(error).partition("\n")[0],
+            expected="RAY_ADDRESS=HOST:PORT, or a node of the cluster on this machine",
+            fix="ray start --head, and ray start --address HOST:PORT on the other nodes",
+        ) from error
+    return ray

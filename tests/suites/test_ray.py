@@ -1,0 +1,75 @@
+"""Suites on a real Ray cluster: two nodes on loopback."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from gated_suite import PLUGINS, GatedSuite, Straight, wait_for
+
+from segbench import registry
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.2"  # Ray replaces 127.0.0.1 by an address that others can reach
+NODE = {"node_ip_address": HOST, "include_dashboard": False, "object_store_memory": 80 * 2**20}
+
+
+def parent(pid):
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return int(text.rpartition(")")[2].split()[1])
+
+
+@pytest.fixture
+def ray(suite, monkeypatch):  # nodes inherit the variable that names the gate of the suite
+    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'segbench[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the nodes
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, **NODE)
+        options = {"_node_ip_address": HOST, "log_to_driver": False, "namespace": "segbench"}
+        ray.init(address=cluster.address, **options)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def suite(lab, monkeypatch):
+    registry.add_file(PLUGINS / "gated.py")
+    return GatedSuite(lab, monkeypatch, range(3), options=("--engine", "ray"))
+
+
+def test_runs_survive_the_loss_of_a_worker_and_of_a_node_and_a_cancel(suite, ray):
+    assert len(suite.submit()) == 3
+    assert suite.submit() == []
+    first = suite.training(0)
+    second = suite.training(1)
+    assert suite.states() == ["running", "running", "queued"]
+
+    worker = parent(first.pid)
+    os.kill(worker, signal.SIGKILL)
+    raylet = parent(parent(second.pid))
+    for pid in (raylet, parent(second.pid), second.pid):  # all that ran on the node
+        os.kill(pid, signal.SIGKILL)
+    ray.add_node(num_cpus=1, **NODE)
+    wait_for(lambda: suite.training(0).pid != first.pid)
+    wait_for(lambda: suite.training(1).pid != second.pid)
+
+    assert len(suite.cancel()) == 3
+    suite.wait_for_states("stopped", "stopped", "to do")
+    assert suite.cancel() == []
+    suite.open()
+    assert len(suite.submit()) == 3
+    suite.wait_until_done(0, 1, 2)
+    assert suite.events(0).count("start") == 3
+    assert suite.events(1).count("start") == 3
+    straight = Straight()
+    for seed in range(3):
+        assert suite.digests(seed) == straight.digests(suite.lab, seed)
