@@ -81,15 +81,14 @@ class GatedSuite:
         (found,) = (self.lab.folder / "segbench-out/runs").glob(f"*/*/*-s{seed}-*")
         return found
 
-    def training(self, seed, job=None):
-        """Wait until a run trains, in a certain job if that matters; return its lease."""
+    def waiting(self, seed, job=None):
+        """Wait until a run waits at the gate, in a certain job if wanted; return its lease."""
 
         def found():
             lease = read_lease(self.folder(seed))
-            if lease is None or lease.stage != "training" or not lease.alive:
+            if lease is None or not lease.alive or job not in (None, lease.job):
                 return None
-            checkpoints = list((self.folder(seed) / "ckpt").glob("*.st"))
-            return lease if checkpoints and job in (None, lease.job) else None
+            return lease if self.gate.with_name(f"waiting-{lease.pid}").exists() else None
 
         return wait_for(found)
 

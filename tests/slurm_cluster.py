@@ -14,8 +14,8 @@ from gated_suite import wait_for
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 PACKAGES = "slurmctld slurmd slurm-client munge"
-# cred_expire: a requeued job waits as long as its credential lives. KillWait, GraceTime: so long may
-# a run save. Everything listens on loopback.
+# cred_expire: a requeued job waits as long as its credential lives. KillWait, GraceTime: so long
+# may a run save. Everything listens on loopback.
 CONFIGURATION = """
 ClusterName=segbench
 SlurmctldHost={host}(127.0.0.1)

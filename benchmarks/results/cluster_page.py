@@ -1,6 +1,6 @@
 """Write ``docs/results/cluster.md`` from what tests on a real SLURM recorded.
 
-SEGBENCH_RECORD=benchmarks/results pytest -m slow tests/suites/test_slurm.py tests/suites/test_walk.py
+SEGBENCH_RECORD=benchmarks/results pytest -m slow tests/suites/test_{slurm,walk}.py
 python benchmarks/results/cluster_page.py
 """
 

@@ -49,8 +49,8 @@ def suite(lab, monkeypatch):
 def test_runs_survive_the_loss_of_a_worker_and_of_a_node_and_a_cancel(suite, ray):
     assert len(suite.submit()) == 3
     assert suite.submit() == []
-    first = suite.training(0)
-    second = suite.training(1)
+    first = suite.waiting(0)
+    second = suite.waiting(1)
     assert suite.states() == ["running", "running", "queued"]
 
     worker = parent(first.pid)
@@ -59,8 +59,8 @@ def test_runs_survive_the_loss_of_a_worker_and_of_a_node_and_a_cancel(suite, ray
     for pid in (raylet, parent(second.pid), second.pid):  # all that ran on the node
         os.kill(pid, signal.SIGKILL)
     ray.add_node(num_cpus=1, **NODE)
-    wait_for(lambda: suite.training(0).pid != first.pid)
-    wait_for(lambda: suite.training(1).pid != second.pid)
+    wait_for(lambda: suite.waiting(0).pid != first.pid)
+    wait_for(lambda: suite.waiting(1).pid != second.pid)
 
     assert len(suite.cancel()) == 3
     suite.wait_for_states("stopped", "stopped", "to do")

@@ -76,7 +76,7 @@ def test_submit_twice_cancel_and_a_lost_controller(new_suite, slurm, records):
     assert len({job.partition("_")[0] for job in first}) == 2
     assert suite.submit() == []
     for seed in (0, 1):
-        suite.training(seed)
+        suite.waiting(seed)
     assert suite.states() == ["running", "running", "queued", "queued"]
 
     assert sorted(suite.cancel()) == sorted(first)
@@ -84,7 +84,7 @@ def test_submit_twice_cancel_and_a_lost_controller(new_suite, slurm, records):
     second = suite.submit()
     assert len(second) == 4
     for seed in (0, 1):
-        suite.training(seed, second[seed])
+        suite.waiting(seed, second[seed])
     slurm.kill_controller()
     suite.open()
     suite.wait_until_done(0, 1)
@@ -101,8 +101,8 @@ def test_submit_twice_cancel_and_a_lost_controller(new_suite, slurm, records):
 def test_a_requeued_and_a_killed_run_continue(new_suite, records):
     suite = new_suite(2)
     requeued, _ = suite.submit()
-    suite.training(0)
-    killed = suite.training(1)
+    suite.waiting(0)
+    killed = suite.waiting(1)
     call("scontrol", "requeue", requeued)
     os.kill(killed.pid, signal.SIGKILL)
     wait_for(lambda: 143 in suite.events(0) and "killed" in suite.events(1))
@@ -118,7 +118,7 @@ def test_preempted_runs_continue(new_suite, records):
     suite = new_suite(2)
     suite.submit()
     for seed in (0, 1):
-        suite.training(seed)
+        suite.waiting(seed)
     words = ("--parsable", "--partition=urgent", "--nodes=2", "--output=/dev/null")
     call("sbatch", *words, "--wrap", "sleep 1")
     wait_for(lambda: all(143 in suite.events(seed) for seed in (0, 1)))
@@ -134,7 +134,7 @@ def test_a_run_that_needs_more_than_its_time_limit_is_requeued(new_suite, record
     suite = new_suite(1, 'time: "1:00:00"\nwarn: 45')
     began = time.monotonic()
     (job,) = suite.submit()
-    suite.training(0)
+    suite.waiting(0)
     minutes = 1 + int(time.monotonic() - began) // 60
     call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
     wait_for(lambda: 75 in suite.events(0))
