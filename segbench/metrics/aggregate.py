@@ -14,10 +14,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from math import isnan, nan
-from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -113,38 +111,11 @@ def aggregate(
     Raises:
         ValueError: the cases belong to several classes. Aggregate each class, then use `mean_over`.
     """
-    records = [r.to_dict() if isinstance(r, PairResult) else r for r in results]
-    counts, values = _counted(records, policy, both_empty)
-    columns = {name: _column(own) for name, own in values.items()}
-    return Row(policy, both_empty, counts, columns)
-
-
-class Means(NamedTuple):
-    """What ``means`` returns; the mean of a column without values is None."""
-
-    counts: dict[str, int]
-    columns: dict[str, float | None]
-
-
-def means(records: Sequence[Record], policy: str) -> Means:
-    """Return the counts and the means of `aggregate` without its other columns, which take longer.
-
-    Raises:
-        ValueError: as `aggregate`.
-    """
-    counts, values = _counted(records, policy, "exclude")
-    columns = {name: fmean(own) if own else None for name, own in values.items()}
-    return Means(counts, columns)
-
-
-def _counted(
-    records: Sequence[Record], policy: str, both_empty: str
-) -> tuple[dict[str, int], dict[str, list[float]]]:
-    """Return the number of cases of each status, and the values of each column."""
     _check_choice("policy", policy, POLICIES)
     _check_choice("both_empty", both_empty, BOTH_EMPTY)
     if policy == "literature_zero" and both_empty != "exclude":
         raise ValueError("literature_zero counts two empty masks as 0; it cannot reward them")
+    records = [r.to_dict() if isinstance(r, PairResult) else r for r in results]
     _check_records(records)
     if policy == "literature_zero" and any(r["status"] == "empty_reference" for r in records):
         raise ValueError(
@@ -152,11 +123,12 @@ def _counted(
         )
     counts = {"n": len(records)}
     counts |= {status: sum(r["status"] == status for r in records) for status in STATUSES}
+    names = [name for name in records[0] if is_metric(name)]
     columns = {}
-    for name in filter(is_metric, records[0]):
+    for name in names:
         values = [case_value(record, name, policy, both_empty) for record in records]
-        columns[name] = [value for value in values if value is not None]
-    return counts, columns
+        columns[name] = _column([value for value in values if value is not None])
+    return Row(policy, both_empty, counts, columns)
 
 
 def mean_over(rows: Sequence[Row]) -> dict[str, Spread]:
@@ -227,12 +199,11 @@ def _sd(values: list[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else nan
 
 
-@cache
 def is_metric(name: str) -> bool:
     return bool(_SCORE.fullmatch(name) or DISTANCE.fullmatch(name))
 
 
-def _check_records(records: Sequence[Record]) -> None:
+def _check_records(records: list[Record]) -> None:
     if not records:
         raise ValueError("no results to aggregate, expected at least one case")
     labels = {record.get("label") for record in records}

@@ -17,7 +17,7 @@ UNFINISHED = ("half-done", "stopped", "lost")  # begun, and no one is working on
 Jobs = Callable[[str], Collection[str]]  # ids of all jobs of an engine that wait or run
 
 
-class Job(NamedTuple):
+class HandedJob(NamedTuple):
     """The job that a run was handed to."""
 
     engine: str  # slurm or ray; empty without a job
@@ -70,10 +70,10 @@ def _state_at_rest(folder: Path, names: set[str]) -> str:
     return "to do"
 
 
-def job_of(folder: Path) -> Job:
+def job_of(folder: Path) -> HandedJob:
     """Return the job that a run was handed to."""
     try:
         stored = json.loads((folder / JOB).read_bytes())
-        return Job(str(stored["engine"]), str(stored["job"]))
+        return HandedJob(str(stored["engine"]), str(stored["job"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return Job("", "")
+        return HandedJob("", "")
