@@ -93,7 +93,8 @@ class GatedSuite:
         return wait_for(found)
 
     def wait_until_done(self, *seeds):
-        wait_for(lambda: all((self.folder(seed) / "result.json").exists() for seed in seeds))
+        """Wait until runs have ended with a result; they note their end after writing it."""
+        wait_for(lambda: all(self.events(seed)[-1:] == [0] for seed in seeds))
 
     def events(self, seed):
         """Return the kinds of events of a run, an end as its exit code."""

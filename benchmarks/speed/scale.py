@@ -252,12 +252,12 @@ def measurements(place: Place) -> dict[str, tuple[str, Callable[[], dict[str, An
         if not root.exists():
             (run,) = (place.folder / "first" / "runs").glob("*/*/*")
             Copies(run, root).add_rows(rows)
-        return place.segbench("--root", str(root), "--json", "leaderboard")
+        return place.segbench("--root", str(root), "leaderboard")
 
     def listed() -> dict[str, Any]:
         if not twenty.exists():
             board(twenty, 20)
-        return place.segbench("--root", str(twenty), "--json", "runs", "ls")
+        return place.segbench("--root", str(twenty), "runs", "ls")
 
     return {
         "base": ("the program alone", lambda: place.segbench("--json", "list", "datasets")),

@@ -91,13 +91,15 @@ class SortedRuns:
     tables: Tables = field(default_factory=dict)
     failures: list[FailedRun] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    _added: set[tuple[TableKey, RowKey, str]] = field(default_factory=set)
 
     def add(self, run: FinishedRun, keys: Sequence[TableKey], row: RowKey) -> None:
         """Add a finished run to its tables; the copy of a folder counts once."""
         for key in keys:
-            runs = self.tables.setdefault(key, {}).setdefault(row, [])
-            if all(other.result["run_id"] != run.result["run_id"] for other in runs):
-                runs.append(run)
+            mark = (key, row, run.result["run_id"])
+            if mark not in self._added:
+                self._added.add(mark)
+                self.tables.setdefault(key, {}).setdefault(row, []).append(run)
 
 
 def sort_runs(folders: Iterable[RunDir], load: Loader = FinishedRun.load) -> SortedRuns:

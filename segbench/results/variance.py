@@ -266,12 +266,10 @@ def interval(contrast: Contrast, found: Moments) -> tuple[float, float]:
 def _resampled(contrast: Contrast) -> Array:
     """Return the contrast in every resample of its cases and replicates (resample,)."""
     weights = _case_weights(contrast.cases, RESAMPLES)
-    generator = np.random.default_rng(SEED)
     each = np.arange(RESAMPLES)
     totals = np.zeros(RESAMPLES)
-    for group in contrast.groups:
-        count = len(group)
-        chosen = generator.integers(count, size=(count, RESAMPLES))
+    counts = tuple(len(group) for group in contrast.groups)
+    for group, chosen in zip(contrast.groups, _chosen_replicates(counts), strict=True):
         means = group @ weights  # (replicate, resample)
         resampled = means[chosen, each]
         totals += resampled.mean(0)
@@ -290,6 +288,13 @@ def _resampled_folds(contrast: Contrast) -> Array:
     fold_means = np.array([values[places == place].mean() for place in range(count)])
     of_cases = (values - fold_means[places]) @ _case_weights(contrast.cases, RESAMPLES)
     return np.asarray(values.mean() + of_folds + of_cases)
+
+
+@lru_cache(maxsize=2)
+def _chosen_replicates(counts: tuple[int, ...]) -> list[Array]:
+    """Return which replicates each resample takes, for each group (replicate, resample)."""
+    generator = np.random.default_rng(SEED)
+    return [generator.integers(count, size=(count, RESAMPLES)) for count in counts]
 
 
 @lru_cache(maxsize=8)

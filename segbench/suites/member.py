@@ -101,7 +101,7 @@ class SlurmMember(Member):
         if self.gives_up():
             return GIVEN_UP
         code = self.attempt()
-        if signal.SIGTERM in self.received:
+        if self.received[:1] == [signal.SIGTERM]:  # after a warning, it comes at the time limit
             time.sleep(LINGER)  # leaving now would count as completed: no requeue
             return code
         again = self.wants_again(code)

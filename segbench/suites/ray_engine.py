@@ -10,56 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
-import threading
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 from segbench.config import Machine
 from segbench.errors import PluginError, UsageError
 from segbench.results.states import JOB
 from segbench.suites.engines import Cluster, Submission, gpus_of, member_command
-from segbench.suites.member import Member
+from segbench.suites.ray_actor import Runner
 from segbench.training.setup import Prepared
 
 NAMESPACE = "segbench"
 NOT_FOR_RAY = ("time", "at_once", "setup", "slurm")  # keys of the file of --cluster
 STOP_WAIT = 10.0  # seconds in which an actor that runs answers
-
-
-class Runner:
-    """The actor of one run.
-
-    Args:
-        folder: of the run.
-        tries: attempts in a row that may be killed.
-        options: of ``segbench resume``.
-    """
-
-    def __init__(self, folder: str, tries: int, options: list[str]) -> None:
-        self._member = Member(Path(folder), tries, options, Path(folder) / "console.log")
-        # Ray calls this method again after a loss, but no other: it must not wait for the run.
-        threading.Thread(target=self._work, daemon=True).start()
-
-    def stop(self) -> None:
-        """Have the run save and end."""
-        self._member.handle(signal.SIGTERM)
-
-    def _work(self) -> None:
-        import ray
-
-        try:
-            work(self._member)
-        finally:
-            ray.kill(ray.get_runtime_context().current_actor)
-
-
-def work(member: Member) -> None:
-    """Attempt a run until it has ended, was stopped or was killed too often."""
-    again = not member.gives_up()
-    while again and not member.received:
-        again = member.wants_again(member.attempt())
 
 
 class RayEngine:

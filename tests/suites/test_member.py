@@ -8,7 +8,7 @@ import pytest
 from segbench.results.attempts import history, record_end, record_start
 from segbench.suites import member as module
 from segbench.suites.member import Member
-from segbench.suites.ray_engine import work
+from segbench.suites.ray_actor import work
 
 
 class Scripted(Member):
