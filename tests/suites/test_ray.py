@@ -59,7 +59,7 @@ def test_runs_survive_the_loss_of_a_worker_and_of_a_node_and_a_cancel(suite, ray
     raylet = parent(parent(second.pid))
     for pid in (raylet, parent(second.pid), second.pid):  # all that ran on the node
         os.kill(pid, signal.SIGKILL)
-    ray.add_node(num_cpus=1, **NODE)
+    ray.add_node(num_cpus=2, **NODE)  # the third run takes a processor, too
     wait_for(lambda: suite.waiting(0).pid != first.pid)
     wait_for(lambda: suite.waiting(1).pid != second.pid)
 
