@@ -74,6 +74,8 @@ class Member:
 
     def wants_again(self, code: int) -> bool:
         """Return whether a run is to be started again; a kill is recorded."""
+        if self.run.state == "done":
+            return False
         if code in (WARNED, BusyError.code) or -code in STOP_SIGNALS:
             return True
         if code >= 0:
@@ -101,7 +103,9 @@ class SlurmMember(Member):
         if self.gives_up():
             return GIVEN_UP
         code = self.attempt()
-        if self.received[:1] == [signal.SIGTERM]:  # after a warning, it comes at the time limit
+        if self.run.state == "done":  # whatever reached the run while it was leaving
+            return 0
+        if signal.SIGTERM in self.received:
             time.sleep(LINGER)  # leaving now would count as completed: no requeue
             return code
         again = self.wants_again(code)

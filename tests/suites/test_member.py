@@ -65,3 +65,14 @@ def test_the_output_of_a_run_is_added_to_its_log(tmp_path):
     member.command = ["sh", "-c", "echo out; echo err >&2; exit 3"]
     assert member.attempt() == 3
     assert log.read_text() == "before\nout\nerr\n"
+
+
+def test_a_signal_that_reaches_a_run_after_its_end_changes_nothing(tmp_path, monkeypatch):
+    member = Scripted(tmp_path, [75])
+    monkeypatch.setattr(module.RunDir, "state", "done")
+    assert not member.wants_again(75) and not member.wants_again(-9)
+    assert history(tmp_path).kills == 0
+    slurm = module.SlurmMember(tmp_path, 3, [])
+    monkeypatch.setattr(slurm, "_attempt", lambda: 75)
+    slurm.handle(signal.SIGTERM)
+    assert slurm.execute() == 0

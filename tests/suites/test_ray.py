@@ -44,15 +44,15 @@ def ray(suite, monkeypatch):  # nodes inherit the variable that names the gate o
 @pytest.fixture
 def suite(lab, monkeypatch):
     registry.add_file(PLUGINS / "gated.py")
-    return GatedSuite(lab, monkeypatch, range(3), options=("--engine", "ray"))
+    return GatedSuite(lab, monkeypatch, range(4), options=("--engine", "ray"))
 
 
 def test_runs_survive_the_loss_of_a_worker_and_of_a_node_and_a_cancel(suite, ray):
-    assert len(suite.submit()) == 3
+    assert len(suite.submit()) == 4
     assert suite.submit() == []
     first = suite.waiting(0)
     second = suite.waiting(1)
-    assert suite.states() == ["running", "running", "queued"]
+    assert suite.states() == ["running", "running", "queued", "queued"]
 
     worker = parent(first.pid)
     os.kill(worker, signal.SIGKILL)
@@ -62,15 +62,16 @@ def test_runs_survive_the_loss_of_a_worker_and_of_a_node_and_a_cancel(suite, ray
     ray.add_node(num_cpus=2, **NODE)  # the third run takes a processor, too
     wait_for(lambda: suite.waiting(0).pid != first.pid)
     wait_for(lambda: suite.waiting(1).pid != second.pid)
+    suite.waiting(2)
 
-    assert len(suite.cancel()) == 3
-    suite.wait_for_states("stopped", "stopped", "to do")
+    assert len(suite.cancel()) == 4
+    suite.wait_for_states("stopped", "stopped", "stopped", "to do")
     assert suite.cancel() == []
     suite.open()
-    assert len(suite.submit()) == 3
-    suite.wait_until_done(0, 1, 2)
+    assert len(suite.submit()) == 4
+    suite.wait_until_done(0, 1, 2, 3)
     assert suite.events(0).count("start") == 3
     assert suite.events(1).count("start") == 3
     straight = Straight()
-    for seed in range(3):
+    for seed in range(4):
         assert suite.digests(seed) == straight.digests(suite.lab, seed)

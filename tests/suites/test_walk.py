@@ -38,7 +38,7 @@ class Walk:
         self.lines = []
 
     def segbench(self, *words):
-        done = self.lab.call("--plugin", "tiny.py", *words)
+        done = self.lab.call("--plugin", PLUGINS / "tiny.py", *words)
         assert done.returncode == 0, done.stderr
         self.say(f"$ segbench --plugin tiny.py {' '.join(words)}")
         self.say(done.stderr + done.stdout)
@@ -54,6 +54,7 @@ class Walk:
 
     def write(self, folder):
         text = "\n".join(self.lines).replace(str(self.lab.folder), "/shared")
+        text = text.replace(f"{PLUGINS}/", "")
         (folder / "cluster-walk.txt").write_text(f"{text.strip()}\n")
 
 
@@ -68,8 +69,7 @@ def slurm(tmp_path_factory):
 
 
 def test_a_suite_ends_although_a_node_is_killed(lab, slurm):
-    for name in ("tiny.py", "tiny.yaml"):
-        (lab.folder / name).write_text((PLUGINS / name).read_text())
+    (lab.folder / "tiny.yaml").write_text((PLUGINS / "tiny.yaml").read_text())
     walk = Walk(lab)
     walk.file("walk.yaml", SUITE)
     walk.file("cluster.yaml", CLUSTER)
