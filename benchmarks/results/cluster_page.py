@@ -17,7 +17,6 @@ RECORD = "SEGBENCH_RECORD=benchmarks/results pytest -m slow"
 def page() -> str:
     """Return the text of the page."""
     events = json.loads((HERE / "cluster-events.json").read_text(encoding="utf-8"))
-    walk = (HERE / "cluster-walk.txt").read_text(encoding="utf-8")
     lines = [
         "# Runs on a cluster",
         "",
@@ -26,7 +25,7 @@ def page() -> str:
         "## What happened to runs, and what became of them",
         "",
         f"`{RECORD} tests/suites/test_slurm.py`, on {events['slurm']} with two nodes on one "
-        f"machine, in {events['seconds']:.0f} seconds, with much other work beside it.",
+        f"machine, in {events['seconds']:.0f} seconds, beside much other work.",
         "Attempts: a number is the exit code of an attempt that ended by itself (143: SIGTERM, 75: "
         "warned). The test compares weights and test cases of each run with those of a run that "
         "was never stopped: all are equal.",
@@ -36,6 +35,9 @@ def page() -> str:
     ]
     for row in events["rows"]:
         lines.append(f"| {row['event']} | {row['attempts']} | `{row['weights_sha256']}` |")
+    walk = HERE / "cluster-walk.txt"
+    if not walk.exists():
+        return "\n".join(lines) + "\n"
     lines += [
         "",
         "## A suite of twelve runs on two nodes, one of which is killed",
@@ -43,7 +45,7 @@ def page() -> str:
         f"`{RECORD} tests/suites/test_walk.py`, as it was typed and shown:",
         "",
         "```text",
-        walk.rstrip(),
+        walk.read_text(encoding="utf-8").rstrip(),
         "```",
     ]
     return "\n".join(lines) + "\n"

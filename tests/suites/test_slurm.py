@@ -36,10 +36,9 @@ class Records:
 
     def write(self, folder):
         seconds = round(time.monotonic() - self._began, 1)
-        usage = os.times()
-        cpu = round(usage.user + usage.system, 1)
+        load = round(os.getloadavg()[0], 1)
         version = call("sinfo", "--version").strip()
-        content = {"slurm": version, "seconds": seconds, "cpu_of_tests": cpu, "rows": self.rows}
+        content = {"slurm": version, "seconds": seconds, "load": load, "rows": self.rows}
         (folder / "cluster-events.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -89,6 +89,7 @@ def test_a_suite_ends_although_a_node_is_killed(lab, slurm):
     node = call("squeue", "-h", "-j", lease.job, "-o", "%N").strip()
     slurm.kill_node(node, lease.pid)
     walk.say(f"(kill -9 of node {node}: its slurmd, the step of job {lease.job}, and the run)")
+    wait_for(lambda: not lease.alive)
     walk.say(f"$ sinfo -N\n{call('sinfo', '-N')}")
     walk.segbench("bench", "status", "walk.yaml")
     slurm.start_node(node)
