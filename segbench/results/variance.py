@@ -291,7 +291,7 @@ def _resampled_folds(contrast: Contrast) -> Array:
 
 
 @lru_cache(maxsize=2)
-def _chosen_replicates(counts: tuple[int, ...]) -> list[Array]:
+def _chosen_replicates(counts: tuple[int, ...]) -> list[np.ndarray]:
     """Return which replicates each resample takes, for each group (replicate, resample)."""
     generator = np.random.default_rng(SEED)
     return [generator.integers(count, size=(count, RESAMPLES)) for count in counts]

@@ -28,7 +28,7 @@ def ray(suite, monkeypatch):  # nodes inherit the variable that names the gate o
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the nodes
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else tests wait for whatever else runs
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # Ray's own choice is 15
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **NODE})
     try:
         for _ in range(2):
