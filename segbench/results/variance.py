@@ -269,7 +269,7 @@ def _resampled(contrast: Contrast) -> Array:
     each = np.arange(RESAMPLES)
     totals = np.zeros(RESAMPLES)
     counts = tuple(len(group) for group in contrast.groups)
-    for group, chosen in zip(contrast.groups, _chosen_replicates(counts), strict=True):
+    for group, chosen in zip(contrast.groups, _chosen_replicates(counts, RESAMPLES), strict=True):
         means = group @ weights  # (replicate, resample)
         resampled = means[chosen, each]
         totals += resampled.mean(0)
@@ -291,10 +291,10 @@ def _resampled_folds(contrast: Contrast) -> Array:
 
 
 @lru_cache(maxsize=2)
-def _chosen_replicates(counts: tuple[int, ...]) -> list[np.ndarray]:
+def _chosen_replicates(counts: tuple[int, ...], resamples: int) -> list[np.ndarray]:
     """Return which replicates each resample takes, for each group (replicate, resample)."""
     generator = np.random.default_rng(SEED)
-    return [generator.integers(count, size=(count, RESAMPLES)) for count in counts]
+    return [generator.integers(count, size=(count, resamples)) for count in counts]
 
 
 @lru_cache(maxsize=8)
