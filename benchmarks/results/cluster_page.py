@@ -25,7 +25,7 @@ def page() -> str:
         "## What happened to runs, and what became of them",
         "",
         f"`{RECORD} tests/suites/test_slurm.py`, on {events['slurm']} with two nodes on one "
-        f"machine, in {events['seconds']:.0f} seconds, beside much other work.",
+        f"machine, in {events['seconds']:.0f} seconds beside other work (load {events['load']}).",
         "Attempts: a number is the exit code of an attempt that ended by itself (143: SIGTERM, 75: "
         "warned). The test compares weights and test cases of each run with those of a run that "
         "was never stopped: all are equal.",
