@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def loaded(name):
     spec = importlib.util.spec_from_file_location(
-        f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py"
+        f"benchmarks_{name}", ROOT / "benchmarks" / "planner" / f"{name}.py"
     )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -1,9 +1,9 @@
 """Store finished runs of planned protocols beside stored runs of hand-made ones.
 
     segbench predict SLICES OUT/Dataset127_Slices/imagesTs -o PREDICTED
-    python benchmarks/planned_runs.py record --root ROOT --commit COMMIT --note TEXT \\
+    python benchmarks/planner/planned_runs.py record --root ROOT --commit COMMIT --note TEXT \\
         --predicted PREDICTED --slices OUT/Dataset127_Slices/labelsTs
-    python benchmarks/planned_runs.py
+    python benchmarks/planner/planned_runs.py
 
 The second writes ``benchmarks/results/planned-runs.json``: of every run its plan, its times and its
 Dice, and the Dice of the pictures put together to volumes. The last prints the table of
@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from segbench.benchmarks.own_folders import CLASSES
+from segbench.benchmarks.planner.own_folders import CLASSES
 from segbench.benchmarks.results.record import record
 
 from segbench.results.rundir import RunDir, all_runs
 from segbench.storage import atomic_write
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 STORED = RESULTS / "planned-runs.json"
 SCHEMA = "segbench.planned/1"
 PLAN = ("patch", "steps", "batch", "downsample", "backbone")
@@ -123,7 +123,7 @@ def write(root: Path, commit: str, note: str, volumes: dict[str, float]) -> None
     head = {
         "schema": SCHEMA,
         "command": "segbench run METHOD --dataset folder:PATH",
-        "folders": "python benchmarks/own_folders.py",
+        "folders": "python benchmarks/planner/own_folders.py",
         "commit": commit,
         "cores": os.cpu_count(),
         "note": note,

@@ -1,7 +1,7 @@
-"""Ask nnU-Net's own planner for its plans on the fingerprints of ``benchmarks/planning.py``.
+"""Ask nnU-Net's own planner for its plans on the fingerprints of ``planning.py``.
 
     pip install nnunetv2                      # in an environment of its own, beside segbench
-    python benchmarks/nnunet_plans.py benchmarks/results/nnunet-plans.json
+    python benchmarks/planner/nnunet_plans.py benchmarks/results/nnunet-plans.json
 
 Nothing else of segbench needs the package. Axes are turned: nnU-Net's first one, across slices, is
 the last one here.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from segbench.benchmarks.planning import FINGERPRINTS
+from segbench.benchmarks.planner.planning import FINGERPRINTS
 
 from segbench.config.planning import DataFacts
 

@@ -1,12 +1,12 @@
 """Compare planned protocols with the choices of nnU-Net v2 on the same fingerprints.
 
-    python benchmarks/planning.py
+    python benchmarks/planner/planning.py
 
 prints the tables of docs/explanation/planning.md. The planner is that of the engine. The part on
 nnU-Net is written from its published rules (MIC-DKFZ/nnUNet, Apache-2.0: default_experiment_planner
 and network_topology; for the memory, PlainConvUNet of MIC-DKFZ/dynamic-network-architectures);
-no code was copied. ``benchmarks/nnunet_plans.py`` stored what nnU-Net's own package chooses: the
-same in three axes (held by a test), and the plans in two axes that stand in the table. Nothing is
+no code was copied. ``nnunet_plans.py`` stored what nnU-Net's own package chooses: the same in
+three axes (held by a test), and the plans in two axes that stand in the table. Nothing is
 trained.
 """
 
@@ -42,7 +42,7 @@ FINGERPRINTS = (
 )
 DEVICES = (Device("cpu"), Device("gpu", 8 * GIB), Device("gpu", 24 * GIB))
 
-STORED = Path(__file__).resolve().parent / "results" / "nnunet-plans.json"
+STORED = Path(__file__).resolve().parents[1] / "results" / "nnunet-plans.json"
 BASE = 32  # channels of nnU-Net at full resolution
 MOST = 320  # channels of any level
 EDGE = 4  # least edge of a pooled map

@@ -1,6 +1,6 @@
 """Lay out real volumes as three folders of one's own, to be trained without a single option.
 
-    python benchmarks/own_folders.py OUT --acdc ACDC --la LA
+    python benchmarks/planner/own_folders.py OUT --acdc ACDC --la LA
 
 ACDC holds ``data/patientXXX_frameYY.h5``, ``train.list`` and ``test.list``; LA is what unpacking
 the 2018 volumes gives. The folders, each for ``segbench run METHOD --dataset folder:OUT/NAME``:
