@@ -17,7 +17,7 @@ protocol: long.yaml
 matrix: {{method: [gated], dataset: [tiny], seed: {seeds}}}
 """
 STEPS = 12
-PATIENCE = 600.0  # seconds, on a machine with much other work
+PATIENCE = 240.0  # seconds, on a machine with much other work
 DIGESTS = ("weights_sha256", "cases_sha256")
 
 

@@ -7,11 +7,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from gated_suite import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
+SAVES_STATE = 6  # seconds within which the controller writes a change to its disk
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch")
 PACKAGES = "slurmctld slurmd slurm-client munge"
 # cred_expire: a requeued job waits as long as its credential lives. KillWait, GraceTime: so long
@@ -104,14 +106,18 @@ class SlurmCluster:
         self.start_controller()
         for node in ("n1", "n2"):
             self.start_node(node)
-        wait_for(
-            lambda: call("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split() == ["idle"] * 2
-        )
+        wait_for(lambda: self._node_states() == ["idle", "idle"])
 
     def start_controller(self) -> None:
         call("slurmctld")
 
     def kill_controller(self) -> None:
+        """Kill the controller when the present jobs are in its saved state.
+
+        A controller that has forgotten a job gives its number to another one, and the node that has
+        seen the number is drained.
+        """
+        time.sleep(SAVES_STATE)
         os.kill(self._pid("slurmctld.pid"), signal.SIGKILL)
 
     def start_node(self, node: str) -> None:
@@ -138,9 +144,16 @@ class SlurmCluster:
         return int((self.folder / name).read_text())
 
     def empty(self) -> None:
-        """End all jobs."""
+        """End all jobs, and wait for the nodes; one that SLURM drained is taken back."""
         call("scancel", "--user=root")
         wait_for(lambda: not call("squeue", "-h").strip())
+        for node, state in zip(("n1", "n2"), self._node_states(), strict=True):
+            if state.startswith("drain"):
+                call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        wait_for(lambda: self._node_states() == ["idle", "idle"])
+
+    def _node_states(self) -> list[str]:
+        return call("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split()
 
     def close(self) -> None:
         """End everything."""

@@ -146,9 +146,8 @@ def test_validation_chooses_the_best_on_held_out_cases(lab):
 
 def test_training_and_choice_see_nothing_they_must_not(lab, tmp_path, monkeypatch):
     """Held-out labels do not change the training; test labels also do not change the choice."""
-    monkeypatch.setattr(
-        "segbench.training.run.require_intact", lambda *_: None
-    )  # it would refuse them
+    # It would refuse the changed files.
+    monkeypatch.setattr("segbench.training.run.require_intact_once", lambda *_: None)
     clean, other = lab.prepared("supervised", overrides=VALIDATION), type(lab)(tmp_path / "other")
     spoilt = other.prepared("supervised", overrides=VALIDATION)
     first = execute(clean, lab.machine())
