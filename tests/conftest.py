@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # a width that the test runner sets would wrap texts
 
 import contextlib
 import io

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FROZEN = {
     ("acdc", 1): "9c670478459f764b",
     ("acdc-3d", 1): "c75a386af0b94e37",
+    ("acdc-mini", 1): "1f5ff4eebebb63be",
     ("amos", 1): "05b7d20c04e4dbc7",
     ("brats2019", 1): "2bf26dcb043e632b",
     ("default", 1): "93b03378a3672aca",

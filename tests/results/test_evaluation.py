@@ -142,7 +142,7 @@ def test_case_table_is_plain_text():
 def test_training_never_reads_unlabeled_labels_or_the_test_split(lab, tmp_path, monkeypatch):
     """Garbage in labels of unlabeled cases and in test images does not change the weights."""
     monkeypatch.setattr(
-        "segbench.training.run.require_intact", lambda *_: None
+        "segbench.training.run.require_intact_once", lambda *_: None
     )  # it would refuse them
     from segbench.training import checkpoint
 
