@@ -125,6 +125,22 @@ def test_la_mini_expects_what_its_development_runs_reached():
     assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
 
 
+def test_acdc_mini_expects_what_its_development_run_reached():
+    protocol = load_protocol("acdc-mini")
+    file = ROOT / "benchmarks" / "results" / "mini-development.json"
+    found = []
+    for run in json.loads(file.read_text())["runs"]:
+        settings = (run["dataset"], tuple(run["patch"]), run["optimizer"])
+        if settings == ("acdc", protocol.patch, protocol.optim.name):
+            found.append(run["dice_at_tenths"])
+    (oracle,) = found
+    at_three_quarters = (oracle[6] + oracle[7]) / 2
+    assert protocol.expected.oracle == oracle[-1]
+    assert protocol.expected.last_quarter == pytest.approx(
+        oracle[-1] - at_three_quarters, abs=0.051
+    )
+
+
 def test_a_protocol_says_how_far_from_converged_it_is():
     said = load_protocol("phantom2d").expected.summary()
     assert "in the last quarter (converged)" in said

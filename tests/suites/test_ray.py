@@ -71,6 +71,6 @@ def test_runs_survive_a_cancel_and_the_loss_of_a_worker_and_of_a_node(suite, ray
     for seed in range(4):
         assert suite.digests(seed) == straight.digests(suite.lab, seed)
     for seed in (0, 1):
-        # The process of a run whose worker dies may be told to stop, and then it saves first.
+        # The process of a run whose worker dies may be asked to stop, and then it saves first.
         events = [event for event in suite.events(seed) if event != 143]
         assert events == ["start", "start", "start", 0]
