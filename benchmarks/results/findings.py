@@ -250,8 +250,9 @@ def slow_method() -> str:
             dice[run["method"], run["steps"]] = run["dice_at_tenths"][-1]
     return (
         "The protocol is too short for bcp. On training volumes that were held out, one run each, "
-        f"it has {dice['bcp', 400]:.1f} % after 400 steps and {dice['bcp', 1600]:.1f} % after 1,600, "
-        f"supervised training {dice[SUPERVISED, 400]:.1f} % and {dice[SUPERVISED, 1600]:.1f} %."
+        f"it has {dice['bcp', 400]:.1f} % after 400 steps and {dice['bcp', 1600]:.1f} % after "
+        f"1,600, supervised training {dice[SUPERVISED, 400]:.1f} % and "
+        f"{dice[SUPERVISED, 1600]:.1f} %."
     )
 
 
