@@ -238,6 +238,25 @@ def real_volumes(quick: Study) -> Lines:
         "",
         slow_method(),
         "",
+        *strong_augmentation(study),
+    ]
+
+
+def strong_augmentation(plain: Study) -> Lines:
+    """Return the paragraph about strong augmentation on the left atrium; empty without it."""
+    source = tables.HERE / "la-mini-strong.json"
+    if not source.exists():
+        return []
+    study = tables.load_study(source, tables.SUITES["la-mini-strong"].parts[0])
+    found = gains(study)
+    gain = compare(study.methods[SUPERVISED], plain.methods[SUPERVISED])
+    return [
+        "With strong augmentation on the same replicates, supervised training has "
+        f"{tables.shown(study.methods[SUPERVISED])} %, {signed(gain)} more than without, and the "
+        f"oracle {tables.shown(study.methods[ORACLE])} %. The methods beside it: "
+        f"{with_numbers(found, methods_of(study))}. Distinguishable from it (Holm, 5 %): "
+        f"{certain_ones(found)}.",
+        "",
     ]
 
 
