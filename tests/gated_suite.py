@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -119,3 +120,29 @@ class Straight:
             result = execute(run, lab.machine())
             self._known[seed] = [result[name] for name in DIGESTS]
         return self._known[seed]
+
+
+class Records:
+    """What happened to runs, and what became of them."""
+
+    def __init__(self):
+        self.straight = Straight()
+        self.rows = []
+        self._began = time.monotonic()
+
+    def check(self, suite, seed, event):
+        """Require that a run has the digests of one that was never stopped."""
+        found = suite.digests(seed)
+        assert found == self.straight.digests(suite.lab, seed)
+        history = ", ".join(map(str, suite.events(seed)))
+        self.rows.append({"event": event, "attempts": history, "weights_sha256": found[0][:12]})
+
+    def write(self, engine, version):
+        """Write ``cluster-events-ENGINE.json`` into the folder of SEGBENCH_RECORD, if it is set."""
+        if "SEGBENCH_RECORD" not in os.environ:
+            return
+        seconds = round(time.monotonic() - self._began, 1)
+        load = round(os.getloadavg()[0], 1)
+        content = {"engine": version, "seconds": seconds, "load": load, "rows": self.rows}
+        file = Path(os.environ["SEGBENCH_RECORD"]) / f"cluster-events-{engine}.json"
+        file.write_text(json.dumps(content, indent=1) + "\n")

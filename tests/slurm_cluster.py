@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -78,6 +79,20 @@ def children(pid: int) -> list[int]:
     return below + [lower for child in below for lower in children(child)]
 
 
+def job_processes(member: int) -> list[int]:
+    """Return the processes of the job of a process: SLURM's own, one per step, and all below."""
+    pid = member
+    while "slurmstepd" not in Path(f"/proc/{pid}/comm").read_text():
+        status = Path(f"/proc/{pid}/stat").read_text()
+        pid = int(status.rpartition(")")[2].split()[1])
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")  # slurmstepd: [JOB.STEP]
+    job = re.search(r"\[(\d+)\.", os.fsdecode(b" ".join(words)))
+    assert job is not None
+    found = call("pgrep", "-f", rf"^slurmstepd: \[{job.group(1)}\.")
+    steps = [int(word) for word in found.split()]
+    return steps + [below for step in steps for below in children(step)]
+
+
 class SlurmCluster:
     """The controller and two nodes. Changes the environment of this process until it is closed.
 
@@ -129,16 +144,9 @@ class SlurmCluster:
         Args:
             member: the process of a run there.
         """
-        for pid in [self._pid(f"slurmd.{node}.pid"), *self._job_processes(member)]:
+        for pid in [self._pid(f"slurmd.{node}.pid"), *job_processes(member)]:
             os.kill(pid, signal.SIGKILL)
         call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
-
-    def _job_processes(self, pid: int) -> list[int]:
-        """Return the processes of the job of a process, from SLURM's own down to the last."""
-        while "slurmstepd" not in Path(f"/proc/{pid}/comm").read_text():
-            status = Path(f"/proc/{pid}/stat").read_text()
-            pid = int(status.rpartition(")")[2].split()[1])
-        return [pid, *children(pid)]
 
     def _pid(self, name: str) -> int:
         return int((self.folder / name).read_text())

@@ -1,6 +1,6 @@
-"""Write ``docs/results/cluster.md`` from what tests on a real SLURM recorded.
+"""Write ``docs/results/cluster.md`` from what tests on a real SLURM and a real Ray recorded.
 
-SEGBENCH_RECORD=benchmarks/results pytest -m slow tests/suites/test_{slurm,walk}.py
+SEGBENCH_RECORD=benchmarks/results pytest -m slow tests/suites/test_{slurm,ray,walk}.py
 python benchmarks/results/cluster_page.py
 """
 
@@ -14,9 +14,24 @@ PAGE = HERE.parents[1] / "docs" / "results" / "cluster.md"
 RECORD = "SEGBENCH_RECORD=benchmarks/results pytest -m slow"
 
 
+def events_of(engine: str) -> list[str]:
+    """Return the lines of what happened to runs on one engine."""
+    events = json.loads((HERE / f"cluster-events-{engine}.json").read_text(encoding="utf-8"))
+    lines = [
+        f"`{RECORD} tests/suites/test_{engine}.py`, on {events['engine']} with two nodes on one "
+        f"machine, in {events['seconds']:.0f} seconds beside other work (load {events['load']}):",
+        "",
+        "| event | attempts | weights (SHA-256) |",
+        "|---|---|---|",
+    ]
+    for row in events["rows"]:
+        lines.append(f"| {row['event']} | {row['attempts']} | `{row['weights_sha256']}` |")
+    return [*lines, ""]
+
+
 def page() -> str:
     """Return the text of the page."""
-    events = json.loads((HERE / "cluster-events.json").read_text(encoding="utf-8"))
+    walk = (HERE / "cluster-walk.txt").read_text(encoding="utf-8").rstrip()
     lines = [
         "# Runs on a cluster",
         "",
@@ -24,28 +39,18 @@ def page() -> str:
         "",
         "## What happened to runs, and what became of them",
         "",
-        f"`{RECORD} tests/suites/test_slurm.py`, on {events['slurm']} with two nodes on one "
-        f"machine, in {events['seconds']:.0f} seconds beside other work (load {events['load']}).",
         "Attempts: a number is the exit code of an attempt that ended by itself (143: SIGTERM, 75: "
-        "warned). The test compares weights and test cases of each run with those of a run that "
+        "warned). The tests compare weights and test cases of each run with those of a run that "
         "was never stopped: all are equal.",
         "",
-        "| event | attempts | weights (SHA-256) |",
-        "|---|---|---|",
-    ]
-    for row in events["rows"]:
-        lines.append(f"| {row['event']} | {row['attempts']} | `{row['weights_sha256']}` |")
-    walk = HERE / "cluster-walk.txt"
-    if not walk.exists():
-        return "\n".join(lines) + "\n"
-    lines += [
-        "",
+        *events_of("slurm"),
+        *events_of("ray"),
         "## A suite of twelve runs on two nodes, one of which is killed",
         "",
         f"`{RECORD} tests/suites/test_walk.py`, as it was typed and shown:",
         "",
         "```text",
-        walk.read_text(encoding="utf-8").rstrip(),
+        walk,
         "```",
     ]
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ PROTOCOL = ROOT / "tests" / "plugins" / "tiny.yaml"
 SEEDS = 200  # of each of the five methods in the planned suite
 STATES = 10_000  # run folders whose state is read
 RUNS = 2_000
+SETTLING = 3  # seconds after which the index takes a result: its files might still change before
 DATASET = '''
 """As many cases as the left atrium, but small."""
 
@@ -223,6 +225,7 @@ class Copies:
         for row in range(rows):
             for seed in range(RUNS // rows):
                 self.add(row, seed)
+        time.sleep(SETTLING)
 
 
 def write_states(place: Place) -> Path:

@@ -193,7 +193,7 @@ def _file_system(what: str, folder: Path) -> Check:
 
 def _slurm() -> Check:
     """Name the programs that ``bench submit`` calls, or those that are missing."""
-    from segbench.suites.engines import SLURM_PROGRAMS
+    from segbench.suites.slurm_engine import SLURM_PROGRAMS
 
     missing = [name for name in SLURM_PROGRAMS if shutil.which(name) is None]
     if missing:
@@ -201,7 +201,13 @@ def _slurm() -> Check:
             "note",
             f"bench submit --engine slurm: no {', '.join(missing)} here; --engine print needs none",
         )
-    return Check("ok", f"bench submit --engine slurm: {', '.join(SLURM_PROGRAMS)}")
+    try:
+        version = importlib.metadata.version("submitit")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("note", "bench submit --engine slurm: needs pip install 'segbench[slurm]'")
+    return Check(
+        "ok", f"bench submit --engine slurm: {', '.join(SLURM_PROGRAMS)}, submitit {version}"
+    )
 
 
 def _ray() -> Check:

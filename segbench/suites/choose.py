@@ -9,8 +9,8 @@ from pathlib import Path
 from segbench.config import Machine
 from segbench.errors import PluginError
 from segbench.results.states import Jobs
-from segbench.suites import engines
-from segbench.suites.engines import Cluster, Engine, Everything, PrintEngine, SlurmEngine
+from segbench.suites import slurm_engine
+from segbench.suites.engines import Cluster, Engine, Everything, PrintEngine
 
 
 def engine_called(name: str, cluster: Cluster, machine: Machine, folder: Path) -> Engine:
@@ -23,7 +23,7 @@ def engine_called(name: str, cluster: Cluster, machine: Machine, folder: Path) -
         UsageError: the file of --cluster does not fit the engine.
     """
     if name == "slurm":
-        return SlurmEngine(cluster, machine, folder)
+        return slurm_engine.SlurmEngine(cluster, machine, folder)
     if name == "ray":
         from segbench.suites.ray_engine import RayEngine
 
@@ -41,7 +41,7 @@ def known_jobs() -> Jobs:
 
 def _asked(name: str) -> Collection[str]:
     if name == "slurm":
-        return engines.slurm_jobs()
+        return slurm_engine.slurm_jobs()
     if name != "ray":
         return ()
     from segbench.suites.ray_engine import ray_jobs

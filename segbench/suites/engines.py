@@ -6,12 +6,8 @@ can be repeated: it takes only what neither is done, running nor queued.
 
 from __future__ import annotations
 
-import getpass
 import re
 import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +18,11 @@ from pydantic import Field
 from segbench.config import Machine, load_yaml
 from segbench.config.schema import Strict, validate
 from segbench.config.yaml import Document
-from segbench.errors import PluginError, UsageError
+from segbench.errors import UsageError
 from segbench.results.attempts import record_retry
-from segbench.results.states import JOB
-from segbench.storage import atomic_write, make_folder
 from segbench.suites.local import TRIES, own_command
 from segbench.training.setup import Prepared
 
-SLURM_PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel")
-ARRAY_LIMIT = 1001  # SLURM's default of MaxArraySize
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 
 
@@ -155,130 +147,6 @@ class Everything(Collection[str]):
 
     def __len__(self) -> int:
         return 0
-
-
-def slurm_jobs() -> Collection[str]:
-    """Return the ids of all own jobs of SLURM that wait or run."""
-    command = ["squeue", "-h", "-r", "-u", getpass.getuser(), "-o", "%F_%K"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return Everything()
-    return set(done.stdout.split()) if done.returncode == 0 else Everything()
-
-
-class SlurmEngine:
-    """Job arrays of SLURM, one array per kind of resources.
-
-    Args:
-        folder: of the batch files and logs.
-    """
-
-    def __init__(self, cluster: Cluster, machine: Machine, folder: Path) -> None:
-        self.cluster = cluster
-        self.machine = machine
-        self.folder = folder
-
-    def cancel(self, jobs: Sequence[str]) -> None:
-        """End jobs."""
-        _call(["scancel", *jobs])
-
-    def submit(self, runs: Sequence[Prepared], dry_run: bool) -> Submission:
-        """Submit one array per kind of resources, cut where SLURM limits arrays."""
-        submission = Submission([], [])
-        limit = ARRAY_LIMIT if dry_run else _array_limit()
-        groups: dict[str, list[Prepared]] = {}
-        for run in runs:
-            kind = self.cluster.of(run.experiment.method).model_dump_json(
-                include=set(Resources.model_fields)
-            )
-            groups.setdefault(kind, []).append(run)
-        for group in groups.values():
-            for start in range(0, len(group), limit):
-                self._submit_array(group[start : start + limit], dry_run, submission)
-        return submission
-
-    def _submit_array(
-        self, runs: Sequence[Prepared], dry_run: bool, submission: Submission
-    ) -> None:
-        folder = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{len(submission.texts)}"
-        text = self._script(runs, folder)
-        submission.texts.append(text)
-        if dry_run:
-            return
-        make_folder(folder)
-        folders = [str(run.folder.path.resolve()) for run in runs]
-        atomic_write(folder / "members.txt", "\n".join(folders).encode())
-        atomic_write(folder / "array.sh", text.encode())
-        answer = _call(["sbatch", "--parsable", str(folder / "array.sh")])
-        array = answer.strip().partition(";")[0]
-        for number, run in enumerate(runs):
-            job = f"{array}_{number}"
-            log = str(folder / f"{number}.log")
-            run.folder.write_json(JOB, {"engine": "slurm", "job": job, "log": log})
-            (run.folder.path / "failed.json").unlink(missing_ok=True)  # it has a new job now
-            submission.jobs.append(job)
-
-    def _script(self, runs: Sequence[Prepared], folder: Path) -> str:
-        """Return the batch file of an array."""
-        wanted = self.cluster.of(runs[0].experiment.method)
-        at_once = f"%{self.cluster.at_once}" if self.cluster.at_once else ""
-        options: dict[str, str | int | bool] = {
-            "job-name": f"segbench-{self.folder.name}",
-            "array": f"0-{len(runs) - 1}{at_once}",
-            "output": str(folder.resolve() / "%a.log"),
-            "open-mode": "append",
-            "requeue": True,
-            "signal": f"B:USR2@{self.cluster.warn}",
-            "cpus-per-task": wanted.cpus,
-        }
-        if wanted.time is not None:
-            options["time"] = wanted.time
-        gpus = gpus_of(wanted, self.machine)
-        if gpus:
-            options["gres"] = f"gpu:{gpus}"
-        options.update(self.cluster.slurm)
-        lines = ["#!/bin/bash"]
-        for name, value in options.items():
-            if value is True:
-                lines.append(f"#SBATCH --{name}")
-            elif value is not False:
-                lines.append(f"#SBATCH --{name}={shlex.quote(str(value))}")
-        lines += self.cluster.setup
-        words = [sys.executable, "-m", "segbench.suites.member"]
-        words += [str(folder.resolve() / "members.txt"), str(self.cluster.tries)]
-        words += self.machine.to_argv()
-        lines.append(f"exec {shlex.join(words)}")
-        return "\n".join(lines) + "\n"
-
-
-def _array_limit() -> int:
-    """Return the most members that SLURM allows in one array."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call(["scontrol", "show", "config"]), re.M)
-    return max(1, int(found.group(1))) if found else ARRAY_LIMIT
-
-
-def _call(command: list[str]) -> str:
-    """Run a command of SLURM and return its output.
-
-    Raises:
-        PluginError: it is missing or failed.
-    """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise PluginError(
-            f"SLURM's command {command[0]} is not available here",
-            found=error.strerror,
-            fix="log in to the cluster, or use --engine print",
-        ) from error
-    if done.returncode:
-        raise PluginError(
-            f"{command[0]} failed",
-            found=done.stderr.strip()[:500],
-            fix="correct the file of --cluster; --dry-run shows the batch file",
-        )
-    return done.stdout
 
 
 def store_configuration(runs: Sequence[Prepared]) -> None:

@@ -1,10 +1,8 @@
 """One member of a cluster's job: attempts at one run, until it has ended or someone stops it.
 
-    python -m segbench.suites.member MEMBERS.txt TRIES [OPTION]...
-
-is started by the batch file that ``segbench bench submit`` writes for SLURM. SLURM warns this
-process before the time limit (USR2); the run saves and this process asks for a requeue. On
-preemption SLURM sends TERM and requeues by itself, but only if the job does not end before.
+SLURM warns the processes of a job before the time limit (USR2); the run saves and its member asks
+for a requeue. On preemption SLURM sends TERM and requeues by itself, but only if the job does not
+end before.
 """
 
 from __future__ import annotations
@@ -121,16 +119,19 @@ class SlurmMember(Member):
         return code
 
 
-def main() -> None:
-    """Execute the member that SLURM_ARRAY_TASK_ID names."""
-    members, tries, *options = sys.argv[1:]
-    folders = Path(members).read_text(encoding="utf-8").splitlines()
-    folder = Path(folders[int(os.environ["SLURM_ARRAY_TASK_ID"])])
-    member = SlurmMember(folder, int(tries), options)
+def train_member(folder: str, tries: int, options: list[str]) -> None:
+    """Train the run of a member of an array. It is what submitit calls in a job.
+
+    submitit's own handlers of signals are replaced: they would requeue a run before it has saved.
+
+    Args:
+        folder: of the run.
+        tries: attempts in a row that may be killed.
+        options: of ``segbench resume``.
+    """
+    member = SlurmMember(Path(folder), tries, options)
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, member.handle)
-    sys.exit(member.execute())
-
-
-if __name__ == "__main__":
-    main()
+    code = member.execute()
+    if code:
+        sys.exit(code)

@@ -1,6 +1,8 @@
 """Suites handed to a cluster: batch files, printed commands, and the file that describes it."""
 
 import json
+import os
+import pickle
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from segbench.errors import PluginError, UsageError
 from segbench.results.attempts import new_lease, record_kill, record_start, write_lease
 from segbench.suites.engines import load_cluster
-from segbench.suites.member import SlurmMember
+from segbench.suites.member import SlurmMember, train_member
 
 PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 SUITE = """
@@ -46,9 +48,9 @@ def test_a_dry_run_prints_the_batch_files_and_writes_nothing(lab, suite):
     assert lines[0] == "#!/bin/bash"
     for line in (
         "--job-name=segbench-mine",
-        "--array=0-1%64",
+        "--array=0-1%2",
         "--requeue",
-        "--signal=B:USR2@120",
+        "--signal=USR2@120",
         "--time=24:00:00",
         "--partition=gpu",
         "--exclusive",
@@ -56,7 +58,7 @@ def test_a_dry_run_prints_the_batch_files_and_writes_nothing(lab, suite):
         assert f"#SBATCH {line}" in lines
     assert "module load cuda" in lines and "gres" not in first
     words = shlex.split(lines[-1])
-    assert words[0] == "exec" and words[2:4] == ["-m", "segbench.suites.member"]
+    assert words[0] == "srun" and "submitit.core._submit" in words
     assert "#SBATCH --time=72:00:00" in second and "#SBATCH --gres=gpu:2" in second
     assert not (lab.folder / "segbench-out").exists()
 
@@ -115,54 +117,102 @@ def test_printed_commands_resume_stored_configurations(lab, suite):
     assert sorted(folders) == sorted(str(file.parent) for file in config)
 
 
-def test_submitted_runs_are_left_out_the_next_time(lab, suite, monkeypatch):
-    from segbench.suites import engines
+FAKE_SLURM = """#!/bin/sh
+echo "$(basename "$0")" >> {calls}
+case $(basename "$0") in
+    scontrol) echo "MaxArraySize = 3" ;;
+    squeue) cat {known} ;;
+    sbatch)
+        [ -e {refuses} ] && echo "invalid partition" >&2 && exit 1
+        echo "Submitted batch job $(grep -c sbatch {calls})" ;;
+esac
+"""
 
-    calls = []
 
-    def call(command):
-        calls.append(command[0])
-        return "MaxArraySize = 3\n" if command[0] == "scontrol" else f"{len(calls)};cluster\n"
+class FakeSlurm:
+    """Programs with the names of SLURM's, which note that they were called."""
 
-    monkeypatch.setattr(engines, "_call", call)
-    known = set()
+    def __init__(self, folder):
+        self.programs = folder / "bin"
+        self.known = folder / "known"
+        self.refuses = folder / "refuses"
+        self._calls = folder / "calls"
+        self.programs.mkdir()
+        self.known.write_text("")
+        text = FAKE_SLURM.format(calls=self._calls, known=self.known, refuses=self.refuses)
+        for name in ("sbatch", "srun", "squeue", "scontrol", "scancel"):
+            (self.programs / name).write_text(text)
+            (self.programs / name).chmod(0o755)
 
-    monkeypatch.setattr(engines, "slurm_jobs", lambda: known)
+    def know(self, *jobs):
+        """Set the jobs that wait or run."""
+        self.known.write_text("\n".join(jobs))
+
+    def calls(self):
+        """Return the names of the programs that changed or asked something, without squeue."""
+        names = self._calls.read_text().split()
+        return [name for name in names if name != "squeue"]
+
+
+@pytest.fixture
+def fake_slurm(lab, monkeypatch):
+    found = FakeSlurm(lab.folder)
+    monkeypatch.setenv("PATH", f"{found.programs}:{os.environ['PATH']}")
+    return found
+
+
+def test_submitted_runs_are_left_out_the_next_time(lab, suite, fake_slurm):
     words = ("--json", "bench", "submit", suite, "--device", "cpu")
     first = json.loads(lab.call(*words).stdout)
-    assert first["submitted"] == 4 and calls == ["scontrol", "sbatch", "sbatch"]
-    known.update(first["jobs"])
+    assert first["submitted"] == 4 and fake_slurm.calls() == ["scontrol", "sbatch", "sbatch"]
+    assert first["jobs"] == ["1_0", "1_1", "1_2", "2"]  # submitit makes no array of one call
+    fake_slurm.know(*first["jobs"])
     status = json.loads(lab.call("--json", "bench", "status", suite).stdout)
     assert status["counts"]["queued"] == 4
     assert json.loads(lab.call(*words).stdout)["submitted"] == 0
-    known.remove(first["jobs"][0])  # it ended without a result and without a word
+    fake_slurm.know(*first["jobs"][1:])  # one ended without a result and without a word
     again = json.loads(lab.call(*words).stdout)
     assert again["submitted"] == 1
-    known.update(again["jobs"])
+    known = [*first["jobs"][1:], *again["jobs"]]
+    fake_slurm.know(*known)
     canceled = json.loads(lab.call("--json", "bench", "cancel", suite).stdout)
-    assert sorted(canceled["jobs"]) == sorted(known) and calls[-1] == "scancel"
-    known.clear()
+    assert sorted(canceled["jobs"]) == sorted(known) and fake_slurm.calls()[-1] == "scancel"
+    fake_slurm.know()
     status = json.loads(lab.call("--json", "bench", "status", suite).stdout)
     assert status["counts"]["to do"] == 4 and status["counts"]["lost"] == 0
 
 
-def test_a_refused_submission_keeps_the_reasons_of_failures(lab, suite, monkeypatch):
-    from segbench.suites import engines
+def test_each_run_names_its_log_and_its_call(lab, suite, fake_slurm):
+    lab.call("bench", "submit", suite, "--device", "cpu", "--limit", "3")
+    files = sorted((lab.folder / "segbench-out/runs").glob("*/*/*/job.json"))
+    assert len(files) == 3
+    for file in files:
+        job = json.loads(file.read_bytes())
+        log = Path(job["log"])
+        with log.with_name(f"{job['job']}_submitted.pkl").open("rb") as stream:
+            call = pickle.load(stream)
+        assert call.function is train_member and call.args[0] == str(file.parent)
+        assert call.args[1] == 3 and "--device cpu" in " ".join(call.args[2])
+        assert log.name == f"{job['job']}_0_log.out"
 
-    def refuse(command):
-        if command[0] == "scontrol":
-            return "MaxArraySize = 3\n"
-        raise PluginError("sbatch failed")
 
-    monkeypatch.setattr(engines, "_call", refuse)
+def test_a_refused_submission_keeps_the_reasons_of_failures(lab, suite, fake_slurm):
+    fake_slurm.refuses.touch()
     printed = ("--json", "bench", "submit", suite, "--engine", "print", "--device", "cpu")
     commands = json.loads(lab.call(*printed).stdout)["texts"]
     words = shlex.split(commands[0])
     folder = Path(words[words.index("resume") + 1])
     (folder / "failed.json").write_text("{}")
     refused = lab.call("bench", "submit", suite, "--device", "cpu", "--retry")
-    assert refused.returncode == PluginError.code
+    assert refused.returncode == PluginError.code and "invalid partition" in refused.stderr
     assert (folder / "failed.json").exists()
+
+
+def test_without_submitit_the_next_step_is_named(lab, suite, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.delitem(sys.modules, "segbench.suites.array_executor", raising=False)
+    found = lab.call("bench", "submit", suite, "--device", "cpu", "--dry-run")
+    assert found.returncode == PluginError.code and "segbench[slurm]" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,45 +1,20 @@
 """Suites on a real SLURM: whatever happens to a run, its digests are those of a run never stopped.
 
-With SEGBENCH_RECORD=FOLDER, what was seen is written there as ``cluster-events.json``.
+With SEGBENCH_RECORD=FOLDER, what was seen is written there as ``cluster-events-slurm.json``.
 """
 
-import json
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import slurm_cluster
-from gated_suite import PLUGINS, GatedSuite, Straight, wait_for
+from gated_suite import PLUGINS, GatedSuite, Records, wait_for
 from slurm_cluster import SlurmCluster, call
 
 from segbench import registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
-
-
-class Records:
-    """What happened to runs, and what became of them."""
-
-    def __init__(self):
-        self.straight = Straight()
-        self.rows = []
-        self._began = time.monotonic()
-
-    def check(self, suite, seed, event):
-        """Require that a run has the digests of one that was never stopped."""
-        found = suite.digests(seed)
-        assert found == self.straight.digests(suite.lab, seed)
-        history = ", ".join(map(str, suite.events(seed)))
-        self.rows.append({"event": event, "attempts": history, "weights_sha256": found[0][:12]})
-
-    def write(self, folder):
-        seconds = round(time.monotonic() - self._began, 1)
-        load = round(os.getloadavg()[0], 1)
-        version = call("sinfo", "--version").strip()
-        content = {"slurm": version, "seconds": seconds, "load": load, "rows": self.rows}
-        (folder / "cluster-events.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +31,7 @@ def slurm(tmp_path_factory):
 def records(slurm):
     found = Records()
     yield found
-    if "SEGBENCH_RECORD" in os.environ:
-        found.write(Path(os.environ["SEGBENCH_RECORD"]))
+    found.write("slurm", call("sinfo", "--version").strip())
 
 
 @pytest.fixture
