@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,10 +162,11 @@ class SubmitOptions:
 SUBMIT_OPTIONS = (
     click.option(
         "--engine",
-        type=click.Choice(["slurm", "ray", "print"]),
+        type=click.Choice(["local", "slurm", "ray", "print"]),
         default="slurm",
         show_default=True,
-        help="Job arrays of SLURM, actors of a Ray cluster, or one command per line.",
+        help="A background process of this machine, job arrays of SLURM, actors of a Ray cluster, "
+        "or one command per line.",
     ),
     click.option(
         "--cluster",
@@ -199,16 +200,17 @@ def submit(
     machine_options: MachineOptions,
     leak_meter: bool,
 ) -> None:
-    """Hand the runs of a suite to a cluster, and return.
+    """Hand the runs of a suite to a cluster or to a background process, and return.
 
-    It can be repeated: runs that are done, running or queued are left out. `ray` joins the cluster
-    that RAY_ADDRESS names. `print` writes one command per line, for GNU parallel, PBS and others.
+    It can be repeated: runs that are done, running or queued are left out. `local` works as `bench
+    run` does, after the terminal is closed. `ray` joins the cluster that RAY_ADDRESS names. `print`
+    writes one command per line, for GNU parallel, PBS and others.
 
     \b
     segbench bench submit benchmarks/la.yaml --cluster gpu.yaml --device cuda
     segbench bench submit benchmarks/la.yaml --engine print | parallel -j 2
     """
-    from segbench.cli.suites import make_derived_stores, prepared_suite
+    from segbench.cli.suites import make_derived_stores, prepared_suite, run_in_slots
     from segbench.cli.training import machine_of
     from segbench.results.states import state_of
     from segbench.suites.choose import engine_called, known_jobs
@@ -216,10 +218,18 @@ def submit(
     from segbench.suites.suite import find_suite
 
     cluster = load_cluster(options.cluster)
-    machine = machine_of(settings, machine_options, leak_meter, here=False)
+    here = options.engine == "local"
+    machine = machine_of(settings, machine_options, leak_meter, here=here)
     runs, problems = prepared_suite(settings, suite, machine, overrides)
     folder = settings.root / "jobs" / find_suite(suite).stem
-    chosen = engine_called(options.engine, cluster, machine, folder)
+
+    def work(taken: Sequence[Prepared], slots: int) -> None:
+        try:
+            run_in_slots(settings, list(taken), machine, slots)
+        except SegbenchError as error:  # the suite was stopped, or the disk is full
+            settings.say(str(error))
+
+    chosen = engine_called(options.engine, cluster, machine, folder, work)
     wanted = (*SUBMITTED, "failed") if options.retry else SUBMITTED
     known = known_jobs()
     taken = [run for run in runs if state_of(run.folder.path, known) in wanted]

@@ -46,10 +46,11 @@ class Lease:
         """Whether the attempt is running, as far as this machine can know."""
         if time.time() - self.heartbeat > MISSED * HEARTBEAT:
             return False
-        return self.host != socket.gethostname() or _exists(self.pid)
+        return self.host != socket.gethostname() or process_exists(self.pid)
 
 
-def _exists(pid: int) -> bool:
+def process_exists(pid: int) -> bool:
+    """Return whether this machine has a process of this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

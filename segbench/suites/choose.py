@@ -11,17 +11,23 @@ from segbench.errors import PluginError
 from segbench.results.states import Jobs
 from segbench.suites import slurm_engine
 from segbench.suites.engines import Cluster, Engine, Everything, PrintEngine
+from segbench.suites.local_engine import LocalEngine, LocalJobs, Work
 
 
-def engine_called(name: str, cluster: Cluster, machine: Machine, folder: Path) -> Engine:
-    """Return an engine: slurm, ray or print.
+def engine_called(
+    name: str, cluster: Cluster, machine: Machine, folder: Path, work: Work | None = None
+) -> Engine:
+    """Return an engine: local, slurm, ray or print.
 
     Args:
-        folder: of SLURM's batch files and logs.
+        folder: of batch files and logs.
+        work: executes runs in a background process of this machine; only local needs it, to submit.
 
     Raises:
         UsageError: the file of --cluster does not fit the engine.
     """
+    if name == "local":
+        return LocalEngine(cluster, machine, folder, work)
     if name == "slurm":
         return slurm_engine.SlurmEngine(cluster, machine, folder)
     if name == "ray":
@@ -42,6 +48,8 @@ def known_jobs() -> Jobs:
 def _asked(name: str) -> Collection[str]:
     if name == "slurm":
         return slurm_engine.slurm_jobs()
+    if name == "local":
+        return LocalJobs()
     if name != "ray":
         return ()
     from segbench.suites.ray_engine import ray_jobs
