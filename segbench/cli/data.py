@@ -408,6 +408,7 @@ def info(settings: Settings, name: str) -> None:
     segbench data info la
     """
     from segbench.cli.documents import datasets_document
+    from segbench.config.protocol import NO_PROTOCOL
 
     documents = []
     lines = []
@@ -415,6 +416,8 @@ def info(settings: Settings, name: str) -> None:
         document = _about(settings, entry)
         documents.append(document)
         shown = {**document, "spacing_mm": _spacing_ranges(document.get("spacing_mm"))}
+        if shown["protocol"] == NO_PROTOCOL:
+            shown["protocol"] = f"planned from the data: segbench protocol new --dataset {name}"
         shown.pop("warnings", None)
         for key, value in shown.items():
             if value not in ("", [], None):

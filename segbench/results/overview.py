@@ -61,11 +61,12 @@ def overview(boards: Sequence[Board]) -> Overview | None:
     """Return the overview of several tables; None if there is nothing to compare over them.
 
     Tables of a mean over data sets are left out, because their data sets have tables of their own.
-    So are tables with a modified protocol, beside others without.
+    So are tables with a modified protocol, beside others without, and tables that differ from a
+    larger one in their labeled draws only.
     """
     single = [board for board in boards if not board.is_mean]
     unmodified = [board for board in single if "(modified:" not in board.protocol]
-    single = unmodified or single
+    single = _with_most_draws(unmodified or single)
     names: dict[str, None] = {}
     for board in single:
         names.update(dict.fromkeys(row.method for row in board.rows if row.kind == METHOD))
@@ -104,6 +105,17 @@ def critical_difference(methods: int, tables: int) -> float:
         return nan
     quantile = float(scipy.stats.studentized_range.ppf(1 - LEVEL, methods, inf)) / sqrt(2)
     return quantile * sqrt(methods * (methods + 1) / (6 * tables))
+
+
+def _with_most_draws(boards: Sequence[Board]) -> list[Board]:
+    """Return one table for each task: other draws of the same images are no further data set."""
+    chosen: dict[object, Board] = {}
+    for board in boards:
+        task = (board.dataset, board.labeled, board.protocol, board.backbone, board.folds)
+        before = chosen.get(task)
+        if before is None or len(board.draws) > len(before.draws):
+            chosen[task] = board
+    return list(chosen.values())
 
 
 def _values(board: Board) -> dict[str, float]:

@@ -67,6 +67,8 @@ def test_thick_slices_are_one_warning_with_advice_and_no_problem(lab):
     described = lab.call("data", "info", "thick")
     assert described.stdout.count("mm apart") == 1
     assert "spacing_mm   1 x 1 x 4." in described.stdout
+    planned = "planned from the data: segbench protocol new --dataset thick"
+    assert planned in " ".join(described.stdout.split())
 
 
 def test_many_spacings_are_shown_as_a_range():

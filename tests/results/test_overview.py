@@ -45,8 +45,19 @@ def test_titles_hold_only_what_tells_tables_apart(two_tables):
     first, second = boards(all_runs(two_tables.root))[0]
     second = replace(second, labeled=first.labeled, folds=5)
     assert overview([first, second]).columns == ("tiny test list", "tiny 5 folds")
-    drawn = replace(first, draws=(0, 1, 2))
+    drawn = replace(second, draws=(0, 1, 2), labeled=4)
+    assert overview([first, drawn]).columns == ("tiny 2", "tiny 4")
+    drawn = replace(first, draws=(0, 1, 2), protocol="other")
     assert overview([first, drawn]).columns == ("tiny draw 0", "tiny draws 0-2")
+
+
+def test_draws_of_the_same_images_are_one_table(two_tables):
+    first, second = boards(all_runs(two_tables.root))[0]
+    drawn = replace(first, draws=(0, 1, 2), rows=first.rows[:2])
+    found = overview([first, second, drawn])
+    assert len(found.columns) == 2
+    assert [len(standing.values) for standing in found.standings] == [2, 2]
+    assert overview([first, drawn]) is None
 
 
 def test_distances_rank_the_other_way(two_tables):
