@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 CHECK_SCHEMA = "segbench.data.check/1"
 ABOUT = ("title", "modality", "classes", "license", "citation", "homepage", "protocol", "labeled")
 MEGABYTE = 10**6
-MOST_SPACINGS = 3  # that are listed one by one
 
 
 def _required_name(context: click.Context, parameter: click.Parameter, value: str | None) -> str:
@@ -407,7 +406,7 @@ def info(settings: Settings, name: str) -> None:
     \b
     segbench data info la
     """
-    from segbench.cli.documents import datasets_document
+    from segbench.cli.documents import datasets_document, spacing_ranges
     from segbench.config.protocol import NO_PROTOCOL
 
     documents = []
@@ -415,7 +414,7 @@ def info(settings: Settings, name: str) -> None:
     for entry in _members(name):
         document = _about(settings, entry)
         documents.append(document)
-        shown = {**document, "spacing_mm": _spacing_ranges(document.get("spacing_mm"))}
+        shown = {**document, "spacing_mm": spacing_ranges(document.get("spacing_mm"))}
         if shown["protocol"] == NO_PROTOCOL:
             shown["protocol"] = f"planned from the data: segbench protocol new --dataset {name}"
         shown.pop("warnings", None)
@@ -426,14 +425,6 @@ def info(settings: Settings, name: str) -> None:
             lines += wrapped(f"warning      {text}", " " * 13)
         lines.append("")
     settings.show(datasets_document("segbench.data.info/1", documents), lines)
-
-
-def _spacing_ranges(spacings: list[tuple[float, ...]] | None) -> Any:
-    """Return the spacings of a data set; of many, the smallest and largest along each axis."""
-    if spacings is None or len(spacings) <= MOST_SPACINGS:
-        return spacings
-    axes = list(zip(*spacings, strict=True))
-    return {"from": [min(axis) for axis in axes], "to": [max(axis) for axis in axes]}
 
 
 def _warnings(settings: Settings, entry: Entry) -> list[str]:

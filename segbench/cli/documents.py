@@ -12,6 +12,8 @@ from segbench.results.export import number
 from segbench.results.names import row_label
 from segbench.text import safe
 
+MOST_SPACINGS = 3  # of a data set that are listed one by one
+
 
 def run_document(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return what ``--json`` prints of one run."""
@@ -116,3 +118,11 @@ def _cases(row: dict[str, Any]) -> str:
 def datasets_document(schema: str, datasets: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what ``--json`` prints of commands about data sets."""
     return {"schema": schema, "status": "done", "datasets": datasets}
+
+
+def spacing_ranges(spacings: list[tuple[float, ...]] | None) -> Any:
+    """Return the spacings of a data set; of many, the smallest and largest along each axis."""
+    if spacings is None or len(spacings) <= MOST_SPACINGS:
+        return spacings
+    axes = list(zip(*spacings, strict=True))
+    return {"from": [min(axis) for axis in axes], "to": [max(axis) for axis in axes]}

@@ -322,12 +322,7 @@ class ForkedCommand:
         exit_at_once()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [getattr(signal, name) for name in CODES])
-        empty = os.open(os.devnull, os.O_RDONLY)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for descriptor, target in ((empty, 0), (output, 1), (output, 2)):
-            os.dup2(descriptor, target)
-        sys.stdout = open(1, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
+        redirect_output(log)
         import torch
 
         torch.set_num_threads(threads)
@@ -345,6 +340,16 @@ class ForkedCommand:
         """Send a signal if the process is still running."""
         if self._process.is_alive() and self._process.pid is not None:
             os.kill(self._process.pid, number)
+
+
+def redirect_output(log: Path) -> None:
+    """Have this process read nothing and write to the end of a file, also what libraries print."""
+    empty = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor, target in ((empty, 0), (output, 1), (output, 2)):
+        os.dup2(descriptor, target)
+    sys.stdout = open(1, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
 
 
 def _gpus() -> list[str]:

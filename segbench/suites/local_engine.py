@@ -22,6 +22,7 @@ from segbench.results.attempts import process_exists
 from segbench.results.states import JOB
 from segbench.storage import make_folder
 from segbench.suites.engines import Cluster, Submission, member_command
+from segbench.suites.local import redirect_output
 from segbench.training.setup import Prepared
 
 NOT_FOR_LOCAL = ("time", "gpus", "cpus", "tries", "setup", "slurm", "methods")  # keys of --cluster
@@ -119,12 +120,7 @@ class LocalEngine:
 
     def _execute(self, runs: Sequence[Prepared], log: Path) -> None:
         """Work in this process, which ends then."""
-        empty = os.open(os.devnull, os.O_RDONLY)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for descriptor, target in ((empty, 0), (output, 1), (output, 2)):
-            os.dup2(descriptor, target)
-        sys.stdout = open(1, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, closefd=False, errors="replace")  # noqa: SIM115
+        redirect_output(log)
         assert self.work is not None
         try:
             self.work(runs, self.slots)

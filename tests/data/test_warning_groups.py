@@ -72,8 +72,8 @@ def test_thick_slices_are_one_warning_with_advice_and_no_problem(lab):
 
 
 def test_many_spacings_are_shown_as_a_range():
-    from segbench.cli.data import _spacing_ranges
+    from segbench.cli.documents import spacing_ranges
 
     spacings = [(1.0, 0.5), (1.0, 0.7), (1.5, 0.6)]
-    assert _spacing_ranges(spacings) == spacings
-    assert _spacing_ranges([*spacings, (0.9, 0.9)]) == {"from": [0.9, 0.5], "to": [1.5, 0.9]}
+    assert spacing_ranges(spacings) == spacings
+    assert spacing_ranges([*spacings, (0.9, 0.9)]) == {"from": [0.9, 0.5], "to": [1.5, 0.9]}
