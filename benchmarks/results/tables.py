@@ -416,6 +416,10 @@ SUITES = {
         "Left atrium at 2.5 mm, all methods with strong augmentation",
         (Part("Left atrium", ("la",), labeled=8, augment="strong"),),
     ),
+    "acdc-mini": Page(
+        "ACDC slices at 3 mm, all methods",
+        (Part("ACDC", ("acdc",), labeled=7),),
+    ),
     "hard": Page(
         "Hard cases on phantom slices",
         (
