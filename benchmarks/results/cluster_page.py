@@ -35,7 +35,7 @@ def page() -> str:
     lines = [
         "# Runs on a cluster",
         "",
-        "Written by `benchmarks/results/cluster_page.py`; do not edit.",
+        "Computed by `benchmarks/results/cluster_page.py` from what the tests recorded.",
         "",
         "## What happened to runs, and what became of them",
         "",

@@ -302,7 +302,7 @@ def text() -> str:
     lines = [
         "# What we found",
         "",
-        "Written by `benchmarks/results/findings.py` from the stored runs; do not edit.",
+        "Computed by `benchmarks/results/findings.py` from stored runs.",
         "",
         "Where nothing else is said, this is about synthetic slices of 32 x 32 pixels, a small "
         "network and 200 steps. It shows how the methods behave, not how well they segment "

@@ -39,7 +39,7 @@ def page() -> str:
     lines = [
         "# Speed",
         "",
-        "Written by `benchmarks/results/speed_page.py`; do not edit.",
+        "Computed by `benchmarks/results/speed_page.py` from stored measurements.",
         "",
         "Each table was printed by one run of one script, which measured both sides in turn on a "
         "machine with two cores and other work beside it (*load*): ratios and CPU seconds can be "

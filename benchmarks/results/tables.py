@@ -292,7 +292,7 @@ def page_text(source: Path, page: Page) -> str:
     lines = [
         f"# {page.title}",
         "",
-        "Written by `benchmarks/results/tables.py`; do not edit.",
+        "Computed by `benchmarks/results/tables.py` from stored runs.",
         "",
         f"`{first.command}` at commit `{first.commit[:10]}`.",
         "",
@@ -362,7 +362,7 @@ def joint_text(source: Path) -> str:
     lines = [
         "# VerSemi on several data sets and on each alone",
         "",
-        "Written by `benchmarks/results/tables.py`; do not edit.",
+        "Computed by `benchmarks/results/tables.py` from stored runs.",
         "",
         f"`{content['command']}` at commit `{content['commit'][:10]}`. {content['note']}",
         "",
