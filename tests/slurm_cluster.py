@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from gated_suite import wait_for
@@ -164,8 +165,10 @@ class SlurmCluster:
         return call("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split()
 
     def close(self) -> None:
-        """End everything."""
+        """End everything. Jobs that have not ended yet would wait for a lost controller."""
         subprocess.run(["scancel", "--user=root"], capture_output=True)
+        with suppress(AssertionError):
+            wait_for(lambda: not call("squeue", "-h").strip(), patience=30)
         for name in ("slurmd.n1.pid", "slurmd.n2.pid", "slurmctld.pid", "munged.pid"):
             if (self.folder / name).exists():
                 os.kill(self._pid(name), signal.SIGTERM)

@@ -128,17 +128,25 @@ def test_la_mini_expects_what_its_development_runs_reached():
 def test_acdc_mini_expects_what_its_development_run_reached():
     protocol = load_protocol("acdc-mini")
     file = ROOT / "benchmarks" / "results" / "mini-development.json"
-    found = []
+    found = {}
     for run in json.loads(file.read_text())["runs"]:
-        settings = (run["dataset"], tuple(run["patch"]), run["optimizer"])
-        if settings == ("acdc", protocol.patch, protocol.optim.name):
-            found.append(run["dice_at_tenths"])
-    (oracle,) = found
+        settings = (run["dataset"], run["method"], tuple(run["patch"]), run["optimizer"])
+        if settings == ("acdc", "supervised", protocol.patch, protocol.optim.name):
+            found[run["labeled"]] = run["dice_at_tenths"]
+    oracle = found[20]
     at_three_quarters = (oracle[6] + oracle[7]) / 2
     assert protocol.expected.oracle == oracle[-1]
     assert protocol.expected.last_quarter == pytest.approx(
         oracle[-1] - at_three_quarters, abs=0.051
     )
+    assert protocol.expected.supervised == found[7][-1]
+
+    study = json.loads((file.parent / "acdc-mini.json").read_text())
+    seconds = []
+    for run in study["runs"]:
+        if run["labeled"] == {"acdc": 7} and run["unlabeled"] == "all":
+            seconds.append(run["cost"]["cpu_seconds"])
+    assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
 
 
 def test_a_protocol_says_how_far_from_converged_it_is():
