@@ -35,7 +35,7 @@ FROZEN = {
     ("msd_thorax", 1): "71e29dfd4c3722bb",
     ("pancreas_ct", 1): "19219ba636d50576",
     ("pancreas_ct_mcnet", 2): "5f5bdac4fdfc8234",
-    ("phantom", 1): "a470c2ebc315c062",
+    ("phantom", 2): "bb4934a8a0c8adac",
     # Entries for new methods were added: runs of the others are the same, so is the version.
     ("phantom2d", 1): "eeebcf70c0a25b6d",
     ("versemi", 1): "edadf49e0a52734f",
@@ -146,6 +146,24 @@ def test_acdc_mini_expects_what_its_development_run_reached():
     for run in study["runs"]:
         if run["labeled"] == {"acdc": 7} and run["unlabeled"] == "all":
             seconds.append(run["cost"]["cpu_seconds"])
+    assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
+
+
+def test_phantom_expects_what_its_development_runs_reached():
+    protocol = load_protocol("phantom")
+    file = ROOT / "benchmarks" / "results" / "phantom-development.json"
+    runs = json.loads(file.read_text())["runs"]
+    curves = {18: [], 4: []}
+    for run in runs:
+        assert run["steps"] == protocol.steps
+        curves[run["labeled"]].append(run["dice_at_tenths"])
+    at_three_quarters = statistics.fmean((curve[6] + curve[7]) / 2 for curve in curves[18])
+    oracle = statistics.fmean(curve[-1] for curve in curves[18])
+    few_labels = statistics.fmean(curve[-1] for curve in curves[4])
+    seconds = [run["train_cpu_seconds"] for run in runs if run["labeled"] == 4]
+    assert protocol.expected.oracle == round(oracle, 1)
+    assert protocol.expected.last_quarter == round(oracle - at_three_quarters, 1)
+    assert protocol.expected.supervised == round(few_labels, 1)
     assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
 
 
