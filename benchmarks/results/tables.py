@@ -391,6 +391,60 @@ def joint_cell(scores: Scores | None, alone: Scores | None) -> str:
     return f"{shown(scores)} ({signed(compare(scores, alone))})"
 
 
+def option_of(run: dict[str, Any], default: dict[str, Any]) -> str:
+    """Return the parameters and settings that a run of VerSemi has beside the protocol's own."""
+    changed = {
+        name: value
+        for name, value in run["params"].items()
+        if default[name] != value and name not in IMPLIED
+    }
+    return ", ".join(f"{name}={value}" for name, value in {**changed, **run["modified"]}.items())
+
+
+def options_text(source: Path) -> str:
+    """Return the page about VerSemi's options: each compared with none of them."""
+    content = json.loads(source.read_text())
+    default = next(run for run in content["runs"] if not run["modified"])["params"]
+    found: dict[tuple[str, str], dict[int, list[float]]] = {}
+    for run in content["runs"]:
+        key = (option_of(run, default), " + ".join(run["datasets"]))
+        dice = [100 * value for value in run["cases"]["dice"]]
+        found.setdefault(key, {})[run["draw"]] = dice
+    tasks = list(dict.fromkeys(task for _, task in found))
+    options = list(dict.fromkeys(option for option, _ in found))
+    shared = set.intersection(*(set(draws) for draws in found.values()))
+    scores = {}
+    for (option, task), draws in found.items():
+        kept = {draw: draws[draw] for draw in shared}
+        scores[option, task] = scores_by_draw(option, kept)
+    lines = [
+        "# VerSemi's options on development images",
+        "",
+        "Computed by `benchmarks/results/tables.py` from stored runs.",
+        "",
+        f"`{content['command']}` at commit `{content['commit'][:10]}`. {content['note']}",
+        "",
+        f"{len(shared)} replicates. The first row is Dice in percent with its standard deviation "
+        "over replicates; the others are differences to it, paired by replicate and case, with "
+        "their 95 % intervals (not corrected for the number of options).",
+        "",
+        "| option | " + " | ".join(tasks) + " |",
+        "|---" + "|---:" * len(tasks) + "|",
+    ]
+    for option in sorted(options):
+        cells = [f"`{option}`" if option else "none"]
+        for task in tasks:
+            own, without = scores.get((option, task)), scores["", task]
+            if own is None:
+                cells.append("–")
+            else:
+                cells.append(shown(own) if not option else signed(compare(own, without)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# Parameters that follow from another one.
+IMPLIED = ("stages", "aux_mask")
 LOOKS = ("phantom2d_a", "phantom2d_b")
 SUITES = {
     "quick": Page(
@@ -442,6 +496,9 @@ def pages() -> dict[Path, str]:
     joint = HERE / "joint.json"
     if joint.exists():
         written[PAGES / "joint.md"] = joint_text(joint)
+    options = HERE / "versemi-development.json"
+    if options.exists():
+        written[PAGES / "versemi-options.md"] = options_text(options)
     return written
 
 
