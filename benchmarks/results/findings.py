@@ -189,6 +189,31 @@ def joint_training() -> Lines:
         "which target, because no image is ever segmented for the target of the other data set. "
         "`segbench run` warns where data sets look alike and label different things.",
         "",
+        *remedies(),
+    ]
+
+
+def remedies() -> Lines:
+    """Return what helps with two targets in one look; empty without the development runs."""
+    source = tables.HERE / "versemi-development.json"
+    if not source.exists():
+        return []
+    scores = tables.option_scores(source)
+    siblings = "phantom2d_dev_a + phantom2d_dev_kidney_a"
+    without = scores["", siblings]
+
+    def gain(option: str) -> str:
+        return str(signed(compare(scores[option, siblings], without)))
+
+    prompt = "condition=prompt"
+    network = "backbone.last_block=True, backbone.first_skip=True"
+    return [
+        f"On development images ({len(without.distinct_draws)} replicates, both targets, "
+        f"{tables.shown(without)} without it), a controller that sees the prompt and not the image "
+        f"(`{prompt}`) changes this by {gain(prompt)} Dice, and by {gain(f'{prompt}, {network}')} "
+        "with decoder layers at full resolution: a remedy in part. All options are on "
+        "[a page of their own](versemi-options.md).",
+        "",
     ]
 
 

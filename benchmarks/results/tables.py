@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -401,22 +402,36 @@ def option_of(run: dict[str, Any], default: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in {**changed, **run["modified"]}.items())
 
 
-def options_text(source: Path) -> str:
-    """Return the page about VerSemi's options: each compared with none of them."""
-    content = json.loads(source.read_text())
-    default = next(run for run in content["runs"] if not run["modified"])["params"]
+def usual_parameters(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the value of each parameter that most runs have: one option is changed at a time."""
+    names = runs[0]["params"]
+    return {name: mode(run["params"][name] for run in runs) for name in names}
+
+
+def option_scores(source: Path) -> dict[tuple[str, str], Scores]:
+    """Return the scores of VerSemi by (option, data sets), in the replicates that all have."""
+    runs = json.loads(source.read_text())["runs"]
+    default = usual_parameters(runs)
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for run in content["runs"]:
+    for run in runs:
         key = (option_of(run, default), " + ".join(run["datasets"]))
         dice = [100 * value for value in run["cases"]["dice"]]
         found.setdefault(key, {})[run["draw"]] = dice
-    tasks = list(dict.fromkeys(task for _, task in found))
-    options = list(dict.fromkeys(option for option, _ in found))
     shared = set.intersection(*(set(draws) for draws in found.values()))
     scores = {}
     for (option, task), draws in found.items():
         kept = {draw: draws[draw] for draw in shared}
         scores[option, task] = scores_by_draw(option, kept)
+    return scores
+
+
+def options_text(source: Path) -> str:
+    """Return the page about VerSemi's options: each compared with none of them."""
+    content = json.loads(source.read_text())
+    scores = option_scores(source)
+    tasks = list(dict.fromkeys(task for _, task in scores))
+    options = sorted({option for option, _ in scores})
+    replicates = len(scores["", tasks[0]].distinct_draws)
     lines = [
         "# VerSemi's options on development images",
         "",
@@ -424,14 +439,14 @@ def options_text(source: Path) -> str:
         "",
         f"`{content['command']}` at commit `{content['commit'][:10]}`. {content['note']}",
         "",
-        f"{len(shared)} replicates. The first row is Dice in percent with its standard deviation "
+        f"{replicates} replicates. The first row is Dice in percent with its standard deviation "
         "over replicates; the others are differences to it, paired by replicate and case, with "
         "their 95 % intervals (not corrected for the number of options).",
         "",
         "| option | " + " | ".join(tasks) + " |",
         "|---" + "|---:" * len(tasks) + "|",
     ]
-    for option in sorted(options):
+    for option in options:
         cells = [f"`{option}`" if option else "none"]
         for task in tasks:
             own, without = scores.get((option, task)), scores["", task]
