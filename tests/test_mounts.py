@@ -6,6 +6,7 @@ import pytest
 
 from segbench import mounts, storage
 from segbench.cli import doctor
+from segbench.suites.slurm_engine import SLURM_PROGRAMS
 
 LINES = r"""
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw,errors=remount-ro
@@ -73,10 +74,13 @@ def test_a_folder_without_locks_gets_lease_files(tmp_path, monkeypatch):
     assert check.state == "ok" and "lease files as locks (it has no POSIX locks)" in check.what
 
 
-def test_doctor_names_the_programs_of_slurm_that_are_missing(tmp_path, monkeypatch):
+def test_doctor_names_what_slurm_needs(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    for name in ("sbatch", "squeue"):
+    for name in SLURM_PROGRAMS:
         (tmp_path / name).write_text("")
         (tmp_path / name).chmod(0o755)
+    assert doctor._slurm().state == "ok" and "submitit" in doctor._slurm().what
+    (tmp_path / "scontrol").unlink()
+    (tmp_path / "scancel").unlink()
     check = doctor._slurm()
     assert check.state == "note" and "no scontrol, scancel here" in check.what
