@@ -136,14 +136,10 @@ def how_large_the_noise_is(study: Study) -> Lines:
 
 def other_images(study: Study) -> Lines:
     """Return the section about the same methods on fresh images; empty without that suite."""
-    source = tables.HERE / "fresh.json"
-    if not source.exists():
+    fresh = stored_study("fresh")
+    if fresh is None:
         return []
-    fresh = tables.load_study(source, tables.SUITES["fresh"].parts[0])
     names = methods_of(study)
-    before = [study.methods[name].values.mean() for name in names]
-    now = [fresh.methods[name].values.mean() for name in names]
-    correlation = float(spearmanr(before, now).statistic)
     found = gains(fresh)
     certain = [name for name in found if found[name].distinguishable]
     return [
@@ -151,8 +147,8 @@ def other_images(study: Study) -> Lines:
         "",
         "The same methods were trained once on images of two further looks, on which nothing was "
         f"chosen ({fresh.draws} replicates). Their order there: {', '.join(methods_of(fresh))}. "
-        f"Its rank correlation with the order above is {correlation:.2f}. Distinguishable from "
-        f"supervised training (Holm, 5 %): {with_numbers(found, certain)}.",
+        f"Its rank correlation with the order above is {correlation(study, fresh, names):.2f}. "
+        f"Distinguishable from supervised training (Holm, 5 %): {with_numbers(found, certain)}.",
         "",
     ]
 
@@ -290,10 +286,9 @@ def order_of_methods(what: str, study: Study, quick: Study) -> Lines:
 
 def strong_augmentation(plain: Study) -> Lines:
     """Return the paragraph about strong augmentation on the left atrium; empty without it."""
-    source = tables.HERE / "la-mini-strong.json"
-    if not source.exists():
+    study = stored_study("la-mini-strong")
+    if study is None:
         return []
-    study = tables.load_study(source, tables.SUITES["la-mini-strong"].parts[0])
     found = gains(study)
     gain = compare(study.methods[SUPERVISED], plain.methods[SUPERVISED])
     return [

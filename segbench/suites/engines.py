@@ -87,6 +87,21 @@ def load_cluster(path: Path | None) -> Cluster:
     return found
 
 
+def refuse_keys(cluster: Cluster, keys: Sequence[str], why: str, expected: str) -> None:
+    """Refuse keys of the file of ``--cluster`` that mean nothing to an engine.
+
+    Raises:
+        UsageError: one of them is set.
+    """
+    for key in keys:
+        if getattr(cluster, key) != Cluster.model_fields[key].default:
+            raise UsageError(
+                f"{key}: {why}",
+                expected=expected,
+                fix="remove it from the file of --cluster, or use --engine slurm",
+            )
+
+
 def _validate_method(method: str, own: dict[str, Any], document: Document) -> None:
     def origin(key: str) -> str:
         return document.where("methods", method, *key.split("."))

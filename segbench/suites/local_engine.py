@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segbench.config import Machine
-from segbench.errors import PluginError, UsageError
+from segbench.errors import PluginError
 from segbench.results.attempts import process_exists
 from segbench.results.states import JOB
 from segbench.storage import make_folder
-from segbench.suites.engines import Cluster, Submission, member_command
+from segbench.suites.engines import Cluster, Submission, member_command, refuse_keys
 from segbench.suites.local import redirect_output
 from segbench.training.setup import Prepared
 
@@ -45,13 +45,8 @@ class LocalEngine:
     def __init__(
         self, cluster: Cluster, machine: Machine, folder: Path, work: Work | None = None
     ) -> None:
-        for key in NOT_FOR_LOCAL:
-            if getattr(cluster, key) != Cluster.model_fields[key].default:
-                raise UsageError(
-                    f"{key}: a machine without a scheduler has no such setting",
-                    expected="at_once",
-                    fix="remove it from the file of --cluster, or use --engine slurm",
-                )
+        why = "a machine without a scheduler has no such setting"
+        refuse_keys(cluster, NOT_FOR_LOCAL, why, "at_once")
         if not hasattr(os, "fork"):
             raise PluginError(
                 "--engine local needs Linux or macOS", fix="segbench bench run SUITE -j N"

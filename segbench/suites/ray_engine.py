@@ -14,9 +14,9 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from segbench.config import Machine
-from segbench.errors import PluginError, UsageError
+from segbench.errors import PluginError
 from segbench.results.states import JOB
-from segbench.suites.engines import Cluster, Submission, gpus_of, member_command
+from segbench.suites.engines import Cluster, Submission, gpus_of, member_command, refuse_keys
 from segbench.suites.ray_actor import Runner
 from segbench.training.setup import Prepared
 
@@ -33,13 +33,8 @@ class RayEngine:
     """
 
     def __init__(self, cluster: Cluster, machine: Machine) -> None:
-        for key in NOT_FOR_RAY:
-            if getattr(cluster, key) != Cluster.model_fields[key].default:
-                raise UsageError(
-                    f"{key}: Ray has no such setting",
-                    expected="gpus, cpus, tries and methods",
-                    fix="remove it from the file of --cluster, or use --engine slurm",
-                )
+        why = "Ray has no such setting"
+        refuse_keys(cluster, NOT_FOR_RAY, why, "gpus, cpus, tries and methods")
         self.cluster = cluster
         self.machine = machine
 

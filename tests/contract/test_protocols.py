@@ -98,6 +98,16 @@ def test_phantom2d_expects_what_its_development_runs_reached():
     assert expected.seconds == round(statistics.fmean(few_labels), 1)
 
 
+def mean_seconds(suite, labeled):
+    """Return the processor seconds of a stored suite's runs with so many labels."""
+    study = json.loads((ROOT / f"benchmarks/results/{suite}.json").read_text())
+    seconds = []
+    for run in study["runs"]:
+        if run["labeled"] == labeled and run["unlabeled"] == "all":
+            seconds.append(run["cost"]["cpu_seconds"])
+    return round(statistics.fmean(seconds), 1)
+
+
 def test_la_mini_expects_what_its_development_runs_reached():
     """The numbers are those of the runs that were trained with the protocol's own settings."""
     protocol = load_protocol("la-mini")
@@ -116,13 +126,7 @@ def test_la_mini_expects_what_its_development_runs_reached():
         oracle[-1] - at_three_quarters, abs=0.051
     )
     assert protocol.expected.supervised == few_labels[-1]
-
-    study = json.loads((file.parent / "la-mini.json").read_text())
-    seconds = []
-    for run in study["runs"]:
-        if run["labeled"] == {"la": 8} and run["unlabeled"] == "all":
-            seconds.append(run["cost"]["cpu_seconds"])
-    assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
+    assert protocol.expected.seconds == mean_seconds("la-mini", {"la": 8})
 
 
 def test_acdc_mini_expects_what_its_development_run_reached():
@@ -140,13 +144,7 @@ def test_acdc_mini_expects_what_its_development_run_reached():
         oracle[-1] - at_three_quarters, abs=0.051
     )
     assert protocol.expected.supervised == found[7][-1]
-
-    study = json.loads((file.parent / "acdc-mini.json").read_text())
-    seconds = []
-    for run in study["runs"]:
-        if run["labeled"] == {"acdc": 7} and run["unlabeled"] == "all":
-            seconds.append(run["cost"]["cpu_seconds"])
-    assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
+    assert protocol.expected.seconds == mean_seconds("acdc-mini", {"acdc": 7})
 
 
 def test_phantom_expects_what_its_development_runs_reached():
