@@ -66,7 +66,7 @@ def test_only_complete_replicates_are_used(tables, tmp_path):
             "unlabeled": unlabeled,
             "modified": {"augment": augment} if augment else {},
             "cost": {"cpu_seconds": 5.0},
-            "cases": {"case": ["one", "two"], "dice": dice},
+            "cases": {"dataset": "a", "case": ["one", "two"], "dice": dice},
         }
 
     runs = []
@@ -88,8 +88,20 @@ def test_only_complete_replicates_are_used(tables, tmp_path):
 
 def test_a_case_is_averaged_over_its_classes(tables):
     names = ["one", "one", "two", "two"]
-    run = {"cases": {"case": names, "dice": [0.1, 0.3, 0.5, 0.7]}}
+    run = {"cases": {"dataset": "a", "case": names, "dice": [0.1, 0.3, 0.5, 0.7]}}
     assert tables.case_scores(run) == pytest.approx([20, 60])
+
+
+def test_the_cases_of_one_data_set_of_a_joint_run_are_chosen(tables):
+    run = {
+        "cases": {
+            "dataset": ["a", "b", "b"],
+            "case": ["one", "one", "one"],
+            "dice": [0.1, 0.3, 0.5],
+        }
+    }
+    assert tables.case_scores(run, "a") == pytest.approx([10])
+    assert tables.case_scores(run, "b") == pytest.approx([40])
 
 
 def test_a_joint_training_is_compared_with_training_on_one_data_set(tables, tmp_path):
@@ -103,7 +115,11 @@ def test_a_joint_training_is_compared_with_training_on_one_data_set(tables, tmp_
             "labeled": dict.fromkeys(datasets, 2),
             "train": dict.fromkeys(datasets, 6),
             "draw": draw,
-            "cases": {"dataset": owners if len(datasets) > 1 else datasets[0], "dice": dice},
+            "cases": {
+                "dataset": owners if len(datasets) > 1 else datasets[0],
+                "case": [str(number) for number in range(len(dice))],
+                "dice": dice,
+            },
         }
 
     runs = []
@@ -115,6 +131,6 @@ def test_a_joint_training_is_compared_with_training_on_one_data_set(tables, tmp_
         runs.append(run(["a", "b"], draw, [low - 0.2, low - 0.1, 0.9, 0.9]))
     file = tmp_path / "joint.json"
     file.write_text(json.dumps({"command": "c", "commit": "d", "note": "", "runs": runs}))
-    text = tables.joint_text(file)
-    assert "| 4 each | versemi | a | 56.0 ± 1.0 |" in text
-    assert "| 4 each | versemi | a + b | 36.0 ± 1.0 (-20.0 [" in text
+    text = tables.joint_text(file, "Title")
+    assert "| 2 each | versemi | a | 56.0 ± 1.0 |" in text
+    assert "| 2 each | versemi | a + b | 36.0 ± 1.0 (-20.0 [" in text

@@ -49,10 +49,10 @@ class HandMade:
 
 SLICES = "dataset127_slices"
 HAND_MADE = (
-    HandMade("dataset027_acdc", "heart-mini.json", "acdc", "`heart-mini`, 8 patients"),
+    HandMade("dataset027_acdc", "heart-mini-2.json", "acdc", "`heart-mini` 2, 8 patients"),
     HandMade("dataset027_acdc", "acdc-timm.json", "acdc", "`acdc`, 800 steps at 128x128"),
     HandMade("task02_heart", "la-mini-3.json", "la", "`la-mini` 1, three seeds"),
-    HandMade("task02_heart", "heart-mini.json", "la", "`heart-mini`"),
+    HandMade("task02_heart", "heart-mini-2.json", "la", "`heart-mini` 2"),
 )
 
 

@@ -116,12 +116,19 @@ def has_all_labels(run: dict[str, Any]) -> bool:
     return all(run["labeled"][name] == run["train"][name] for name in run["datasets"])
 
 
-def case_scores(run: dict[str, Any]) -> list[float]:
-    """Return the Dice of each test case in percent: the mean over its classes."""
+def case_scores(run: dict[str, Any], dataset: str | None = None) -> list[float]:
+    """Return the Dice of each test case in percent: the mean over its classes.
+
+    ``dataset`` chooses the cases of one data set of a joint run.
+    """
     cases = run["cases"]
+    owners = cases["dataset"]
+    if isinstance(owners, str):
+        owners = [owners] * len(cases["dice"])
     values: dict[str, list[float]] = {}
-    for case, dice in zip(cases["case"], cases["dice"], strict=True):
-        values.setdefault(case, []).append(100 * dice)
+    for owner, case, dice in zip(owners, cases["case"], cases["dice"], strict=True):
+        if dataset in (None, owner):
+            values.setdefault(case, []).append(100 * dice)
     return [float(np.mean(of_case)) for of_case in values.values()]
 
 
@@ -335,13 +342,9 @@ def joint_rows(source: Path) -> dict[tuple[str, str, bool], dict[str, Scores]]:
     found: dict[tuple[str, str, bool], dict[str, dict[int, list[float]]]] = {}
     for run in json.loads(source.read_text())["runs"]:
         key = (run["method"], " + ".join(run["datasets"]), has_all_labels(run))
-        cases = run["cases"]
-        owners = cases["dataset"]
-        if isinstance(owners, str):
-            owners = [owners] * len(cases["dice"])
-        for dataset, dice in zip(owners, cases["dice"], strict=True):
+        for dataset in run["datasets"]:
             draws = found.setdefault(key, {}).setdefault(dataset, {})
-            draws.setdefault(run["draw"], []).append(100 * dice)
+            draws[run["draw"]] = case_scores(run, dataset)
     return {
         key: {dataset: scores_by_draw(dataset, draws) for dataset, draws in by_dataset.items()}
         for key, by_dataset in found.items()
@@ -354,14 +357,24 @@ def scores_by_draw(name: str, draws: dict[int, list[float]]) -> Scores:
     return Scores(name, np.array([draws[draw] for draw in order]), order)
 
 
-def joint_text(source: Path) -> str:
-    """Return the page of the joint suite."""
+def few_labels(source: Path) -> int:
+    """Return the number of labeled cases of each data set in the runs that have not all."""
+    runs = json.loads(source.read_text())["runs"]
+    (count,) = {
+        count for run in runs if not has_all_labels(run) for count in run["labeled"].values()
+    }
+    return int(count)
+
+
+def joint_text(source: Path, title: str) -> str:
+    """Return the page of a suite that compares joint training with training on one data set."""
     content = json.loads(source.read_text())
     rows = joint_rows(source)
     targets = [datasets for method, datasets, _ in rows if method == SUPERVISED]
     targets = list(dict.fromkeys(targets))
+    few = f"{few_labels(source)} each"
     lines = [
-        "# VerSemi on several data sets and on each alone",
+        f"# {title}",
         "",
         "Computed by `benchmarks/results/tables.py` from stored runs.",
         "",
@@ -375,7 +388,7 @@ def joint_text(source: Path) -> str:
         "|---|---|---" + "|---:" * len(targets) + "|",
     ]
     for (method, datasets, all_labels), by_target in rows.items():
-        cells = ["all" if all_labels else "4 each", method, datasets]
+        cells = ["all" if all_labels else few, method, datasets]
         for target in targets:
             alone = rows.get((method, target, all_labels), {}).get(target)
             cells.append(joint_cell(by_target.get(target), alone))
@@ -500,6 +513,11 @@ SUITES = {
     ),
 }
 
+JOINT = {  # suites of VerSemi on two data sets and on each alone
+    "joint": "VerSemi on several data sets and on each alone",
+    "heart-mini": "VerSemi on left atrium and ACDC, together and on each alone",
+}
+
 
 def pages() -> dict[Path, str]:
     """Return the text of each generated page by its file."""
@@ -508,9 +526,10 @@ def pages() -> dict[Path, str]:
         source = HERE / f"{name}.json"
         if source.exists():
             written[PAGES / f"{name}.md"] = page_text(source, page)
-    joint = HERE / "joint.json"
-    if joint.exists():
-        written[PAGES / "joint.md"] = joint_text(joint)
+    for name, title in JOINT.items():
+        source = HERE / f"{name}.json"
+        if source.exists():
+            written[PAGES / f"{name}.md"] = joint_text(source, title)
     options = HERE / "versemi-development.json"
     if options.exists():
         written[PAGES / "versemi-options.md"] = options_text(options)

@@ -24,7 +24,7 @@ FROZEN = {
     ("amos", 1): "05b7d20c04e4dbc7",
     ("brats2019", 1): "2bf26dcb043e632b",
     ("default", 1): "93b03378a3672aca",
-    ("heart-mini", 2): "a1b19ffdb6e42719",
+    ("heart-mini", 3): "5e40453abb3cf46e",
     ("la", 1): "eade8a423abcff34",
     ("la-mini", 2): "606d69797a4524e9",
     ("la_bcp", 1): "42f258ab5aa85a27",
