@@ -214,24 +214,34 @@ def remedies() -> Lines:
 
 
 def hard_cases() -> Lines:
-    """Return the section about the hard suite; empty without it."""
-    source = tables.HERE / "hard.json"
-    if not source.exists():
-        return []
-    lines = ["## Hard cases", ""]
-    for part in tables.SUITES["hard"].parts:
-        study = tables.load_study(source, part)
-        found = gains(study)
-        best = methods_of(study)[0]
-        worst = methods_of(study)[-1]
-        lines.append(
-            f"- {part.title}: supervised {tables.shown(study.methods[SUPERVISED])}, oracle "
-            f"{tables.shown(study.methods[ORACLE])}; from {worst} {found[worst].mean:+.1f} to "
-            f"{best} {found[best].mean:+.1f}. After Holm's correction (5 %) and with {study.draws} "
-            f"replicates, distinguishable from supervised training: {certain_ones(found)}; gain "
-            f"from unlabeled images: {certain_ones(contributions(study))}."
-        )
-    return [*lines, ""]
+    """Return the section about the hard suite and the small target in volumes."""
+    lines = []
+    for suite in ("hard", "lesion"):
+        source = tables.HERE / f"{suite}.json"
+        if source.exists():
+            lines += [hard_case(tables.load_study(source, part)) for part in parts_of(suite)]
+    return ["## Hard cases", "", *lines, ""] if lines else []
+
+
+def parts_of(suite: str) -> tuple[tables.Part, ...]:
+    """Return the tables of a suite."""
+    return tables.SUITES[suite].parts
+
+
+def hard_case(study: Study) -> str:
+    """Return the item about one hard case."""
+    found = gains(study)
+    best = methods_of(study)[0]
+    worst = methods_of(study)[-1]
+    item = (
+        f"- {study.title}: supervised {tables.shown(study.methods[SUPERVISED])}, oracle "
+        f"{tables.shown(study.methods[ORACLE])}; from {worst} {found[worst].mean:+.1f} to "
+        f"{best} {found[best].mean:+.1f}. After Holm's correction (5 %) and with {study.draws} "
+        f"replicates, distinguishable from supervised training: {certain_ones(found)}"
+    )
+    if study.without_unlabeled:
+        item += f"; gain from unlabeled images: {certain_ones(contributions(study))}"
+    return f"{item}."
 
 
 def real_volumes(quick: Study) -> Lines:
@@ -252,7 +262,31 @@ def real_volumes(quick: Study) -> Lines:
             "with that on the left atrium.",
             "",
         ]
-    return lines
+    return [*lines, *joint_hearts()]
+
+
+def joint_hearts() -> Lines:
+    """Return the paragraph about one network for both; empty without that suite."""
+    source = tables.HERE / "heart-mini.json"
+    if not source.exists():
+        return []
+    rows = tables.joint_rows(source)
+    count = tables.few_labels(source)
+    parts = []
+    for target, name in (("la", "the left atrium"), ("acdc", "ACDC")):
+        supervised = rows[SUPERVISED, target, False][target]
+        alone = rows["versemi", target, False][target]
+        together = rows["versemi", "la + acdc", False][target]
+        parts.append(
+            f"on {name} supervised training has {tables.shown(supervised)} %, VerSemi alone "
+            f"{tables.shown(alone)} % ({signed(compare(alone, supervised))}), and VerSemi for both "
+            f"{tables.shown(together)} % ({signed(compare(together, alone))} from alone)"
+        )
+    return [
+        f"One VerSemi network for both data sets, in slices, with {count} labeled patients of each "
+        f"and the same number of steps for each: {'; '.join(parts)}.",
+        "",
+    ]
 
 
 def stored_study(name: str) -> Study | None:
@@ -306,7 +340,8 @@ def slow_method() -> str:
     stored = json.loads((tables.HERE / "mini-development.json").read_text())
     dice: dict[tuple[str, int], float] = {}
     for run in stored["runs"]:
-        if (run["dataset"], run["optimizer"], run["labeled"]) == ("la", "sgd", 8):
+        settings = (run["dataset"], run["optimizer"], run["labeled"], run["backbone"])
+        if settings == ("la", "sgd", 8, "vnet"):
             dice[run["method"], run["steps"]] = run["dice_at_tenths"][-1]
     return (
         "The protocol is too short for bcp. On training volumes that were held out, one run each, "

@@ -502,6 +502,18 @@ SUITES = {
         "ACDC slices at 3 mm, all methods",
         (Part("ACDC", ("acdc",), labeled=7),),
     ),
+    "acdc-mini-methods": Page(
+        "ACDC slices at 3 mm, methods that acdc-mini does not hold",
+        (Part("ACDC", ("acdc",), labeled=7),),
+    ),
+    "acdc-mini-strong": Page(
+        "ACDC slices at 3 mm, all methods with strong augmentation",
+        (Part("ACDC", ("acdc",), labeled=7, augment="strong"),),
+    ),
+    "lesion": Page(
+        "A small target in three dimensions",
+        (Part("Lesion, volumes", ("phantom_ct_lesion",)),),
+    ),
     "hard": Page(
         "Hard cases on phantom slices",
         (

@@ -147,6 +147,31 @@ def test_acdc_mini_expects_what_its_development_run_reached():
     assert protocol.expected.seconds == mean_seconds("acdc-mini", {"acdc": 7})
 
 
+def test_heart_mini_expects_what_its_development_runs_reached():
+    """Its numbers are means of both data sets, each alone."""
+    protocol = load_protocol("heart-mini")
+    file = ROOT / "benchmarks" / "results" / "mini-development.json"
+    curves = {}
+    ends = {}
+    for run in json.loads(file.read_text())["runs"]:
+        settings = (tuple(run["patch"]), run["method"], run["optimizer"])
+        if settings != (protocol.patch, "supervised", protocol.optim.name):
+            continue
+        key = (run["dataset"], run["labeled"])
+        if "dice_at_tenths" in run:
+            curves[key] = run["dice_at_tenths"]
+            ends[key] = curves[key][-1]
+        else:
+            ends[key] = statistics.fmean(run["dice"].values())
+    oracles = [curves["la", 64], curves["acdc", 20]]
+    oracle = statistics.fmean(curve[-1] for curve in oracles)
+    at_three_quarters = statistics.fmean((curve[6] + curve[7]) / 2 for curve in oracles)
+    few_labels = (ends["la", 8] + ends["acdc", 8]) / 2
+    assert protocol.expected.oracle == pytest.approx(oracle, abs=0.051)
+    assert protocol.expected.last_quarter == pytest.approx(oracle - at_three_quarters, abs=0.051)
+    assert protocol.expected.supervised == pytest.approx(few_labels, abs=0.051)
+
+
 def test_phantom_expects_what_its_development_runs_reached():
     protocol = load_protocol("phantom")
     file = ROOT / "benchmarks" / "results" / "phantom-development.json"
