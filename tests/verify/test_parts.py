@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from segbench.verify import libraries
 from segbench.verify.draws import EqualDraws
+from segbench.verify.examples import example_batch
 from segbench.verify.sampling import Replay, composition
 from segbench.verify.source import (
     Repository,
@@ -40,6 +41,17 @@ def test_draws_of_different_kinds_may_come_in_any_order():
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
     assert 0 < (found[0][1] == 0).sum() < images.numel()
+
+
+def test_a_batch_is_the_same_however_many_loaders_asked_for_it():
+    """A script may ask for labeled and unlabeled items one after the other, ours does at once."""
+    with EqualDraws(wide=True) as draws:
+        draws.begin(2)
+        first, _ = example_batch(3, (4, 4, 4), labeled=2, unlabeled=2)
+        second, _ = example_batch(3, (4, 4, 4), labeled=2, unlabeled=2)
+    assert torch.equal(first.x, second.x) and torch.equal(first.u, second.u)
+    other, _ = example_batch(4, (4, 4, 4), labeled=2, unlabeled=2)
+    assert not torch.equal(first.u, other.u)
 
 
 def test_eval_mode_makes_no_draw():
