@@ -227,7 +227,8 @@ def hard_cases() -> Lines:
 
 def parts_of(suite: str) -> tuple[tables.Part, ...]:
     """Return the tables of a suite."""
-    return tables.SUITES[suite].parts
+    parts: tuple[tables.Part, ...] = tables.SUITES[suite].parts
+    return parts
 
 
 def hard_case(study: Study) -> str:
