@@ -116,6 +116,9 @@ def main() -> None:
     parser.add_argument("--command", required=True, help="command that made the runs")
     parser.add_argument("--commit", help="commit of the code that made the runs [the current one]")
     parser.add_argument("--note", default="")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the runs that the file has and ROOT lacks"
+    )
     parser.add_argument("--metrics", default=",".join(METRICS), help="metrics to store [all]")
     arguments = parser.parse_args()
     commit = arguments.commit or current_commit()
@@ -128,7 +131,11 @@ def main() -> None:
     }
     metrics = arguments.metrics.split(",")
     records = [record(run, metrics) for run in all_runs(arguments.root)]
-    atomic_write(arguments.out, to_json(head, [found for found in records if found is not None]))
+    runs = {found["run_id"]: found for found in records if found is not None}
+    if arguments.keep:
+        stored = json.loads(arguments.out.read_bytes())["runs"]
+        runs = {run["run_id"]: run for run in stored} | runs
+    atomic_write(arguments.out, to_json(head, runs.values()))
 
 
 if __name__ == "__main__":
