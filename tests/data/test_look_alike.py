@@ -1,8 +1,12 @@
 """Joint data sets that look alike and label different things are named."""
 
-import pytest
+import json
+import statistics
 
-from segbench.data.look_alike import look_alike_warnings
+import pytest
+from conftest import ROOT
+
+from segbench.data.look_alike import MEASURED_COST, look_alike_warnings
 from segbench.data.open import open_store
 
 
@@ -45,3 +49,30 @@ def test_a_dry_run_shows_the_warning(tmp_path, capsys):
     words = ["run", "versemi", "--dataset", "phantom2d_a,phantom2d_kidney_a", "--dry-run"]
     assert run([*words, *places]) == 0
     assert "look alike but label different things" in capsys.readouterr().err
+
+
+def test_the_cost_in_the_warning_is_that_of_the_stored_runs(store):
+    runs = json.loads((ROOT / "benchmarks/results/joint.json").read_bytes())["runs"]
+
+    def mean_dice(names, dataset):
+        found = []
+        for run in runs:
+            if (
+                run["method"] != "versemi"
+                or run["datasets"] != names
+                or run["labeled"][dataset] > 4
+            ):
+                continue
+            cases = run["cases"]
+            owner = cases["dataset"]
+            owners = [owner] * len(cases["dice"]) if isinstance(owner, str) else owner
+            scores = [d for d, name in zip(cases["dice"], owners, strict=True) if name == dataset]
+            found.append(100 * statistics.fmean(scores))
+        assert len(found) == 5
+        return statistics.fmean(found)
+
+    pair = ["phantom2d_a", "phantom2d_kidney_a"]
+    losses = [round(mean_dice([name], name) - mean_dice(pair, name)) for name in pair]
+    assert MEASURED_COST.startswith(f"{losses[0]} and {losses[1]} Dice")
+    (warning,) = look_alike_warnings([store(name) for name in pair])
+    assert MEASURED_COST in warning
