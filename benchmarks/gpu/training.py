@@ -112,7 +112,8 @@ def _method(work: Work, protocol: Protocol) -> Method:
     backbone = protocol.backbone.name
     own = method_class.backbone_defaults.get(backbone, {})
     chosen = {**own, **protocol.backbone.params, **work.backbone_params}
-    method.build(network_factory(backbone, chosen, setting, method.needs))
+    others = method_class.backbones
+    method.build(network_factory(backbone, chosen, setting, method.needs, others))
     return method
 
 

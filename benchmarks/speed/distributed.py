@@ -51,7 +51,8 @@ def make_method(patch: tuple[int, ...]) -> Method:
     method: Method = method_class(method_class.Params(), setting)
     torch.manual_seed(0)
     params = method.backbone_defaults.get("vnet", {})
-    method.build(network_factory("vnet", params, setting, method.needs))
+    others = method_class.backbones
+    method.build(network_factory("vnet", params, setting, method.needs, others))
     return method
 
 

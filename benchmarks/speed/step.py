@@ -73,7 +73,9 @@ def make_stepper(name: str, settings: dict[str, Any]) -> Callable[[], None]:
     method = method_class(method_class.Params(), setting)
     params = {**method.backbone_defaults.get(settings["backbone"], {}), **settings["options"]}
     torch.manual_seed(0)
-    method.build(network_factory(settings["backbone"], params, setting, method.needs))
+    others = getattr(method_class, "backbones", ())  # older checkouts have no such attribute,
+    more = [others] if others else []  # and no parameter for it
+    method.build(network_factory(settings["backbone"], params, setting, method.needs, *more))
     _place(method)
     method.train()
 
