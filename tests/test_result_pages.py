@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from segbench.benchmarks.results import development, joint_pages, notes, studies
 
 from segbench.results.scores import Scores
@@ -62,6 +63,20 @@ def test_the_pages_are_up_to_date(tables):
 @pytest.fixture(scope="module")
 def quick(tables):
     return studies.load_study(studies.HERE / "quick.json", tables.SUITES["quick"].parts[0])
+
+
+def test_the_picture_shows_the_stored_runs():
+    pytest.importorskip("matplotlib")
+    spec = importlib.util.spec_from_file_location("picture", ROOT / "docs/picture.py")
+    picture = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(picture)
+    with Image.open(picture.FILE) as image:
+        drawn = json.loads(image.text[picture.KEY])
+    found = picture.differences()
+    shown = "python docs/picture.py draws docs/picture.png again"
+    assert list(drawn) == list(found), shown
+    for name, ends in found.items():
+        assert drawn[name] == pytest.approx(ends, abs=0.01), shown
 
 
 def stored_run(method, draw, dice, **changes):
