@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
+from segbench.benchmarks.results import studies, tables
 
 import segbench
 from segbench import registry
@@ -284,11 +285,8 @@ def plugin_page() -> str:
 
 def result_table() -> list[str]:
     """Return README's short table of the quick suite."""
-    sys.path.insert(0, str(ROOT / "benchmarks" / "results"))
-    import tables
-
-    source = tables.HERE / "quick.json"
-    return tables.short_table(tables.load_study(source, tables.SUITES["quick"].parts[0]))
+    source = studies.HERE / "quick.json"
+    return tables.short_table(studies.load_study(source, tables.SUITES["quick"].parts[0]))
 
 
 def leak_table() -> list[str]:

@@ -7,19 +7,28 @@ The sentences are ours, every number in them is computed from the JSON files nex
 
 from __future__ import annotations
 
-import json
 import re
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import tables
 from scipy.stats import spearmanr
-from tables import ORACLE, SUPERVISED, Study, gap_closed, signed
+from segbench.benchmarks.results import development, joint_pages, notes, tables
+from segbench.benchmarks.results.studies import (
+    HERE,
+    ORACLE,
+    SUPERVISED,
+    Part,
+    Study,
+    draws_needed,
+    gap_text,
+    listed,
+    load_study,
+    shown,
+    signed,
+    smallest_difference,
+    spread,
+)
 
 from segbench import registry
-from segbench.results.stats import Difference, compare, corrected, estimate
+from segbench.results.stats import Difference, compare, estimate
 
 PAGE = tables.PAGES / "findings.md"
 Lines = list[str]
@@ -27,38 +36,7 @@ Lines = list[str]
 
 def quick_study() -> Study:
     """Return the stored quick suite."""
-    page = tables.SUITES["quick"]
-    return tables.load_study(tables.HERE / "quick.json", page.parts[0])
-
-
-def methods_of(study: Study) -> list[str]:
-    """Return the semi-supervised methods, the best first."""
-    names = [name for name in study.methods if name not in (ORACLE, SUPERVISED)]
-    return sorted(names, key=lambda name: -study.methods[name].values.mean())
-
-
-def gains(study: Study) -> dict[str, Difference]:
-    """Return each method's difference to supervised training, corrected for their number."""
-    supervised = study.methods[SUPERVISED]
-    names = methods_of(study)
-    found = corrected([compare(study.methods[name], supervised) for name in names])
-    return dict(zip(names, found, strict=True))
-
-
-def contributions(study: Study) -> dict[str, Difference]:
-    """Return what the unlabeled images give, corrected for the number of methods."""
-    names = [name for name in methods_of(study) if name in study.without_unlabeled]
-    found = corrected(
-        [compare(study.methods[name], study.without_unlabeled[name]) for name in names]
-    )
-    return dict(zip(names, found, strict=True))
-
-
-def listed(names: list[str]) -> str:
-    """Return names as a list in a sentence."""
-    if len(names) < 2:
-        return "".join(names) or "none"
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return load_study(HERE / "quick.json", tables.SUITES["quick"].parts[0])
 
 
 def with_numbers(found: dict[str, Difference], names: list[str]) -> str:
@@ -73,39 +51,58 @@ def certain_ones(found: dict[str, Difference]) -> str:
 
 def better_than_supervised(study: Study) -> Lines:
     """Return the section about all methods."""
-    found = gains(study)
+    found = study.gains
     certain = [name for name in found if found[name].distinguishable and found[name].mean > 0]
     others = [name for name in found if name not in certain]
-    best = methods_of(study)[0]
+    best = study.names[0]
     oracle = study.methods[ORACLE]
-    gap = compare(oracle, study.methods[SUPERVISED])
     lines = [
         "## Which methods are better than supervised training",
         "",
-        f"With 4 of 60 images labeled, supervised training has "
-        f"{tables.shown(study.methods[SUPERVISED])} % Dice and the oracle {tables.shown(oracle)} "
-        f"%: {signed(gap)} Dice to gain. {len(certain)} of {len(found)} methods are better than "
-        f"supervised training (Holm, 5 %): {with_numbers(found, certain)}. {best} closes "
-        f"{gap_closed(study, best)} of the gap.",
+        "With 4 of 60 images labeled, supervised training has "
+        f"{shown(study.supervised)} % Dice and the oracle {shown(oracle)} "
+        f"%: {signed(study.against_supervised(ORACLE))} Dice to gain. {len(certain)} of "
+        f"{len(found)} methods are better than supervised training (Holm, 5 %): "
+        f"{with_numbers(found, certain)}, the highest mean first. {best} closes "
+        f"{gap_text(study, best)} of the gap.",
     ]
     if others:
         lines[-1] += f" Not distinguishable from it: {with_numbers(found, others)}."
+    lines[-1] += f" {order(study)}"
     return [*lines, ""]
+
+
+def order(study: Study) -> str:
+    """Return the sentences about how certain the order of the methods is."""
+    groups: dict[int, list[str]] = {}
+    for place in study.places.values():
+        groups.setdefault(place.rank, []).append(place.name)
+    pairs = notes.pairs_apart(study, with_supervised=False)
+    if len(groups) == 1:
+        return f"The order is not certain: {pairs}, and all rows share rank 1."
+    ranks = "; ".join(f"{rank} {listed(names)}" for rank, names in groups.items())
+    return (
+        f"The order among them is certain in part only: {pairs}. Ranks (methods that cannot be "
+        f"distinguished from the first of their group share one): {ranks}."
+    )
 
 
 def where_the_gain_comes_from(study: Study) -> Lines:
     """Return the section about the unlabeled images."""
-    found = contributions(study)
+    found = study.contributions
     certain = [name for name in found if found[name].distinguishable]
     others = [name for name in found if name not in certain]
+    better = [name for name in others if study.gains[name].distinguishable]
+    better = [name for name in better if study.gains[name].mean > 0]
     lines = [
         "## What of it comes from the unlabeled images",
         "",
         "Every method was also trained with a second stream that shows the labeled images again. "
         f"The difference is certain for {with_numbers(found, certain)}. For the others it is not "
-        f"distinguishable from zero: {with_numbers(found, others)}. So most of what these gain "
-        "over supervised training is there without unlabeled images: it comes from mixing, "
-        "dropout, a second task or a moving average.",
+        f"distinguishable from zero: {with_numbers(found, others)}. So most of what "
+        f"{listed(better)} gain over supervised training is there without unlabeled images. It "
+        "may come from mixing, "
+        "dropout, a second task or a moving average; no run here separates these.",
         "",
     ]
     return lines
@@ -113,27 +110,46 @@ def where_the_gain_comes_from(study: Study) -> Lines:
 
 def how_large_the_noise_is(study: Study) -> Lines:
     """Return the section about replicates."""
-    supervised = study.methods[SUPERVISED]
-    names = methods_of(study)
-    needed = [tables.draws_needed(study, name, 2.0, tests=len(names)) for name in names]
+    names = study.names
+    tests = len(names)
+    needed = [draws_needed(study, name, tables.DIFFERENCE, tests=tests) for name in names]
     counts = [str(count) if count is not None else "too many" for count in needed]
     pairs = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
     by_look = [
-        f"{tables.spread(study.of_dataset(supervised, dataset)):.1f} ({dataset})"
+        f"{spread(study.of_dataset(study.supervised, dataset)):.1f} ({dataset})"
         for dataset in study.datasets
     ]
-    interval = estimate(supervised)
+    interval = estimate(study.supervised)
     return [
         "## How large the noise is",
         "",
-        f"Which four images are labeled moves supervised training by {' and '.join(by_look)} Dice "
-        f"(standard deviation over {study.draws} draws); its mean is known to "
-        f"[{interval.low:.1f}, {interval.high:.1f}]. Replicates with which a true difference of "
-        "2 Dice to supervised training is found in 80 % of studies, if all methods are tested "
-        f"together: {listed(pairs)}. One run of each method cannot decide differences of this "
-        "size.",
+        f"A replicate has other labeled images and another seed. Together, and with what rounding "
+        f"does, they move supervised training by {' and '.join(by_look)} Dice (standard deviation "
+        f"over {study.draws} replicates); the three were not separated. "
+        f"{development.rounding()} The mean of supervised training is "
+        f"known to [{interval.low:.1f}, {interval.high:.1f}]. {found_by_now(study)} Replicates "
+        "with which a true difference of 2 Dice to supervised training is found in 80 % of "
+        f"studies, if all methods are tested together: {listed(pairs)}. One run of each method "
+        "cannot decide differences of this size.",
         "",
     ]
+
+
+def found_by_now(study: Study) -> str:
+    """Return the sentence about the differences that the replicates taken can find."""
+    tests = len(study.names)
+    parts = []
+    for count, how in ((1, "one test"), (tests, "Holm")):
+        smallest = [smallest_difference(study, name, count) for name in study.names]
+        enough = sum(size <= tables.DIFFERENCE for size in smallest)
+        parts.append(
+            f"{enough} of {tests} methods ({how}; the smallest difference found is "
+            f"{min(smallest):.1f} to {max(smallest):.1f} Dice)"
+        )
+    return (
+        f"These {study.draws} replicates find a true difference of {tables.DIFFERENCE:.0f} Dice to "
+        f"supervised training in 80 % of studies for {' and '.join(parts)}."
+    )
 
 
 def other_images(study: Study) -> Lines:
@@ -141,15 +157,17 @@ def other_images(study: Study) -> Lines:
     fresh = stored_study("fresh")
     if fresh is None:
         return []
-    names = methods_of(study)
-    found = gains(fresh)
+    names = study.names
+    found = fresh.gains
     certain = [name for name in found if found[name].distinguishable]
     return [
         "## Does the order hold on other images",
         "",
         "The same methods were trained once on images of two further looks, on which nothing was "
-        f"chosen ({fresh.draws} replicates). Their order there: {', '.join(methods_of(fresh))}. "
-        f"Its rank correlation with the order above is {correlation(study, fresh, names):.2f}. "
+        f"chosen ({fresh.draws} replicates). The highest mean first, they are "
+        f"{', '.join(fresh.names)} ({notes.pairs_apart(fresh, with_supervised=False)}). "
+        "The rank correlation of the means with those above is "
+        f"{correlation(study, fresh, names):.2f}. "
         f"Distinguishable from supervised training (Holm, 5 %): {with_numbers(found, certain)}.",
         "",
     ]
@@ -157,20 +175,20 @@ def other_images(study: Study) -> Lines:
 
 def joint_training() -> Lines:
     """Return the section about VerSemi on two data sets; empty without the joint suite."""
-    source = tables.HERE / "joint.json"
+    source = HERE / "joint.json"
     if not source.exists():
         return []
-    rows = tables.joint_rows(source)
+    rows = joint_pages.joint_rows(source)
     looks = "phantom2d_a + phantom2d_b"
     siblings = "phantom2d_a + phantom2d_kidney_a"
 
     def change(pair: str, target: str, all_labels: bool = False) -> str:
         reference = SUPERVISED if all_labels else "versemi"
         alone = rows[reference, target, all_labels][target]
-        return str(signed(compare(rows["versemi", pair, all_labels][target], alone)))
+        return signed(compare(rows["versemi", pair, all_labels][target], alone))
 
     def level(target: str) -> str:
-        return str(tables.shown(rows["versemi", siblings, True][target]))
+        return shown(rows["versemi", siblings, True][target])
 
     return [
         "## Where VerSemi's joint training helps or hurts",
@@ -182,8 +200,9 @@ def joint_training() -> Lines:
         f"data sets it reaches {level('phantom2d_a')} and {level('phantom2d_kidney_a')}: more "
         f"than with few, but {change(siblings, 'phantom2d_a', True)} and "
         f"{change(siblings, 'phantom2d_kidney_a', True)} from supervised training with all labels "
-        "on one data set. So this short training does not learn two targets in one look well; and "
-        "with few labels a likely reason for the rest is that the network learns which image has "
+        "on one data set. "
+        f"{full_labels(rows, looks, ('phantom2d_a', 'phantom2d_b'))}"
+        "With few labels a likely reason for the rest is that the network learns which image has "
         "which target, because no image is ever segmented for the target of the other data set. "
         "`segbench run` warns where data sets look alike and label different things.",
         "",
@@ -191,23 +210,43 @@ def joint_training() -> Lines:
     ]
 
 
+def full_labels(rows: joint_pages.JointRows, looks: str, targets: tuple[str, ...]) -> str:
+    """Return what joint training with all labels says, and what it cannot say."""
+    levels = [
+        f"{shown(rows['versemi', looks, True][target])} against "
+        f"{shown(rows[SUPERVISED, target, True][target])}"
+        for target in targets
+    ]
+    text = (
+        "This does not show that joint training is the reason: with all labels of two looks with "
+        f"one target, where nothing conflicts, VerSemi has {listed(levels)} of supervised training"
+    )
+    if not any(("versemi", target, True) in rows for target in targets):
+        text += ", and VerSemi alone with all labels was not run"
+    return (
+        f"{text}. So VerSemi's own training may be too short for these images; earlier experiments "
+        "with another optimizer, which are not stored here, reached more with all labels of two "
+        "targets. "
+    )
+
+
 def remedies() -> Lines:
     """Return what helps with two targets in one look; empty without the development runs."""
-    source = tables.HERE / "versemi-development.json"
+    source = HERE / "versemi-development.json"
     if not source.exists():
         return []
-    scores = tables.option_scores(source)
+    scores = joint_pages.option_scores(source)
     siblings = "phantom2d_dev_a + phantom2d_dev_kidney_a"
     without = scores["", siblings]
 
     def gain(option: str) -> str:
-        return str(signed(compare(scores[option, siblings], without)))
+        return signed(compare(scores[option, siblings], without))
 
     prompt = "condition=prompt"
     network = "backbone.last_block=True, backbone.first_skip=True"
     return [
         f"On development images ({len(without.distinct_draws)} replicates, both targets, "
-        f"{tables.shown(without)} without it), a controller that sees the prompt and not the image "
+        f"{shown(without)} without it), a controller that sees the prompt and not the image "
         f"(`{prompt}`) changes this by {gain(prompt)} Dice, and by {gain(f'{prompt}, {network}')} "
         "with decoder layers at full resolution: a remedy in part. All options are on "
         "[a page of their own](versemi-options.md).",
@@ -219,32 +258,32 @@ def hard_cases() -> Lines:
     """Return the section about the hard suite and the small target in volumes."""
     lines = []
     for suite in ("hard", "lesion"):
-        source = tables.HERE / f"{suite}.json"
+        source = HERE / f"{suite}.json"
         if source.exists():
-            lines += [hard_case(tables.load_study(source, part)) for part in parts_of(suite)]
+            lines += [hard_case(load_study(source, part)) for part in parts_of(suite)]
     return ["## Hard cases", "", *lines, ""] if lines else []
 
 
-def parts_of(suite: str) -> tuple[tables.Part, ...]:
+def parts_of(suite: str) -> tuple[Part, ...]:
     """Return the tables of a suite."""
-    parts: tuple[tables.Part, ...] = tables.SUITES[suite].parts
+    parts: tuple[Part, ...] = tables.SUITES[suite].parts
     return parts
 
 
 def hard_case(study: Study) -> str:
     """Return the item about one hard case."""
-    found = gains(study)
-    best = methods_of(study)[0]
-    worst = methods_of(study)[-1]
+    found = study.gains
+    best = study.names[0]
+    worst = study.names[-1]
     item = (
-        f"- {study.title}: supervised {tables.shown(study.methods[SUPERVISED])}, oracle "
-        f"{tables.shown(study.methods[ORACLE])}; from {worst} {found[worst].mean:+.1f} to "
+        f"- {study.title}: supervised {shown(study.methods[SUPERVISED])}, oracle "
+        f"{shown(study.methods[ORACLE])}; from {worst} {found[worst].mean:+.1f} to "
         f"{best} {found[best].mean:+.1f}. After Holm's correction (5 %) and with {study.draws} "
         f"replicates, distinguishable from supervised training: {certain_ones(found)}"
     )
     if study.without_unlabeled:
-        item += f"; gain from unlabeled images: {certain_ones(contributions(study))}"
-    return f"{item}."
+        item += f"; effect of the unlabeled images: {certain_ones(study.contributions)}"
+    return f"{item}; {notes.pairs_apart(study, with_supervised=False)}."
 
 
 def real_volumes(quick: Study) -> Lines:
@@ -254,36 +293,37 @@ def real_volumes(quick: Study) -> Lines:
         return []
     lines = ["## On real volumes", ""]
     lines += order_of_methods("Left atrium at 2.5 mm, 8 of 80 volumes labeled", atrium, quick)
-    lines += [slow_method(), ""]
+    lines += [development.atrium_remark(atrium), ""]
     lines += strong_augmentation(atrium)
     heart = stored_study("acdc-mini")
     if heart is not None:
         lines += order_of_methods("ACDC slices at 3 mm, 7 of 32 patients labeled", heart, quick)
-        names = methods_of(heart)
+        names = heart.names
         lines += [
             f"The order on ACDC has a rank correlation of {correlation(heart, atrium, names):.2f} "
             "with that on the left atrium.",
             "",
+            *development.planned_protocol(heart),
         ]
     return [*lines, *joint_hearts()]
 
 
 def joint_hearts() -> Lines:
     """Return the paragraph about one network for both; empty without that suite."""
-    source = tables.HERE / "heart-mini.json"
+    source = HERE / "heart-mini.json"
     if not source.exists():
         return []
-    rows = tables.joint_rows(source)
-    count = tables.few_labels(source)
+    rows = joint_pages.joint_rows(source)
+    count = joint_pages.few_labels(source)
     parts = []
     for target, name in (("la", "the left atrium"), ("acdc", "ACDC")):
         supervised = rows[SUPERVISED, target, False][target]
         alone = rows["versemi", target, False][target]
         together = rows["versemi", "la + acdc", False][target]
         parts.append(
-            f"on {name} supervised training has {tables.shown(supervised)} %, VerSemi alone "
-            f"{tables.shown(alone)} % ({signed(compare(alone, supervised))}), and VerSemi for both "
-            f"{tables.shown(together)} % ({signed(compare(together, alone))} from alone)"
+            f"on {name} supervised training has {shown(supervised)} %, VerSemi alone "
+            f"{shown(alone)} % ({signed(compare(alone, supervised))}), and VerSemi for both "
+            f"{shown(together)} % ({signed(compare(together, alone))} from alone)"
         )
     return [
         f"One VerSemi network for both data sets, in slices, with {count} labeled patients of each "
@@ -294,8 +334,8 @@ def joint_hearts() -> Lines:
 
 def stored_study(name: str) -> Study | None:
     """Return the only table of a stored suite; None if the suite is not stored."""
-    source = tables.HERE / f"{name}.json"
-    return tables.load_study(source, tables.SUITES[name].parts[0]) if source.exists() else None
+    source = HERE / f"{name}.json"
+    return load_study(source, tables.SUITES[name].parts[0]) if source.exists() else None
 
 
 def correlation(first: Study, second: Study, names: list[str]) -> float:
@@ -306,19 +346,19 @@ def correlation(first: Study, second: Study, names: list[str]) -> float:
 
 def order_of_methods(what: str, study: Study, quick: Study) -> Lines:
     """Return the paragraph about one data set of real volumes."""
-    names = methods_of(study)
-    found = gains(study)
+    names = study.names
+    found = study.gains
     lines = (
         f"{what}, {study.draws} replicates, {study.cases_per_dataset} test volumes: supervised "
-        f"training has {tables.shown(study.methods[SUPERVISED])} % Dice and the oracle "
-        f"{tables.shown(study.methods[ORACLE])} %. The methods, the best first: "
+        f"training has {shown(study.methods[SUPERVISED])} % Dice and the oracle "
+        f"{shown(study.methods[ORACLE])} %. The methods, the highest mean first: "
         f"{with_numbers(found, names)}; rank correlation with the quick suite "
-        f"{correlation(study, quick, names):.2f}. Distinguishable from supervised training (Holm, "
-        f"5 %): {certain_ones(found)}"
+        f"{correlation(study, quick, names):.2f}. {order(study)} Distinguishable from supervised "
+        f"training (Holm, 5 %): {certain_ones(found)}"
     )
     if study.without_unlabeled:
-        lines += f"; gain from unlabeled images: {certain_ones(contributions(study))}"
-    return [f"{lines}.", ""]
+        lines += f"; effect of the unlabeled images: {certain_ones(study.contributions)}"
+    return [" ".join([f"{lines}.", *notes.coverage_note(study)]).strip(), ""]
 
 
 def strong_augmentation(plain: Study) -> Lines:
@@ -326,32 +366,16 @@ def strong_augmentation(plain: Study) -> Lines:
     study = stored_study("la-mini-strong")
     if study is None:
         return []
-    found = gains(study)
+    found = study.gains
     gain = compare(study.methods[SUPERVISED], plain.methods[SUPERVISED])
     return [
         "With strong augmentation on the same replicates, supervised training has "
-        f"{tables.shown(study.methods[SUPERVISED])} %, {signed(gain)} more than without, and the "
-        f"oracle {tables.shown(study.methods[ORACLE])} %. The methods beside it: "
-        f"{with_numbers(found, methods_of(study))}. Distinguishable from it (Holm, 5 %): "
-        f"{certain_ones(found)}.",
+        f"{shown(study.methods[SUPERVISED])} %, {signed(gain)} more than without, and the "
+        f"oracle {shown(study.methods[ORACLE])} %. The methods beside it: "
+        f"{with_numbers(found, study.names)}. {order(study)} Distinguishable from it "
+        f"(Holm, 5 %): {certain_ones(found)}.",
         "",
     ]
-
-
-def slow_method() -> str:
-    """Return the sentence about a method that needs more steps than the protocol has."""
-    stored = json.loads((tables.HERE / "mini-development.json").read_text())
-    dice: dict[tuple[str, int], float] = {}
-    for run in stored["runs"]:
-        settings = (run["dataset"], run["optimizer"], run["labeled"], run["backbone"])
-        if settings == ("la", "sgd", 8, "vnet"):
-            dice[run["method"], run["steps"]] = run["dice_at_tenths"][-1]
-    return (
-        "The protocol is too short for bcp. On training volumes that were held out, one run each, "
-        f"it has {dice['bcp', 400]:.1f} % after 400 steps and {dice['bcp', 1600]:.1f} % after "
-        f"1,600, supervised training {dice[SUPERVISED, 400]:.1f} % and "
-        f"{dice[SUPERVISED, 1600]:.1f} %."
-    )
 
 
 def claims_of_the_literature(quick: Study) -> Lines:
@@ -366,7 +390,7 @@ def claims_of_the_literature(quick: Study) -> Lines:
     better = []
     newer = []
     for name, study in stored.items():
-        found = gains(study)
+        found = study.gains
         certain = [one for one in found.values() if one.distinguishable and one.mean > 0]
         better.append(f"{len(certain)} of {len(found)} methods on {name}")
         newer.append(f"{correlation_with_year(study):+.2f} on {name}")
@@ -379,18 +403,40 @@ def claims_of_the_literature(quick: Study) -> Lines:
         "- *Newer methods are better.* Rank correlation between the year of the paper and the mean "
         f"Dice: {listed(newer)}.",
         "- *The gain comes from unlabeled images.* On the phantom slices this is certain for "
-        f"{certain_ones(contributions(quick))} only.",
+        f"{certain_ones(quick.contributions)} only.",
         "",
     ]
 
 
 def correlation_with_year(study: Study) -> float:
     """Return the rank correlation of the methods' years of publication with their means."""
-    names = methods_of(study)
+    names = study.names
     papers = [registry.get("method", name).paper for name in names]
     years = [int(re.findall(r"\b(?:19|20)\d\d\b", paper)[-1]) for paper in papers]
     means = [study.methods[name].values.mean() for name in names]
     return float(spearmanr(years, means).statistic)
+
+
+def not_measured() -> Lines:
+    """Return the section about the methods that no stored suite holds; empty if there are none."""
+    measured: set[str] = set()
+    for name, page in tables.SUITES.items():
+        source = HERE / f"{name}.json"
+        if source.exists():
+            for part in page.parts:
+                measured.update(load_study(source, part).methods)
+    missing = [name for name in registry.names("method") if name not in measured]
+    if not missing:
+        return []
+    return [
+        "## What no suite has measured",
+        "",
+        f"Of the {len(registry.names('method'))} methods that come with segbench, no stored suite "
+        f"holds {listed(missing)}. Only development runs of some of them are stored "
+        "(`phantom2d-development.json`, `mini-development.json`), so nothing here says how they "
+        "compare with the others.",
+        "",
+    ]
 
 
 def text() -> str:
@@ -409,10 +455,13 @@ def text() -> str:
         *where_the_gain_comes_from(study),
         *how_large_the_noise_is(study),
         *other_images(study),
+        *development.optimizer_and_weight(),
+        *development.optimizer_of_versemi(study),
         *joint_training(),
         *hard_cases(),
         *real_volumes(study),
         *claims_of_the_literature(study),
+        *not_measured(),
         "## What a GPU is needed for",
         "",
         "Whether any of this holds at the size of the literature's protocols (112 x 112 x 80 "

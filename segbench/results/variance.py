@@ -309,6 +309,24 @@ def _case_weights(cases: int, resamples: int) -> Array:
     return np.ascontiguousarray(by_resample.T / cases)
 
 
+def smallest_found(found: Moments, tests: int = 1) -> float:
+    """Return the smallest true value that a test of a mean against 0 finds with 80 % power.
+
+    It depends on the scatter, not on the observed mean, and has the unit of the scores. It is a
+    formula, as that of ``replicates_needed``: the quantile of the test plus that of the power,
+    times the standard error. nan where nothing can be tested.
+
+    Args:
+        found: the moments of the mean.
+        tests: number of means that are tested together: the strictest level of Holm's correction is
+            assumed.
+    """
+    if isnan(found.se):
+        return nan
+    level = ALPHA / max(tests, 1)
+    return (t_isf(level / 2, found.df) + normal_isf(1 - POWER)) * found.se
+
+
 def replicates_needed(contrast: Contrast, pool: Pool, tests: int = 1) -> int | None:
     """Return how many replicates per group find a true difference of the observed size.
 

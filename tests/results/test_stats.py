@@ -1,6 +1,7 @@
 """Statistics: agreement with scipy and printed examples, simulated studies, what is paired."""
 
 from dataclasses import replace
+from math import isnan, nan
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats as scipy_stats
 from segbench.results.ranking import letters, ranking
 from segbench.results.scores import Scores
 from segbench.results.stats import compare, estimate, holm
-from segbench.results.variance import Contrast, moments
+from segbench.results.variance import Contrast, moments, smallest_found
 
 # Student (1908), hours of sleep gained by ten patients under two drugs.
 SLEEP = [
@@ -106,6 +107,25 @@ def test_coverage_and_false_positives_in_simulated_studies(simulate, name):
 def test_a_true_difference_is_found():
     found = [compare(scores("a", 3, mean=3.0, seed=s), scores("b", 3, seed=s)) for s in range(40)]
     assert sum(d.p < 0.05 for d in found) > 35 and all(abs(d.mean - 3) < 3 for d in found)
+
+
+def test_the_smallest_difference_found_is_found_in_80_of_100_studies():
+    generator = np.random.default_rng(3)
+
+    def study(difference):
+        values = 80 + generator.standard_normal((2, 20, 30))
+        values[0] += difference + 2 * generator.standard_normal((20, 1))
+        first, second = (
+            Scores(name, one, tuple(range(20))) for name, one in zip("ab", values, strict=True)
+        )
+        return compare(first, second)
+
+    smallest = [smallest_found(study(0.0).basis.moments) for _ in range(50)]
+    found = [study(float(np.mean(smallest))).p < 0.05 for _ in range(600)]
+    assert 0.76 < np.mean(found) < 0.84
+    one = study(0.0).basis.moments
+    assert smallest_found(one, tests=10) > smallest_found(one)
+    assert isnan(smallest_found(one._replace(se=nan)))
 
 
 def test_replicates_needed_shrink_with_the_difference():

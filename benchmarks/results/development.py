@@ -1,0 +1,344 @@
+"""What the development runs say: why a method is low, which optimizer suits it, what else is known.
+
+Development runs are of images or patients that no suite reports. Each is one run of one draw; their
+files hold Dice during training rather than every case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from segbench.benchmarks.results.joint_pages import option_scores
+from segbench.benchmarks.results.notes import NOTHING_LEARNED
+from segbench.benchmarks.results.studies import (
+    HERE,
+    ORACLE,
+    SUPERVISED,
+    Study,
+    case_scores,
+    class_means,
+    listed,
+    scores_by_draw,
+    signed,
+)
+
+from segbench.config import load_protocol
+from segbench.results.scores import Scores
+from segbench.results.stats import compare
+
+Lines = list[str]
+
+
+def stored(name: str) -> dict[str, Any]:
+    """Return a file of stored runs."""
+    content: dict[str, Any] = json.loads((HERE / f"{name}.json").read_text())
+    return content
+
+
+# -- real volumes ----------------------------------------------------------------------------------
+
+
+def atrium_runs() -> dict[tuple[str, int], list[float]]:
+    """Return Dice at each tenth of the training of la-mini's settings, by method and steps."""
+    found = {}
+    for run in stored("mini-development")["runs"]:
+        settings = (run["dataset"], run["optimizer"], run["labeled"], run["backbone"])
+        if settings == ("la", "sgd", 8, "vnet"):
+            found[run["method"], run["steps"]] = run["dice_at_tenths"]
+    return found
+
+
+def atrium_remark(study: Study) -> str:
+    """Return why a method is low on the left atrium: it needs more steps than the protocol has."""
+    found = atrium_runs()
+    lengths = sorted({steps for _, steps in found})
+    short, long = lengths[0], lengths[-1]
+
+    def ends(method: str) -> tuple[float, float]:
+        return found[method, short][-1], found[method, long][-1]
+
+    bcp, supervised = ends("bcp"), ends(SUPERVISED)
+    return (
+        f"The protocol is too short for bcp ({study.gains['bcp'].mean:+.1f} Dice here). On "
+        f"training volumes that were held out, one run each, it has {bcp[0]:.1f} % after "
+        f"{short:,} steps and {bcp[1]:.1f} % after {long:,}, supervised training "
+        f"{supervised[0]:.1f} % and "
+        f"{supervised[1]:.1f} % (`mini-development.json`)."
+    )
+
+
+def cardiac_remark(study: Study) -> str:
+    """Return what the development runs on ACDC say about the course of the training."""
+    curves = {}
+    for run in stored("mini-development")["runs"]:
+        settings = (run["dataset"], run["labeled"], tuple(run["patch"]), run["steps"])
+        if settings == ("acdc", 7, (64, 64), 1000) and run["method"] in study.methods:
+            curves[run["method"]] = run["dice_at_tenths"]
+    falls = {name: curve[4] - curve[-1] for name, curve in curves.items()}
+    worst = max(falls, key=falls.__getitem__)
+    late = {name: curve[-1] - curve[7] for name, curve in curves.items()}
+    rising = max(late, key=late.__getitem__)
+    return (
+        "On training patients that were held out, one run each of "
+        f"{listed(sorted(curves))} (`mini-development.json`): the largest loss after half time is "
+        f"{falls[worst]:.1f} Dice ({worst}); the most in the last fifth of the training gains "
+        f"{rising} ({late[rising]:+.1f} Dice, to {curves[rising][-1]:.1f} %, where supervised "
+        f"training has {curves[SUPERVISED][-1]:.1f} %). No longer training was run on ACDC."
+    )
+
+
+# -- planned protocols -----------------------------------------------------------------------------
+
+
+def planned_protocol(heart: Study) -> Lines:
+    """Return the paragraph about a planned protocol on the test volumes of acdc-mini."""
+    (run,) = (run for run in stored("planned-runs")["runs"] if run["dataset"] == "dataset027_acdc")
+    method = run["method"]
+    plan = run["plan"]
+    protocol = load_protocol("acdc-mini")
+    same = (
+        run["test"] == heart.cases_per_dataset,
+        plan["backbone"] == protocol.backbone.model_dump(mode="json"),
+        plan["downsample"] == [protocol.downsample] * 2,
+    )
+    if not all(same):
+        raise ValueError(f"test volumes, network or resolution differ from acdc-mini: {plan}")
+    planned = fmean(run["dice"].values())
+    # Draw 0 labels the first patients of the training list, as the planned run does.
+    first = {
+        name: float(heart.methods[name].of_draws([0]).values.mean())
+        for name in (SUPERVISED, method, ORACLE)
+    }
+    by_class = listed([f"{name} {dice:.1f}" for name, dice in run["dice"].items()])
+    patch = " x ".join(map(str, plan["patch"]))
+    return [
+        "The protocol of acdc-mini is not the best that a CPU can do. With the same "
+        f"{run['test']} test volumes and the same labeled patients as replicate 0, one run of "
+        f"{method} under a planned protocol ([planning](../explanation/planning.md), "
+        f"`planned-runs.json`) has {planned:.1f} % "
+        f"({by_class}). In replicate 0 of acdc-mini {method} has {first[method]:.1f} %, supervised "
+        f"training {first[SUPERVISED]:.1f} % and the oracle {first[ORACLE]:.1f} %; over all "
+        f"{heart.draws} replicates supervised training has "
+        f"{heart.supervised.values.mean():.1f} %. Both train the same network on slices, at half "
+        f"of the resolution in plane. The planned run has {plan['steps']:,} steps, patches of "
+        f"{patch} pixels, AdamW in place of SGD, and images prepared by the rules for own folders. "
+        "Which of these matters was not tried, and it is one run. So acdc-mini compares methods "
+        "under equal conditions, but below what these labels allow, and its differences need not "
+        "hold under a better protocol.",
+        "",
+    ]
+
+
+# -- optimizer and semi-supervised weight ----------------------------------------------------------
+
+ADAMW = ("optim.name=adamw", "optim.lr=0.003", "optim.weight_decay=0.01")
+# What the protocol set when these runs were made; the first list names it, the later ones imply it.
+PARAMETERS = {
+    "bcp": ("pretrain_share=0.4",),
+    "cps": ("start=backbone",),
+    "versemi": ("optimizer=protocol",),
+}
+Place = tuple[str, int]  # data set and labeled draw
+
+
+class DevelopmentRun(NamedTuple):
+    """A run of the development phantoms with 4 labeled images."""
+
+    method: str
+    place: Place
+    optimizer: str  # sgd or adamw, with the rates that were compared
+    weighted: bool  # False: the semi-supervised weight is 0
+    repeated: bool  # the same settings, draw and seed again, after a change of rounding
+    half: float  # Dice in percent after half of the steps
+    end: float
+
+
+def development_runs() -> Iterator[DevelopmentRun]:
+    """Return the runs that compare optimizers and weights with the protocol's other settings."""
+    content = stored("phantom2d-development")
+    for part in ("runs", "later", "repeats"):
+        for run in content[part]:
+            settings = list(run["settings"])
+            own = PARAMETERS.get(run["method"], ())
+            has_own = part != "runs" or all(setting in settings for setting in own)
+            for setting in own:
+                if setting in settings:
+                    settings.remove(setting)
+            weighted = "weight=0" not in settings
+            rest = [setting for setting in settings if setting != "weight=0"]
+            if run["labeled"] != 4 or not has_own or rest not in ([], list(ADAMW)):
+                continue
+            curve = run["dice_at_quarters"]
+            yield DevelopmentRun(
+                run["method"],
+                (run["dataset"], run["draw"]),
+                "adamw" if rest else "sgd",
+                weighted,
+                part == "repeats",
+                curve[1],
+                curve[-1],
+            )
+
+
+def at_places(
+    runs: list[DevelopmentRun], value: Callable[[DevelopmentRun], float]
+) -> dict[Place, float]:
+    """Return a value by data set and draw; the mean of runs that differ in rounding only."""
+    found: dict[Place, list[float]] = {}
+    for run in runs:
+        found.setdefault(run.place, []).append(value(run))
+    return {place: fmean(values) for place, values in found.items()}
+
+
+def rounding() -> str:
+    """Return the sentence about runs that differ in rounding only."""
+    runs = [run for run in development_runs() if run.optimizer == "sgd" and run.weighted]
+    first = {(run.method, run.place): run.end for run in runs if not run.repeated}
+    again = {(run.method, run.place): run.end for run in runs if run.repeated}
+    changes = [abs(again[key] - first[key]) for key in again if key in first]
+    return (
+        f"What rounding alone does to a single run: {len(changes)} development runs, repeated "
+        "after instance normalization rounded differently, with the same images, draws and seeds, "
+        f"ended {fmean(changes):.1f} Dice apart on average, and up to {max(changes):.1f}."
+    )
+
+
+def optimizer_and_weight() -> Lines:
+    """Return the section about optimizer and semi-supervised weight of each method."""
+    runs = list(development_runs())
+    names = list(dict.fromkeys(run.method for run in runs))
+
+    def end(name: str, optimizer: str, weighted: bool = True) -> dict[Place, float]:
+        chosen = [
+            r for r in runs if (r.method, r.optimizer, r.weighted) == (name, optimizer, weighted)
+        ]
+        return at_places(chosen, lambda run: run.end)
+
+    def largest_fall(name: str, optimizer: str) -> float:
+        chosen = [r for r in runs if (r.method, r.optimizer, r.weighted) == (name, optimizer, True)]
+        return max(run.half - run.end for run in chosen)
+
+    lines = [
+        "## Optimizer and semi-supervised weight",
+        "",
+        "Dice on the development phantoms (4 of 60 labeled; a draw is another look or another "
+        "choice of labeled images; `phantom2d-development.json`). SGD is the protocol's, AdamW has "
+        "a rate "
+        "of 0.003 that falls to zero as well. *Late fall*: the most that one run loses after half "
+        "of the steps. *Weight 0*: with SGD, on fewer draws, beside the method itself on the same "
+        "draws.",
+        "",
+        "| method | draws | SGD | AdamW | AdamW minus SGD | late fall, SGD | late fall, AdamW "
+        "| draws | weight 0 | with weight |",
+        "|---" + "|---:" * 9 + "|",
+    ]
+    changes = {}
+    for name in names:
+        sgd, adamw, zero = end(name, "sgd"), end(name, "adamw"), end(name, "sgd", weighted=False)
+        both = [place for place in sgd if place in adamw]
+        changes[name] = fmean(adamw[place] - sgd[place] for place in both)
+        cells = [name, str(len(both))]
+        cells += [f"{fmean(of[place] for place in both):.1f}" for of in (sgd, adamw)]
+        cells += [f"{changes[name]:+.1f}"]
+        cells += [f"{largest_fall(name, optimizer):.1f}" for optimizer in ("sgd", "adamw")]
+        shared = [place for place in zero if place in sgd]
+        if shared:
+            cells += [str(len(shared))]
+            cells += [f"{fmean(of[place] for place in shared):.1f}" for of in (zero, sgd)]
+        else:
+            cells += ["–", "–", "–"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", _verdict(runs, changes), ""]
+
+
+def _verdict(runs: list[DevelopmentRun], changes: dict[str, float]) -> str:
+    """Return the sentences below the table of optimizers."""
+    worse = sorted((name for name in changes if changes[name] < -2), key=changes.__getitem__)
+    with_changes = listed([f"{name} ({changes[name]:+.1f})" for name in worse])
+    alone = []
+    for run in runs:
+        if run.optimizer == "adamw" and not run.weighted:
+            (beside,) = [
+                other.end
+                for other in runs
+                if (other.method, other.place, other.optimizer) == (run.method, run.place, "adamw")
+                and other.weighted
+            ]
+            alone.append(f"{run.method} {run.end:.1f} instead of {beside:.1f}")
+    text = f"More than 2 Dice worse with AdamW than with SGD: {with_changes}."
+    if alone:
+        text += (
+            f" With AdamW and weight 0, one draw each: {listed(alone)}. Where this is higher, "
+            "AdamW and the method's own term fail together, not AdamW alone."
+        )
+    content = stored("phantom2d-development")
+    lists = [part for part in content.values() if isinstance(part, list)]
+    settings = {setting for part in lists for run in part for setting in run.get("settings", [])}
+    ramps = sorted(setting for setting in settings if "ramp" in setting)
+    if ramps:
+        return f"{text} The ramp was varied in runs with {listed(ramps)}."
+    return (
+        f"{text} The ramp of the weight was not varied, so nothing is known about it. These are "
+        "few draws, without intervals."
+    )
+
+
+# -- VerSemi's optimizer ---------------------------------------------------------------------------
+
+
+def optimizer_of_versemi(quick: Study) -> Lines:
+    """Return the section about VerSemi's optimizer, changed after a look at reported images."""
+    failed, sgd = _versemi_with_sgd(quick)
+    annealed = quick.methods["versemi"]
+    learned = sgd.of_draws([draw for draw in sgd.draws if draw not in failed])
+    difference = compare(annealed, learned)
+    trained = option_scores(HERE / "versemi-development.json")
+    dataset = "phantom2d_dev_a"
+    own = trained["", dataset]
+    pairs = {}
+    for draw in own.distinct_draws:
+        with_sgd = [
+            run.end
+            for run in development_runs()
+            if (run.method, run.place, run.optimizer) == ("versemi", (dataset, draw), "sgd")
+        ]
+        if with_sgd:
+            pairs[draw] = float(own.of_draws([draw]).values.mean()) - fmean(with_sgd)
+    changes = listed([f"{change:+.1f}" for change in pairs.values()])
+    return [
+        "## VerSemi's optimizer was changed after a look at reported images",
+        "",
+        f"With the protocol's SGD, VerSemi learned nothing in {len(failed)} of "
+        f"{len(sgd.distinct_draws)} replicates of the quick suite, so its rows have its own Adam "
+        "with a rate that falls to zero (`quick-versemi-sgd.json` keeps the runs with SGD). In the "
+        f"{len(learned.distinct_draws)} replicates in which SGD learned, annealed Adam minus SGD "
+        f"is {signed(difference)} Dice on the reported images. On the development images "
+        f"({dataset}, the draws that have both), it is {changes} Dice in {len(pairs)} runs. "
+        "So the change removes the failure and, where SGD learns, "
+        + ("costs" if difference.mean < 0 else "gains")
+        + " Dice on average in these few draws. The rank of VerSemi depends on this choice.",
+        "",
+    ]
+
+
+def _versemi_with_sgd(quick: Study) -> tuple[set[int], Scores]:
+    """Return the draws in which VerSemi with SGD learned nothing, and its scores in all draws."""
+    failed = set()
+    dice: dict[int, dict[str, list[float]]] = {}
+    for run in stored("quick-versemi-sgd")["runs"]:
+        if run["unlabeled"] != "all":
+            continue
+        (dataset,) = run["datasets"]
+        dice.setdefault(run["draw"], {})[dataset] = case_scores(run)
+        if any(mean < NOTHING_LEARNED for mean in class_means(run).values()):
+            failed.add(run["draw"])
+    values = {
+        draw: [score for dataset in quick.datasets for score in of_draw[dataset]]
+        for draw, of_draw in dice.items()
+    }
+    scores = scores_by_draw("versemi with SGD", values)
+    owners = quick.methods["versemi"].datasets
+    return failed, Scores(scores.name, scores.values, scores.draws, datasets=owners)
