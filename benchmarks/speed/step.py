@@ -218,7 +218,7 @@ def main() -> None:
         from measured import save
 
         note = "CPU seconds per step; ratio: other side divided by this one"
-        save(chosen.out, [{**settings, "rounds": chosen.rounds}, *rows], note)
+        save(chosen.out, [{**settings, "rounds": chosen.rounds}, *rows], note, chosen.against)
 
 
 if __name__ == "__main__":
