@@ -132,3 +132,16 @@ def test_loaders_are_compared(tmp_path):
     _, *sides = json.loads(file.read_text())["rows"]
     assert [side["augment"] for side in sides] == ["none", "none", "mirror", "mirror"]
     assert all(side["cpu"] > 0 for side in sides)
+
+
+@pytest.mark.slow
+def test_changes_are_measured_one_by_one(tmp_path):
+    file = tmp_path / "changes.json"
+    names = ("labels-4", "scoring", "one-pass", "memory")
+    sizes = ("--edge", "16", "--shape", "16x16x16", "--rounds", "1")
+    memory = ("--step-patch", "16x16x16", "--window", "16x16x16")
+    run("speed/changes.py", *names, *sizes, *memory, "--out", file, cwd=tmp_path)
+    kept, predicted, labels, one_pass, scoring = json.loads(file.read_text())["rows"]
+    assert {row["result"] for row in (kept, predicted, labels, scoring)} == {"same bytes"}
+    assert kept["peak_mb_after"] > 0
+    assert one_pass["result"].startswith(("same bytes", "differs by"))
