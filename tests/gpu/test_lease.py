@@ -145,3 +145,13 @@ def test_changes_are_measured_one_by_one(tmp_path):
     assert {row["result"] for row in (kept, predicted, labels, scoring)} == {"same bytes"}
     assert kept["peak_mb_after"] > 0
     assert one_pass["result"].startswith(("same bytes", "differs by"))
+
+
+@pytest.mark.slow
+def test_a_suite_is_compared_with_single_runs(tmp_path):
+    file = tmp_path / "suite.json"
+    options = ("supervised", "--seeds", "2", "--steps", "2", "--rounds", "1", "--out", file)
+    run("speed/suite.py", *options, cwd=tmp_path)
+    single, suite = json.loads(file.read_text())["rows"]
+    assert single["weights"] == suite["weights"] == "same bytes"
+    assert single["runs"] == 2 and suite["cpu"] > 0
