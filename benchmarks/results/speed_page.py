@@ -73,8 +73,13 @@ def wrapped(line: str) -> str:
     if line.startswith("|"):
         return line
     indent = "  " if line.startswith("- ") else ""
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return fill(line, COLUMNS, subsequent_indent=indent, **options)
+    return fill(
+        line,
+        COLUMNS,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def section(name: str, title: str, content: dict[str, Any]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Sentences of the speed page: what a table means, what was tried, what is open.
 
 Numbers in them are computed from the stored measurements. What was tried without a script that
-stores its measurements is told in words.
+stores its measurements is reported in words.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def without_gain() -> Iterator[str]:
     average = changes["moving average of all weights at once"]["ratio"]
     yield (
         "Points with a number are in a table of this page. The others were tried by hand in a copy "
-        "of an early version; no script stored what was measured, so they are told without numbers."
+        "of an early version; no script stored what was measured, so they are listed without numbers."
     )
     yield ""
     yield (
@@ -142,7 +142,7 @@ def without_gain() -> Iterator[str]:
 
 
 def alters_numbers() -> Iterator[str]:
-    """Yield which changes alter numbers and how runs are told apart."""
+    """Yield which changes alter numbers and how it shows in the identity of runs."""
     yield (
         "The second column is what the script above found; for a training step it compares the "
         "gradients of the first step. Several sizes of one change have the same row."

@@ -156,10 +156,11 @@ def training(method: str, size: Size, norm: str) -> Training:
 
 def step_of(made: Training) -> Side:
     """Return a function that makes a step of the last phase and returns the method."""
+    method: nn.Module = made.method
 
     def step() -> nn.Module:
         made.step(made.plan[-1]).report()
-        return made.method
+        return method
 
     return step
 
@@ -195,7 +196,7 @@ def group_norm(size: Size) -> Sides:
     found = 0
     for module in before.method.modules():
         if isinstance(module, nn.InstanceNorm3d):
-            module.forward = partial(nn.InstanceNorm3d.forward, module)
+            vars(module)["forward"] = partial(nn.InstanceNorm3d.forward, module)
             found += 1
     assert found
     after = training("supervised", size, "instance")

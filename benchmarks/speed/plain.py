@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 TOTAL = 1000  # steps of the pretended training, of which half are done
-Step = Callable[[], float]
+Step = Callable[[], Tensor]
 
 
 def dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
@@ -30,13 +30,13 @@ def supervised(network: nn.Module, x: Tensor, y: Tensor, u: Tensor) -> Step:
     """Return a function that makes a step on labeled images and returns the loss."""
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
 
-    def step() -> float:
+    def step() -> Tensor:
         network.train()
         loss = dice_ce(network(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -49,7 +49,7 @@ def mean_teacher(network: nn.Module, x: Tensor, y: Tensor, u: Tensor) -> Step:
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-4, momentum=0.9)
     done = TOTAL // 2
 
-    def step() -> float:
+    def step() -> Tensor:
         nonlocal done
         network.train()
         teacher.train()
@@ -59,7 +59,7 @@ def mean_teacher(network: nn.Module, x: Tensor, y: Tensor, u: Tensor) -> Step:
             target = teacher(u + noise).softmax(1)
         consistency = ((logits[len(x) :].softmax(1) - target) ** 2).mean()
         weight = 0.1 * math.exp(-5 * (1 - done / TOTAL) ** 2)
-        loss = dice_ce(logits[: len(x)], y) + weight * consistency
+        loss: Tensor = dice_ce(logits[: len(x)], y) + weight * consistency
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -67,7 +67,7 @@ def mean_teacher(network: nn.Module, x: Tensor, y: Tensor, u: Tensor) -> Step:
         for average, newest in zip(teacher.parameters(), network.parameters(), strict=True):
             average.data.mul_(decay).add_(newest.data, alpha=1 - decay)
         done += 1
-        return loss.item()
+        return loss.detach()
 
     return step
 
