@@ -105,7 +105,7 @@ def without_gain() -> Iterator[str]:
     average = changes["moving average of all weights at once"]["ratio"]
     yield (
         "Points with a number are in a table of this page. The others were tried by hand in a copy "
-        "of an early version; no script stored what was measured, so they are listed without numbers."
+        "of an early version; no script stored what was measured, so they have no numbers here."
     )
     yield ""
     yield (
