@@ -1,4 +1,4 @@
-"""Measure on a GPU what is listed in benchmarks/gpu/README.md, in that order, within ten minutes.
+"""Measure on a GPU what is listed in benchmarks/gpu/README.md within ten minutes, trainings last.
 
     python benchmarks/gpu/lease.py --out DIR [--minutes 10] [--commit SHA] [--data DIR]
         [--only PATTERN ...] [--dry]
@@ -17,9 +17,11 @@ import argparse
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -35,6 +37,7 @@ VARIANTS = (
     "channels_last",
     "losses_read_at_once",
     "pinned_batches",
+    "plain_moving_average",
     "plain_optimizer",
     "tf32",
     "cudnn_benchmark",
@@ -69,15 +72,15 @@ def work(method: str, protocol: str, precision: str, chosen: argparse.Namespace)
 
 
 def items(chosen: argparse.Namespace) -> list[Item]:
-    """Return all measurements in the order of the README."""
+    """Return all measurements in order: trainings come last, because they take all the time."""
     found: list[Item] = []
     for point in (
         _it_runs,
         _what_helps,
-        _trainings,
-        _joint_trainings,
         _resuming,
         _prediction,
+        _trainings,
+        _joint_trainings,
     ):
         found += point(chosen)
     if not chosen.only:
@@ -112,6 +115,8 @@ def _what_helps(chosen: argparse.Namespace) -> list[Item]:
         for variant in VARIANTS:
             if chosen.dry and variant == "compile":
                 continue  # needs a compiler, and minutes
+            if method == "versemi" and variant == "plain_moving_average":
+                continue  # it has no teacher
             measured = {
                 "work": task,
                 "variant": variant,
@@ -210,6 +215,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,
+                start_new_session=True,  # its own group, which a training belongs to
             )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -227,9 +233,10 @@ class Worker:
         return {"failed": reason}
 
     def close(self) -> None:
-        """End the process."""
+        """End the process and all that it started: a training would go on using the GPU."""
         if self.process is not None:
-            self.process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +27,7 @@ from segbench.data.sampling.loader import loader
 from segbench.data.sampling.resident import ResidentData
 from segbench.errors import Interrupted
 from segbench.evaluation.precision import use_precision
+from segbench.nn.ops import Ema
 from segbench.training.placement import FORMATS, compile_networks
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.run import execute
@@ -209,6 +211,21 @@ def _with_plain_optimizer(work: Work) -> tuple[Training, Around]:
     return training, _nothing
 
 
+def _with_plain_moving_average(work: Work) -> tuple[Training, Around]:
+    """Let teachers follow with two calls per weight, not with two calls for all weights."""
+    training = Training(work)
+    for module in training.method.modules():
+        if isinstance(module, Ema):
+            module.follow = partial(_follow_one_by_one, module)  # type: ignore[method-assign]
+    return training, _nothing
+
+
+@torch.no_grad()
+def _follow_one_by_one(teacher: Ema, student: torch.nn.Module, decay: float) -> None:
+    for mine, theirs in zip(teacher.model.parameters(), student.parameters(), strict=True):
+        mine.mul_(decay).add_(theirs, alpha=1 - decay)
+
+
 def _with_losses_read_at_once(work: Work) -> tuple[Training, Around]:
     """Wait for the loss terms after every step, as the engine does on the CPU."""
     training = Training(work)
@@ -240,6 +257,7 @@ VARIANTS: dict[str, Callable[[Work], tuple[Training, Around]]] = {
     "tf32": _with_tf32,
     "losses_read_at_once": _with_losses_read_at_once,
     "pinned_batches": _with_pinned_batches,
+    "plain_moving_average": _with_plain_moving_average,
     "plain_optimizer": _with_plain_optimizer,
     "compile": _with_compile,
 }

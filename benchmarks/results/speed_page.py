@@ -6,18 +6,28 @@ python benchmarks/results/speed_page.py
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE))
+
+from speed_remarks import REMARKS, SECTIONS  # noqa: E402
+
 PAGE = HERE.parents[1] / "docs" / "results" / "speed.md"
 Row = dict[str, Any]
 
+COLUMNS = 130  # of the text
 TITLES = {
+    "speed-changes": "Each change alone: without it and with it",
     "speed-step": "A training step in three dimensions, before and after",
     "speed-step-2d": "A training step in two dimensions, before and after",
+    "speed-plain": "A training step in plain torch code and in segbench",
+    "speed-suite": "Several small runs: a process for each, and a suite",
     "speed-metrics": "Metrics against MedPy",
     "speed-metric-peers": "Metrics against other libraries",
     "speed-inference": "Sliding windows",
@@ -31,7 +41,10 @@ TITLES = {
     "speed-prepare-la": "Preparing the left atrium",
     "speed-prepare-acdc": "Preparing ACDC",
     "speed-store": "Forms of the prepared store: random crops",
+    "speed-commits": "The commit of a change and the one before it",
 }
+# Columns with numbers in this order; others come after them as they are stored.
+ORDER = ("before", "other", "plain", "after", "here", "ratio", "peak_mb_before", "peak_mb_after")
 
 
 def page() -> str:
@@ -49,11 +62,27 @@ def page() -> str:
     for name, title in TITLES.items():
         source = HERE / f"{name}.json"
         if source.exists():
-            lines += section(title, json.loads(source.read_text(encoding="utf-8")))
+            lines += section(name, title, json.loads(source.read_text(encoding="utf-8")))
+    for title, write in SECTIONS.items():
+        lines += [f"## {title}", "", *map(wrapped, write()), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def section(title: str, content: dict[str, Any]) -> Iterator[str]:
+def wrapped(line: str) -> str:
+    """Return a paragraph or a list item in lines of the usual width; table rows stay."""
+    if line.startswith("|"):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return fill(
+        line,
+        COLUMNS,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def section(name: str, title: str, content: dict[str, Any]) -> Iterator[str]:
     """Yield the lines about one measurement."""
     yield f"## {title}"
     yield ""
@@ -62,14 +91,26 @@ def section(title: str, content: dict[str, Any]) -> Iterator[str]:
     yield f"`{content['command']}` at commit `{content['commit'][:10]}`{beside}."
     if content.get("note"):
         yield f"{content['note'][0].upper()}{content['note'][1:]}."
+    if content.get("other_commit"):
+        yield f"The other checkout was commit `{content['other_commit'][:10]}`."
+    elif "--against" in content["command"]:
+        yield "The commit of the other checkout was not stored."
     yield ""
+    if name in REMARKS:
+        yield wrapped(REMARKS[name](content["rows"]))
+        yield ""
     for names, rows in groupby(content["rows"], key=tuple):
         yield from table(names, list(rows))
 
 
 def table(names: tuple[str, ...], rows: list[Row]) -> Iterator[str]:
     """Yield the lines of a table with one column per key, those with text first."""
-    names = tuple(sorted(names, key=lambda name: not isinstance(rows[0][name], str)))
+
+    def place(name: str) -> tuple[bool, int]:
+        is_number = not isinstance(rows[0][name], str)
+        return is_number, ORDER.index(name) if name in ORDER else len(ORDER)
+
+    names = tuple(sorted(names, key=place))
     yield "| " + " | ".join(name.replace("_", " ") for name in names) + " |"
     yield "|" + "---|" * len(names)
     for row in rows:

@@ -17,12 +17,22 @@ from segbench.storage import atomic_write, json_bytes
 PACKAGES = ("numpy", "scipy", "medpy", "blosc2", "h5py", "torch")
 
 
-def save(file: Path, rows: list[dict[str, Any]], note: str = "") -> None:
-    """Write rows with the command, the commit, the versions and the machine."""
-    content = {
+def save(
+    file: Path, rows: list[dict[str, Any]], note: str = "", other: Path | str | None = None
+) -> None:
+    """Write rows with the command, the commit, the versions and the machine.
+
+    Args:
+        other: the other checkout that was measured, or its commit; None if there was none.
+    """
+    content: dict[str, Any] = {
         "schema": "segbench.speed/1",
         "command": command(),
         "commit": current_commit(),
+    }
+    if other is not None:
+        content["other_commit"] = commit_of(other) if isinstance(other, Path) else other
+    content |= {
         "note": note,
         "rows": rows,
         "python": platform.python_version(),
@@ -41,15 +51,24 @@ def command() -> str:
 
 
 def current_commit() -> str:
-    """Return the commit that is checked out; empty where this is no checkout."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of this checkout; empty where this is none."""
+    return commit_of(Path(__file__).resolve().parents[2])
+
+
+def commit_of(tree: Path) -> str:
+    """Return the commit of a checkout; empty for a folder that is none, also inside of another."""
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--show-toplevel", "HEAD"],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.strip()
+    top, commit = done.stdout.splitlines()
+    return commit if Path(top).resolve() == tree.resolve() else ""
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

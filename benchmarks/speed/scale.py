@@ -297,8 +297,12 @@ def main() -> None:
             print(_line(rows[-1]), flush=True)
     finally:
         shutil.rmtree(folder)
+    code = options.code.resolve()
+    other: Path | str | None = None if code == ROOT else code
     if options.before:
-        for row in json.loads(options.before.read_bytes())["rows"]:
+        before = json.loads(options.before.read_bytes())
+        other = str(before.get("other_commit", before["commit"]))
+        for row in before["rows"]:
             rows.append({**row, "part": f"before: {row['part']}"})
             print(_line(rows[-1]))
     if options.save:
@@ -308,6 +312,7 @@ def main() -> None:
             options.save,
             rows,
             "CPU seconds of the whole process, imports included; calls outside of Python's folder",
+            other,
         )
 
 

@@ -156,7 +156,7 @@ def main() -> None:
             "all of them slower: compare with the import of torch); ratio: other checkout divided "
             "by this one; peak memory of this one"
         )
-        save(chosen.out, rows, note)
+        save(chosen.out, rows, note, chosen.against)
 
 
 if __name__ == "__main__":

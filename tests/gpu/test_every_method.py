@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 from segbench.benchmarks.gpu.lease import METHODS, SMALL
 from segbench.benchmarks.gpu.training import Training, Work
-from segbench.benchmarks.speed.step import make_stepper
+from segbench.benchmarks.speed.plain import PLAIN
+from segbench.benchmarks.speed.step import make_plain_stepper, make_stepper
 
 from segbench import registry
 
+SPEED = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
 REGISTERED = registry.names("method")
 
 
@@ -37,3 +42,23 @@ def test_the_step_of_the_comparison(name):
     }
     step = make_stepper(name, settings)
     step()
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_plain_code_computes_the_same_loss(name, monkeypatch):
+    monkeypatch.syspath_prepend(SPEED)
+    settings = {
+        "patch": [16, 16, 16],
+        "labeled": 2,
+        "unlabeled": 2,
+        "backbone": "vnet",
+        "options": {"width": 4, "depth": 3, "dropout": 0.0},
+    }
+    losses = []
+    for make in (make_stepper, make_plain_stepper):
+        step = make(name, settings)
+        torch.manual_seed(1)
+        losses.append([float(step()), float(step())])
+    ours, plain = losses
+    assert plain == pytest.approx(ours, rel=1e-4)
+    assert plain[1] != plain[0]

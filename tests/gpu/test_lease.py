@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from segbench.benchmarks.gpu import lease
 
 ROOT = Path(__file__).resolve().parents[2]
 # Packages of segbench that the machine with a GPU does not have and that are not needed there.
@@ -70,6 +72,7 @@ def test_lease_measures_what_is_missing(tmp_path, blocked):
         "1-steps-sassnet-bf16",
         "1-agreement-supervised",
         "2-loading",
+        "2-pair-ua_mt-plain_moving_average",
         "2-pair-ua_mt-plain_optimizer",
         "5-resuming-versemi",
     }
@@ -93,6 +96,27 @@ def test_lease_says_what_is_left(tmp_path):
     printed = run("gpu/lease.py", "--dry", "--out", out, "--minutes", "0", cwd=tmp_path)
     assert printed.startswith("left for another time: 1-steps-ad_mt-fp32, ")
     assert rows(out) == {}
+
+
+def test_trainings_come_last_and_leave_time_for_all_other_points(tmp_path):
+    chosen = argparse.Namespace(
+        dry=False, data="", out=tmp_path, minutes=10, device="cuda", only=[]
+    )
+    kinds = [item.kind for item in lease.items(chosen)]
+    first = kinds.index("training")
+    assert {"steps", "pair", "resuming", "prediction"} <= set(kinds[:first])
+    assert set(kinds[first:]) == {"training"}
+
+
+def test_a_worker_that_is_given_up_leaves_no_training_behind(tmp_path):
+    code = "import subprocess, sys; subprocess.run(['sleep', '300'], stdout=sys.stdout)"
+    worker = lease.Worker(None)
+    worker.process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    )
+    output = worker.process.stdout
+    worker.close()
+    assert output.read() == b""  # returns when the last process that could write has ended
 
 
 @pytest.mark.slow
@@ -132,3 +156,26 @@ def test_loaders_are_compared(tmp_path):
     _, *sides = json.loads(file.read_text())["rows"]
     assert [side["augment"] for side in sides] == ["none", "none", "mirror", "mirror"]
     assert all(side["cpu"] > 0 for side in sides)
+
+
+@pytest.mark.slow
+def test_changes_are_measured_one_by_one(tmp_path):
+    file = tmp_path / "changes.json"
+    names = ("labels-4", "scoring", "one-pass", "memory")
+    sizes = ("--edge", "16", "--shape", "16x16x16", "--rounds", "1")
+    memory = ("--step-patch", "16x16x16", "--window", "16x16x16")
+    run("speed/changes.py", *names, *sizes, *memory, "--out", file, cwd=tmp_path)
+    kept, predicted, labels, one_pass, scoring = json.loads(file.read_text())["rows"]
+    assert {row["result"] for row in (kept, predicted, labels, scoring)} == {"same bytes"}
+    assert kept["peak_mb_after"] > 0
+    assert one_pass["result"].startswith(("same bytes", "differs by"))
+
+
+@pytest.mark.slow
+def test_a_suite_is_compared_with_single_runs(tmp_path):
+    file = tmp_path / "suite.json"
+    options = ("supervised", "--seeds", "2", "--steps", "2", "--rounds", "1", "--out", file)
+    run("speed/suite.py", *options, cwd=tmp_path)
+    single, suite = json.loads(file.read_text())["rows"]
+    assert single["weights"] == suite["weights"] == "same bytes"
+    assert single["runs"] == 2 and suite["cpu"] > 0
