@@ -62,10 +62,9 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.contracts.method import sigmoid_ramp
+from segbench.nn.averages import WarmEma
 from segbench.nn.losses import cross_entropy, dice, dice_ce
 from segbench.nn.ops import (
-    Ema,
     entropy,
     evaluating,
     mix,
@@ -106,19 +105,16 @@ class ADMT(Method):
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
-        self.first = Ema(self.student)
-        self.second = Ema(self.student)
+        self.first = WarmEma(self.student)
+        self.second = WarmEma(self.student)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        first_moves = self.first_moves(t)
-        labels, confidence, conflict = self.teach(batch.u, first_moves)
-        view, outside = self.view(batch.u, t, first_moves)
+        labels, confidence, conflict = self.teach(batch.u, t)
+        view, outside = self.view(batch.u, t)
 
-        images = torch.cat([batch.x, batch.u, view])
-        logits = self.student(images)
         count = len(batch.u)
-        sizes = [len(batch.x), count, count]
-        labeled, weak, strong = logits.split(sizes)
+        logits = self.student(torch.cat([batch.x, batch.u, view]))
+        labeled, weak, strong = logits.split([len(batch.x), count, count])
 
         # Where the teachers disagree, the student's own label counts if it is more probable.
         own_labels, own_confidence = pseudo_labels(weak)
@@ -129,94 +125,77 @@ class ADMT(Method):
         confidence = torch.where(own, own_confidence, confidence)
 
         # Inside a box, the labels are those of the image that it comes from.
-        pasted_labels = labels.roll(1, 0)
-        pasted_confidence = confidence.roll(1, 0)
-        labels = mix(outside, labels, pasted_labels)
-        confidence = mix(outside, confidence, pasted_confidence)
-        unlabeled = self.unlabeled_loss(strong, labels, confidence)
-        weight = self.p.weight * self.ramp(t)
+        labels = mix(outside, labels, labels.roll(1, 0))
+        confidence = mix(outside, confidence, confidence.roll(1, 0))
+        confident = confidence >= self.p.threshold
+
+        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share)
         background = self.p.dice == "all"
         return {
             "supervised": dice_ce(labeled, batch.y, background=background),
-            "unlabeled": weight * unlabeled,
+            "unlabeled": weight * self.unlabeled_loss(strong, labels, confident),
         }
-
-    def view(self, images: Tensor, t: Clock, first_moves: bool) -> tuple[Tensor, Tensor]:
-        """Return strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes."""
-        generator = t.generator("views", own=True)
-        if first_moves:
-            view = strong_view(images, generator, blur=0, noise=0.2)
-            nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
-            return view, nothing_pasted
-        outside = centered_boxes(images, generator)
-        pasted = images.roll(1, 0)
-        view = mix(outside, images, pasted)
-        return view, outside
-
-    @torch.no_grad()
-    def teach(self, images: Tensor, first_moves: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return labels, their probability, and where the teachers disagree, (U, *S) each.
-
-        The teacher that moves is in train mode, the other one in eval mode.
-        """
-        if first_moves:
-            moving = self.first
-            resting = self.second
-        else:
-            moving = self.second
-            resting = self.first
-        p_moving = wide_softmax(moving(images))  # (U, K, *S)
-        with evaluating(resting):
-            p_resting = wide_softmax(resting(images))
-        moving_labels = p_moving.argmax(1)
-        conflict = moving_labels != p_resting.argmax(1)
-
-        moving_weight = certainty(p_moving)
-        resting_weight = certainty(p_resting)
-        total = moving_weight + resting_weight
-        weighted = moving_weight * p_moving + resting_weight * p_resting
-        mean = weighted / total
-        confidence, labels = mean.max(1)
-        return labels, confidence, conflict
-
-    def unlabeled_loss(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
-        """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels."""
-        confident = confidence >= self.p.threshold
-        if self.p.loss == "dice":
-            prediction = wide_softmax(logits)
-            return dice(prediction, labels, background=True, weight=confident)
-        return cross_entropy(logits, labels, confident)
 
     def first_moves(self, t: Clock) -> bool:
         """Return whether the first teacher follows the student in this step, else the second does.
 
         The lengths of all periods are drawn from the run's seed, so no state is needed.
         """
-        start = replace(t, step=0)
-        generator = start.generator("periods")
+        generator = replace(t, step=0).generator("periods")
         lengths = torch.randint(1, self.p.period + 1, (t.total,), generator=generator)
         ends = lengths.cumsum(0)
         completed = int((ends <= t.step).sum())
         return completed % 2 == 0
 
-    def ramp(self, t: Clock) -> float:
-        """Return the sigmoid ramp of 40 stairs over the first ``ramp_share`` of the run."""
-        ramp_steps = self.p.ramp_share * t.total
-        stair = t.step * 40 // ramp_steps
-        return sigmoid_ramp(stair, 40)
+    def teachers(self, t: Clock) -> tuple[WarmEma, WarmEma]:
+        """Return the teacher that follows the student in this step, and the other one."""
+        if self.first_moves(t):
+            return self.first, self.second
+        return self.second, self.first
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, t: Clock) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels, their probability, and where the teachers disagree, (U, *S) each.
+
+        The teacher that moves is in train mode, the other one in eval mode.
+        """
+        moving, resting = self.teachers(t)
+        p_moving = wide_softmax(moving(images))  # (U, K, *S)
+        with evaluating(resting):
+            p_resting = wide_softmax(resting(images))
+        conflict = p_moving.argmax(1) != p_resting.argmax(1)
+
+        moving_weight = certainty(p_moving)
+        resting_weight = certainty(p_resting)
+        weighted = moving_weight * p_moving + resting_weight * p_resting
+        mean = weighted / (moving_weight + resting_weight)
+        confidence, labels = mean.max(1)
+        return labels, confidence, conflict
+
+    def view(self, images: Tensor, t: Clock) -> tuple[Tensor, Tensor]:
+        """Return strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes.
+
+        The first teacher's views have other gray values, the second one's have boxes.
+        """
+        generator = t.generator("views", own=True)
+        if self.first_moves(t):
+            nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
+            return strong_view(images, generator, blur=0, noise=0.2), nothing_pasted
+        outside = centered_boxes(images, generator)
+        return mix(outside, images, images.roll(1, 0)), outside
+
+    def unlabeled_loss(self, logits: Tensor, labels: Tensor, confident: Tensor) -> Tensor:
+        """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels (U, *S)."""
+        if self.p.loss == "dice":
+            prediction = wide_softmax(logits)
+            return dice(prediction, labels, background=True, weight=confident)
+        return cross_entropy(logits, labels, confident)
 
     def after_step(self, t: Clock) -> None:
-        teacher = self.first if self.first_moves(t) else self.second
+        moving, _ = self.teachers(t)
         # Both teachers share the steps: each counts half of them.
         age = t.step // 2 - self.p.copies // 2
-        decay = 0.0
-        if age >= 0:
-            decay = min(self.p.decay, 1 - 1 / (age + 1))
-        teacher.follow(self.student, decay)
-        buffers = zip(teacher.model.buffers(), self.student.buffers(), strict=True)
-        for mine, theirs in buffers:
-            if mine.is_floating_point():
-                mine.mul_(decay).add_(theirs, alpha=1 - decay)
+        moving.follow_warm(self.student, self.p.decay, age)
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.student(image).softmax(1)
