@@ -32,8 +32,8 @@ intensity views          brightness and contrast (p 0.8,    ops.strong_view: bri
                            +-0.5 each; brightness is added    here; noise p 0.2, as in the code
                            as a share of the mean), noise
                            (p 0.2) (dataset_3d.py:93-110)
-CutMix views             one Beta(4, 4) draw for the batch,  the same; partners are the next items
-                           one center per item, box clipped
+CutMix views             one Beta(4, 4) draw for the batch,  the same; boxes come from the item
+                           one center per item, box clipped   before in the batch
                            at the border (mixaugs.py:115-148)
 cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0.8; loss=dice,
   Dice (2-D)               over confident voxels, undefined   threshold=0.95 for the 2-D code; 0
@@ -67,12 +67,12 @@ from segbench.nn.losses import cross_entropy, dice, dice_ce
 from segbench.nn.ops import (
     entropy,
     evaluating,
-    mix,
     outside_boxes,
     pseudo_labels,
     strong_view,
     wide_softmax,
 )
+from segbench.nn.views import paste
 
 
 @method("ad_mt", paper="Zhao et al., ECCV 2024")
@@ -112,9 +112,9 @@ class ADMT(Method):
         labels, confidence, conflict = self.teach(batch.u, t)
         view, outside = self.view(batch.u, t)
 
-        count = len(batch.u)
-        logits = self.student(torch.cat([batch.x, batch.u, view]))
-        labeled, weak, strong = logits.split([len(batch.x), count, count])
+        images = torch.cat([batch.x, batch.u, view])
+        sizes = [len(batch.x), len(batch.u), len(view)]
+        labeled, weak, strong = self.student(images).split(sizes)
 
         # Where the teachers disagree, the student's own label counts if it is more probable.
         own_labels, own_confidence = pseudo_labels(weak)
@@ -125,15 +125,15 @@ class ADMT(Method):
         confidence = torch.where(own, own_confidence, confidence)
 
         # Inside a box, the labels are those of the image that it comes from.
-        labels = mix(outside, labels, labels.roll(1, 0))
-        confidence = mix(outside, confidence, confidence.roll(1, 0))
-        confident = confidence >= self.p.threshold
+        labels = paste(labels, outside)
+        confident = paste(confidence, outside) >= self.p.threshold
 
         weight = self.p.weight * t.ramp(40, share=self.p.ramp_share)
         background = self.p.dice == "all"
+        unlabeled = self.unlabeled_loss(strong, labels, confident)
         return {
             "supervised": dice_ce(labeled, batch.y, background=background),
-            "unlabeled": weight * self.unlabeled_loss(strong, labels, confident),
+            "unlabeled": weight * unlabeled,
         }
 
     def first_moves(self, t: Clock) -> bool:
@@ -141,7 +141,8 @@ class ADMT(Method):
 
         The lengths of all periods are drawn from the run's seed, so no state is needed.
         """
-        generator = replace(t, step=0).generator("periods")
+        start = replace(t, step=0)
+        generator = start.generator("periods")
         lengths = torch.randint(1, self.p.period + 1, (t.total,), generator=generator)
         ends = lengths.cumsum(0)
         completed = int((ends <= t.step).sum())
@@ -163,12 +164,15 @@ class ADMT(Method):
         p_moving = wide_softmax(moving(images))  # (U, K, *S)
         with evaluating(resting):
             p_resting = wide_softmax(resting(images))
-        conflict = p_moving.argmax(1) != p_resting.argmax(1)
+        moving_labels = p_moving.argmax(1)
+        resting_labels = p_resting.argmax(1)
+        conflict = moving_labels != resting_labels
 
         moving_weight = certainty(p_moving)
         resting_weight = certainty(p_resting)
         weighted = moving_weight * p_moving + resting_weight * p_resting
-        mean = weighted / (moving_weight + resting_weight)
+        total = moving_weight + resting_weight
+        mean = weighted / total
         confidence, labels = mean.max(1)
         return labels, confidence, conflict
 
@@ -179,10 +183,12 @@ class ADMT(Method):
         """
         generator = t.generator("views", own=True)
         if self.first_moves(t):
+            view = strong_view(images, generator, blur=0, noise=0.2)
             nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
-            return strong_view(images, generator, blur=0, noise=0.2), nothing_pasted
+            return view, nothing_pasted
         outside = centered_boxes(images, generator)
-        return mix(outside, images, images.roll(1, 0)), outside
+        view = paste(images, outside)
+        return view, outside
 
     def unlabeled_loss(self, logits: Tensor, labels: Tensor, confident: Tensor) -> Tensor:
         """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels (U, *S)."""
@@ -225,10 +231,11 @@ def centered_boxes(images: Tensor, generator: torch.Generator) -> Tensor:
     edges = []
     corners = []
     for extent in size:
-        half = floor(extent * side) // 2
+        edge = floor(extent * side)
+        half = edge // 2
         center = torch.randint(extent // 8, extent, (len(images),), generator=generator)
         edges.append(2 * half)
         corners.append(center - half)
-    boxes = torch.stack(corners, 1)
-    boxes = boxes.to(images.device, non_blocking=True)
+    stacked = torch.stack(corners, 1)
+    boxes = stacked.to(images.device, non_blocking=True)
     return outside_boxes(boxes, tuple(edges), size)
