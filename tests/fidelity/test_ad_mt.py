@@ -190,6 +190,24 @@ def test_boxes_have_one_size_and_other_places(size):
     assert np.std(shares) == pytest.approx(1 / 6, abs=0.05)
 
 
+@pytest.mark.parametrize("size", [(64, 48), (32, 40, 24)])
+def test_centers_of_boxes_lie_in_the_last_seven_eighths(size):
+    """The box covers center - half up to center + half, without the last; both ends are cut."""
+    images = torch.zeros(400, 1, *size)
+    for seed in (0, 1):
+        outside = MODULE.centered_boxes(images, torch.Generator().manual_seed(seed))
+        for axis, extent in enumerate(size):
+            others = [other + 1 for other in range(len(size)) if other != axis]
+            covered = (~outside).to(torch.uint8).amax(others).bool()  # (400, extent)
+            places = torch.arange(extent)
+            first = torch.where(covered, places, extent).amin(1)
+            end = torch.where(covered, places + 1, 0).amax(1)
+            half = int((end - first).max()) // 2
+            centers = torch.cat([first[first > 0] + half, end[end < extent] - half])
+            assert int(centers.min()) == extent // 8
+            assert int(centers.max()) == extent - 1
+
+
 def test_supervised_dice_of_the_foreground():
     items = batch()
     found = build(dice="foreground").loss(items, Clock(9, 10))["supervised"].item()
