@@ -45,8 +45,10 @@ cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0
                            (2-D: 30,000)
 -                        one pass for labeled, weak and     the same
                            strong images (:281-284)
-student or teacher       best on the test list; reported:   the student with its last weights
-  tested                   first teacher
+student or teacher       best on the test list; the script  the student with its last weights
+  tested                   tests the student (test_3d.sh)
+-                        SGD 0.01, polynomial schedule      the protocol's optimizer; protocol
+                           (cfgs/config_3d_la_aut.yml)        la_admt has the authors' recipe
 -                        an epoch is a pass over the        the protocol's two streams
                            unlabeled images
 """

@@ -33,14 +33,14 @@ self-knowledge           Dice of the foreground on voxels   the same, averaged o
   distillation             whose label has a probability      classes
                            above the threshold (:306-357)
 -                        eta 0.3 (:359-361)                 the same
--                        threshold 0.75 in the first step,  the same from the second step on: 0.52
-                           then (0.75 + 0.25 ramp) ln 2       to 0.69, hardly a threshold for two
-                           (:365-367)                         classes
+-                        threshold 0.75 in the first step,  (0.75 + 0.25 ramp) ln 2 in all steps,
+                           then (0.75 + 0.25 ramp) ln 2       one step earlier: 0.52 to 0.69, hardly
+                           (:365-367)                         a threshold for two classes
 -                        supervised: (CE + Dice) / 2        the same
                            (:301-304)
--                        AdamW 1e-3, polynomial over        the protocol's optimizer
-                           17,000 steps, stopped at 14,000
-                           (train.sh)
+-                        AdamW 1e-3, polynomial over        the protocol's optimizer; protocol
+                           17,000 steps, stopped at 14,001    la_crossmatch has theirs, with
+                           (train.sh, :379, :415)             horizon=17,000/14,001
 -                        last weights; best on the test     last weights
                            cases beside them (:422-460)
 """
@@ -53,12 +53,23 @@ from math import log
 import torch
 from torch import Tensor
 
-from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
+from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
+from segbench.contracts.method import sigmoid_ramp
 from segbench.nn.losses import dice, dice_ce
 from segbench.nn.ops import pseudo_labels, wide_softmax
 from segbench.nn.views import cutmix_view, paste
 
 Labels = tuple[Tensor, Tensor]  # hard labels and their probabilities, (U, *S) each
+
+
+class LongPoly(Optim):
+    """A polynomial schedule that is longer than the run."""
+
+    horizon: float  # its length, in runs
+
+    def lr_at(self, step: int, total: int) -> float:
+        length = round(self.horizon * total)
+        return super().lr_at(step, length)
 
 
 @method("crossmatch", paper="Zhao et al., IEEE JBHI 2024")
@@ -82,6 +93,11 @@ class CrossMatch(Method):
             0.5, ge=0, le=1, description="probability of a box from another image"
         )
         weight: float = Field(1.0, ge=0, description="weight of all terms without labels")
+        horizon: float = Field(
+            1.0,
+            ge=1,
+            description="length of a polynomial schedule and of the threshold's rise, in runs",
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.network = network()
@@ -159,8 +175,15 @@ class CrossMatch(Method):
     def threshold(self, t: Clock) -> float:
         """Return the probability from which a label is used in a step."""
         start = self.p.threshold
-        rise = (1 - start) * t.smooth_ramp()
+        ramp = sigmoid_ramp(t.step, self.p.horizon * t.total)
+        rise = (1 - start) * ramp
         return (start + rise) * log(2)
+
+    def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
+        if self.p.horizon == 1 or default.schedule != "poly":
+            return default
+        settings = default.model_dump()
+        return LongPoly(**settings, horizon=self.p.horizon)
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)
