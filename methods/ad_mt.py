@@ -2,7 +2,8 @@
 
 Zhao, Wang, Wang, Yu, Yuan, Zhou: Alternate Diverse Teaching for Semi-supervised Medical Image
 Segmentation, ECCV 2024, arXiv:2311.17325. Official code: github.com/ZhenZHAO/AD-MT (unlicensed,
-commit 03ef84c). The code was read for facts; nothing was copied.
+commit 03ef84c). The code was read for facts, of the paper only the abstract and the introduction;
+no equations were at hand, so no equation numbers are given. Nothing was copied.
 
 Only one of the two teachers follows the student at a time, for a random number of steps, then the
 other one (random periodic alternate updating). In the periods of the first, the student sees views

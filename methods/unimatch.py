@@ -2,8 +2,9 @@
 
 Yang, Qi, Feng, Zhang, Shi: Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
 Segmentation, CVPR 2023, arXiv:2208.09910. Official code for medical images:
-github.com/LiheYoung/UniMatch, more-scenarios/medical (MIT, commit 0324f3d). The code was read;
-nothing was copied.
+github.com/LiheYoung/UniMatch, more-scenarios/medical (MIT, commit 0324f3d). The code was read; of
+the paper only the abstract was at hand, so no equation numbers are given. Nothing was copied. The
+authors have no recipe for volumes, so no protocol is named after them.
 
 The weak view is the unlabeled image as the protocol augments it; its labels count where their
 probability reaches a threshold. The strong views have other gray values and a box from another
