@@ -2,7 +2,8 @@
 
 Zhao, Wang, Wang, Yu, Yuan, Zhou: Alternate Diverse Teaching for Semi-supervised Medical Image
 Segmentation, ECCV 2024, arXiv:2311.17325. Official code: github.com/ZhenZHAO/AD-MT (unlicensed,
-commit 03ef84c). The code was read for facts; nothing was copied.
+commit 03ef84c). The code was read for facts, of the paper only the abstract and the introduction;
+no equations were at hand, so no equation numbers are given. Nothing was copied.
 
 Only one of the two teachers follows the student at a time, for a random number of steps, then the
 other one (random periodic alternate updating). In the periods of the first, the student sees views
@@ -32,8 +33,8 @@ intensity views          brightness and contrast (p 0.8,    ops.strong_view: bri
                            +-0.5 each; brightness is added    here; noise p 0.2, as in the code
                            as a share of the mean), noise
                            (p 0.2) (dataset_3d.py:93-110)
-CutMix views             one Beta(4, 4) draw for the batch,  the same; partners are the next items
-                           one center per item, box clipped
+CutMix views             one Beta(4, 4) draw for the batch,  the same; boxes come from the item
+                           one center per item, box clipped   before in the batch
                            at the border (mixaugs.py:115-148)
 cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0.8; loss=dice,
   Dice (2-D)               over confident voxels, undefined   threshold=0.95 for the 2-D code; 0
@@ -45,8 +46,10 @@ cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0
                            (2-D: 30,000)
 -                        one pass for labeled, weak and     the same
                            strong images (:281-284)
-student or teacher       best on the test list; reported:   the student with its last weights
-  tested                   first teacher
+student or teacher       best on the test list; the script  the student with its last weights
+  tested                   tests the student (test_3d.sh)
+-                        SGD 0.01, polynomial schedule      the protocol's optimizer; protocol
+                           (cfgs/config_3d_la_aut.yml)        la_admt has the authors' recipe
 -                        an epoch is a pass over the        the protocol's two streams
                            unlabeled images
 """
@@ -62,18 +65,17 @@ import torch
 from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
-from segbench.contracts.method import sigmoid_ramp
+from segbench.nn.averages import WarmEma
 from segbench.nn.losses import cross_entropy, dice, dice_ce
 from segbench.nn.ops import (
-    Ema,
     entropy,
     evaluating,
-    mix,
     outside_boxes,
     pseudo_labels,
     strong_view,
     wide_softmax,
 )
+from segbench.nn.views import paste
 
 
 @method("ad_mt", paper="Zhao et al., ECCV 2024")
@@ -106,19 +108,16 @@ class ADMT(Method):
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
-        self.first = Ema(self.student)
-        self.second = Ema(self.student)
+        self.first = WarmEma(self.student)
+        self.second = WarmEma(self.student)
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        first_moves = self.first_moves(t)
-        labels, confidence, conflict = self.teach(batch.u, first_moves)
-        view, outside = self.view(batch.u, t, first_moves)
+        labels, confidence, conflict = self.teach(batch.u, t)
+        view, outside = self.view(batch.u, t)
 
         images = torch.cat([batch.x, batch.u, view])
-        logits = self.student(images)
-        count = len(batch.u)
-        sizes = [len(batch.x), count, count]
-        labeled, weak, strong = logits.split(sizes)
+        sizes = [len(batch.x), len(batch.u), len(view)]
+        labeled, weak, strong = self.student(images).split(sizes)
 
         # Where the teachers disagree, the student's own label counts if it is more probable.
         own_labels, own_confidence = pseudo_labels(weak)
@@ -129,63 +128,16 @@ class ADMT(Method):
         confidence = torch.where(own, own_confidence, confidence)
 
         # Inside a box, the labels are those of the image that it comes from.
-        pasted_labels = labels.roll(1, 0)
-        pasted_confidence = confidence.roll(1, 0)
-        labels = mix(outside, labels, pasted_labels)
-        confidence = mix(outside, confidence, pasted_confidence)
-        unlabeled = self.unlabeled_loss(strong, labels, confidence)
-        weight = self.p.weight * self.ramp(t)
+        labels = paste(labels, outside)
+        confident = paste(confidence, outside) >= self.p.threshold
+
+        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share)
         background = self.p.dice == "all"
+        unlabeled = self.unlabeled_loss(strong, labels, confident)
         return {
             "supervised": dice_ce(labeled, batch.y, background=background),
             "unlabeled": weight * unlabeled,
         }
-
-    def view(self, images: Tensor, t: Clock, first_moves: bool) -> tuple[Tensor, Tensor]:
-        """Return strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes."""
-        generator = t.generator("views", own=True)
-        if first_moves:
-            view = strong_view(images, generator, blur=0, noise=0.2)
-            nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
-            return view, nothing_pasted
-        outside = centered_boxes(images, generator)
-        pasted = images.roll(1, 0)
-        view = mix(outside, images, pasted)
-        return view, outside
-
-    @torch.no_grad()
-    def teach(self, images: Tensor, first_moves: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return labels, their probability, and where the teachers disagree, (U, *S) each.
-
-        The teacher that moves is in train mode, the other one in eval mode.
-        """
-        if first_moves:
-            moving = self.first
-            resting = self.second
-        else:
-            moving = self.second
-            resting = self.first
-        p_moving = wide_softmax(moving(images))  # (U, K, *S)
-        with evaluating(resting):
-            p_resting = wide_softmax(resting(images))
-        moving_labels = p_moving.argmax(1)
-        conflict = moving_labels != p_resting.argmax(1)
-
-        moving_weight = certainty(p_moving)
-        resting_weight = certainty(p_resting)
-        total = moving_weight + resting_weight
-        weighted = moving_weight * p_moving + resting_weight * p_resting
-        mean = weighted / total
-        confidence, labels = mean.max(1)
-        return labels, confidence, conflict
-
-    def unlabeled_loss(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
-        """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels."""
-        confident = confidence >= self.p.threshold
-        if self.p.loss == "dice":
-            prediction = wide_softmax(logits)
-            return dice(prediction, labels, background=True, weight=confident)
-        return cross_entropy(logits, labels, confident)
 
     def first_moves(self, t: Clock) -> bool:
         """Return whether the first teacher follows the student in this step, else the second does.
@@ -199,24 +151,60 @@ class ADMT(Method):
         completed = int((ends <= t.step).sum())
         return completed % 2 == 0
 
-    def ramp(self, t: Clock) -> float:
-        """Return the sigmoid ramp of 40 stairs over the first ``ramp_share`` of the run."""
-        ramp_steps = self.p.ramp_share * t.total
-        stair = t.step * 40 // ramp_steps
-        return sigmoid_ramp(stair, 40)
+    def teachers(self, t: Clock) -> tuple[WarmEma, WarmEma]:
+        """Return the teacher that follows the student in this step, and the other one."""
+        if self.first_moves(t):
+            return self.first, self.second
+        return self.second, self.first
+
+    @torch.no_grad()
+    def teach(self, images: Tensor, t: Clock) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels, their probability, and where the teachers disagree, (U, *S) each.
+
+        The teacher that moves is in train mode, the other one in eval mode.
+        """
+        moving, resting = self.teachers(t)
+        p_moving = wide_softmax(moving(images))  # (U, K, *S)
+        with evaluating(resting):
+            p_resting = wide_softmax(resting(images))
+        moving_labels = p_moving.argmax(1)
+        resting_labels = p_resting.argmax(1)
+        conflict = moving_labels != resting_labels
+
+        moving_weight = certainty(p_moving)
+        resting_weight = certainty(p_resting)
+        weighted = moving_weight * p_moving + resting_weight * p_resting
+        total = moving_weight + resting_weight
+        mean = weighted / total
+        confidence, labels = mean.max(1)
+        return labels, confidence, conflict
+
+    def view(self, images: Tensor, t: Clock) -> tuple[Tensor, Tensor]:
+        """Return strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes.
+
+        The first teacher's views have other gray values, the second one's have boxes.
+        """
+        generator = t.generator("views", own=True)
+        if self.first_moves(t):
+            view = strong_view(images, generator, blur=0, noise=0.2)
+            nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
+            return view, nothing_pasted
+        outside = centered_boxes(images, generator)
+        view = paste(images, outside)
+        return view, outside
+
+    def unlabeled_loss(self, logits: Tensor, labels: Tensor, confident: Tensor) -> Tensor:
+        """Return the loss of logits (U, K, *S) and labels (U, *S) on confident voxels (U, *S)."""
+        if self.p.loss == "dice":
+            prediction = wide_softmax(logits)
+            return dice(prediction, labels, background=True, weight=confident)
+        return cross_entropy(logits, labels, confident)
 
     def after_step(self, t: Clock) -> None:
-        teacher = self.first if self.first_moves(t) else self.second
+        moving, _ = self.teachers(t)
         # Both teachers share the steps: each counts half of them.
         age = t.step // 2 - self.p.copies // 2
-        decay = 0.0
-        if age >= 0:
-            decay = min(self.p.decay, 1 - 1 / (age + 1))
-        teacher.follow(self.student, decay)
-        buffers = zip(teacher.model.buffers(), self.student.buffers(), strict=True)
-        for mine, theirs in buffers:
-            if mine.is_floating_point():
-                mine.mul_(decay).add_(theirs, alpha=1 - decay)
+        moving.follow_warm(self.student, self.p.decay, age)
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.student(image).softmax(1)
@@ -246,10 +234,11 @@ def centered_boxes(images: Tensor, generator: torch.Generator) -> Tensor:
     edges = []
     corners = []
     for extent in size:
-        half = floor(extent * side) // 2
+        edge = floor(extent * side)
+        half = edge // 2
         center = torch.randint(extent // 8, extent, (len(images),), generator=generator)
         edges.append(2 * half)
         corners.append(center - half)
-    boxes = torch.stack(corners, 1)
-    boxes = boxes.to(images.device, non_blocking=True)
+    stacked = torch.stack(corners, 1)
+    boxes = stacked.to(images.device, non_blocking=True)
     return outside_boxes(boxes, tuple(edges), size)

@@ -26,21 +26,21 @@ multiple encoders and    Dropout3d of all scales: 0.25 for  the same; gap 0.5: (
                            331-372)
 -                        no dropout before the last layer   dropout as the backbone has it
                            in these passes (vnet.py:321)
--                        boxes come from a third stream,    boxes come from the next item of the
+-                        boxes come from a third stream,    boxes come from the item before in the
                            which is predicted in train mode   batch, with its answers in this step
                            (:231-249)
 self-knowledge           Dice of the foreground on voxels   the same, averaged over the foreground
   distillation             whose label has a probability      classes
                            above the threshold (:306-357)
 -                        eta 0.3 (:359-361)                 the same
--                        threshold 0.75 in the first step,  the same from the second step on: 0.52
-                           then (0.75 + 0.25 ramp) ln 2       to 0.69, hardly a threshold for two
-                           (:365-367)                         classes
+-                        threshold 0.75 in the first step,  (0.75 + 0.25 ramp) ln 2 in all steps,
+                           then (0.75 + 0.25 ramp) ln 2       one step earlier: 0.52 to 0.69, hardly
+                           (:365-367)                         a threshold for two classes
 -                        supervised: (CE + Dice) / 2        the same
                            (:301-304)
--                        AdamW 1e-3, polynomial over        the protocol's optimizer
-                           17,000 steps, stopped at 14,000
-                           (train.sh)
+-                        AdamW 1e-3, polynomial over        the protocol's optimizer; protocol
+                           17,000 steps, stopped at 14,001    la_crossmatch has theirs, with
+                           (train.sh, :379, :415)             horizon=17,000/14,001
 -                        last weights; best on the test     last weights
                            cases beside them (:422-460)
 """
@@ -53,19 +53,23 @@ from math import log
 import torch
 from torch import Tensor
 
-from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
+from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, Optim, Phase, method
+from segbench.contracts.method import sigmoid_ramp
 from segbench.nn.losses import dice, dice_ce
-from segbench.nn.ops import (
-    CUTMIX_ASPECT,
-    CUTMIX_SHARE,
-    mix,
-    pseudo_labels,
-    random_boxes,
-    strong_view,
-    wide_softmax,
-)
+from segbench.nn.ops import pseudo_labels, wide_softmax
+from segbench.nn.views import cutmix_view, paste
 
 Labels = tuple[Tensor, Tensor]  # hard labels and their probabilities, (U, *S) each
+
+
+class LongPoly(Optim):
+    """A polynomial schedule that is longer than the run."""
+
+    horizon: float  # its length, in runs
+
+    def lr_at(self, step: int, total: int) -> float:
+        length = round(self.horizon * total)
+        return super().lr_at(step, length)
 
 
 @method("crossmatch", paper="Zhao et al., IEEE JBHI 2024")
@@ -89,6 +93,11 @@ class CrossMatch(Method):
             0.5, ge=0, le=1, description="probability of a box from another image"
         )
         weight: float = Field(1.0, ge=0, description="weight of all terms without labels")
+        horizon: float = Field(
+            1.0,
+            ge=1,
+            description="length of a polynomial schedule and of the threshold's rise, in runs",
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.network = network()
@@ -101,84 +110,89 @@ class CrossMatch(Method):
         of_strong_decoder = pseudo_labels(weak_2)
 
         # The same for two strong views; only the second one is decoded from perturbed features.
-        (view_1, view_2), (outside_1, outside_2) = self.strong_views(batch.u, t)
+        generator = t.generator("views", own=True)
+        view_1, outside_1 = cutmix_view(batch.u, generator, self.p.cutmix)
+        view_2, outside_2 = cutmix_view(batch.u, generator, self.p.cutmix)
         strong_1, strong_2, strong_2_weak, strong_2_strong = self.answers(view_1, view_2)
         clean_1 = pasted(clean, outside_1)
         clean_2 = pasted(clean, outside_2)
 
         threshold = self.threshold(t)
-        distilled = [
+        image_term_1 = consistency(strong_1, clean_1, threshold)
+        image_term_2 = consistency(strong_2, clean_2, threshold)
+        from_clean = [
             consistency(weak_1, clean, threshold),
             consistency(weak_2, clean, threshold),
             consistency(strong_2_weak, clean_2, threshold),
             consistency(strong_2_strong, clean_2, threshold),
         ]
+        weak_labels = pasted(of_weak_decoder, outside_2)
+        strong_labels = pasted(of_strong_decoder, outside_2)
         within_decoder = [
-            consistency(strong_2_weak, pasted(of_weak_decoder, outside_2), threshold),
-            consistency(strong_2_strong, pasted(of_strong_decoder, outside_2), threshold),
+            consistency(strong_2_weak, weak_labels, threshold),
+            consistency(strong_2_strong, strong_labels, threshold),
         ]
+
+        distilled = torch.stack(from_clean).mean()
+        within = torch.stack(within_decoder).mean()
 
         # L = (L_x + (L_s1 + L_s2) / 4 + KD) / 2
         half = self.p.weight / 2
-        eta = self.p.eta
+        within_weight = half * self.p.eta
+        clean_weight = half * (1 - self.p.eta)
         return {
             "supervised": dice_ce(labeled, batch.y) / 2,
-            "strong_1": half / 4 * consistency(strong_1, clean_1, threshold),
-            "strong_2": half / 4 * consistency(strong_2, clean_2, threshold),
-            "distilled": half * (1 - eta) * torch.stack(distilled).mean(),
-            "within_decoder": half * eta * torch.stack(within_decoder).mean(),
+            "strong_1": half / 4 * image_term_1,
+            "strong_2": half / 4 * image_term_2,
+            "distilled": clean_weight * distilled,
+            "within_decoder": within_weight * within,
         }
 
-    def answers(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def answers(self, first: Tensor, second: Tensor) -> list[Tensor]:
         """Return logits of two groups of images, and two of the second with perturbed features.
 
-        The last two are those of the weak and of the strong decoder.
+        The last two are those of the weak and of the strong decoder. Shapes: (N, K, *S) for the
+        first group, (U, K, *S) for the others.
         """
         count = len(first)
-        pyramid = self.network.encode(torch.cat([first, second]))
+        images = torch.cat([first, second])
+        pyramid = self.network.encode(images)
+        weak_share = (1 - self.p.gap) / 2
+        strong_share = (1 + self.p.gap) / 2
         joined = []
         for features in pyramid:
             perturbed = features[count:]
-            few = torch.feature_dropout(perturbed, (1 - self.p.gap) / 2, True)
-            many = torch.feature_dropout(perturbed, (1 + self.p.gap) / 2, True)
-            joined.append(torch.cat([features, few, many]))
-        logits = self.network.head(self.network.decode(joined)[0])
-        sizes = [count, len(second), len(second), len(second)]
-        plain_1, plain_2, weak, strong = logits.split(sizes)
-        return plain_1, plain_2, weak, strong
-
-    def strong_views(self, images: Tensor, t: Clock) -> tuple[list[Tensor], list[Tensor]]:
-        """Return two strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes."""
-        generator = t.generator("views", own=True)
-        size = tuple(images.shape[2:])
-        views = []
-        outsides = []
-        for _ in range(2):
-            view = strong_view(images, generator)
-            outside = random_boxes(
-                len(view), size, CUTMIX_SHARE, CUTMIX_ASPECT, generator, view.device, self.p.cutmix
-            )
-            views.append(mix(outside, view, view.roll(1, 0)))
-            outsides.append(outside)
-        return views, outsides
+            few_dropped = torch.feature_dropout(perturbed, weak_share, True)
+            many_dropped = torch.feature_dropout(perturbed, strong_share, True)
+            groups = [features, few_dropped, many_dropped]
+            joined.append(torch.cat(groups))
+        decoded = self.network.decode(joined)
+        logits = self.network.head(decoded[0])
+        perturbed_count = len(second)
+        sizes = [count, perturbed_count, perturbed_count, perturbed_count]
+        return list(logits.split(sizes))
 
     def threshold(self, t: Clock) -> float:
         """Return the probability from which a label is used in a step."""
         start = self.p.threshold
-        return (start + (1 - start) * t.smooth_ramp()) * log(2)
+        ramp = sigmoid_ramp(t.step, self.p.horizon * t.total)
+        rise = (1 - start) * ramp
+        return (start + rise) * log(2)
+
+    def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
+        if self.p.horizon == 1 or default.schedule != "poly":
+            return default
+        settings = default.model_dump()
+        return LongPoly(**settings, horizon=self.p.horizon)
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.network(image).softmax(1)
 
 
 def pasted(labels: Labels, outside: Tensor) -> Labels:
-    """Return the labels and probabilities with the boxes of the next item pasted in."""
+    """Return the labels and probabilities with the boxes of the item before pasted in."""
     values, confidence = labels
-    next_values = values.roll(1, 0)
-    next_confidence = confidence.roll(1, 0)
-    mixed_values = mix(outside, values, next_values)
-    mixed_confidence = mix(outside, confidence, next_confidence)
-    return mixed_values, mixed_confidence
+    return paste(values, outside), paste(confidence, outside)
 
 
 def consistency(logits: Tensor, labels: Labels, threshold: float) -> Tensor:

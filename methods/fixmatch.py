@@ -24,8 +24,11 @@ labels in the same mode  weak view in train mode (:146),    the same
   as the strong view       pasted box in eval mode (:133)
 strong view: RandAugment color jitter, blur, CutMix boxes   ops.strong_view: brightness, contrast,
   or CTAugment             (p 0.5, 2-40 % of the area)        blur; the same boxes, also in 3-D
--                        boxes come from a third stream     boxes come from the next item of the
+-                        boxes come from a third stream     boxes come from the item before in the
                            of images                          batch; a single item keeps its own
+-                        labeled and weak images in one     the same
+                           pass, strong ones in another
+                           (:145-146)
 weight 1                 (L_x + L_u) / 2 (:166); SSL4MIS:   L_x + weight L_u, weight 1, no ramp
                            0.1 after a ramp, CE + Dice
 threshold 0.95           0.95; SSL4MIS: (largest -          0.95; other voxels count as 0
@@ -49,16 +52,8 @@ from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import cross_entropy, dice, dice_ce
-from segbench.nn.ops import (
-    CUTMIX_ASPECT,
-    CUTMIX_SHARE,
-    evaluating,
-    mix,
-    pseudo_labels,
-    random_boxes,
-    strong_view,
-    wide_softmax,
-)
+from segbench.nn.ops import evaluating, mix, pseudo_labels, wide_softmax
+from segbench.nn.views import cutmix_view
 
 
 @method("fixmatch", paper="Sohn et al., NeurIPS 2020")
@@ -86,15 +81,9 @@ class FixMatch(Method):
         self.network = network()
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        # A strong view with a box of the next image, and that image's labels.
+        # A strong view (U, C, *S) with a box of the image before, and that image's labels.
         generator = t.generator("views", own=True)
-        view = strong_view(batch.u, generator)
-        size = tuple(batch.u.shape[2:])
-        outside = random_boxes(
-            len(view), size, CUTMIX_SHARE, CUTMIX_ASPECT, generator, view.device, self.p.cutmix
-        )
-        pasted = view.roll(1, 0)
-        view = mix(outside, view, pasted)
+        view, outside = cutmix_view(batch.u, generator, self.p.cutmix)
         others = batch.u.roll(1, 0)
         with torch.no_grad(), evaluating(self.network):
             pasted_labels, pasted_confidence = pseudo_labels(self.network(others))

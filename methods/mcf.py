@@ -28,8 +28,8 @@ its pseudo labels        sharpened, T 0.1, no gradient;     the same
 -                        weight 0.1 after a ramp of 40      the same; 40 stairs over the run
                            stairs of 150 steps (:205)
 -                        two SGD optimizers, 0.01, divided  the protocol's optimizer for both: no
-                           by ten every 2500 steps (:134,     update mixes their parameters
-                           :255)
+                           by ten every 2500 steps (:134,     update mixes their parameters; the
+                           :255)                              authors' recipe is protocol la_mcf
 -                        both networks get the same crop    the same
                            (dataloaders/la_heart.py:33-37)
 -                        mean of both probabilities, last   the same

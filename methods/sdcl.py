@@ -33,8 +33,8 @@ maximize the entropy of  mean over the classes of -log p    the same
                            the mixed one (pancreas/
                            losses.py:161-184)
 -                        weights 0.5 and 0.05 (:387-391)    the same
--                        options: 2,000 and 15,000 steps;   pretrain_share 2/17, as the options say
-                           the epochs give 3,200 and
+-                        options: 2,000 and 15,000 steps;   pretrain_share 2/17, as the options say;
+                           the epochs give 3,200 and          protocol la_sdcl follows the epochs
                            11,000 for 8 labeled images
                            (:225, :333)
 -                        Adam 1e-3, constant rate, state    the protocol's optimizer, as for BCP

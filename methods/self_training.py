@@ -3,7 +3,8 @@
 Rosenberg, Hebert, Schneiderman: Semi-Supervised Self-Training of Object Detection Models, WACV
 2005. The maintainers of nnU-Net recommend this recipe for unlabeled images
 (github.com/MIC-DKFZ/nnUNet, issue 2233; in issue 2338, the second network is trained on the
-predicted labels first). There is no official code.
+predicted labels first). There is no official code. The issues were read, of the paper only the
+bibliographic data; no equations were at hand, so no equation numbers are given.
 
 The first phase trains a network on the labeled images. Its last weights become the teacher, which
 does not change any more: every unlabeled image keeps its label. The second phase trains a network

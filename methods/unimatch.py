@@ -2,8 +2,9 @@
 
 Yang, Qi, Feng, Zhang, Shi: Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
 Segmentation, CVPR 2023, arXiv:2208.09910. Official code for medical images:
-github.com/LiheYoung/UniMatch, more-scenarios/medical (MIT, commit 0324f3d). The code was read;
-nothing was copied.
+github.com/LiheYoung/UniMatch, more-scenarios/medical (MIT, commit 0324f3d). The code was read; of
+the paper only the abstract was at hand, so no equation numbers are given. Nothing was copied. The
+authors have no recipe for volumes, so no protocol is named after them.
 
 The weak view is the unlabeled image as the protocol augments it; its labels count where their
 probability reaches a threshold. The strong views have other gray values and a box from another
@@ -27,7 +28,7 @@ dropout of channels      p 0.5 at every level               the same
                            (unimatch.py:145-147)              the decoder differ
 -                        labels of pasted boxes in eval     the same
                            mode (:129-134)
--                        boxes come from a third stream of  boxes come from the next item of the
+-                        boxes come from a third stream of  boxes come from the item before in the
                            images (:114-120)                  batch; a single item keeps its own
 color jitter, blur,      brightness and contrast 0.5        ops.strong_view: the same in a fixed
   CutMix                   (p 0.8), blur (p 0.5), box         order; blur in voxels; the same boxes,
@@ -49,16 +50,8 @@ from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import dice, dice_ce
-from segbench.nn.ops import (
-    CUTMIX_ASPECT,
-    CUTMIX_SHARE,
-    evaluating,
-    mix,
-    pseudo_labels,
-    random_boxes,
-    strong_view,
-    wide_softmax,
-)
+from segbench.nn.ops import evaluating, mix, pseudo_labels, wide_softmax
+from segbench.nn.views import cutmix_view
 
 
 @method("unimatch", paper="Yang et al., CVPR 2023")
@@ -88,7 +81,7 @@ class UniMatch(Method):
         self.network = network()
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
-        # Labels of the boxes that are pasted into the strong views: those of the next image.
+        # Labels of the boxes that are pasted into the strong views: those of the image before.
         others = batch.u.roll(1, 0)
         with torch.no_grad(), evaluating(self.network):
             pasted_labels, pasted_confidence = pseudo_labels(self.network(others))
@@ -96,63 +89,51 @@ class UniMatch(Method):
         labeled, weak, perturbed = self.weak_views(batch)
         labels, confidence = pseudo_labels(weak)  # (U, *S) each
 
-        views, outsides = self.strong_views(batch.u, t)
-        logits = self.network(torch.cat(views))
-        strong = logits.chunk(2)  # (U, K, *S) each
-        image_terms = []
-        for answer, outside in zip(strong, outsides, strict=True):
-            mixed_labels = mix(outside, labels, pasted_labels)
-            mixed_confidence = mix(outside, confidence, pasted_confidence)
-            term = self.consistency(answer, mixed_labels, mixed_confidence)
-            image_terms.append(term)
+        generator = t.generator("views", own=True)
+        view_1, outside_1 = cutmix_view(batch.u, generator, self.p.cutmix)
+        view_2, outside_2 = cutmix_view(batch.u, generator, self.p.cutmix)
+        views = torch.cat([view_1, view_2])
+        logits = self.network(views)
+        strong_1, strong_2 = logits.chunk(2)  # (U, K, *S) each
+        labels_1 = mix(outside_1, labels, pasted_labels)
+        labels_2 = mix(outside_2, labels, pasted_labels)
+        confidence_1 = mix(outside_1, confidence, pasted_confidence)
+        confidence_2 = mix(outside_2, confidence, pasted_confidence)
 
         # L = (L_x + L_u) / 2
         background = self.p.dice == "all"
         supervised = dice_ce(labeled, batch.y, background=background)
+        image_term_1 = self.consistency(strong_1, labels_1, confidence_1)
+        image_term_2 = self.consistency(strong_2, labels_2, confidence_2)
         feature_term = self.consistency(perturbed, labels, confidence)
         image_weight = self.p.image_weight / 4
         feature_weight = self.p.feature_weight / 2
         return {
             "supervised": supervised / 2,
-            "strong_1": image_weight * image_terms[0],
-            "strong_2": image_weight * image_terms[1],
+            "strong_1": image_weight * image_term_1,
+            "strong_2": image_weight * image_term_2,
             "features": feature_weight * feature_term,
         }
 
-    def weak_views(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def weak_views(self, batch: Batch) -> list[Tensor]:
         """Return logits of labeled images, unlabeled images and the latter's perturbed features.
 
         Shapes: (L, K, *S), (U, K, *S) and (U, K, *S).
         """
         count = len(batch.x)
+        unlabeled_count = len(batch.u)
         images = torch.cat([batch.x, batch.u])
         pyramid = self.network.encode(images)
         joined = []
         for features in pyramid:
             unlabeled = features[count:]
             dropped = torch.feature_dropout(unlabeled, self.p.dropout, True)
-            joined.append(torch.cat([features, dropped]))
+            groups = [features, dropped]
+            joined.append(torch.cat(groups))
         decoded = self.network.decode(joined)
         logits = self.network.head(decoded[0])
-        sizes = [count, len(batch.u), len(batch.u)]
-        labeled, weak, perturbed = logits.split(sizes)
-        return labeled, weak, perturbed
-
-    def strong_views(self, images: Tensor, t: Clock) -> tuple[list[Tensor], list[Tensor]]:
-        """Return two strong views (U, C, *S), and masks (U, *S) that are false in pasted boxes."""
-        generator = t.generator("views", own=True)
-        size = tuple(images.shape[2:])
-        views = []
-        outsides = []
-        for _ in range(2):
-            view = strong_view(images, generator)
-            outside = random_boxes(
-                len(view), size, CUTMIX_SHARE, CUTMIX_ASPECT, generator, view.device, self.p.cutmix
-            )
-            pasted = view.roll(1, 0)
-            views.append(mix(outside, view, pasted))
-            outsides.append(outside)
-        return views, outsides
+        sizes = [count, unlabeled_count, unlabeled_count]
+        return list(logits.split(sizes))
 
     def consistency(self, logits: Tensor, labels: Tensor, confidence: Tensor) -> Tensor:
         """Return the Dice loss of logits (U, K, *S) and labels (U, *S) on confident voxels."""

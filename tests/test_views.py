@@ -12,6 +12,7 @@ from torch import nn
 
 from segbench.nn import ops
 from segbench.nn.ops import evaluating, pseudo_labels, random_boxes, strong_view
+from segbench.nn.views import cutmix_view, paste
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -135,6 +136,37 @@ def test_share_of_masks_with_a_box():
     mask = random_boxes(400, (20, 20), (0.1, 0.4), (0.5, 2), generator(), probability=0.5)
     with_box = (~mask).flatten(1).any(1).double().mean().item()
     assert with_box == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize("size", [(24, 20), (10, 12, 8)])
+def test_a_cutmix_view_has_boxes_of_the_item_before(size):
+    image = images(3, 2, *size)
+    view, outside = cutmix_view(image, generator(4), 1.0)
+    assert outside.shape == (3, *size) and (~outside).flatten(1).any(1).all()
+
+    draws = generator(4)
+    plain = strong_view(image, draws)
+    assert torch.equal(outside, random_boxes(3, size, (0.02, 0.4), (0.3, 1 / 0.3), draws))
+    for item in range(3):
+        inside = ~outside[item]
+        assert torch.equal(view[item][:, inside], plain[item - 1][:, inside])
+        assert torch.equal(view[item][:, ~inside], plain[item][:, ~inside])
+
+
+def test_without_boxes_a_cutmix_view_is_a_strong_view():
+    image = images(3, 1, 16, 12)
+    view, outside = cutmix_view(image, generator(), 0.0)
+    assert outside.all() and torch.equal(view, strong_view(image, generator()))
+
+
+def test_labels_are_pasted_like_images():
+    labels = torch.arange(3).view(3, 1, 1).expand(3, 4, 5)
+    outside = torch.ones(3, 4, 5, dtype=torch.bool)
+    outside[:, 1:3, 2:4] = False
+    pasted = paste(labels, outside)
+    assert pasted[:, 1, 2].tolist() == [2, 0, 1] and pasted[:, 0, 0].tolist() == [0, 1, 2]
+    assert torch.equal(paste(labels.unsqueeze(1), outside), pasted.unsqueeze(1))
+    assert torch.equal(paste(labels[:1], outside[:1]), labels[:1])
 
 
 def test_pseudo_labels_have_no_gradient():

@@ -28,6 +28,7 @@ LABEL_FREE = {
     "strong",
     "strong_1",
     "strong_2",
+    "uncl",
     "unlabeled",
 }
 PARAMS = {

@@ -160,10 +160,12 @@ def test_averages_are_those_of_the_official_rule():
 
 
 @pytest.mark.parametrize("step", [0, 149, 150, 3000, 5999, 6000, 14999])
-def test_weight_of_the_official_run(step):
-    """40 stairs of 150 steps in 15,000."""
-    expected = float(np.exp(-5 * (1 - min(step // 150, 40) / 40) ** 2))
-    assert build().ramp(Clock(step, 15000)) == pytest.approx(expected, rel=1e-12)
+def test_weight_of_the_official_run(step, monkeypatch):
+    """2, after 40 stairs of 150 steps in 15,000."""
+    monkeypatch.setattr(CLASS, "unlabeled_loss", lambda *_: torch.ones((), dtype=torch.float64))
+    found = build().loss(batch(), Clock(step, 15000))["unlabeled"].item()
+    expected = float(2 * np.exp(-5 * (1 - min(step // 150, 40) / 40) ** 2))
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (32, 40, 24)])
@@ -186,6 +188,24 @@ def test_boxes_have_one_size_and_other_places(size):
     # Beta(4, 4): mean 0.5, standard deviation 1/6.
     assert np.mean(shares) == pytest.approx(0.5, abs=0.08)
     assert np.std(shares) == pytest.approx(1 / 6, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (32, 40, 24)])
+def test_centers_of_boxes_lie_in_the_last_seven_eighths(size):
+    """The box covers center - half up to center + half, without the last; both ends are cut."""
+    images = torch.zeros(400, 1, *size)
+    for seed in (0, 1):
+        outside = MODULE.centered_boxes(images, torch.Generator().manual_seed(seed))
+        for axis, extent in enumerate(size):
+            others = [other + 1 for other in range(len(size)) if other != axis]
+            covered = (~outside).to(torch.uint8).amax(others).bool()  # (400, extent)
+            places = torch.arange(extent)
+            first = torch.where(covered, places, extent).amin(1)
+            end = torch.where(covered, places + 1, 0).amax(1)
+            half = int((end - first).max()) // 2
+            centers = torch.cat([first[first > 0] + half, end[end < extent] - half])
+            assert int(centers.min()) == extent // 8
+            assert int(centers.max()) == extent - 1
 
 
 def test_supervised_dice_of_the_foreground():

@@ -7,7 +7,7 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, torch_dice, wave
 
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source
@@ -120,14 +120,40 @@ def test_numbers_of_the_official_code():
 
 
 def test_no_gradient_flows_through_the_labels(known_dropout):
-    """The gradient of a term is that of its logits with fixed labels."""
+    """The gradients are those of the logits alone, with labels and confidence as fixed numbers."""
     items = batch()
-    model = build()
-    model.loss(items, CLOCK)["within_decoder"].backward()
-    assert model.network.slope.grad.abs().sum() > 0
-    other = build(eta=0.0)
-    terms = other.loss(items, CLOCK)
-    assert terms["within_decoder"] == 0 and terms["distilled"] > 0
+    model = build(eta=0.4, threshold=0.9, cutmix=0)
+    terms = model.loss(items, CLOCK)
+    network = build().network
+    generator = CLOCK.generator("views", own=True)
+    view_1 = strong_view(items.u, generator)
+    random_boxes(3, SIZE, (0.02, 0.4), (0.3, 1 / 0.3), generator, probability=0)
+    view_2 = strong_view(items.u, generator)
+    threshold = model.threshold(CLOCK)
+
+    def loss(image, teacher):
+        """The Dice loss for an image; the labels are those of another one, as plain numbers."""
+        fixed = torch.from_numpy(probabilities(teacher.numpy()))
+        p = network(image).softmax(1)
+        return torch_dice(p, fixed.argmax(1), fixed.amax(1) >= threshold, first=1)
+
+    u = items.u
+    weak = torch.from_numpy(factors(0.25))
+    strong = torch.from_numpy(factors(0.75))
+    of_perturbed = loss(u * weak, u) + loss(u * strong, u)
+    of_perturbed_views = loss(view_2 * weak, u) + loss(view_2 * strong, u)
+    within = loss(view_2 * weak, u * weak) + loss(view_2 * strong, u * strong)
+    expected = {
+        "strong_1": loss(view_1, u) / 8,
+        "strong_2": loss(view_2, u) / 8,
+        "distilled": 0.6 / 8 * (of_perturbed + of_perturbed_views),
+        "within_decoder": 0.4 / 4 * within,
+    }
+    for name, value in expected.items():
+        (found,) = torch.autograd.grad(terms[name], model.network.slope, retain_graph=True)
+        (by_formula,) = torch.autograd.grad(value, network.slope)
+        assert by_formula.abs().sum() > 1e-4
+        torch.testing.assert_close(found, by_formula, rtol=1e-5, atol=1e-8)
 
 
 def test_two_passes_per_step():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, torch_dice, wave
 
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source
@@ -99,15 +99,25 @@ def test_weights_of_the_official_code():
 
 
 def test_no_gradient_flows_through_the_labels(known_dropout):
-    """The gradient of the feature term is that of its logits with fixed labels."""
+    """The gradient of the feature term is that of its logits with fixed labels.
+
+    The Dice loss of all classes is computed here from its formula.
+    """
     items = batch()
     model = build(threshold=0.8)
-    model.loss(items, CLOCK)["features"].backward()
-    other = build(threshold=0.8)
+    term = model.loss(items, CLOCK)["features"]
+    term.backward()
+
+    other = build()
     weak = torch.from_numpy(probabilities(items.u.numpy()))
+    labels = weak.argmax(1)
+    used = weak.amax(1) >= 0.8
     kept = torch.tensor(KEPT).view(-1, 1, 1, 1)
-    logits = other.network.head(items.u * kept)
-    (0.25 * other.consistency(logits, weak.argmax(1), weak.amax(1))).backward()
+    p = other.network.head(items.u * kept).softmax(1)
+    expected = 0.25 * torch_dice(p, labels, used)
+    expected.backward()
+    assert term.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert other.network.slope.grad.abs().sum() > 1e-4
     torch.testing.assert_close(model.network.slope.grad, other.network.slope.grad)
 
 

@@ -39,6 +39,7 @@ METHODS = (
     "mcf",
     "sdcl",
     "crossmatch",
+    "uncl",
 )
 SCORES = ("dice", "jaccard", "hd95_vox", "asd_vox")
 

@@ -19,6 +19,7 @@ from segbench.results.cite import _entry, _plugin_entry
         "sassnet",
         "ss_net",
         "ua_mt",
+        "uncl",
         "unimatch",
         "urpc",
         "versemi",

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("segbench", "methods", "datasets", "backbones")
 LIMIT = 9.5  # syntax nodes per code line
+METHOD_LINES = 2000
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,12 @@ def test_the_code_is_not_dense(measure, folder):
     assert total.nodes_per_line <= LIMIT
     assert total.nested_per_10k <= 3
     assert total.walrus == 0
+
+
+def test_methods_stay_short(measure):
+    """All methods together, without blank lines, comments and docstrings."""
+    total = measure.measure_all((ROOT / "methods").rglob("*.py"))
+    assert total.lines < METHOD_LINES
 
 
 def test_counts_of_a_small_file(measure, tmp_path):

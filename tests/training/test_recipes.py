@@ -20,13 +20,14 @@ from segbench.training.announce import schedule_text, warn_of_single_items
 from segbench.training.plan import clock, stage_of, stages
 
 LA = Setting((Source("la", ("left_atrium",)),), 1, (112, 112, 80))
+PANCREAS = Setting((Source("pancreas_ct_mcnet", ("pancreas",)),), 1, (96, 96, 96))
 FOUR = tuple(Source(name, ("target",)) for name in ("pancreas_ct", "la", "msd_spleen", "msd_lung"))
 
 
 def made(method, protocol, setting=LA):
     """Return a method without networks and its plan, as ``training_plan`` makes it."""
     datasets = ",".join(source.name for source in setting.sources)
-    sizes = {"pancreas_ct": 62, "la": 80, "msd_spleen": 30, "msd_lung": 50}
+    sizes = {"pancreas_ct": 62, "la": 80, "msd_spleen": 30, "msd_lung": 50, "pancreas_ct_mcnet": 61}
     (experiment,) = resolve(
         method, dataset=datasets, protocol=protocol, labeled=8, train_sizes=sizes
     ).experiments
@@ -38,13 +39,13 @@ def made(method, protocol, setting=LA):
     return built, plan, experiment.protocol.optim
 
 
-def rates(method, plan, default):
-    """Return the learning rate of each step as the engine sets it."""
+def rates(method, plan, default, player="network"):
+    """Return a player's learning rate of each step as the engine sets it."""
     found = []
     for step in range(plan[-1].start + plan[-1].steps):
         stage = stage_of(plan, step)
         first = next(other for other in plan if other.start == stage.origin)
-        spec = method.optimizer("network", default, first.phase)
+        spec = method.optimizer(player, default, first.phase)
         found.append(spec.lr_at(step - stage.origin, stage.span))
     return found
 
@@ -61,7 +62,26 @@ def stepped(steps, every=2500):
     return [0.01 * 0.1 ** (step // every) for step in range(steps)]
 
 
+def poly(rate, steps, length):
+    """Return the rate times (1 - completed steps / length)^0.9."""
+    return [rate * (1 - step / length) ** 0.9 for step in range(steps)]
+
+
+# MCF divides by 10 after the steps 2500 and 5000 counted from 0, that is one step later.
+MCF = [0.01, *stepped(5999)]
+# AD-MT sets the rate after each step with the number of that step, one step late. The first rate is
+# used twice there and the last one never; otherwise the sequence is this one.
+ADMT = poly(0.01, 15000, 15000)
+
 EXPECTED = {
+    ("supervised", "la"): (stepped(6000), [(4, 0)] * 6000),
+    ("mean_teacher", "la"): (stepped(6000), [(2, 2)] * 6000),
+    ("sassnet", "la"): (stepped(6000), [(2, 2)] * 6000),
+    ("mc_net", "pancreas_ct_mcnet"): ([0.01] * 15000, [(2, 2)] * 15000),
+    ("mcf", "la_mcf"): (MCF, [(2, 2)] * 6000),
+    ("ad_mt", "la_admt"): (ADMT, [(2, 2)] * 15000),
+    ("sdcl", "la_sdcl"): ([1e-3] * 14200, [(4, 0)] * 3200 + [(4, 4)] * 11000),
+    ("crossmatch", "la_crossmatch"): (poly(1e-3, 14001, 17000), [(2, 2)] * 14001),
     ("mc_net", "la_mcnet"): ([0.01] * 15000, [(2, 2)] * 15000),
     ("ss_net", "la_ssnet"): (stepped(15000), [(2, 2)] * 15000),
     ("dtc", "la_dtc"): (stepped(6000), [(2, 2)] * 6000),
@@ -76,9 +96,45 @@ EXPECTED = {
 @pytest.mark.parametrize(("name", "protocol"), list(EXPECTED))
 def test_rate_and_batches_at_every_step(name, protocol):
     expected_rates, expected_batches = EXPECTED[name, protocol]
-    method, plan, default = made(name, protocol)
+    setting = PANCREAS if protocol == "pancreas_ct_mcnet" else LA
+    method, plan, default = made(name, protocol, setting)
     assert compositions(plan) == expected_batches
     assert rates(method, plan, default) == pytest.approx(expected_rates, rel=1e-12)
+
+
+def test_every_published_recipe_is_tested():
+    declared = set()
+    for name in protocol_names():
+        for methods in load_protocol(name).published.values():
+            declared.update((method, name) for method in methods)
+    assert declared - {("versemi", "versemi_published")} == set(EXPECTED)
+
+
+def test_the_critic_of_sassnet_at_every_step():
+    method, plan, default = made("sassnet", "la")
+    assert method.players == ("network", "critic")
+    assert set(rates(method, plan, default, "critic")) == {1e-4}
+    adam = method.optimizer("critic", default, plan[0].phase)
+    assert (adam.name, adam.betas, adam.weight_decay) == ("adam", (0.9, 0.99), 0)
+
+
+def test_optimizers_of_the_recipes_with_adam():
+    for name, protocol, algorithm, decay in (
+        ("sdcl", "la_sdcl", "adam", 0),
+        ("crossmatch", "la_crossmatch", "adamw", 1e-4),
+    ):
+        method, plan, default = made(name, protocol)
+        spec = method.optimizer("network", default, plan[-1].phase)
+        assert (spec.name, spec.betas, spec.weight_decay) == (algorithm, (0.9, 0.999), decay)
+
+
+def test_threshold_of_crossmatch_at_every_step():
+    """The code computes it after each step with the number of that step, so it is one step late."""
+    method, plan, _ = made("crossmatch", "la_crossmatch")
+    for step in range(plan[-1].steps):
+        found = method.threshold(clock(plan[0], step, 14001, 0, 0))
+        ramp = math.exp(-5 * (1 - step / 17000) ** 2)
+        assert found == pytest.approx((0.75 + 0.25 * ramp) * math.log(2), rel=1e-9)
 
 
 def test_versemi_at_every_step():
@@ -178,6 +234,9 @@ def test_the_start_of_a_run_shows_where_the_rate_drops():
         "train (6,000 steps, batch 2 + 2): rate 0.01, divided by 10 after step 2,500, 5,000"
     )
     assert text("supervised", "phantom2d").endswith("rate 0.05, falling to 0")
+    assert text("crossmatch", "la_crossmatch") == (
+        "train (14,001 steps, batch 2 + 2): rate 0.001, falling to 0.00021"
+    )
 
 
 class Normalizing(torch.nn.Module):

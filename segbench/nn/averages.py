@@ -1,0 +1,36 @@
+"""Moving averages of networks whose first updates keep less of the past."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from segbench.nn.ops import Ema
+
+__all__ = ["WarmEma"]
+
+
+class WarmEma(Ema):
+    """A teacher whose first updates keep less, and whose running statistics are averaged too.
+
+    ``StudentTeacher`` (``segbench.nn.bases``) lowers the first decays by the same rule.
+    """
+
+    @torch.no_grad()
+    def follow_warm(self, student: nn.Module, decay: float, age: int) -> None:
+        """Update parameters and floating-point buffers: d * teacher + (1 - d) * student.
+
+        d is min(decay, 1 - 1 / (age + 1)), so that the teacher is the plain mean of its students
+        until ``decay`` is reached. Buffers of integers, such as counts of batches, do not change.
+
+        Args:
+            age: number of earlier updates. If it is 0 or less, the teacher becomes a copy.
+        """
+        kept = 0.0
+        if age > 0:
+            kept = min(decay, 1 - 1 / (age + 1))
+        self.follow(student, kept)
+        pairs = zip(self.model.buffers(), student.buffers(), strict=True)
+        for mine, theirs in pairs:
+            if mine.is_floating_point():
+                mine.mul_(kept).add_(theirs, alpha=1 - kept)
