@@ -88,7 +88,7 @@ def stored_run(method, draw, dice, **changes):
         "train": {"a": 6},
         "draw": draw,
         "unlabeled": "all",
-        "protocol": {"name": "phantom2d", "version": 1},
+        "protocol": {"name": "phantom2d", "version": 1, "modified": []},
         "params": {},
         "modified": {},
         "cost": {"cpu_seconds": 5.0},

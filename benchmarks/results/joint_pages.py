@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mode
 
-from segbench.benchmarks.results.notes import PAIRS, failed_runs, narrow_intervals, optimizers
+from segbench.benchmarks.results.notes import (
+    PAIRS,
+    convergence,
+    failed_runs,
+    narrow_intervals,
+    optimizers,
+)
 from segbench.benchmarks.results.studies import (
     SUPERVISED,
     Run,
@@ -80,7 +86,8 @@ def joint_text(source: Path, title: str) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     replicates = min(len(scores.distinct_draws) for row in rows.values() for scores in row.values())
     lines += ["", *narrow_intervals(replicates, {"the differences in brackets": PAIRS})]
-    lines += [*failed_runs(content["runs"]), optimizers(content["runs"]), ""]
+    runs = content["runs"]
+    lines += [*failed_runs(runs), optimizers(runs), "", convergence(runs), ""]
     if any(method == "versemi" and all_labels for method, _, all_labels in rows):
         lines += full_labels(rows, targets)
     return "\n".join(lines).rstrip() + "\n"

@@ -22,7 +22,7 @@ from segbench.benchmarks.results.studies import (
 
 from segbench import registry
 from segbench.config import load_protocol
-from segbench.config.protocol import Optim
+from segbench.config.protocol import Optim, Protocol
 from segbench.contracts.method import Setting, Source
 
 Lines = list[str]
@@ -186,11 +186,11 @@ def own_optimizers(run: Run, default: Optim) -> str:
     return ", ".join(found)
 
 
-def optimizers(runs: Sequence[Run]) -> str:
-    """Return the sentence about the optimizers of a page's runs.
+def protocol_of(runs: Sequence[Run]) -> Protocol:
+    """Return the protocol of a page's runs.
 
     Raises:
-        ValueError: the runs are not of the protocol that segbench has now.
+        ValueError: the runs are not of one protocol in the version that segbench has now.
     """
     names = {(run["protocol"]["name"], run["protocol"].get("version")) for run in runs}
     if len(names) != 1:
@@ -199,6 +199,24 @@ def optimizers(runs: Sequence[Run]) -> str:
     protocol = load_protocol(name)
     if protocol.version != version:
         raise ValueError(f"runs of {name} {version}, but segbench has version {protocol.version}")
+    return protocol
+
+
+def convergence(runs: Sequence[Run]) -> str:
+    """Return the sentence about how far from converged the protocol of a page's runs is."""
+    protocol = protocol_of(runs)
+    modified = sorted({key for run in runs for key in run["protocol"]["modified"]})
+    if modified:
+        return (
+            f"How far from converged protocol {protocol.name} is with another "
+            f"{', '.join(modified)} was not measured."
+        )
+    return f"Development runs of protocol {protocol.name}: {protocol.expected.summary()}"
+
+
+def optimizers(runs: Sequence[Run]) -> str:
+    """Return the sentence about the optimizers of a page's runs."""
+    protocol = protocol_of(runs)
     different = {json.dumps([run["method"], run["params"]], sort_keys=True): run for run in runs}
     own: dict[str, set[str]] = {}
     for run in different.values():

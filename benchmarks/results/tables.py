@@ -162,6 +162,7 @@ def page_text(source: Path, page: Page) -> str:
     studies = [load_study(source, part) for part in page.parts]
     first = studies[0]
     title = page.title.format(methods=notes.number(len(first.ranked)))
+    runs = [run for study in studies for run in study.runs]
     lines = [
         f"# {title[0].upper()}{title[1:]}",
         "",
@@ -173,7 +174,9 @@ def page_text(source: Path, page: Page) -> str:
         "",
         LEGEND,
         "",
-        notes.optimizers([run for study in studies for run in study.runs]),
+        notes.optimizers(runs),
+        "",
+        notes.convergence(runs),
         "",
     ]
     lines += notes.coverage_note(first)
@@ -239,7 +242,6 @@ SUITES = {
     "acdc-mini": Page(
         "ACDC slices at 3 mm, {methods} methods",
         (Part("ACDC", ("acdc",), labeled=7),),
-        remark=development.cardiac_remark,
     ),
     "acdc-mini-methods": Page(
         "ACDC slices at 3 mm, methods that acdc-mini does not hold",

@@ -160,7 +160,7 @@ class Protocol(Strict):
     downsample: Factor | tuple[Factor, ...] | dict[str, tuple[Factor, ...]] = Field(
         1,
         description="volumes are reduced by this factor first, by factors per axis, "
-        "or by factors per axis for each data set named",
+        "or by factors per axis for each data set named; for slices, by factors in plane",
     )
     sampling: Literal["proportional", "balanced"] = Field(
         "proportional", description="of data sets in joint training"
@@ -214,11 +214,20 @@ class Protocol(Strict):
                 f"inference.stride: expected {axes} numbers from 1 to the patch's edge "
                 f"{list(self.patch)}, got {list(stride)}"
             )
-        per_axis: tuple[tuple[int, ...], ...] = ()
-        if isinstance(self.downsample, dict):
-            per_axis = tuple(self.downsample.values())
-        elif isinstance(self.downsample, tuple):
-            per_axis = (self.downsample,)
+        return self
+
+    @model_validator(mode="after")
+    def _check_downsample(self) -> Protocol:
+        axes = len(self.patch)
+        factor = self.downsample
+        if isinstance(factor, int):
+            if factor > 1 and axes == 2:  # it would join slices, too
+                raise ValueError(
+                    f"downsample: expected two factors in plane for a patch of two edges, got one "
+                    f"for all axes; write [{factor}, {factor}]"
+                )
+            return self
+        per_axis = tuple(factor.values()) if isinstance(factor, dict) else (factor,)
         for factors in per_axis:
             if len(factors) != axes:
                 raise ValueError(

@@ -126,6 +126,10 @@ WRONG = [
         r"inference.stride: expected 2 numbers from 1 to",
     ),
     ("steps: 9\npatch: [8, 8]\ninference: {stride: [4]}", r"inference.stride: expected 2 numbers"),
+    (
+        "steps: 9\npatch: [8, 8]\ninference: {stride: [4, 4]}\ndownsample: 2",
+        r"downsample: expected two factors in plane .* write \[2, 2\]",
+    ),
 ]
 
 
