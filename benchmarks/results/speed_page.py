@@ -34,6 +34,7 @@ TITLES = {
     "speed-loader": "Loading training patches",
     "speed-startup": "Start of the program and of a run",
     "speed-official": "A training step of the authors' code and of ours",
+    "speed-official-versemi": "A training step of VerSemi's code and of ours",
     "speed-half": "Predictions in bfloat16 with trained weights",
     "speed-scale": "Commands on many runs (before: commit 15c8398)",
     "speed-distributed": "A training step in two processes, beside DistributedDataParallel",

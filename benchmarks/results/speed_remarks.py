@@ -55,14 +55,17 @@ def about_classes(rows: list[Row]) -> str:
 
 
 def about_official(rows: list[Row]) -> str:
-    """Name the methods that the table leaves out."""
+    """Name the methods that the tables of authors' code leave out."""
     measured = {row["method"] for row in rows if "method" in row}
+    for file in HERE.glob("speed-official-*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        measured |= {row["method"] for row in content["rows"] if "method" in row}
     described = {file.stem for file in DESCRIPTIONS.glob("*.yaml")}
     methods = {file.stem for file in METHODS.glob("[!_]*.py")}
     open_ones = ", ".join(f"`{name}`" for name in sorted(described - measured))
     without = ", ".join(f"`{name}`" for name in sorted(methods - described))
     return (
-        "Not in this table, although `benchmarks/official` describes their authors' code: "
+        "Not measured, although `benchmarks/official` describes their authors' code: "
         f"{open_ones}. Not comparable, because it describes none: {without}. So CPS was never "
         "measured against the code of its authors, which is about natural images."
     )
