@@ -7,6 +7,7 @@ The sentences are ours, every number in them is computed from the JSON files nex
 
 from __future__ import annotations
 
+import json
 import re
 
 from scipy.stats import spearmanr
@@ -31,6 +32,7 @@ from segbench import registry
 from segbench.results.stats import Difference, compare, estimate
 
 PAGE = tables.PAGES / "findings.md"
+GIB = 2**30
 Lines = list[str]
 
 
@@ -467,8 +469,32 @@ def text() -> str:
         "Whether any of this holds at the size of the literature's protocols (112 x 112 x 80 "
         "voxels, 6,000 steps and more), on patients, and for networks of full width. "
         "`benchmarks/gpu/lease.py` is prepared for it.",
+        "",
+        steps_at_full_size(),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def steps_at_full_size() -> str:
+    """Return the paragraph about one step of every method at full size, on a CPU."""
+    rows = json.loads((HERE / "full-protocol-step.json").read_bytes())["rows"]
+    parts = []
+    for protocol in sorted({row["protocol"] for row in rows}):
+        made = [row for row in rows if row["protocol"] == protocol and row["finite"]]
+        count = sum(row["protocol"] == protocol for row in rows)
+        peaks = {row["method"]: row["peak_bytes"] / GIB for row in made}
+        least = min(peaks, key=peaks.__getitem__)
+        most = max(peaks, key=peaks.__getitem__)
+        parts.append(
+            f"`{protocol}`: {len(made)} of {count} methods have finite losses, with a peak memory "
+            f"from {peaks[least]:.1f} GiB ({least}) to {peaks[most]:.1f} GiB ({most})"
+        )
+    return (
+        "What a CPU can show of these protocols is one training step of their full size "
+        f"(`full-protocol-step.json`). {'; '.join(parts)}. Methods that would have needed more "
+        "memory than was allowed, by an estimate from shapes, computed activations a second time "
+        "in the backward pass."
+    )
 
 
 def main() -> None:
