@@ -253,7 +253,7 @@ SUITES = {
     ),
     "lesion": Page(
         "A small target in three dimensions",
-        (Part("Lesion, volumes", ("phantom_ct_lesion",)),),
+        (Part("A small target in volumes", ("phantom_ct_lesion",)),),
     ),
     "hard": Page(
         "Hard cases on phantom slices",
