@@ -35,6 +35,7 @@ RESULT_KEYS = (
     "train",
     "draw",
     "unlabeled",
+    "without",
     "seed",
     "precision",
     "selection",
