@@ -30,10 +30,22 @@ from segbench.benchmarks.results.studies import (
 )
 
 from segbench import registry
-from segbench.results.stats import Difference, compare, estimate
+from segbench.results.stats import Difference, compare, corrected, estimate
 
 PAGE = tables.PAGES / "findings.md"
 GIB = 2**30
+# The method that a newer one extends, or is closest to.
+BUILDS_ON = {
+    "fixmatch": SUPERVISED,
+    "self_training": SUPERVISED,
+    "unimatch": "fixmatch",
+    "crossmatch": "unimatch",
+    "ad_mt": "mean_teacher",
+    "uncl": "mean_teacher",
+    "mcf": "cps",
+    "sdcl": "bcp",
+    "versemi, variant=released": "versemi",
+}
 Lines = list[str]
 
 
@@ -470,6 +482,7 @@ def text() -> str:
         *joint_training(),
         *hard_cases(),
         *real_volumes(study),
+        *newer_methods(study),
         *claims_of_the_literature(study),
         *not_measured(),
         "## What a GPU is needed for",
@@ -481,6 +494,37 @@ def text() -> str:
         steps_at_full_size(),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def newer_methods(quick: Study) -> Lines:
+    """Return the section about newer methods and what they build on; empty without their suite.
+
+    The methods of the quick suite were trained on the same images and draws.
+    """
+    study = stored_study("quick-methods")
+    if study is None:
+        return []
+    draws = study.supervised.distinct_draws
+    older = {name: scores.of_draws(draws) for name, scores in quick.methods.items()}
+    known = older | study.methods
+    names = [name for name in study.names if name in BUILDS_ON]
+    found = [compare(study.methods[name], known[BUILDS_ON[name]]) for name in names]
+    lines = [
+        "## What newer methods add to what they build on",
+        "",
+        f"{len(draws)} replicates on the images of the quick suite; supervised training has "
+        f"{shown(study.supervised)} %. The differences are corrected for their number (Holm).",
+        "",
+        "| method | Dice | minus supervised | builds on | minus that | certain |",
+        "|---|---:|---:|---|---:|---|",
+    ]
+    for name, difference in zip(names, corrected(found), strict=True):
+        certain = "yes" if difference.distinguishable else "no"
+        lines.append(
+            f"| {name} | {shown(study.methods[name])} | {signed(study.gains[name])} | "
+            f"{BUILDS_ON[name]} | {signed(difference)} | {certain} |"
+        )
+    return [*lines, ""]
 
 
 def steps_at_full_size() -> str:

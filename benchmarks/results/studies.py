@@ -162,7 +162,10 @@ def load_study(source: Path, part: Part) -> Study:
 
 def row_name(run: Run) -> str:
     """Return the name of the row that a run belongs to."""
-    return ORACLE if has_all_labels(run) else str(run["method"])
+    if has_all_labels(run):
+        return ORACLE
+    variant = run["params"].get("variant", "described")
+    return str(run["method"]) if variant == "described" else f"{run['method']}, variant={variant}"
 
 
 def has_all_labels(run: Run) -> bool:
