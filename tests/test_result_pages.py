@@ -253,6 +253,3 @@ def test_a_joint_training_is_compared_with_training_on_one_data_set(tmp_path):
     assert "| 2 each | versemi | a | 56.0 ± 1.0 |" in text
     assert "| 2 each | versemi | a + b | 36.0 ± 1.0 (-20.0 [" in text
     assert "all labels" not in text
-    everything = [one | {"labeled": one["train"]} for one in runs if one["datasets"] != ["a"]]
-    text = joint_pages.joint_text(write_runs(tmp_path / "all.json", runs + everything), "Title")
-    assert "VerSemi alone with all labels was not run." in text

@@ -65,8 +65,7 @@ def atrium_remark(study: Study) -> str:
         f"The protocol is too short for bcp ({study.gains['bcp'].mean:+.1f} Dice here). On "
         f"training volumes that were held out, one run each, it has {bcp[0]:.1f} % after "
         f"{short:,} steps and {bcp[1]:.1f} % after {long:,}, supervised training "
-        f"{supervised[0]:.1f} % and "
-        f"{supervised[1]:.1f} % (`mini-development.json`)."
+        f"{supervised[0]:.1f} % and {supervised[1]:.1f} % (`mini-development.json`)."
     )
 
 
@@ -205,10 +204,9 @@ def optimizer_and_weight() -> Lines:
         "",
         "Dice on the development phantoms (4 of 60 labeled; a draw is another look or another "
         "choice of labeled images; `phantom2d-development.json`). SGD is the protocol's, AdamW has "
-        "a rate "
-        "of 0.003 that falls to zero as well. *Late fall*: the most that one run loses after half "
-        "of the steps. *Weight 0*: with SGD, on fewer draws, beside the method itself on the same "
-        "draws.",
+        "a rate of 0.003 that falls to zero as well. *Late fall*: the most that one run loses "
+        "after half of the steps. *Weight 0*: with SGD, on fewer draws, beside the method itself "
+        "on the same draws.",
         "",
         "| method | draws | SGD | AdamW | AdamW minus SGD | late fall, SGD | late fall, AdamW "
         "| draws | weight 0 | with weight |",

@@ -88,21 +88,7 @@ def joint_text(source: Path, title: str) -> str:
     lines += ["", *narrow_intervals(replicates, {"the differences in brackets": PAIRS})]
     runs = content["runs"]
     lines += [*failed_runs(runs), optimizers(runs), "", convergence(runs), ""]
-    if any(method == "versemi" and all_labels for method, _, all_labels in rows):
-        lines += full_labels(rows, targets)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def full_labels(rows: JointRows, targets: Sequence[str]) -> list[str]:
-    """Return what is not known about VerSemi with all labels; empty if it was trained alone."""
-    if any(("versemi", target, True) in rows for target in targets):
-        return []
-    return [
-        "VerSemi alone with all labels was not run. With all labels its joint training therefore "
-        "has supervised training as its only comparison, which differs in method, optimizer and "
-        "network, so that this table does not separate joint training from what VerSemi's own "
-        "training reaches in this number of steps.",
-    ]
 
 
 def joint_cell(scores: Scores | None, alone: Scores | None) -> str:

@@ -17,6 +17,7 @@ from segbench.benchmarks.results.studies import (
     class_means,
     has_all_labels,
     listed,
+    method_name,
     row_name,
 )
 
@@ -35,21 +36,8 @@ MEANS = ("equally good methods", 0)
 PAIRS = ("known effects", 2)
 MEASURED = HERE.parent / "statistics" / "measured.txt"
 
-
-WORDS: tuple[str, ...] = (
-    "no",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-)
-WORDS += ("eleven", "twelve")
+SMALL_NUMBERS = "no one two three four five six seven eight nine ten eleven twelve"
+WORDS = tuple(SMALL_NUMBERS.split())
 
 
 def number(count: int) -> str:
@@ -92,7 +80,7 @@ def class_table(study: Study) -> Lines:
 
 def run_label(run: Run) -> str:
     """Return what a run was, for a list of runs that failed."""
-    name = row_name(run) if run["method"] == SUPERVISED else run["method"]
+    name = row_name(run) if run["method"] == SUPERVISED else method_name(run)
     if run.get("unlabeled", "all") != "all":
         name += " without unlabeled images"
     if len(run["datasets"]) > 1:
@@ -147,7 +135,7 @@ def runs_far_below(study: Study) -> Lines:
     ]
     return [
         f"More than {FAR_BELOW:.0f} Dice below supervised training of the same replicate: "
-        f"{', '.join(items)}. Where this page gives no reason, none was found.",
+        f"{', '.join(items)}. The reason is not known, unless this page gives one.",
         "",
     ]
 
@@ -274,13 +262,13 @@ def narrow_intervals(replicates: int, kinds: dict[str, tuple[str, int]]) -> Line
     for what, (table, column) in kinds.items():
         share = simulated(f"{count} draws", column, table)
         if share is not None and share < LEAST_COVERAGE:
-            narrow.append(f"{what} ({share:.1f} %)")
+            narrow.append(f"{what} in {share:.1f} %")
     if not narrow:
         return []
     return [
-        f"With {replicates} replicates these intervals are too narrow: {listed(narrow)}. In "
-        f"brackets: how many of them hold the true value in simulated studies of {count} "
-        "replicates (`benchmarks/statistics/measured.txt`); it should be 95 %.",
+        f"With {replicates} replicates some intervals are too narrow. In simulated studies of "
+        f"{count} replicates (`benchmarks/statistics/measured.txt`), the interval holds the true "
+        f"value of {listed(narrow)} of the studies; it should be 95 %.",
         "",
     ]
 

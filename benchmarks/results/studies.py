@@ -162,10 +162,14 @@ def load_study(source: Path, part: Part) -> Study:
 
 def row_name(run: Run) -> str:
     """Return the name of the row that a run belongs to."""
-    if has_all_labels(run):
-        return ORACLE
+    return ORACLE if has_all_labels(run) else method_name(run)
+
+
+def method_name(run: Run) -> str:
+    """Return the name of a run's method, with VerSemi's variant if it is not the usual one."""
+    name = str(run["method"])
     variant = run["params"].get("variant", "described")
-    return str(run["method"]) if variant == "described" else f"{run['method']}, variant={variant}"
+    return name if variant == "described" else f"{name}, variant={variant}"
 
 
 def has_all_labels(run: Run) -> bool:

@@ -130,21 +130,23 @@ def power_section(study: Study) -> Lines:
     return [*lines, "", notes.power_check()]
 
 
-LEGEND = (
-    "*rank*: as `segbench leaderboard` gives it. A group takes in every method that cannot be "
-    "distinguished from its first (all pairs tested, Holm, 5 %), and has the rank of that first "
-    "one, with `=`; the oracle is not ranked. *gap closed*: (method − supervised) / (oracle − "
-    "supervised) with Fieller's 95 % interval; – where the interval of the gap itself is wider "
-    "than the gap, or the share has no bounded interval. *Unlabeled images give*: the method minus "
-    "the same method whose unlabeled stream shows the labeled images. The oracle is supervised "
-    "training with all labels. Dice in percent with its standard deviation over replicates "
-    "(another draw of labeled cases and another seed each); differences are paired by replicate "
-    "and case; with fewer than ten replicates, those to supervised training use the scatter of all "
-    "methods, as the leaderboard does. Their 95 % intervals are not corrected for the number of "
-    "methods; p (Holm) is, for "
-    "the comparisons with supervised training only. So a method that differs from it by p can "
-    "share its rank, and one that does not can have a better one."
-)
+LEGEND = """\
+How to read the tables:
+
+- *Dice*: mean in percent, with its standard deviation over replicates. A replicate has other
+  labeled cases and another seed.
+- *oracle*: supervised training with all labels. It is not ranked.
+- *rank*: as in `segbench leaderboard`. All pairs of methods are tested (Holm, 5 %). Methods
+  that cannot be distinguished from the first one of their group share its rank, marked by `=`.
+- *minus supervised*: paired by replicate and case, with a 95 % interval that is not corrected
+  for the number of methods. With fewer than ten replicates it uses the scatter of all methods.
+- *p (Holm)*: of that difference, corrected for the comparisons with supervised training. The
+  rank is corrected for all pairs, so the two can disagree.
+- *gap closed*: (method − supervised) / (oracle − supervised), with Fieller's 95 % interval. It
+  is left out (–) if the gap's own interval is wider than the gap, or if the share has no
+  bounded interval.
+- *unlabeled images give*: the method minus the same method whose unlabeled stream shows the
+  labeled images."""
 
 
 @dataclass(frozen=True)
