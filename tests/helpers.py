@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segbench import Batch
+
 
 def near(value: float, digits: int = 6) -> Any:
     """Return what equals a number that was rounded to so many digits."""
@@ -29,6 +31,17 @@ def wave(shape: tuple[int, ...], a: float, b: float, size: float) -> Tensor:
     n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
     values = size * torch.sin(a * n + b)
     return values.view(shape)
+
+
+def slices(unlabeled: int = 3) -> Batch:
+    """Return two labeled slices of 12 x 10 pixels and three classes, and unlabeled ones."""
+    size = (12, 10)
+    x = wave((2, 1, *size), 0.37, 0.2, 2)
+    u = wave((unlabeled, 1, *size), 0.53, 1.1, 2.5)
+    first = wave((2, *size), 0.91, 0.4, 1) > 0.25
+    second = x[:, 0] > 1
+    source = torch.zeros(2 + unlabeled).long()
+    return Batch(x, first.long() + second.long(), u, source)
 
 
 def grid(*shape: int) -> tuple[Tensor, ...]:

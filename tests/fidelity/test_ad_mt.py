@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, slices, softmax
 from torch import nn
 
-from segbench import Batch, Clock
+from segbench import Clock
 from segbench.contracts.method import Setting, Source
 from segbench.nn.ops import strong_view
 from segbench.registry import get
@@ -34,13 +34,6 @@ def build(**params):
     return model.train()
 
 
-def batch(unlabeled: int = 3) -> Batch:
-    x = wave((2, 1, *SIZE), 0.37, 0.2, 2)
-    u = wave((unlabeled, 1, *SIZE), 0.53, 1.1, 2.5)
-    labels = (wave((2, *SIZE), 0.91, 0.4, 1) > 0.25).long() + (x[:, 0] > 1).long()
-    return Batch(x, labels, u, torch.zeros(2 + unlabeled).long())
-
-
 def probabilities(images: np.ndarray, slopes: list[float]) -> np.ndarray:
     shape = (1, -1, 1, 1)
     return softmax(np.reshape(slopes, shape) * images + np.reshape(BIASES, shape))
@@ -55,7 +48,7 @@ def clock_where(model, first_moves: bool) -> Clock:
 @pytest.mark.parametrize("loss", ["ce", "dice"])
 @pytest.mark.parametrize("first_moves", [True, False])
 def test_terms(loss, first_moves, monkeypatch):
-    items = batch()
+    items = slices()
     model = build(loss=loss, threshold=0.75, weight=1.5)
     t = clock_where(model, first_moves)
     outside = torch.ones(3, *SIZE, dtype=torch.bool)
@@ -101,7 +94,7 @@ def test_terms(loss, first_moves, monkeypatch):
 @pytest.mark.parametrize("first_moves", [True, False])
 def test_the_teacher_in_turn_is_in_train_mode(first_moves):
     model = build()
-    terms = model.loss(batch(), clock_where(model, first_moves))
+    terms = model.loss(slices(), clock_where(model, first_moves))
     sum(terms.values()).backward()
     modes = [teacher.model.seen[0][1] for teacher in (model.first, model.second)]
     assert modes == [first_moves, not first_moves]
@@ -163,7 +156,7 @@ def test_averages_are_those_of_the_official_rule():
 def test_weight_of_the_official_run(step, monkeypatch):
     """2, after 40 stairs of 150 steps in 15,000."""
     monkeypatch.setattr(CLASS, "unlabeled_loss", lambda *_: torch.ones((), dtype=torch.float64))
-    found = build().loss(batch(), Clock(step, 15000))["unlabeled"].item()
+    found = build().loss(slices(), Clock(step, 15000))["unlabeled"].item()
     expected = float(2 * np.exp(-5 * (1 - min(step // 150, 40) / 40) ** 2))
     assert found == pytest.approx(expected, rel=1e-12)
 
@@ -209,7 +202,7 @@ def test_centers_of_boxes_lie_in_the_last_seven_eighths(size):
 
 
 def test_supervised_dice_of_the_foreground():
-    items = batch()
+    items = slices()
     found = build(dice="foreground").loss(items, Clock(9, 10))["supervised"].item()
     p = probabilities(items.x.numpy(), STUDENT)
     y = items.y.numpy()

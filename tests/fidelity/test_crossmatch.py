@@ -7,9 +7,9 @@ from math import exp, log
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, torch_dice, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, slices, softmax, torch_dice
 
-from segbench import Batch, Clock
+from segbench import Clock
 from segbench.contracts.method import Setting, Source
 from segbench.nn.ops import random_boxes, strong_view
 from segbench.registry import get
@@ -27,13 +27,6 @@ def build(**params):
     model = CLASS(CLASS.Params(**params), setting)
     model.build(lambda: Pixelwise(SLOPES, BIASES))
     return model.train()
-
-
-def batch() -> Batch:
-    x = wave((2, 1, *SIZE), 0.37, 0.2, 2)
-    u = wave((3, 1, *SIZE), 0.53, 1.1, 2.5)
-    labels = (wave((2, *SIZE), 0.91, 0.4, 1) > 0.25).long() + (x[:, 0] > 1).long()
-    return Batch(x, labels, u, torch.zeros(5).long())
 
 
 def probabilities(images: np.ndarray) -> np.ndarray:
@@ -58,7 +51,7 @@ def known_dropout(monkeypatch):
 
 @pytest.mark.parametrize("cutmix", [0.0, 1.0])
 def test_terms(cutmix, known_dropout):
-    items = batch()
+    items = slices()
     found = build(cutmix=cutmix, eta=0.4, threshold=0.9).loss(items, CLOCK)
 
     threshold = (0.9 + 0.1 * exp(-5 * (1 - 3 / 10) ** 2)) * log(2)
@@ -121,7 +114,7 @@ def test_numbers_of_the_official_code():
 
 def test_no_gradient_flows_through_the_labels(known_dropout):
     """The gradients are those of the logits alone, with labels and confidence as fixed numbers."""
-    items = batch()
+    items = slices()
     model = build(eta=0.4, threshold=0.9, cutmix=0)
     terms = model.loss(items, CLOCK)
     network = build().network
@@ -158,7 +151,7 @@ def test_no_gradient_flows_through_the_labels(known_dropout):
 
 def test_two_passes_per_step():
     model = build()
-    items = batch()
+    items = slices()
     model.loss(items, CLOCK)
     (first, _), (second, _) = model.network.seen
     assert torch.equal(first, torch.cat([items.x, items.u])) and len(second) == 6

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, slices, softmax
 
 from segbench import Batch, Clock
 from segbench.contracts.method import Setting, Source
@@ -26,13 +26,6 @@ def build(**params):
     model = CLASS(CLASS.Params(**params), setting)
     model.build(lambda: Pixelwise(SLOPES, BIASES))
     return model.train()
-
-
-def batch(unlabeled: int = 3) -> Batch:
-    x = wave((2, 1, 12, 10), 0.37, 0.2, 2)
-    u = wave((unlabeled, 1, 12, 10), 0.53, 1.1, 2.5)
-    labels = (wave((2, 12, 10), 0.91, 0.4, 1) > 0.25).long() + (x[:, 0] > 1).long()
-    return Batch(x, labels, u, torch.zeros(2 + unlabeled).long())
 
 
 def probabilities(images: torch.Tensor) -> np.ndarray:
@@ -69,7 +62,7 @@ def expected(items: Batch, threshold: float, cutmix: float) -> tuple[dict[str, f
 @pytest.mark.parametrize("loss", ["ce", "dice"])
 @pytest.mark.parametrize("cutmix", [0.0, 1.0])
 def test_terms(loss, cutmix):
-    items = batch()
+    items = slices()
     found = build(threshold=0.8, cutmix=cutmix, loss=loss, weight=0.7).loss(items, CLOCK)
     terms, share = expected(items, 0.8, cutmix)
     assert 0.2 < share < 0.9 and list(found) == ["supervised", "strong"]
@@ -78,14 +71,14 @@ def test_terms(loss, cutmix):
 
 
 def test_a_box_changes_the_term():
-    items = batch()
+    items = slices()
     values = [build(threshold=0.8, cutmix=p).loss(items, CLOCK)["strong"].item() for p in (0, 1)]
     assert values[0] != pytest.approx(values[1], abs=1e-4)
 
 
 def test_without_a_confident_voxel_the_term_and_its_gradient_are_zero():
     model = build(threshold=1.0)
-    terms = model.loss(batch(), CLOCK)
+    terms = model.loss(slices(), CLOCK)
     assert terms["strong"].item() == 0
     terms["strong"].backward()
     assert model.network.slope.grad.abs().sum() == 0
@@ -93,7 +86,7 @@ def test_without_a_confident_voxel_the_term_and_its_gradient_are_zero():
 
 def test_no_gradient_flows_through_the_labels():
     """The gradient is that of the strong view with fixed labels."""
-    items = batch()
+    items = slices()
     model = build(threshold=0.8, cutmix=0)
     model.loss(items, CLOCK)["strong"].backward()
     other = build(threshold=0.8, cutmix=0)
@@ -105,7 +98,7 @@ def test_no_gradient_flows_through_the_labels():
 
 
 def test_modes_and_inputs_of_the_three_passes():
-    items = batch()
+    items = slices()
     model = build()
     model.loss(items, CLOCK)
     (pasted, first), (weak, second), (strong, third) = model.network.seen
@@ -115,13 +108,13 @@ def test_modes_and_inputs_of_the_three_passes():
 
 
 def test_a_single_item_is_its_own_partner():
-    items = batch(unlabeled=1)
+    items = slices(unlabeled=1)
     found = build(threshold=0.8, cutmix=1).loss(items, CLOCK)["strong"].item()
     assert found == pytest.approx(expected(items, 0.8, 0)[0]["ce"], abs=1e-6)
 
 
 def test_supervised_dice_of_the_foreground():
-    items = batch()
+    items = slices()
     found = build(dice="foreground").loss(items, CLOCK)["supervised"].item()
     p = probabilities(items.x)
     y = items.y.numpy()

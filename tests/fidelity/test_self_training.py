@@ -7,9 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, slices, softmax
 
-from segbench import Batch, Clock
+from segbench import Clock
 from segbench.conformance import SETTINGS, Trial
 from segbench.contracts.method import Setting, Source
 from segbench.registry import get
@@ -30,13 +30,6 @@ def build(**params):
     return model.train()
 
 
-def batch() -> Batch:
-    x = wave((2, 1, 12, 10), 0.37, 0.2, 2)
-    u = wave((3, 1, 12, 10), 0.53, 1.1, 2.5)
-    labels = (wave((2, 12, 10), 0.91, 0.4, 1) > 0.25).long() + (x[:, 0] > 1).long()
-    return Batch(x, labels, u, torch.zeros(5).long())
-
-
 def probabilities(images: torch.Tensor, slopes: list[float]) -> np.ndarray:
     shape = (1, -1, 1, 1)
     return softmax(np.reshape(slopes, shape) * images.numpy() + np.reshape(BIASES, shape))
@@ -44,7 +37,7 @@ def probabilities(images: torch.Tensor, slopes: list[float]) -> np.ndarray:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.8])
 def test_terms_of_the_second_training(threshold):
-    items = batch()
+    items = slices()
     found = build(weight=0.7, threshold=threshold).loss(items, Clock(7, 10, "all"))
 
     def loss(p, y, used):
@@ -65,7 +58,7 @@ def test_terms_of_the_second_training(threshold):
 
 def test_the_teacher_predicts_in_eval_mode_and_learns_nothing():
     model = build()
-    terms = model.loss(batch(), Clock(7, 10, "all"))
+    terms = model.loss(slices(), Clock(7, 10, "all"))
     sum(terms.values()).backward()
     teacher = model.teacher.model
     assert [training for _, training in teacher.seen] == [False] and teacher.training

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, slices, softmax, wave
 
-from segbench import Batch, Clock
+from segbench import Clock
 from segbench.contracts.method import Setting, Source
 from segbench.nn.ops import clipped_noise
 from segbench.registry import get
@@ -30,13 +30,6 @@ def build(**params):
     return model.train()
 
 
-def batch() -> Batch:
-    x = wave((2, 1, *SIZE), 0.37, 0.2, 2)
-    u = wave((3, 1, *SIZE), 0.53, 1.1, 2.5)
-    labels = (wave((2, *SIZE), 0.91, 0.4, 1) > 0.25).long() + (x[:, 0] > 1).long()
-    return Batch(x, labels, u, torch.zeros(5).long())
-
-
 def probabilities(images: np.ndarray, slopes: list[float]) -> np.ndarray:
     shape = (1, -1, 1, 1)
     return softmax(np.reshape(slopes, shape) * images + np.reshape(BIASES, shape))
@@ -51,7 +44,7 @@ def numpy_uncl(p: np.ndarray, q: np.ndarray, beta: float) -> float:
 
 @pytest.mark.parametrize("dice", ["foreground", "all"])
 def test_terms(dice):
-    items = batch()
+    items = slices()
     images = torch.cat([items.x, items.u])
     torch.manual_seed(3)
     found = build(weight=0.7, uncertainty_weight=0.3, dice=dice).loss(items, Clock(400, 1000))
@@ -123,13 +116,13 @@ def test_numbers_of_the_official_code():
 
 def test_no_gradient_reaches_the_teacher():
     model = build()
-    sum(model.loss(batch(), Clock(5, 10)).values()).backward()
+    sum(model.loss(slices(), Clock(5, 10)).values()).backward()
     assert all(parameter.grad is None for parameter in model.teacher.parameters())
     assert model.student.slope.grad.abs().sum() > 0
 
 
 def test_one_pass_of_each_network_over_all_images():
-    items = batch()
+    items = slices()
     model = build()
     model.loss(items, Clock(0, 10))
     ((seen, _),) = model.student.seen

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, softmax, torch_dice, wave
+from helpers import Pixelwise, numpy_cross_entropy, numpy_dice, slices, softmax, torch_dice
 
-from segbench import Batch, Clock
+from segbench import Clock
 from segbench.contracts.method import Setting, Source
 from segbench.nn.ops import random_boxes, strong_view
 from segbench.registry import get
@@ -25,13 +25,6 @@ def build(**params):
     model = CLASS(CLASS.Params(**params), setting)
     model.build(lambda: Pixelwise(SLOPES, BIASES))
     return model.train()
-
-
-def batch(unlabeled: int = 3) -> Batch:
-    x = wave((2, 1, *SIZE), 0.37, 0.2, 2)
-    u = wave((unlabeled, 1, *SIZE), 0.53, 1.1, 2.5)
-    labels = (wave((2, *SIZE), 0.91, 0.4, 1) > 0.25).long() + (x[:, 0] > 1).long()
-    return Batch(x, labels, u, torch.zeros(2 + unlabeled).long())
 
 
 def probabilities(images: np.ndarray) -> np.ndarray:
@@ -54,7 +47,7 @@ def known_dropout(monkeypatch):
 
 @pytest.mark.parametrize("cutmix", [0.0, 1.0])
 def test_terms(cutmix, known_dropout):
-    items = batch()
+    items = slices()
     model = build(threshold=0.8, cutmix=cutmix, image_weight=0.6, feature_weight=0.3)
     found = model.loss(items, CLOCK)
 
@@ -103,7 +96,7 @@ def test_no_gradient_flows_through_the_labels(known_dropout):
 
     The Dice loss of all classes is computed here from its formula.
     """
-    items = batch()
+    items = slices()
     model = build(threshold=0.8)
     term = model.loss(items, CLOCK)["features"]
     term.backward()
@@ -122,7 +115,7 @@ def test_no_gradient_flows_through_the_labels(known_dropout):
 
 
 def test_modes_and_inputs_of_the_passes():
-    items = batch()
+    items = slices()
     model = build()
     model.loss(items, CLOCK)
     (pasted, first), (weak, second), (strong, third) = model.network.seen
@@ -141,7 +134,7 @@ def test_dropout_takes_whole_channels():
 
 
 def test_supervised_dice_of_the_foreground():
-    items = batch()
+    items = slices()
     found = build(dice="foreground").loss(items, CLOCK)["supervised"].item()
     p = probabilities(items.x.numpy())
     y = items.y.numpy()
