@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 from pydantic import BaseModel
-from segbench.benchmarks.results import studies, tables
+from segbench.benchmarks.results import tables
 
 import segbench
 from segbench import registry
@@ -285,8 +285,8 @@ def plugin_page() -> str:
 
 def result_table() -> list[str]:
     """Return README's short table of the quick suite."""
-    source = studies.HERE / "quick.json"
-    return tables.short_table(studies.load_study(source, tables.SUITES["quick"].parts[0]))
+    (study,) = tables.stored_studies("quick")
+    return tables.short_table(study)
 
 
 def leak_table() -> list[str]:

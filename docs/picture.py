@@ -5,7 +5,7 @@
 
 Left: a test image, its truth and the predictions of the demo's first replicate; it is the image on
 which supervised training has its median Dice. Right: the quick suite's differences to supervised
-training with 95 % intervals, from benchmarks/results/quick.json. The file keeps the numbers of the
+training with 95 % intervals, from benchmarks/results. The file keeps the numbers of the
 right half, so that a test can compare them with the stored runs.
 """
 
@@ -51,8 +51,10 @@ def main() -> None:
     runs = {row.method: row.runs[0] for row in board.rows}
     case = choose([runs["supervised"]], DATASET)[1].case
 
-    figure = plt.figure(figsize=(10, 3.6), dpi=160)
-    left = figure.add_gridspec(2, 2, left=0.01, right=0.33, top=0.94, bottom=0.07, wspace=0.06)
+    figure = plt.figure(figsize=(10, 4.6), dpi=140)
+    left = figure.add_gridspec(
+        2, 2, left=0.01, right=0.33, top=0.94, bottom=0.07, wspace=0.06, hspace=0.16
+    )
     for place, name in enumerate(SHOWN):
         axes = figure.add_subplot(left[divmod(place, 2)])
         draw_prediction(axes, name, runs[name], case, machine)
@@ -82,7 +84,8 @@ def draw_prediction(axes: Any, name: str, run: FinishedRun, case: str, machine: 
 
 def quick_study() -> studies.Study:
     """Return the stored quick suite."""
-    return studies.load_study(studies.HERE / "quick.json", tables.SUITES["quick"].parts[0])
+    (study,) = tables.stored_studies("quick")
+    return study
 
 
 def differences() -> dict[str, list[float]]:
@@ -104,7 +107,8 @@ def draw_differences(axes: Any, found: dict[str, list[float]]) -> None:
         axes.plot([low, high], [place, place], color=color, linewidth=1.5)
         axes.plot([mean], [place], "o", color=color, markersize=4)
     axes.axvline(0, color="gray", linewidth=0.8)
-    axes.set_yticks(range(len(found)), list(found), fontsize=9)
+    labels = [name.replace("variant=", "") for name in found]
+    axes.set_yticks(range(len(found)), labels, fontsize=8)
     axes.tick_params(axis="x", labelsize=9)
     axes.set_xlabel("Dice minus supervised training, 95 % interval", fontsize=9)
     axes.set_title(

@@ -62,7 +62,8 @@ def test_the_pages_are_up_to_date(tables):
 
 @pytest.fixture(scope="module")
 def quick(tables):
-    return studies.load_study(studies.HERE / "quick.json", tables.SUITES["quick"].parts[0])
+    (study,) = tables.stored_studies("quick")
+    return study
 
 
 def test_the_picture_shows_the_stored_runs():
@@ -120,11 +121,31 @@ def test_only_complete_replicates_are_used(tmp_path):
     assert strong.methods["supervised"].values.mean() == pytest.approx(90.0)
 
 
+def test_suites_on_the_same_images_make_one_table(tmp_path):
+    draws = (0, 1, 2)
+    supervised = [stored_run("supervised", draw, [0.5, 0.6]) for draw in draws]
+    older = [stored_run("bcp", draw, [0.7, 0.8]) for draw in draws]
+    newer = [stored_run("sdcl", draw, [0.8, 0.8]) for draw in draws[:2]]
+    part = studies.Part("title", ("a",))
+    first = write_runs(tmp_path / "first.json", supervised + older)
+    second = write_runs(tmp_path / "second.json", supervised + newer)
+    study = studies.load_study([first, second], part)
+    assert list(study.methods) == ["supervised", "bcp", "sdcl"]
+    assert study.draws == 2
+    assert len(study.runs) == 6
+    assert len(study.origins) == 2
+
+    other = [stored_run("supervised", draw, [0.5, 0.7]) for draw in draws]
+    third = write_runs(tmp_path / "third.json", other + newer)
+    with pytest.raises(ValueError, match=r"third.json has other results"):
+        studies.load_study([first, third], part)
+
+
 def study_of(**rows):
     """Return a study of rows of scores (replicate, case)."""
     draws = tuple(range(len(rows["supervised"])))
     methods = {name: Scores(name, np.array(values), draws) for name, values in rows.items()}
-    return studies.Study("title", "command", "commit", ["a"], methods=methods)
+    return studies.Study("title", ["command"], ["a"], methods=methods)
 
 
 def test_a_share_of_the_gap_is_shown_where_the_gap_is_known():

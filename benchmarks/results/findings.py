@@ -16,12 +16,10 @@ from segbench.benchmarks.results.studies import (
     HERE,
     ORACLE,
     SUPERVISED,
-    Part,
     Study,
     draws_needed,
     gap_text,
     listed,
-    load_study,
     scores_by_draw,
     shown,
     signed,
@@ -49,11 +47,6 @@ BUILDS_ON = {
 Lines = list[str]
 
 
-def quick_study() -> Study:
-    """Return the stored quick suite."""
-    return load_study(HERE / "quick.json", tables.SUITES["quick"].parts[0])
-
-
 def with_numbers(found: dict[str, Difference], names: list[str]) -> str:
     """Return names with their differences."""
     return listed([f"{name} ({found[name].mean:+.1f})" for name in names])
@@ -78,7 +71,8 @@ def better_than_supervised(study: Study) -> Lines:
         f"{shown(study.supervised)} % Dice and the oracle {shown(oracle)} "
         f"%: {signed(study.against_supervised(ORACLE))} Dice to gain. {len(certain)} of "
         f"{len(found)} methods are better than supervised training (Holm, 5 %): "
-        f"{with_numbers(found, certain)}, the highest mean first. {best} closes "
+        f"{with_numbers(found, certain)}, the highest mean first. VerSemi's two variants count as "
+        f"two methods. {best} closes "
         f"{gap_text(study, best)} of the gap.",
     ]
     if others:
@@ -109,12 +103,14 @@ def where_the_gain_comes_from(study: Study) -> Lines:
     others = [name for name in found if name not in certain]
     gains = study.gains
     better = [name for name in others if gains[name].distinguishable and gains[name].mean > 0]
+    missing = [name for name in study.names if name not in found]
+    left_out = f" Without such runs: {listed(missing)}." if missing else ""
     lines = [
         "## What of it comes from the unlabeled images",
         "",
-        "Every method was also trained with a second stream that shows the labeled images again. "
+        "The methods were also trained with a second stream that shows the labeled images again. "
         f"The difference is certain for {with_numbers(found, certain)}. For the others it is not "
-        f"distinguishable from zero: {with_numbers(found, others)}. So most of what "
+        f"distinguishable from zero: {with_numbers(found, others)}.{left_out} So most of what "
         f"{listed(better)} gain over supervised training is there without unlabeled images. It "
         "may come from mixing, dropout, a second task or a moving average; no run here separates "
         "these.",
@@ -172,7 +168,6 @@ def other_images(study: Study) -> Lines:
     fresh = stored_study("fresh")
     if fresh is None:
         return []
-    names = study.names
     found = fresh.gains
     certain = [name for name in found if found[name].distinguishable]
     return [
@@ -182,7 +177,7 @@ def other_images(study: Study) -> Lines:
         f"chosen ({fresh.draws} replicates). The highest mean first, they are "
         f"{', '.join(fresh.names)} ({notes.pairs_apart(fresh, with_supervised=False)}). "
         "The rank correlation of the means with those above is "
-        f"{correlation(study, fresh, names):.2f}. "
+        f"{correlation(study, fresh)}. "
         f"Distinguishable from supervised training (Holm, 5 %): {with_numbers(found, certain)}.",
         "",
     ]
@@ -281,16 +276,8 @@ def hard_cases() -> Lines:
     """Return the section about the hard suite and the small target in volumes."""
     lines = []
     for suite in ("hard", "lesion"):
-        source = HERE / f"{suite}.json"
-        if source.exists():
-            lines += [hard_case(load_study(source, part)) for part in parts_of(suite)]
+        lines += [hard_case(study) for study in tables.stored_studies(suite)]
     return ["## Hard cases", "", *lines, ""] if lines else []
-
-
-def parts_of(suite: str) -> tuple[Part, ...]:
-    """Return the tables of a suite."""
-    parts: tuple[Part, ...] = tables.SUITES[suite].parts
-    return parts
 
 
 def hard_case(study: Study) -> str:
@@ -321,10 +308,9 @@ def real_volumes(quick: Study) -> Lines:
     heart = stored_study("acdc-mini")
     if heart is not None:
         lines += order_of_methods("ACDC slices at 3 mm, 7 of 32 patients labeled", heart, quick)
-        names = heart.names
         lines += [
-            f"The order on ACDC has a rank correlation of {correlation(heart, atrium, names):.2f} "
-            "with that on the left atrium.",
+            f"The order on ACDC has a rank correlation of {correlation(heart, atrium)} with that "
+            "on the left atrium.",
             "",
             *development.planned_protocol(heart),
         ]
@@ -356,15 +342,15 @@ def joint_hearts() -> Lines:
 
 
 def stored_study(name: str) -> Study | None:
-    """Return the only table of a stored suite; None if the suite is not stored."""
-    source = HERE / f"{name}.json"
-    return load_study(source, tables.SUITES[name].parts[0]) if source.exists() else None
+    """Return the first table of a stored suite; None if the suite is not stored."""
+    return next(iter(tables.stored_studies(name)), None)
 
 
-def correlation(first: Study, second: Study, names: list[str]) -> float:
-    """Return the rank correlation of the means of some methods in two studies."""
+def correlation(first: Study, second: Study) -> str:
+    """Return the rank correlation of the means of the methods that two studies share."""
+    names = [name for name in first.names if name in second.methods]
     means = [[study.methods[name].values.mean() for name in names] for study in (first, second)]
-    return float(spearmanr(*means).statistic)
+    return f"{spearmanr(*means).statistic:.2f} over {len(names)} methods"
 
 
 def order_of_methods(what: str, study: Study, quick: Study) -> Lines:
@@ -376,8 +362,8 @@ def order_of_methods(what: str, study: Study, quick: Study) -> Lines:
         f"training has {shown(study.methods[SUPERVISED])} % Dice and the oracle "
         f"{shown(study.methods[ORACLE])} %. The methods, the highest mean first: "
         f"{with_numbers(found, names)}; rank correlation with the quick suite "
-        f"{correlation(study, quick, names):.2f}. {order(study)} Distinguishable from supervised "
-        f"training (Holm, 5 %): {certain_ones(found)}"
+        f"{correlation(study, quick)}. {order(study)} Distinguishable from supervised training "
+        f"(Holm, 5 %): {certain_ones(found)}"
     )
     if study.without_unlabeled:
         lines += f"; effect of the unlabeled images: {certain_ones(study.contributions)}"
@@ -434,7 +420,7 @@ def claims_of_the_literature(quick: Study) -> Lines:
 def correlation_with_year(study: Study) -> float:
     """Return the rank correlation of the methods' years of publication with their means."""
     names = study.names
-    papers = [registry.get("method", name).paper for name in names]
+    papers = [registry.get("method", name.partition(",")[0]).paper for name in names]
     years = [int(re.findall(r"\b(?:19|20)\d\d\b", paper)[-1]) for paper in papers]
     means = [study.methods[name].values.mean() for name in names]
     return float(spearmanr(years, means).statistic)
@@ -443,11 +429,9 @@ def correlation_with_year(study: Study) -> float:
 def not_measured() -> Lines:
     """Return the section about the methods that no stored suite holds; empty if there are none."""
     measured: set[str] = set()
-    for name, page in tables.SUITES.items():
-        source = HERE / f"{name}.json"
-        if source.exists():
-            for part in page.parts:
-                measured.update(load_study(source, part).methods)
+    for name in tables.SUITES:
+        for study in tables.stored_studies(name):
+            measured.update(study.methods)
     missing = [name for name in registry.names("method") if name not in measured]
     if not missing:
         return []
@@ -464,7 +448,7 @@ def not_measured() -> Lines:
 
 def text() -> str:
     """Return the page."""
-    study = quick_study()
+    (study,) = tables.stored_studies("quick")
     lines = [
         "# What we found",
         "",
@@ -497,24 +481,15 @@ def text() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def newer_methods(quick: Study) -> Lines:
-    """Return the section about newer methods and what they build on; empty without their suite.
-
-    The methods of the quick suite were trained on the same images and draws.
-    """
-    study = stored_study("quick-methods")
-    if study is None:
-        return []
-    draws = study.supervised.distinct_draws
-    older = {name: scores.of_draws(draws) for name, scores in quick.methods.items()}
-    known = older | study.methods
+def newer_methods(study: Study) -> Lines:
+    """Return the section about newer methods and what they build on."""
     names = [name for name in study.names if name in BUILDS_ON]
-    found = [compare(study.methods[name], known[BUILDS_ON[name]]) for name in names]
+    found = [compare(study.methods[name], study.methods[BUILDS_ON[name]]) for name in names]
     lines = [
         "## What newer methods add to what they build on",
         "",
-        f"{len(draws)} replicates on the images of the quick suite; supervised training has "
-        f"{shown(study.supervised)} %. The differences are corrected for their number (Holm).",
+        f"On the phantom slices ({study.draws} replicates). The differences are corrected for "
+        "their number (Holm).",
         "",
         "| method | Dice | minus supervised | builds on | minus that | certain |",
         "|---|---:|---:|---|---:|---|",

@@ -6,7 +6,7 @@ The statistics are those of ``segbench leaderboard``: the same tests, ranks and 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, isnan
@@ -53,10 +53,8 @@ class Study:
     """Runs of a suite with replicates and reference rows."""
 
     title: str
-    command: str
-    commit: str
+    origins: list[str]  # how the runs of each file were made
     datasets: list[str]
-    note: str = ""
     # Scores in percent by method: one row per replicate, with the cases of all data sets.
     methods: dict[str, Scores] = field(default_factory=dict)
     without_unlabeled: dict[str, Scores] = field(default_factory=dict)
@@ -129,25 +127,27 @@ class Study:
         )
 
 
-def load_study(source: Path, part: Part) -> Study:
+def load_study(
+    sources: Path | Sequence[Path], part: Part, row_of: Callable[[Run], str] | None = None
+) -> Study:
     """Read the runs of one part of a suite, whose data sets have equally many test cases.
 
     Only replicates that all rows have are used, so that all rows are compared with the same labeled
-    cases.
+    cases. Several files make one table if their runs saw the same images, labels and seeds.
+    ``row_of`` names the row that a run belongs to [oracle, or its method].
     """
-    content = json.loads(source.read_text())
-    runs = [run for run in content["runs"] if part.holds(run)]
+    files = [sources] if isinstance(sources, Path) else sources
+    row_of = row_of or row_name
+    runs = distinct_runs(files, part, row_of)
     dice: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
     seconds: dict[str, list[float]] = {}
     for run in runs:
-        row = dice.setdefault((row_name(run), run["unlabeled"]), {})
+        row = dice.setdefault((row_of(run), run["unlabeled"]), {})
         row[run["draw"], "+".join(run["datasets"])] = case_scores(run)
-        seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
+        seconds.setdefault(row_of(run), []).append(run["cost"]["cpu_seconds"])
     shared = set.intersection(*(complete_draws(row, part.datasets) for row in dice.values()))
     draws = tuple(sorted(shared))
-    study = Study(
-        part.title, content["command"], content["commit"], list(part.datasets), content["note"]
-    )
+    study = Study(part.title, [origin(file) for file in files], list(part.datasets))
     for (name, unlabeled), row in dice.items():
         values = np.array([joined(row, draw, part.datasets) for draw in draws])
         target = study.methods if unlabeled == "all" else study.without_unlabeled
@@ -158,6 +158,30 @@ def load_study(source: Path, part: Part) -> Study:
     study.seconds = {name: float(np.mean(values)) for name, values in seconds.items()}
     study.runs = [run for run in runs if run["draw"] in shared]
     return study
+
+
+def distinct_runs(files: Sequence[Path], part: Part, row_of: Callable[[Run], str]) -> list[Run]:
+    """Return the runs of a part from all files, without those that an earlier file has.
+
+    Raises:
+        ValueError: if two files hold the same run with different results.
+    """
+    found: dict[tuple[Any, ...], Run] = {}
+    for file in files:
+        for run in json.loads(file.read_text())["runs"]:
+            if not part.holds(run):
+                continue
+            key = (row_of(run), run["unlabeled"], run["draw"], *run["datasets"])
+            stored = found.setdefault(key, run)
+            if stored["cases"]["dice"] != run["cases"]["dice"]:
+                raise ValueError(f"{file.name} has other results than an earlier file for {key}")
+    return list(found.values())
+
+
+def origin(file: Path) -> str:
+    """Return the sentence that says how the runs of a file were made."""
+    content = json.loads(file.read_text())
+    return f"`{content['command']}` at commit `{content['commit'][:10]}`. {content['note']}".strip()
 
 
 def row_name(run: Run) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segbench.benchmarks.results import development, joint_pages, notes
+from segbench.benchmarks.results import development, joint_pages, method_options, notes
 from segbench.benchmarks.results.studies import (
     HERE,
     ORACLE,
@@ -74,8 +74,8 @@ def short_table(study: Study) -> Lines:
     names = [name for name in study.methods if name != SUPERVISED]
     names.sort(key=lambda name: -study.methods[name].values.mean())
     lines = [
-        f"The quick suite: synthetic slices of 32 x 32 pixels, 4 of 60 labeled, {study.draws} "
-        f"replicates. Supervised training: {shown(study.supervised)} % Dice, rank "
+        f"Synthetic slices of 32 x 32 pixels, 4 of 60 labeled, {study.draws} replicates. "
+        f"Supervised training: {shown(study.supervised)} % Dice, rank "
         f"{rank_text(study, SUPERVISED)}.",
         "",
         "| rank | method | minus supervised, Dice | unlabeled images give |",
@@ -157,11 +157,26 @@ class Page:
     parts: tuple[Part, ...]
     power: bool = False  # also show what the replicates decide
     remark: Callable[[Study], str] | None = None  # what else is known about the first part
+    also: tuple[str, ...] = ()  # stored suites with the same images, labels and seeds
 
 
-def page_text(source: Path, page: Page) -> str:
+def sources(name: str) -> list[Path]:
+    """Return the files of stored runs that a page is made of; empty if its own is missing."""
+    file = HERE / f"{name}.json"
+    if not file.exists():
+        return []
+    others = [HERE / f"{other}.json" for other in SUITES[name].also]
+    return [file, *(other for other in others if other.exists())]
+
+
+def stored_studies(name: str) -> list[Study]:
+    """Return the tables of a stored suite; empty if the suite is not stored."""
+    files = sources(name)
+    return [load_study(files, part) for part in SUITES[name].parts] if files else []
+
+
+def page_text(page: Page, studies: list[Study]) -> str:
     """Return the text of a page."""
-    studies = [load_study(source, part) for part in page.parts]
     first = studies[0]
     title = page.title.format(methods=notes.number(len(first.ranked)))
     runs = [run for study in studies for run in study.runs]
@@ -170,10 +185,7 @@ def page_text(source: Path, page: Page) -> str:
         "",
         "Computed by `benchmarks/results/tables.py` from stored runs.",
         "",
-        f"`{first.command}` at commit `{first.commit[:10]}`.",
-        "",
-        first.note,
-        "",
+        *joined_by_blank(first.origins),
         LEGEND,
         "",
         notes.optimizers(runs),
@@ -189,6 +201,14 @@ def page_text(source: Path, page: Page) -> str:
     if page.power:
         lines += power_section(first)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def joined_by_blank(paragraphs: list[str]) -> Lines:
+    """Return paragraphs with an empty line after each."""
+    lines = []
+    for paragraph in paragraphs:
+        lines += [paragraph, ""]
+    return lines
 
 
 def part_text(study: Study, heading: bool) -> Lines:
@@ -218,11 +238,10 @@ def part_text(study: Study, heading: bool) -> Lines:
 LOOKS = ("phantom2d_a", "phantom2d_b")
 SUITES = {
     "quick": Page(
-        "Quick suite: phantom slices of two looks", (Part("Two looks", LOOKS),), power=True
-    ),
-    "quick-methods": Page(
-        "Methods that the quick suite does not hold",
+        "{methods} methods on phantom slices of two looks",
         (Part("Two looks", LOOKS),),
+        power=True,
+        also=("quick-methods",),
     ),
     "quick-strong": Page(
         "{methods} methods with strong augmentation",
@@ -244,10 +263,7 @@ SUITES = {
     "acdc-mini": Page(
         "ACDC slices at 3 mm, {methods} methods",
         (Part("ACDC", ("acdc",), labeled=7),),
-    ),
-    "acdc-mini-methods": Page(
-        "ACDC slices at 3 mm, methods that acdc-mini does not hold",
-        (Part("ACDC", ("acdc",), labeled=7),),
+        also=("acdc-mini-methods",),
     ),
     "acdc-mini-strong": Page(
         "ACDC slices at 3 mm, {methods} methods with strong augmentation",
@@ -278,9 +294,9 @@ def pages() -> dict[Path, str]:
     """Return the text of each generated page by its file."""
     written = {}
     for name, page in SUITES.items():
-        source = HERE / f"{name}.json"
-        if source.exists():
-            written[PAGES / f"{name}.md"] = page_text(source, page)
+        studies = stored_studies(name)
+        if studies:
+            written[PAGES / f"{name}.md"] = page_text(page, studies)
     for name, title in JOINT.items():
         source = HERE / f"{name}.json"
         if source.exists():
@@ -288,6 +304,8 @@ def pages() -> dict[Path, str]:
     options = HERE / "versemi-development.json"
     if options.exists():
         written[PAGES / "versemi-options.md"] = joint_pages.options_text(options)
+    if method_options.SOURCE.exists():
+        written[PAGES / "method-options.md"] = method_options.options_text()
     return written
 
 
