@@ -28,7 +28,7 @@ from segbench.benchmarks.results.studies import (
     smallest_difference,
 )
 
-from segbench.results.stats import estimate
+from segbench.results.stats import compare, estimate
 
 PAGES = HERE.parents[1] / "docs" / "results"
 DIFFERENCE = 2.0  # Dice, of which a page says how many replicates it takes
@@ -87,6 +87,38 @@ def short_table(study: Study) -> Lines:
         cells = [rank_text(study, name), label, difference, unlabeled_gain(study, name)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def against_plain(strong: Study, name: str) -> Lines:
+    """Return the section that compares a suite with the same suite without strong augmentation."""
+    plains = stored_studies(name)
+    if not plains:
+        return []
+    plain = plains[0]
+    known = plain.supervised.distinct_draws
+    draws = [draw for draw in strong.supervised.distinct_draws if draw in known]
+    lines = [
+        "## What strong augmentation gives",
+        "",
+        f"The same methods with the protocol's own augmentation are on [a page of their own]"
+        f"({name}.md). {len(draws)} replicates that both have. The differences are paired by "
+        "replicate and case, with 95 % intervals that are not corrected for the number of methods.",
+        "",
+        "| method | plain | strong | strong minus plain | strong minus supervised, plain |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    reference = plain.supervised.of_draws(draws)
+    for method in sorted(strong.methods, key=lambda row: -strong.methods[row].values.mean()):
+        own = strong.methods[method].of_draws(draws)
+        cells = [f"*{method}*" if method in (ORACLE, SUPERVISED) else method]
+        if method in plain.methods:
+            without = plain.methods[method].of_draws(draws)
+            cells += [shown(without), shown(own), signed(compare(own, without))]
+        else:
+            cells += ["–", shown(own), "–"]
+        cells.append(signed(compare(own, reference)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def p_text(p: float) -> str:
@@ -158,6 +190,7 @@ class Page:
     power: bool = False  # also show what the replicates decide
     remark: Callable[[Study], str] | None = None  # what else is known about the first part
     also: tuple[str, ...] = ()  # stored suites with the same images, labels and seeds
+    plain: str = ""  # the suite with the same images, labels and seeds without strong augmentation
 
 
 def sources(name: str) -> list[Path]:
@@ -200,6 +233,8 @@ def page_text(page: Page, studies: list[Study]) -> str:
         lines += [page.remark(first), ""]
     if page.power:
         lines += power_section(first)
+    if page.plain:
+        lines += against_plain(first, page.plain)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -246,6 +281,7 @@ SUITES = {
     "quick-strong": Page(
         "{methods} methods with strong augmentation",
         (Part("Two looks", LOOKS, augment="strong"),),
+        plain="quick",
     ),
     "fresh": Page(
         "The quick suite on other images, once",
@@ -259,6 +295,7 @@ SUITES = {
     "la-mini-strong": Page(
         "Left atrium at 2.5 mm, {methods} methods with strong augmentation",
         (Part("Left atrium", ("la",), labeled=8, augment="strong"),),
+        plain="la-mini",
     ),
     "acdc-mini": Page(
         "ACDC slices at 3 mm, {methods} methods",
@@ -268,6 +305,7 @@ SUITES = {
     "acdc-mini-strong": Page(
         "ACDC slices at 3 mm, {methods} methods with strong augmentation",
         (Part("ACDC", ("acdc",), labeled=7, augment="strong"),),
+        plain="acdc-mini",
     ),
     "lesion": Page(
         "A small target in three dimensions",
