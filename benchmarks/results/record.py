@@ -29,6 +29,7 @@ METRICS = ("dice", "jaccard", "hd95_vox", "asd_vox", "hd95_mm", "asd_mm")
 RESULT_KEYS = (
     "run_id",
     "method",
+    "changed_params",
     "backbone",
     "datasets",
     "labeled",

@@ -6,7 +6,7 @@ The statistics are those of ``segbench leaderboard``: the same tests, ranks and 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf, isnan
@@ -127,24 +127,20 @@ class Study:
         )
 
 
-def load_study(
-    sources: Path | Sequence[Path], part: Part, row_of: Callable[[Run], str] | None = None
-) -> Study:
+def load_study(sources: Path | Sequence[Path], part: Part) -> Study:
     """Read the runs of one part of a suite, whose data sets have equally many test cases.
 
     Only replicates that all rows have are used, so that all rows are compared with the same labeled
     cases. Several files make one table if their runs saw the same images, labels and seeds.
-    ``row_of`` names the row that a run belongs to [oracle, or its method].
     """
     files = [sources] if isinstance(sources, Path) else sources
-    row_of = row_of or row_name
-    runs = distinct_runs(files, part, row_of)
+    runs = distinct_runs(files, part)
     dice: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
     seconds: dict[str, list[float]] = {}
     for run in runs:
-        row = dice.setdefault((row_of(run), run["unlabeled"]), {})
+        row = dice.setdefault((row_name(run), run["unlabeled"]), {})
         row[run["draw"], "+".join(run["datasets"])] = case_scores(run)
-        seconds.setdefault(row_of(run), []).append(run["cost"]["cpu_seconds"])
+        seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
     shared = set.intersection(*(complete_draws(row, part.datasets) for row in dice.values()))
     draws = tuple(sorted(shared))
     study = Study(part.title, [origin(file) for file in files], list(part.datasets))
@@ -160,7 +156,7 @@ def load_study(
     return study
 
 
-def distinct_runs(files: Sequence[Path], part: Part, row_of: Callable[[Run], str]) -> list[Run]:
+def distinct_runs(files: Sequence[Path], part: Part) -> list[Run]:
     """Return the runs of a part from all files, without those that an earlier file has.
 
     Raises:
@@ -171,7 +167,7 @@ def distinct_runs(files: Sequence[Path], part: Part, row_of: Callable[[Run], str
         for run in json.loads(file.read_text())["runs"]:
             if not part.holds(run):
                 continue
-            key = (row_of(run), run["unlabeled"], run["draw"], *run["datasets"])
+            key = (row_name(run), run["unlabeled"], run["draw"], *run["datasets"])
             stored = found.setdefault(key, run)
             if stored["cases"]["dice"] != run["cases"]["dice"]:
                 raise ValueError(f"{file.name} has other results than an earlier file for {key}")
@@ -190,10 +186,14 @@ def row_name(run: Run) -> str:
 
 
 def method_name(run: Run) -> str:
-    """Return the name of a run's method, with VerSemi's variant if it is not the usual one."""
-    name = str(run["method"])
+    """Return the name of a run's method, with the parameters that the suite changed.
+
+    Files from before these were stored have one such parameter, VerSemi's variant.
+    """
     variant = run["params"].get("variant", "described")
-    return name if variant == "described" else f"{name}, variant={variant}"
+    older = {} if variant == "described" else {"variant": variant}
+    changed = run.get("changed_params", older)
+    return ", ".join([run["method"], *(f"{key}={value}" for key, value in changed.items())])
 
 
 def has_all_labels(run: Run) -> bool:
