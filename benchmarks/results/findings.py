@@ -11,7 +11,7 @@ import json
 import re
 
 from scipy.stats import spearmanr
-from segbench.benchmarks.results import development, joint_pages, notes, tables
+from segbench.benchmarks.results import development, joint_pages, method_options, notes, tables
 from segbench.benchmarks.results.studies import (
     HERE,
     ORACLE,
@@ -519,7 +519,7 @@ def newer_methods(study: Study) -> Lines:
             f"| {name} | {shown(study.methods[name])} | {signed(study.gains[name])} | "
             f"{BUILDS_ON[name]} | {signed(difference)} | {certain} |"
         )
-    return [*lines, ""]
+    return [*lines, "", method_options.reasons(), method_options.equal_weights(), ""]
 
 
 def steps_at_full_size() -> str:

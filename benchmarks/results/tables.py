@@ -276,6 +276,7 @@ SUITES = {
         "{methods} methods on phantom slices of two looks",
         (Part("Two looks", LOOKS),),
         power=True,
+        remark=method_options.reasons,
         also=("quick-methods",),
     ),
     "quick-strong": Page(
@@ -342,8 +343,7 @@ def pages() -> dict[Path, str]:
     options = HERE / "versemi-development.json"
     if options.exists():
         written[PAGES / "versemi-options.md"] = joint_pages.options_text(options)
-    if method_options.SOURCE.exists():
-        written[PAGES / "method-options.md"] = method_options.options_text()
+    written[PAGES / "method-options.md"] = method_options.options_text()
     return written
 
 
