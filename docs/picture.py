@@ -92,12 +92,11 @@ def differences() -> dict[str, list[float]]:
     """Return mean, low and high of each row's difference to supervised training, in Dice."""
     study = quick_study()
     found = {}
-    for name in study.methods:
-        if name != studies.SUPERVISED:
-            difference = study.against_supervised(name)
-            ends = (difference.mean, difference.low, difference.high)
-            found[name] = [round(end, 3) for end in ends]
-    return dict(sorted(found.items(), key=lambda item: item[1][0]))
+    for name in reversed(tables.usual_rows(study)):
+        difference = study.against_supervised(name)
+        ends = (difference.mean, difference.low, difference.high)
+        found[name] = [round(end, 3) for end in ends]
+    return found
 
 
 def draw_differences(axes: Any, found: dict[str, list[float]]) -> None:
