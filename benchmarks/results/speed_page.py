@@ -28,6 +28,7 @@ TITLES = {
     "speed-step-2d": "A training step in two dimensions, before and after",
     "speed-plain": "A training step in plain torch code and in segbench",
     "speed-suite": "Several small runs: a process for each, and a suite",
+    "speed-quick-suite": "One replicate of the quick suite at an older commit and now",
     "speed-metrics": "Metrics against MedPy",
     "speed-metric-peers": "Metrics against other libraries",
     "speed-inference": "Sliding windows",

@@ -172,6 +172,16 @@ def test_changes_are_measured_one_by_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_quick_suite_is_compared_with_an_older_commit(tmp_path):
+    file = tmp_path / "quick.json"
+    options = ("supervised", "--before", "HEAD", "--steps", "2", "--rounds", "1", "--out", file)
+    run("speed/quick_suite.py", *options, cwd=tmp_path)
+    before, after = json.loads(file.read_text())["rows"]
+    assert before["runs"] == after["runs"] == 2
+    assert before["ratio_cpu"] == 1 and after["cpu"] > 0
+
+
+@pytest.mark.slow
 def test_a_suite_is_compared_with_single_runs(tmp_path):
     file = tmp_path / "suite.json"
     options = ("supervised", "--seeds", "2", "--steps", "2", "--rounds", "1", "--out", file)
