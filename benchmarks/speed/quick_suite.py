@@ -108,8 +108,8 @@ def cost_of(tree: Path, suite: dict[str, Any], data: Path) -> tuple[float, float
 
 
 def prepare(tree: Path, data: Path) -> None:
-    """Make the images that a checkout trains with, by a run of one step on each data set."""
-    suite = one_replicate(["supervised"], 1)
+    """Make the images that a checkout trains with, by supervised training on each data set."""
+    suite = one_replicate(["supervised"], None)
     with tempfile.TemporaryDirectory() as folder:
         run_suite(tree, suite, Path(folder), data)
 
@@ -131,7 +131,7 @@ def compare(commit: str, suite: dict[str, Any], rounds: int) -> list[dict[str, A
     for side, found in costs.items():
         cpu = round(median(cost[0] for cost in found), 1)
         wall = round(median(cost[1] for cost in found), 1)
-        row = {"side": side, "runs": found[0][2], "cpu": cpu, "wall": wall}
+        row: dict[str, Any] = {"side": side, "runs": found[0][2], "cpu": cpu, "wall": wall}
         reference = rows[0] if rows else row
         row["ratio_cpu"] = round(reference["cpu"] / cpu, 2)
         row["ratio_wall"] = round(reference["wall"] / wall, 2)
