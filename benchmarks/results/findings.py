@@ -24,6 +24,7 @@ from segbench.benchmarks.results.studies import (
     shown,
     signed,
     smallest_difference,
+    split_name,
     spread,
 )
 
@@ -42,7 +43,7 @@ BUILDS_ON = {
     "uncl": "mean_teacher",
     "mcf": "cps",
     "sdcl": "bcp",
-    "versemi, variant=released": "versemi",
+    "versemi[variant=released]": "versemi",
 }
 Lines = list[str]
 
@@ -71,8 +72,8 @@ def better_than_supervised(study: Study) -> Lines:
         f"{shown(study.supervised)} % Dice and the oracle {shown(oracle)} "
         f"%: {signed(study.against_supervised(ORACLE))} Dice to gain. {len(certain)} of "
         f"{len(found)} methods are better than supervised training (Holm, 5 %): "
-        f"{with_numbers(found, certain)}, the highest mean first. VerSemi's two variants count as "
-        f"two methods. {best} closes "
+        f"{with_numbers(found, certain)}, the highest mean first. Rows of a method with "
+        f"other parameters count as methods of their own. {best} closes "
         f"{gap_text(study, best)} of the gap.",
     ]
     if others:
@@ -417,10 +418,16 @@ def claims_of_the_literature(quick: Study) -> Lines:
     better = []
     newer = []
     for name, study in stored.items():
-        found = study.gains
-        certain = [one for one in found.values() if one.distinguishable and one.mean > 0]
+        usual = tables.usual_rows(study)
+        found = [gain for row, gain in study.gains.items() if row in usual]
+        certain = [gain for gain in found if gain.distinguishable and gain.mean > 0]
         better.append(f"{len(certain)} of {len(found)} methods on {name}")
         newer.append(f"{correlation_with_year(study):+.2f} on {name}")
+    gains = [
+        name
+        for name, found in quick.contributions.items()
+        if found.distinguishable and found.mean > 0
+    ]
     return [
         "## Which claims of the literature hold at this scale",
         "",
@@ -430,7 +437,7 @@ def claims_of_the_literature(quick: Study) -> Lines:
         "- *Newer methods are better.* Rank correlation between the year of the paper and the mean "
         f"Dice: {listed(newer)}.",
         "- *The gain comes from unlabeled images.* On the phantom slices this is certain for "
-        f"{certain_ones(quick.contributions)} only.",
+        f"{with_numbers(quick.contributions, gains)} only.",
         "",
     ]
 
@@ -438,7 +445,7 @@ def claims_of_the_literature(quick: Study) -> Lines:
 def correlation_with_year(study: Study) -> float:
     """Return the rank correlation of the methods' years of publication with their means."""
     names = study.names
-    papers = [registry.get("method", name.partition(",")[0]).paper for name in names]
+    papers = [registry.get("method", split_name(name)[0]).paper for name in names]
     years = [int(re.findall(r"\b(?:19|20)\d\d\b", paper)[-1]) for paper in papers]
     means = [study.methods[name].values.mean() for name in names]
     return float(spearmanr(years, means).statistic)

@@ -18,6 +18,7 @@ from segbench.benchmarks.results.studies import (
     row_name,
     shown,
     signed,
+    split_name,
 )
 
 from segbench.results.stats import compare
@@ -47,7 +48,7 @@ def reasons(_: Study | None = None) -> str:
     for method in unchanged(runs):
         if failed[method]:
             better = [name for name in options_of(runs, method) if not failed[name]]
-            settings = " or ".join(f"`{setting_of(name)}`" for name in better)
+            settings = " or ".join(f"`{split_name(name)[1]}`" for name in better)
             parts.append(f"{method} in {failed[method]} (with {settings} in none)")
     each = runs.draws * len(PART.datasets)
     return (
@@ -65,10 +66,10 @@ def equal_weights() -> str:
     runs = load_study(SOURCE, PART)
     pairs = {
         "with 0.1 for FixMatch and for each of UniMatch's two kinds of views": (
-            "unimatch, feature_weight=0.1, image_weight=0.1",
-            "fixmatch, loss=dice",
+            "unimatch[feature_weight=0.1,image_weight=0.1]",
+            "fixmatch[loss=dice]",
         ),
-        "with the papers' weights": ("unimatch", "fixmatch, loss=dice, weight=1.0"),
+        "with the papers' weights": ("unimatch", "fixmatch[loss=dice,weight=1.0]"),
     }
     parts = []
     for weights, (own, other) in pairs.items():
@@ -84,17 +85,12 @@ def equal_weights() -> str:
 
 def unchanged(study: Study) -> list[str]:
     """Return the methods whose options were tried, with the protocol's own settings."""
-    return [name for name in study.methods if not setting_of(name) and options_of(study, name)]
+    return [name for name in study.methods if options_of(study, name)]
 
 
 def options_of(study: Study, method: str) -> list[str]:
     """Return the rows of a method with one setting changed."""
-    return [name for name in study.methods if name.startswith(f"{method}, ")]
-
-
-def setting_of(row: str) -> str:
-    """Return the parameters that a row changed."""
-    return row.partition(", ")[2]
+    return [name for name in study.methods if name.startswith(f"{method}[")]
 
 
 def options_text() -> str:
@@ -124,9 +120,9 @@ def options_text() -> str:
         ordered += [method, *sorted(options_of(study, method))]
     for name in ordered:
         scores = study.methods[name]
-        method = name.partition(", ")[0]
+        method, settings = split_name(name)
         against = signed(study.against_supervised(name)) if name != SUPERVISED else "–"
-        change = signed(compare(scores, study.methods[method])) if setting_of(name) else "–"
+        change = signed(compare(scores, study.methods[method])) if settings else "–"
         label = f"*{name}*" if name in (ORACLE, SUPERVISED) else name
         lines.append(f"| {label} | {shown(scores)} | {against} | {change} | {failed[name]} |")
     lines += ["", *narrow_intervals(study.draws, {"the differences": PAIRS})]

@@ -186,14 +186,21 @@ def row_name(run: Run) -> str:
 
 
 def method_name(run: Run) -> str:
-    """Return the name of a run's method, with the parameters that the suite changed.
+    """Return the name of a run's method, with the parameters that the suite changed in brackets.
 
     Files from before these were stored have one such parameter, VerSemi's variant.
     """
     variant = run["params"].get("variant", "described")
     older = {} if variant == "described" else {"variant": variant}
     changed = run.get("changed_params", older)
-    return ", ".join([run["method"], *(f"{key}={value}" for key, value in changed.items())])
+    settings = ",".join(f"{key}={value}" for key, value in changed.items())
+    return f"{run['method']}[{settings}]" if settings else str(run["method"])
+
+
+def split_name(row: str) -> tuple[str, str]:
+    """Return the method of a row, and the parameters in its brackets."""
+    method, _, settings = row.partition("[")
+    return method, settings.removesuffix("]")
 
 
 def has_all_labels(run: Run) -> bool:

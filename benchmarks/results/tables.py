@@ -26,6 +26,7 @@ from segbench.benchmarks.results.studies import (
     shown,
     signed,
     smallest_difference,
+    split_name,
 )
 
 from segbench.results.stats import compare, estimate
@@ -76,7 +77,7 @@ def usual_rows(study: Study) -> list[str]:
     """
     names = []
     for name in study.methods:
-        _, _, changed = name.partition(", ")
+        _, changed = split_name(name)
         if name != SUPERVISED and (not changed or changed.startswith("variant=")):
             names.append(name)
     return sorted(names, key=lambda name: -study.methods[name].values.mean())
