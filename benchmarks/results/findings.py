@@ -44,6 +44,10 @@ BUILDS_ON = {
     "mcf": "cps",
     "sdcl": "bcp",
     "versemi[variant=released]": "versemi",
+    "ad_mt[weight=0.2]": "mean_teacher",
+    "uncl[first_beta=0.5]": "mean_teacher",
+    "unimatch[feature_weight=0.1,image_weight=0.1]": "fixmatch",
+    "crossmatch[weight=0.1]": "unimatch[feature_weight=0.1,image_weight=0.1]",
 }
 Lines = list[str]
 
