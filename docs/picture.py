@@ -5,8 +5,8 @@
 
 Left: a test image, its truth and the predictions of the demo's first replicate; it is the image on
 which supervised training has its median Dice. Right: the quick suite's differences to supervised
-training with 95 % intervals, from benchmarks/results. The file keeps the numbers of the
-right half, so that a test can compare them with the stored runs.
+training with 95 % intervals, from benchmarks/results. The file keeps the numbers of the right half,
+so that a test can compare them with the stored runs.
 """
 
 from __future__ import annotations

@@ -530,7 +530,7 @@ def newer_methods(study: Study) -> Lines:
             f"| {name} | {shown(study.methods[name])} | {signed(study.gains[name])} | "
             f"{BUILDS_ON[name]} | {signed(difference)} | {certain} |"
         )
-    return [*lines, "", method_options.reasons(), method_options.equal_weights(), ""]
+    return [*lines, "", method_options.reasons(study), method_options.equal_weights(), ""]
 
 
 def steps_at_full_size() -> str:

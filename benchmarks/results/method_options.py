@@ -40,7 +40,7 @@ def failures(study: Study) -> Counter[str]:
     return counts
 
 
-def reasons(_: Study | None = None) -> str:
+def reasons(_: Study) -> str:
     """Return the sentences about methods that fail in some runs."""
     runs = load_study(SOURCE, PART)
     failed = failures(runs)

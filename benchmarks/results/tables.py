@@ -230,7 +230,8 @@ def page_text(page: Page, studies: list[Study]) -> str:
         "",
         "Computed by `benchmarks/results/tables.py` from stored runs.",
         "",
-        *joined_by_blank(first.origins),
+        "\n\n".join(first.origins),
+        "",
         LEGEND,
         "",
         notes.optimizers(runs),
@@ -248,14 +249,6 @@ def page_text(page: Page, studies: list[Study]) -> str:
     if page.plain:
         lines += against_plain(first, page.plain)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def joined_by_blank(paragraphs: list[str]) -> Lines:
-    """Return paragraphs with an empty line after each."""
-    lines = []
-    for paragraph in paragraphs:
-        lines += [paragraph, ""]
-    return lines
 
 
 def part_text(study: Study, heading: bool) -> Lines:
