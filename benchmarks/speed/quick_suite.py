@@ -12,22 +12,19 @@ oracle are left out, because the older code has no such rows. Data are prepared 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
+from suite import ROOT, Cost, call, cost_of
 
-ROOT = Path(__file__).resolve().parents[2]
 BEFORE = "3bc78e0^"  # of "Keep freed memory in the process while training and predicting"
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @contextmanager
@@ -66,45 +63,10 @@ def one_replicate(methods: list[str], steps: int | None) -> dict[str, Any]:
 
 
 def run_suite(tree: Path, suite: dict[str, Any], root: Path, data: Path) -> None:
-    """Train all runs of a suite with the code in a folder.
-
-    Raises:
-        RuntimeError: it failed.
-    """
+    """Train all runs of a suite with the code in a folder."""
     file = root / "speed.yaml"
     file.write_text(yaml.safe_dump(suite), encoding="utf-8")
-    environment = {
-        **os.environ,
-        **dict.fromkeys(THREADS, "1"),
-        "PYTHONPATH": str(tree),
-        "SEGBENCH_ROOT": str(root),
-        "SEGBENCH_DATA_ROOT": str(data),
-    }
-    command = [sys.executable, "-m", "segbench.cli.main", "bench", "run", str(file)]
-    done = subprocess.run(
-        [*command, "-j", "1", "--device", "cpu"],
-        env=environment,
-        cwd=tree,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{tree}: {(done.stderr or done.stdout)[-800:]}")
-
-
-def cost_of(tree: Path, suite: dict[str, Any], data: Path) -> tuple[float, float, int]:
-    """Return CPU seconds, wall seconds and the number of runs of a replicate in an empty folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        before = os.times()
-        started = time.perf_counter()
-        run_suite(tree, suite, root, data)
-        wall = time.perf_counter() - started
-        after = os.times()
-        user = after.children_user - before.children_user
-        system = after.children_system - before.children_system
-        return user + system, wall, len(list(root.rglob("result.json")))
+    call(["bench", "run", str(file), "-j", "1", "--device", "cpu"], root, data, tree)
 
 
 def prepare(tree: Path, data: Path) -> None:
@@ -123,15 +85,17 @@ def compare(commit: str, suite: dict[str, Any], rounds: int) -> list[dict[str, A
             stores[side] = Path(folder) / side
             stores[side].mkdir()
             prepare(tree, stores[side])
-        costs: dict[str, list[tuple[float, float, int]]] = {side: [] for side in sides}
+        costs: dict[str, list[Cost]] = {side: [] for side in sides}
         for _ in range(rounds):
             for side, tree in sides.items():
-                costs[side].append(cost_of(tree, suite, stores[side]))
+                train = partial(run_suite, tree, suite, data=stores[side])
+                costs[side].append(cost_of(train))
     rows: list[dict[str, Any]] = []
     for side, found in costs.items():
-        cpu = round(median(cost[0] for cost in found), 1)
-        wall = round(median(cost[1] for cost in found), 1)
-        row: dict[str, Any] = {"side": side, "runs": found[0][2], "cpu": cpu, "wall": wall}
+        cpu = round(median(cost.cpu for cost in found), 1)
+        wall = round(median(cost.wall for cost in found), 1)
+        count = len(found[0].digests)
+        row: dict[str, Any] = {"side": side, "runs": count, "cpu": cpu, "wall": wall}
         reference = rows[0] if rows else row
         row["ratio_cpu"] = round(reference["cpu"] / cpu, 2)
         row["ratio_wall"] = round(reference["wall"] / wall, 2)

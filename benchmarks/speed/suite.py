@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,8 +68,8 @@ class Cost:
     digests: dict[str, str]
 
 
-def call(words: list[str], root: Path, data: Path) -> None:
-    """Run ``segbench WORDS`` in a new interpreter.
+def call(words: list[str], root: Path, data: Path, tree: Path = ROOT) -> None:
+    """Run ``segbench WORDS`` in a new interpreter, with the code in a folder.
 
     Raises:
         RuntimeError: it failed.
@@ -76,17 +77,19 @@ def call(words: list[str], root: Path, data: Path) -> None:
     environment = {
         **os.environ,
         **dict.fromkeys(THREADS, "1"),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")]),
         "SEGBENCH_ROOT": str(root),
         "SEGBENCH_DATA_ROOT": str(data),
     }
     command = [sys.executable, "-m", "segbench.cli.main", *words]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=tree, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"segbench {' '.join(words)}: {(done.stderr or done.stdout)[-800:]}")
 
 
-def as_suite(work: Work, root: Path, data: Path) -> None:
+def as_suite(work: Work, data: Path, root: Path) -> None:
     """Train all runs with one command."""
     file = root / "speed.yaml"
     text = SUITE.format(
@@ -100,7 +103,7 @@ def as_suite(work: Work, root: Path, data: Path) -> None:
     call(["bench", "run", str(file), "-j", str(work.at_once)], root, data)
 
 
-def one_by_one(work: Work, root: Path, data: Path) -> None:
+def one_by_one(work: Work, data: Path, root: Path) -> None:
     """Train every run with a command of its own."""
     shared = ["--dataset", work.dataset, "--protocol", work.protocol, "--steps", str(work.steps)]
     for method in work.methods:
@@ -114,13 +117,13 @@ SIDES: dict[str, Callable[[Work, Path, Path], None]] = {
 }
 
 
-def cost_of(side: str, work: Work, data: Path) -> Cost:
-    """Train all runs in an empty folder and return what it took."""
+def cost_of(train: Callable[[Path], None]) -> Cost:
+    """Train runs in an empty folder, which is passed on, and return what it took."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         before = os.times()
         started = time.perf_counter()
-        SIDES[side](work, root, data)
+        train(root)
         wall = time.perf_counter() - started
         after = os.times()
         user = after.children_user - before.children_user
@@ -129,11 +132,11 @@ def cost_of(side: str, work: Work, data: Path) -> Cost:
 
 
 def digests_of(root: Path) -> dict[str, str]:
-    """Return the digest of the weights of every run, by method and seed."""
+    """Return the digest of the weights of every run, by data set, method and seed."""
     found = {}
     for file in sorted(root.rglob("result.json")):
         result = json.loads(file.read_bytes())
-        name = f"{file.parents[1].name}, seed {result['seed']}"
+        name = f"{file.parents[2].name}, {file.parents[1].name}, seed {result['seed']}"
         found[name] = result["weights_sha256"]
     return found
 
@@ -146,10 +149,10 @@ def compare(work: Work, rounds: int) -> list[dict[str, Any]]:
         # The first run prepares the data, and fills the caches of the file system.
         with tempfile.TemporaryDirectory() as first:
             only = Work(work.methods[:1], 1, 1, work.dataset, work.protocol, 1)
-            one_by_one(only, Path(first), data)
+            one_by_one(only, data, Path(first))
         for _ in range(rounds):
-            for side in SIDES:
-                costs[side].append(cost_of(side, work, data))
+            for side, train in SIDES.items():
+                costs[side].append(cost_of(partial(train, work, data)))
     reference, *others = [one for found in costs.values() for one in found]
     if len(reference.digests) != work.runs:
         raise RuntimeError(f"{len(reference.digests)} of {work.runs} runs have a result")
