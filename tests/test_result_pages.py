@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from segbench.benchmarks.results import development, joint_pages, notes, studies
+from segbench.benchmarks.results import (
+    augmentation,
+    development,
+    joint_pages,
+    notes,
+    studies,
+)
 
 from segbench.results.scores import Scores
 from segbench.results.stats import pairwise
@@ -119,6 +125,48 @@ def test_only_complete_replicates_are_used(tmp_path):
     strong = studies.load_study(file, studies.Part("title", ("a",), augment="strong"))
     assert list(strong.methods) == ["supervised"]
     assert strong.methods["supervised"].values.mean() == pytest.approx(90.0)
+
+
+def test_a_table_without_the_rows_that_see_no_unlabeled_images(tmp_path):
+    runs = []
+    for draw in (0, 1, 2):
+        runs.append(stored_run("supervised", draw, [0.5, 0.6]))
+        runs.append(stored_run("bcp", draw, [0.7, 0.8]))
+    runs += [stored_run("bcp", draw, [0.6, 0.7], unlabeled="labeled") for draw in (0, 1)]
+    file = write_runs(tmp_path / "study.json", runs)
+    both = studies.load_study(file, studies.Part("title", ("a",)))
+    assert both.draws == 2
+    assert list(both.without_unlabeled) == ["bcp"]
+    main = studies.load_study(file, studies.Part("title", ("a",), all_images=True))
+    assert main.draws == 3
+    assert not main.without_unlabeled
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict"),
+    [
+        (0.06, "more than that, with certainty"),
+        (0.01, "less than that, with certainty"),
+        (0.03, "not distinguishable from that"),
+    ],
+)
+def test_the_gain_of_strong_augmentation_is_compared_with_what_was_expected(
+    tmp_path, monkeypatch, gain, verdict
+):
+    changes = {"datasets": ["acdc"], "labeled": {"acdc": 7}, "train": {"acdc": 32}}
+    runs = []
+    for draw in range(5):
+        dice = [0.6 + draw / 50, 0.7]
+        strong = [value + gain + (draw - 2) / 200 for value in dice]
+        runs.append(stored_run("supervised", draw, dice, **changes))
+        runs.append(
+            stored_run("supervised", draw, strong, **changes, modified={"augment": "strong"})
+        )
+    monkeypatch.setattr(augmentation, "MORE_REPLICATES", write_runs(tmp_path / "runs.json", runs))
+    text = " ".join(augmentation.supervised_on_acdc())
+    assert "5 choices of 7 labeled patients" in text
+    assert f"{100 * gain:+.1f}, " in text
+    assert verdict in text
 
 
 def test_suites_on_the_same_images_make_one_table(tmp_path):

@@ -9,9 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from scipy.stats import spearmanr
-from segbench.benchmarks.results import development, joint_pages, method_options, notes, tables
+from segbench.benchmarks.results import (
+    augmentation,
+    development,
+    in_short,
+    joint_pages,
+    method_options,
+    notes,
+    tables,
+)
+from segbench.benchmarks.results.notes import certain_ones, with_numbers
 from segbench.benchmarks.results.studies import (
     HERE,
     ORACLE,
@@ -29,7 +39,7 @@ from segbench.benchmarks.results.studies import (
 )
 
 from segbench import registry
-from segbench.results.stats import Difference, compare, corrected, estimate
+from segbench.results.stats import compare, corrected, estimate
 
 PAGE = tables.PAGES / "findings.md"
 GIB = 2**30
@@ -52,16 +62,6 @@ BUILDS_ON = {
 Lines = list[str]
 
 
-def with_numbers(found: dict[str, Difference], names: list[str]) -> str:
-    """Return names with their differences."""
-    return listed([f"{name} ({found[name].mean:+.1f})" for name in names])
-
-
-def certain_ones(found: dict[str, Difference]) -> str:
-    """Return the names and values of the differences that are not zero (Holm, 5 %)."""
-    return with_numbers(found, [name for name in found if found[name].distinguishable])
-
-
 def better_than_supervised(study: Study) -> Lines:
     """Return the section about all methods."""
     found = study.gains
@@ -82,23 +82,9 @@ def better_than_supervised(study: Study) -> Lines:
     ]
     if others:
         lines[-1] += f" Not distinguishable from it: {with_numbers(found, others)}."
-    lines[-1] += f" {order(study)}"
-    return [*lines, ""]
-
-
-def order(study: Study) -> str:
-    """Return the sentences about how certain the order of the methods is."""
-    groups: dict[int, list[str]] = {}
-    for place in study.places.values():
-        groups.setdefault(place.rank, []).append(place.name)
     pairs = notes.pairs_apart(study, with_supervised=False)
-    if len(groups) == 1:
-        return f"The order is not certain: {pairs}, and all rows share rank 1."
-    ranks = "; ".join(f"{rank} {listed(names)}" for rank, names in groups.items())
-    return (
-        f"The order among them is certain in part only: {pairs}. Ranks (methods that cannot be "
-        f"distinguished from the first of their group share one): {ranks}."
-    )
+    lines[-1] += f" {pairs}; [the table](quick.md) has the ranks."
+    return [*lines, ""]
 
 
 def where_the_gain_comes_from(study: Study) -> Lines:
@@ -168,9 +154,43 @@ def found_by_now(study: Study) -> str:
     )
 
 
+def more_draws() -> Lines:
+    """Return the section about more replicates of the older methods; empty without that suite."""
+    study = tables.stored_study("quick-draws")
+    if study is None:
+        return []
+    first = tables.stored_study("quick")
+    assert first is not None  # its rows are part of quick-draws
+    seen = first.supervised.distinct_draws
+    fresh = [draw for draw in study.supervised.distinct_draws if draw not in seen]
+
+    def gain(name: str, draws: Sequence[int]) -> float:
+        own = study.methods[name].of_draws(draws)
+        return compare(own, study.supervised.of_draws(draws)).mean
+
+    changes = {name: gain(name, fresh) - gain(name, seen) for name in study.names}
+    largest = max(changes, key=lambda name: abs(changes[name]))
+    orders = [[gain(name, draws) for name in study.names] for draws in (seen, fresh)]
+    found = study.gains
+    certain = [name for name in found if found[name].distinguishable]
+    return [
+        f"## The same images, {study.draws} draws",
+        "",
+        f"{len(study.names)} of the methods were trained with {len(fresh)} more draws, without the "
+        "rows that see no unlabeled images ([the table](quick-draws.md)). "
+        f"{found_by_now(study)} Distinguishable from supervised training (Holm, 5 %): "
+        f"{with_numbers(found, certain)}. {notes.order(study)}",
+        "",
+        f"The {len(fresh)} new draws repeat the order of the first {len(seen)} with a rank "
+        f"correlation of {spearmanr(*orders).statistic:.2f}. The difference to supervised training "
+        f"changes most for {largest}: by {changes[largest]:+.1f} Dice.",
+        "",
+    ]
+
+
 def other_images(study: Study) -> Lines:
     """Return the section about the same methods on fresh images; empty without that suite."""
-    fresh = stored_study("fresh")
+    fresh = tables.stored_study("fresh")
     if fresh is None:
         return []
     found = fresh.gains
@@ -303,21 +323,22 @@ def hard_case(study: Study) -> str:
 
 def real_volumes(quick: Study) -> Lines:
     """Return the section about the left atrium and ACDC; empty without these suites."""
-    atrium = stored_study("la-mini")
+    atrium = tables.stored_study("la-mini")
     if atrium is None:
         return []
     lines = ["## On real volumes", ""]
     lines += order_of_methods("Left atrium at 2.5 mm, 8 of 80 volumes labeled", atrium, quick)
     lines += [development.atrium_remark(atrium), ""]
-    lines += strong_augmentation("la-mini")
-    heart = stored_study("acdc-mini")
+    lines += strong_form("la-mini")
+    heart = tables.stored_study("acdc-mini")
     if heart is not None:
         lines += order_of_methods("ACDC slices at 3 mm, 7 of 32 patients labeled", heart, quick)
         lines += [
             f"The order on ACDC has a rank correlation of {correlation(heart, atrium)} with that "
             "on the left atrium.",
             "",
-            *strong_augmentation("acdc-mini"),
+            *strong_form("acdc-mini"),
+            *augmentation.supervised_on_acdc(),
             *development.planned_protocol(heart),
         ]
     return [*lines, *joint_hearts()]
@@ -347,11 +368,6 @@ def joint_hearts() -> Lines:
     ]
 
 
-def stored_study(name: str) -> Study | None:
-    """Return the first table of a stored suite; None if the suite is not stored."""
-    return next(iter(tables.stored_studies(name)), None)
-
-
 def correlation(first: Study, second: Study) -> str:
     """Return the rank correlation of the means of the methods that two studies share."""
     names = [name for name in first.names if name in second.methods]
@@ -368,45 +384,23 @@ def order_of_methods(what: str, study: Study, quick: Study) -> Lines:
         f"training has {shown(study.methods[SUPERVISED])} % Dice and the oracle "
         f"{shown(study.methods[ORACLE])} %. The methods, the highest mean first: "
         f"{with_numbers(found, names)}; rank correlation with the quick suite "
-        f"{correlation(study, quick)}. {order(study)} Distinguishable from supervised training "
-        f"(Holm, 5 %): {certain_ones(found)}"
+        f"{correlation(study, quick)}. {notes.order(study)} Distinguishable from supervised "
+        f"training (Holm, 5 %): {certain_ones(found)}"
     )
     if study.without_unlabeled:
         lines += f"; effect of the unlabeled images: {certain_ones(study.contributions)}"
     return [" ".join([f"{lines}.", *notes.coverage_note(study)]).strip(), ""]
 
 
-def strong_augmentation(name: str) -> Lines:
-    """Return the paragraph about strong augmentation on a suite's images; empty without it."""
-    plain = stored_study(name)
-    study = stored_study(f"{name}-strong")
-    if plain is None or study is None:
-        return []
-    draws = [draw for draw in study.supervised.distinct_draws if draw in plain.supervised.draws]
-    strong = study.supervised.of_draws(draws)
-    gain = compare(strong, plain.supervised.of_draws(draws))
-    against = corrected(
-        [compare(plain.methods[method].of_draws(draws), strong) for method in plain.names]
-    )
-    certain = [found for found in against if found.distinguishable]
-    higher = [found.a for found in certain if found.mean > 0]
-    lower = [found.a for found in certain if found.mean < 0]
-    found = study.gains
-    return [
-        f"With strong augmentation on the same replicates, supervised training has "
-        f"{shown(strong)} %, {signed(gain)} more than without, and the oracle "
-        f"{shown(study.methods[ORACLE])} %. Methods without it that are better than this: "
-        f"{listed(higher)}; worse: {listed(lower)} (Holm, 5 %). With it they differ from "
-        f"supervised training with it by: {with_numbers(found, study.names)}. {order(study)} "
-        f"Distinguishable from it (Holm, 5 %): {certain_ones(found)}. "
-        f"[The table]({name}-strong.md) has both forms side by side.",
-        "",
-    ]
+def strong_form(name: str) -> Lines:
+    """Return the paragraph about the strong form of a suite; empty if it is not stored."""
+    forms = tables.stored_forms(name)
+    return augmentation.paragraph(forms, f"{name}-strong.md") if forms is not None else []
 
 
 def strong_slices() -> Lines:
     """Return the section about strong augmentation on the quick images; empty without it."""
-    lines = strong_augmentation("quick")
+    lines = strong_form("quick")
     return ["## What strong augmentation gives", "", *lines] if lines else []
 
 
@@ -414,8 +408,8 @@ def claims_of_the_literature(quick: Study) -> Lines:
     """Return the section about what papers claim and what holds at this scale."""
     studies = {
         "the phantom slices": quick,
-        "the left atrium": stored_study("la-mini"),
-        "ACDC": stored_study("acdc-mini"),
+        "the left atrium": tables.stored_study("la-mini"),
+        "ACDC": tables.stored_study("acdc-mini"),
     }
     stored = {name: study for name, study in studies.items() if study is not None}
     draws = [f"{study.draws} on {name}" for name, study in stored.items() if study is not quick]
@@ -487,9 +481,11 @@ def text() -> str:
         "network and 200 steps. It shows how the methods behave, not how well they segment "
         "patients.",
         "",
+        *in_short.section(study),
         *better_than_supervised(study),
         *where_the_gain_comes_from(study),
         *how_large_the_noise_is(study),
+        *more_draws(),
         *other_images(study),
         *development.optimizer_and_weight(),
         *development.optimizer_of_versemi(study),

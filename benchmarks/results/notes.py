@@ -25,6 +25,7 @@ from segbench import registry
 from segbench.config import load_protocol
 from segbench.config.protocol import Optim, Protocol
 from segbench.contracts.method import Setting, Source
+from segbench.results.stats import Difference
 
 Lines = list[str]
 NOTHING_LEARNED = 5.0  # a class with a lower mean Dice over the test cases was not learned
@@ -52,6 +53,31 @@ def pairs_apart(study: Study, with_supervised: bool = True) -> str:
         pairs = [pair for pair in pairs if SUPERVISED not in (pair.a, pair.b)]
     apart = sum(pair.distinguishable for pair in pairs)
     return f"{apart} of {len(pairs)} pairs of methods can be distinguished"
+
+
+def with_numbers(found: dict[str, Difference], names: list[str]) -> str:
+    """Return names with their differences."""
+    return listed([f"{name} ({found[name].mean:+.1f})" for name in names])
+
+
+def certain_ones(found: dict[str, Difference]) -> str:
+    """Return the names and values of the differences that are not zero (Holm, 5 %)."""
+    return with_numbers(found, [name for name in found if found[name].distinguishable])
+
+
+def order(study: Study) -> str:
+    """Return the sentences about how certain the order of the methods is."""
+    groups: dict[int, list[str]] = {}
+    for place in study.places.values():
+        groups.setdefault(place.rank, []).append(place.name)
+    pairs = pairs_apart(study, with_supervised=False)
+    if len(groups) == 1:
+        return f"The order is not certain: {pairs}, and all rows share rank 1."
+    ranks = "; ".join(f"{rank} {listed(names)}" for rank, names in groups.items())
+    return (
+        f"The order among them is certain in part only: {pairs}. Ranks (methods that cannot be "
+        f"distinguished from the first of their group share one): {ranks}."
+    )
 
 
 # -- classes and runs that failed ------------------------------------------------------------------
@@ -115,8 +141,8 @@ def failed_runs(runs: Sequence[Run]) -> Lines:
     ]
 
 
-def runs_far_below(study: Study) -> Lines:
-    """Return a paragraph about runs that are far below supervised training of their replicate."""
+def far_below(study: Study) -> dict[str, list[float]]:
+    """Return by row how far its runs are below supervised training of their replicate, if far."""
     supervised = {}
     for run in study.runs:
         if row_name(run) == SUPERVISED:
@@ -127,6 +153,12 @@ def runs_far_below(study: Study) -> Lines:
         difference = float(np.mean(case_scores(run))) - reference
         if difference < -FAR_BELOW:
             below.setdefault(run_label(run), []).append(difference)
+    return below
+
+
+def runs_far_below(study: Study) -> Lines:
+    """Return a paragraph about runs that are far below supervised training of their replicate."""
+    below = far_below(study)
     if not below:
         return []
     items = [

@@ -35,10 +35,13 @@ class Part:
     datasets: tuple[str, ...]
     labeled: int | None = None  # only runs with this many labeled cases, and the oracle
     augment: str | None = None  # instead of the protocol's own
+    all_images: bool = False  # leave out the rows that see no unlabeled images
 
     def holds(self, run: Run) -> bool:
         """Whether a run belongs to this part."""
         if "+".join(run["datasets"]) not in self.datasets:
+            return False
+        if self.all_images and run["unlabeled"] != "all":
             return False
         return run["modified"].get("augment") == self.augment and self._has_labels(run)
 

@@ -11,7 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segbench.benchmarks.results import development, joint_pages, method_options, notes
+from segbench.benchmarks.results import (
+    augmentation,
+    development,
+    joint_pages,
+    method_options,
+    notes,
+)
 from segbench.benchmarks.results.studies import (
     HERE,
     ORACLE,
@@ -29,7 +35,7 @@ from segbench.benchmarks.results.studies import (
     split_name,
 )
 
-from segbench.results.stats import compare, estimate
+from segbench.results.stats import estimate
 
 PAGES = HERE.parents[1] / "docs" / "results"
 DIFFERENCE = 2.0  # Dice, of which a page says how many replicates it takes
@@ -99,38 +105,6 @@ def short_table(study: Study) -> Lines:
         cells = [rank_text(study, name), label, difference, unlabeled_gain(study, name)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def against_plain(strong: Study, name: str) -> Lines:
-    """Return the section that compares a suite with the same suite without strong augmentation."""
-    plains = stored_studies(name)
-    if not plains:
-        return []
-    plain = plains[0]
-    known = plain.supervised.distinct_draws
-    draws = [draw for draw in strong.supervised.distinct_draws if draw in known]
-    lines = [
-        "## What strong augmentation gives",
-        "",
-        f"The same methods with the protocol's own augmentation are on [a page of their own]"
-        f"({name}.md). {len(draws)} replicates that both have. The differences are paired by "
-        "replicate and case, with 95 % intervals that are not corrected for the number of methods.",
-        "",
-        "| method | plain | strong | strong minus plain | strong minus supervised, plain |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    reference = plain.supervised.of_draws(draws)
-    for method in sorted(strong.methods, key=lambda row: -strong.methods[row].values.mean()):
-        own = strong.methods[method].of_draws(draws)
-        cells = [f"*{method}*" if method in (ORACLE, SUPERVISED) else method]
-        if method in plain.methods:
-            without = plain.methods[method].of_draws(draws)
-            cells += [shown(without), shown(own), signed(compare(own, without))]
-        else:
-            cells += ["–", shown(own), "–"]
-        cells.append(signed(compare(own, reference)))
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
 
 
 def p_text(p: float) -> str:
@@ -220,6 +194,20 @@ def stored_studies(name: str) -> list[Study]:
     return [load_study(files, part) for part in SUITES[name].parts] if files else []
 
 
+def stored_study(name: str) -> Study | None:
+    """Return the first table of a stored suite; None if the suite is not stored."""
+    return next(iter(stored_studies(name)), None)
+
+
+def stored_forms(name: str) -> augmentation.Forms | None:
+    """Return a suite and its form with strong augmentation; None if one of them is not stored."""
+    plain = stored_study(name)
+    strong = stored_study(f"{name}-strong")
+    if plain is None or strong is None:
+        return None
+    return augmentation.Forms(plain, strong)
+
+
 def page_text(page: Page, studies: list[Study]) -> str:
     """Return the text of a page."""
     first = studies[0]
@@ -246,8 +234,9 @@ def page_text(page: Page, studies: list[Study]) -> str:
         lines += [page.remark(first), ""]
     if page.power:
         lines += power_section(first)
-    if page.plain:
-        lines += against_plain(first, page.plain)
+    plain = stored_study(page.plain) if page.plain else None
+    if plain is not None:
+        lines += augmentation.section(augmentation.Forms(plain, first), f"{page.plain}.md")
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -283,6 +272,12 @@ SUITES = {
         power=True,
         remark=method_options.reasons,
         also=("quick-methods",),
+    ),
+    "quick-draws": Page(
+        "The methods of the quick suite with more draws",
+        (Part("Two looks", LOOKS, all_images=True),),
+        power=True,
+        also=("quick",),
     ),
     "quick-strong": Page(
         "{methods} methods with strong augmentation",

@@ -1,0 +1,144 @@
+"""The first section of ``docs/results/findings.md``: what the stored suites say, in a few items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from segbench.benchmarks.results import augmentation, joint_pages, notes, tables
+from segbench.benchmarks.results.studies import (
+    HERE,
+    SUPERVISED,
+    Study,
+    draws_needed,
+    gap_text,
+    listed,
+    signed,
+)
+
+from segbench.results.stats import Difference, compare
+
+Lines = list[str]
+REAL = {"la-mini": "the left atrium", "acdc-mini": "ACDC"}
+
+
+def section(quick: Study) -> Lines:
+    """Return the section; items about suites that are not stored are left out."""
+    items = [gain(quick), unlabeled_images(quick), *strong(), *real_volumes()]
+    items += [*joint(), failures(quick), draws(quick)]
+    intro = (
+        "*Better* means that the difference is certain after correction for many tests (Holm, 5 %)."
+    )
+    return ["## In short", "", intro, "", *(f"- {item}" for item in items), ""]
+
+
+def usual_methods(study: Study) -> list[str]:
+    """Return the methods with the settings of their protocol, the highest mean first."""
+    usual = tables.usual_rows(study)
+    return [name for name in study.names if name in usual]
+
+
+def better(found: Sequence[Difference]) -> list[Difference]:
+    """Return the differences that are above zero with certainty."""
+    return [difference for difference in found if difference.distinguishable and difference.low > 0]
+
+
+def gain(quick: Study) -> str:
+    """Return how many methods are better than supervised training."""
+    names = usual_methods(quick)
+    found = [quick.gains[name] for name in names]
+    best = names[0]
+    return (
+        f"On synthetic slices with 4 of 60 images labeled, {len(better(found))} of {len(names)} "
+        f"methods are better than supervised training. The best is {best} "
+        f"({signed(quick.gains[best])} Dice). It closes {gap_text(quick, best)} of the gap to "
+        "training with all labels."
+    )
+
+
+def unlabeled_images(quick: Study) -> str:
+    """Return for how many methods the unlabeled images give anything."""
+    found = quick.contributions
+    names = [name for name in found if better([found[name]])]
+    return (
+        f"The unlabeled images themselves add something for {len(names)} of {len(found)} methods: "
+        f"{notes.with_numbers(found, names)}. The others are not "
+        "certainly worse when they see the labeled images alone."
+    )
+
+
+def strong() -> Lines:
+    """Return what strong augmentation gives supervised training and the methods."""
+    forms = tables.stored_forms("quick")
+    if forms is None:
+        return []
+    gain = compare(forms.with_it(SUPERVISED), forms.without(SUPERVISED))
+    names = usual_methods(forms.plain)
+    above = better(augmentation.plain_methods_against(forms, names))
+    found = forms.strong.gains
+    with_it = [name for name in found if better([found[name]])]
+    return [
+        f"Strong augmentation gives supervised training {signed(gain)} Dice there. "
+        f"{len(above)} of {len(names)} methods without it are better than that, and "
+        f"{len(with_it)} of {len(found)} methods with it are."
+    ]
+
+
+def real_volumes() -> Lines:
+    """Return what the suites of real volumes decide."""
+    parts = []
+    for suite, where in REAL.items():
+        study = tables.stored_study(suite)
+        if study is not None:
+            count = len(better(list(study.gains.values())))
+            parts.append(
+                f"{count} of {len(study.gains)} methods on {where} ({study.draws} replicates)"
+            )
+    if not parts:
+        return []
+    return [f"On real volumes, better than supervised training are {listed(parts)}."]
+
+
+def joint() -> Lines:
+    """Return what joint training does to VerSemi."""
+    source = HERE / "joint.json"
+    if not source.exists():
+        return []
+    rows = joint_pages.joint_rows(source)
+
+    def changes(*datasets: str) -> str:
+        together = rows["versemi", " + ".join(datasets), False]
+        found = [
+            compare(together[name], rows["versemi", name, False][name]).mean for name in datasets
+        ]
+        return listed([f"{change:+.1f}" for change in found])
+
+    return [
+        "Joint training of VerSemi on two data sets, against one network for each: "
+        f"{changes('phantom2d_a', 'phantom2d_b')} Dice where the images look different and the "
+        f"target is the same; {changes('phantom2d_a', 'phantom2d_kidney_a')} where they look the "
+        "same and the targets differ."
+    ]
+
+
+def failures(quick: Study) -> str:
+    """Return which methods fail in single runs."""
+    failed = [name for name in usual_methods(quick) if name in notes.far_below(quick)]
+    return (
+        f"{listed(failed)} ended more than {notes.FAR_BELOW:.0f} Dice below supervised training of "
+        "the same replicate in some runs. A mean over few runs does not show this."
+    )
+
+
+def draws(quick: Study) -> str:
+    """Return how many draws it takes to find a difference of two Dice."""
+    size = tables.DIFFERENCE
+    study = tables.stored_study("quick-draws") or quick
+    needed = {name: draws_needed(study, name, size) for name in usual_methods(study)}
+    known = {name: count for name, count in needed.items() if count is not None}
+    fewest = min(known, key=known.__getitem__)
+    most = max(known, key=known.__getitem__)
+    return (
+        f"A true difference of {size:.0f} Dice to supervised training is found in 80 % of studies "
+        f"with {known[fewest]} ({fewest}) to {known[most]} ({most}) draws of labeled images. One "
+        "run of each method does not decide it."
+    )
