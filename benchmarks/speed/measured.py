@@ -7,7 +7,9 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,21 @@ def commit_of(tree: Path) -> str:
         return ""
     top, commit = done.stdout.splitlines()
     return commit if Path(top).resolve() == tree.resolve() else ""
+
+
+@contextmanager
+def checkout(commit: str) -> Iterator[Path]:
+    """Hand out a folder with the code of a commit."""
+    root = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        add = ["git", "worktree", "add", "--detach", "--quiet", str(tree), commit]
+        subprocess.run(add, cwd=root, check=True)
+        try:
+            yield tree
+        finally:
+            remove = ["git", "worktree", "remove", "--force", str(tree)]
+            subprocess.run(remove, cwd=root, check=True)
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

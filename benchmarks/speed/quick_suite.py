@@ -12,33 +12,17 @@ oracle are left out, because the older code has no such rows. Data are prepared 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import yaml
+from measured import checkout, save
 from suite import ROOT, Cost, call, cost_of
 
 BEFORE = "3bc78e0^"  # of "Keep freed memory in the process while training and predicting"
-
-
-@contextmanager
-def checkout(commit: str) -> Iterator[Path]:
-    """Hand out a folder with the code of a commit."""
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        add = ["git", "worktree", "add", "--detach", "--quiet", str(tree), commit]
-        subprocess.run(add, cwd=ROOT, check=True)
-        try:
-            yield tree
-        finally:
-            remove = ["git", "worktree", "remove", "--force", str(tree)]
-            subprocess.run(remove, cwd=ROOT, check=True)
 
 
 def one_replicate(methods: list[str], steps: int | None) -> dict[str, Any]:
@@ -119,8 +103,6 @@ def main() -> None:
         seconds = f"{row['runs']:>6}{row['cpu']:>9.1f}{row['wall']:>9.1f}"
         print(f"{row['side']:<8}{seconds}{row['ratio_cpu']:>11.2f}{row['ratio_wall']:>12.2f}")
     if chosen.out:
-        from measured import save
-
         note = (
             f"CPU and wall seconds of one replicate of the quick suite at {chosen.before} and at "
             "the commit above, one run at a time; ratio: before divided by the row"

@@ -15,33 +15,28 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from segbench.benchmarks.speed.measured import checkout
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("train_all.py")
 
 
-def numbers_at(commit: str, folder: Path, methods: list[str]) -> dict[str, Any]:
+def numbers_at(commit: str, methods: list[str]) -> dict[str, Any]:
     """Return what ``train_all.py`` prints when it runs on the code of a commit."""
-    tree = ROOT
-    if commit != ".":
-        tree = folder / "tree"
-        add = ["git", "worktree", "add", "--detach", "--quiet", str(tree), commit]
-        subprocess.run(add, cwd=ROOT, check=True)
-    try:
+    code = nullcontext(ROOT) if commit == "." else checkout(commit)
+    with code as tree, tempfile.TemporaryDirectory() as folder:
         output = subprocess.run(
-            [sys.executable, str(DRIVER), str(folder / "runs"), *methods],
+            [sys.executable, str(DRIVER), str(Path(folder) / "runs"), *methods],
             env={**os.environ, "PYTHONPATH": str(tree)},
             cwd=tree,
             check=True,
             stdout=subprocess.PIPE,
             text=True,
         ).stdout
-    finally:
-        if commit != ".":
-            remove = ["git", "worktree", "remove", "--force", str(tree)]
-            subprocess.run(remove, cwd=ROOT, check=True)
     return json.loads(output.splitlines()[-1])
 
 
@@ -63,10 +58,7 @@ def main() -> int:
     if len(sys.argv) < 3:
         print(__doc__)
         return 2
-    sides = []
-    for commit in sys.argv[1:3]:
-        with tempfile.TemporaryDirectory() as folder:
-            sides.append(numbers_at(commit, Path(folder), sys.argv[3:]))
+    sides = [numbers_at(commit, sys.argv[3:]) for commit in sys.argv[1:3]]
     found = differences(*sides)
     for line in found:
         print(line)
