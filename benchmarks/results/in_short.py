@@ -76,10 +76,11 @@ def strong() -> Lines:
     above = better(augmentation.plain_methods_against(forms, names))
     found = forms.strong.gains
     with_it = [name for name in found if better([found[name]])]
+    named = f": {notes.with_numbers(found, with_it)}" if with_it else ""
     return [
-        f"Strong augmentation gives supervised training {signed(gain)} Dice there. "
-        f"{len(above)} of {len(names)} methods without it are better than that, and "
-        f"{len(with_it)} of {len(found)} methods with it are."
+        f"Strong augmentation gives supervised training {signed(gain)} Dice there. {len(above)} of "
+        f"{len(names)} methods without it are better than that. With it, {len(with_it)} of "
+        f"{len(found)} methods are better than supervised training with it{named}."
     ]
 
 
