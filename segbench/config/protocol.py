@@ -115,6 +115,9 @@ class Expected(Strict):
     seconds: float | None = Field(
         default=None, gt=0, description="CPU seconds of a training, mean over the methods"
     )
+    data: str = Field(
+        default="", description="which runs and images oracle, last_quarter and supervised are of"
+    )
 
     def summary(self) -> str:
         """Return in one sentence what was reached, and how far from converged it is."""
@@ -122,11 +125,15 @@ class Expected(Strict):
             return "Not known: the oracle of this protocol was not measured."
         sentence = f"The oracle reached {self.oracle:.1f} % Dice"
         if self.last_quarter is not None:
-            state = "converged" if self.last_quarter < CONVERGED else "NOT converged"
-            sentence += f", {self.last_quarter:+.1f} of it in the last quarter ({state})"
+            converged = self.last_quarter < CONVERGED
+            gain = f"{self.last_quarter:+.1f}"
+            if converged and float(gain) >= CONVERGED:  # the limit would be shown
+                gain = f"{self.last_quarter:+.2f}"
+            state = "converged" if converged else "NOT converged"
+            sentence += f", {gain} of it in the last quarter ({state})"
         if self.supervised is not None:
             sentence += f"; supervised training {self.supervised:.1f} %"
-        return sentence + "."
+        return f"{sentence}. Measured on {self.data}." if self.data else f"{sentence}."
 
 
 class Protocol(Strict):

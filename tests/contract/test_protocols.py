@@ -153,6 +153,12 @@ def end(curves):
     return statistics.fmean(curve[-1] for curve in curves)
 
 
+def last_quarters(curves):
+    """Return the smallest and the largest gain in the last quarter, as a protocol names them."""
+    gains = sorted(last_quarter([curve]) for curve in curves)
+    return f"gained {gains[0]:+.1f} to {gains[-1]:+.1f} in the last quarter"
+
+
 def last_quarter(curves):
     """Return what the last quarter of the steps adds; Dice after 75 % is that of two tenths."""
     return end(curves) - statistics.fmean((curve[6] + curve[7]) / 2 for curve in curves)
@@ -167,6 +173,7 @@ def test_acdc_mini_expects_what_its_development_runs_reached():
     assert protocol.expected.last_quarter == pytest.approx(last_quarter(oracle), abs=0.051)
     assert protocol.expected.supervised == few_labels[-1]
     assert protocol.expected.seconds == mean_seconds("acdc-mini", {"acdc": 7})
+    assert f"three runs {last_quarters(oracle)}" in protocol.expected.data
 
 
 def test_heart_mini_expects_what_its_development_runs_reached():
@@ -194,18 +201,18 @@ def test_phantom_expects_what_its_development_runs_reached():
     protocol = load_protocol("phantom")
     file = ROOT / "benchmarks" / "results" / "phantom-development.json"
     runs = json.loads(file.read_text())["runs"]
-    curves = {18: [], 4: []}
+    curves = {18: {}, 4: {}}
     for run in runs:
         assert run["steps"] == protocol.steps
-        curves[run["labeled"]].append(run["dice_at_tenths"])
-    at_three_quarters = statistics.fmean((curve[6] + curve[7]) / 2 for curve in curves[18])
-    oracle = statistics.fmean(curve[-1] for curve in curves[18])
-    few_labels = statistics.fmean(curve[-1] for curve in curves[4])
-    seconds = [run["train_cpu_seconds"] for run in runs if run["labeled"] == 4]
-    assert protocol.expected.oracle == round(oracle, 1)
-    assert protocol.expected.last_quarter == round(oracle - at_three_quarters, 1)
-    assert protocol.expected.supervised == round(few_labels, 1)
-    assert protocol.expected.seconds == round(statistics.fmean(seconds), 1)
+        curves[run["labeled"]][run["dataset"]] = run["dice_at_tenths"]
+    oracle = curves[18].values()
+    assert protocol.expected.oracle == round(end(oracle), 1)
+    assert protocol.expected.last_quarter == round(last_quarter(oracle), 1)
+    assert protocol.expected.supervised == round(end(curves[4].values()), 1)
+    assert protocol.expected.seconds == mean_seconds("lesion", {"phantom_ct_lesion": 4})
+    assert f"they {last_quarters(oracle)}" in " ".join(protocol.expected.data.split())
+    below = [name for name in curves[4] if curves[18][name][-1] < curves[4][name][-1]]
+    assert below == ["phantom_dev_mr_lesion"]  # the small target of the MR look
 
 
 def test_with_all_labels_training_has_converged():
@@ -226,5 +233,10 @@ def test_a_protocol_says_how_far_from_converged_it_is():
     expected = Expected(oracle=60.0, last_quarter=4.0)
     assert expected.summary() == (
         "The oracle reached 60.0 % Dice, +4.0 of it in the last quarter (NOT converged)."
+    )
+    near_the_limit = Expected(oracle=60.0, last_quarter=0.98, data="two runs")
+    assert near_the_limit.summary() == (
+        "The oracle reached 60.0 % Dice, +0.98 of it in the last quarter (converged). "
+        "Measured on two runs."
     )
     assert Expected().summary().startswith("Not known")

@@ -116,6 +116,13 @@ def test_commands_of_the_workflows_exist():
             parse(cli, context, words)
 
 
+def test_every_suite_is_in_the_table_of_suites():
+    page = ROOT / "docs" / "how-to" / "run-a-suite.md"
+    table = page.read_text(encoding="utf-8").partition("## Your own suite")[0]
+    for suite in (ROOT / "benchmarks").glob("*.yaml"):
+        assert f"`{suite.stem}`" in table, suite.name
+
+
 def test_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"<!--.*?-->|\]\([^)]*\)|^[|:\s-]+$", " ", text, flags=re.MULTILINE)
