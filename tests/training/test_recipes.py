@@ -300,6 +300,8 @@ def test_a_pass_of_one_image_through_batch_normalization_is_pointed_out_once():
     [
         ("cps", {}, "no recipe of the authors of cps is known for la"),
         ("bcp", {"as_published": "acdc"}, "no recipe of the authors of bcp is known for acdc"),
+        ("bpc", {}, "unknown method 'bpc'. Did you mean 'bcp'"),
+        ("bcp", {"as_published": "laa"}, "unknown dataset 'laa'. Did you mean 'la'"),
         ("bcp", {"protocol": "la"}, "--as-published names data set and protocol"),
         ("bcp", {"dataset": "acdc"}, "--as-published names data set and protocol"),
     ],
@@ -315,6 +317,18 @@ def test_as_published_resolves_to_the_recipe():
     chosen = science.for_method("bcp")
     assert (chosen.dataset, chosen.protocol, chosen.steps) == ("la", "la_bcp", 100)
     assert ScienceOptions(dataset="la").for_method("cps") == ScienceOptions(dataset="la")
+    assert science.for_method("ua-mt").protocol == "la", "names accept - for _"
+
+
+def test_as_published_names_the_recipes_of_a_method():
+    with pytest.raises(UsageError) as error:
+        ScienceOptions(as_published="la").for_method("versemi")
+    four = "pancreas_ct,la,msd_spleen,msd_lung"
+    assert error.value.details["found"] == f"recipes of versemi: versemi_published for {four}"
+    assert error.value.details["fix"] == f"segbench run versemi --as-published {four}"
+    with pytest.raises(UsageError) as error:
+        ScienceOptions(as_published="la").for_method("cps")
+    assert error.value.details["fix"].startswith("segbench run cps --dataset la,")
 
 
 def test_a_recipe_is_part_of_the_identity():
