@@ -83,12 +83,14 @@ def protocol_page() -> str:
         "",
         "## Built-in protocols",
         "",
-        "| name | version | what |",
-        "|---|---:|---|",
+        "| name | version | what | recipe of the authors of |",
+        "|---|---:|---|---|",
     ]
     for name in protocol_names():
         protocol = load_protocol(name)
-        lines.append(f"| `{name}` | {protocol.version} | {protocol.title} |")
+        methods = [f"`{method}`" for names in protocol.published.values() for method in names]
+        recipe = ", ".join(methods) or "–"
+        lines.append(f"| `{name}` | {protocol.version} | {protocol.title} | {recipe} |")
     lines += ["", "## Keys", "", *key_table(Protocol), ""]
     return "\n".join(lines)
 

@@ -38,12 +38,12 @@ CutMix views             one Beta(4, 4) draw for the batch,  the same; boxes com
                            at the border (mixaugs.py:115-148)
 cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0.8; loss=dice,
   Dice (2-D)               over confident voxels, undefined   threshold=0.95 for the 2-D code; 0
-                           without any                        without any confident voxel
+                           without any (:333-339)             without any confident voxel
 -                        supervised: (CE + Dice of all      the same; dice=foreground
-                           classes) / 2
+                           classes) / 2 (:290-294)
 -                        weight 2, ramp of 40 stairs (2-D:  weight=2; 40 stairs over the first 40 %
                            50) of 150 steps in 15,000         of the run (ramp_share)
-                           (2-D: 30,000)
+                           (2-D: 30,000) (:35-37, :342)
 -                        one pass for labeled, weak and     the same
                            strong images (:281-284)
 student or teacher       best on the test list; the script  the student with its last weights
@@ -51,7 +51,7 @@ student or teacher       best on the test list; the script  the student with its
 -                        SGD 0.01, polynomial schedule      the protocol's optimizer; protocol
                            (cfgs/config_3d_la_aut.yml)        la_admt has the authors' recipe
 -                        an epoch is a pass over the        the protocol's two streams
-                           unlabeled images
+                           unlabeled images (:114-115)
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Zhao, Wang, Ding: CrossMatch: Enhance Semi-Supervised Medical Image Segmentation with
 Perturbation Strategies and Knowledge Distillation, IEEE JBHI 2024, arXiv:2405.00354. Official code:
 github.com/AiEson/CrossMatch (MIT, commit 59772e0), lines of LA/code/train_cross_match.py unless a
-file is named. The code was read, of the paper only the abstract; nothing was copied.
+file is named. The code was read, of the paper only the abstract, so no equation numbers are given.
+Nothing was copied.
 
 As UniMatch with two strong views. In addition, the decoder answers for the weak view and for the
 second strong view from features with few channels dropped (the weak decoder) and with many dropped

@@ -3,7 +3,8 @@
 Sohn, Berthelot, Li, Zhang, Carlini, Cubuk, Kurakin, Zhang, Raffel: FixMatch: Simplifying
 Semi-Supervised Learning with Consistency and Confidence, NeurIPS 2020, arXiv:2001.07685. Official
 code for segmentation, with CutMix: UniMatch (github.com/LiheYoung/UniMatch, MIT, commit 0324f3d)
-and, without it, SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT). Both were read; nothing was copied.
+and, without it, SSL4MIS (github.com/HiLab-git/SSL4MIS, MIT, code/train_fixmatch_standard_augs.py).
+Both were read; nothing was copied.
 
 The weak view is the unlabeled image as the protocol augments it. Where the network's probability
 for it reaches a threshold, the network learns the most probable class from the strong view: other
@@ -23,9 +24,10 @@ average over all         the same, fixmatch.py:162-164      the same; loss=dice 
 labels in the same mode  weak view in train mode (:146),    the same
   as the strong view       pasted box in eval mode (:133)
 strong view: RandAugment color jitter, blur, CutMix boxes   ops.strong_view: brightness, contrast,
-  or CTAugment             (p 0.5, 2-40 % of the area)        blur; the same boxes, also in 3-D
+  or CTAugment             (p 0.5, 2-40 % of the area),       blur; the same boxes, also in 3-D
+                           dataset/semi.py:51-55
 -                        boxes come from a third stream     boxes come from the item before in the
-                           of images                          batch; a single item keeps its own
+                           of images (:120-124)               batch; a single item keeps its own
 -                        labeled and weak images in one     the same
                            pass, strong ones in another
                            (:145-146)

@@ -2,7 +2,8 @@
 
 Wang, Xiao, Bi, Li, Gao: MCF: Mutual Correction Framework for Semi-Supervised Medical Image
 Segmentation, CVPR 2023. Official code: github.com/WYC-321/MCF (MIT, commit ad20659), lines of
-code/train_MCF.py. The code was read, of the paper only the abstract; nothing was copied.
+code/train_MCF.py. The code was read, of the paper only the abstract, so no equation numbers are
+given. Nothing was copied.
 
 Contrastive difference review (CDR): on labeled images, the squared error of each network counts
 again where the two predictions differ. Dynamic competitive pseudo labels (DCPLG): in each step, the
@@ -13,9 +14,9 @@ L_i = CE_i + Dice_i + review CDR_i + weight ramp [i is the worse one] |p_i - sha
 
 Paper (abstract)         Official code                      Here
 two different subnets    V-Net, and ResNet-34 with V-Net's  the protocol's backbone, and resvnet
-                           decoder (:115-116)                 with its parameters
+                           decoder (:113-114)                 with its parameters
 supervised               CE + Dice of the foreground, not   the same, averaged over the foreground
-                           halved (:162-170, :189)            classes
+                           halved (:165-171, :189-190)        classes
 CDR: review regions      where the labels differ; squared   the same, averaged over the foreground
   that differ              error of the foreground            classes
                            probability, times 0.5
@@ -26,10 +27,10 @@ its pseudo labels        sharpened, T 0.1, no gradient;     the same
                            squared error over all classes
                            (:192-216)
 -                        weight 0.1 after a ramp of 40      the same; 40 stairs over the run
-                           stairs of 150 steps (:205)
+                           stairs of 150 steps (:206)
 -                        two SGD optimizers, 0.01, divided  the protocol's optimizer for both: no
-                           by ten every 2500 steps (:134,     update mixes their parameters; the
-                           :255)                              authors' recipe is protocol la_mcf
+                           by ten every 2500 steps            update mixes their parameters; the
+                           (:132-133, :255)                   authors' recipe is protocol la_mcf
 -                        both networks get the same crop    the same
                            (dataloaders/la_heart.py:33-37)
 -                        mean of both probabilities, last   the same

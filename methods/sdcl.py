@@ -3,7 +3,7 @@
 Song, Wang: SDCL: Students Discrepancy-Informed Correction Learning for Semi-supervised Medical
 Image Segmentation, MICCAI 2024. Official code: github.com/pascalcpp/SDCL (no license, commit
 cfb260f), lines of code/LA_train.py unless a file is named. The code was read, of the paper only the
-abstract; nothing was copied.
+abstract, so no equation numbers are given. Nothing was copied.
 
 Built on BCP: two students of different architecture are pretrained on mixtures of labeled images,
 then trained on mixtures of labeled and unlabeled ones, which a teacher labels. Voxels where the
@@ -39,7 +39,9 @@ maximize the entropy of  mean over the classes of -log p    the same
                            (:225, :333)
 -                        Adam 1e-3, constant rate, state    the protocol's optimizer, as for BCP
                            kept between the phases
+                           (:214-215, :318-319)
 -                        instance normalization, dropout    the protocol's backbone
+                           (:64-82)
 -                        the best of each network, and of   the mean of both with the last weights
                            their mean, on the test cases
                            (:412-455)

@@ -33,11 +33,15 @@ dropout of channels      p 0.5 at every level               the same
 color jitter, blur,      brightness and contrast 0.5        ops.strong_view: the same in a fixed
   CutMix                   (p 0.8), blur (p 0.5), box         order; blur in voxels; the same boxes,
                            (p 0.5, 2-40 % of the area)        also in 3-D
+                           (dataset/acdc.py:59-69,
+                           dataset/transform.py:25-50)
 -                        images as 8-bit gray values        float images; jitter is relative to the
-                                                              item's own range
+                           (dataset/acdc.py:55)               item's own range
 -                        SGD 0.01, polynomial schedule      the protocol's optimizer
+                           (unimatch.py:56, :192)
 -                        best score on validation and test  the network with its last weights
-                           cases (valtest.txt)
+                           cases (valtest.txt,
+                           dataset/acdc.py:32)
 """
 
 from __future__ import annotations

@@ -58,6 +58,16 @@ def test_the_page_on_clusters_is_up_to_date():
     assert cluster.PAGE.read_text(encoding="utf-8") == cluster.page(), shown
 
 
+def test_the_page_on_parity_is_up_to_date():
+    parity = script("parity_page")
+    shown = "python benchmarks/results/parity_page.py writes it again"
+    assert parity.PAGE.read_text(encoding="utf-8") == parity.page(), shown
+    rows = parity.stored("parity.json")["rows"]
+    newer = ["ad_mt", "crossmatch", "fixmatch", "mcf", "sdcl", "self_training", "uncl", "unimatch"]
+    assert sorted({row["method"] for row in rows}) == newer
+    assert max(row["difference"] for row in rows) < 1e-6
+
+
 def test_the_pages_are_up_to_date(tables):
     pages = tables.pages()
     assert pages, "no stored study was found"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -299,16 +299,40 @@ class ScienceOptions:
                 "--dataset and --protocol cannot be given beside it",
                 fix=f"segbench run {method} --as-published {datasets}",
             )
-        recipes = published_recipes(datasets)
-        if method not in recipes:
-            known = [f"{name} ({protocol})" for name, protocol in sorted(recipes.items())]
-            raise UsageError(
-                f"no recipe of the authors of {method} is known for {datasets}",
-                found=f"recipes of {', '.join(known)}" if known else "no recipe for this data set",
-                expected="a method whose authors trained on this data set",
-                fix="--dataset NAME, for the protocol that all methods share",
-            )
-        return replace(self, dataset=datasets, protocol=recipes[method])
+        recipes = published_recipes(datasets.replace("-", "_"))
+        recipe = recipes.get(method.replace("-", "_"))
+        if recipe is None:
+            raise _no_recipe(method, datasets, recipes)
+        return replace(self, dataset=datasets, protocol=recipe)
+
+
+def _no_recipe(method: str, datasets: str, recipes: Mapping[str, str]) -> UsageError:
+    """Return the error that no recipe of a method's authors is known for data sets.
+
+    Raises:
+        UsageError: the method or a data set is unknown.
+    """
+    from segbench import registry
+    from segbench.config.protocol import recipes_of
+
+    registry.place("method", method)
+    for name in datasets.split(","):
+        registry.place("dataset", name)
+    elsewhere = recipes_of(method.replace("-", "_"))
+    if elsewhere:
+        known = [f"{protocol} for {trained_on}" for trained_on, protocol in elsewhere.items()]
+        found = f"recipes of {method}: {'; '.join(known)}"
+        fix = f"segbench run {method} --as-published {next(iter(elsewhere))}"
+    else:
+        known = [f"{name} ({protocol})" for name, protocol in sorted(recipes.items())]
+        found = f"recipes of {', '.join(known)}" if known else "no recipe for this data set"
+        fix = f"segbench run {method} --dataset {datasets}, for the protocol that all methods share"
+    return UsageError(
+        f"no recipe of the authors of {method} is known for {datasets}",
+        found=found,
+        expected="data sets and a method whose authors trained on them",
+        fix=fix,
+    )
 
 
 def override_option(help_text: str) -> Callable[..., Any]:

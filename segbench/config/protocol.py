@@ -342,6 +342,16 @@ def published_recipes(datasets: str) -> dict[str, str]:
     return found
 
 
+def recipes_of(method: str) -> dict[str, str]:
+    """Return the protocols with which a method's authors trained, by data sets as in the file."""
+    found = {}
+    for name in protocol_names():
+        for trained_on, methods in load_protocol(name).published.items():
+            if method in methods:
+                found[trained_on] = name
+    return found
+
+
 def load_protocol(name_or_path: str | Path) -> Protocol:
     """Return a protocol by its name, or from a ``.yaml`` file.
 

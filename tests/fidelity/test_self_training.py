@@ -36,7 +36,7 @@ def probabilities(images: torch.Tensor, slopes: list[float]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.8])
-def test_terms_of_the_second_training(threshold):
+def test_terms_of_the_second_training(threshold, parity):
     items = slices()
     found = build(weight=0.7, threshold=threshold).loss(items, Clock(7, 10, "all"))
 
@@ -50,10 +50,7 @@ def test_terms_of_the_second_training(threshold):
     assert (used.mean() == 1) == (threshold == 0)
     supervised = loss(probabilities(items.x, SLOPES), y, np.ones(y.shape, bool))
     pseudo = loss(probabilities(items.u, SLOPES), teacher.argmax(1), used)
-    assert {name: value.item() for name, value in found.items()} == {
-        "supervised": pytest.approx(supervised, abs=1e-6),
-        "pseudo": pytest.approx(0.7 * pseudo, abs=1e-6),
-    }
+    parity("self_training", found, {"supervised": supervised, "pseudo": 0.7 * pseudo})
 
 
 def test_the_teacher_predicts_in_eval_mode_and_learns_nothing():

@@ -74,6 +74,19 @@ def test_selection_on_the_test_cases_is_a_leak():
     assert checked > 30
 
 
+def test_a_row_that_repeats_numbers_with_a_leak_has_it_too():
+    repeated = 0
+    for setting in published_settings():
+        rows = all_published(*setting)
+        for row in rows:
+            for other in rows:
+                same = all(row[name] == other[name] for name in ("method", "dice", "jaccard"))
+                if same and row["jaccard"] is not None and other["leaks"]:
+                    assert row["leaks"], f"{row['method']} of {row['source']} on {setting}"
+                    repeated += row is not other
+    assert repeated > 3
+
+
 def test_rows_of_validation_patients_do_not_stand_beside_ours():
     rows = [row for row in all_published("acdc", 3) if row["method"] == "CrossMatch"]
     assert [row["dice"] for row in rows] == [88.27, 86.88]

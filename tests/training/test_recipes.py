@@ -12,6 +12,7 @@ from segbench import registry
 from segbench.cli.options import ScienceOptions
 from segbench.config import load_protocol, protocol_names, resolve
 from segbench.config.protocol import published_recipes
+from segbench.conformance.methods import Drill, Trial
 from segbench.contracts.method import Clock, Setting, Source
 from segbench.contracts.optim import Optim
 from segbench.errors import UsageError
@@ -160,12 +161,44 @@ def test_ramp_at_every_step(first, share, total):
         assert found == pytest.approx(authors_ramp(step + first), rel=1e-12)
 
 
-def test_methods_use_the_ramp_of_their_recipe():
-    for name, protocol in (("mc_net", "la_mcnet"), ("ss_net", "la_ssnet")):
-        method, plan, _ = made(name, protocol)
-        assert method.p.ramp_share == 0.4
-        t = clock(plan[0], 6000 - 1, 15000, 0, 0)
-        assert t.ramp(40, share=method.p.ramp_share, first=1) == 1
+# The number that the authors' scripts give to the first step; all other recipes have no ramp.
+# MC-Net and SS-Net compute the ramp after the step was counted, the others before.
+FIRST_OF_RAMP = {
+    ("mean_teacher", "la"): 0,
+    ("ua_mt", "la"): 0,
+    ("sassnet", "la"): 0,
+    ("dtc", "la_dtc"): 0,
+    ("mcf", "la_mcf"): 0,
+    ("ad_mt", "la_admt"): 0,
+    ("mc_net", "la_mcnet"): 1,
+    ("mc_net", "pancreas_ct_mcnet"): 1,
+    ("ss_net", "la_ssnet"): 1,
+}
+
+
+@pytest.mark.parametrize(("name", "protocol"), list(EXPECTED))
+def test_ramp_of_a_recipe_at_every_step(name, protocol, monkeypatch):
+    """The loss asks for the ramp with arguments that give the authors' 40 stairs of 150 steps."""
+    setting = PANCREAS if protocol == "pancreas_ct_mcnet" else LA
+    method, plan, _ = made(name, protocol, setting)
+    asked = []
+    ramp = Clock.ramp
+
+    def recorded(t, *args, **kwargs):
+        if (args, kwargs) not in asked:
+            asked.append((args, kwargs))
+        return ramp(t, *args, **kwargs)
+
+    monkeypatch.setattr(Clock, "ramp", recorded)
+    Drill(Trial(name, settings=method.p.model_dump())).run()
+    if (name, protocol) not in FIRST_OF_RAMP:
+        assert asked == []
+        return
+    ((args, kwargs),) = asked
+    total = plan[-1].start + plan[-1].steps
+    for step in range(total):
+        expected = authors_ramp(step + FIRST_OF_RAMP[name, protocol])
+        assert ramp(Clock(step, total), *args, **kwargs) == pytest.approx(expected, rel=1e-12)
 
 
 def test_sum_of_rate_and_ramp_tells_the_recipes_apart():
@@ -267,6 +300,8 @@ def test_a_pass_of_one_image_through_batch_normalization_is_pointed_out_once():
     [
         ("cps", {}, "no recipe of the authors of cps is known for la"),
         ("bcp", {"as_published": "acdc"}, "no recipe of the authors of bcp is known for acdc"),
+        ("bpc", {}, "unknown method 'bpc'. Did you mean 'bcp'"),
+        ("bcp", {"as_published": "laa"}, "unknown dataset 'laa'. Did you mean 'la'"),
         ("bcp", {"protocol": "la"}, "--as-published names data set and protocol"),
         ("bcp", {"dataset": "acdc"}, "--as-published names data set and protocol"),
     ],
@@ -282,6 +317,18 @@ def test_as_published_resolves_to_the_recipe():
     chosen = science.for_method("bcp")
     assert (chosen.dataset, chosen.protocol, chosen.steps) == ("la", "la_bcp", 100)
     assert ScienceOptions(dataset="la").for_method("cps") == ScienceOptions(dataset="la")
+    assert science.for_method("ua-mt").protocol == "la", "names accept - for _"
+
+
+def test_as_published_names_the_recipes_of_a_method():
+    with pytest.raises(UsageError) as error:
+        ScienceOptions(as_published="la").for_method("versemi")
+    four = "pancreas_ct,la,msd_spleen,msd_lung"
+    assert error.value.details["found"] == f"recipes of versemi: versemi_published for {four}"
+    assert error.value.details["fix"] == f"segbench run versemi --as-published {four}"
+    with pytest.raises(UsageError) as error:
+        ScienceOptions(as_published="la").for_method("cps")
+    assert error.value.details["fix"].startswith("segbench run cps --dataset la,")
 
 
 def test_a_recipe_is_part_of_the_identity():
