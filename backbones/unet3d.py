@@ -12,7 +12,7 @@ differ along the axes (``pooling``, ``kernels``), as nnU-Net's do for thick slic
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 from torch import Tensor, nn
@@ -91,10 +91,14 @@ class UNet3D(EncoderDecoder):
         )
         pooling: PerAxis = POOLING
         kernels: PerAxis = KERNELS
+        # No choice here, but a second network (mcf, sdcl) takes the parameters of the first.
+        norm: Literal["instance"] = Field(
+            "instance", description="normalization; this network has no other"
+        )
 
         _levels = model_validator(mode="after")(check_levels)
 
-    norm = "instance"
+    norm = "instance"  # of the decoders
 
     def __init__(
         self,
@@ -115,7 +119,7 @@ class UNet3D(EncoderDecoder):
     def make_encoder(self, channels: int) -> Encoder:
         widths = tuple(self.p.width * 2**level for level in range(self.p.depth))
         halvings = self._halvings(self.p, self.dims)
-        layers = Layers(self.dims, self.norm)
+        layers = Layers(self.dims, self.p.norm)
         encoder = UNetEncoder(layers, channels, widths, halvings, kernels_of(self.p, self.dims))
         return Encoder(encoder, widths, strides_of(halvings))
 
