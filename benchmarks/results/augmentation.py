@@ -87,8 +87,8 @@ def paragraph(forms: Forms, strong_page: str) -> Lines:
     lower = [found.a for found in against if found.distinguishable and found.mean < 0]
     study = forms.strong
     return [
-        f"With strong augmentation on the same replicates, supervised training has "
-        f"{shown(strong)} %, {signed(gain)} more than without, and the oracle "
+        f"With strong augmentation on the same {len(forms.draws)} replicates, supervised training "
+        f"has {shown(strong)} %, {signed(gain)} more than without, and the oracle "
         f"{shown(study.methods[ORACLE])} %. Methods without it that are better than this: "
         f"{listed(higher)}; worse: {listed(lower)} (Holm, 5 %). With it they differ from "
         f"supervised training with it by: {notes.with_numbers(study.gains, study.names)}. "

@@ -59,10 +59,12 @@ def unlabeled_images(quick: Study) -> str:
     """Return for how many methods the unlabeled images give anything."""
     found = quick.contributions
     names = [name for name in found if better([found[name]])]
+    worse = [name for name in found if found[name].distinguishable and name not in names]
+    against = f" {notes.with_numbers(found, worse)} is worse with them." if worse else ""
     return (
         f"The unlabeled images themselves add something for {len(names)} of {len(found)} methods: "
-        f"{notes.with_numbers(found, names)}. The others are not "
-        "certainly worse when they see the labeled images alone."
+        f"{notes.with_numbers(found, names)}. For the others "
+        f"this is not certain.{against}"
     )
 
 
@@ -140,6 +142,7 @@ def draws(quick: Study) -> str:
     most = max(known, key=known.__getitem__)
     return (
         f"A true difference of {size:.0f} Dice to supervised training is found in 80 % of studies "
-        f"with {known[fewest]} ({fewest}) to {known[most]} ({most}) draws of labeled images. One "
-        "run of each method does not decide it."
+        f"with {known[fewest]} ({fewest}) to {known[most]} ({most}) draws of labeled images, "
+        "by one test that is not corrected for the number of methods. One run of each method does "
+        "not decide it."
     )
