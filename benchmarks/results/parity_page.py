@@ -70,7 +70,7 @@ def page() -> str:
         "## Newer methods beside their formulas",
         "",
         f"`{parity['command']}`. Each loss term is computed a second time in NumPy (float64), from "
-        "the formulas of the paper and of the official code, on networks whose outputs are known. "
+        "the formulas that the method's description names, on networks whose outputs are known. "
         "The values are those of the case with the largest one, the difference is the largest of "
         "all cases. It is absolute.",
         "",
