@@ -78,23 +78,24 @@ def section(forms: Forms, plain_page: str) -> Lines:
     return [*lines, ""]
 
 
-def paragraph(forms: Forms, strong_page: str) -> Lines:
-    """Return what both forms say, in words."""
+def in_words(forms: Forms, strong_page: str) -> Lines:
+    """Return what both forms say, as a list."""
     strong = forms.with_it(SUPERVISED)
     gain = compare(strong, forms.without(SUPERVISED))
     against = plain_methods_against(forms, forms.plain.names)
     higher = [found.a for found in against if found.distinguishable and found.mean > 0]
     lower = [found.a for found in against if found.distinguishable and found.mean < 0]
     study = forms.strong
+    with_it = notes.with_numbers(study.gains, study.names)
     return [
-        f"With strong augmentation on the same {len(forms.draws)} replicates, supervised training "
-        f"has {shown(strong)} %, {signed(gain)} more than without, and the oracle "
-        f"{shown(study.methods[ORACLE])} %. Methods without it that are better than this: "
-        f"{listed(higher)}; worse: {listed(lower)} (Holm, 5 %). With it they differ from "
-        f"supervised training with it by: {notes.with_numbers(study.gains, study.names)}. "
-        f"{notes.order(study)} Distinguishable from it (Holm, 5 %): "
-        f"{notes.certain_ones(study.gains)}. "
-        f"[The table]({strong_page}) has both forms side by side.",
+        f"- Supervised training has {shown(strong)} % with strong augmentation, {signed(gain)} "
+        f"more than without ({len(forms.draws)} replicates), and the oracle "
+        f"{shown(study.methods[ORACLE])} %.",
+        f"- Of {len(against)} methods without it, better than that: {listed(higher)}; worse: "
+        f"{len(lower)} (Holm, 5 %).",
+        f"- With it, the methods differ from supervised training with it by: {with_it}. Certain "
+        f"(Holm, 5 %): {notes.certain_ones(study.gains)}. {notes.order(study)}",
+        f"- [The table]({strong_page}) has both forms side by side.",
         "",
     ]
 

@@ -27,7 +27,6 @@ from segbench.benchmarks.results.studies import (
     ORACLE,
     SUPERVISED,
     Study,
-    draws_needed,
     gap_text,
     listed,
     scores_by_draw,
@@ -70,23 +69,26 @@ def better_than_supervised(study: Study) -> Lines:
     certain = [name for name in found if found[name].distinguishable and found[name].mean > 0]
     others = [name for name in found if name not in certain]
     best = study.names[0]
-    oracle = study.methods[ORACLE]
     lines = [
         "## Which methods are better than supervised training",
         "",
-        "With 4 of 60 images labeled, supervised training has "
-        f"{shown(study.supervised)} % Dice and the oracle {shown(oracle)} "
-        f"%: {signed(study.against_supervised(ORACLE))} Dice to gain. {len(certain)} of "
-        f"{len(found)} methods are better than supervised training (Holm, 5 %): "
-        f"{with_numbers(found, certain)}, the highest mean first. Rows of a method with "
-        f"other parameters count as methods of their own. {best} closes "
-        f"{gap_text(study, best)} of the gap.",
+        "Rows of a method with other parameters count as methods of their own. "
+        "[The table](quick.md) has the intervals and ranks.",
+        "",
+        "- With 4 of 60 images labeled, supervised training has "
+        f"{shown(study.supervised)} % Dice and the oracle {shown(study.methods[ORACLE])} "
+        f"%: {signed(study.against_supervised(ORACLE))} Dice to gain.",
+        f"- {len(certain)} of {len(found)} methods are better than supervised training (Holm, "
+        f"5 %), the highest mean first: {with_numbers(found, certain)}.",
     ]
     if others:
-        lines[-1] += f" Not distinguishable from it: {with_numbers(found, others)}."
-    pairs = notes.pairs_apart(study, with_supervised=False)
-    lines[-1] += f" {pairs}; [the table](quick.md) has the ranks."
-    return [*lines, ""]
+        lines.append(f"- Not distinguishable from it: {with_numbers(found, others)}.")
+    lines += [
+        f"- {best} closes {gap_text(study, best)} of the gap.",
+        f"- {notes.pairs_apart(study, with_supervised=False)}.",
+        "",
+    ]
+    return lines
 
 
 def where_the_gain_comes_from(study: Study) -> Lines:
@@ -97,16 +99,20 @@ def where_the_gain_comes_from(study: Study) -> Lines:
     gains = study.gains
     better = [name for name in others if gains[name].distinguishable and gains[name].mean > 0]
     missing = [name for name in study.names if name not in found]
-    left_out = f" Without such runs: {listed(missing)}." if missing else ""
     lines = [
         "## What of it comes from the unlabeled images",
         "",
-        "The methods were also trained with a second stream that shows the labeled images again. "
-        f"The difference is certain for {with_numbers(found, certain)}. For the others it is not "
-        f"distinguishable from zero: {with_numbers(found, others)}.{left_out} So, by the "
-        f"means, most of what {listed(better)} gain over supervised training is there without "
-        "unlabeled images. It may come from mixing, dropout, a second task or a moving average; no "
-        "run here separates these.",
+        "The methods were also trained with a second stream that shows the labeled images again.",
+        "",
+        f"- The difference is certain for {with_numbers(found, certain)}.",
+        f"- It is not distinguishable from zero for {with_numbers(found, others)}.",
+    ]
+    if missing:
+        lines.append(f"- Without such runs: {listed(missing)}.")
+    lines += [
+        f"- So, by the means, most of what {listed(better)} gain over supervised training is there "
+        "without unlabeled images. It may come from mixing, dropout, a second task or a moving "
+        "average; no run here separates these.",
         "",
     ]
     return lines
@@ -114,27 +120,22 @@ def where_the_gain_comes_from(study: Study) -> Lines:
 
 def how_large_the_noise_is(study: Study) -> Lines:
     """Return the section about replicates."""
-    names = study.names
-    tests = len(names)
-    needed = [draws_needed(study, name, tables.DIFFERENCE, tests=tests) for name in names]
-    counts = [str(count) if count is not None else "too many" for count in needed]
-    pairs = [f"{name} {count}" for name, count in zip(names, counts, strict=True)]
     by_look = [
-        f"{spread(study.of_dataset(study.supervised, dataset)):.1f} ({dataset})"
+        f"{spread(study.of_dataset(study.supervised, dataset)):.1f} Dice ({dataset})"
         for dataset in study.datasets
     ]
     interval = estimate(study.supervised)
     return [
         "## How large the noise is",
         "",
-        f"A replicate has other labeled images and another seed. Together, and with what rounding "
-        f"does, they move supervised training by {' and '.join(by_look)} Dice (standard deviation "
-        f"over {study.draws} replicates); the three were not separated. "
-        f"{development.rounding()} The mean of supervised training is "
-        f"known to [{interval.low:.1f}, {interval.high:.1f}]. {found_by_now(study)} Replicates "
-        "with which a true difference of 2 Dice to supervised training is found in 80 % of "
-        f"studies, if all methods are tested together: {listed(pairs)}. One run of each method "
-        "cannot decide differences of this size.",
+        "- A replicate has other labeled images and another seed. Over "
+        f"{study.draws} replicates, the standard deviation of supervised training is "
+        f"{listed(by_look)}. The parts of labeled images, seed and rounding were not separated.",
+        f"- {development.rounding()}",
+        f"- The mean of supervised training is known to [{interval.low:.1f}, {interval.high:.1f}].",
+        f"- {found_by_now(study)} How many each method takes is in "
+        "[the table](quick.md#what-these-replicates-decide).",
+        "- One run of each method cannot decide differences of this size.",
         "",
     ]
 
@@ -331,7 +332,7 @@ def real_volumes(quick: Study) -> Lines:
     lines = ["## On real volumes", ""]
     lines += order_of_methods("Left atrium at 2.5 mm, 8 of 80 volumes labeled", atrium, quick)
     lines += [development.atrium_remark(atrium), ""]
-    lines += strong_form("la-mini")
+    lines += with_title("Left atrium, strong augmentation", strong_form("la-mini"))
     heart = tables.stored_study("acdc-mini")
     if heart is not None:
         lines += order_of_methods("ACDC slices at 3 mm, 7 of 32 patients labeled", heart, quick)
@@ -339,9 +340,9 @@ def real_volumes(quick: Study) -> Lines:
             f"The order on ACDC has a rank correlation of {correlation(heart, atrium)} with that "
             "on the left atrium.",
             "",
-            *strong_form("acdc-mini"),
-            *augmentation.supervised_on_acdc(),
-            *development.planned_protocol(heart),
+            *with_title("ACDC, strong augmentation", strong_form("acdc-mini")),
+            *with_title("ACDC, supervised training", augmentation.supervised_on_acdc()),
+            *with_title("ACDC, a planned protocol", development.planned_protocol(heart)),
         ]
     return [*lines, *joint_hearts()]
 
@@ -364,6 +365,8 @@ def joint_hearts() -> Lines:
             f"{shown(together)} % ({signed(compare(together, alone))} from alone)"
         )
     return [
+        "### One network for left atrium and ACDC",
+        "",
         f"One VerSemi network for both data sets, in slices, with {count} labeled patients of each "
         f"and the same number of steps for each: {'; '.join(parts)}. {unconverged()}".strip(),
         "",
@@ -389,33 +392,40 @@ def correlation(first: Study, second: Study) -> str:
     return f"{spearmanr(*means).statistic:.2f} over {len(names)} methods"
 
 
-def order_of_methods(what: str, study: Study, quick: Study) -> Lines:
-    """Return the paragraph about one data set of real volumes."""
-    names = study.names
+def order_of_methods(title: str, study: Study, quick: Study) -> Lines:
+    """Return the section about one data set of real volumes."""
     found = study.gains
-    lines = (
-        f"{what}, {study.draws} replicates, {study.cases_per_dataset} test volumes: supervised "
-        f"training has {shown(study.methods[SUPERVISED])} % Dice and the oracle "
-        f"{shown(study.methods[ORACLE])} %. The methods, the highest mean first: "
-        f"{with_numbers(found, names)}; rank correlation with the quick suite "
-        f"{correlation(study, quick)}. {notes.order(study)} Distinguishable from supervised "
-        f"training (Holm, 5 %): {certain_ones(found)}"
-    )
+    unlabeled = ""
     if study.without_unlabeled:
-        lines += f"; effect of the unlabeled images: {certain_ones(study.contributions)}"
-    return [" ".join([f"{lines}.", *notes.coverage_note(study)]).strip(), ""]
+        unlabeled = f" Effect of the unlabeled images: {certain_ones(study.contributions)}."
+    return [
+        f"### {title}",
+        "",
+        f"- {study.draws} replicates, {study.cases_per_dataset} test volumes. Supervised training "
+        f"has {shown(study.supervised)} % Dice and the oracle {shown(study.methods[ORACLE])} %.",
+        "- The methods minus supervised training, the highest mean first: "
+        f"{with_numbers(found, study.names)}.",
+        f"- Certain (Holm, 5 %): {certain_ones(found)}.{unlabeled} {notes.order(study)}",
+        f"- The rank correlation of the means with the quick suite is {correlation(study, quick)}.",
+        *(f"- {note}" for note in notes.coverage_note(study) if note),
+        "",
+    ]
 
 
 def strong_form(name: str) -> Lines:
-    """Return the paragraph about the strong form of a suite; empty if it is not stored."""
+    """Return the list about the strong form of a suite; empty if it is not stored."""
     forms = tables.stored_forms(name)
-    return augmentation.paragraph(forms, f"{name}-strong.md") if forms is not None else []
+    return augmentation.in_words(forms, f"{name}-strong.md") if forms is not None else []
 
 
 def strong_slices() -> Lines:
     """Return the section about strong augmentation on the quick images; empty without it."""
-    lines = strong_form("quick")
-    return ["## What strong augmentation gives", "", *lines] if lines else []
+    return with_title("What strong augmentation gives", strong_form("quick"), level=2)
+
+
+def with_title(title: str, lines: Lines, level: int = 3) -> Lines:
+    """Return a section; empty where there are no lines."""
+    return [f"{'#' * level} {title}", "", *lines] if lines else []
 
 
 def claims_of_the_literature(quick: Study) -> Lines:

@@ -67,17 +67,13 @@ def certain_ones(found: dict[str, Difference]) -> str:
 
 def order(study: Study) -> str:
     """Return the sentences about how certain the order of the methods is."""
-    groups: dict[int, list[str]] = {}
-    for place in study.places.values():
-        groups.setdefault(place.rank, []).append(place.name)
+    first = [place.name for place in study.places.values() if place.rank == 1]
     pairs = pairs_apart(study, with_supervised=False)
-    if len(groups) == 1:
+    if len(first) == len(study.places):
         return f"The order is not certain: {pairs}, and all rows share rank 1."
-    ranks = "; ".join(f"{rank} {listed(names)}" for rank, names in groups.items())
-    return (
-        f"The order among them is certain in part only: {pairs}. Ranks (methods that cannot be "
-        f"distinguished from the first of their group share one): {ranks}."
-    )
+    if len(first) == 1:
+        return f"The order is certain in part only: {pairs}. {first[0]} alone has rank 1."
+    return f"The order is certain in part only: {pairs}. {len(first)} rows share rank 1."
 
 
 # -- classes and runs that failed ------------------------------------------------------------------
