@@ -39,7 +39,9 @@ def usual_methods(study: Study) -> list[str]:
 
 def better(found: Sequence[Difference]) -> list[Difference]:
     """Return the differences that are above zero with certainty."""
-    return [difference for difference in found if difference.distinguishable and difference.low > 0]
+    return [
+        difference for difference in found if difference.distinguishable and difference.mean > 0
+    ]
 
 
 def gain(quick: Study) -> str:
@@ -60,11 +62,10 @@ def unlabeled_images(quick: Study) -> str:
     found = quick.contributions
     names = [name for name in found if better([found[name]])]
     worse = [name for name in found if found[name].distinguishable and name not in names]
-    against = f" {notes.with_numbers(found, worse)} is worse with them." if worse else ""
+    against = f"; {notes.with_numbers(found, worse)} is worse with them" if worse else ""
     return (
         f"The unlabeled images themselves add something for {len(names)} of {len(found)} methods: "
-        f"{notes.with_numbers(found, names)}. For the others "
-        f"this is not certain.{against}"
+        f"{notes.with_numbers(found, names)}{against}. For the others, neither is certain."
     )
 
 
