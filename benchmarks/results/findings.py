@@ -29,6 +29,7 @@ from segbench.benchmarks.results.studies import (
     Study,
     gap_text,
     listed,
+    rank_correlation,
     scores_by_draw,
     shown,
     signed,
@@ -205,7 +206,7 @@ def other_images(study: Study) -> Lines:
         f"chosen ({fresh.draws} replicates). The highest mean first, they are "
         f"{', '.join(fresh.names)} ({notes.pairs_apart(fresh, with_supervised=False)}). "
         "The rank correlation of the means with those above is "
-        f"{correlation(study, fresh)}. "
+        f"{rank_correlation(study, fresh)}. "
         f"Distinguishable from supervised training (Holm, 5 %): {with_numbers(found, certain)}.",
         "",
     ]
@@ -337,8 +338,8 @@ def real_volumes(quick: Study) -> Lines:
     if heart is not None:
         lines += order_of_methods("ACDC slices at 3 mm, 7 of 32 patients labeled", heart, quick)
         lines += [
-            f"The order on ACDC has a rank correlation of {correlation(heart, atrium)} with that "
-            "on the left atrium.",
+            "The order on ACDC has a rank correlation of "
+            f"{rank_correlation(heart, atrium)} with that on the left atrium.",
             "",
             *with_title("ACDC, strong augmentation", strong_form("acdc-mini")),
             *with_title("ACDC, supervised training", augmentation.supervised_on_acdc()),
@@ -385,13 +386,6 @@ def unconverged() -> str:
     )
 
 
-def correlation(first: Study, second: Study) -> str:
-    """Return the rank correlation of the means of the methods that two studies share."""
-    names = [name for name in first.names if name in second.methods]
-    means = [[study.methods[name].values.mean() for name in names] for study in (first, second)]
-    return f"{spearmanr(*means).statistic:.2f} over {len(names)} methods"
-
-
 def order_of_methods(title: str, study: Study, quick: Study) -> Lines:
     """Return the section about one data set of real volumes."""
     found = study.gains
@@ -406,7 +400,8 @@ def order_of_methods(title: str, study: Study, quick: Study) -> Lines:
         "- The methods minus supervised training, the highest mean first: "
         f"{with_numbers(found, study.names)}.",
         f"- Certain (Holm, 5 %): {certain_ones(found)}.{unlabeled} {notes.order(study)}",
-        f"- The rank correlation of the means with the quick suite is {correlation(study, quick)}.",
+        "- The rank correlation of the means with the quick suite is "
+        f"{rank_correlation(study, quick)}.",
         *(f"- {note}" for note in notes.coverage_note(study) if note),
         "",
     ]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from segbench.results import reference
 from segbench.results.ranking import Place, ranking
@@ -314,6 +315,13 @@ def gap_closed(study: Study, name: str) -> reference.Effect | None:
     found = reference.gap_closed(study.methods[name], study.supervised, study.oracle)
     ends = (found.mean, found.low, found.high)
     return None if any(isnan(end) or abs(end) == inf for end in ends) else found
+
+
+def rank_correlation(first: Study, second: Study) -> str:
+    """Return the rank correlation of the means of the methods that two studies share, as text."""
+    names = [name for name in first.names if name in second.methods]
+    means = [[study.methods[name].values.mean() for name in names] for study in (first, second)]
+    return f"{spearmanr(*means).statistic:.2f} over {len(names)} methods"
 
 
 # -- texts -----------------------------------------------------------------------------------------
