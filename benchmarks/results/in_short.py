@@ -25,7 +25,7 @@ REAL = {"la-mini": "the left atrium", "acdc-mini": "ACDC"}
 def section(quick: Study) -> Lines:
     """Return the section; items about suites that are not stored are left out."""
     items = [gain(quick), unlabeled_images(quick), *strong(), *real_volumes(quick)]
-    items += [*joint(), failures(quick), draws(quick)]
+    items += [*joint(), failures(quick), *pairs(), draws(quick)]
     intro = (
         "*Better* means that the difference is certain after correction for many tests (Holm, 5 %)."
     )
@@ -139,6 +139,18 @@ def failures(quick: Study) -> str:
         f"{listed(failed)} ended more than {notes.FAR_BELOW:.0f} Dice below supervised training of "
         "the same replicate in some runs. A mean over few runs does not show this."
     )
+
+
+def pairs() -> Lines:
+    """Return how much of the order is certain with more draws."""
+    study = tables.stored_study("quick-draws")
+    if study is None:
+        return []
+    apart = notes.pairs_apart(study, with_supervised=False)
+    return [
+        f"With {study.draws} draws of labeled images, {apart} on the synthetic slices "
+        "([the order](quick-draws.md))."
+    ]
 
 
 def draws(quick: Study) -> str:
