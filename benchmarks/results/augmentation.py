@@ -111,11 +111,11 @@ def supervised_on_acdc() -> Lines:
     if not MORE_REPLICATES.exists():
         return []
     plain, strong = (
-        load_study(MORE_REPLICATES, Part("ACDC", ACDC, labeled=7, augment=augment)).supervised
+        load_study(MORE_REPLICATES, Part("ACDC", ACDC, labeled=7, augment=augment))
         for augment in (None, "strong")
     )
-    draws = [draw for draw in strong.distinct_draws if draw in plain.distinct_draws]
-    before, after = plain.of_draws(draws), strong.of_draws(draws)
+    forms = Forms(plain, strong)
+    before, after = forms.without(SUPERVISED), forms.with_it(SUPERVISED)
     gain = compare(after, before)
     changes = after.replicates.mean(axis=1) - before.replicates.mean(axis=1)
     each = listed([f"{change:+.1f}" for change in changes])
@@ -126,7 +126,7 @@ def supervised_on_acdc() -> Lines:
     else:
         verdict = "not distinguishable from that"
     return [
-        f"Supervised training alone was run with {len(draws)} choices of 7 labeled patients, with "
+        f"Supervised training alone was run with {len(forms.draws)} choices of 7 labeled patients, with "
         f"and without strong augmentation (`{MORE_REPLICATES.name}`): {shown(before)} % without "
         f"and {shown(after)} % with it, {signed(gain)} Dice ({each} in the replicates). A gain of "
         f"{EXPECTED:.0f} Dice was expected before the runs; this is {verdict}.",

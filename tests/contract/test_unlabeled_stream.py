@@ -1,7 +1,6 @@
 """With its weights at 0, a method of a CPU protocol learns nothing from unlabeled images.
 
-Batch normalization broke this: labeled and unlabeled images of one pass shared their statistics,
-and ``mean_teacher`` with weight 0 had 17 % Dice where supervised training had 79 %.
+Batch normalization broke this: labeled and unlabeled images of one pass shared their statistics.
 """
 
 from __future__ import annotations
