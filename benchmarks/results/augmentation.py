@@ -126,8 +126,8 @@ def supervised_on_acdc() -> Lines:
     else:
         verdict = "not distinguishable from that"
     return [
-        f"Supervised training alone was run with {len(forms.draws)} choices of 7 labeled patients, with "
-        f"and without strong augmentation (`{MORE_REPLICATES.name}`): {shown(before)} % without "
+        f"Supervised training alone was run with {len(forms.draws)} choices of 7 labeled patients, "
+        f"with and without strong augmentation (`{MORE_REPLICATES.name}`): {shown(before)} % without "
         f"and {shown(after)} % with it, {signed(gain)} Dice ({each} in the replicates). A gain of "
         f"{EXPECTED:.0f} Dice was expected before the runs; this is {verdict}.",
         "",
