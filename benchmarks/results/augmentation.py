@@ -128,7 +128,7 @@ def supervised_on_acdc() -> Lines:
     return [
         f"Supervised training alone was run with {len(forms.draws)} choices of 7 labeled patients, "
         f"with and without strong augmentation (`{MORE_REPLICATES.name}`): {shown(before)} % "
-        f"without and {shown(after)} % with it, {signed(gain)} Dice ({each} in the replicates). A gain of "
-        f"{EXPECTED:.0f} Dice was expected before the runs; this is {verdict}.",
+        f"without and {shown(after)} % with it, {signed(gain)} Dice ({each} in the replicates). A "
+        f"gain of {EXPECTED:.0f} Dice was expected before the runs; this is {verdict}.",
         "",
     ]
