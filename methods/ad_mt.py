@@ -32,7 +32,9 @@ conflicts: the more      only where the teachers disagree   the same; inside a b
 intensity views          brightness and contrast (p 0.8,    ops.strong_view: brightness is a factor
                            +-0.5 each; brightness is added    here; noise p 0.2, as in the code
                            as a share of the mean), noise
-                           (p 0.2) (dataset_3d.py:93-110)
+                           (p 0.2) (dataset_3d.py:93-110);
+                           2-D: blur (p 0.2), no noise        code=2d, as in protocol acdc_admt
+                           (dataset_2d.py)
 CutMix views             one Beta(4, 4) draw for the batch,  the same; boxes come from the item
                            one center per item, box clipped   before in the batch
                            at the border (mixaugs.py:115-148)
@@ -42,14 +44,15 @@ cross entropy (3-D),     conf 0.8 (3-D), 0.95 (2-D); mean   loss=ce, threshold=0
 -                        supervised: (CE + Dice of all      the same; dice=foreground
                            classes) / 2 (:290-294)
 -                        weight 2, ramp of 40 stairs (2-D:  weight=2; 40 stairs over the first 40 %
-                           50) of 150 steps in 15,000         of the run (ramp_share)
+                           50) of 150 steps in 15,000         of the run (stairs, ramp_share)
                            (2-D: 30,000) (:35-37, :342)
 -                        one pass for labeled, weak and     the same
                            strong images (:281-284)
 student or teacher       best on the test list; the script  the student with its last weights
   tested                   tests the student (test_3d.sh)
--                        SGD 0.01, polynomial schedule      the protocol's optimizer; protocol
-                           (cfgs/config_3d_la_aut.yml)        la_admt has the authors' recipe
+-                        SGD 0.01, polynomial schedule      the protocol's optimizer; protocols
+                           (cfgs/config_3d_la_aut.yml)        la_admt, pancreas_ct_admt, acdc_admt
+                                                              have the authors' recipes
 -                        an epoch is a pass over the        the protocol's two streams
                            unlabeled images (:114-115)
 """
@@ -105,6 +108,10 @@ class ADMT(Method):
         dice: Literal["foreground", "all"] = Field(
             "all", description="classes of the supervised Dice term (code: all)"
         )
+        stairs: int = Field(40, ge=1, description="number of steps of the ramp (2-D code: 50)")
+        code: Literal["3d", "2d"] = Field(
+            "3d", description="authors' script: views with noise (volumes) or with blur (slices)"
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
@@ -131,7 +138,7 @@ class ADMT(Method):
         labels = paste(labels, outside)
         confident = paste(confidence, outside) >= self.p.threshold
 
-        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share)
+        weight = self.p.weight * t.ramp(self.p.stairs, share=self.p.ramp_share)
         background = self.p.dice == "all"
         unlabeled = self.unlabeled_loss(strong, labels, confident)
         return {
@@ -186,7 +193,8 @@ class ADMT(Method):
         """
         generator = t.generator("views", own=True)
         if self.first_moves(t):
-            view = strong_view(images, generator, blur=0, noise=0.2)
+            blur, noise = (0.2, 0.0) if self.p.code == "2d" else (0.0, 0.2)
+            view = strong_view(images, generator, blur=blur, noise=noise)
             nothing_pasted = torch.ones_like(images[:, 0], dtype=torch.bool)
             return view, nothing_pasted
         outside = centered_boxes(images, generator)

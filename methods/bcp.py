@@ -22,8 +22,8 @@ both networks start      from those with the best test      from the last ones
 -                        LA: constant learning rate, then   as LA, but with the protocol's optimizer
                            a new optimizer whose rate is      and, in the second phase, its schedule
                            divided by ten every 2500
-                           steps; pancreas and 2-D keep
-                           the optimizer's state;
+                           steps; pancreas and 2-D keep     keep_optimizer, as in protocols acdc_bcp
+                           the optimizer's state;             and pancreas_ct_bcp
                            pancreas: Adam, 1e-3
 -                        batch 4 + 4 (2-D: 12 + 12), split  any batch size; a pair is the n-th item
                            into halves a and b                of both halves; the middle item of an
@@ -48,9 +48,10 @@ largest component        26 neighbors; pancreas: 18         connectivity=26; app
                                                               class stays absent
 -                        two classes: foreground if p >=    the same; more classes: argmax, as in
                            0.5                                2-D
--                        Dice of all classes with linear    the same (2-D code: squared denominators
-                           denominators                       and, until October 2023, no mask for
-                                                              the background)
+-                        Dice of all classes with linear    the same; code=2d: squared denominators,
+                           denominators, per image; 2-D:      sums over the batch (2-D code until
+                           squared, over the batch            October 2023: no mask for the
+                                                              background)
 -                        computed but never used: a ramp    left out
                            (only logged), projection,
                            prediction and selector heads,
@@ -95,6 +96,15 @@ class BCP(StudentTeacher):
             26,
             description="neighbors of a voxel (LA: 26, pancreas: 18); in 2-D: 6 means 4, others 8",
         )
+        keep_optimizer: bool = Field(
+            False,
+            description="continue with the optimizer's state after pretraining (pancreas and 2-D "
+            "code); false: a new optimizer",
+        )
+        code: Literal["3d", "2d"] = Field(
+            "3d",
+            description="authors' script: for volumes, or for slices, with another Dice loss",
+        )
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         size = tuple(batch.x.shape[2:])
@@ -113,7 +123,7 @@ class BCP(StudentTeacher):
         images = mix(outside, x_a, x_b)
         labels = mix(outside, y_a, y_b)
         logits = self.student(images)  # (P, K, *S)
-        return {"supervised": dice_and_entropy(logits, labels)}
+        return {"supervised": dice_and_entropy(logits, labels, code=self.p.code)}
 
     def self_train(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
         """Return the losses on labeled images with unlabeled boxes, and the other way round."""
@@ -133,9 +143,10 @@ class BCP(StudentTeacher):
         unlabeled_outside = mix(outside, u_b, x_b)
         in_labeled, in_unlabeled = pass_groups(self.student, labeled_outside, unlabeled_outside)
         weight = self.p.weight
+        code = self.p.code
         return {
-            "in_labeled": mixed_loss(in_labeled, y_a, pseudo_a, outside, 1, weight),
-            "in_unlabeled": mixed_loss(in_unlabeled, pseudo_b, y_b, outside, weight, 1),
+            "in_labeled": mixed_loss(in_labeled, y_a, pseudo_a, outside, 1, weight, code),
+            "in_unlabeled": mixed_loss(in_unlabeled, pseudo_b, y_b, outside, weight, 1, code),
         }
 
     def label(self, logits: Tensor) -> Tensor:
@@ -146,7 +157,7 @@ class BCP(StudentTeacher):
     def phases(self) -> tuple[Phase, ...]:
         share = self.p.pretrain_share
         pretrain = Phase("pretrain", share, unlabeled=0)
-        self_train = Phase("self_train", 1 - share, fresh_optimizer=True)
+        self_train = Phase("self_train", 1 - share, fresh_optimizer=not self.p.keep_optimizer)
         return pretrain, self_train
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
@@ -200,17 +211,22 @@ def largest_components(labels: Tensor, classes: int, connectivity: int) -> Tenso
     return kept
 
 
-def dice_and_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+def dice_and_entropy(
+    logits: Tensor, labels: Tensor, mask: Tensor | None = None, code: str = "3d"
+) -> Tensor:
     """Return (Dice + cross entropy) / 2 of logits (N, K, *S) and labels (N, *S).
 
-    With a mask (1, *S), only voxels where it is true count.
+    With a mask (1, *S), only voxels where it is true count. With ``code="2d"`` the Dice loss has
+    squared denominators and sums over the batch.
     """
+    for_slices = code == "2d"
     overlap = dice(
         wide_softmax(logits),
         labels,
         background=True,
-        per_item=True,
-        squared=False,
+        per_item=not for_slices,
+        squared=for_slices,
+        smooth=1e-10 if for_slices else 1e-5,
         weight=mask,
     )
     entropy = cross_entropy(logits, labels, mask)
@@ -224,11 +240,12 @@ def mixed_loss(
     mask: Tensor,
     outer_weight: float,
     inner_weight: float,
+    code: str = "3d",
 ) -> Tensor:
     """Return the weighted sum of the losses outside the box (``mask`` is true) and inside it.
 
     ``outer`` and ``inner`` are the labels (N, *S) for the two regions.
     """
-    outside = dice_and_entropy(logits, outer, mask)
-    inside = dice_and_entropy(logits, inner, ~mask)
+    outside = dice_and_entropy(logits, outer, mask, code)
+    inside = dice_and_entropy(logits, inner, ~mask, code)
     return outer_weight * outside + inner_weight * inside

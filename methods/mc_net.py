@@ -30,9 +30,13 @@ consistency              on labeled images too; a sum over  the same: two decode
                                                               constant rate
 -                        foreground > 0.5 of decoder 1      class probabilities of decoder 1, the
                                                               same for two classes
--                        2-D: Dice without the factor 2,    as in 3-D; decoder 1 has transposed
-                           other weights, bilinear decoder    convolutions
-                           1
+-                        2-D (train_mcnet_2d.py): decoder   code=2d, as in protocol acdc_mcnet; the
+                           1 is bilinear; each class is       Dice term differs by a constant
+                           sharpened on its own; Dice of
+                           all classes with squared
+                           denominators and no factor 2
+-                        2-D: weight 0.1, 200 stairs of     weight=0.1, stairs=200
+                           150 steps in 30,000
 best test Dice           best test Dice                     the last weights
 """
 
@@ -40,6 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import permutations
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,7 +53,16 @@ from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import dice, squared_error
 from segbench.nn.ops import sharpened, widened
 
-DECODERS = ("transposed", "trilinear", "nearest")
+# The authors' scripts for volumes and for slices differ in the order of the decoders, of which the
+# first one predicts, and in the Dice loss.
+DECODERS = {
+    "3d": ("transposed", "trilinear", "nearest"),
+    "2d": ("trilinear", "transposed", "nearest"),
+}
+OVERLAP: dict[str, dict[str, Any]] = {
+    "3d": {"squared": False, "smooth": 1e-8},
+    "2d": {"squared": True, "smooth": 1e-10, "background": True},
+}
 
 
 @method("mc_net", paper="Wu et al., MedIA 2022 (MC-Net+)")
@@ -79,23 +93,33 @@ class MCNet(Method):
             le=1,
             description="fraction of the run at which the ramp ends (code: 0.4)",
         )
+        stairs: int = Field(40, ge=1, description="number of steps of the ramp (2-D code: 200)")
+        code: Literal["3d", "2d"] = Field(
+            "3d",
+            description="authors' script: for volumes, or for slices, with another Dice loss, "
+            "another sharpening of three or more classes and the bilinear decoder first",
+        )
 
     needs = frozenset({"decoders", "features"})
 
     def build(self, network: Callable[..., Backbone]) -> None:
-        decoders = DECODERS[: self.p.decoders]
-        self.network = network(decoders=decoders)
+        decoders = DECODERS[self.p.code]
+        self.network = network(decoders=decoders[: self.p.decoders])
 
     def loss(self, batch: Batch, t: Clock) -> dict[str, Tensor]:
         images = torch.cat([batch.x, batch.u])
         logits = [widened(z) for z in self.network(images)]  # (L + U, K, *S) per decoder
         p = [z.softmax(1) for z in logits]
-        sharp = [sharpened(z, self.p.temperature) for z in logits]
+        if self.p.code == "2d":
+            sharp = [sharpened_each(q, self.p.temperature) for q in p]
+        else:
+            sharp = [sharpened(z, self.p.temperature) for z in logits]
 
         labeled = [q[: len(batch.x)] for q in p]
-        supervised = sum(dice(q, batch.y, squared=False, smooth=1e-8) for q in labeled)
+        overlap = OVERLAP[self.p.code]
+        supervised = sum(dice(q, batch.y, **overlap) for q in labeled)
         consistency = mutual_consistency(p, sharp)
-        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share, first=1)
+        weight = self.p.weight * t.ramp(self.p.stairs, share=self.p.ramp_share, first=1)
         return {
             "supervised": self.p.supervised_weight * supervised,
             "consistency": weight * consistency,
@@ -105,6 +129,13 @@ class MCNet(Method):
         pyramid = self.network.encode(image)
         features = self.network.decode(pyramid, 0)[0]
         return self.network.head(features, 0).softmax(1)
+
+
+def sharpened_each(p: Tensor, temperature: float) -> Tensor:
+    """Return p^(1/T) / (p^(1/T) + (1 - p)^(1/T)) for probabilities of any shape."""
+    # The bound keeps the gradient finite; it changes no value for the temperatures in use.
+    odds = p.logit(eps=1e-6)  # log(p / (1 - p))
+    return (odds / temperature).sigmoid()
 
 
 def mutual_consistency(p: Sequence[Tensor], sharp: Sequence[Tensor]) -> Tensor:

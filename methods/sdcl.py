@@ -32,14 +32,15 @@ maximize the entropy of  mean over the classes of -log p    the same
   wrong voxels             where the student's label is not
                            the mixed one (pancreas/
                            losses.py:161-184)
--                        weights 0.5 and 0.05 (:387-391)    the same
+-                        weights 0.5 and 0.05 (:387-391);   the same; protocol pancreas_ct_sdcl has
+                           pancreas: 0.3 and 0.1              review=0.3, rectify=0.1
 -                        options: 2,000 and 15,000 steps;   pretrain_share 2/17, as the options say;
                            the epochs give 3,200 and          protocol la_sdcl follows the epochs
                            11,000 for 8 labeled images
                            (:225, :333)
--                        Adam 1e-3, constant rate, state    the protocol's optimizer, as for BCP
-                           kept between the phases
-                           (:214-215, :318-319)
+-                        Adam 1e-3, constant rate, state    the protocol's optimizer, a new one for
+                           kept between the phases            each phase; keep_optimizer=true: the
+                           (:214-215, :318-319)               same
 -                        instance normalization, dropout    the protocol's backbone
                            (:64-82)
 -                        the best of each network, and of   the mean of both with the last weights
@@ -99,8 +100,8 @@ class SDCL(BCP):
         logits_1 = self.student(images)
         logits_2 = self.second(images)
         return {
-            "supervised_1": dice_and_entropy(logits_1, labels),
-            "supervised_2": dice_and_entropy(logits_2, labels),
+            "supervised_1": dice_and_entropy(logits_1, labels, code=self.p.code),
+            "supervised_2": dice_and_entropy(logits_2, labels, code=self.p.code),
         }
 
     def self_train(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:
@@ -172,6 +173,7 @@ class SDCL(BCP):
             outside,
             mixture.outer_weight,
             mixture.inner_weight,
+            self.p.code,
         )
         distance = squared_distance(logits, labels)
         surprise = surprise_of_uniform(logits)

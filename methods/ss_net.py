@@ -43,9 +43,12 @@ two classes              Dice of the foreground             averaged over the fo
                                                               its run of 15,000 steps
 -                        lr divided by ten every 2500       the protocol's optimizer (la: the same)
                            steps
--                        2-D: weight 0.1, ramp of 200       as in 3-D: weight 1 and 40 stairs
-                           stairs; both Dice losses with
-                           squared denominators
+-                        2-D (train_ss_2d.py): both Dice    code=2d, as in protocol acdc_ssnet
+                           losses for each class, with
+                           squared denominators; steps of
+                           the ramp counted from 0
+-                        2-D: weight 0.1, 200 stairs of     weight=0.1, stairs=200, magnitude=6
+                           150 steps in 30,000
 best test Dice           best test Dice; largest component  the last weights; the protocol decides
                                                               about the largest component
 """
@@ -54,7 +57,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +113,11 @@ class SSNet(Method):
             le=1,
             description="fraction of the run at which the ramp ends (code: 0.4)",
         )
+        stairs: int = Field(40, ge=1, description="number of steps of the ramp (2-D code: 200)")
+        code: Literal["3d", "2d"] = Field(
+            "3d",
+            description="authors' script: for volumes, or for slices, with another Dice loss",
+        )
 
     needs = frozenset({"features"})
     # These layers get no gradient: background has no prototypes, and prototypes are not weighted.
@@ -137,10 +145,15 @@ class SSNet(Method):
         with torch.autocast(image.device.type, enabled=False):
             separation = self.separation(wide(features), guess, batch.y)
 
-        labeled = wide(logits[: len(batch.x)])
-        overlap = dice(labeled.softmax(1), batch.y, squared=False, smooth=1e-8)
+        labeled = wide(logits[: len(batch.x)]).softmax(1)
+        if self.p.code == "2d":
+            overlap = dice(labeled, batch.y, background=True, smooth=1e-10)
+        else:
+            overlap = dice(labeled, batch.y, squared=False, smooth=1e-8)
         smoothness = self.smoothness(image)
-        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share, first=1)
+        first = 0 if self.p.code == "2d" else 1
+        ramp = t.ramp(self.p.stairs, share=self.p.ramp_share, first=first)
+        weight = self.p.weight * ramp
         return {
             "dice": overlap,
             "separation": weight * self.p.separation_weight * separation,
@@ -220,9 +233,10 @@ class SSNet(Method):
         p = wide(logits).softmax(1)
         with statistics_held(self.network):
             start = torch.rand_like(image) - 0.5
-            d = worst_direction(self.network, image, p, start, self.p.probe)
+            per_class = self.p.code == "2d"
+            d = worst_direction(self.network, image, p, start, self.p.probe, per_class)
             perturbed = image + self.p.magnitude * d
-            return overlap_loss(self.network(perturbed), p)
+            return overlap_loss(self.network(perturbed), p, per_class)
 
 
 def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
@@ -239,7 +253,12 @@ def distance(features: Tensor, prototypes: Tensor, score: Tensor) -> Tensor:
 
 
 def worst_direction(
-    network: nn.Module, image: Tensor, p: Tensor, start: Tensor, probe: float
+    network: nn.Module,
+    image: Tensor,
+    p: Tensor,
+    start: Tensor,
+    probe: float,
+    per_class: bool = False,
 ) -> Tensor:
     """Return the adversarial direction after one power iteration from ``start``; norm 1 per item.
 
@@ -249,7 +268,7 @@ def worst_direction(
     """
     d = unit(start).requires_grad_()
     perturbed = image + probe * d
-    change = overlap_loss(network(perturbed), p)
+    change = overlap_loss(network(perturbed), p, per_class)
     voxels = p[:, 0].numel()
     (gradient,) = torch.autograd.grad(change * voxels, d)
     return unit(gradient / voxels)
@@ -263,12 +282,15 @@ def unit(d: Tensor) -> Tensor:
     return d / (norm + 1e-8)
 
 
-def overlap_loss(logits: Tensor, q: Tensor) -> Tensor:
+def overlap_loss(logits: Tensor, q: Tensor, per_class: bool = False) -> Tensor:
     """Return 1 - 2 sum(p q) / sum(p + q) with p = softmax(logits) and sums over all elements.
 
-    It equals 1 minus the mean over voxels of sum_c p_c q_c.
+    It equals 1 minus the mean over voxels of sum_c p_c q_c. With ``per_class`` it is the mean over
+    the classes of 1 - 2 sum(p q) / sum(p^2 + q^2).
     """
     p = wide(logits).softmax(1)
+    if per_class:
+        return soft_dice(p, q, keep=(1,), smooth=1e-10)
     return soft_dice(p, q, squared=False, smooth=1e-8)
 
 

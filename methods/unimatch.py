@@ -3,8 +3,7 @@
 Yang, Qi, Feng, Zhang, Shi: Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic
 Segmentation, CVPR 2023, arXiv:2208.09910. Official code for medical images:
 github.com/LiheYoung/UniMatch, more-scenarios/medical (MIT, commit 0324f3d). The code was read; of
-the paper only the abstract was at hand, so no equation numbers are given. Nothing was copied. The
-authors have no recipe for volumes, so no protocol is named after them.
+the paper only the abstract was at hand, so no equation numbers are given. Nothing was copied.
 
 The weak view is the unlabeled image as the protocol augments it; its labels count where their
 probability reaches a threshold. The strong views have other gray values and a box from another
@@ -37,8 +36,8 @@ color jitter, blur,      brightness and contrast 0.5        ops.strong_view: the
                            dataset/transform.py:25-50)
 -                        images as 8-bit gray values        float images; jitter is relative to the
                            (dataset/acdc.py:55)               item's own range
--                        SGD 0.01, polynomial schedule      the protocol's optimizer
-                           (unimatch.py:56, :192)
+-                        SGD 0.01, polynomial schedule      the protocol's optimizer; protocol
+                           (unimatch.py:56, :192)             acdc_unimatch has the authors' recipe
 -                        best score on validation and test  the network with its last weights
                            cases (valtest.txt,
                            dataset/acdc.py:32)

@@ -22,13 +22,31 @@ from segbench.training.plan import clock, stage_of, stages
 
 LA = Setting((Source("la", ("left_atrium",)),), 1, (112, 112, 80))
 PANCREAS = Setting((Source("pancreas_ct_mcnet", ("pancreas",)),), 1, (96, 96, 96))
+PANCREAS_A = Setting((Source("pancreas_ct", ("pancreas",)),), 1, (96, 96, 96))
+ACDC = Setting(
+    (Source("acdc", ("right_ventricle", "myocardium", "left_ventricle")),), 1, (256, 256)
+)
 FOUR = tuple(Source(name, ("target",)) for name in ("pancreas_ct", "la", "msd_spleen", "msd_lung"))
+
+
+def setting_of(protocol):
+    """Return the data set of a recipe for one data set."""
+    ((datasets, _),) = load_protocol(protocol).published.items()
+    settings = (LA, PANCREAS, PANCREAS_A, ACDC)
+    return {setting.sources[0].name: setting for setting in settings}[datasets]
 
 
 def made(method, protocol, setting=LA):
     """Return a method without networks and its plan, as ``training_plan`` makes it."""
     datasets = ",".join(source.name for source in setting.sources)
-    sizes = {"pancreas_ct": 62, "la": 80, "msd_spleen": 30, "msd_lung": 50, "pancreas_ct_mcnet": 61}
+    sizes = {
+        "acdc": 70,
+        "pancreas_ct": 62,
+        "pancreas_ct_mcnet": 61,
+        "la": 80,
+        "msd_spleen": 30,
+        "msd_lung": 50,
+    }
     (experiment,) = resolve(
         method, dataset=datasets, protocol=protocol, labeled=8, train_sizes=sizes
     ).experiments
@@ -79,6 +97,15 @@ EXPECTED = {
     ("mean_teacher", "la"): (stepped(6000), [(2, 2)] * 6000),
     ("sassnet", "la"): (stepped(6000), [(2, 2)] * 6000),
     ("mc_net", "pancreas_ct_mcnet"): ([0.01] * 15000, [(2, 2)] * 15000),
+    ("ad_mt", "pancreas_ct_admt"): (ADMT, [(2, 2)] * 15000),
+    ("bcp", "pancreas_ct_bcp"): ([1e-3] * 6800, [(4, 0)] * 1800 + [(4, 4)] * 5000),
+    ("sdcl", "pancreas_ct_sdcl"): ([1e-3] * 11055, [(4, 0)] * 3030 + [(4, 4)] * 8025),
+    ("bcp", "acdc_bcp"): ([0.01] * 40000, [(12, 0)] * 10000 + [(12, 12)] * 30000),
+    ("mc_net", "acdc_mcnet"): ([0.01] * 30000, [(12, 12)] * 30000),
+    ("ss_net", "acdc_ssnet"): ([0.01] * 30000, [(12, 12)] * 30000),
+    # As for ADMT, one step late there.
+    ("ad_mt", "acdc_admt"): (poly(0.01, 30000, 30000), [(12, 12)] * 30000),
+    ("unimatch", "acdc_unimatch"): (poly(0.01, 29400, 29400), [(12, 12)] * 29400),
     ("mcf", "la_mcf"): (MCF, [(2, 2)] * 6000),
     ("ad_mt", "la_admt"): (ADMT, [(2, 2)] * 15000),
     ("sdcl", "la_sdcl"): ([1e-3] * 14200, [(4, 0)] * 3200 + [(4, 4)] * 11000),
@@ -97,8 +124,7 @@ EXPECTED = {
 @pytest.mark.parametrize(("name", "protocol"), list(EXPECTED))
 def test_rate_and_batches_at_every_step(name, protocol):
     expected_rates, expected_batches = EXPECTED[name, protocol]
-    setting = PANCREAS if protocol == "pancreas_ct_mcnet" else LA
-    method, plan, default = made(name, protocol, setting)
+    method, plan, default = made(name, protocol, setting_of(protocol))
     assert compositions(plan) == expected_batches
     assert rates(method, plan, default) == pytest.approx(expected_rates, rel=1e-12)
 
@@ -122,9 +148,11 @@ def test_the_critic_of_sassnet_at_every_step():
 def test_optimizers_of_the_recipes_with_adam():
     for name, protocol, algorithm, decay in (
         ("sdcl", "la_sdcl", "adam", 0),
+        ("sdcl", "pancreas_ct_sdcl", "adam", 0),
+        ("bcp", "pancreas_ct_bcp", "adam", 0),
         ("crossmatch", "la_crossmatch", "adamw", 1e-4),
     ):
-        method, plan, default = made(name, protocol)
+        method, plan, default = made(name, protocol, setting_of(protocol))
         spec = method.optimizer("network", default, plan[-1].phase)
         assert (spec.name, spec.betas, spec.weight_decay) == (algorithm, (0.9, 0.999), decay)
 
@@ -147,10 +175,10 @@ def test_versemi_at_every_step():
     assert (adam.name, adam.betas, adam.weight_decay) == ("adam", (0.5, 0.999), 0)
 
 
-def authors_ramp(position):
-    """The ramp of the authors' scripts: 40 stairs of 150 steps."""
-    stair = min(position // 150, 40)
-    return math.exp(-5 * (1 - stair / 40) ** 2)
+def authors_ramp(position, stairs=40):
+    """The ramp of the authors' scripts: 40 stairs of 150 steps, other numbers for slices."""
+    stair = min(position // 150, stairs)
+    return math.exp(-5 * (1 - stair / stairs) ** 2)
 
 
 @pytest.mark.parametrize(("first", "share", "total"), [(1, 0.4, 15000), (1, 1, 6000), (0, 1, 6000)])
@@ -173,14 +201,19 @@ FIRST_OF_RAMP = {
     ("mc_net", "la_mcnet"): 1,
     ("mc_net", "pancreas_ct_mcnet"): 1,
     ("ss_net", "la_ssnet"): 1,
+    ("ad_mt", "pancreas_ct_admt"): 0,
+    ("ad_mt", "acdc_admt"): 0,
+    ("mc_net", "acdc_mcnet"): 1,
+    ("ss_net", "acdc_ssnet"): 0,
 }
+# Stairs of the ramp, where they are not 40 (--consistency_rampup).
+STAIRS = {"acdc_admt": 50, "acdc_mcnet": 200, "acdc_ssnet": 200}
 
 
 @pytest.mark.parametrize(("name", "protocol"), list(EXPECTED))
 def test_ramp_of_a_recipe_at_every_step(name, protocol, monkeypatch):
-    """The loss asks for the ramp with arguments that give the authors' 40 stairs of 150 steps."""
-    setting = PANCREAS if protocol == "pancreas_ct_mcnet" else LA
-    method, plan, _ = made(name, protocol, setting)
+    """The loss asks for the ramp with arguments that give the authors' stairs of 150 steps."""
+    method, plan, _ = made(name, protocol, setting_of(protocol))
     asked = []
     ramp = Clock.ramp
 
@@ -197,7 +230,8 @@ def test_ramp_of_a_recipe_at_every_step(name, protocol, monkeypatch):
     ((args, kwargs),) = asked
     total = plan[-1].start + plan[-1].steps
     for step in range(total):
-        expected = authors_ramp(step + FIRST_OF_RAMP[name, protocol])
+        position = step + FIRST_OF_RAMP[name, protocol]
+        expected = authors_ramp(position, STAIRS.get(protocol, 40))
         assert ramp(Clock(step, total), *args, **kwargs) == pytest.approx(expected, rel=1e-12)
 
 
@@ -299,7 +333,7 @@ def test_a_pass_of_one_image_through_batch_normalization_is_pointed_out_once():
     ("method", "options", "text"),
     [
         ("cps", {}, "no recipe of the authors of cps is known for la"),
-        ("bcp", {"as_published": "acdc"}, "no recipe of the authors of bcp is known for acdc"),
+        ("dtc", {"as_published": "acdc"}, "no recipe of the authors of dtc is known for acdc"),
         ("bpc", {}, "unknown method 'bpc'. Did you mean 'bcp'"),
         ("bcp", {"as_published": "laa"}, "unknown dataset 'laa'. Did you mean 'la'"),
         ("bcp", {"protocol": "la"}, "--as-published names data set and protocol"),
