@@ -2,8 +2,8 @@
 
 Song, Wang: SDCL: Students Discrepancy-Informed Correction Learning for Semi-supervised Medical
 Image Segmentation, MICCAI 2024. Official code: github.com/pascalcpp/SDCL (no license, commit
-cfb260f), lines of code/LA_train.py unless a file is named. The code was read, of the paper only the
-abstract, so no equation numbers are given. Nothing was copied.
+cfb260f), lines of code/LA_train.py unless a file is named. The code was read, and of the paper the
+abstract and the supplement (MICCAI2024_SDCL.pdf), whose equations are S1 to S8. Nothing was copied.
 
 Built on BCP: two students of different architecture are pretrained on mixtures of labeled images,
 then trained on mixtures of labeled and unlabeled ones, which a teacher labels. Voxels where the
@@ -13,7 +13,7 @@ distribution.
 
 L_i = BCP_i + review MSE_i + rectify KL_i, of both mixtures
 
-Paper (abstract)         Official code                      Here
+Paper                    Official code                      Here
 two students and one     V-Net and residual V-Net; the      the protocol's backbone, and resvnet
   teacher that is not      teacher follows the V-Net only     with its parameters; the same teacher
   trained                  (:290-292, :409)
@@ -24,14 +24,14 @@ two students and one     V-Net and residual V-Net; the      the protocol's backb
                            (:353-354)
 segmentation             where the argmax of the students   the same; without unknown voxels
   discrepancy              differs (:179-190, :367-369)
-minimize the distance    squared error over the classes;    the same
-  of correct voxels        0.5 times the pseudo-labeled
-                           part (pancreas/losses.py:
-                           144-157)
+minimize the distance    mean of the squared errors of the  the same
+  of correct voxels:       classes; 0.5 times the pseudo-
+  their sum (Eq. S2)       labeled part (pancreas/
+                           losses.py:144-157)
 maximize the entropy of  mean over the classes of -log p    the same
-  wrong voxels             where the student's label is not
-                           the mixed one (pancreas/
-                           losses.py:161-184)
+  wrong voxels: KL(u, p)   where the student's label is not
+  (Eq. S1), for which      the mixed one (pancreas/
+  H(u, p) stands (S8)      losses.py:161-184)
 -                        weights 0.5 and 0.05 (:387-391);   the same; protocol pancreas_ct_sdcl has
                            pancreas: 0.3 and 0.1              review=0.3, rectify=0.1
 -                        options: 2,000 and 15,000 steps;   pretrain_share 2/17, as the options say;
