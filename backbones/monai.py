@@ -108,7 +108,7 @@ class Monai(EncoderDecoder):
 
     variants = ("segresnet", "basic_unet", "swin_unetr")
     kinds = ("own", *KINDS)
-    norm = "affine"
+    decoder_norm = "affine"
     members: ClassVar[dict[str, type[Monai]]] = {}
 
     def __init__(

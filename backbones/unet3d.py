@@ -98,7 +98,7 @@ class UNet3D(EncoderDecoder):
 
         _levels = model_validator(mode="after")(check_levels)
 
-    norm = "instance"  # of the decoders
+    decoder_norm = "instance"
 
     def __init__(
         self,

@@ -7,28 +7,31 @@ from torch import nn
 
 from segbench.nn.ops import Ema
 
-__all__ = ["WarmEma"]
+__all__ = ["WarmEma", "warm_decay"]
+
+
+def warm_decay(decay: float, age: int) -> float:
+    """Return min(decay, 1 - 1 / (age + 1)), the part of a teacher that an update keeps.
+
+    With it, the teacher is the plain mean of its students until ``decay`` is reached.
+
+    Args:
+        age: number of earlier updates. If it is 0 or less, nothing is kept.
+    """
+    return min(decay, 1 - 1 / (age + 1)) if age > 0 else 0.0
 
 
 class WarmEma(Ema):
-    """A teacher whose first updates keep less, and whose running statistics are averaged too.
-
-    ``StudentTeacher`` (``segbench.nn.bases``) lowers the first decays by the same rule.
-    """
+    """A teacher whose first updates keep less, and whose running statistics are averaged too."""
 
     @torch.no_grad()
     def follow_warm(self, student: nn.Module, decay: float, age: int) -> None:
         """Update parameters and floating-point buffers: d * teacher + (1 - d) * student.
 
-        d is min(decay, 1 - 1 / (age + 1)), so that the teacher is the plain mean of its students
-        until ``decay`` is reached. Buffers of integers, such as counts of batches, do not change.
-
-        Args:
-            age: number of earlier updates. If it is 0 or less, the teacher becomes a copy.
+        d is ``warm_decay(decay, age)``: with ``age`` 0 or less, the teacher becomes a copy. Buffers
+        of integers, such as counts of batches, do not change.
         """
-        kept = 0.0
-        if age > 0:
-            kept = min(decay, 1 - 1 / (age + 1))
+        kept = warm_decay(decay, age)
         self.follow(student, kept)
         pairs = zip(self.model.buffers(), student.buffers(), strict=True)
         for mine, theirs in pairs:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Clock, Method
+from segbench.nn.averages import warm_decay
 from segbench.nn.ops import Ema
 
 __all__ = ["StudentTeacher", "TwoHeads"]
@@ -31,7 +32,7 @@ class StudentTeacher(Method):
 
     def after_step(self, t: Clock) -> None:
         # The first steps keep less, so that the teacher soon forgets the initial weights.
-        self.teacher.follow(self.student, min(self.p.decay, 1 - 1 / (t.step + 1)))
+        self.teacher.follow(self.student, warm_decay(self.p.decay, t.step))
 
     def predict(self, image: Tensor, source: int = 0) -> Tensor:
         return self.student(image).softmax(1)

@@ -363,7 +363,7 @@ class EncoderDecoder(Backbone):
 
     provides = frozenset({"heads", "decoders", "side_outputs", "features", "dropout"})
     kinds: ClassVar[tuple[str, ...]] = KINDS  # supported upsampling methods
-    norm: ClassVar[str] = "batch"  # normalization in the decoders of this module
+    decoder_norm: ClassVar[str] = "batch"  # normalization in the decoders of this module
 
     def __init__(
         self,
@@ -413,7 +413,7 @@ class EncoderDecoder(Backbone):
 
         Each stage takes the coarser map and the encoder's map.
         """
-        layers = Layers(self.dims, self.norm)
+        layers = Layers(self.dims, self.decoder_norm)
         deep = self.channels[-1]
         stages = nn.ModuleList()
         for i in reversed(range(self.scales)):

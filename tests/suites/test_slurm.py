@@ -8,23 +8,12 @@ import signal
 import time
 
 import pytest
-import slurm_cluster
 from gated_suite import PLUGINS, GatedSuite, Records, wait_for
-from slurm_cluster import SlurmCluster, call
+from slurm_cluster import call
 
 from segbench import registry
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    why_not = slurm_cluster.missing()
-    if why_not:
-        pytest.skip(why_not)
-    cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-import slurm_cluster
 from gated_suite import PLUGINS, wait_for
-from slurm_cluster import SlurmCluster, call
+from slurm_cluster import call
 
 from segbench.results.attempts import read_lease
 
@@ -56,16 +55,6 @@ class Walk:
         text = "\n".join(self.lines).replace(str(self.lab.folder), "/shared")
         text = text.replace(f"{PLUGINS}/", "")
         (folder / "cluster-walk.txt").write_text(f"{text.strip()}\n")
-
-
-@pytest.fixture
-def slurm(tmp_path_factory):
-    why_not = slurm_cluster.missing()
-    if why_not:
-        pytest.skip(why_not)
-    cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
-    yield cluster
-    cluster.close()
 
 
 def test_a_suite_ends_although_a_node_is_killed(lab, slurm):
