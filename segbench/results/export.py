@@ -413,7 +413,7 @@ def _explain_references(board: Board) -> list[str]:
     kinds = {row.kind for row in board.rows}
     parts = []
     if PUBLISHED in kinds:
-        parts.append("(as published): with the recipe of the method's authors")
+        parts.append("(as published): with the recipe and the network of the method's authors")
     if CONTROL in kinds:
         parts.append(
             "(no unlabeled): the same method, its unlabeled stream shows labeled images only"

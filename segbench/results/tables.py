@@ -33,6 +33,7 @@ from segbench.results.comparable import (
 from segbench.results.finished import FinishedRun
 from segbench.results.folds import cross_validated
 from segbench.results.names import split_name
+from segbench.results.recipe import recipe_mark
 
 RANKED_REPLICATES = 3  # rows with fewer replicates are shown, but not ranked
 
@@ -205,7 +206,14 @@ def _with_recipes(table: TableContent, tables: Tables) -> TableContent:
         return table
     recipes = published_recipes(own.dataset)
     for key, rows in tables.items():
-        same_otherwise = key._replace(protocol=own.protocol, content=own.content, draws=own.draws)
+        same_otherwise = key._replace(
+            draws=own.draws,
+            protocol=own.protocol,
+            content=own.content,
+            backbone=own.backbone,  # the authors may have another network
+            network=own.network,
+            source=own.source,
+        )
         is_other = key.protocol != own.protocol and key.draws[0] in own.draws
         if not is_other or same_otherwise != own:
             continue
@@ -226,9 +234,9 @@ def _has_default_protocol(key: TableKey) -> bool:
 
 
 def _has_recipe(run: FinishedRun, key: TableKey, recipes: dict[str, str]) -> bool:
-    """Return whether a run has the unmodified recipe of its method's authors."""
+    """Return whether a run has the unmodified recipe of its method's authors, and their network."""
     recipe = recipes.get(run.result["method"])
-    return key.protocol.rpartition(" ")[0] == recipe and not run.result["changed_params"]
+    return key.protocol.rpartition(" ")[0] == recipe and not recipe_mark(run.science)
 
 
 def _is_elsewhere(table: TableContent, shown: Sequence[TableContent]) -> bool:

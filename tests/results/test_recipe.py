@@ -46,24 +46,34 @@ def test_a_changed_parameter_or_network_is_another_recipe():
     assert recipe_mark(narrow) == "other recipe: backbone"
 
 
-@pytest.fixture
-def two_recipes(study, monkeypatch):
-    """Runs in the table's own protocol, and runs of bcp with a recipe of its authors."""
+def train_both(study, monkeypatch, **science_change):
+    """Add runs in the table's own protocol, and runs of bcp with a recipe of its authors."""
     recipe = protocol_content(load_protocol(study.plugins / "tiny.yaml"))
     recipe.update(name="tiny_bcp", steps=recipe["steps"] * 3)
+
+    def own(result):
+        result["protocol"]["name"] = "tiny_bcp"
+        result["backbone"] = result["science"]["backbone"]
+
     study.methods(supervised=0.80, bcp=0.85)
     for seed in range(3):
         study.add(
             "bcp",
             seed,
             [0.9 + 0.001 * case for case in range(12)],
-            science_change={"protocol": recipe},
-            change=lambda result: result["protocol"].update(name="tiny_bcp"),
+            science_change={"protocol": recipe, **science_change},
+            change=own,
         )
     monkeypatch.setattr(tables, "published_recipes", lambda dataset: {"bcp": "tiny_bcp"})
+    monkeypatch.setattr(tables, "recipe_mark", lambda science: "")
     monkeypatch.setattr(
         tables, "_has_default_protocol", lambda key: key.protocol.startswith("tiny ")
     )
+
+
+@pytest.fixture
+def two_recipes(study, monkeypatch):
+    train_both(study, monkeypatch)
     return study
 
 
@@ -77,7 +87,19 @@ def test_as_published_rows_stand_in_the_table_and_are_told_apart(two_recipes):
     assert published_row.rank is None and published_row.seeds == 3
     assert [row.rank for row in board.rows if row.kind == METHOD] == [1, 2]
     text = " ".join(export.footer(board))
-    assert "(as published): with the recipe of the method's authors" in text
+    assert "(as published): with the recipe and the network of the method's authors" in text
+
+
+@pytest.mark.parametrize("mark", ["", "other recipe: backbone"])
+def test_a_recipe_may_have_another_network_than_the_table(study, monkeypatch, mark):
+    """The recipes for ACDC have batch normalization, for example, and protocol acdc has not."""
+    train_both(study, monkeypatch, backbone="unet3d", sources={"method": "m", "backbone": "u"})
+    monkeypatch.setattr(tables, "recipe_mark", lambda science: mark)
+    found, warnings = boards(all_runs(study.root))
+    assert not warnings
+    labels = [row.method for row in found[0].rows]
+    assert ("bcp (as published)" in labels) == (mark == "")
+    assert len(found) == (2 if mark else 1)
 
 
 def test_rows_of_another_recipe_are_marked_beside_published_numbers(two_recipes):
