@@ -65,7 +65,33 @@ def atrium_remark(study: Study) -> str:
         f"The protocol is too short for bcp ({study.gains['bcp'].mean:+.1f} Dice here). On "
         f"training volumes that were held out, one run each, it has {bcp[0]:.1f} % after "
         f"{short:,} steps and {bcp[1]:.1f} % after {long:,}, supervised training "
-        f"{supervised[0]:.1f} % and {supervised[1]:.1f} % (`mini-development.json`)."
+        f"{supervised[0]:.1f} % and {supervised[1]:.1f} % (`mini-development.json`).\n\n"
+        f"{second_half('la-mini', 'la', 8)}"
+    )
+
+
+def heart_remark(study: Study) -> str:
+    """Return what the second half of acdc-mini's steps changes."""
+    return second_half("acdc-mini", "acdc", 7)
+
+
+def second_half(protocol: str, dataset: str, labeled: int) -> str:
+    """Return what the second half of a protocol's steps changes, by method."""
+    steps = load_protocol(protocol).steps
+    changes = {}
+    for run in stored("mini-development")["runs"]:
+        if (run["dataset"], run["labeled"], run["steps"]) == (dataset, labeled, steps):
+            curve = run.get("dice_at_tenths")
+            if curve is not None:
+                changes[run["method"]] = curve[-1] - curve[4]
+    order = sorted(changes, key=changes.__getitem__)
+    shown = listed([f"{name} {changes[name]:+.1f}" for name in order])
+    lost = [name for name in order if changes[name] < -3]
+    return (
+        "Does a method fall in the second half of the steps? On training cases that were held out, "
+        f"one run of each of {len(order)} methods, Dice changes from half of the {steps:,} steps "
+        f"to the end by {shown} (`mini-development.json`). More than 3 Dice are lost by "
+        f"{listed(lost)}."
     )
 
 

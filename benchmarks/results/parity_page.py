@@ -67,10 +67,11 @@ def page() -> str:
         "",
         "Computed by `benchmarks/results/parity_page.py` from `parity.json` and `verify.json`.",
         "",
-        "## Newer methods beside their formulas",
+        "## Methods beside their formulas",
         "",
         f"`{parity['command']}`. Each loss term is computed a second time in NumPy (float64), from "
-        "the formulas that the method's description names, on networks whose outputs are known. "
+        "the formulas that the method's description names, on networks whose outputs are known "
+        "(2-D: those of the authors' scripts for slices). "
         "The values are those of the case with the largest one, the difference is the largest of "
         "all cases. It is absolute.",
         "",

@@ -301,6 +301,7 @@ SUITES = {
     "acdc-mini": Page(
         "ACDC slices at 3 mm, {methods} methods",
         (Part("ACDC", ("acdc",), labeled=7),),
+        remark=development.heart_remark,
         also=("acdc-mini-methods",),
     ),
     "acdc-mini-strong": Page(

@@ -75,7 +75,7 @@ def test_mc_net_sharpening_has_a_finite_gradient_at_certain_voxels():
     assert p.grad.isfinite().all()
 
 
-def test_ss_net(monkeypatch):
+def test_ss_net(monkeypatch, parity):
     batch = slices(2)
     model = build("ss_net", weight=0.7, stairs=200, magnitude=6)
     network = Pixelwise([0.8, -1.1, 0.4], [0.6, -0.4, -0.7])
@@ -106,11 +106,14 @@ def test_ss_net(monkeypatch):
             gradient[index] += sign * squared_dice(answer(x + 10 * moved), p) / 2e-6
     perturbed = x + 6 * unit(gradient)
     smoothness = squared_dice(answer(perturbed), p)
-    assert found["smoothness"].item() == pytest.approx(0.7 * ramp * smoothness, rel=1e-5)
-    assert found["dice"].item() == pytest.approx(squared_dice(p[:2], one_hot(batch.y)), abs=1e-9)
+    formulas = {
+        "dice": squared_dice(p[:2], one_hot(batch.y)),
+        "smoothness": 0.7 * ramp * smoothness,
+    }
+    parity("ss_net (2-D)", {name: found[name] for name in formulas}, formulas, within=1e-6)
 
 
-def test_bcp():
+def test_bcp(parity):
     batch = slices(4)
     outside = torch.ones(1, *SIZE, dtype=torch.bool)
     outside[:, 2:9, 1:6] = False
@@ -127,7 +130,7 @@ def test_bcp():
         entropy = -(np.log(p) * target).sum(1)
         mean = (entropy * used).sum() / used.sum()
         expected += weight * (squared_dice(p, target, used) + mean) / 2
-    assert found.item() == pytest.approx(expected, abs=1e-9)
+    parity("bcp (2-D)", {"in_labeled": found}, {"in_labeled": expected}, within=1e-9)
 
 
 @pytest.mark.parametrize("name", ["bcp", "sdcl"])
