@@ -16,6 +16,8 @@ methods with few labeled images.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -145,3 +147,40 @@ class UNetSSL4MIS(EncoderDecoder):
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
         return (2 ** (params.depth - 1),) * dims
+
+
+# -- published weights -------------------------------------------------------------------------
+
+
+def published_name(key: str, decoders: int) -> str:
+    """Return the published name of a key of the state dict, of a network with so many decoders.
+
+    With one decoder its name is ``decoder``, as in SSL4MIS, SS-Net and BCP; with several they are
+    ``decoder1``, ``decoder2`` and so on, as in MC-Net.
+    """
+    part, number, rest = key.split(".", 2)
+    if part == "encoder":
+        level = f"down{number}.maxpool_conv.1" if number != "0" else "in_conv"
+        return f"encoder.{level}.conv_conv.{rest}"
+    decoder = f"decoder{int(number) + 1}" if decoders > 1 else "decoder"
+    if part == "heads":
+        return f"{decoder}.out_conv.{rest}"
+    stage, rest = rest.split(".", 1)
+    rest = re.sub(r"^convs\.", "conv.conv_conv.", rest)
+    rest = re.sub(r"^up\.0\.", "conv1x1.", rest)
+    return f"{decoder}.up{int(stage) + 1}.{rest}"
+
+
+def load_published(net: UNetSSL4MIS, state: Mapping[str, Tensor]) -> None:
+    """Load published weights into a network without side outputs.
+
+    Raises:
+        RuntimeError: tensors are missing, differ in shape, or have no place here.
+    """
+    left = dict(state)
+    own = {}
+    for key in net.state_dict():
+        name = published_name(key, len(net.decoders))
+        if name in left:
+            own[key] = left.pop(name)
+    net.load_state_dict({**own, **left})

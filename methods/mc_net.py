@@ -30,8 +30,8 @@ consistency              on labeled images too; a sum over  the same: two decode
                                                               constant rate
 -                        foreground > 0.5 of decoder 1      class probabilities of decoder 1, the
                                                               same for two classes
--                        2-D (train_mcnet_2d.py): decoder   code=2d, as in protocol acdc_mcnet; the
-                           1 is bilinear; each class is       Dice term differs by a constant
+-                        2-D (train_mcnet_2d.py): decoder   code=2d, as in protocol acdc_mcnet
+                           1 is bilinear; each class is
                            sharpened on its own; Dice of
                            all classes with squared
                            denominators and no factor 2
@@ -118,6 +118,8 @@ class MCNet(Method):
         labeled = [q[: len(batch.x)] for q in p]
         overlap = OVERLAP[self.p.code]
         supervised = sum(dice(q, batch.y, **overlap) for q in labeled)
+        if self.p.code == "2d":  # no factor 2 in the overlap: 1 - I / U = (1 + Dice loss) / 2
+            supervised = supervised + len(labeled)
         consistency = mutual_consistency(p, sharp)
         weight = self.p.weight * t.ramp(self.p.stairs, share=self.p.ramp_share, first=1)
         return {

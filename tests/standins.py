@@ -489,6 +489,176 @@ if __name__ == "__main__":
 )
 
 
+UNET = """
+import torch
+from torch import nn
+
+UPSAMPLING = ("bilinear", "transposed", "nearest")
+
+
+def block(inputs, outputs, dropout):
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.LeakyReLU(),
+        nn.Dropout(dropout),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.LeakyReLU(),
+    )
+
+
+class ConvBlock(nn.Module):
+    def __init__(self, inputs, outputs, dropout):
+        super().__init__()
+        self.conv_conv = block(inputs, outputs, dropout)
+
+    def forward(self, x):
+        return self.conv_conv(x)
+
+
+class Down(nn.Module):
+    def __init__(self, inputs, outputs, dropout):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), ConvBlock(inputs, outputs, dropout))
+
+    def forward(self, x):
+        return self.maxpool_conv(x)
+
+
+class Up(nn.Module):
+    def __init__(self, inputs, outputs, kind):
+        super().__init__()
+        self.kind = kind
+        if kind == "transposed":
+            self.up = nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+        else:
+            self.conv1x1 = nn.Conv2d(inputs, outputs, 1)
+        self.conv = ConvBlock(2 * outputs, outputs, 0.0)
+
+    def forward(self, x, skip):
+        if self.kind == "transposed":
+            x = self.up(x)
+        elif self.kind == "nearest":
+            x = nn.functional.interpolate(self.conv1x1(x), scale_factor=2)
+        else:
+            x = nn.functional.interpolate(
+                self.conv1x1(x), scale_factor=2, mode="bilinear", align_corners=True
+            )
+        return self.conv(torch.cat([skip, x], 1))
+
+
+class Encoder(nn.Module):
+    def __init__(self, widths):
+        super().__init__()
+        self.in_conv = ConvBlock(1, widths[0], 0.05)
+        for level, dropout in enumerate((0.1, 0.2, 0.3, 0.5), start=1):
+            self.add_module(f"down{level}", Down(widths[level - 1], widths[level], dropout))
+
+    def forward(self, x):
+        maps = [self.in_conv(x)]
+        for level in range(1, 5):
+            maps.append(getattr(self, f"down{level}")(maps[-1]))
+        return maps
+
+
+class Decoder(nn.Module):
+    def __init__(self, widths, classes, kind):
+        super().__init__()
+        for stage in range(1, 5):
+            self.add_module(f"up{stage}", Up(widths[5 - stage], widths[4 - stage], kind))
+        self.out_conv = nn.Conv2d(widths[0], classes, 3, padding=1)
+
+    def forward(self, maps):
+        x = maps[-1]
+        for stage in range(1, 5):
+            x = getattr(self, f"up{stage}")(x, maps[4 - stage])
+        return self.out_conv(x)
+
+
+class Three(nn.Module):
+    def __init__(self, classes, width=2):
+        super().__init__()
+        widths = [width * 2**level for level in range(5)]
+        self.encoder = Encoder(widths)
+        for number, kind in enumerate(UPSAMPLING, start=1):
+            self.add_module(f"decoder{number}", Decoder(widths, classes, kind))
+
+    def forward(self, x):
+        maps = self.encoder(x)
+        return [getattr(self, f"decoder{number}")(maps) for number in (1, 2, 3)]
+"""
+
+SLICES = """
+from torch.utils.data import Dataset
+
+
+class BaseDataSets(Dataset):
+    def __init__(self, base_dir, split, transform):
+        open(base_dir + "/train_slices.list")
+"""
+
+MC_NET_ACDC = """
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import optim
+from torch.utils.data import DataLoader
+
+from dataloaders.dataset import BaseDataSets
+from networks.unet import Three
+from utils.helpers import sigmoid_rampup
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="mcnet2d_v1")
+parser.add_argument("--max_iterations", type=int, default=30000)
+parser.add_argument("--patch_size", type=list, default=[256, 256])
+parser.add_argument("--labelnum", type=int, default=14)
+parser.add_argument("--consistency", type=float, default=0.1)
+parser.add_argument("--lamda", type=float, default=1)
+args = parser.parse_args()
+assert (args.model, args.labelnum) == ("mcnet2d_v2", 7)
+
+
+def sharpening(p):
+    return p**10 / (p**10 + (1 - p) ** 10)
+
+
+def dice_loss(p, labels):
+    losses = []
+    for k in range(4):
+        q = (labels == k).float()
+        overlap = (p[:, k] * q).sum()
+        losses.append(1 - overlap / ((p[:, k] ** 2).sum() + (q**2).sum() + 1e-10))
+    return sum(losses) / 4
+
+
+model = Three(classes=4).cuda()
+trainloader = DataLoader(BaseDataSets("../data", split="train", transform=None))
+optimizer = optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.0001)
+max_iterations = args.max_iterations
+iter_num = 0
+for epoch in range(1):
+    for sampled_batch in trainloader:
+        volumes, labels = sampled_batch["image"].cuda(), sampled_batch["label"].cuda()
+        assert list(volumes.shape[2:]) == args.patch_size
+        p = [F.softmax(y, dim=1) for y in model(volumes)]
+        loss_seg_dice = sum(dice_loss(q[:12], labels[:12]) for q in p)
+        loss_consist = 0
+        for i in range(3):
+            for j in range(3):
+                if i != j:
+                    loss_consist += ((p[i] - sharpening(p[j])) ** 2).mean()
+        iter_num = iter_num + 1
+        consistency_weight = args.consistency * sigmoid_rampup(iter_num // 150, 200.0)
+        loss = args.lamda * loss_seg_dice + consistency_weight * loss_consist
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
 def window(probabilities: str, labels: str) -> str:
     """Return the sliding window for a network's output."""
     return WINDOW.replace("PROBABILITIES", probabilities).replace("LABELS", labels)
@@ -512,6 +682,11 @@ REPOSITORIES = {
         "LA_BCP_train.py": BCP,
         "dataloaders/dataset.py": LOADER,
         "utils/test_3d_patch.py": window("torch.softmax(net(window)[0], 1)", "score.argmax(0)"),
+    },
+    "mc_net_acdc": {
+        "train_mcnet_2d.py": MC_NET_ACDC,
+        "networks/unet.py": UNET,
+        "dataloaders/dataset.py": SLICES,
     },
 }
 

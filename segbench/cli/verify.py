@@ -40,8 +40,16 @@ COLUMNS = [
     show_default=True,
     help="fp64 agrees to 1e-10, fp32 to 1e-5 where rounding is not amplified.",
 )
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    default="",
+    help="Data set of the script, where the authors have several [their main one].",
+)
 @click.pass_obj
-def verify_method(settings: Settings, method: str, official: Path, precision: str) -> None:
+def verify_method(
+    settings: Settings, method: str, official: Path, precision: str, dataset: str
+) -> None:
     """Compare a method with its authors' code, step by step.
 
     The authors' training script is executed in a process of its own, on the CPU, with three
@@ -54,10 +62,11 @@ def verify_method(settings: Settings, method: str, official: Path, precision: st
     \b
     git clone https://github.com/yulequan/UA-MT
     segbench verify-method ua_mt --official UA-MT
+    segbench verify-method mc_net --official MC-Net --dataset acdc
     """
     from segbench import verify
 
-    found = verify.verify_method(method, official, precision, say=settings.say)
+    found = verify.verify_method(method, official, precision, settings.say, dataset)
     document = _document(found)
     lines = [
         f"{method} beside {found.description.repository}, {found.description.script} ({precision})",

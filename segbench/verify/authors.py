@@ -85,7 +85,7 @@ class Session:
         self.folder = self.root / self.description.folder
         self.script = self.folder / self.description.script
         self.repository = Repository(self.root, self.description.patch, self.small)
-        self.draws = WatchedDraws(wide=job["wide"])
+        self.draws = WatchedDraws(wide=job["wide"], axes=len(self.small))
         self.tensors: dict[str, Tensor] = {}
         self.facts: dict[str, Any] = {"terms": [], "schedule": [], "steps": []}
         self.part = -1
@@ -137,7 +137,10 @@ class Session:
 
     def items(self, step: int, role: str) -> Any:
         """Return a batch as the script expects it."""
-        batch, hidden = example_batch(step, self.small, self.labeled, self.unlabeled, self.sets)
+        classes = self.description.classes
+        batch, hidden = example_batch(
+            step, self.small, self.labeled, self.unlabeled, self.sets, classes
+        )
         if not self.draws.wide:
             batch = type(batch)(batch.x.float(), batch.y, batch.u.float(), batch.source)
         tasks = 1 + batch.source
@@ -165,8 +168,8 @@ class Session:
             for number, network in enumerate(self.networks.values()):
                 jitter(network, seed=number)
             self.keep_weights("first")
-            self.record_crops(loader)
-        self.record_batches(loader)
+        if self.description.sampling:
+            self.record_sampling(loader)
         length = value_of(part.steps, names) if part.steps else None
         self.facts["steps"].append(length)
         self.facts["schedule"].append(self.schedule(part, frame))
@@ -221,6 +224,12 @@ class Session:
                 values[name].append(float(module.__dict__[name]))
         rates = {f"{name}.lr": recorder.rates for name, recorder in recorders.items()}
         return {**values, **rates}
+
+    def record_sampling(self, loader: SyntheticLoader) -> None:
+        """Record the batches of an epoch and, in the first training loop, patches."""
+        if self.part == 0:
+            self.record_crops(loader)
+        self.record_batches(loader)
 
     def record_batches(self, loader: SyntheticLoader) -> None:
         """Record the cases of one epoch, if the script has a sampler of two streams."""

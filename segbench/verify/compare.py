@@ -66,7 +66,11 @@ class Verification:
 
 
 def verify_method(
-    name: str, official: Path, precision: str = "fp64", say: Callable[[str], object] = str
+    name: str,
+    official: Path,
+    precision: str = "fp64",
+    say: Callable[[str], object] = str,
+    dataset: str = "",
 ) -> Verification:
     """Make three equal steps of every phase with ours and with the authors' code.
 
@@ -76,12 +80,13 @@ def verify_method(
         official: a clone of the authors' repository.
         precision: fp64 or fp32.
         say: receives remarks on the progress.
+        dataset: data set of the authors' script, if they have several; empty for the main one.
 
     Raises:
         UsageError: no repository is described for the method, or it is not in ``official``.
         PluginError: the authors' script fails.
     """
-    description = load_description(name)
+    description = load_description(name, dataset)
     script = official.resolve() / description.folder / description.script
     if not script.is_file():
         raise UsageError(
@@ -181,7 +186,7 @@ class Comparison:
             self.ours.method.double()
         parts = self.description.parts
         self._load(self.ours.method, parts[0], self.theirs.states("0/first"))
-        records = self.ours.run(STEPS, EqualDraws(self.wide))
+        records = self.ours.run(STEPS, EqualDraws(self.wide, len(self.ours.method.setting.patch)))
         for stage, part, record in zip(self.ours.plan, parts, records, strict=True):
             prefix = f"{stage.phase.name}: " if len(parts) > 1 else ""
             for row in self._part_rows(stage, part, record):

@@ -59,6 +59,10 @@ class Description(Strict):
     script: str = Field(description="file that trains")
     arguments: tuple[str, ...] = Field((), description="command line of the script")
     params: dict[str, str] = Field({}, description="parameters of our method")
+    classes: int = Field(2, ge=2, description="number of classes, with background")
+    sampling: bool = Field(
+        True, description="whether the script's batches and patches can be compared with ours"
+    )
     patch: tuple[int, ...] = Field(description="patch size in the script")
     small: tuple[int, ...] = Field(description="patch size that replaces it")
     datasets: dict[str, tuple[str, ...]] = Field(
@@ -82,18 +86,25 @@ def _files() -> dict[str, Path]:
     return {file.stem: file for file in sorted(Path(str(folder)).glob("*.yaml"))}
 
 
-def load_description(method: str) -> Description:
+def load_description(method: str, dataset: str = "") -> Description:
     """Return the description of a method's official repository.
+
+    Args:
+        dataset: data set of the script, where a repository has several; empty for the main one.
 
     Raises:
         UsageError: there is none.
     """
     files = _files()
-    if method not in files:
+    name = f"{method}_{dataset}" if dataset else method
+    if name not in files:
+        what = f"no official repository is described for '{method}'"
+        if dataset:
+            what = f"no official script is described for '{method}' on '{dataset}'"
         raise UsageError(
-            f"no official repository is described for '{method}'.{did_you_mean(method, files)}",
+            f"{what}.{did_you_mean(name, files)}",
             expected=f"one of {', '.join(files)}",
-            fix=f"describe it in benchmarks/official/{method}.yaml, like the files there",
+            fix=f"describe it in benchmarks/official/{name}.yaml, like the files there",
         )
-    document = load_yaml(files[method])
+    document = load_yaml(files[name])
     return validate(Description, document, lambda key: document.where(*key.split(".")))

@@ -14,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 NORMAL = (torch.randn, torch.randn_like)
 UNIFORM = (torch.rand, torch.rand_like)
 DROPOUT = (F.dropout, F.dropout2d, F.dropout3d)
-AXES = 3
 
 
 class EqualDraws(TorchFunctionMode):
@@ -24,9 +23,10 @@ class EqualDraws(TorchFunctionMode):
     ``wide``, what asks for float32 gets float64. Tensors stay in main memory.
     """
 
-    def __init__(self, wide: bool) -> None:
+    def __init__(self, wide: bool, axes: int = 3) -> None:
         super().__init__()
         self.wide = wide
+        self.axes = axes  # of the images
         self.step = 0
         self.counts: Counter[str] = Counter()
         self.group: list[int] = []  # sizes of the draws of the current corners
@@ -65,10 +65,17 @@ class EqualDraws(TorchFunctionMode):
         if func is torch.randint:
             return self._corners(args[0], args[1])
         if func in DROPOUT and _drops(args, kwargs):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self._seed("dropout"))
-                return func(*args, **kwargs)
+            return self._dropped(func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _dropped(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """Return the input times a mask that does not depend on its layout in memory."""
+        image, *options = args
+        ones = torch.ones(image.shape, dtype=image.dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._seed("dropout"))
+            mask: Tensor = func(ones, *options, **kwargs)
+        return image * mask
 
     def integer(self, low: int, high: int | None = None) -> int:
         """Return a number from {low, ..., high - 1}, or {0, ..., low - 1}, as numpy's randint."""
@@ -92,12 +99,12 @@ class EqualDraws(TorchFunctionMode):
         The authors draw box after box, our methods axis after axis. Both get the same corners.
         """
         (count,) = shape
-        if len(self.group) == AXES:
+        if len(self.group) == self.axes:
             self.counts["integer"] += sum(self.group)
             self.group.clear()
         first = self.counts["integer"] + len(self.group)
         self.group.append(count)
-        values = [self._integer(first + AXES * item, high) for item in range(count)]
+        values = [self._integer(first + self.axes * item, high) for item in range(count)]
         return torch.tensor(values)
 
     def _values(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:

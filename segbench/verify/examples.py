@@ -10,14 +10,21 @@ from segbench.contracts.method import Batch
 
 
 def example_batch(
-    step: int, patch: tuple[int, ...], labeled: int, unlabeled: int, sets: int = 1
+    step: int,
+    patch: tuple[int, ...],
+    labeled: int,
+    unlabeled: int,
+    sets: int = 1,
+    classes: int = 2,
 ) -> tuple[Batch, Tensor]:
     """Return a batch in double precision, and the labels of its unlabeled items.
 
-    Each image is noise with a brighter box, which is its label.
+    Each image is noise with a brighter box, which is its label. Further classes are slabs of the
+    box along its first axis, brighter from one to the next.
 
     Args:
         sets: number of data sets that the items come from.
+        classes: number of classes with background.
     """
     # Torch's draws depend on how many a step has made before; NumPy's generators do not.
     generator = np.random.Generator(np.random.PCG64(1000 + step))
@@ -27,6 +34,10 @@ def example_batch(
     for number in range(count):
         box = tuple(slice(edge // 4 + number % 3, 3 * edge // 4) for edge in patch)
         labels[number][box] = 1
+        first, last = box[0].start, box[0].stop
+        for value in range(2, classes):
+            start = first + (last - first) * (value - 1) // (classes - 1)
+            labels[(number, slice(start, last), *box[1:])] = value
     images += 2 * labels.unsqueeze(1)
     item = torch.arange(count)
     source = (item + item // 5) % sets  # pairs of one data set, and of two

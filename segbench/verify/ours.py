@@ -65,7 +65,9 @@ class Ours:
     def __init__(self, name: str, description: Description) -> None:
         self.experiment = published_experiment(name, description)
         protocol = self.experiment.protocol
-        sources = tuple(Source(dataset, ("target",)) for dataset in self.experiment.datasets)
+        self.classes = description.classes
+        names = tuple(f"target_{value}" for value in range(1, self.classes))
+        sources = tuple(Source(dataset, names) for dataset in self.experiment.datasets)
         setting = Setting(sources, 1, description.small)
         method_class = registry.get("method", name).cls
         self.method: Method = method_class(method_class.Params(**self.experiment.params), setting)
@@ -107,7 +109,9 @@ class Ours:
         sizes = self.experiment.protocol.batch
         sets = len(self.experiment.datasets)
         patch = self.method.setting.patch
-        batch, hidden = example_batch(place, patch, sizes.labeled, sizes.unlabeled, sets)
+        batch, hidden = example_batch(
+            place, patch, sizes.labeled, sizes.unlabeled, sets, self.classes
+        )
         images = torch.cat([batch.x, batch.u])
         labels = torch.cat([batch.y, hidden])
         if not wide:

@@ -18,14 +18,15 @@ DOWNSAMPLING = 16  # from the patch to the coarsest maps, which some layers pool
 class SmallerPatch(ast.NodeTransformer):
     """Replaces the patch size in a syntax tree, where a script repeats it as plain numbers.
 
-    These are three numbers in a row, the same divided by 16, and an edge that something is
-    subtracted from.
+    These are the numbers of all axes in a row, the same divided by 16, and an edge that something
+    is subtracted from.
     """
 
     def __init__(self, patch: Sizes, small: Sizes) -> None:
         coarse = tuple(edge // DOWNSAMPLING for edge in patch)
         small_coarse = tuple(edge // DOWNSAMPLING for edge in small)
-        self.triples = {patch: small, coarse: small_coarse}
+        self.axes = len(patch)
+        self.sizes = {patch: small, coarse: small_coarse}
         self.edges = dict(zip(patch, small, strict=True))
 
     def visit_Tuple(self, node: ast.Tuple) -> ast.AST:
@@ -52,8 +53,8 @@ class SmallerPatch(ast.NodeTransformer):
 
     def _replace(self, nodes: list[ast.expr]) -> None:
         for start in range(len(nodes)):
-            found = tuple(number(node) for node in nodes[start : start + 3])
-            for place, size in enumerate(self.triples.get(found, ())):
+            found = tuple(number(node) for node in nodes[start : start + self.axes])
+            for place, size in enumerate(self.sizes.get(found, ())):
                 old = nodes[start + place]
                 nodes[start + place] = ast.copy_location(ast.Constant(size), old)
 

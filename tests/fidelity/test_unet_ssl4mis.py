@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +13,7 @@ from torch import nn
 from segbench.registry import get
 
 UNet = get("backbone", "unet_ssl4mis").cls
+unet = sys.modules[UNet.__module__]
 DECODERS = ("trilinear", "transposed", "nearest")  # in the order of MCNet2d_v2
 
 
@@ -23,25 +24,10 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def published(key: str) -> str:
-    """The published key, whose length decides the filling."""
-    part, number, rest = re.fullmatch(r"(encoder|decoders|heads)\.(\d)\.(.*)", key).groups()
-    if part == "encoder":
-        level = f"down{number}.maxpool_conv.1" if number != "0" else "in_conv"
-        return f"encoder.{level}.conv_conv.{rest}"
-    decoder = f"decoder{int(number) + 1}"
-    if part == "heads":
-        return f"{decoder}.out_conv.{rest}"
-    stage, rest = rest.split(".", 1)
-    rest = re.sub(r"^convs\.", "conv.conv_conv.", rest)
-    rest = re.sub(r"^up\.0\.", "conv1x1.", rest)
-    return f"{decoder}.up{int(stage) + 1}.{rest}"
-
-
 def test_three_decoders():
     net = UNet(UNet.Params(), 1, 2, (4,), decoders=DECODERS).eval()
     assert sum(p.numel() for p in net.parameters()) == 3_210_924
-    hash_fill(net, published)
+    hash_fill(net, lambda key: unet.published_name(key, 3))  # its length decides the filling
     image = torch.sin(0.013 * torch.arange(2 * 32 * 48.0)).reshape(2, 1, 32, 48)
     with torch.no_grad():
         outputs = net(image)
@@ -62,6 +48,23 @@ def test_dropout_acts_in_the_encoder_only():
     assert rates == pytest.approx([0.05, 0.1, 0.2, 0.3, 0.5])
     decoder = [module.p for module in net.decoders.modules() if isinstance(module, nn.Dropout)]
     assert set(decoder) == {0.0}
+
+
+@pytest.mark.parametrize("decoders", [1, 3])
+def test_published_weights(decoders):
+    source = UNet(UNet.Params(width=2, depth=3), 1, 2, (4,), decoders=DECODERS[:decoders])
+    state = {unet.published_name(key, decoders): v for key, v in source.state_dict().items()}
+    first = "decoder1" if decoders > 1 else "decoder"
+    assert f"{first}.up2.conv1x1.weight" in state and f"{first}.out_conv.bias" in state
+    net = UNet(UNet.Params(width=2, depth=3), 1, 2, (4,), decoders=DECODERS[:decoders])
+    unet.load_published(net, state)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+    with pytest.raises(RuntimeError, match=r"another\.weight"):
+        unet.load_published(net, {**state, "another.weight": state[f"{first}.out_conv.bias"]})
+    del state[f"{first}.out_conv.bias"]
+    with pytest.raises(RuntimeError, match=r"heads\.0\.bias"):
+        unet.load_published(net, state)
 
 
 def test_slopes_of_the_activations():

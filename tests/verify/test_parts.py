@@ -54,6 +54,24 @@ def test_a_batch_is_the_same_however_many_loaders_asked_for_it():
     assert not torch.equal(first.u, other.u)
 
 
+def test_labels_of_several_classes():
+    batch, hidden = example_batch(3, (16, 16), labeled=2, unlabeled=2, classes=4)
+    for labels in (*batch.y, *hidden):
+        assert labels.unique().tolist() == [0, 1, 2, 3]
+    same, _ = example_batch(3, (16, 16), labeled=2, unlabeled=2)
+    assert torch.equal(same.y > 0, batch.y > 0)
+
+
+def test_dropout_does_not_depend_on_the_layout_in_memory():
+    image = torch.ones(2, 4, 6, 6)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        with EqualDraws(wide=False) as draws:
+            draws.begin(1)
+            found.append(F.dropout(image.to(memory_format=layout), 0.5, training=True))
+    assert torch.equal(found[0], found[1]) and found[0].unique().tolist() == [0, 2]
+
+
 def test_eval_mode_makes_no_draw():
     image = torch.ones(1, 8, 2, 2, 2)
     with EqualDraws(wide=False) as draws:
@@ -67,6 +85,15 @@ def test_boxes_are_equal_whether_drawn_by_box_or_by_axis():
         by_box = [[draws.integer(0, high) for high in (10, 20, 30)] for _ in range(4)]
         draws.begin(1)
         by_axis = [torch.randint(high, (4,)) for high in (10, 20, 30)]
+    assert torch.stack(by_axis, 1).tolist() == by_box
+
+
+def test_boxes_of_slices_are_equal_whether_drawn_by_box_or_by_axis():
+    with EqualDraws(wide=False, axes=2) as draws:
+        draws.begin(1)
+        by_box = [[draws.integer(0, high) for high in (10, 20)] for _ in range(4)]
+        draws.begin(1)
+        by_axis = [torch.randint(high, (4,)) for high in (10, 20)]
     assert torch.stack(by_axis, 1).tolist() == by_box
 
 
@@ -87,6 +114,12 @@ def test_a_smaller_patch_replaces_sizes_and_nothing_else():
     small = ast.unparse(SmallerPatch((112, 112, 80), (32, 48, 16)).visit(tree))
     assert "[n, 2, 32, 48, 16]" in small and "g(T, 32, 48, 16)" in small
     assert "(2, 3, 1)" in small and "range(16, 80)" in small
+
+
+def test_a_smaller_patch_of_slices():
+    tree = ast.parse("x = f([256, 256]) + g(256, 256, 3) + (256, 128)")
+    small = ast.unparse(SmallerPatch((256, 256), (32, 48)).visit(tree))
+    assert small == "x = f([32, 48]) + g(32, 48, 3) + (256, 128)"
 
 
 def test_an_edge_that_a_box_is_subtracted_from_is_smaller():

@@ -55,6 +55,33 @@ def test_an_equal_repository_passes_and_stays_as_it_is(tmp_path, narrow, method)
     assert sorted(folder.rglob("*")) == before, "nothing is written into the repository"
 
 
+def test_a_script_for_slices(tmp_path, narrow):
+    folder = standins.write(tmp_path, "mc_net_acdc", {})
+    found = verify_method("mc_net", folder, dataset="acdc")
+    assert failed(found) == []
+    assert {row.check for row in found.rows} == {"terms", "gradients", "weights", "schedule"}
+
+
+@pytest.mark.parametrize(
+    ("change", "checks"),
+    [
+        (("p**10 / (p**10 + (1 - p) ** 10)", "p**9 / (p**9 + (1 - p) ** 9)"), {"terms"}),
+        pytest.param(
+            ("for k in range(4):", "for k in (0, 1, 3, 3):"), {"terms"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("iter_num // 150, 200.0", "iter_num // 150, 190.0"),
+            {"schedule"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_changed_script_for_slices_is_found(tmp_path, narrow, change, checks):
+    folder = standins.write(tmp_path, "mc_net_acdc", {"change": change})
+    found = verify_method("mc_net", folder, dataset="acdc")
+    assert checks <= {row.check for row in found.failed}
+
+
 def test_what_three_steps_do_not_show_is_found_too(tmp_path, narrow, capsys):
     changes = {
         "ramp": ("get_weight(iter_num // 150)", "get_weight(iter_num // 100)"),
@@ -108,14 +135,18 @@ def test_a_missing_repository_and_an_undescribed_method_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no official repository is described for 'cps'") as error:
         verify_method("cps", tmp_path)
     assert "benchmarks/official/cps.yaml" in error.value.details["fix"]
+    with pytest.raises(UsageError, match="described for 'ua_mt' on 'acdc'") as error:
+        verify_method("ua_mt", tmp_path, dataset="acdc")
+    assert "mc_net_acdc" in error.value.details["expected"]
 
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "benchmarks" / "official"
 
 
-@pytest.mark.parametrize("method", sorted(file.stem for file in OFFICIAL.glob("*.yaml")))
-def test_descriptions_fit_the_methods(method):
-    description = load_description(method)
+@pytest.mark.parametrize("name", sorted(file.stem for file in OFFICIAL.glob("*.yaml")))
+def test_descriptions_fit_the_methods(name):
+    method = name.removesuffix("_acdc")
+    description = load_description(method, "acdc" if method != name else "")
     side = ours.Ours(method, description)
     assert method in str(load_protocol(description.protocol).published.values())
     parameters = registry.get("method", method).cls.Params.model_fields
