@@ -117,9 +117,10 @@ class MCNet(Method):
 
         labeled = [q[: len(batch.x)] for q in p]
         overlap = OVERLAP[self.p.code]
-        supervised = sum(dice(q, batch.y, **overlap) for q in labeled)
+        dice_losses = [dice(q, batch.y, **overlap) for q in labeled]
         if self.p.code == "2d":  # no factor 2 in the overlap: 1 - I / U = (1 + Dice loss) / 2
-            supervised = supervised + len(labeled)
+            dice_losses = [1 + loss for loss in dice_losses]
+        supervised = torch.stack(dice_losses).sum()
         consistency = mutual_consistency(p, sharp)
         weight = self.p.weight * t.ramp(self.p.stairs, share=self.p.ramp_share, first=1)
         return {

@@ -47,10 +47,11 @@ def formulas(content: Content) -> Iterator[str]:
 
 def official(content: Content) -> Iterator[str]:
     """Yield the table of methods beside the code of their authors."""
-    yield f"| method | repository | commit | {' | '.join(CHECKS)} | rows that differ |"
+    yield f"| method | repository, script | commit | {' | '.join(CHECKS)} | rows that differ |"
     yield "|---|---|---|" + "---:|" * (len(CHECKS) + 1)
     for run in content["runs"]:
-        cells = [run["method"], run["repository"], f"`{run['official_commit'][:7]}`"]
+        script = f"{run['repository']}, {run['script']}"
+        cells = [run["method"], script, f"`{run['official_commit'][:7]}`"]
         for check in CHECKS:
             found = [row["difference"] for row in run["rows"] if row["check"] == check]
             cells.append(scientific(max(found)) if found else "–")

@@ -74,8 +74,9 @@ class EqualDraws(TorchFunctionMode):
         ones = torch.ones(image.shape, dtype=image.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed("dropout"))
-            mask: Tensor = func(ones, *options, **kwargs)
-        return image * mask
+            mask = func(ones, *options, **kwargs)
+        dropped: Tensor = image * mask
+        return dropped
 
     def integer(self, low: int, high: int | None = None) -> int:
         """Return a number from {low, ..., high - 1}, or {0, ..., low - 1}, as numpy's randint."""

@@ -34,10 +34,10 @@ def example_batch(
     for number in range(count):
         box = tuple(slice(edge // 4 + number % 3, 3 * edge // 4) for edge in patch)
         labels[number][box] = 1
-        first, last = box[0].start, box[0].stop
+        inside = labels[number][box]
         for value in range(2, classes):
-            start = first + (last - first) * (value - 1) // (classes - 1)
-            labels[(number, slice(start, last), *box[1:])] = value
+            start = len(inside) * (value - 1) // (classes - 1)
+            inside[start:] = value
     images += 2 * labels.unsqueeze(1)
     item = torch.arange(count)
     source = (item + item // 5) % sets  # pairs of one data set, and of two
