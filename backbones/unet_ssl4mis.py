@@ -10,8 +10,8 @@ reduces the channels by a convolution of kernel size 1, then enlarges the map, o
 transposed convolution; no normalization follows. The heads have kernel size 3. All weights keep
 torch's initial values.
 
-Batch normalization mixes the images of a pass; see the page of protocols for what that does to
-methods with few labeled images.
+Batch normalization mixes labeled and unlabeled images of a pass. Protocols that compare methods
+therefore have another network; this one is for the recipes of authors (``--as-published acdc``).
 """
 
 from __future__ import annotations
