@@ -277,6 +277,7 @@ SUITES = {
         "The methods of the quick suite with more draws",
         (Part("Two looks", LOOKS, all_images=True),),
         power=True,
+        remark=method_options.finest_scale,
         also=("quick",),
     ),
     "quick-strong": Page(
