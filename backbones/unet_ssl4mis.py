@@ -62,13 +62,12 @@ class UpStage(nn.Module):
     def __init__(self, layers: Layers, kind: str, deep: int, width: int) -> None:
         """Build the stage from ``deep`` to ``width`` channels, with upsampling of a ``kind``."""
         super().__init__()
-        factors = (2,) * layers.dims
         if kind == "transposed":
             self.up: nn.Module = layers.of("ConvTranspose", deep, width, 2, stride=2)
         else:
             larger: nn.Module = nn.Upsample(scale_factor=2)
             if kind == "trilinear":
-                larger = Enlarge(factors, align_corners=True)
+                larger = Enlarge((2,) * layers.dims, align_corners=True)
             self.up = nn.Sequential(layers.of("Conv", deep, width, 1), larger)
         self.convs = unit(layers, 2 * width, width)
 

@@ -161,9 +161,9 @@ class BCP(StudentTeacher):
         return pretrain, self_train
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
-        if phase.name == "pretrain":
+        if phase.name == "pretrain" and not self.p.keep_optimizer:
             return default.model_copy(update={"schedule": "constant"})
-        return default
+        return default  # an optimizer that is kept has one schedule over both phases
 
     def start_phase(self, phase: Phase) -> None:
         # Both networks start from the pretrained weights.

@@ -13,7 +13,7 @@ import torch
 from helpers import Pixelwise, Tables, slices, softmax, wave
 from torch import Tensor
 
-from segbench import Clock
+from segbench import Clock, Optim
 from segbench.contracts.method import Setting, Source
 from segbench.registry import get
 
@@ -138,6 +138,9 @@ def test_both_phases_of_bcp_and_sdcl_use_it(name, monkeypatch):
     model = build(name, keep_optimizer=True)
     model.build(lambda backbone=None: Pixelwise([0.8, -1.1, 0.4], [0.6, -0.4, -0.7]))
     assert not any(phase.fresh_optimizer for phase in model.phases())
+    falling = Optim(schedule="poly")
+    schedules = {model.optimizer("network", falling, phase).schedule for phase in model.phases()}
+    assert schedules == {"poly"}, "one optimizer, one schedule"
     codes = []
     original = module("bcp").dice_and_entropy
 
