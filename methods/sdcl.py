@@ -17,6 +17,9 @@ Paper                    Official code                      Here
 two students and one     V-Net and residual V-Net; the      the protocol's backbone, and resvnet
   teacher that is not      teacher follows the V-Net only     with its parameters; the same teacher
   trained                  (:290-292, :409)
+-                        2-D: the U-Net of SSL4MIS, and     backbone unet_ssl4mis, and
+                           its decoder on a ResNet-34         second=resunet_ssl4mis
+                           (ACDC_train.py:308-309)
 -                        a labeled box in an unlabeled      the same (BCP for LA pairs other items)
                            image of the first half, an
                            unlabeled box of the second
@@ -41,6 +44,10 @@ maximize the entropy of  mean over the classes of -log p    the same
 -                        Adam 1e-3, constant rate, state    the protocol's optimizer, a new one for
                            kept between the phases            each phase; keep_optimizer=true: the
                            (:214-215, :318-319)               same
+-                        2-D: 1,100 and 4,400 steps with 7  protocol acdc_sdcl, with code=2d, the
+                           patients, 24 labeled and 24        Dice loss of BCP's 2-D code
+                           unlabeled slices (ACDC_train.py:
+                           338-340, :436-439)
 -                        instance normalization, dropout    the protocol's backbone
                            (:64-82)
 -                        the best of each network, and of   the mean of both with the last weights
@@ -52,6 +59,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from segbench.methods.bcp import BCP, dice_and_entropy, halves, mixed_loss
@@ -78,17 +86,20 @@ class Mixture:
 class SDCL(BCP):
     """Two students of different architecture that learn most where they differ; both predict."""
 
-    backbones = ("resvnet",)
+    backbones = ("resvnet", "resunet_ssl4mis")
 
     class Params(BCP.Params):
         review: float = Field(0.5, ge=0, description="weight of the squared error (MSE)")
         rectify: float = Field(
             0.05, ge=0, description="weight of the divergence from the uniform distribution (KL)"
         )
+        second: Literal["resvnet", "resunet_ssl4mis"] = Field(
+            "resvnet", description="backbone of the second student (2-D code: resunet_ssl4mis)"
+        )
 
     def build(self, network: Callable[..., Backbone]) -> None:
         self.student = network()
-        self.second = network(backbone="resvnet")
+        self.second = network(backbone=self.p.second)
         self.teacher = Ema(self.student)
 
     def pretrain(self, batch: Batch, outside: Tensor) -> dict[str, Tensor]:

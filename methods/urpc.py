@@ -29,13 +29,13 @@ weights normalized over  over each scale, then averaged     over each scale, the
                                                               where the logarithm is finite, and
                                                               always finite
 -                        ramp of 400 stairs of 150 steps,   stairs=400 over the run, the same at 60
-                           even in a training of half that    000 steps, also in 2-D; always ends
-                           length; 2-D: 200 stairs, lr        with the run (in 6000 steps, 40 stairs
-                           0.01                               are of 150 steps each)
+                           even in a training of half that    000 steps, also in 2-D (in 6000 steps,
+                           length; 2-D: 200 stairs, lr        40 stairs are of 150 steps each);
+                           0.01                               ramp_share=2 in brats2019_urpc
 not specified            Dice of all classes                the same
 -                        3 classes, fixed in the code       K classes of the data set
--                        lr 0.1, polynomial schedule that   the protocol's optimizer
-                           is one step late
+-                        lr 0.1, polynomial schedule that   the protocol's optimizer; protocol
+                           is one step late                   brats2019_urpc has the authors' recipe
 full resolution          the same                           the same
   evaluated
 """
@@ -62,8 +62,9 @@ class URPC(Method):
         weight: float = Field(
             0.1, ge=0, description="weight of the consistency term after the ramp"
         )
-        stairs: int = Field(
-            400, ge=1, description="number of stairs of the sigmoid ramp over the run"
+        stairs: int = Field(400, ge=1, description="number of stairs of the sigmoid ramp")
+        ramp_share: float = Field(
+            1.0, gt=0, description="length of the ramp, in runs; above 1, the run ends before it"
         )
 
     needs = frozenset({"side_outputs"})
@@ -80,7 +81,7 @@ class URPC(Method):
 
         supervised = [dice_ce(logits, batch.y, background=True) for logits in labeled]
         consistency = pyramid_consistency(unlabeled)
-        weight = self.p.weight * t.ramp(self.p.stairs)
+        weight = self.p.weight * t.ramp(self.p.stairs, share=self.p.ramp_share)
         return {
             "supervised": torch.stack(supervised).mean(),
             "consistency": weight * consistency.mean(),

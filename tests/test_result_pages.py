@@ -64,7 +64,7 @@ def test_the_page_on_parity_is_up_to_date():
     assert parity.PAGE.read_text(encoding="utf-8") == parity.page(), shown
     rows = parity.stored("parity.json")["rows"]
     newer = ["ad_mt", "crossmatch", "fixmatch", "mcf", "sdcl", "self_training", "uncl", "unimatch"]
-    slices = ["bcp (2-D)", "mc_net (2-D)", "ss_net (2-D)"]
+    slices = [f"{name} (2-D)" for name in ("bcp", "crossmatch", "mc_net", "ss_net")]
     assert {row["method"] for row in rows} == {*newer, *slices}
     assert max(row["difference"] for row in rows) < 1e-6
 

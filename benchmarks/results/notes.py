@@ -30,7 +30,7 @@ from segbench.results.stats import Difference
 Lines = list[str]
 NOTHING_LEARNED = 5.0  # a class with a lower mean Dice over the test cases was not learned
 FAR_BELOW = 15.0  # Dice below supervised training of the same replicate
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+OPTIMIZERS = {"sgd": "SGD", "nesterov": "SGD (Nesterov)", "adam": "Adam", "adamw": "AdamW"}
 LEAST_COVERAGE = 93.0  # percent; the simulated shares have a standard error of 1.1 around 95
 # The tables and columns of the simulated studies that say how good intervals are.
 MEANS = ("equally good methods", 0)

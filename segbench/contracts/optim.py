@@ -5,9 +5,9 @@ This module does not import torch, so that protocols can be read without it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["Optim"]
 
@@ -22,9 +22,11 @@ class Optim(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimizer algorithm")
+    name: Literal["sgd", "nesterov", "adam", "adamw"] = Field(
+        default="sgd", description="optimizer algorithm; nesterov: SGD with Nesterov momentum"
+    )
     lr: float = Field(default=0.01, gt=0, description="initial learning rate")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum (SGD only)")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum (sgd and nesterov)")
     betas: tuple[float, float] = Field(
         default=(0.9, 0.999), description="decay rates of the moment estimates (Adam and AdamW)"
     )
@@ -43,6 +45,12 @@ class Optim(BaseModel):
         description="scale milestones to the length of the run; false: they are its step numbers",
     )
     power: float = Field(default=0.9, gt=0, description="exponent (schedule poly)")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.name == "nesterov" and self.momentum == 0:
+            raise ValueError("Nesterov momentum needs a momentum above 0")
+        return self
 
     def drops(self, total: int) -> list[int]:
         """Return the steps (from 0) of a run of ``total`` steps that divide the rate by 10."""

@@ -53,7 +53,8 @@ def make_optimizer(
     shared: dict[str, Any] = {"lr": spec.lr, "weight_decay": spec.weight_decay}
     if fused:
         shared["fused"] = True
-    if spec.name == "sgd":
-        return _SGD(parameters, momentum=spec.momentum, **shared)
+    if spec.name in ("sgd", "nesterov"):
+        nesterov = spec.name == "nesterov"
+        return _SGD(parameters, momentum=spec.momentum, nesterov=nesterov, **shared)
     kind = _Adam if spec.name == "adam" else _AdamW
     return kind(parameters, betas=spec.betas, **shared)

@@ -49,12 +49,18 @@ def known_dropout(monkeypatch):
     monkeypatch.setattr(torch, "feature_dropout", drop)
 
 
-@pytest.mark.parametrize("cutmix", [0.0, 1.0])
-def test_terms(cutmix, known_dropout, parity):
+@pytest.mark.parametrize(
+    ("cutmix", "code"), [(0.0, "3d"), (1.0, "3d"), (1.0, "2d")], ids=["no boxes", "boxes", "2-D"]
+)
+def test_terms(cutmix, code, known_dropout, parity):
     items = slices()
-    found = build(cutmix=cutmix, eta=0.4, threshold=0.9).loss(items, CLOCK)
+    found = build(cutmix=cutmix, eta=0.4, threshold=0.9, code=code).loss(items, CLOCK)
 
     threshold = (0.9 + 0.1 * exp(-5 * (1 - 3 / 10) ** 2)) * log(2)
+    first_class = 1
+    if code == "2d":
+        threshold = 0.9
+        first_class = 0
     partner = np.roll(np.arange(3), 1)
     generator = CLOCK.generator("views", own=True)
     views = []
@@ -72,7 +78,7 @@ def test_terms(cutmix, known_dropout, parity):
         if where is not None:
             labels = np.where(where, labels, labels[partner])
             used = np.where(where, used, used[partner])
-        return numpy_dice(p, labels, used, first=1)
+        return numpy_dice(p, labels, used, first=first_class)
 
     u = items.u.numpy()
     w = probabilities(u)
@@ -90,7 +96,7 @@ def test_terms(cutmix, known_dropout, parity):
     within = loss(s_2_weak, w_weak, box_2) + loss(s_2_strong, w_strong, box_2)
     p = probabilities(items.x.numpy())
     y = items.y.numpy()
-    overlap = numpy_dice(p, y, np.ones(y.shape, bool), first=1)
+    overlap = numpy_dice(p, y, np.ones(y.shape, bool), first=first_class)
     supervised = (numpy_cross_entropy(p, y).mean() + overlap) / 2
 
     # L = (L_x + s_1 / 4 + s_2 / 4 + (1 - eta) / 4 distilled + eta / 2 within) / 2
@@ -101,7 +107,7 @@ def test_terms(cutmix, known_dropout, parity):
         "distilled": 0.6 / 8 * distilled,
         "within_decoder": 0.4 / 4 * within,
     }
-    parity("crossmatch", found, formulas)
+    parity("crossmatch" if code == "3d" else "crossmatch (2-D)", found, formulas)
 
 
 def test_numbers_of_the_official_code():

@@ -29,7 +29,8 @@ def build(first, second, teacher=None, **params):
     """
     setting = Setting((Source("set", ("one", "two")),), 1, SIZE)
     model = CLASS(CLASS.Params(**params), setting)
-    networks = {"vnet": Table(first), "resvnet": Table(second)}
+    second_name = params.get("second", "resvnet")
+    networks = {"vnet": Table(first), second_name: Table(second)}
     model.build(lambda backbone="vnet": networks[backbone])
     if teacher is not None:
         model.teacher.model = Table(teacher).requires_grad_(False)

@@ -7,12 +7,16 @@ import sys
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from segbench.contracts.optim import Optim
 from segbench.training.optimizers import make_optimizer
 
 THEIRS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "nesterov": lambda p: torch.optim.SGD(
+        p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3
+    ),
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=1e-3),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=1e-3),
 }
@@ -41,13 +45,18 @@ def test_optimizers_are_those_of_torch(name):
     assert torch.equal(ours, trained(THEIRS[name]))
 
 
+def test_nesterov_needs_momentum():
+    with pytest.raises(ValidationError, match="needs a momentum above 0"):
+        Optim(name="nesterov", momentum=0)
+
+
 def test_a_step_does_not_import_the_compiler():
     code = (
         "import sys, torch\n"
         "from segbench.contracts.optim import Optim\n"
         "from segbench.training.optimizers import make_optimizer\n"
         "weight = torch.nn.Parameter(torch.ones(3))\n"
-        "for name in ('sgd', 'adam', 'adamw'):\n"
+        "for name in ('sgd', 'nesterov', 'adam', 'adamw'):\n"
         "    optimizer = make_optimizer(Optim(name=name), [weight])\n"
         "    optimizer.zero_grad()\n"
         "    weight.sum().backward()\n"

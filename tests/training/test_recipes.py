@@ -26,13 +26,14 @@ PANCREAS_A = Setting((Source("pancreas_ct", ("pancreas",)),), 1, (96, 96, 96))
 ACDC = Setting(
     (Source("acdc", ("right_ventricle", "myocardium", "left_ventricle")),), 1, (256, 256)
 )
+BRATS = Setting((Source("brats2019", ("whole tumor",)),), 1, (96, 96, 96))
 FOUR = tuple(Source(name, ("target",)) for name in ("pancreas_ct", "la", "msd_spleen", "msd_lung"))
 
 
 def setting_of(protocol):
     """Return the data set of a recipe for one data set."""
     ((datasets, _),) = load_protocol(protocol).published.items()
-    settings = (LA, PANCREAS, PANCREAS_A, ACDC)
+    settings = (LA, PANCREAS, PANCREAS_A, ACDC, BRATS)
     return {setting.sources[0].name: setting for setting in settings}[datasets]
 
 
@@ -41,6 +42,7 @@ def made(method, protocol, setting=LA):
     datasets = ",".join(source.name for source in setting.sources)
     sizes = {
         "acdc": 70,
+        "brats2019": 250,
         "pancreas_ct": 62,
         "pancreas_ct_mcnet": 61,
         "la": 80,
@@ -106,6 +108,10 @@ EXPECTED = {
     # As for ADMT, one step late there.
     ("ad_mt", "acdc_admt"): (poly(0.01, 30000, 30000), [(12, 12)] * 30000),
     ("unimatch", "acdc_unimatch"): (poly(0.01, 29400, 29400), [(12, 12)] * 29400),
+    ("crossmatch", "acdc_crossmatch"): (poly(0.01, 29400, 29400), [(12, 12)] * 29400),
+    ("sdcl", "acdc_sdcl"): ([1e-3] * 56500, [(24, 0)] * 11300 + [(24, 24)] * 45200),
+    # As for ADMT, one step late there.
+    ("urpc", "brats2019_urpc"): (poly(0.1, 30000, 30000), [(2, 2)] * 30000),
     ("mcf", "la_mcf"): (MCF, [(2, 2)] * 6000),
     ("ad_mt", "la_admt"): (ADMT, [(2, 2)] * 15000),
     ("sdcl", "la_sdcl"): ([1e-3] * 14200, [(4, 0)] * 3200 + [(4, 4)] * 11000),
@@ -149,6 +155,7 @@ def test_optimizers_of_the_recipes_with_adam():
     for name, protocol, algorithm, decay in (
         ("sdcl", "la_sdcl", "adam", 0),
         ("sdcl", "pancreas_ct_sdcl", "adam", 0),
+        ("sdcl", "acdc_sdcl", "adam", 0),
         ("bcp", "pancreas_ct_bcp", "adam", 0),
         ("crossmatch", "la_crossmatch", "adamw", 1e-4),
     ):
@@ -164,6 +171,15 @@ def test_threshold_of_crossmatch_at_every_step():
         found = method.threshold(clock(plan[0], step, 14001, 0, 0))
         ramp = math.exp(-5 * (1 - step / 17000) ** 2)
         assert found == pytest.approx((0.75 + 0.25 * ramp) * math.log(2), rel=1e-9)
+
+
+def test_the_recipe_of_crossmatch_for_slices():
+    """SGD with Nesterov momentum, and a constant threshold."""
+    method, plan, default = made("crossmatch", "acdc_crossmatch", ACDC)
+    spec = method.optimizer("network", default, plan[0].phase)
+    assert (spec.name, spec.momentum, spec.weight_decay) == ("nesterov", 0.9, 1e-4)
+    thresholds = {method.threshold(clock(plan[0], step, 29400, 0, 0)) for step in range(29400)}
+    assert thresholds == {0.95}
 
 
 def test_versemi_at_every_step():
@@ -205,9 +221,10 @@ FIRST_OF_RAMP = {
     ("ad_mt", "acdc_admt"): 0,
     ("mc_net", "acdc_mcnet"): 1,
     ("ss_net", "acdc_ssnet"): 0,
+    ("urpc", "brats2019_urpc"): 0,
 }
 # Stairs of the ramp, where they are not 40 (--consistency_rampup).
-STAIRS = {"acdc_admt": 50, "acdc_mcnet": 200, "acdc_ssnet": 200}
+STAIRS = {"acdc_admt": 50, "acdc_mcnet": 200, "acdc_ssnet": 200, "brats2019_urpc": 400}
 
 
 @pytest.mark.parametrize(("name", "protocol"), list(EXPECTED))
