@@ -12,6 +12,7 @@ differ along the axes (``pooling``, ``kernels``), as nnU-Net's do for thick slic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -149,3 +150,42 @@ class UNet3D(EncoderDecoder):
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
         return strides_of(cls._halvings(params, dims))[-1]
+
+
+# -- published weights -------------------------------------------------------------------------
+
+
+def published_name(key: str, net: UNet3D) -> str:
+    """Return the name in SSL4MIS of a key of the state dict of a network with one decoder.
+
+    Its class is ``unet_3D_dv_semi`` with side outputs and ``unet_3D`` without.
+    """
+    part, number, *rest = key.split(".")
+    levels = len(net.encoder)
+    if part == "heads":
+        scale = int(number) + 1
+        first = "dsv1" if net.side_outputs else "final"
+        return ".".join([first if scale == 1 else f"dsv{scale}.dsv.0", *rest])
+    if part == "encoder":
+        level = int(number) + 1
+        unit = f"conv{level}" if level < levels else "center"
+    else:
+        stage, _, *rest = rest  # decoders.0.STAGE.convs.LAYER.weight
+        unit = f"up_concat{levels - 1 - int(stage)}.conv"
+    layer, *rest = rest
+    return ".".join([unit, "conv1" if layer == "0" else "conv2", "0", *rest])
+
+
+def load_published(net: UNet3D, state: Mapping[str, Tensor]) -> None:
+    """Load published weights into a network with one decoder.
+
+    Raises:
+        RuntimeError: tensors are missing, differ in shape, or have no place here.
+    """
+    left = dict(state)
+    own = {}
+    for key in net.state_dict():
+        name = published_name(key, net)
+        if name in left:
+            own[key] = left.pop(name)
+    net.load_state_dict({**own, **left})

@@ -26,7 +26,8 @@ not specified            Dice of all classes                the same
                                                               with the run
 -                        two optimizers, lr 0.1,            the protocol's optimizer for both
                            polynomial schedule                networks: no update mixes parameters,
-                                                              so one optimizer is equivalent to two
+                                                              so one optimizer is equivalent to two;
+                                                              protocol brats2019_cps has theirs
 -                        both networks tested, each with    the first network with its last weights
                            its best validation weights
 -                        3-D U-Net                          the protocol's backbone

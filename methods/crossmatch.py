@@ -209,7 +209,7 @@ class CrossMatch(Method):
         return dice(prediction, values, background=self.p.code == "2d", weight=confident)
 
     def optimizer(self, player: str, default: Optim, phase: Phase) -> Optim:
-        if self.p.horizon == 1 or default.schedule != "poly":
+        if self.p.horizon == 1 or not default.falls:
             return default
         settings = default.model_dump()
         return LongPoly(**settings, horizon=self.p.horizon)

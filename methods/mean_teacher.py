@@ -18,8 +18,8 @@ teacher evaluated        student evaluated                  student evaluated
 -                        ramp of 40 stairs (LA) or 200      stairs=40 (the default) or stairs=200;
                            stairs (SSL4MIS) of 150 steps      both end with the run, as in the code
                            each                               at 6000 and 30,000 steps
--                        SSL4MIS: lr(t) = lr (1 - (t - 1)   the protocol's optimizer, whose
-                           / T)^0.9, which is one step        polynomial schedule is not late
+-                        SSL4MIS: lr(t) = lr (1 - (t - 1)   the protocol's optimizer; protocol
+                           / T)^0.9, which is one step        brats2019_meanteacher has this rate
                            late
 -                        SSL4MIS in 2-D: no consistency     the consistency term starts at the first
                            term in the first 1000 steps       step; only the ramp weights it

@@ -37,7 +37,8 @@ color jitter, blur,      brightness and contrast 0.5        ops.strong_view: the
 -                        images as 8-bit gray values        float images; jitter is relative to the
                            (dataset/acdc.py:55)               item's own range
 -                        SGD 0.01, polynomial schedule      the protocol's optimizer; protocol
-                           (unimatch.py:56, :192)             acdc_unimatch has the authors' recipe
+                           that is one step late              acdc_unimatch has the authors' recipe
+                           (unimatch.py:56, :192)
 -                        best score on validation and test  the network with its last weights
                            cases (valtest.txt,
                            dataset/acdc.py:32)

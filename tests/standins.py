@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import standin_urpc
+
 VNET = """
 import torch
 from torch import nn
@@ -683,6 +685,9 @@ REPOSITORIES = {
         "dataloaders/dataset.py": LOADER,
         "utils/test_3d_patch.py": window("torch.softmax(net(window)[0], 1)", "score.argmax(0)"),
     },
+    "urpc": standin_urpc.files(
+        LOADER, WINDOW.replace("PROBABILITIES", "torch.softmax(net(window)[0], 1)")
+    ),
     "mc_net_acdc": {
         "train_mcnet_2d.py": MC_NET_ACDC,
         "networks/unet.py": UNET,

@@ -40,7 +40,19 @@ from segbench.verify import Description, authors, load_description  # noqa: E402
 from segbench.verify.authors import SyntheticLoader, names_in  # noqa: E402
 from segbench.verify.ours import Ours  # noqa: E402
 
-METHODS = ("supervised", "ua_mt", "sassnet", "dtc", "mc_net", "ss_net", "bcp", "versemi")
+METHODS = (
+    "supervised",
+    "mean_teacher",
+    "ua_mt",
+    "sassnet",
+    "dtc",
+    "urpc",
+    "mc_net",
+    "ss_net",
+    "bcp",
+    "cps",
+    "versemi",
+)
 
 
 def described(settings: dict[str, Any]) -> Description:

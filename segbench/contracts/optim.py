@@ -31,8 +31,10 @@ class Optim(BaseModel):
         default=(0.9, 0.999), description="decay rates of the moment estimates (Adam and AdamW)"
     )
     weight_decay: float = Field(default=1e-4, ge=0, description="weight decay of all parameters")
-    schedule: Literal["constant", "step", "poly"] = Field(
-        default="constant", description="learning-rate schedule"
+    schedule: Literal["constant", "step", "poly", "poly_late"] = Field(
+        default="constant",
+        description="learning-rate schedule; poly_late: poly one step later, as in code that sets "
+        "the rate after a step with the number of that step",
     )
     milestones: tuple[int, ...] = Field(
         default=(), description="steps that divide the learning rate by 10 (schedule step)"
@@ -44,13 +46,18 @@ class Optim(BaseModel):
         default=True,
         description="scale milestones to the length of the run; false: they are its step numbers",
     )
-    power: float = Field(default=0.9, gt=0, description="exponent (schedule poly)")
+    power: float = Field(default=0.9, gt=0, description="exponent (poly and poly_late)")
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
         if self.name == "nesterov" and self.momentum == 0:
             raise ValueError("Nesterov momentum needs a momentum above 0")
         return self
+
+    @property
+    def falls(self) -> bool:
+        """Whether the rate falls at every step."""
+        return self.schedule in ("poly", "poly_late")
 
     def drops(self, total: int) -> list[int]:
         """Return the steps (from 0) of a run of ``total`` steps that divide the rate by 10."""
@@ -67,8 +74,9 @@ class Optim(BaseModel):
         This is a pure function, so a resumed run needs no scheduler state.
         """
         if self.schedule == "step":
-            passed = [step >= drop for drop in self.drops(total)]
-            return self.lr * float(0.1 ** sum(passed))
-        if self.schedule == "poly":
-            return self.lr * float((1 - step / total) ** self.power)
+            drops = [step >= drop for drop in self.drops(total)]
+            return self.lr * float(0.1 ** sum(drops))
+        if self.falls:
+            passed = max(step - 1, 0) if self.schedule == "poly_late" else step
+            return self.lr * float((1 - passed / total) ** self.power)
         return self.lr

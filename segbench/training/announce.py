@@ -38,7 +38,7 @@ def _phases_text(stretch: Sequence[Stage]) -> str:
 
 def _rate_text(spec: Optim, first: Stage) -> str:
     """Return the rate of a stretch that begins with a stage, in steps of the whole run."""
-    if spec.schedule == "poly":
+    if spec.falls:
         return f"rate {spec.lr:g}, falling to {spec.lr_at(first.span, first.span):.2g}"
     drops = [first.origin + drop for drop in spec.drops(first.span) if drop < first.span]
     if not drops:

@@ -214,15 +214,17 @@ class Session:
         module = ModuleType("schedule")
         module.__dict__.update(names_in(frame))
         recorders = {}
-        for name in optimizers:
-            recorders[name] = RateRecorder(module.__dict__[name])
+        for name, value in module.__dict__.items():
+            # All of them: the statements must not change a rate of the script's own optimizers.
+            if isinstance(value, torch.optim.Optimizer):
+                recorders[name] = RateRecorder(value)
         module.__dict__.update(recorders)
         values: dict[str, list[float]] = {name: [] for name in wanted}
         for _ in range(self.lengths[self.part]):
             loader.exec_module(module)
             for name in wanted:
                 values[name].append(float(module.__dict__[name]))
-        rates = {f"{name}.lr": recorder.rates for name, recorder in recorders.items()}
+        rates = {f"{name}.lr": recorders[name].rates for name in optimizers}
         return {**values, **rates}
 
     def record_sampling(self, loader: SyntheticLoader) -> None:
@@ -276,13 +278,16 @@ class Session:
         module = __import__(window.module, fromlist=["*"])
         predict = getattr(module, window.function)
         network = copy.deepcopy(self.networks[window.network]).to(torch.float32).eval()
+        classes = self.description.classes
+        returns_scores = window.probabilities
         for number, (image, _) in enumerate(example_volumes(self.small)):
             with EqualDraws(wide=False), torch.no_grad():
-                labels, scores = predict(network, image, *strides, self.small, num_classes=2)
-            labels = np.ascontiguousarray(labels, dtype=np.uint8)
-            foreground = np.ascontiguousarray(scores[-1], dtype=np.float32)
+                found = predict(network, image, *strides, self.small, num_classes=classes)
+            labels = np.ascontiguousarray(found[0] if returns_scores else found, dtype=np.uint8)
             self.tensors[f"window/{number}/labels"] = torch.from_numpy(labels)
-            self.tensors[f"window/{number}/foreground"] = torch.from_numpy(foreground)
+            if returns_scores:
+                foreground = np.ascontiguousarray(found[1][-1], dtype=np.float32)
+                self.tensors[f"window/{number}/foreground"] = torch.from_numpy(foreground)
 
     # -- where the script is -------------------------------------------------------------------
 

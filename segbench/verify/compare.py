@@ -309,6 +309,7 @@ class Comparison:
             yield ComparedValue("window", "patch", inf, 0)
         method = self.ours.method.float().eval()
         patch = method.setting.patch
+        returns_scores = self.description.window.probabilities
         wrong = 0
         voxels = 0
         worst = 0.0
@@ -318,12 +319,14 @@ class Comparison:
             probabilities = predict_probabilities(method.predict, volume, patch, stride, batch=1)
             labels = labels_from(probabilities)
             others = self.theirs.tensors[f"window/{number}/labels"].numpy()
-            foreground = self.theirs.tensors[f"window/{number}/foreground"]
             wrong += int((labels != others).sum())
             voxels += labels.size
-            worst = max(worst, float((probabilities[1] - foreground).abs().max()))
+            if returns_scores:
+                foreground = self.theirs.tensors[f"window/{number}/foreground"]
+                worst = max(worst, float((probabilities[-1] - foreground).abs().max()))
         yield ComparedValue("window", f"labels that differ, of {voxels:,} voxels", wrong, 0)
-        yield ComparedValue("window", "probabilities, absolute", worst, WINDOW_LIMIT)
+        if returns_scores:
+            yield ComparedValue("window", "probabilities, absolute", worst, WINDOW_LIMIT)
 
 
 def largest(mine: Sequence[float], others: Sequence[float]) -> float:

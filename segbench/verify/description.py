@@ -47,6 +47,9 @@ class Window(Strict):
     script: str = Field(description="file that calls it, for strides and patch")
     module: str = Field(description="module with the function")
     function: str = Field(description="predicts one volume: labels and probabilities")
+    probabilities: bool = Field(
+        True, description="whether the function returns probabilities beside the labels"
+    )
     network: str = Field("model", description="the script's network that predicts")
 
 

@@ -88,11 +88,18 @@ def poly(rate, steps, length):
     return [rate * (1 - step / length) ** 0.9 for step in range(steps)]
 
 
+def late(rate, steps):
+    """Return the rates of code that sets the rate after each step with the number of that step."""
+    rates = [rate]
+    for step in range(steps - 1):
+        rates.append(rate * (1 - step / steps) ** 0.9)
+    return rates
+
+
 # MCF divides by 10 after the steps 2500 and 5000 counted from 0, that is one step later.
 MCF = [0.01, *stepped(5999)]
-# AD-MT sets the rate after each step with the number of that step, one step late. The first rate is
-# used twice there and the last one never; otherwise the sequence is this one.
-ADMT = poly(0.01, 15000, 15000)
+# AD-MT, UniMatch, CrossMatch (2-D) and URPC set the rate after each step with its number.
+ADMT = late(0.01, 15000)
 
 EXPECTED = {
     ("supervised", "la"): (stepped(6000), [(4, 0)] * 6000),
@@ -105,13 +112,13 @@ EXPECTED = {
     ("bcp", "acdc_bcp"): ([0.01] * 40000, [(12, 0)] * 10000 + [(12, 12)] * 30000),
     ("mc_net", "acdc_mcnet"): ([0.01] * 30000, [(12, 12)] * 30000),
     ("ss_net", "acdc_ssnet"): ([0.01] * 30000, [(12, 12)] * 30000),
-    # As for ADMT, one step late there.
-    ("ad_mt", "acdc_admt"): (poly(0.01, 30000, 30000), [(12, 12)] * 30000),
-    ("unimatch", "acdc_unimatch"): (poly(0.01, 29400, 29400), [(12, 12)] * 29400),
-    ("crossmatch", "acdc_crossmatch"): (poly(0.01, 29400, 29400), [(12, 12)] * 29400),
+    ("ad_mt", "acdc_admt"): (late(0.01, 30000), [(12, 12)] * 30000),
+    ("unimatch", "acdc_unimatch"): (late(0.01, 29400), [(12, 12)] * 29400),
+    ("crossmatch", "acdc_crossmatch"): (late(0.01, 29400), [(12, 12)] * 29400),
     ("sdcl", "acdc_sdcl"): ([1e-3] * 56500, [(24, 0)] * 11300 + [(24, 24)] * 45200),
-    # As for ADMT, one step late there.
-    ("urpc", "brats2019_urpc"): (poly(0.1, 30000, 30000), [(2, 2)] * 30000),
+    ("urpc", "brats2019_urpc"): (late(0.1, 30000), [(2, 2)] * 30000),
+    ("mean_teacher", "brats2019_meanteacher"): (late(0.1, 30000), [(2, 2)] * 30000),
+    ("cps", "brats2019_cps"): (poly(0.1, 30000, 30000), [(2, 2)] * 30000),
     ("mcf", "la_mcf"): (MCF, [(2, 2)] * 6000),
     ("ad_mt", "la_admt"): (ADMT, [(2, 2)] * 15000),
     ("sdcl", "la_sdcl"): ([1e-3] * 14200, [(4, 0)] * 3200 + [(4, 4)] * 11000),
@@ -222,9 +229,18 @@ FIRST_OF_RAMP = {
     ("mc_net", "acdc_mcnet"): 1,
     ("ss_net", "acdc_ssnet"): 0,
     ("urpc", "brats2019_urpc"): 0,
+    ("mean_teacher", "brats2019_meanteacher"): 0,
+    ("cps", "brats2019_cps"): 0,
 }
 # Stairs of the ramp, where they are not 40 (--consistency_rampup).
-STAIRS = {"acdc_admt": 50, "acdc_mcnet": 200, "acdc_ssnet": 200, "brats2019_urpc": 400}
+STAIRS = {
+    "acdc_admt": 50,
+    "acdc_mcnet": 200,
+    "acdc_ssnet": 200,
+    "brats2019_urpc": 400,
+    "brats2019_meanteacher": 200,
+    "brats2019_cps": 200,
+}
 
 
 @pytest.mark.parametrize(("name", "protocol"), list(EXPECTED))
@@ -378,8 +394,8 @@ def test_as_published_names_the_recipes_of_a_method():
     assert error.value.details["found"] == f"recipes of versemi: versemi_published for {four}"
     assert error.value.details["fix"] == f"segbench run versemi --as-published {four}"
     with pytest.raises(UsageError) as error:
-        ScienceOptions(as_published="la").for_method("cps")
-    assert error.value.details["fix"].startswith("segbench run cps --dataset la,")
+        ScienceOptions(as_published="la").for_method("fixmatch")
+    assert error.value.details["fix"].startswith("segbench run fixmatch --dataset la,")
 
 
 def test_a_recipe_is_part_of_the_identity():

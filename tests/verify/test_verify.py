@@ -82,6 +82,30 @@ def test_a_changed_script_for_slices_is_found(tmp_path, narrow, change, checks):
     assert checks <= {row.check for row in found.failed}
 
 
+def test_a_script_with_another_network_and_window(tmp_path, narrow):
+    folder = standins.write(tmp_path, "urpc", {})
+    found = verify_method("urpc", folder)
+    assert failed(found) == []
+    assert {row.check for row in found.rows} == set(CHECKS)
+    windows = [row.what for row in found.rows if row.check == "window"]
+    assert [what.split(" ")[0] for what in windows] == ["strides", "labels"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("torch.exp(-variance)", "torch.exp(-2 * variance)"), "network, consistency"),
+        (("1.0 - iter_num / max", "1.0 - (iter_num + 1) / max"), "rate of network"),
+        (("net(window)[0], 1", "net(window)[1], 1"), "labels that differ"),
+    ],
+)
+def test_a_change_in_it_is_found(tmp_path, narrow, change, expected):
+    folder = standins.write(tmp_path, "urpc", {"change": change})
+    found = verify_method("urpc", folder)
+    assert any(row.what.startswith(expected) for row in found.failed)
+
+
 def test_what_three_steps_do_not_show_is_found_too(tmp_path, narrow, capsys):
     changes = {
         "ramp": ("get_weight(iter_num // 150)", "get_weight(iter_num // 100)"),
@@ -132,9 +156,9 @@ def test_a_missing_repository_and_an_undescribed_method_are_refused(tmp_path):
     with pytest.raises(UsageError, match="another layout") as error:
         verify_method("ua_mt", tmp_path)
     assert "git clone https://github.com/yulequan/UA-MT" in error.value.details["fix"]
-    with pytest.raises(UsageError, match="no official repository is described for 'cps'") as error:
-        verify_method("cps", tmp_path)
-    assert "benchmarks/official/cps.yaml" in error.value.details["fix"]
+    with pytest.raises(UsageError, match="is described for 'fixmatch'") as error:
+        verify_method("fixmatch", tmp_path)
+    assert "benchmarks/official/fixmatch.yaml" in error.value.details["fix"]
     with pytest.raises(UsageError, match="described for 'ua_mt' on 'acdc'") as error:
         verify_method("ua_mt", tmp_path, dataset="acdc")
     assert "mc_net_acdc" in error.value.details["expected"]
