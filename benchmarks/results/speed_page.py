@@ -35,6 +35,7 @@ TITLES = {
     "speed-loader": "Loading training patches",
     "speed-startup": "Start of the program and of a run",
     "speed-official": "A training step of the authors' code and of ours",
+    "speed-official-ssl4mis": "A training step of SSL4MIS and of ours",
     "speed-official-versemi": "A training step of VerSemi's code and of ours, 48 voxels",
     "speed-official-versemi-64": "A training step of VerSemi's code and of ours, 64 voxels",
     "speed-half": "Predictions in bfloat16 with trained weights",
