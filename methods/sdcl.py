@@ -44,10 +44,11 @@ maximize the entropy of  mean over the classes of -log p    the same
 -                        Adam 1e-3, constant rate, state    the protocol's optimizer, a new one for
                            kept between the phases            each phase; keep_optimizer=true: the
                            (:214-215, :318-319)               same
--                        2-D: 1,100 and 4,400 steps with 7  protocol acdc_sdcl, with code=2d, the
-                           patients, 24 labeled and 24        Dice loss of BCP's 2-D code
+-                        2-D: 11,300 and 45,200 steps with  protocol acdc_sdcl, with code=2d, the
+                           7 patients, 24 labeled and 24      Dice loss of BCP's 2-D code
                            unlabeled slices (ACDC_train.py:
-                           338-340, :436-439)
+                           314, :343, :476; dataloaders/
+                           dataset.py:85)
 -                        instance normalization, dropout    the protocol's backbone
                            (:64-82)
 -                        the best of each network, and of   the mean of both with the last weights
