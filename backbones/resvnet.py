@@ -13,6 +13,7 @@ applied before the heads only. All convolutions are initialized with Kaiming-nor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -191,3 +192,45 @@ class ResVNet(EncoderDecoder):
     @classmethod
     def multiple(cls, params: Any, dims: int) -> tuple[int, ...]:
         return bottleneck_stride(params, dims)
+
+
+# -- published weights -------------------------------------------------------------------------
+
+UP = ("five", "six", "seven", "eight")  # the decoder's stages, coarse to fine
+CONV = ("six", "seven", "eight", "nine")
+LAYERS = ("conv", "bn")
+
+
+def published_name(key: str) -> str:
+    """Return the name in MCF of a key of the state dict of a network with one decoder."""
+    part, number, *rest = key.split(".")
+    if part == "heads":
+        return ".".join(["out_conv", *rest])
+    if part == "decoders":
+        stage, kind, *rest = rest
+        block = f"{UP[int(stage)]}_up" if kind == "up" else CONV[int(stage)]
+        return ".".join([f"block_{block}.conv", *rest])
+    if number == "0":
+        layer, *rest = rest
+        return ".".join([f"resnet_encoder.{LAYERS[int(layer)]}1", *rest])
+    block, place, layer, *rest = rest
+    if place == "shortcut":
+        name = f"downsample.{layer}"
+    else:
+        name = f"{LAYERS[int(layer)]}{1 if place == 'first' else 2}"
+    return ".".join([f"resnet_encoder.layer{number}", block, name, *rest])
+
+
+def load_published(net: ResVNet, state: Mapping[str, Tensor]) -> None:
+    """Load published weights into a network with one decoder.
+
+    Raises:
+        RuntimeError: tensors are missing, differ in shape, or have no place here.
+    """
+    left = dict(state)
+    own = {}
+    for key in net.state_dict():
+        name = published_name(key)
+        if name in left:
+            own[key] = left.pop(name)
+    net.load_state_dict({**own, **left})

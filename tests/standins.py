@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import standin_mcf
 import standin_urpc
 
 VNET = """
@@ -685,6 +686,14 @@ REPOSITORIES = {
         "dataloaders/dataset.py": LOADER,
         "utils/test_3d_patch.py": window("torch.softmax(net(window)[0], 1)", "score.argmax(0)"),
     },
+    "mcf": standin_mcf.files(
+        HEADER,
+        window(
+            "(torch.softmax(net(window), 1) + torch.softmax(other(window), 1)).div(2)",
+            "score.argmax(0)",
+        ),
+        TESTING,
+    ),
     "urpc": standin_urpc.files(
         LOADER, WINDOW.replace("PROBABILITIES", "torch.softmax(net(window)[0], 1)")
     ),

@@ -130,7 +130,7 @@ class Session:
             self.keep_weights("last")
 
     def role(self, loader: SyntheticLoader, frame: FrameType) -> str:
-        """Return what a loader of the script yields: both, labeled or unlabeled."""
+        """Return what a loader of the script yields, see ``Description.loaders``."""
         names = names_in(frame)
         loaders = self.description.loaders.items()
         return next(role for name, role in loaders if names.get(name) is loader)
@@ -150,7 +150,8 @@ class Session:
         if role == "unlabeled":
             return batch.u, hidden, tasks[count:]
         images = torch.cat([batch.x, batch.u])
-        return {"image": images, "label": torch.cat([batch.y, hidden])}
+        items = {"image": images, "label": torch.cat([batch.y, hidden])}
+        return [items, items] if role == "both twice" else items
 
     # -- what is recorded ----------------------------------------------------------------------
 
@@ -179,9 +180,10 @@ class Session:
         torch.autograd.backward(loss)
         part = self.description.parts[self.part]
         for player, description in part.players.items():
-            if names.get(description.total) is not loss:
+            last = description.total.split(" + ")[-1]
+            if names.get(last) is not loss:
                 continue
-            terms = {"total": loss.item()}
+            terms = {"total": value_of(description.total, names).item()}
             for name, expression in description.terms.items():
                 value = torch.as_tensor(value_of(expression, names))
                 terms[name] = value.item()
@@ -277,12 +279,15 @@ class Session:
         self.facts["strides"] = strides
         module = __import__(window.module, fromlist=["*"])
         predict = getattr(module, window.function)
-        network = copy.deepcopy(self.networks[window.network]).to(torch.float32).eval()
+        networks = []
+        for name in window.networks:
+            network = copy.deepcopy(self.networks[name])
+            networks.append(network.to(torch.float32).eval())
         classes = self.description.classes
         returns_scores = window.probabilities
         for number, (image, _) in enumerate(example_volumes(self.small)):
             with EqualDraws(wide=False), torch.no_grad():
-                found = predict(network, image, *strides, self.small, num_classes=classes)
+                found = predict(*networks, image, *strides, self.small, num_classes=classes)
             labels = np.ascontiguousarray(found[0] if returns_scores else found, dtype=np.uint8)
             self.tensors[f"window/{number}/labels"] = torch.from_numpy(labels)
             if returns_scores:

@@ -215,7 +215,8 @@ class Comparison:
         theirs = self.theirs.facts["terms"][stage.index].get(player, [])
         ours = record.terms.get(player, [])
         for name in theirs[0] if theirs else ["total"]:
-            mine = [terms.get(name, inf) for terms in ours]
+            parts = name.split(" + ")
+            mine = [sum(terms.get(part, inf) for part in parts) for terms in ours]
             others = [terms[name] for terms in theirs]
             yield ComparedValue("terms", f"{player}, {name}", largest(mine, others), self.limit)
 

@@ -21,9 +21,12 @@ class Player(Strict):
     """How the script updates one group of weights."""
 
     optimizer: str = Field(description="variable of the optimizer")
-    total: str = Field(description="variable on which the script calls backward")
+    total: str = Field(
+        description="variable on which the script calls backward, or a sum of variables on each of "
+        "which it does, one after the other"
+    )
     terms: dict[str, str] = Field(
-        description="our loss terms, as sums and products of the script's variables"
+        description="our loss terms or sums of them, as sums and products of the script's variables"
     )
 
 
@@ -50,7 +53,9 @@ class Window(Strict):
     probabilities: bool = Field(
         True, description="whether the function returns probabilities beside the labels"
     )
-    network: str = Field("model", description="the script's network that predicts")
+    networks: tuple[str, ...] = Field(
+        ("model",), description="the script's networks that predict, in the order of the function"
+    )
 
 
 class Description(Strict):
@@ -72,7 +77,8 @@ class Description(Strict):
         description="by module, the data sets that are replaced by synthetic ones"
     )
     loaders: dict[str, str] = Field(
-        description="the script's loaders and what they yield: both, labeled or unlabeled items"
+        description="the script's loaders and what they yield: both kinds of items, labeled or "
+        "unlabeled ones, or both kinds twice"
     )
     parts: tuple[Part, ...] = Field(description="training loops in their order")
     afterwards: tuple[str, ...] = Field(

@@ -91,18 +91,30 @@ def test_a_script_with_another_network_and_window(tmp_path, narrow):
     assert [what.split(" ")[0] for what in windows] == ["strides", "labels"]
 
 
+def test_a_script_with_two_losses_and_two_networks(tmp_path, narrow):
+    folder = standins.write(tmp_path, "mcf", {})
+    found = verify_method("mcf", folder)
+    assert failed(found) == []
+    terms = [row.what for row in found.rows if row.check == "terms"]
+    assert terms[:2] == ["network, total", "network, supervised_1 + review_1 + pseudo_1"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("method", "change", "expected"),
     [
-        (("torch.exp(-variance)", "torch.exp(-2 * variance)"), "network, consistency"),
-        (("1.0 - iter_num / max", "1.0 - (iter_num + 1) / max"), "rate of network"),
-        (("net(window)[0], 1", "net(window)[1], 1"), "labels that differ"),
+        ("urpc", ("torch.exp(-variance)", "torch.exp(-2 * variance)"), "network, consistency"),
+        ("urpc", ("1.0 - iter_num / max", "1.0 - (iter_num + 1) / max"), "rate of network"),
+        ("urpc", ("net(window)[0], 1", "net(window)[1], 1"), "labels that differ"),
+        ("mcf", ("better[2:].detach() ** 10", "better[2:].detach() ** 9"), "network, total"),
+        ("mcf", ("r_dice + 0.5 * r_mse", "r_dice + 0.4 * r_mse"), "network, supervised_2 + "),
+        ("mcf", ("iter_num % 2500 == 0 and iter_num != 0", "iter_num % 2400 == 1"), "rate of"),
+        ("mcf", ("torch.softmax(other(window), 1)", "torch.sigmoid(other(window))"), "labels that"),
     ],
 )
-def test_a_change_in_it_is_found(tmp_path, narrow, change, expected):
-    folder = standins.write(tmp_path, "urpc", {"change": change})
-    found = verify_method("urpc", folder)
+def test_a_change_in_them_is_found(tmp_path, narrow, method, change, expected):
+    folder = standins.write(tmp_path, method, {"change": change})
+    found = verify_method(method, folder)
     assert any(row.what.startswith(expected) for row in found.failed)
 
 
