@@ -161,7 +161,7 @@ def published_name(key: str, net: UNet3D) -> str:
     Its class is ``unet_3D_dv_semi`` with side outputs and ``unet_3D`` without.
     """
     part, number, *rest = key.split(".")
-    levels = len(net.encoder)
+    levels = len(net.channels)
     if part == "heads":
         scale = int(number) + 1
         first = "dsv1" if net.side_outputs else "final"
