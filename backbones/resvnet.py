@@ -13,6 +13,7 @@ applied before the heads only. All convolutions are initialized with Kaiming-nor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -199,6 +200,7 @@ class ResVNet(EncoderDecoder):
 UP = ("five", "six", "seven", "eight")  # the decoder's stages, coarse to fine
 CONV = ("six", "seven", "eight", "nine")
 LAYERS = ("conv", "bn")
+UNUSED = r"block_((one|two|three|four)(_dw)?|five)\."  # in the names of SDCL's class
 
 
 def published_name(key: str) -> str:
@@ -222,12 +224,20 @@ def published_name(key: str) -> str:
 
 
 def load_published(net: ResVNet, state: Mapping[str, Tensor]) -> None:
-    """Load published weights into a network with one decoder.
+    """Load published weights, named as in MCF or in SDCL, into a network with one decoder.
+
+    The encoder of V-Net, which SDCL's class contains and does not use, is left out.
 
     Raises:
         RuntimeError: tensors are missing, differ in shape, or have no place here.
     """
-    left = dict(state)
+    left = {}
+    for key, value in state.items():
+        if re.match(UNUSED, key):
+            continue
+        key = key.replace("resencoder.", "resnet_encoder.")
+        key = key.replace("branchs.0.0.", "block_nine.")
+        left[re.sub(r"^branchs\.0\.[12]\.", "out_conv.", key)] = value
     own = {}
     for key in net.state_dict():
         name = published_name(key)

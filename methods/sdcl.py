@@ -51,6 +51,9 @@ maximize the entropy of  mean over the classes of -log p    the same
                            dataset.py:85)
 -                        instance normalization, dropout    the protocol's backbone
                            (:64-82)
+-                        second student starts from         from Kaiming-normal values, as in MCF
+                           torch's usual values (networks/
+                           resnet3d.py:156-161)
 -                        the best of each network, and of   the mean of both with the last weights
                            their mean, on the test cases
                            (:412-455)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import standin_mcf
+import standin_sdcl
 import standin_urpc
 
 VNET = """
@@ -667,6 +668,9 @@ def window(probabilities: str, labels: str) -> str:
     return WINDOW.replace("PROBABILITIES", probabilities).replace("LABELS", labels)
 
 
+MEAN_OF_TWO = window(
+    "(torch.softmax(net(window), 1) + torch.softmax(other(window), 1)).div(2)", "score.argmax(0)"
+)
 COMMON = {
     "networks/vnet.py": VNET,
     "dataloaders/la_heart.py": LOADER,
@@ -686,14 +690,8 @@ REPOSITORIES = {
         "dataloaders/dataset.py": LOADER,
         "utils/test_3d_patch.py": window("torch.softmax(net(window)[0], 1)", "score.argmax(0)"),
     },
-    "mcf": standin_mcf.files(
-        HEADER,
-        window(
-            "(torch.softmax(net(window), 1) + torch.softmax(other(window), 1)).div(2)",
-            "score.argmax(0)",
-        ),
-        TESTING,
-    ),
+    "mcf": standin_mcf.files(HEADER, MEAN_OF_TWO, TESTING),
+    "sdcl": standin_sdcl.files(VNET, standin_mcf.RESNET, LOADER, MEAN_OF_TWO, TESTING),
     "urpc": standin_urpc.files(
         LOADER, WINDOW.replace("PROBABILITIES", "torch.softmax(net(window)[0], 1)")
     ),

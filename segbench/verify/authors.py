@@ -85,11 +85,14 @@ class Session:
         self.folder = self.root / self.description.folder
         self.script = self.folder / self.description.script
         self.repository = Repository(self.root, self.description.patch, self.small)
-        self.draws = WatchedDraws(wide=job["wide"], axes=len(self.small))
+        dropout = self.description.dropout
+        self.draws = WatchedDraws(job["wide"], len(self.small), dropout)
         self.tensors: dict[str, Tensor] = {}
         self.facts: dict[str, Any] = {"terms": [], "schedule": [], "steps": []}
         self.part = -1
         self.networks: dict[str, nn.Module] = {}
+        self.optimizers: list[torch.optim.Optimizer] = []
+        self.files: list[str] = []  # of weights that the script asked for
 
     # -- what the script is given --------------------------------------------------------------
 
@@ -110,15 +113,27 @@ class Session:
             found = __import__(module, fromlist=["*"])
             replace(found, **dict.fromkeys(classes, SyntheticSet))
 
-    def pretrained(self, *values: Any, **options: Any) -> dict[str, Any]:
-        """Return the weights that the training loop before this one ended with."""
-        network = next(iter(self.networks.values()))
-        return {"net": copy.deepcopy(network.state_dict())}
+    def pretrained(self, file: Any, *values: Any, **options: Any) -> dict[str, Any]:
+        """Return the weights that the training loop before this one ended with.
+
+        The first file that the script asks for holds the first network of the description, the
+        next one the second network, each with the state of its optimizer.
+        """
+        if str(file) not in self.files:
+            self.files.append(str(file))
+        place = self.files.index(str(file))
+        network = list(self.networks.values())[place]
+        state = {"net": copy.deepcopy(network.state_dict())}
+        weights = {id(weight) for weight in network.parameters()}
+        for optimizer in self.optimizers:
+            if id(optimizer.param_groups[0]["params"][0]) in weights:
+                state["opt"] = copy.deepcopy(optimizer.state_dict())
+        return state
 
     def batches(self, loader: SyntheticLoader, frame: FrameType) -> Iterator[Any]:
         """Yield the batches of one training loop."""
         role = self.role(loader, frame)
-        leads = role != "unlabeled"  # of two loaders, the one that is asked first
+        leads = role == next(iter(self.description.loaders.values()))
         if leads:
             self.start_part(loader, frame)
         first = self.part * self.steps
@@ -143,11 +158,16 @@ class Session:
         )
         if not self.draws.wide:
             batch = type(batch)(batch.x.float(), batch.y, batch.u.float(), batch.source)
+        kind, _, half = role.partition(" ")
         tasks = 1 + batch.source
         count = len(batch.x)
-        if role == "labeled":
+        if half.isdigit():
+            images, labels = (batch.x, batch.y) if kind == "labeled" else (batch.u, hidden)
+            part = int(half) - 1
+            return images.chunk(2)[part], labels.chunk(2)[part]
+        if kind == "labeled":
             return batch.x, batch.y, tasks[:count]
-        if role == "unlabeled":
+        if kind == "unlabeled":
             return batch.u, hidden, tasks[count:]
         images = torch.cat([batch.x, batch.u])
         items = {"image": images, "label": torch.cat([batch.y, hidden])}
@@ -165,6 +185,9 @@ class Session:
         names = names_in(frame)
         part = self.description.parts[self.part]
         self.networks = {name: names[name] for name in part.networks}
+        self.optimizers = [
+            value for value in names.values() if isinstance(value, torch.optim.Optimizer)
+        ]
         if self.part == 0:
             for number, network in enumerate(self.networks.values()):
                 jitter(network, seed=number)

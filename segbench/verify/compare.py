@@ -186,7 +186,9 @@ class Comparison:
             self.ours.method.double()
         parts = self.description.parts
         self._load(self.ours.method, parts[0], self.theirs.states("0/first"))
-        records = self.ours.run(STEPS, EqualDraws(self.wide, len(self.ours.method.setting.patch)))
+        axes = len(self.ours.method.setting.patch)
+        draws = EqualDraws(self.wide, axes, self.description.dropout)
+        records = self.ours.run(STEPS, draws)
         for stage, part, record in zip(self.ours.plan, parts, records, strict=True):
             prefix = f"{stage.phase.name}: " if len(parts) > 1 else ""
             for row in self._part_rows(stage, part, record):

@@ -77,8 +77,14 @@ class Description(Strict):
         description="by module, the data sets that are replaced by synthetic ones"
     )
     loaders: dict[str, str] = Field(
-        description="the script's loaders and what they yield: both kinds of items, labeled or "
-        "unlabeled ones, or both kinds twice"
+        description="the script's loaders, in the order in which it asks them, and what they "
+        "yield: both kinds of items, both kinds twice, labeled or unlabeled items, or the first or "
+        "second half of these (labeled 1)"
+    )
+    dropout: bool = Field(
+        True,
+        description="whether both sides draw the same dropout; false: nothing is dropped on either "
+        "side, because ours passes groups of images through a network at once",
     )
     parts: tuple[Part, ...] = Field(description="training loops in their order")
     afterwards: tuple[str, ...] = Field(

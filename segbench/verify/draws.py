@@ -23,9 +23,10 @@ class EqualDraws(TorchFunctionMode):
     ``wide``, what asks for float32 gets float64. Tensors stay in main memory.
     """
 
-    def __init__(self, wide: bool, axes: int = 3) -> None:
+    def __init__(self, wide: bool, axes: int = 3, dropout: bool = True) -> None:
         super().__init__()
         self.wide = wide
+        self.dropout = dropout  # whether anything is dropped
         self.axes = axes  # of the images
         self.step = 0
         self.counts: Counter[str] = Counter()
@@ -70,13 +71,14 @@ class EqualDraws(TorchFunctionMode):
 
     def _dropped(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         """Return the input times a mask that does not depend on its layout in memory."""
-        image, *options = args
+        image: Tensor = args[0]
+        if not self.dropout:
+            return image
         ones = torch.ones(image.shape, dtype=image.dtype)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed("dropout"))
-            mask = func(ones, *options, **kwargs)
-        dropped: Tensor = image * mask
-        return dropped
+            mask: Tensor = func(ones, *args[1:], **kwargs)
+        return image * mask
 
     def integer(self, low: int, high: int | None = None) -> int:
         """Return a number from {low, ..., high - 1}, or {0, ..., low - 1}, as numpy's randint."""

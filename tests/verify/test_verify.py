@@ -99,6 +99,20 @@ def test_a_script_with_two_losses_and_two_networks(tmp_path, narrow):
     assert terms[:2] == ["network, total", "network, supervised_1 + review_1 + pseudo_1"]
 
 
+def test_a_script_whose_second_loop_continues_the_first(tmp_path, narrow):
+    """It has loaders of half batches, and goes on with both networks and both optimizers."""
+    folder = standins.write(tmp_path, "sdcl", {})
+    found = verify_method("sdcl", folder)
+    assert failed(found) == []
+    assert {row.check for row in found.rows} == {
+        "terms",
+        "gradients",
+        "weights",
+        "schedule",
+        "window",
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "change", "expected"),
@@ -106,6 +120,8 @@ def test_a_script_with_two_losses_and_two_networks(tmp_path, narrow):
         ("urpc", ("torch.exp(-variance)", "torch.exp(-2 * variance)"), "network, consistency"),
         ("urpc", ("1.0 - iter_num / max", "1.0 - (iter_num + 1) / max"), "rate of network"),
         ("urpc", ("net(window)[0], 1", "net(window)[1], 1"), "labels that differ"),
+        ("sdcl", ("(1, 0.5), different_u", "(1, 0.4), different_u"), "self_train: network, review"),
+        ("sdcl", ('load(model2, optimizer2, "best_model_resnet.pth")', "pass"), "self_train: "),
         ("mcf", ("better[2:].detach() ** 10", "better[2:].detach() ** 9"), "network, total"),
         ("mcf", ("r_dice + 0.5 * r_mse", "r_dice + 0.4 * r_mse"), "network, supervised_2 + "),
         ("mcf", ("iter_num % 2500 == 0 and iter_num != 0", "iter_num % 2400 == 1"), "rate of"),
