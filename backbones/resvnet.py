@@ -35,6 +35,7 @@ from segbench.nn.blocks import (
     pooling_of,
     strides_of,
 )
+from segbench.nn.published import load_named
 
 BLOCKS = (3, 4, 6, 3)  # residual blocks of the levels below full resolution, as in ResNet-34
 CONVS = (1, 2, 3, 3)  # convolutions of the decoder's stages, fine to coarse, as in V-Net
@@ -231,16 +232,11 @@ def load_published(net: ResVNet, state: Mapping[str, Tensor]) -> None:
     Raises:
         RuntimeError: tensors are missing, differ in shape, or have no place here.
     """
-    left = {}
+    named = {}
     for key, value in state.items():
         if re.match(UNUSED, key):
             continue
         key = key.replace("resencoder.", "resnet_encoder.")
         key = key.replace("branchs.0.0.", "block_nine.")
-        left[re.sub(r"^branchs\.0\.[12]\.", "out_conv.", key)] = value
-    own = {}
-    for key in net.state_dict():
-        name = published_name(key)
-        if name in left:
-            own[key] = left.pop(name)
-    net.load_state_dict({**own, **left})
+        named[re.sub(r"^branchs\.0\.[12]\.", "out_conv.", key)] = value
+    load_named(net, named, published_name)

@@ -33,6 +33,7 @@ from segbench.nn.blocks import (
     pooling_of,
     strides_of,
 )
+from segbench.nn.published import load_named
 
 
 class UNetEncoder(nn.ModuleList):
@@ -182,10 +183,4 @@ def load_published(net: UNet3D, state: Mapping[str, Tensor]) -> None:
     Raises:
         RuntimeError: tensors are missing, differ in shape, or have no place here.
     """
-    left = dict(state)
-    own = {}
-    for key in net.state_dict():
-        name = published_name(key, net)
-        if name in left:
-            own[key] = left.pop(name)
-    net.load_state_dict({**own, **left})
+    load_named(net, state, lambda key: published_name(key, net))

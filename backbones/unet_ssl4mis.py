@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from segbench import BackboneParams, Field, backbone
 from segbench.nn.blocks import Encoder, EncoderDecoder, Enlarge, Layers, halve
+from segbench.nn.published import load_named
 
 # Factors of ``dropout`` by encoder level, fine to coarse; 0.5 gives the rates of SSL4MIS.
 SHARES = (0.1, 0.2, 0.4, 0.6, 1.0)
@@ -176,10 +177,4 @@ def load_published(net: UNetSSL4MIS, state: Mapping[str, Tensor]) -> None:
     Raises:
         RuntimeError: tensors are missing, differ in shape, or have no place here.
     """
-    left = dict(state)
-    own = {}
-    for key in net.state_dict():
-        name = published_name(key, len(net.decoders))
-        if name in left:
-            own[key] = left.pop(name)
-    net.load_state_dict({**own, **left})
+    load_named(net, state, lambda key: published_name(key, len(net.decoders)))

@@ -165,10 +165,12 @@ def files(vnet: str, resnet: str, loader: str, window: str, testing: str) -> dic
         window: text of the sliding window, for the mean of two networks.
         testing: text of the script that calls it.
     """
+    vnet = vnet.replace("BatchNorm3d", "InstanceNorm3d").replace("n_filters=2", "n_filters=4")
+    resnet = resnet.replace("BatchNorm3d", "InstanceNorm3d").replace("width=2", "width=4")
     return {
         "LA_train.py": SCRIPT,
-        "networks/vnet.py": vnet.replace("BatchNorm3d", "InstanceNorm3d"),
-        "networks/ResNet34.py": resnet.replace("BatchNorm3d", "InstanceNorm3d"),
+        "networks/vnet.py": vnet,
+        "networks/ResNet34.py": resnet,
         "dataloaders/LADataset.py": loader,
         "utils/test_3d_patch.py": window.replace(*WINDOW_NAME),
         "test_LA.py": testing,

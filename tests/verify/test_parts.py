@@ -79,6 +79,13 @@ def test_eval_mode_makes_no_draw():
         assert not draws.counts
 
 
+def test_nothing_is_dropped_where_a_description_says_so():
+    image = torch.ones(1, 8, 2, 2, 2)
+    with EqualDraws(wide=False, dropout=False) as draws:
+        assert torch.equal(F.dropout3d(image, 0.5, training=True), image)
+        assert not draws.counts
+
+
 def test_boxes_are_equal_whether_drawn_by_box_or_by_axis():
     with EqualDraws(wide=False) as draws:
         draws.begin(1)

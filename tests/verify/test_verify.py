@@ -14,6 +14,8 @@ from segbench.config import load_protocol
 from segbench.errors import PluginError, UsageError
 from segbench.verify import load_description, ours, verify_method
 
+# Narrower networks with instance normalization amplify rounding errors to the limit.
+WIDTHS = {"sdcl": 4}
 CHECKS = ["terms", "gradients", "weights", "schedule", "sampling", "window"]
 
 
@@ -24,7 +26,7 @@ def narrow(monkeypatch):
 
     def narrowed(name, description):
         experiment = usual(name, description)
-        params = {**experiment.backbone_params, "width": 2}
+        params = {**experiment.backbone_params, "width": WIDTHS.get(name, 2)}
         return experiment.model_copy(update={"backbone_params": params})
 
     monkeypatch.setattr(ours, "published_experiment", narrowed)
@@ -99,6 +101,7 @@ def test_a_script_with_two_losses_and_two_networks(tmp_path, narrow):
     assert terms[:2] == ["network, total", "network, supervised_1 + review_1 + pseudo_1"]
 
 
+@pytest.mark.slow
 def test_a_script_whose_second_loop_continues_the_first(tmp_path, narrow):
     """It has loaders of half batches, and goes on with both networks and both optimizers."""
     folder = standins.write(tmp_path, "sdcl", {})
