@@ -88,8 +88,8 @@ def about_ssl4mis(rows: list[Row]) -> str:
     return (
         f"The 3-D U-Net of SSL4MIS has instance normalization. In float32, our steps are "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f} times as fast: most of the time goes into "
-        "convolutions, which both sides compute with the same kernels. The script of CPS is that "
-        "of SSL4MIS; the code of its authors is about natural images."
+        "convolutions, which both sides compute with the same kernels. CPS is compared with the "
+        "script of SSL4MIS, because its authors' code is for natural images."
     )
 
 

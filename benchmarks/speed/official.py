@@ -51,6 +51,8 @@ METHODS = (
     "ss_net",
     "bcp",
     "cps",
+    "mcf",
+    "sdcl",
     "versemi",
 )
 
@@ -99,12 +101,9 @@ class TimedSession(authors.Session):
     def batches(self, loader: SyntheticLoader, frame: FrameType) -> Iterator[Any]:
         """Yield one batch in the first loops, and one per line of standard input in the last."""
         role = self.role(loader, frame)
-        leads = role != "unlabeled"
+        leads = self.leads(role)
         if leads:
-            self.part += 1
-            names = names_in(frame)
-            part = self.description.parts[self.part]
-            self.networks = {name: names[name] for name in part.networks}
+            self.enter_part(names_in(frame))
         items = self.items(0, role)
         if self.part + 1 < len(self.description.parts):
             yield items

@@ -133,7 +133,7 @@ class Session:
     def batches(self, loader: SyntheticLoader, frame: FrameType) -> Iterator[Any]:
         """Yield the batches of one training loop."""
         role = self.role(loader, frame)
-        leads = role == next(iter(self.description.loaders.values()))
+        leads = self.leads(role)
         if leads:
             self.start_part(loader, frame)
         first = self.part * self.steps
@@ -149,6 +149,10 @@ class Session:
         names = names_in(frame)
         loaders = self.description.loaders.items()
         return next(role for name, role in loaders if names.get(name) is loader)
+
+    def leads(self, role: str) -> bool:
+        """Return whether the script asks the loader with this role first."""
+        return role == next(iter(self.description.loaders.values()))
 
     def items(self, step: int, role: str) -> Any:
         """Return a batch as the script expects it."""
@@ -177,17 +181,10 @@ class Session:
 
     def start_part(self, loader: SyntheticLoader, frame: FrameType) -> None:
         """Begin a training loop: record its first weights, its schedule and its sampling."""
-        self.part += 1
-        if self.part == len(self.description.parts):
-            raise RuntimeError(f"the script goes through its data more than {self.part} times")
+        names = names_in(frame)
+        part = self.enter_part(names)
         self.step_terms: dict[str, list[dict[str, float]]] = {}
         self.facts["terms"].append(self.step_terms)
-        names = names_in(frame)
-        part = self.description.parts[self.part]
-        self.networks = {name: names[name] for name in part.networks}
-        self.optimizers = [
-            value for value in names.values() if isinstance(value, torch.optim.Optimizer)
-        ]
         if self.part == 0:
             for number, network in enumerate(self.networks.values()):
                 jitter(network, seed=number)
@@ -197,6 +194,22 @@ class Session:
         length = value_of(part.steps, names) if part.steps else None
         self.facts["steps"].append(length)
         self.facts["schedule"].append(self.schedule(part, frame))
+
+    def enter_part(self, names: dict[str, Any]) -> Part:
+        """Go on to the next training loop, whose variables are given, and return its description.
+
+        Raises:
+            RuntimeError: the description has no further one.
+        """
+        self.part += 1
+        if self.part == len(self.description.parts):
+            raise RuntimeError(f"the script goes through its data more than {self.part} times")
+        part = self.description.parts[self.part]
+        self.networks = {name: names[name] for name in part.networks}
+        self.optimizers = [
+            value for value in names.values() if isinstance(value, torch.optim.Optimizer)
+        ]
+        return part
 
     def backward(self, loss: Tensor, names: dict[str, Any]) -> None:
         """Record the terms of a loss and the gradients of its networks."""

@@ -70,7 +70,10 @@ class EqualDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _dropped(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
-        """Return the input times a mask that does not depend on its layout in memory."""
+        """Return the input times a mask that does not depend on its layout in memory.
+
+        If nothing is dropped, the input itself is returned.
+        """
         image: Tensor = args[0]
         if not self.dropout:
             return image
