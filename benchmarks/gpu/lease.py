@@ -42,7 +42,9 @@ VARIANTS = (
     "tf32",
     "cudnn_benchmark",
     "compile",
+    "cuda_graphs",
 )
+COMPILED = ("compile", "cuda_graphs")  # minutes at the start
 SMALL = {"patch": [16, 16, 16], "backbone_params": {"width": 4, "depth": 3}}
 
 
@@ -113,7 +115,7 @@ def _what_helps(chosen: argparse.Namespace) -> list[Item]:
         arguments = {"work": task, "count": 1 if chosen.dry else 3}
         found.append(Item(f"2-profile-{method}", "profile", arguments))
         for variant in VARIANTS:
-            if chosen.dry and variant == "compile":
+            if chosen.dry and variant in COMPILED:
                 continue  # needs a compiler, and minutes
             if method == "versemi" and variant == "plain_moving_average":
                 continue  # it has no teacher
@@ -123,7 +125,7 @@ def _what_helps(chosen: argparse.Namespace) -> list[Item]:
                 "rounds": 1 if chosen.dry else 3,
                 "count": 1 if chosen.dry else 5,
             }
-            limit = 120.0 if variant == "compile" else 60.0
+            limit = 120.0 if variant in COMPILED else 60.0
             found.append(Item(f"2-pair-{method}-{variant}", "pair", measured, limit))
     sizes: dict[str, Any] = {"shape": [180, 180, 88], "patch": [112, 112, 80], "batches": 50}
     if chosen.dry:

@@ -27,8 +27,9 @@ from segbench.data.sampling.loader import loader
 from segbench.data.sampling.resident import ResidentData
 from segbench.errors import Interrupted
 from segbench.evaluation.precision import use_precision
+from segbench.nn.compiled import compile_networks
 from segbench.nn.ops import Ema
-from segbench.training.placement import FORMATS, compile_networks
+from segbench.training.placement import FORMATS
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.run import execute
 from segbench.training.setup import prepare
@@ -201,6 +202,12 @@ def _with_compile(work: Work) -> tuple[Training, Around]:
     return training, _nothing
 
 
+def _with_cuda_graphs(work: Work) -> tuple[Training, Around]:
+    training = Training(work)
+    compile_networks(training.method, cuda_graphs=True)
+    return training, _nothing
+
+
 def _with_plain_optimizer(work: Work) -> tuple[Training, Around]:
     """Update the weights without the fused kernels that the engine uses on CUDA."""
     training = Training(work)
@@ -260,6 +267,7 @@ VARIANTS: dict[str, Callable[[Work], tuple[Training, Around]]] = {
     "plain_moving_average": _with_plain_moving_average,
     "plain_optimizer": _with_plain_optimizer,
     "compile": _with_compile,
+    "cuda_graphs": _with_cuda_graphs,
 }
 
 

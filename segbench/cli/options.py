@@ -212,6 +212,13 @@ MACHINE_OPTIONS = (
         help="Compile the networks: a minute at the start, then faster steps.",
     ),
     click.option(
+        "--cuda-graphs",
+        is_flag=True,
+        expose_value=False,
+        callback=keep_option,
+        help="Compile the networks and replay them as CUDA graphs.",
+    ),
+    click.option(
         "--resident",
         type=click.Choice(["auto", "yes", "no"]),
         expose_value=False,

@@ -35,6 +35,7 @@ class Settings:
     debug: bool = False
     recompute: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     resident: str | None = None
     document: dict[str, Any] | None = None  # printed at the end with --json
     exit_code: int = 0
@@ -50,6 +51,7 @@ class Settings:
             data_root=self.chosen_data_root,
             recompute=self.recompute or None,
             compile=self.compile or None,
+            cuda_graphs=self.cuda_graphs or None,
             resident=self.resident,
         )
 

@@ -87,6 +87,9 @@ class Machine(Strict):
     compile: bool = Field(
         False, description="compile the stages of the networks, which takes a minute and saves time"
     )
+    cuda_graphs: bool = Field(
+        False, description="compile the networks and replay them as CUDA graphs"
+    )
     resident: Literal["auto", "yes", "no"] = Field(
         "auto", description="keep the training images on the device; auto: on CUDA if they fit"
     )
@@ -133,6 +136,8 @@ class Machine(Strict):
             options.append("--recompute")
         if self.compile:
             options.append("--compile")
+        if self.cuda_graphs:
+            options.append("--cuda-graphs")
         if self.resident != "auto":
             options += ["--resident", self.resident]
         if self.log:
@@ -141,8 +146,18 @@ class Machine(Strict):
 
 
 # Settings that the user's file and the environment may contain; the others belong to one command.
-SETTINGS = ("root", "data_root", "device", "workers", "threads", "recompute", "compile", "resident")
-NOT_TEXT = ("workers", "threads", "recompute", "compile")
+SETTINGS = (
+    "root",
+    "data_root",
+    "device",
+    "workers",
+    "threads",
+    "recompute",
+    "compile",
+    "cuda_graphs",
+    "resident",
+)
+NOT_TEXT = ("workers", "threads", "recompute", "compile", "cuda_graphs")
 
 Layer = dict[str, tuple[Any, str]]  # values and who set them
 

@@ -20,6 +20,7 @@ from segbench.evaluation.checks import require_probabilities, require_shape
 from segbench.evaluation.precision import autocast
 from segbench.evaluation.sliding_window import labels_from, predict_probabilities
 from segbench.metrics import largest_component
+from segbench.nn.compiled import begin_pass
 
 LabelMap = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -41,6 +42,7 @@ class Inference:
         Raises:
             TrainingError: the method returned anything else.
         """
+        begin_pass(self.method)
         with autocast(self.device, self.precision):
             output = self.method.predict(windows, source)
         probabilities = require_shape(output, windows, self.method, source)

@@ -71,17 +71,6 @@ def fits_on_device(count_bytes: Callable[[], int], device: torch.device | str) -
     return count_bytes() <= SHARE_FOR_IMAGES * free
 
 
-def compile_networks(method: Method) -> None:
-    """Let torch compile the stages of all networks when they are used first.
-
-    The results differ from those of the plain stages in rounding.
-    """
-    for module in method.modules():
-        if isinstance(module, Backbone):
-            for stage in module.stages():
-                stage.compile(dynamic=False)  # patches and windows have few shapes
-
-
 def memory_format(method: Method) -> str:
     """Return the memory format of a method's networks: "channels_last" or "contiguous"."""
     for weight in method.parameters():

@@ -25,6 +25,7 @@ from segbench.data.store.intact_once import require_intact_once
 from segbench.data.store.store import Store, case_digests
 from segbench.errors import PLUGIN_FAILURES, SegbenchError, TrainingError, UsageError
 from segbench.evaluation.test_set import evaluate
+from segbench.nn.compiled import compile_networks
 from segbench.nn.inspect import recompute
 from segbench.results.rundir import RunDir
 from segbench.storage import is_storage, lock, storage_error, sweep
@@ -40,7 +41,6 @@ from segbench.training.build import (
 from segbench.training.distributed import World
 from segbench.training.loop import Trainer
 from segbench.training.memory import keep_freed_memory
-from segbench.training.placement import compile_networks
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.result import EVALUATION, write_result
 from segbench.training.selection import choose, snapshot_steps
@@ -247,8 +247,8 @@ def _train(
     warn_of_single_items(method, reporter.warn)
     if machine.recompute:
         recompute(method)
-    if machine.compile:
-        compile_networks(method)
+    if machine.compile or machine.cuda_graphs:
+        compile_networks(method, cuda_graphs=machine.cuda_graphs)
 
     settings = StepSettings(
         optimizer=experiment.protocol.optim,
@@ -264,7 +264,7 @@ def _train(
         "torch": torch.__version__,
         "device": device,
         "threads": torch.get_num_threads(),
-        "compile": machine.compile,
+        "compile": "cuda graphs" if machine.cuda_graphs else machine.compile,
     }
     snapshots: frozenset[int] = frozenset()
     if _keeps_snapshots(run, machine):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from segbench.contracts.method import Batch, Clock, Method, Optim
 from segbench.evaluation.precision import autocast
+from segbench.nn.compiled import begin_pass
 from segbench.training.distributed import World
 from segbench.training.gradients import averaged
 from segbench.training.loss_checks import (
@@ -187,6 +188,7 @@ class TrainingStep:
             torch.manual_seed(step_seed(settings.seed, step, rank))
 
         # Move the batch to the device.
+        begin_pass(self.method)
         epoch = self.epoch(step - stage.start, stage.labeled)
         t = clock(stage, step, self.total, epoch, settings.seed, rank)
         batch = batch.to(self.device, non_blocking=True)

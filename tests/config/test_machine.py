@@ -39,6 +39,7 @@ def test_file_then_environment_then_flags(user):
         "threads": "default",
         "recompute": "default",
         "compile": "default",
+        "cuda_graphs": "default",
         "resident": "default",
     }
 

@@ -7,14 +7,10 @@ import torch
 
 from segbench.contracts.method import Method, MethodParams, Setting, Source
 from segbench.evaluation.precision import autocast, use_precision
+from segbench.nn.compiled import begin_pass, compile_networks
 from segbench.registry import get
 from segbench.training import checkpoint
-from segbench.training.placement import (
-    compile_networks,
-    fits_on_device,
-    memory_format,
-    to_device,
-)
+from segbench.training.placement import fits_on_device, memory_format, to_device
 from segbench.training.run import execute
 
 
@@ -94,16 +90,38 @@ def test_images_on_the_device_train_the_same_weights(lab):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_compiled_networks_differ_in_rounding_only(norm):
+def test_compiled_networks_differ_in_rounding_only(norm, cuda_graphs):
     plain = built(norm, 2)
     compiled = copy.deepcopy(plain)
-    compile_networks(compiled)
-    image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(
-        gradients(compiled, image), gradients(plain, image), rtol=1e-4, atol=1e-6
-    )
+    compile_networks(compiled, cuda_graphs=cuda_graphs)
+    for seed in (1, 2):
+        image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+        begin_pass(compiled)
+        torch.testing.assert_close(
+            gradients(compiled, image), gradients(plain, image), rtol=1e-4, atol=1e-6
+        )
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "modes"),
+    [({}, set()), ({"compile": True}, {None}), ({"cuda_graphs": True}, {"reduce-overhead"})],
+)
+def test_graphs_may_be_replayed_from_each_step_and_window_on(options, modes, lab, monkeypatch):
+    compiled = set()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda stage, dynamic, mode: compiled.add(mode))
+    begun = []
+    monkeypatch.setattr(
+        torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(torch.is_grad_enabled())
+    )
+    run = lab.prepared("supervised")
+    execute(run, lab.machine(**options))
+    assert compiled == modes
+    replays = "cuda_graphs" in options
+    assert begun.count(True) == (run.experiment.protocol.steps if replays else 0)
+    assert (begun.count(False) > 0) == replays
 
 
 def test_tf32_is_allowed_for_its_precision_only():
