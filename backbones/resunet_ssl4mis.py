@@ -35,7 +35,7 @@ class ResUNetSSL4MIS(UNetSSL4MIS):
             "batch", description="normalization; instance has no trained parameters"
         )
         dropout: float = Field(
-            0.5, ge=0, lt=1, description="channel dropout in the decoder, with side outputs only"
+            0.5, ge=0, lt=1, description="dropout before the coarsest head, with side outputs only"
         )
 
     def initialize(self) -> None:

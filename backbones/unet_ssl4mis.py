@@ -10,6 +10,9 @@ reduces the channels by a convolution of kernel size 1, then enlarges the map, o
 transposed convolution; no normalization follows. The heads have kernel size 3. All weights keep
 torch's initial values.
 
+With side outputs it is URPC's network for slices (class UNet_URPC): in training, each head but the
+finest sees a perturbed map, and logits are enlarged by the nearest neighbor.
+
 Batch normalization mixes labeled and unlabeled images of a pass. Protocols that compare methods
 therefore have another network; this one is for the recipes of authors (``--as-published acdc``).
 """
@@ -22,6 +25,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segbench import BackboneParams, Field, backbone
 from segbench.nn.blocks import Encoder, EncoderDecoder, Enlarge, Layers, halve
@@ -57,6 +61,42 @@ class LevelEncoder(nn.ModuleList):
         return maps
 
 
+class NoisyMap(nn.Module):
+    """Add a random part of its value to each entry of a map, in training."""
+
+    reach = 0.3  # FeatureNoise: uniform in [-0.3, 0.3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, *S) with noise that is the same for all items."""
+        if not self.training:
+            return x
+        noise = torch.empty_like(x[:1]).uniform_(-self.reach, self.reach)
+        return x + x * noise
+
+
+class WithoutStrongest(nn.Module):
+    """Set the most active voxels of a map to zero, in training."""
+
+    shares = (0.7, 0.9)  # FeatureDropout: of the largest activation, drawn for each batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (N, C, *S) where its mean over the channels is below a share of its largest."""
+        if not self.training:
+            return x
+        activation = x.mean(1, keepdim=True)
+        largest = activation.amax(tuple(range(1, x.ndim)), keepdim=True)
+        share = x.new_empty(()).uniform_(*self.shares)
+        return x * (activation < share * largest)
+
+
+def perturbations(scales: int, dropout: float) -> nn.ModuleList:
+    """Return what precedes the heads of the coarser scales, fine to coarse; the finest has none."""
+    if not dropout:
+        return nn.ModuleList(nn.Identity() for _ in range(scales - 1))
+    all_of_them = [NoisyMap(), WithoutStrongest(), nn.Dropout(dropout)]
+    return nn.ModuleList(all_of_them[: scales - 1])
+
+
 class UpStage(nn.Module):
     """Decoder stage: fewer channels, upsampling, concatenation of the encoder's map, a unit."""
 
@@ -82,7 +122,8 @@ class UpStage(nn.Module):
 class UNetSSL4MIS(EncoderDecoder):
     """U-Net with batch normalization, leaky ReLU, and dropout in the encoder only.
 
-    With ``side_outputs``, dropout of channels follows each decoder stage, as in ``unet3d``.
+    With ``side_outputs``, the heads of the coarser scales see noisy maps, maps without the most
+    active voxels, and maps with dropout; without dropout there are no such perturbations.
     """
 
     class Params(BackboneParams):
@@ -105,6 +146,7 @@ class UNetSSL4MIS(EncoderDecoder):
         side_outputs: bool = False,
     ) -> None:
         super().__init__(params, channels, dims, heads, decoders, side_outputs)
+        self.perturbations = perturbations(self.scales if side_outputs else 1, self.p.dropout)
 
     def make_encoder(self, channels: int) -> Encoder:
         layers = Layers(self.dims, self.p.norm)
@@ -136,10 +178,16 @@ class UNetSSL4MIS(EncoderDecoder):
         return heads
 
     def make_dropouts(self, p: float) -> tuple[nn.Module, nn.ModuleList]:
-        """Return no dropout outside the encoder, except with side outputs."""
-        if self.side_outputs:
-            return super().make_dropouts(p)
+        """Return no dropout outside the encoder."""
         return nn.Identity(), nn.ModuleList(nn.Identity() for _ in range(self.scales))
+
+    def head(self, features: Tensor, head: int = 0) -> Tensor:
+        """Return the logits of one head, of side outputs from a perturbed map and enlarged."""
+        if not self.side_outputs or head == 0:
+            return super().head(features, head)
+        perturbed = self.perturbations[head - 1](features)
+        logits = self.head_layer(head)(perturbed)
+        return functional.interpolate(logits, scale_factor=self.strides[head])
 
     def stages(self) -> list[nn.Module]:
         return [*self.encoder.children(), *super().stages()[1:]]
@@ -151,12 +199,14 @@ class UNetSSL4MIS(EncoderDecoder):
 
 # -- published weights -------------------------------------------------------------------------
 
+UNUSED = "decoder.out_conv_dp4."  # a head of URPC's network that its forward pass does not call
+
 
 def published_name(key: str, decoders: int) -> str:
     """Return the published name of a key of the state dict, of a network with so many decoders.
 
     With one decoder its name is ``decoder``, as in SSL4MIS, SS-Net and BCP; with several they are
-    ``decoder1``, ``decoder2`` and so on, as in MC-Net.
+    ``decoder1``, ``decoder2`` and so on, as in MC-Net. Side outputs are those of URPC.
     """
     part, number, rest = key.split(".", 2)
     if part == "encoder":
@@ -164,7 +214,8 @@ def published_name(key: str, decoders: int) -> str:
         return f"encoder.{level}.conv_conv.{rest}"
     decoder = f"decoder{int(number) + 1}" if decoders > 1 else "decoder"
     if part == "heads":
-        return f"{decoder}.out_conv.{rest}"
+        side = f"_dp{number}" if decoders == 1 and number != "0" else ""
+        return f"{decoder}.out_conv{side}.{rest}"
     stage, rest = rest.split(".", 1)
     rest = re.sub(r"^convs\.", "conv.conv_conv.", rest)
     rest = re.sub(r"^up\.0\.", "conv1x1.", rest)
@@ -172,9 +223,10 @@ def published_name(key: str, decoders: int) -> str:
 
 
 def load_published(net: UNetSSL4MIS, state: Mapping[str, Tensor]) -> None:
-    """Load published weights into a network without side outputs.
+    """Load published weights.
 
     Raises:
         RuntimeError: tensors are missing, differ in shape, or have no place here.
     """
+    state = {name: value for name, value in state.items() if not name.startswith(UNUSED)}
     load_named(net, state, lambda key: published_name(key, len(net.decoders)))

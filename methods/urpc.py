@@ -15,6 +15,10 @@ Paper                    Official code                      Here
                            to 0.5 in the decoder stages       prediction for each scale of its
                                                               decoder; the V-Net has this dropout
                                                               too
+-                        2-D U-Net: three of the four       the same with backbone unet_ssl4mis
+                           heads see maps with noise,
+                           without the most active voxels,
+                           and with dropout
 KL, inconsistent         KL(mean | scale)                   KL(mean | scale)
   notation
 weights normalized over  over each scale, then averaged     over each scale, then averaged
@@ -31,11 +35,13 @@ weights normalized over  over each scale, then averaged     over each scale, the
 -                        ramp of 400 stairs of 150 steps,   stairs=400 over the run, the same at 60
                            even in a training of half that    000 steps, also in 2-D (in 6000 steps,
                            length; 2-D: 200 stairs, lr        40 stairs are of 150 steps each);
-                           0.01                               ramp_share=2 in brats2019_urpc
+                           0.01                               ramp_share=2 in brats2019_urpc,
+                                                              stairs=200 in acdc_urpc
 not specified            Dice of all classes                the same
 -                        3 classes, fixed in the code       K classes of the data set
 -                        lr 0.1, polynomial schedule that   the protocol's optimizer; protocol
-                           is one step late                   brats2019_urpc has the authors' recipe
+                           is one step late                   brats2019_urpc and acdc_urpc have the
+                                                              authors' recipes
 full resolution          the same                           the same
   evaluated
 """

@@ -27,6 +27,7 @@ FROZEN = {
     ("acdc_sdcl", 1): "d6b9e1372b632f6c",
     ("acdc_ssnet", 1): "9fce0048df551642",
     ("acdc_unimatch", 2): "e492dbf557ea86fb",
+    ("acdc_urpc", 1): "30fa7d30274d804e",
     ("acdc-mini", 2): "a00100086ac0158a",
     ("amos", 1): "05b7d20c04e4dbc7",
     ("brats2019", 1): "2bf26dcb043e632b",

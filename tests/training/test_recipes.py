@@ -117,6 +117,7 @@ EXPECTED = {
     ("crossmatch", "acdc_crossmatch"): (late(0.01, 29400), [(12, 12)] * 29400),
     ("sdcl", "acdc_sdcl"): ([1e-3] * 56500, [(24, 0)] * 11300 + [(24, 24)] * 45200),
     ("urpc", "brats2019_urpc"): (late(0.1, 30000), [(2, 2)] * 30000),
+    ("urpc", "acdc_urpc"): (late(0.01, 30000), [(12, 12)] * 30000),
     ("mean_teacher", "brats2019_meanteacher"): (late(0.1, 30000), [(2, 2)] * 30000),
     ("cps", "brats2019_cps"): (poly(0.1, 30000, 30000), [(2, 2)] * 30000),
     ("mcf", "la_mcf"): (MCF, [(2, 2)] * 6000),
@@ -229,6 +230,7 @@ FIRST_OF_RAMP = {
     ("mc_net", "acdc_mcnet"): 1,
     ("ss_net", "acdc_ssnet"): 0,
     ("urpc", "brats2019_urpc"): 0,
+    ("urpc", "acdc_urpc"): 0,
     ("mean_teacher", "brats2019_meanteacher"): 0,
     ("cps", "brats2019_cps"): 0,
 }
@@ -237,6 +239,7 @@ STAIRS = {
     "acdc_admt": 50,
     "acdc_mcnet": 200,
     "acdc_ssnet": 200,
+    "acdc_urpc": 200,
     "brats2019_urpc": 400,
     "brats2019_meanteacher": 200,
     "brats2019_cps": 200,
