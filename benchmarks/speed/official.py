@@ -30,6 +30,7 @@ for variable in THREADS:
     os.environ.setdefault(variable, "1")  # before torch starts its threads
 
 import torch  # noqa: E402
+from measured import save  # noqa: E402
 from sides import Seconds, measure_in_turn, serve  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -40,6 +41,7 @@ from segbench.verify import Description, authors, load_description  # noqa: E402
 from segbench.verify.authors import SyntheticLoader, names_in  # noqa: E402
 from segbench.verify.ours import Ours  # noqa: E402
 
+NOTE = "CPU and wall seconds per step; ratio: the authors' code divided by the row"
 METHODS = (
     "supervised",
     "mean_teacher",
@@ -195,11 +197,8 @@ def main() -> None:
             rows.append(row)
             words = f"{row['method']:<14}{row['side']:<12}{row['precision']:<11}"
             print(f"{words}{row['cpu']:>9.3f}{row['ratio_cpu']:>8.2f}", flush=True)
-    if chosen.out:
-        from measured import save
-
-        note = "CPU and wall seconds per step; ratio: the authors' code divided by the row"
-        save(chosen.out, [{"edge": chosen.edge, "rounds": chosen.rounds}, *rows], note)
+        if chosen.out:  # after each method: the next one may need more memory than there is
+            save(chosen.out, [{"edge": chosen.edge, "rounds": chosen.rounds}, *rows], NOTE)
 
 
 if __name__ == "__main__":
