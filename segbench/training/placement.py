@@ -89,8 +89,10 @@ def _is_faster_channels_last(network: Backbone, device: torch.device) -> bool:
 
 
 def _order_channels_last(network: Backbone) -> None:
-    # Convolutions follow the format of their weights, and what comes after follows its input.
+    # Convolutions follow the format of their weights, and what comes after follows its input. A
+    # weight with one input channel is in both formats: its strides decide, so it is copied, too.
     for weight in network.parameters():
         chosen = FORMATS.get(weight.ndim)
         if chosen is not None:
-            weight.data = weight.data.contiguous(memory_format=chosen)
+            ordered = torch.empty_like(weight.data, memory_format=chosen)
+            weight.data = ordered.copy_(weight.data)

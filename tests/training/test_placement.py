@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from segbench.contracts.method import Method, MethodParams, Setting, Source
 from segbench.evaluation.precision import autocast, use_precision
@@ -52,6 +53,8 @@ def test_format_follows_the_normalization(norm, expected, dims):
     assert memory_format(method) == expected
     features = method.network.decode(method.network.encode(torch.rand(2, 1, *(16,) * dims)))[0]
     assert features.is_contiguous() == (expected == "contiguous")
+    first = next(m for m in method.network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    assert first(torch.rand(2, 1, *(16,) * dims)).is_contiguous() == (expected == "contiguous")
 
 
 def test_other_devices_keep_their_format():
