@@ -28,8 +28,8 @@ from segbench.data.sampling.resident import ResidentData
 from segbench.errors import Interrupted
 from segbench.evaluation.precision import use_precision
 from segbench.nn.compiled import compile_networks
+from segbench.nn.layout import FORMATS
 from segbench.nn.ops import Ema
-from segbench.training.placement import FORMATS
 from segbench.training.reporter import Reporter, StepReport
 from segbench.training.run import execute
 from segbench.training.setup import prepare

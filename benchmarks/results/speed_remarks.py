@@ -214,9 +214,9 @@ def alters_numbers() -> Iterator[str]:
     yield (
         "The Dice loss of more than two classes, which is computed one class at a time, also has "
         "other last digits and gave the methods new digests. Only channels last changes numbers in "
-        "code that no digest covers and `ENGINE` stands for. `ENGINE` is 3 since the first "
-        "convolution of a network, whose weights for one channel are in both layouts at once, is "
-        "in this one, too. `ENGINE` 2 stood for all settings in the identity of a run."
+        "code that no digest covers and `ENGINE` stands for. `ENGINE` is 3 since networks keep "
+        "this layout from the first convolution, whose weights for one channel are in both "
+        "layouts at once, to the heads. `ENGINE` 2 stood for all settings in the identity of a run."
     )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.errors import UsageError, unknown
+from segbench.nn.layout import is_channels_last
 
 __all__ = [
     "KERNELS",
@@ -158,14 +159,22 @@ def enlarge(x: Tensor, factors: Sequence[int], align_corners: bool = False) -> T
     """Enlarge (N, C, *S) by bi- or trilinear interpolation.
 
     The function uses matrix products, because the gradient of torch's interpolation is not
-    deterministic on CUDA.
+    deterministic on CUDA. The result is in the layout of ``x``.
     """
+    if is_channels_last(x):
+        rows = x.movedim(1, -1)
+        return _enlarge_axes(rows, factors, 1, align_corners).movedim(-1, 1)
     last = x.ndim - 1
     *others, last_factor = factors
     if last_factor > 1:
         matrix = _interpolation(x.shape[last], last_factor, align_corners, x.dtype, x.device)
         x = F.linear(x, matrix)
-    for axis, factor in enumerate(others, start=2):
+    return _enlarge_axes(x, others, 2, align_corners)
+
+
+def _enlarge_axes(x: Tensor, factors: Sequence[int], first: int, align_corners: bool) -> Tensor:
+    """Enlarge the axes of a contiguous tensor that begin at ``first``, one after the other."""
+    for axis, factor in enumerate(factors, start=first):
         if factor == 1:
             continue
         before, size, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
@@ -186,6 +195,24 @@ def halve(x: Tensor, factors: Sequence[int]) -> Tensor:
             first, second = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
             x = torch.maximum(first, second)
     return x
+
+
+def logits_of(head: nn.Module, x: Tensor) -> Tensor:
+    """Return the logits (N, K, *S) of a head from a map (N, C, *S).
+
+    In channels-last layout on the CPU, a convolution of kernel size 1 is computed as a matrix
+    product. With one thread, torch's convolution would copy the map to the other layout.
+    """
+    product_is_faster = x.device.type == "cpu" and is_channels_last(x)
+    if (
+        product_is_faster
+        and isinstance(head, nn.Conv2d | nn.Conv3d)
+        and set(head.kernel_size) == {1}
+    ):
+        rows = x.movedim(1, -1)
+        return F.linear(rows, head.weight.flatten(1), head.bias).movedim(-1, 1)
+    logits: Tensor = head(x)
+    return logits
 
 
 class Enlarge(nn.Module):
@@ -492,7 +519,7 @@ class EncoderDecoder(Backbone):
 
     def head(self, features: Tensor, head: int = 0) -> Tensor:
         """Return the logits of one head; logits of a coarse scale are enlarged to full size."""
-        logits = self.head_layer(head)(features)
+        logits = logits_of(self.head_layer(head), features)
         if self.side_outputs and head > 0:
             return enlarge(logits, self.strides[head])
         return logits

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from segbench.contracts.backbone import Backbone
 from segbench.contracts.method import Method
+from segbench.nn.layout import FORMATS
 
 CHANNELS_LAST = "channels_last"
 CONTIGUOUS = "contiguous"
 
-FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the axes of a weight
 SHARE_FOR_IMAGES = 0.4  # of the free memory of a device
 IN_BACKGROUND = ("cuda",)  # devices with events that say when a copy has arrived
 NORMALIZES_ITEMS = (

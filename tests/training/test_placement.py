@@ -9,6 +9,7 @@ from torch import nn
 from segbench.contracts.method import Method, MethodParams, Setting, Source
 from segbench.evaluation.precision import autocast, use_precision
 from segbench.nn.compiled import begin_pass, compile_networks
+from segbench.nn.layout import is_channels_last
 from segbench.registry import get
 from segbench.training import checkpoint
 from segbench.training.placement import fits_on_device, memory_format, to_device
@@ -20,13 +21,13 @@ class OneNetwork(Method):
         self.network = network
 
 
-def built(norm, dims):
+def built(norm, dims, **options):
     backbone = get("backbone", "vnet").cls
     setting = Setting((Source("d", ("a",)),), 1, (16,) * dims)
     method = OneNetwork(MethodParams(), setting)
     torch.manual_seed(0)
     params = backbone.Params(width=4, depth=3, norm=norm, dropout=0.0)
-    method.build(backbone(params, 1, dims, (2,)))
+    method.build(backbone(params, 1, dims, (2,), **options))
     return method
 
 
@@ -55,6 +56,20 @@ def test_format_follows_the_normalization(norm, expected, dims):
     assert features.is_contiguous() == (expected == "contiguous")
     first = next(m for m in method.network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
     assert first(torch.rand(2, 1, *(16,) * dims)).is_contiguous() == (expected == "contiguous")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", ["transposed", "trilinear", "nearest"])
+def test_channels_last_changes_rounding_only(kind, dims):
+    plain = built("batch", dims, decoders=(kind,))
+    changed = to_device(copy.deepcopy(plain), "cpu")
+    image = torch.rand(2, 1, *(16,) * dims)
+    for features in changed.network.decode(changed.network.encode(image))[:-1]:
+        assert is_channels_last(features)
+    plain.load_state_dict(changed.double().state_dict())
+    plain, image = plain.double(), image.double()
+    torch.testing.assert_close(changed.network(image), plain.network(image))
+    torch.testing.assert_close(gradients(changed, image), gradients(plain, image))
 
 
 def test_other_devices_keep_their_format():
