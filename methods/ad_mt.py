@@ -73,6 +73,7 @@ from segbench.nn.losses import cross_entropy, dice, dice_ce
 from segbench.nn.ops import (
     entropy,
     evaluating,
+    most_probable,
     outside_boxes,
     pseudo_labels,
     strong_view,
@@ -174,8 +175,8 @@ class ADMT(Method):
         p_moving = wide_softmax(moving(images))  # (U, K, *S)
         with evaluating(resting):
             p_resting = wide_softmax(resting(images))
-        moving_labels = p_moving.argmax(1)
-        resting_labels = p_resting.argmax(1)
+        moving_labels = most_probable(p_moving)
+        resting_labels = most_probable(p_resting)
         conflict = moving_labels != resting_labels
 
         moving_weight = certainty(p_moving)

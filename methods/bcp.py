@@ -72,7 +72,7 @@ from segbench import Batch, Clock, Field, MethodParams, Optim, Phase, method
 from segbench.metrics import largest_component
 from segbench.nn.bases import StudentTeacher
 from segbench.nn.losses import cross_entropy, dice
-from segbench.nn.ops import context_mask, mix, pass_groups, wide_softmax
+from segbench.nn.ops import context_mask, mix, most_probable, pass_groups, wide_softmax
 
 
 @method("bcp", paper="Bai et al., CVPR 2023")
@@ -190,7 +190,7 @@ def harden(logits: Tensor) -> Tensor:
     Ties go to the foreground if there are two classes (p >= 0.5), else to the first class.
     """
     if logits.shape[1] > 2:
-        return logits.argmax(1)
+        return most_probable(logits)
     background = logits[:, 0]
     foreground = logits[:, 1]
     return (foreground >= background).long()

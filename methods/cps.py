@@ -43,6 +43,7 @@ from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import cross_entropy, dice_ce
+from segbench.nn.ops import most_probable
 
 
 @method("cps", paper="Chen et al., CVPR 2021")
@@ -107,5 +108,5 @@ def pseudo_supervision(logits: Tensor, teacher: Tensor) -> Tensor:
 
     No gradient flows into ``teacher``.
     """
-    pseudo_labels = teacher.argmax(1)  # (N, *S)
+    pseudo_labels = most_probable(teacher)  # (N, *S)
     return cross_entropy(logits, pseudo_labels)

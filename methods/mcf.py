@@ -46,7 +46,7 @@ from torch import Tensor
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import cross_entropy, dice, masked_mean, squared_error
-from segbench.nn.ops import is_known, one_hot, sharpened, wide_softmax, widened
+from segbench.nn.ops import is_known, most_probable, one_hot, sharpened, wide_softmax, widened
 
 
 @method("mcf", paper="Wang et al., CVPR 2023")
@@ -75,7 +75,7 @@ class MCF(Method):
 
         overlap_1 = dice(wide_softmax(labeled_1), batch.y)
         overlap_2 = dice(wide_softmax(labeled_2), batch.y)
-        different = labeled_1.argmax(1) != labeled_2.argmax(1)
+        different = most_probable(labeled_1) != most_probable(labeled_2)
         different = different & is_known(batch.y)  # (L, *S)
 
         # In each step, one of the networks is the better one, and one of these weights is 0.

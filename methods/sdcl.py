@@ -72,7 +72,7 @@ from torch.nn import functional
 
 from segbench import Backbone, Batch, Field, method
 from segbench.nn.losses import masked_mean
-from segbench.nn.ops import Ema, is_known, mix, one_hot, pass_groups, widened
+from segbench.nn.ops import Ema, is_known, mix, most_probable, one_hot, pass_groups, widened
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class SDCL(BCP):
         total_1 = torch.zeros(3, device=outside.device)
         total_2 = torch.zeros(3, device=outside.device)
         for mixture, logits_1, logits_2 in zip(mixtures, answers_1, answers_2, strict=True):
-            different = logits_1.argmax(1) != logits_2.argmax(1)
+            different = most_probable(logits_1) != most_probable(logits_2)
             total_1 = total_1 + self.student_losses(logits_1, mixture, different, outside)
             total_2 = total_2 + self.student_losses(logits_2, mixture, different, outside)
 
@@ -180,7 +180,7 @@ class SDCL(BCP):
         labels = mix(outside, mixture.outer, mixture.inner)
         weights = torch.where(outside, mixture.outer_weight, mixture.inner_weight)
         different = different & is_known(labels)
-        wrong = different & (logits.argmax(1) != labels)
+        wrong = different & (most_probable(logits) != labels)
         bcp = mixed_loss(
             logits,
             mixture.outer,

@@ -65,6 +65,7 @@ from torch import Tensor, nn
 
 from segbench import Backbone, Batch, Clock, Field, Method, MethodParams, method
 from segbench.nn.losses import dice, soft_dice
+from segbench.nn.ops import most_probable
 
 WIDTH = 32  # channels of the projected features
 
@@ -141,7 +142,7 @@ class SSNet(Method):
         pyramid = self.network.encode(image)
         features = self.network.decode(pyramid)[0]  # (L + U, F, *S), after dropout
         logits = self.network.head(features)  # (L + U, K, *S)
-        guess = logits.argmax(1)  # (L + U, *S)
+        guess = most_probable(logits)  # (L + U, *S)
         with torch.autocast(image.device.type, enabled=False):
             separation = self.separation(wide(features), guess, batch.y)
 

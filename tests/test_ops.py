@@ -16,6 +16,7 @@ from segbench.nn.ops import (
     context_mask,
     entropy,
     mix,
+    most_probable,
     one_hot,
     outside_boxes,
     pass_groups,
@@ -107,6 +108,17 @@ def test_entropy_of_the_published_fixture():
     assert u.mean().item() == near(0.357638)
     assert u.min().item() == near(0.116293)
     assert u.max().item() == near(0.691860)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("classes", [2, 3, 16])
+def test_most_probable_class(classes, axis):
+    shape = [3, 4, 5]
+    shape.insert(axis, classes)
+    for values in (torch.randn(shape), torch.randint(0, 2, shape).float()):  # with and without ties
+        expected = torch.from_numpy(values.detach().numpy().argmax(axis))  # the first of equal ones
+        assert torch.equal(most_probable(values.requires_grad_(), axis), expected)
+        assert most_probable(values, axis, torch.uint8).dtype == torch.uint8
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5)])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segbench.errors import TrainingError, UsageError
+from segbench.nn.ops import most_probable
 
 Predict = Callable[[Tensor], Tensor]  # (B, C, *P) to probabilities (B, K, *P)
 
@@ -180,11 +181,5 @@ def labels_from(probabilities: Tensor) -> np.ndarray:
             expected="probabilities from 0 to 1",
             fix="train again with --precision fp32 or a lower learning rate",
         )
-    # A running maximum over the classes is many times faster than argmax over the first axis.
-    highest = probabilities[0].clone()
-    labels = torch.zeros(highest.shape, dtype=torch.uint8, device=highest.device)
-    for value in range(1, len(probabilities)):
-        is_higher = probabilities[value] > highest
-        torch.maximum(labels, is_higher.to(torch.uint8) * value, out=labels)
-        torch.maximum(highest, probabilities[value], out=highest)
+    labels = most_probable(probabilities, axis=0, dtype=torch.uint8)
     return labels.cpu().numpy()
