@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
 from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.errors import UsageError, unknown
@@ -186,11 +187,7 @@ def _enlarge_axes(x: Tensor, factors: Sequence[int], first: int, align_corners: 
 
 
 class LargerOfTwo(torch.autograd.Function):
-    """The larger of two maps, entry by entry; equal entries share the gradient.
-
-    Values and gradients are those of ``torch.maximum``, whose gradient is several times slower on
-    the CPU.
-    """
+    """``torch.maximum``, whose own gradient is several times slower on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
@@ -209,6 +206,14 @@ class LargerOfTwo(torch.autograd.Function):
         return of_first, gradient - of_first
 
 
+def larger_of_two(first: Tensor, second: Tensor) -> Tensor:
+    """Return the larger of two maps, entry by entry; equal entries share the gradient."""
+    if has_torch_function((first, second)):
+        return torch.maximum(first, second)  # watched, as by ``receptive_field``
+    larger: Tensor = LargerOfTwo.apply(first, second)
+    return larger
+
+
 def halve(x: Tensor, factors: Sequence[int]) -> Tensor:
     """Return (N, C, *S) after max pooling over pairs along each axis whose factor is 2.
 
@@ -217,7 +222,7 @@ def halve(x: Tensor, factors: Sequence[int]) -> Tensor:
     for axis, factor in enumerate(factors, start=2):
         if factor == 2:
             first, second = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
-            x = LargerOfTwo.apply(first, second)
+            x = larger_of_two(first, second)
     return x
 
 
