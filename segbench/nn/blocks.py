@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torch.overrides import has_torch_function
 
 from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.errors import UsageError, unknown
@@ -186,34 +185,6 @@ def _enlarge_axes(x: Tensor, factors: Sequence[int], first: int, align_corners: 
     return x
 
 
-class LargerOfTwo(torch.autograd.Function):
-    """``torch.maximum``, whose own gradient is several times slower on the CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
-        """Return the larger values, and keep which ones they are."""
-        order = (first - second).sign_().to(torch.int8)  # 1, -1, or 0 where they are equal
-        ctx.save_for_backward(order)
-        return torch.maximum(first, second)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of both maps."""
-        (gradient,) = gradients
-        (order,) = ctx.saved_tensors
-        share = order.to(gradient.dtype).add_(1).mul_(0.5)
-        of_first = gradient * share
-        return of_first, gradient - of_first
-
-
-def larger_of_two(first: Tensor, second: Tensor) -> Tensor:
-    """Return the larger of two maps, entry by entry; equal entries share the gradient."""
-    if has_torch_function((first, second)):
-        return torch.maximum(first, second)  # watched, as by ``receptive_field``
-    larger: Tensor = LargerOfTwo.apply(first, second)
-    return larger
-
-
 def halve(x: Tensor, factors: Sequence[int]) -> Tensor:
     """Return (N, C, *S) after max pooling over pairs along each axis whose factor is 2.
 
@@ -222,7 +193,7 @@ def halve(x: Tensor, factors: Sequence[int]) -> Tensor:
     for axis, factor in enumerate(factors, start=2):
         if factor == 2:
             first, second = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
-            x = larger_of_two(first, second)
+            x = torch.maximum(first, second)
     return x
 
 

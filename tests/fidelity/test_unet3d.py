@@ -95,20 +95,6 @@ def test_dropout_is_of_values_and_with_side_outputs_of_channels():
     assert bool(((kept == 0).all(2) | (kept == 2).all(2)).all())
 
 
-def test_equal_entries_share_the_gradient_of_pooling_as_in_torch():
-    values = torch.randint(0, 3, (2, 3, 4, 6, 8)).double().sub(1)  # many are equal, or zero
-    x = values.clone().requires_grad_()
-    y = values.clone().requires_grad_()
-    weight = torch.rand(2, 3, 2, 6, 8, dtype=torch.float64)
-    ours = halve(x, (2, 1, 1))
-    first, second = y.unflatten(2, (-1, 2)).unbind(3)
-    theirs = torch.maximum(first, second)
-    assert torch.equal(ours, theirs)
-    (a,) = torch.autograd.grad((ours * weight).sum(), x)
-    (b,) = torch.autograd.grad((theirs * weight).sum(), y)
-    assert torch.equal(a, b)
-
-
 def test_pooling_and_enlargement_are_torchs():
     x = torch.rand(2, 3, 4, 6, 8, requires_grad=True)
     y = x.detach().clone().requires_grad_()
