@@ -8,8 +8,9 @@ from torch import nn
 
 from segbench.contracts.method import Method, MethodParams, Setting, Source
 from segbench.evaluation.precision import autocast, use_precision
+from segbench.nn.blocks import enlarge, logits_of
 from segbench.nn.compiled import begin_pass, compile_networks
-from segbench.nn.layout import is_channels_last
+from segbench.nn.layout import FORMATS, is_channels_last
 from segbench.registry import get
 from segbench.training import checkpoint
 from segbench.training.placement import fits_on_device, memory_format, to_device
@@ -70,6 +71,16 @@ def test_channels_last_changes_rounding_only(kind, dims):
     plain, image = plain.double(), image.double()
     torch.testing.assert_close(changed.network(image), plain.network(image))
     torch.testing.assert_close(gradients(changed, image), gradients(plain, image))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_heads_and_upsampling_keep_the_layout_and_the_values(dims):
+    maps = torch.rand(2, 4, *(6,) * dims, dtype=torch.float64)
+    ordered = maps.contiguous(memory_format=FORMATS[dims + 2])
+    head = (nn.Conv2d if dims == 2 else nn.Conv3d)(4, 3, 1).double()
+    for function in (lambda x: logits_of(head, x), lambda x: enlarge(x, (2,) * dims)):
+        assert is_channels_last(function(ordered))
+        torch.testing.assert_close(function(ordered), function(maps))
 
 
 def test_other_devices_keep_their_format():
