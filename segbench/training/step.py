@@ -187,8 +187,9 @@ class TrainingStep:
         if rank > 0:
             torch.manual_seed(step_seed(settings.seed, step, rank))
 
-        # Move the batch to the device.
         begin_pass(self.method)
+
+        # Move the batch to the device.
         epoch = self.epoch(step - stage.start, stage.labeled)
         t = clock(stage, step, self.total, epoch, settings.seed, rank)
         batch = batch.to(self.device, non_blocking=True)
