@@ -341,6 +341,12 @@ class DevelopmentKidneyA(KidneyA):
     title = "Phantom slices, look a, kidneys, for choosing settings"
 
 
+@dataset("phantom2d_dev_kidney_b")
+class DevelopmentKidneyB(KidneyA):
+    title = "Phantom slices, look b, kidneys, for choosing settings"
+    look = "b"
+
+
 @dataset("phantom2d_shift")
 class Shift(Phantom2D):
     title = "Phantom slices, look a, tested on another scanner"

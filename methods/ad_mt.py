@@ -91,7 +91,7 @@ class ADMT(Method):
     class Params(MethodParams):
         weight: float = Field(2.0, ge=0, description="weight of the unlabeled term after its ramp")
         ramp_share: float = Field(
-            0.4, gt=0, le=1, description="fraction of the run over which the weight rises"
+            0.4, gt=0, description="length of the ramp, in runs; above 1, the run ends before it"
         )
         threshold: float = Field(
             0.8, ge=0, le=1, description="probability from which a label is used"

@@ -21,7 +21,7 @@ distance map of the      of the labeled crop, computed on   the same exact map, 
 steep sigmoid, k = 1500  sigmoid(-1500 s), on labeled       the same; in float32 also with reduced
                            images too; nothing is detached    precision
 -                        cross entropy is logged, not used  left out
--                        ramp of 40 stairs of 150 steps     ramp of 40 stairs over the run
+-                        ramp of 40 stairs of 150 steps     40 stairs over the run: ramp_share=1
 -                        sigmoid > 0.5 of the mask head     [1 - max p, p_1, ...], the same for one
                                                               class
 -                        best test Dice when the paper was  the last weights; the protocol decides
@@ -56,6 +56,9 @@ class DTC(TwoHeads):
         distance_weight: float = Field(
             0.3, ge=0, description="weight of the supervised distance term"
         )
+        ramp_share: float = Field(
+            1.0, gt=0, description="length of the ramp, in runs; above 1, the run ends before it"
+        )
         absent: float = Field(
             0.0,
             ge=0,
@@ -74,7 +77,7 @@ class DTC(TwoHeads):
         target = signed_distance(batch.y, self.classes, self.p.absent)  # (L, K-1, *S)
         consistency = squared_error(as_mask(distance), p)
         distance_error = squared_error(distance[:count], target, known)
-        weight = self.p.weight * t.ramp(40)
+        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share)
         return {
             "dice": soft_dice(p[:count] * known, mask, keep=(1,)),
             "distance": self.p.distance_weight * distance_error,

@@ -90,8 +90,7 @@ class MCNet(Method):
         ramp_share: float = Field(
             1.0,
             gt=0,
-            le=1,
-            description="fraction of the run at which the ramp ends (code: 0.4)",
+            description="length of the ramp, in runs; above 1, the run ends before it (code: 0.4)",
         )
         stairs: int = Field(40, ge=1, description="number of steps of the ramp (2-D code: 200)")
         code: Literal["3d", "2d"] = Field(

@@ -34,7 +34,7 @@ labeled or unlabeled     fixed targets 1, 1, 0, 0           any numbers of label
 -                        weight 0.01; README: 0.015 for 8   weight=0.01 for any number of labeled
                            labeled images                     images
 -                        cross entropy is logged, not used  left out
--                        ramp of 40 stairs of 150 steps     ramp of 40 stairs over the run
+-                        ramp of 40 stairs of 150 steps     40 stairs over the run: ramp_share=1
 -                        sigmoid > 0.5 of the mask head     [1 - max p, p_1, ...], the same for one
                                                               class
 -                        released weights are named best    the last weights; the protocol decides
@@ -76,6 +76,9 @@ class SASSNet(TwoHeads):
         distance_weight: float = Field(
             0.3, ge=0, description="weight of the supervised distance term"
         )
+        ramp_share: float = Field(
+            1.0, gt=0, description="length of the ramp, in runs; above 1, the run ends before it"
+        )
         absent: float = Field(
             0.0,
             ge=0,
@@ -108,7 +111,7 @@ class SASSNet(TwoHeads):
         # The network should make the critic classify its maps of unlabeled images as labeled.
         verdict = self.fixed_verdict(distance[count:], batch.u)  # (U, 2)
         adversarial = verdict_loss(verdict, labeled=len(verdict))
-        weight = self.p.weight * t.ramp(40)
+        weight = self.p.weight * t.ramp(40, share=self.p.ramp_share)
         return {
             "dice": soft_dice(p[:count] * known, mask, keep=(1,)),
             "distance": self.p.distance_weight * distance_error,

@@ -15,7 +15,13 @@ from segbench import Case, registry
 from segbench.errors import DataError
 
 GROUPS = ("phantom2d", "phantom2d_dev", "phantom2d_fresh")
-HARD = ("phantom2d_kidney_a", "phantom2d_dev_kidney_a", "phantom2d_shift", "phantom2d_classes")
+HARD = (
+    "phantom2d_kidney_a",
+    "phantom2d_dev_kidney_a",
+    "phantom2d_dev_kidney_b",
+    "phantom2d_shift",
+    "phantom2d_classes",
+)
 NAMES = tuple(f"{group}_{look}" for group in GROUPS for look in "ab") + HARD
 TRAIN = 60
 
@@ -29,6 +35,7 @@ FROZEN = {
     "phantom2d_fresh_b": (((97,), -1.031, 1.480), ((112,), -0.998, 1.619)),
     "phantom2d_kidney_a": (((18,), -0.611, 2.499), ((36,), -0.857, 1.889)),
     "phantom2d_dev_kidney_a": (((27,), -0.844, 1.853), ((19,), -0.636, 2.404)),
+    "phantom2d_dev_kidney_b": (((24,), -1.029, 1.361), ((16,), -0.802, 1.696)),
     "phantom2d_shift": (((101,), -0.679, 2.239), ((69,), -0.640, 2.273)),
     "phantom2d_classes": (((85, 29, 15), -0.879, 1.991), ((77, 20, 9), -0.684, 2.235)),
 }

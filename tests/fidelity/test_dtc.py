@@ -86,9 +86,10 @@ def test_steepness():
     assert soft[4].item() == pytest.approx(3.059022e-7, abs=0.51e-13)
 
 
-def test_weight():
-    model = build()
-    full = model.loss(BATCH, Clock(6000, 6000))["consistency"].item()
+@pytest.mark.parametrize(("total", "share"), [(6000, 1.0), (15000, 0.4)])
+def test_weight(total, share):
+    model = build(ramp_share=share)
+    full = model.loss(BATCH, Clock(total, total))["consistency"].item()
     for step, value in (
         (0, 0.006738),
         (1500, 0.060055),
@@ -96,7 +97,7 @@ def test_weight():
         (4500, 0.731616),
         (5999, 0.996880),
     ):
-        assert model.loss(BATCH, Clock(step, 6000))["consistency"].item() / full == near(value)
+        assert model.loss(BATCH, Clock(step, total))["consistency"].item() / full == near(value)
 
 
 @pytest.mark.parametrize(

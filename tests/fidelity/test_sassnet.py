@@ -97,15 +97,16 @@ def test_cross_entropies_of_the_critic():
         (0.015, (1.010692e-4, 4.297572e-3, 1.495320e-2)),
     ],
 )
-def test_weight(weight, values):
+@pytest.mark.parametrize(("total", "share"), [(6000, 1.0), (15000, 0.4)])
+def test_weight(total, share, weight, values):
     assert get("method", "sassnet").cls.Params().weight == 0.01
-    model, at_once = build(weight=weight), build(weight=1.0)
+    model = build(weight=weight, ramp_share=share)
+    at_once = build(weight=1.0, ramp_share=share)
     model.critic = at_once.critic = Verdicts(2)
-    full = at_once.loss(batch(), Clock(6000, 6000))["adversarial"].item()
+    full = at_once.loss(batch(), Clock(total, total))["adversarial"].item()
     for step, value in zip((0, 3000, 5999), values, strict=True):
-        assert model.loss(batch(), Clock(step, 6000))["adversarial"].item() / full == pytest.approx(
-            value, rel=3e-7
-        )
+        part = model.loss(batch(), Clock(step, total))["adversarial"].item() / full
+        assert part == pytest.approx(value, rel=3e-7)
 
 
 def test_size_of_the_critic():
