@@ -130,7 +130,9 @@ def _what_helps(chosen: argparse.Namespace) -> list[Item]:
     sizes: dict[str, Any] = {"shape": [180, 180, 88], "patch": [112, 112, 80], "batches": 50}
     if chosen.dry:
         sizes = {"shape": [24, 24, 24], "patch": [16, 16, 16], "batches": 4}
-    found.append(Item("2-loading", "loading", {"device": chosen.device, **sizes}))
+    for name, augment in (("2-loading", "mirror"), ("2-loading-strong", "strong")):
+        measured = {"device": chosen.device, "augment": augment, **sizes}
+        found.append(Item(name, "loading", measured))
     return found
 
 

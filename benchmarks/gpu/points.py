@@ -271,7 +271,9 @@ VARIANTS: dict[str, Callable[[Work], tuple[Training, Around]]] = {
 }
 
 
-def loading(device: str, shape: list[int], patch: list[int], batches: int) -> Row:
+def loading(
+    device: str, shape: list[int], patch: list[int], batches: int, augment: str = "mirror"
+) -> Row:
     """Compare batches that are cut in main memory and copied with batches cut on the device.
 
     Seconds per batch of four patches, with nothing else to do: the time that loading takes of a
@@ -287,7 +289,7 @@ def loading(device: str, shape: list[int], patch: list[int], batches: int) -> Ro
         write_volumes(Path(folder), cases, tuple(shape))
         stores = {"noise": Folder(Path(folder), cases)}
         labeled = {"noise": cases // 2}
-        protocol = crops_protocol(patch, "mirror")
+        protocol = crops_protocol(patch, augment)
         host = TrainingData(stores, labeled, protocol, 0)
         resident = ResidentData(
             stores, labeled, protocol, 0, device=torch.device(device), share=_all_places

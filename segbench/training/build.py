@@ -15,7 +15,7 @@ from segbench.contracts.backbone import Backbone, BackboneParams
 from segbench.contracts.method import Method, Optim, Setting, Source
 from segbench.data.open import derived
 from segbench.data.sampling.batches import TrainingData
-from segbench.data.sampling.resident import ResidentData, can_be_resident, resident_bytes
+from segbench.data.sampling.resident import SAME_BYTES, ResidentData, resident_bytes
 from segbench.data.sampling.splits import with_draw, without_held_out
 from segbench.data.store.store import Store
 from segbench.errors import PLUGIN_FAILURES, UsageError
@@ -194,7 +194,7 @@ def training_data(
 
     Args:
         resident: "yes" keeps the images on the device; "auto" does so if it is a CUDA device with
-            enough free memory and the protocol allows it.
+            enough free memory and the patches are the same bytes there.
 
     Raises:
         UsageError: the patches of the protocol cannot be cut on the device.
@@ -202,7 +202,7 @@ def training_data(
     labeled = {name: len(view.labeled(experiment.labeled[name])) for name, view in views.items()}
     protocol = experiment.protocol
     on_device = resident == "yes"
-    if resident == "auto" and can_be_resident(protocol.augment):
+    if resident == "auto" and protocol.augment in SAME_BYTES:
         on_device = fits_on_device(lambda: resident_bytes(views, labeled), device)
     if not on_device:
         return TrainingData(views, labeled, protocol, experiment.seed, share=world.share)

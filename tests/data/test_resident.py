@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pretended import DEVICE, OnDevice, pretended_device
 
+from segbench.data.sampling import strong, strong_on_device
 from segbench.data.sampling.batches import TrainingData
 from segbench.data.sampling.resident import ResidentData, resident_bytes
 from segbench.errors import UsageError
@@ -89,7 +91,76 @@ def test_every_volume_is_copied_once(tmp_path):
     assert copied == resident_bytes({"noise": store}, {"noise": 2})
 
 
-@pytest.mark.parametrize("augment", ["turn", "strong", "strong_mirror"])
-def test_what_needs_main_memory_is_refused(tmp_path, augment):
+def test_what_needs_main_memory_is_refused(tmp_path):
     with pytest.raises(UsageError, match="computed in main memory"):
-        both(Noise(tmp_path, (12, 11, 9)), protocol((8, 6, 4), augment))
+        both(Noise(tmp_path, (12, 11, 9)), protocol((8, 6, 4), "turn"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "chosen"),
+    [
+        ((20, 19, 17), protocol((12, 11, 10), "strong", foreground=0.5)),
+        ((20, 19, 17), protocol((12, 11, 10), "strong_mirror")),
+        ((20, 19, 4), protocol((16, 15, 4), "strong")),  # rotated in one plane; reaches beyond
+        ((21, 19), protocol((12, 10), "strong_mirror")),
+        ((12, 11, 9), protocol((8, 6), "strong")),  # slices of volumes
+        ((12, 7, 3), protocol((16, 16), "strong", where="zoom")),
+    ],
+)
+def test_strong_augmentation_differs_in_rounding_only(tmp_path, shape, chosen):
+    host, resident = both(Noise(tmp_path, shape), chosen)
+    plain = both(Noise(tmp_path, shape), SimpleNamespace(**{**vars(chosen), "augment": "none"}))[0]
+    changed = 0
+    for step in range(15):
+        expected = host.batch(0, step, 2, 2)
+        found = resident.batch(0, step, 2, 2)
+        for images in ("x", "u"):
+            torch.testing.assert_close(
+                getattr(found, images), getattr(expected, images), rtol=1e-4, atol=1e-4
+            )
+        assert torch.equal(found.y, expected.y)
+        changed += not torch.equal(plain.batch(0, step, 2, 2).y, expected.y)
+    assert changed >= 3
+
+
+KINDS = {
+    "noise": strong._draw_noise,
+    "blur": strong._draw_blur,
+    "low_resolution": strong._draw_low_resolution,
+    "all": strong.draw_changes,
+}
+for kind in ("brightness", "contrast", "gamma"):
+    KINDS[kind] = lambda generator, shape, kind=kind: strong._draw_factors(
+        kind, generator, range(shape[0]), 0.7, 1.5
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 20), (1, 12, 10, 8), (2, 1, 5), (1, 3, 2)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gray_values_change_as_in_main_memory(kind, shape):
+    changed = 0
+    for seed in range(40):
+        image = np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 4 + 10
+        changes = KINDS[kind](np.random.default_rng(seed), shape)
+        on_device = torch.from_numpy(image.copy())
+        before = image.copy()
+        strong.change_intensities(image, changes)
+        strong_on_device.change_intensities(on_device, changes)
+        np.testing.assert_allclose(on_device.numpy(), image, rtol=1e-4, atol=1e-4)
+        changed += not np.array_equal(before, image)
+    assert changed >= 5
+
+
+def test_strong_augmentation_keeps_to_its_device(tmp_path, monkeypatch):
+    stores = {"noise": Noise(tmp_path, (12, 11, 9))}
+    chosen = protocol((8, 6, 4), "strong_mirror")
+    with pretended_device(monkeypatch):
+        device = torch.device(DEVICE)
+        resident = ResidentData(stores, {"noise": 2}, chosen, 0, device=device, share=list)
+        for step in range(15):
+            batch = resident.batch(0, step, 2, 2)
+            assert all(isinstance(value, OnDevice) for value in (batch.x, batch.y, batch.u))
+
+
+def test_every_change_is_made_on_both_sides():
+    assert set(strong.CHANGES) == set(strong_on_device.CHANGES)

@@ -13,7 +13,13 @@ from segbench.data.sampling import strong
 from segbench.data.sampling.batches import TrainingData
 from segbench.data.sampling.crops import Cut, draw
 from segbench.data.sampling.loader import loader
-from segbench.data.sampling.strong import Warp, change_intensities, draw_warp, take_warped
+from segbench.data.sampling.strong import (
+    Warp,
+    change_intensities,
+    draw_changes,
+    draw_warp,
+    take_warped,
+)
 
 
 class Waves:
@@ -193,15 +199,22 @@ def test_mirrors_are_independent_and_only_on_demand():
     np.testing.assert_array_equal(out, volume[::-1, :, ::-1])
 
 
-def changed(function: Any, seed: int, shape: tuple[int, ...] = (2, 24, 20)) -> tuple[Any, Any]:
+def changed(draws: Any, seed: int, shape: tuple[int, ...] = (2, 24, 20)) -> tuple[Any, Any]:
+    """Return an image before and after the changes that ``draws`` draws."""
     image = np.random.default_rng(99).standard_normal(shape).astype(np.float32) * 4 + 10
     before = image.copy()
-    function(image, np.random.default_rng(seed))
+    change_intensities(image, draws(np.random.default_rng(seed), shape))
     return before, image
 
 
+def factors(kind: str, low: float, high: float) -> Any:
+    return lambda generator, shape: strong._draw_factors(
+        kind, generator, range(shape[0]), low, high
+    )
+
+
 def test_gamma_keeps_order_mean_and_deviation():
-    before, after = changed(strong._change_gamma, 1)
+    before, after = changed(factors("gamma", 0.7, 1.5), 1)
     for old, new in zip(before, after, strict=True):
         assert new.mean() == pytest.approx(old.mean(), abs=1e-3)
         assert new.std() == pytest.approx(old.std(), rel=1e-3)
@@ -211,10 +224,10 @@ def test_gamma_keeps_order_mean_and_deviation():
 
 def test_contrast_stays_in_the_range_and_noise_is_relative_to_the_deviation():
     for seed in range(10):
-        before, after = changed(strong._change_contrast, seed)
+        before, after = changed(factors("contrast", 0.75, 1.25), seed)
         for old, new in zip(before, after, strict=True):
             assert new.min() >= old.min() and new.max() <= old.max()
-        before, after = changed(strong._add_noise, seed)
+        before, after = changed(strong._draw_noise, seed)
         share = (after - before).std() / before.std()
         variance = np.random.default_rng(seed).uniform(0, 0.1)
         assert share == pytest.approx(variance**0.5, rel=0.15)
@@ -222,10 +235,10 @@ def test_contrast_stays_in_the_range_and_noise_is_relative_to_the_deviation():
 
 @pytest.mark.parametrize("shape", [(2, 24, 20), (1, 12, 10, 8), (1, 1, 5)])
 def test_blur_and_low_resolution_smooth(shape):
-    for function in (strong._blur, strong._lower_resolution):
+    for draws in (strong._draw_blur, strong._draw_low_resolution):
         touched = 0
         for seed in range(100):
-            before, after = changed(function, seed, shape)
+            before, after = changed(draws, seed, shape)
             assert after.shape == shape and np.isfinite(after).all()
             for old, new in zip(before, after, strict=True):
                 if not np.array_equal(old, new):
@@ -237,7 +250,7 @@ def test_blur_and_low_resolution_smooth(shape):
 def test_constant_patches_stay_finite():
     for seed in range(80):
         image = np.full((1, 8, 8), 3, np.float32)
-        change_intensities(image, np.random.default_rng(seed))
+        change_intensities(image, draw_changes(np.random.default_rng(seed), image.shape))
         assert np.isfinite(image).all()
 
 
@@ -245,7 +258,7 @@ def test_share_of_patches_whose_gray_values_stay():
     """The product of the probabilities that a change is not made."""
     untouched = 0
     for seed in range(600):
-        before, after = changed(change_intensities, seed, (2, 8, 8))
+        before, after = changed(draw_changes, seed, (2, 8, 8))
         untouched += np.array_equal(before, after)
     # Blur and low resolution leave a patch alone where neither channel is chosen.
     expected = 0.9 * (1 - 0.2 * 0.75) * 0.85 * 0.85 * (1 - 0.25 * 0.75) * 0.9 * 0.7

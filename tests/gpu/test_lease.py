@@ -61,6 +61,7 @@ def test_lease_measures_what_is_missing(tmp_path, blocked):
         "1-agreement-supervised",
         "2-pair-ua_mt-plain*",
         "2-loading",
+        "2-loading-strong",
         "5-*-versemi",
     )
     only = [word for pattern in patterns for word in ("--only", pattern)]
@@ -72,6 +73,7 @@ def test_lease_measures_what_is_missing(tmp_path, blocked):
         "1-steps-sassnet-bf16",
         "1-agreement-supervised",
         "2-loading",
+        "2-loading-strong",
         "2-pair-ua_mt-plain_moving_average",
         "2-pair-ua_mt-plain_optimizer",
         "5-resuming-versemi",

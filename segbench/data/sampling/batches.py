@@ -279,17 +279,19 @@ class TrainingData:
         for i, item in enumerate(items):
             image = item.case.read("image")
             target = images[i, : len(image)]
-            warp = strong.Warp(None, ())
-            if self._strong:
-                generator = rng(*item.strong_key)
-                warp = strong.draw_warp(generator, self.patch, self._mirror)
-            strong.take_warped(image, item.cut, warp, target, pad=item.case.pad)
-            if self._strong:
-                strong.change_intensities(target, generator)
+            view = self._draw_view(item, len(image))
+            strong.take_warped(image, item.cut, view.warp, target, pad=item.case.pad)
+            strong.change_intensities(target, view.changes)
             if i < count:
                 label = item.case.read("label")
-                strong.take_warped(label, item.cut, warp, labels[i], nearest=True)
+                strong.take_warped(label, item.cut, view.warp, labels[i], nearest=True)
         return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def _draw_view(self, item: Item, channels: int) -> strong.View:
+        """Return the strong augmentation of an item; nothing changes without it."""
+        if not self._strong:
+            return strong.UNCHANGED
+        return strong.draw(rng(*item.strong_key), (channels, *self.patch), self._mirror)
 
     def _draw_cut(
         self, generator: np.random.Generator, case: TrainingCase, labeled: bool

@@ -1,7 +1,8 @@
 """Training cases that stay on the device, where patches are cut out of them.
 
 A patch then needs no copy from main memory and no time of a CPU core beside the training step. The
-draws are those of ``TrainingData``, and so are the patches, to the byte.
+draws are those of ``TrainingData``, and so are the patches: to the byte, and with strong
+augmentation up to rounding.
 """
 
 from __future__ import annotations
@@ -13,16 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segbench.data.sampling import strong, strong_on_device
 from segbench.data.sampling.batches import Item, StoreLike, TrainingCase, TrainingData
 from segbench.data.sampling.crops import Cut, nearest, overlap
 from segbench.errors import UsageError
 
-IN_MAIN_MEMORY = ("turn", "strong", "strong_mirror")  # augmentation that no device computes here
-
-
-def can_be_resident(augment: str) -> bool:
-    """Return whether patches with this augmentation can be cut out on a device."""
-    return augment not in IN_MAIN_MEMORY
+SAME_BYTES = ("none", "mirror")  # augmentation with which patches are the same on every device
+IN_MAIN_MEMORY = "turn"  # augmentation that no device computes here
 
 
 class ResidentData(TrainingData):
@@ -45,11 +43,11 @@ class ResidentData(TrainingData):
                 ``TrainingData``.
             DataError: a case cannot be read.
         """
-        if not can_be_resident(protocol.augment):
+        if protocol.augment == IN_MAIN_MEMORY:
             raise UsageError(
                 "patches of this protocol are computed in main memory",
                 found=f"augment: {protocol.augment}, and --resident yes",
-                expected="augment: none or mirror",
+                expected="another augmentation",
                 fix="--resident auto",
             )
         super().__init__(stores, labeled, protocol, seed, share=share)
@@ -61,9 +59,13 @@ class ResidentData(TrainingData):
         labels = torch.empty((count, *self.patch), dtype=torch.int64, device=self.device)
         for i, item in enumerate(items):
             image = self._resident(item.case, "image")
-            cut_out(image, item.cut, images[i, : len(image)], item.case.pad)
+            target = images[i, : len(image)]
+            view = self._draw_view(item, len(image))
+            take_warped(image, item.cut, view.warp, target, pad=item.case.pad)
+            strong_on_device.change_intensities(target, view.changes)
             if i < count:
-                cut_out(self._resident(item.case, "label"), item.cut, labels[i])
+                label = self._resident(item.case, "label")
+                take_warped(label, item.cut, view.warp, labels[i], by_nearest=True)
         return images, labels
 
     def _resident(self, case: TrainingCase, which: str) -> Tensor:
@@ -74,6 +76,25 @@ class ResidentData(TrainingData):
             self._volumes[key] = torch.from_numpy(array).to(self.device)
         volume = self._volumes[key]
         return volume if case.plane is None else volume[..., case.plane]
+
+
+def take_warped(
+    volume: Tensor,
+    cut: Cut,
+    warp: strong.Warp,
+    out: Tensor,
+    *,
+    by_nearest: bool = False,
+    pad: Sequence[float] = (),
+) -> None:
+    """Copy a patch with a warp, as ``strong.take_warped`` does with arrays."""
+    if warp.matrix is None:
+        cut_out(volume, cut, out, pad)
+    else:
+        strong_on_device.resample(volume, cut, warp.matrix, out, by_nearest=by_nearest, pad=pad)
+    if warp.mirrored:
+        first = out.ndim - len(cut.corner)
+        out.copy_(out.flip([first + axis for axis in warp.mirrored]))
 
 
 def cut_out(volume: Tensor, cut: Cut, out: Tensor, pad: Sequence[float] = ()) -> None:

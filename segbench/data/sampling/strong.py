@@ -13,12 +13,12 @@ are our own. They differ from nnU-Net's in these points:
 
 Everything is a function of a numpy Generator, and all arithmetic runs in one thread: a patch has
 the same bytes for any number of workers. Labels follow rotation, scaling and mirrors by nearest
-neighbor.
+neighbor. ``strong_on_device`` computes the same from the same draws with torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,41 @@ class Warp:
 
     matrix: Array | None
     mirrored: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of the gray values of one channel.
+
+    ``CHANGES[kind]`` makes it; ``arguments`` come after the gray values.
+    """
+
+    kind: str
+    channel: int
+    arguments: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class View:
+    """The strong augmentation of one patch."""
+
+    warp: Warp
+    changes: tuple[Change, ...]
+
+
+UNCHANGED = View(Warp(None, ()), ())
+
+
+def draw(generator: np.random.Generator, shape: Sequence[int], mirror: bool) -> View:
+    """Draw the augmentation of a patch (C, *P).
+
+    Args:
+        generator: source of the draws.
+        shape: of the patch, channels first.
+        mirror: whether each axis is mirrored half of the time.
+    """
+    warp = draw_warp(generator, shape[1:], mirror)
+    return View(warp, tuple(draw_changes(generator, shape)))
 
 
 def draw_warp(generator: np.random.Generator, patch: Sequence[int], mirror: bool) -> Warp:
@@ -117,7 +152,7 @@ def take_warped(
     if warp.matrix is None:
         take(array, cut, patch, out=out, pad=pad)
     else:
-        matrix, offset = _place(array.shape[array.ndim - axes :], patch, cut, warp.matrix)
+        matrix, offset = place(array.shape[array.ndim - axes :], patch, cut, warp.matrix)
         channels = np.asarray(array).reshape(-1, *array.shape[array.ndim - axes :])
         targets = out.reshape(-1, *patch)
         for index, channel in enumerate(channels):
@@ -128,7 +163,7 @@ def take_warped(
         out[...] = np.flip(out, tuple(first + axis for axis in warp.mirrored)).copy()
 
 
-def _place(
+def place(
     shape: Sequence[int], patch: Sequence[int], cut: Cut, matrix: Array
 ) -> tuple[Array, Array]:
     """Return the matrix and the offset that map voxels of the patch to places in the volume."""
@@ -172,81 +207,143 @@ def _resample(
     return resampled
 
 
-def change_intensities(image: Array, generator: np.random.Generator) -> None:
-    """Change the gray values of a patch (C, *P), float32, in place.
+def draw_changes(generator: np.random.Generator, shape: Sequence[int]) -> list[Change]:
+    """Draw the changes of the gray values of a patch (C, *P) in the order in which they are made.
 
-    In this order, each with its probability: noise, blur, brightness, contrast, low resolution,
-    gamma of the inverted image, gamma.
+    Each has its probability: noise, blur, brightness, contrast, low resolution, gamma of the
+    inverted image, gamma.
     """
+    channels = range(shape[0])
+    changes: list[Change] = []
     if generator.random() < 0.1:
-        _add_noise(image, generator)
+        changes += _draw_noise(generator, shape)
     if generator.random() < 0.2:
-        _blur(image, generator)
+        changes += _draw_blur(generator, shape)
     if generator.random() < 0.15:
-        for channel in image:
-            channel *= np.float32(_about_one(generator, 0.75, 1.25))
+        changes += _draw_factors("brightness", generator, channels, 0.75, 1.25)
     if generator.random() < 0.15:
-        _change_contrast(image, generator)
+        changes += _draw_factors("contrast", generator, channels, 0.75, 1.25)
     if generator.random() < 0.25:
-        _lower_resolution(image, generator)
+        changes += _draw_low_resolution(generator, shape)
     if generator.random() < 0.1:
-        np.negative(image, out=image)
-        _change_gamma(image, generator)
-        np.negative(image, out=image)
+        inversion = [Change("invert", channel) for channel in channels]
+        gamma = _draw_factors("gamma", generator, channels, 0.7, 1.5)
+        changes += [*inversion, *gamma, *inversion]
     if generator.random() < 0.3:
-        _change_gamma(image, generator)
+        changes += _draw_factors("gamma", generator, channels, 0.7, 1.5)
+    return changes
 
 
-def _add_noise(image: Array, generator: np.random.Generator) -> None:
-    """Add Gaussian noise whose variance is up to a tenth of the channel's."""
+def _draw_noise(generator: np.random.Generator, shape: Sequence[int]) -> list[Change]:
+    """Draw Gaussian noise whose variance is up to a tenth of the channel's."""
     share = np.sqrt(generator.uniform(0, 0.1))
-    for channel in image:
-        noise = generator.standard_normal(channel.shape, np.float32)
-        channel += np.float32(share * channel.std()) * noise
+    changes = []
+    for channel in range(shape[0]):
+        noise = generator.standard_normal(shape[1:], np.float32)
+        changes.append(Change("noise", channel, (share, noise)))
+    return changes
 
 
-def _blur(image: Array, generator: np.random.Generator) -> None:
-    """Blur half of the channels with a standard deviation of 0.5 to 1 voxel per axis."""
-    for channel in image:
+def _draw_blur(generator: np.random.Generator, shape: Sequence[int]) -> list[Change]:
+    """Draw standard deviations of 0.5 to 1 voxel per axis for half of the channels."""
+    changes = []
+    for channel in range(shape[0]):
         if generator.random() < 0.5:
-            sigma = generator.uniform(0.5, 1, channel.ndim)
-            channel[...] = ndimage.gaussian_filter(channel, sigma)
+            sigma = generator.uniform(0.5, 1, len(shape) - 1)
+            changes.append(Change("blur", channel, (sigma,)))
+    return changes
 
 
-def _change_contrast(image: Array, generator: np.random.Generator) -> None:
-    """Scale the distance from the mean, within the old range."""
-    for channel in image:
-        factor = np.float32(_about_one(generator, 0.75, 1.25))
-        mean = channel.mean()
-        changed = (channel - mean) * factor + mean
-        channel[...] = changed.clip(channel.min(), channel.max())
+def _draw_factors(
+    kind: str, generator: np.random.Generator, channels: range, low: float, high: float
+) -> list[Change]:
+    """Draw a factor or a power for every channel."""
+    changes = []
+    for channel in channels:
+        factor = np.float32(_about_one(generator, low, high))
+        changes.append(Change(kind, channel, (factor,)))
+    return changes
 
 
-def _lower_resolution(image: Array, generator: np.random.Generator) -> None:
-    """Reduce half of the channels by a factor of up to 2 and enlarge them again."""
-    for channel in image:
+def _draw_low_resolution(generator: np.random.Generator, shape: Sequence[int]) -> list[Change]:
+    """Draw the edges to which half of the channels are reduced, by a factor of up to 2."""
+    edges = np.array(shape[1:])
+    changes = []
+    for channel in range(shape[0]):
         if generator.random() >= 0.5:
             continue
         scale = generator.uniform(0.5, 1)
-        edges = np.array(channel.shape)
         smaller = np.maximum(np.round(edges * scale).astype(int), 1)
-        reduced = zoom(channel, tuple(smaller))
-        step = np.ones(channel.ndim)  # an axis of one voxel is repeated
-        several = smaller > 1
-        step[several] = (smaller[several] - 1) / (edges[several] - 1)
-        channel[...] = ndimage.affine_transform(
-            reduced, step, output_shape=channel.shape, order=1, mode="nearest"
-        )
+        changes.append(Change("low_resolution", channel, (tuple(smaller),)))
+    return changes
 
 
-def _change_gamma(image: Array, generator: np.random.Generator) -> None:
+def change_intensities(image: Array, changes: Sequence[Change]) -> None:
+    """Make changes of the gray values of a patch (C, *P), float32, in place."""
+    for change in changes:
+        CHANGES[change.kind](image[change.channel], *change.arguments)
+
+
+def _add_noise(channel: Array, share: float, noise: Array) -> None:
+    """Add noise of unit variance times a share of the channel's standard deviation."""
+    channel += np.float32(share * channel.std()) * noise
+
+
+def _blur(channel: Array, sigma: Array) -> None:
+    channel[...] = ndimage.gaussian_filter(channel, sigma)
+
+
+def _scale(channel: Array, factor: np.float32) -> None:
+    channel *= factor
+
+
+def _change_contrast(channel: Array, factor: np.float32) -> None:
+    """Scale the distance from the mean, within the old range."""
+    mean = channel.mean()
+    changed = (channel - mean) * factor + mean
+    channel[...] = changed.clip(channel.min(), channel.max())
+
+
+def _lower_resolution(channel: Array, smaller: tuple[int, ...]) -> None:
+    """Reduce a channel by nearest neighbor and enlarge it again, linearly."""
+    reduced = zoom(channel, smaller)
+    step = steps(smaller, channel.shape)
+    channel[...] = ndimage.affine_transform(
+        reduced, step, output_shape=channel.shape, order=1, mode="nearest"
+    )
+
+
+def steps(sizes: Sequence[int], new_sizes: Sequence[int]) -> Array:
+    """Return the distance in old voxels between new ones; an axis of one voxel is repeated."""
+    old = np.array(sizes)
+    new = np.array(new_sizes)
+    step = np.ones(len(old))
+    several = old > 1
+    step[several] = (old[several] - 1) / (new[several] - 1)
+    return step
+
+
+def _change_gamma(channel: Array, gamma: np.float32) -> None:
     """Raise gray values within their range to a power; mean and standard deviation stay."""
-    for channel in image:
-        gamma = np.float32(_about_one(generator, 0.7, 1.5))
-        mean = channel.mean()
-        deviation = channel.std()
-        low = channel.min()
-        extent = max(channel.max() - low, np.float32(1e-7))
-        curved = ((channel - low) / extent) ** gamma
-        spread = max(curved.std(), np.float32(1e-7))
-        channel[...] = (curved - curved.mean()) * (deviation / spread) + mean
+    mean = channel.mean()
+    deviation = channel.std()
+    low = channel.min()
+    extent = max(channel.max() - low, np.float32(1e-7))
+    curved = ((channel - low) / extent) ** gamma
+    spread = max(curved.std(), np.float32(1e-7))
+    channel[...] = (curved - curved.mean()) * (deviation / spread) + mean
+
+
+def _invert(channel: Array) -> None:
+    np.negative(channel, out=channel)
+
+
+CHANGES: dict[str, Callable[..., None]] = {
+    "noise": _add_noise,
+    "blur": _blur,
+    "brightness": _scale,
+    "contrast": _change_contrast,
+    "low_resolution": _lower_resolution,
+    "invert": _invert,
+    "gamma": _change_gamma,
+}
