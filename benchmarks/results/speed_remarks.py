@@ -90,11 +90,10 @@ def about_larger_patches(rows: list[Row]) -> str:
     )
     return (
         f"Speed in float32 relative to the authors' code with patches of {edges[0]} and of "
-        f"{edges[1]} voxels along an edge: {compared}. The smaller ones were measured before "
-        "networks with batch normalization kept their layout from the first convolution to the "
-        "heads. The patches of the literature are larger still (112 x 112 x 80 voxels). With "
-        "larger tensors the system spends more time on memory that the authors' code frees and "
-        "asks for again, which segbench keeps."
+        f"{edges[1]} voxels along an edge: {compared}. The patches of the literature are larger "
+        "still (112 x 112 x 80 voxels). With larger tensors the system spends more time on memory "
+        "that the authors' code frees and asks for again, which segbench keeps. With smaller ones "
+        "most of a step are convolutions, which both sides compute with the same kernels."
     )
 
 
