@@ -94,7 +94,8 @@ def in_words(forms: Forms, strong_page: str) -> Lines:
         f"- Of {len(against)} methods without it, better than that: {listed(higher)}; worse: "
         f"{len(lower)} (Holm, 5 %).",
         f"- With it, the methods differ from supervised training with it by: {with_it}. Certain "
-        f"(Holm, 5 %): {notes.certain_ones(study.gains)}. {notes.order(study)}",
+        f"(Holm, 5 %): {notes.certain_ones(study.gains)}.{notes.unlabeled_effect(study)} "
+        f"{notes.order(study)}",
         f"- [The table]({strong_page}) has both forms side by side.",
         "",
     ]

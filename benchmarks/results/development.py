@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from segbench.benchmarks.results.joint_pages import option_scores
+from segbench.benchmarks.results.method_options import ramps
 from segbench.benchmarks.results.notes import NOTHING_LEARNED
 from segbench.benchmarks.results.studies import (
     HERE,
@@ -279,16 +280,7 @@ def _verdict(runs: list[DevelopmentRun], changes: dict[str, float]) -> str:
             f" With AdamW and weight 0, one draw each: {listed(alone)}. Where this is higher, "
             "AdamW and the method's own term fail together, not AdamW alone."
         )
-    content = stored("phantom2d-development")
-    lists = [part for part in content.values() if isinstance(part, list)]
-    settings = {setting for part in lists for run in part for setting in run.get("settings", [])}
-    ramps = sorted(setting for setting in settings if "ramp" in setting)
-    if ramps:
-        return f"{text} The ramp was varied in runs with {listed(ramps)}."
-    return (
-        f"{text} The ramp of the weight was not varied, so nothing is known about it. These are "
-        "few draws, without intervals."
-    )
+    return f"{text} These are few draws, without intervals. {ramps()}"
 
 
 # -- VerSemi's optimizer ---------------------------------------------------------------------------

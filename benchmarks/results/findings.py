@@ -207,7 +207,8 @@ def other_images(study: Study) -> Lines:
         f"{', '.join(fresh.names)} ({notes.pairs_apart(fresh, with_supervised=False)}). "
         "The rank correlation of the means with those above is "
         f"{rank_correlation(study, fresh)}. "
-        f"Distinguishable from supervised training (Holm, 5 %): {with_numbers(found, certain)}.",
+        f"Distinguishable from supervised training (Holm, 5 %): {with_numbers(found, certain)}."
+        f"{notes.unlabeled_effect(fresh)}",
         "",
     ]
 
@@ -389,9 +390,6 @@ def unconverged() -> str:
 def order_of_methods(title: str, study: Study, quick: Study) -> Lines:
     """Return the section about one data set of real volumes."""
     found = study.gains
-    unlabeled = ""
-    if study.without_unlabeled:
-        unlabeled = f" Effect of the unlabeled images: {certain_ones(study.contributions)}."
     return [
         f"### {title}",
         "",
@@ -399,7 +397,8 @@ def order_of_methods(title: str, study: Study, quick: Study) -> Lines:
         f"has {shown(study.supervised)} % Dice and the oracle {shown(study.methods[ORACLE])} %.",
         "- The methods minus supervised training, the highest mean first: "
         f"{with_numbers(found, study.names)}.",
-        f"- Certain (Holm, 5 %): {certain_ones(found)}.{unlabeled} {notes.order(study)}",
+        f"- Certain (Holm, 5 %): {certain_ones(found)}.{notes.unlabeled_effect(study)} "
+        f"{notes.order(study)}",
         "- The rank correlation of the means with the quick suite is "
         f"{rank_correlation(study, quick)}.",
         *(f"- {note}" for note in notes.coverage_note(study) if note),

@@ -1,9 +1,10 @@
-"""The page about the newer methods, each with one setting changed: why some fail in some runs."""
+"""The page about methods with one setting changed: why some fail in some runs."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 from segbench.benchmarks.results.notes import FAR_BELOW, PAIRS, convergence, narrow_intervals
 from segbench.benchmarks.results.studies import (
@@ -24,6 +25,7 @@ from segbench.benchmarks.results.studies import (
 from segbench.results.stats import compare
 
 SOURCE = HERE / "methods-development.json"
+RAMPS = HERE / "ramps-development.json"
 PART = Part("Both looks", ("phantom2d_dev_a", "phantom2d_dev_b"))
 
 
@@ -104,14 +106,27 @@ def options_of(study: Study, method: str) -> list[str]:
 
 def options_text() -> str:
     """Return the page."""
-    content = json.loads(SOURCE.read_text())
-    study = load_study(SOURCE, PART)
+    lines = [
+        "# Options of methods on development images",
+        "",
+        "Computed by `benchmarks/results/tables.py` from stored runs.",
+        "",
+        *options_table("## Newer methods", SOURCE),
+        *options_table("## The ramp of the weight", RAMPS),
+    ]
+    return "\n".join(lines)
+
+
+def options_table(title: str, source: Path) -> list[str]:
+    """Return the section about methods with one setting changed; empty without its runs."""
+    if not source.exists():
+        return []
+    content = json.loads(source.read_text())
+    study = load_study(source, PART)
     failed = failures(study)
     each = study.draws * len(PART.datasets)
     lines = [
-        "# Options of the newer methods on development images",
-        "",
-        "Computed by `benchmarks/results/tables.py` from stored runs.",
+        title,
         "",
         f"`{content['command']}` at commit `{content['commit'][:10]}`. {content['note']}",
         "",
@@ -135,5 +150,33 @@ def options_text() -> str:
         label = f"*{name}*" if name in (ORACLE, SUPERVISED) else name
         lines.append(f"| {label} | {shown(scores)} | {against} | {change} | {failed[name]} |")
     lines += ["", *narrow_intervals(study.draws, {"the differences": PAIRS})]
-    lines += [convergence(study.runs)]
-    return "\n".join(lines) + "\n"
+    return [*lines, convergence(study.runs), ""]
+
+
+def ramps() -> str:
+    """Return the sentences about the ramp of the semi-supervised weight."""
+    if not RAMPS.exists():
+        return "The ramp of the weight was not varied, so nothing is known about it."
+    study = load_study(RAMPS, PART)
+    failed = failures(study)
+    parts = []
+    certain = []
+    for method in sorted(unchanged(study)):
+        changes = []
+        for option in sorted(options_of(study, method)):
+            found = compare(study.methods[option], study.methods[method])
+            share = split_name(option)[1].removeprefix("ramp_share=")
+            changes.append(f"{found.mean:+.1f} ({share})")
+            if found.low > 0 or found.high < 0:
+                certain.append(f"{method} ({share}, {signed(found)})")
+        parts.append(f"{method} {listed(changes)}")
+    rows = [name for name in failed if failed[name]]
+    runs = study.draws * len(PART.datasets)
+    return (
+        f"The ramp of the weight was varied for {len(parts)} methods that fell or failed "
+        f"({study.draws} replicates on two looks; in brackets, the length of the ramp in runs). "
+        f"Dice changes by: {'; '.join(parts)}. Changes whose interval excludes zero (not "
+        f"corrected): {listed(certain)}. Of {runs} runs each, more than {FAR_BELOW:.0f} Dice below "
+        f"supervised training: {listed([f'{failed[row]} of {row}' for row in sorted(rows)])} "
+        "([options](method-options.md))."
+    )

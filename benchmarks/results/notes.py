@@ -76,6 +76,18 @@ def order(study: Study) -> str:
     return f"The order is certain in part only: {pairs}. {len(first)} rows share rank 1."
 
 
+def unlabeled_effect(study: Study) -> str:
+    """Return the sentence about what the unlabeled images give; empty without such runs."""
+    if not study.without_unlabeled:
+        return ""
+    found = study.contributions
+    means = with_numbers(found, sorted(found, key=lambda name: -found[name].mean))
+    return (
+        f" Effect of the unlabeled images themselves: {means}; certain (Holm, 5 %): "
+        f"{certain_ones(found)}."
+    )
+
+
 # -- classes and runs that failed ------------------------------------------------------------------
 
 
