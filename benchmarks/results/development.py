@@ -68,7 +68,41 @@ def atrium_remark(study: Study) -> str:
         f"training volumes that were held out, one run each, it has {bcp[0]:.1f} % after "
         f"{short:,} steps and {bcp[1]:.1f} % after {long:,}, supervised training "
         f"{supervised[0]:.1f} % and {supervised[1]:.1f} % (`mini-development.json`).\n\n"
-        f"{second_half('la-mini', 'la', 8)}"
+        f"{second_half('la-mini', 'la', 8)}\n\n{volumes_or_slices()}"
+    )
+
+
+class Form(NamedTuple):
+    """One run of supervised training on the left atrium, in volumes or in slices."""
+
+    dice: float
+    steps: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.dice:.1f} % ({self.steps:,} steps, {self.seconds:.0f} s)"
+
+
+def supervised_atrium(labeled: int, backbone: str) -> Form:
+    """Return the first stored run of supervised training with SGD."""
+    wanted = (SUPERVISED, "la", labeled, backbone, "sgd")
+    for run in stored("mini-development")["runs"]:
+        found = (run["method"], run["dataset"], run["labeled"], run["backbone"], run["optimizer"])
+        if found == wanted:
+            dice = fmean(run["dice"].values()) if "dice" in run else run["dice_at_tenths"][-1]
+            return Form(dice, run["steps"], run["train_cpu_seconds"])
+    raise LookupError(f"no run of {wanted}")
+
+
+def volumes_or_slices() -> str:
+    """Return how supervised training of the left atrium compares in volumes and in slices."""
+    few = [supervised_atrium(8, backbone) for backbone in ("vnet", "unet3d")]
+    every = [supervised_atrium(64, backbone) for backbone in ("vnet", "unet3d")]
+    better = "volumes" if few[0].dice > few[1].dice else "slices"
+    return (
+        "Volumes or slices? On held-out training volumes, one run each, supervised training with 8 "
+        f"labels has {few[0]} in volumes and {few[1]} in slices; with all labels, {every[0]} and "
+        f"{every[1]}. With few labels, {better} are better; `la-mini` has volumes."
     )
 
 
