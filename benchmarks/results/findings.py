@@ -299,6 +299,7 @@ def remedies() -> Lines:
         "with decoder layers at full resolution: a remedy in part. All options are on "
         "[a page of their own](versemi-options.md).",
         "",
+        *joint_pages.four_data_sets(scores),
     ]
 
 

@@ -19,6 +19,7 @@ from segbench.benchmarks.results.studies import (
     Run,
     case_scores,
     has_all_labels,
+    listed,
     scores_by_draw,
     shown,
     signed,
@@ -131,6 +132,24 @@ def option_scores(source: Path) -> dict[tuple[str, str], Scores]:
         kept = {draw: draws[draw] for draw in shared}
         scores[option, task] = scores_by_draw(option, kept)
     return scores
+
+
+def four_data_sets(scores: dict[tuple[str, str], Scores]) -> list[str]:
+    """Return what the options change on four data sets at once; empty without these runs."""
+    task = next((task for _, task in scores if task.count("+") == 3), None)
+    if task is None:
+        return []
+    without = scores["", task]
+    changes = []
+    for (option, of_task), own in scores.items():
+        if of_task == task and option:
+            changes.append(f"`{option}` {signed(compare(own, without))}")
+    return [
+        "With four data sets at once (two looks with two targets each, one labeled image of each "
+        f"in a step), VerSemi has {shown(without)} % Dice on average; changed by: "
+        f"{listed(changes)} ({len(without.distinct_draws)} replicates).",
+        "",
+    ]
 
 
 def options_text(source: Path) -> str:
