@@ -145,8 +145,8 @@ def four_data_sets(scores: dict[tuple[str, str], Scores]) -> list[str]:
         if of_task == task and option:
             changes.append(f"`{option}` {signed(compare(own, without))}")
     return [
-        "With four data sets at once (two looks with two targets each, in a step one labeled image "
-        f"of each on average), VerSemi has {shown(without)} % Dice on average; changed by: "
+        "With four data sets at once (two looks with two targets each; a step has one labeled "
+        f"image of each on average), VerSemi's mean Dice is {shown(without)} %. Options change it by: "
         f"{listed(changes)} ({len(without.distinct_draws)} replicates).",
         "",
     ]

@@ -47,7 +47,7 @@ class ResidentData(TrainingData):
             raise UsageError(
                 "patches of this protocol are computed in main memory",
                 found=f"augment: {protocol.augment}, and --resident yes",
-                expected="another augmentation",
+                expected="augment: none, mirror, strong or strong_mirror",
                 fix="--resident auto",
             )
         super().__init__(stores, labeled, protocol, seed, share=share)
