@@ -146,8 +146,8 @@ def four_data_sets(scores: dict[tuple[str, str], Scores]) -> list[str]:
             changes.append(f"`{option}` {signed(compare(own, without))}")
     return [
         "With four data sets at once (two looks with two targets each; a step has one labeled "
-        f"image of each on average), VerSemi's mean Dice is {shown(without)} %. Options change it by: "
-        f"{listed(changes)} ({len(without.distinct_draws)} replicates).",
+        f"image of each on average), VerSemi's mean Dice is {shown(without)} %. Options change it "
+        f"by: {listed(changes)} ({len(without.distinct_draws)} replicates).",
         "",
     ]
 
