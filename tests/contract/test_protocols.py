@@ -229,6 +229,23 @@ def test_phantom_expects_what_its_development_runs_reached():
     assert below == ["phantom_dev_mr_lesion"]  # the small target of the MR look
 
 
+@pytest.mark.parametrize(
+    ("name", "dataset", "labeled"), [("la-mini", "la", 8), ("acdc-mini", "acdc", 7)]
+)
+def test_no_stored_run_falls_after_half_of_the_steps(name, dataset, labeled):
+    """On held-out training cases, one run of each method; on phantoms, test_convergence trains."""
+    protocol = load_protocol(name)
+    file = ROOT / "benchmarks" / "results" / "mini-development.json"
+    wanted = (dataset, labeled, protocol.steps, protocol.backbone.name)
+    changes = {}
+    for run in json.loads(file.read_text())["runs"]:
+        settings = (run["dataset"], run["labeled"], run["steps"], run["backbone"])
+        if settings == wanted and "dice_at_tenths" in run:
+            changes[run["method"]] = run["dice_at_tenths"][-1] - run["dice_at_tenths"][4]
+    assert len(changes) >= 11
+    assert min(changes.values()) > -3.05  # the curves are stored to a tenth
+
+
 def test_with_all_labels_training_has_converged():
     """Where it was measured, the last quarter of a training adds less than one Dice."""
     measured = {}
