@@ -293,6 +293,7 @@ SUITES = {
         "Left atrium at 2.5 mm, {methods} methods",
         (Part("Left atrium", ("la",), labeled=8),),
         remark=development.atrium_remark,
+        also=("la-mini-methods",),
     ),
     "la-mini-strong": Page(
         "Left atrium at 2.5 mm, {methods} methods with strong augmentation",
