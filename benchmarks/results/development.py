@@ -83,21 +83,22 @@ class Form(NamedTuple):
         return f"{self.dice:.1f} % ({self.steps:,} steps, {self.seconds:.0f} s)"
 
 
-def supervised_atrium(labeled: int, backbone: str) -> Form:
-    """Return the first stored run of supervised training with SGD."""
-    wanted = (SUPERVISED, "la", labeled, backbone, "sgd")
+def supervised_atrium(labeled: int, protocol: str) -> Form:
+    """Return the stored run of supervised training with a protocol's backbone and steps."""
+    settings = load_protocol(protocol)
+    wanted = (SUPERVISED, "la", labeled, settings.backbone.name, "sgd", settings.steps)
+    keys = ("method", "dataset", "labeled", "backbone", "optimizer", "steps")
     for run in stored("mini-development")["runs"]:
-        found = (run["method"], run["dataset"], run["labeled"], run["backbone"], run["optimizer"])
-        if found == wanted:
-            dice = fmean(run["dice"].values()) if "dice" in run else run["dice_at_tenths"][-1]
-            return Form(dice, run["steps"], run["train_cpu_seconds"])
+        if tuple(run[key] for key in keys) == wanted:
+            return Form(run["dice_at_tenths"][-1], run["steps"], run["train_cpu_seconds"])
     raise LookupError(f"no run of {wanted}")
 
 
 def volumes_or_slices() -> str:
     """Return how supervised training of the left atrium compares in volumes and in slices."""
-    few = [supervised_atrium(8, backbone) for backbone in ("vnet", "unet3d")]
-    every = [supervised_atrium(64, backbone) for backbone in ("vnet", "unet3d")]
+    protocols = ("la-mini", "heart-mini")
+    few = [supervised_atrium(8, protocol) for protocol in protocols]
+    every = [supervised_atrium(64, protocol) for protocol in protocols]
     return (
         "Volumes or slices? On held-out training volumes, one run each, supervised training with 8 "
         f"labels has {few[0]} in volumes and {few[1]} in slices; with all labels, {every[0]} and "

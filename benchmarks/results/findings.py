@@ -39,8 +39,6 @@ from segbench.benchmarks.results.studies import (
 )
 
 from segbench import registry
-from segbench.config import load_protocol
-from segbench.config.protocol import CONVERGED
 from segbench.results.stats import compare, corrected, estimate
 
 PAGE = tables.PAGES / "findings.md"
@@ -371,21 +369,10 @@ def joint_hearts() -> Lines:
         "### One network for left atrium and ACDC",
         "",
         f"One VerSemi network for both data sets, in slices, with {count} labeled patients of each "
-        f"and the same number of steps for each: {'; '.join(parts)}. {unconverged()}".strip(),
+        f"and the same number of steps for each: {'; '.join(parts)}.",
         "",
         *notes.narrow_intervals(len(alone.distinct_draws), {"such a difference": notes.PAIRS}),
     ]
-
-
-def unconverged() -> str:
-    """Return what it means that heart-mini has not converged; empty once it has."""
-    gain = load_protocol("heart-mini").expected.last_quarter
-    if gain is None or gain < CONVERGED:
-        return ""
-    return (
-        f"Training with all labels had not converged ({gain:+.1f} Dice in the last quarter), so a "
-        "longer training may give another picture."
-    )
 
 
 def order_of_methods(title: str, study: Study, quick: Study) -> Lines:
