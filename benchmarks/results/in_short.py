@@ -128,7 +128,25 @@ def joint() -> Lines:
         "Joint training of VerSemi on two data sets, against one network for each: "
         f"{changes('phantom2d_a', 'phantom2d_b')} Dice where the images look different and the "
         f"target is the same; {changes('phantom2d_a', 'phantom2d_kidney_a')} where they look the "
-        "same and the targets differ."
+        "same and the targets differ.",
+        *joint_hearts(),
+    ]
+
+
+def joint_hearts() -> Lines:
+    """Return what joint training on left atrium and ACDC does to VerSemi."""
+    source = HERE / "heart-mini.json"
+    if not source.exists():
+        return []
+    rows = joint_pages.joint_rows(source)
+    together = rows["versemi", "la + acdc", False]
+    found = [compare(together[name], rows["versemi", name, False][name]) for name in ("la", "acdc")]
+    atrium, ventricles = map(signed, found)
+    return [
+        "On real volumes, joint training of VerSemi on left atrium and ACDC changes it by "
+        f"{atrium} Dice on the left atrium and {ventricles} on ACDC "
+        f"({len(together['la'].distinct_draws)} replicates, see "
+        "[the limits](#one-network-for-left-atrium-and-acdc))."
     ]
 
 
