@@ -103,8 +103,8 @@ def volumes_or_slices() -> str:
         "Volumes or slices? On held-out training volumes, one run each, supervised training with 8 "
         f"labels has {few[0]} in volumes and {few[1]} in slices; with all labels, {every[0]} and "
         f"{every[1]}. The slices were trained beside another run, which lengthens their seconds. "
-        "Single runs do not decide differences of this size; `la-mini` has volumes, whose runs were "
-        "shorter."
+        "Single runs do not decide differences of this size; `la-mini` has volumes, whose runs "
+        "were shorter."
     )
 
 
