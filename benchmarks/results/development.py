@@ -54,21 +54,37 @@ def atrium_runs() -> dict[tuple[str, int], list[float]]:
 
 
 def atrium_remark(study: Study) -> str:
-    """Return why a method is low on the left atrium: it needs more steps than the protocol has."""
+    """Return what is known about the methods on the left atrium beside their table."""
+    return f"{longer_runs(study)}\n\n{second_half('la-mini', 'la', 8)}\n\n{volumes_or_slices()}"
+
+
+def longer_runs(study: Study) -> str:
+    """Return whether methods are low because they need more steps than the protocol has."""
     found = atrium_runs()
     lengths = sorted({steps for _, steps in found})
     short, long = lengths[0], lengths[-1]
+    longer = [method for method, steps in found if steps == long and method != SUPERVISED]
 
-    def ends(method: str) -> tuple[float, float]:
-        return found[method, short][-1], found[method, long][-1]
+    def both(method: str) -> str:
+        ends = [found[method, steps][-1] for steps in (short, long)]
+        return f"{ends[0]:.1f} % after {short:,} steps and {ends[1]:.1f} % after {long:,}"
 
-    bcp, supervised = ends("bcp"), ends(SUPERVISED)
+    reference = found[SUPERVISED, long][-1]
+    too_short = [method for method in longer if found[method, long][-1] >= reference]
+    others = [method for method in longer if method not in too_short]
+    verdicts = []
+    if too_short:
+        verdicts.append(f"This suggests that the protocol is too short for {listed(too_short)}.")
+    if others:
+        verdicts.append(f"The number of steps does not explain {listed(others)}.")
+    items = [
+        f"{method} ({study.gains[method].mean:+.1f} Dice in the table) has {both(method)}"
+        for method in longer
+    ]
     return (
-        f"The protocol is too short for bcp ({study.gains['bcp'].mean:+.1f} Dice here). On "
-        f"training volumes that were held out, one run each, it has {bcp[0]:.1f} % after "
-        f"{short:,} steps and {bcp[1]:.1f} % after {long:,}, supervised training "
-        f"{supervised[0]:.1f} % and {supervised[1]:.1f} % (`mini-development.json`).\n\n"
-        f"{second_half('la-mini', 'la', 8)}\n\n{volumes_or_slices()}"
+        "Do low methods need more steps? On training volumes that were held out, one run each, "
+        f"{'; '.join(items)}; supervised training has {both(SUPERVISED)} "
+        f"(`mini-development.json`). {' '.join(verdicts)}"
     )
 
 

@@ -355,6 +355,7 @@ def joint_hearts() -> Lines:
         return []
     rows = joint_pages.joint_rows(source)
     count = joint_pages.few_labels(source)
+    changes = joint_pages.changes_by_joint_training(rows, ("la", "acdc"))
     parts = []
     for target, name in (("la", "the left atrium"), ("acdc", "ACDC")):
         supervised = rows[SUPERVISED, target, False][target]
@@ -363,7 +364,7 @@ def joint_hearts() -> Lines:
         parts.append(
             f"on {name} supervised training has {shown(supervised)} %, VerSemi alone "
             f"{shown(alone)} % ({signed(compare(alone, supervised))}), and VerSemi for both "
-            f"{shown(together)} % ({signed(compare(together, alone))} from alone)"
+            f"{shown(together)} % ({signed(changes[target])} from alone)"
         )
     return [
         "### One network for left atrium and ACDC",

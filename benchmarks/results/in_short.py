@@ -25,7 +25,7 @@ REAL = {"la-mini": "the left atrium", "acdc-mini": "ACDC"}
 def section(quick: Study) -> Lines:
     """Return the section; items about suites that are not stored are left out."""
     items = [gain(quick), unlabeled_images(quick), *strong(), *real_volumes(quick)]
-    items += [*joint(), *joint_hearts(), failures(quick), *pairs(), draws(quick)]
+    items += [*joint(), *joint_on_real_volumes(), failures(quick), *pairs(), draws(quick)]
     intro = (
         "*Better* means that the difference is certain after correction for many tests (Holm, 5 %)."
     )
@@ -118,11 +118,8 @@ def joint() -> Lines:
     rows = joint_pages.joint_rows(source)
 
     def changes(*datasets: str) -> str:
-        together = rows["versemi", " + ".join(datasets), False]
-        found = [
-            compare(together[name], rows["versemi", name, False][name]).mean for name in datasets
-        ]
-        return listed([f"{change:+.1f}" for change in found])
+        found = joint_pages.changes_by_joint_training(rows, datasets)
+        return listed([f"{found[name].mean:+.1f}" for name in datasets])
 
     return [
         "Joint training of VerSemi on two data sets, against one network for each: "
@@ -132,19 +129,18 @@ def joint() -> Lines:
     ]
 
 
-def joint_hearts() -> Lines:
+def joint_on_real_volumes() -> Lines:
     """Return what joint training on left atrium and ACDC does to VerSemi."""
     source = HERE / "heart-mini.json"
     if not source.exists():
         return []
     rows = joint_pages.joint_rows(source)
-    together = rows["versemi", "la + acdc", False]
-    found = [compare(together[name], rows["versemi", name, False][name]) for name in ("la", "acdc")]
-    atrium, ventricles = map(signed, found)
+    found = joint_pages.changes_by_joint_training(rows, ("la", "acdc"))
+    replicates = len(rows["versemi", "la + acdc", False]["la"].distinct_draws)
     return [
         "On real volumes, joint training of VerSemi on left atrium and ACDC changes it by "
-        f"{atrium} Dice on the left atrium and {ventricles} on ACDC "
-        f"({len(together['la'].distinct_draws)} replicates, see "
+        f"{signed(found['la'])} Dice on the left atrium and {signed(found['acdc'])} on ACDC "
+        f"({replicates} replicates, see "
         "[the limits](#one-network-for-left-atrium-and-acdc))."
     ]
 

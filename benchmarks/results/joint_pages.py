@@ -26,7 +26,7 @@ from segbench.benchmarks.results.studies import (
 )
 
 from segbench.results.scores import Scores
-from segbench.results.stats import compare
+from segbench.results.stats import Difference, compare
 
 # Parameters that follow from another one.
 IMPLIED = ("stages", "aux_mask")
@@ -47,6 +47,12 @@ def joint_rows(source: Path) -> JointRows:
         key: {dataset: scores_by_draw(dataset, draws) for dataset, draws in by_dataset.items()}
         for key, by_dataset in found.items()
     }
+
+
+def changes_by_joint_training(rows: JointRows, datasets: Sequence[str]) -> dict[str, Difference]:
+    """Return VerSemi trained on several data sets minus VerSemi on one, by test data set."""
+    together = rows["versemi", " + ".join(datasets), False]
+    return {name: compare(together[name], rows["versemi", name, False][name]) for name in datasets}
 
 
 def few_labels(source: Path) -> int:
