@@ -311,7 +311,7 @@ def test_the_cases_of_one_data_set_of_a_joint_run_are_chosen():
 
 
 def test_a_joint_training_is_compared_with_training_on_one_data_set(tmp_path):
-    def run(method, datasets, draw, dice):
+    def run(method, datasets, draw, dice, unlabeled="all"):
         owners = [name for name in datasets for _ in range(2)]
         cases = {
             "dataset": owners if len(datasets) > 1 else datasets[0],
@@ -320,7 +320,7 @@ def test_a_joint_training_is_compared_with_training_on_one_data_set(tmp_path):
             "dice": dice,
         }
         labeled, train = dict.fromkeys(datasets, 2), dict.fromkeys(datasets, 6)
-        both = {"labeled": labeled, "train": train, "datasets": datasets}
+        both = {"labeled": labeled, "train": train, "datasets": datasets, "unlabeled": unlabeled}
         return stored_run(method, draw, [], cases=cases, **both)
 
     runs = []
@@ -329,7 +329,12 @@ def test_a_joint_training_is_compared_with_training_on_one_data_set(tmp_path):
         runs.append(run("supervised", ["a"], draw, [low, low]))
         runs.append(run("versemi", ["a"], draw, [low, low + 0.1]))
         runs.append(run("versemi", ["a", "b"], draw, [low - 0.2, low - 0.1, 0.9, 0.9]))
+        runs.append(run("versemi", ["a"], draw, [low - 0.1, low], "labeled"))
+        runs.append(run("versemi", ["a", "b"], draw, [low - 0.2, low - 0.2, 0.8, 0.9], "labeled"))
     text = joint_pages.joint_text(write_runs(tmp_path / "joint.json", runs), "Title")
     assert "| 2 each | versemi | a | 56.0 ± 1.0 |" in text
     assert "| 2 each | versemi | a + b | 36.0 ± 1.0 (-20.0 [" in text
+    assert "| 2 each | versemi without unlabeled images | a | 46.0 ± 1.0 |" in text
+    assert "| versemi without unlabeled images | a + b | 31.0 ± 1.0 (-15.0 [" in text
+    assert "the labeled images; the intervals are not corrected for their number): +10.0 [" in text
     assert "all labels" not in text

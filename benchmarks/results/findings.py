@@ -247,6 +247,7 @@ def joint_training() -> Lines:
         "earlier experiments with another optimizer, which are not stored here, reached more. "
         "`segbench run` warns where data sets look alike and label different things.",
         "",
+        *joint_pages.unlabeled_effects(rows),
         *responsible_terms(),
         *remedies(),
     ]
@@ -372,6 +373,7 @@ def joint_hearts() -> Lines:
         f"One VerSemi network for both data sets, in slices, with {count} labeled patients of each "
         f"and the same number of steps for each: {'; '.join(parts)}.",
         "",
+        *joint_pages.unlabeled_effects(rows),
         *notes.narrow_intervals(len(alone.distinct_draws), {"such a difference": notes.PAIRS}),
     ]
 

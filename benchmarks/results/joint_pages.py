@@ -30,7 +30,7 @@ from segbench.results.stats import Difference, compare
 
 # Parameters that follow from another one.
 IMPLIED = ("stages", "aux_mask")
-
+WITHOUT_UNLABELED = "versemi without unlabeled images"
 
 JointRows = dict[tuple[str, str, bool], dict[str, Scores]]
 
@@ -39,7 +39,8 @@ def joint_rows(source: Path) -> JointRows:
     """Return the scores by (method, data sets of the training, all labels?) and test data set."""
     found: dict[tuple[str, str, bool], dict[str, dict[int, list[float]]]] = {}
     for run in json.loads(source.read_text())["runs"]:
-        key = (run["method"], " + ".join(run["datasets"]), has_all_labels(run))
+        method = run["method"] if run.get("unlabeled", "all") == "all" else WITHOUT_UNLABELED
+        key = (method, " + ".join(run["datasets"]), has_all_labels(run))
         for dataset in run["datasets"]:
             draws = found.setdefault(key, {}).setdefault(dataset, {})
             draws[run["draw"]] = case_scores(run, dataset)
@@ -53,6 +54,27 @@ def changes_by_joint_training(rows: JointRows, datasets: Sequence[str]) -> dict[
     """Return VerSemi trained on several data sets minus VerSemi on one, by test data set."""
     together = rows["versemi", " + ".join(datasets), False]
     return {name: compare(together[name], rows["versemi", name, False][name]) for name in datasets}
+
+
+def unlabeled_effects(rows: JointRows) -> list[str]:
+    """Return the paragraph about what unlabeled images give VerSemi; empty without such runs."""
+    effects = []
+    for (method, datasets, all_labels), without in rows.items():
+        if method != WITHOUT_UNLABELED:
+            continue
+        with_them = rows["versemi", datasets, all_labels]
+        changes = [
+            signed(compare(with_them[target], without[target])) for target in datasets.split(" + ")
+        ]
+        effects.append(f"{listed(changes)} on {datasets}")
+    if not effects:
+        return []
+    return [
+        "What the unlabeled images give VerSemi (its Dice minus that of the same training whose "
+        "unlabeled stream shows the labeled images; the intervals are not corrected for their "
+        f"number): {'; '.join(effects)}.",
+        "",
+    ]
 
 
 def few_labels(source: Path) -> int:
@@ -93,6 +115,7 @@ def joint_text(source: Path, title: str) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     replicates = min(len(scores.distinct_draws) for row in rows.values() for scores in row.values())
     lines += ["", *narrow_intervals(replicates, {"the differences in brackets": PAIRS})]
+    lines += unlabeled_effects(rows)
     runs = content["runs"]
     lines += [*failed_runs(runs), optimizers(runs), "", convergence(runs), ""]
     return "\n".join(lines).rstrip() + "\n"
