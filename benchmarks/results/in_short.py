@@ -91,6 +91,7 @@ def strong() -> Lines:
 def real_volumes(quick: Study) -> Lines:
     """Return what the suites of real volumes decide, and whether they repeat the quick suite."""
     better_ones = []
+    effects = []
     orders = []
     for suite, where in REAL.items():
         study = tables.stored_study(suite)
@@ -100,11 +101,16 @@ def real_volumes(quick: Study) -> Lines:
         better_ones.append(
             f"{len(better(found))} of {len(found)} methods on {where} ({study.draws} replicates)"
         )
+        changes = study.contributions.values()
+        if changes:
+            certain = sum(change.distinguishable for change in changes)
+            effects.append(f"{certain} of {len(changes)} methods on {where}")
         orders.append(f"{rank_correlation(study, quick)} on {where}")
     if not better_ones:
         return []
+    seen = f" The unlabeled images certainly change {listed(effects)}." if effects else ""
     return [
-        f"On real volumes, better than supervised training are {listed(better_ones)}.",
+        f"On real volumes, better than supervised training are {listed(better_ones)}.{seen}",
         "Whether the order on synthetic slices carries over to real volumes is open: the rank "
         f"correlation of the means is {listed(orders)}, with few replicates there.",
     ]

@@ -164,7 +164,7 @@ How to read the tables:
   is left out (–) if the gap's own interval is wider than the gap, or if the share has no
   bounded interval.
 - *unlabeled images give*: the method minus the same method whose unlabeled stream shows the
-  labeled images."""
+  labeled images. VerSemi's released variant uses no unlabeled images."""
 
 
 @dataclass(frozen=True)
