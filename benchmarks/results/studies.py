@@ -144,7 +144,9 @@ def load_study(sources: Path | Sequence[Path], part: Part) -> Study:
     for run in runs:
         row = dice.setdefault((row_name(run), run["unlabeled"]), {})
         row[run["draw"], "+".join(run["datasets"])] = case_scores(run)
-        seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
+        # Rows without unlabeled images were often trained later, beside other work.
+        if run["unlabeled"] == "all":
+            seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
     shared = set.intersection(*(complete_draws(row, part.datasets) for row in dice.values()))
     draws = tuple(sorted(shared))
     study = Study(part.title, [origin(file) for file in files], list(part.datasets))
