@@ -101,14 +101,20 @@ def real_volumes(quick: Study) -> Lines:
         better_ones.append(
             f"{len(better(found))} of {len(found)} methods on {where} ({study.draws} replicates)"
         )
-        changes = study.contributions.values()
+        changes = study.contributions
         if changes:
-            certain = sum(change.distinguishable for change in changes)
-            effects.append(f"{certain} of {len(changes)} methods on {where}")
+            certain = [name for name in changes if changes[name].distinguishable]
+            named = f": {notes.with_numbers(changes, certain)}" if certain else ""
+            effects.append(f"{len(certain)} of {len(changes)} methods on {where}{named}")
         orders.append(f"{rank_correlation(study, quick)} on {where}")
     if not better_ones:
         return []
-    seen = f" The unlabeled images certainly change {listed(effects)}." if effects else ""
+    seen = ""
+    if effects:
+        seen = (
+            f" The unlabeled images certainly change {listed(effects)}. The test is too generous "
+            "with so few replicates."
+        )
     return [
         f"On real volumes, better than supervised training are {listed(better_ones)}.{seen}",
         "Whether the order on synthetic slices carries over to real volumes is open: the rank "
