@@ -71,12 +71,9 @@ def longer_runs(study: Study) -> str:
 
     reference = found[SUPERVISED, long][-1]
     too_short = [method for method in longer if found[method, long][-1] >= reference]
-    others = [method for method in longer if method not in too_short]
-    verdicts = []
+    verdict = ""
     if too_short:
-        verdicts.append(f"This suggests that the protocol is too short for {listed(too_short)}.")
-    if others:
-        verdicts.append(f"The number of steps does not explain {listed(others)}.")
+        verdict = f" This suggests that the protocol is too short for {listed(too_short)}."
     items = [
         f"{method} ({study.gains[method].mean:+.1f} Dice in the table) has {both(method)}"
         for method in longer
@@ -84,7 +81,7 @@ def longer_runs(study: Study) -> str:
     return (
         "Do low methods need more steps? On training volumes that were held out, one run each, "
         f"{'; '.join(items)}; supervised training has {both(SUPERVISED)} "
-        f"(`mini-development.json`). {' '.join(verdicts)}"
+        f"(`mini-development.json`).{verdict}"
     )
 
 

@@ -109,14 +109,14 @@ def real_volumes(quick: Study) -> Lines:
         orders.append(f"{rank_correlation(study, quick)} on {where}")
     if not better_ones:
         return []
-    seen = ""
+    unlabeled = ""
     if effects:
-        seen = (
+        unlabeled = (
             f" The unlabeled images certainly change {listed(effects)}. The test is too generous "
             "with so few replicates."
         )
     return [
-        f"On real volumes, better than supervised training are {listed(better_ones)}.{seen}",
+        f"On real volumes, better than supervised training are {listed(better_ones)}.{unlabeled}",
         "Whether the order on synthetic slices carries over to real volumes is open: the rank "
         f"correlation of the means is {listed(orders)}, with few replicates there.",
     ]
