@@ -94,7 +94,11 @@ class BackboneChoice(Strict):
 
 
 class Expected(Strict):
-    """What unmodified runs of a protocol reached when it was made. It changes no run."""
+    """What unmodified runs of a protocol reached when it was made. It changes no run.
+
+    A protocol that needs a GPU and was not run yet names published numbers, if there are any for
+    its network and test cases.
+    """
 
     oracle: float | None = Field(
         default=None,
@@ -118,9 +122,14 @@ class Expected(Strict):
     data: str = Field(
         default="", description="which runs and images oracle, last_quarter and supervised are of"
     )
+    published: bool = Field(
+        default=False, description="oracle and supervised are published numbers, not of segbench"
+    )
 
     def summary(self) -> str:
-        """Return in one sentence what was reached, and how far from converged it is."""
+        """Return in a few sentences what was reached, and how far from converged it is."""
+        if self.published:
+            return self._published_summary()
         if self.oracle is None:
             return "Not known: the oracle of this protocol was not measured."
         sentence = f"The oracle reached {self.oracle:.1f} % Dice"
@@ -134,6 +143,16 @@ class Expected(Strict):
         if self.supervised is not None:
             sentence += f"; supervised training {self.supervised:.1f} %"
         return f"{sentence}. Measured on {self.data}." if self.data else f"{sentence}."
+
+    def _published_summary(self) -> str:
+        """Return what others published for supervised training."""
+        found = []
+        if self.supervised is not None:
+            found.append(f"{self.supervised:.1f} % Dice")
+        if self.oracle is not None:
+            found.append(f"{self.oracle:.1f} % with all labels")
+        numbers = ", ".join(found)
+        return f"Not measured here. Published for supervised training: {numbers} ({self.data})."
 
 
 class Protocol(Strict):

@@ -15,8 +15,8 @@ from segbench.config import load_protocol, protocol_names
 from segbench.contracts.method import Setting, Source
 from segbench.training.build import network_factory
 
-# The protocols whose oracle was measured, which are those for the CPU.
-PROTOCOLS = [name for name in protocol_names() if load_protocol(name).expected.oracle is not None]
+# The protocols for the CPU: a training takes seconds or minutes there.
+PROTOCOLS = [name for name in protocol_names() if load_protocol(name).expected.seconds is not None]
 # Parameters that are the weights of all terms on unlabeled images, where they are not ``weight``.
 WEIGHTS = {
     "uncl": ("weight", "uncertainty_weight"),
