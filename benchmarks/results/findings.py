@@ -16,7 +16,7 @@ from segbench.benchmarks.results import (
     augmentation,
     development,
     in_short,
-    joint_pages,
+    joint_findings,
     method_options,
     notes,
     tables,
@@ -30,7 +30,6 @@ from segbench.benchmarks.results.studies import (
     gap_text,
     listed,
     rank_correlation,
-    scores_by_draw,
     shown,
     signed,
     smallest_difference,
@@ -211,105 +210,6 @@ def other_images(study: Study) -> Lines:
     ]
 
 
-def joint_training() -> Lines:
-    """Return the section about VerSemi on two data sets; empty without the joint suite."""
-    source = HERE / "joint.json"
-    if not source.exists():
-        return []
-    rows = joint_pages.joint_rows(source)
-    looks = "phantom2d_a + phantom2d_b"
-    siblings = "phantom2d_a + phantom2d_kidney_a"
-
-    def change(pair: str, target: str, all_labels: bool = False, method: str = "versemi") -> str:
-        alone = rows[method, target, all_labels][target]
-        return str(signed(compare(rows[method, pair, all_labels][target], alone)))
-
-    def without_unlabeled(target: str) -> str:
-        return change(siblings, target, method=joint_pages.WITHOUT_UNLABELED)
-
-    def behind(target: str) -> str:
-        supervised = rows[SUPERVISED, target, True][target]
-        return str(signed(compare(rows["versemi", target, True][target], supervised)))
-
-    return [
-        "## Where VerSemi's joint training helps or hurts",
-        "",
-        "Two data sets of different looks and the same target: compared with VerSemi on each "
-        f"alone, {change(looks, 'phantom2d_a')} and {change(looks, 'phantom2d_b')} Dice. Two data "
-        f"sets of one look with different targets: {change(siblings, 'phantom2d_a')} on the organ "
-        f"and {change(siblings, 'phantom2d_kidney_a')} on the kidneys. With all labels, joint "
-        f"training still changes VerSemi by {change(siblings, 'phantom2d_a', True)} and "
-        f"{change(siblings, 'phantom2d_kidney_a', True)} for two targets, and by "
-        f"{change(looks, 'phantom2d_a', True)} and {change(looks, 'phantom2d_b', True)} for two "
-        "looks. VerSemi alone with all labels is closer to supervised training with all labels "
-        f"({behind('phantom2d_a')}, {behind('phantom2d_b')} and {behind('phantom2d_kidney_a')} on "
-        "the kidneys), so most of the loss comes from training together. "
-        "With few labels a likely reason is that the network learns which image has "
-        "which target, because no image is ever segmented for the target of the other data set. "
-        "In this short training it does not learn two targets in one look with all labels either; "
-        "earlier experiments with another optimizer, which are not stored here, reached more. "
-        "`segbench run` warns where data sets look alike and label different things.",
-        "",
-        "Without unlabeled images, joint training changes VerSemi by "
-        f"{without_unlabeled('phantom2d_a')} on the organ and "
-        f"{without_unlabeled('phantom2d_kidney_a')} on the kidneys where one look has two targets, "
-        "so most of the loss is there without them.",
-        "",
-        *joint_pages.unlabeled_effects(rows),
-        *responsible_terms(),
-        *remedies(),
-    ]
-
-
-def responsible_terms() -> Lines:
-    """Return what VerSemi reaches without each of its terms; empty without these runs."""
-    source = HERE / "versemi-terms.json"
-    if not source.exists():
-        return []
-    runs = json.loads(source.read_bytes())["runs"]
-    scores = {}
-    for term in sorted({"".join(run["without"]) for run in runs}):
-        chosen = [run for run in runs if "".join(run["without"]) == term]
-        dice = {run["draw"]: [100 * value for value in run["cases"]["dice"]] for run in chosen}
-        scores[term] = scores_by_draw(term, dice)
-    complete = scores.pop("")
-    found = {term: compare(without, complete) for term, without in scores.items()}
-    changes = [f"{term} {signed(difference)}" for term, difference in found.items()]
-    better = [term for term, difference in found.items() if difference.low > 0]
-    return [
-        "Which term is responsible? On development images with two targets in one look "
-        f"({len(complete.distinct_draws)} replicates, mean of both targets, {shown(complete)} with "
-        f"all terms), VerSemi was trained without each of its terms in turn: {listed(changes)}. "
-        f"Terms whose removal certainly helps: {listed(better)}.",
-        "",
-    ]
-
-
-def remedies() -> Lines:
-    """Return what helps with two targets in one look; empty without the development runs."""
-    source = HERE / "versemi-development.json"
-    if not source.exists():
-        return []
-    scores = joint_pages.option_scores(source)
-    siblings = "phantom2d_dev_a + phantom2d_dev_kidney_a"
-    without = scores["", siblings]
-
-    def gain(option: str) -> str:
-        return signed(compare(scores[option, siblings], without))
-
-    prompt = "condition=prompt"
-    network = "backbone.last_block=True, backbone.first_skip=True"
-    return [
-        f"On development images ({len(without.distinct_draws)} replicates, both targets, "
-        f"{shown(without)} without it), a controller that sees the prompt and not the image "
-        f"(`{prompt}`) changes this by {gain(prompt)} Dice, and by {gain(f'{prompt}, {network}')} "
-        "with decoder layers at full resolution: a remedy in part. All options are on "
-        "[a page of their own](versemi-options.md).",
-        "",
-        *joint_pages.four_data_sets(scores),
-    ]
-
-
 def hard_cases() -> Lines:
     """Return the section about the hard suite and the small target in volumes."""
     lines = []
@@ -354,36 +254,7 @@ def real_volumes(quick: Study) -> Lines:
             *with_title("ACDC, supervised training", augmentation.supervised_on_acdc()),
             *with_title("ACDC, a planned protocol", development.planned_protocol(heart)),
         ]
-    return [*lines, *joint_hearts()]
-
-
-def joint_hearts() -> Lines:
-    """Return the paragraph about one network for both; empty without that suite."""
-    source = HERE / "heart-mini.json"
-    if not source.exists():
-        return []
-    rows = joint_pages.joint_rows(source)
-    count = joint_pages.few_labels(source)
-    changes = joint_pages.changes_by_joint_training(rows, ("la", "acdc"))
-    parts = []
-    for target, name in (("la", "the left atrium"), ("acdc", "ACDC")):
-        supervised = rows[SUPERVISED, target, False][target]
-        alone = rows["versemi", target, False][target]
-        together = rows["versemi", "la + acdc", False][target]
-        parts.append(
-            f"on {name} supervised training has {shown(supervised)} %, VerSemi alone "
-            f"{shown(alone)} % ({signed(compare(alone, supervised))}), and VerSemi for both "
-            f"{shown(together)} % ({signed(changes[target])} from alone)"
-        )
-    return [
-        "### One network for left atrium and ACDC",
-        "",
-        f"One VerSemi network for both data sets, in slices, with {count} labeled patients of each "
-        f"and the same number of steps for each: {'; '.join(parts)}.",
-        "",
-        *joint_pages.unlabeled_effects(rows),
-        *notes.narrow_intervals(len(alone.distinct_draws), {"such a difference": notes.PAIRS}),
-    ]
+    return [*lines, *joint_findings.hearts()]
 
 
 def order_of_methods(title: str, study: Study, quick: Study) -> Lines:
@@ -510,7 +381,7 @@ def text() -> str:
         *other_images(study),
         *development.optimizer_and_weight(),
         *development.optimizer_of_versemi(study),
-        *joint_training(),
+        *joint_findings.phantoms(),
         *hard_cases(),
         *real_volumes(study),
         *newer_methods(study),

@@ -50,10 +50,16 @@ def joint_rows(source: Path) -> JointRows:
     }
 
 
-def changes_by_joint_training(rows: JointRows, datasets: Sequence[str]) -> dict[str, Difference]:
-    """Return VerSemi trained on several data sets minus VerSemi on one, by test data set."""
-    together = rows["versemi", " + ".join(datasets), False]
-    return {name: compare(together[name], rows["versemi", name, False][name]) for name in datasets}
+def changes_by_joint_training(
+    rows: JointRows, datasets: Sequence[str], method: str = "versemi"
+) -> dict[str, Difference]:
+    """Return VerSemi trained on several data sets minus VerSemi on one, by test data set.
+
+    Args:
+        method: "versemi", or WITHOUT_UNLABELED.
+    """
+    together = rows[method, " + ".join(datasets), False]
+    return {name: compare(together[name], rows[method, name, False][name]) for name in datasets}
 
 
 def unlabeled_effects(rows: JointRows) -> list[str]:

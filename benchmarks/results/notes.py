@@ -294,10 +294,9 @@ def narrow_intervals(replicates: int, kinds: dict[str, tuple[str, int]]) -> Line
     Args:
         kinds: for each kind the table and column of the simulated studies.
     """
-    simulated_counts = [count for count in (3, 5, 10, 20) if count <= replicates]
-    if not simulated_counts:
+    count = simulated_replicates(replicates)
+    if count is None:
         return []
-    count = simulated_counts[-1]
     narrow = []
     for what, (table, column) in kinds.items():
         share = simulated(f"{count} draws", column, table)
@@ -311,6 +310,24 @@ def narrow_intervals(replicates: int, kinds: dict[str, tuple[str, int]]) -> Line
         f"value of {listed(narrow)} of the studies; it should be 95 %.",
         "",
     ]
+
+
+def simulated_replicates(replicates: int) -> int | None:
+    """Return how many replicates the closest smaller simulated studies have."""
+    counts = [count for count in (3, 5, 10, 20) if count <= replicates]
+    return counts[-1] if counts else None
+
+
+def generous_test(replicates: int) -> str:
+    """Return a sentence if a test of two rows rejects too often with so few replicates."""
+    count = simulated_replicates(replicates)
+    share = None if count is None else simulated(f"{count} draws", PAIRS[1], PAIRS[0])
+    if share is None or share >= LEAST_COVERAGE:
+        return ""
+    return (
+        f" The test is too generous with so few replicates: in simulated studies of {count}, the "
+        f"95 % interval of such a change holds the true value in {share:.1f} %."
+    )
 
 
 def power_check() -> str:
