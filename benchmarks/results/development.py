@@ -126,12 +126,14 @@ def heart_remark(_: Study) -> str:
     return second_half("acdc-mini", "acdc", 7)
 
 
-def second_half(protocol: str, dataset: str, labeled: int) -> str:
+def second_half(name: str, dataset: str, labeled: int) -> str:
     """Return what the second half of a protocol's steps changes, by method."""
-    steps = load_protocol(protocol).steps
+    protocol = load_protocol(name)
+    steps = protocol.steps
+    wanted = (dataset, labeled, steps, protocol.backbone.name)
     changes = {}
     for run in stored("mini-development")["runs"]:
-        if (run["dataset"], run["labeled"], run["steps"]) == (dataset, labeled, steps):
+        if (run["dataset"], run["labeled"], run["steps"], run["backbone"]) == wanted:
             curve = run.get("dice_at_tenths")
             if curve is not None:
                 changes[run["method"]] = curve[-1] - curve[4]
