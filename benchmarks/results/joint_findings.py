@@ -14,6 +14,7 @@ from segbench.benchmarks.results.studies import (
     signed,
 )
 
+from segbench.config import load_protocol
 from segbench.results.stats import compare
 
 Lines = list[str]
@@ -138,7 +139,30 @@ def remedies() -> Lines:
         "with decoder layers at full resolution: a remedy in part. All options are on "
         "[a page of their own](versemi-options.md).",
         "",
+        *full_resolution_on_slices(),
         *joint_pages.four_data_sets(scores),
+    ]
+
+
+def full_resolution_on_slices() -> Lines:
+    """Return what decoder layers at full resolution give VerSemi on ACDC; empty without runs."""
+    steps = load_protocol("acdc-mini").steps
+    found = {}
+    for run in json.loads((HERE / "mini-development.json").read_bytes())["runs"]:
+        if (run["method"], run["dataset"], run["steps"]) != ("versemi", "acdc", steps):
+            continue
+        network = run["backbone"]
+        if run["backbone_params"].get("last_block") and run["backbone_params"].get("first_skip"):
+            network = f"{network} with layers at full resolution"
+        found[network] = run["dice_at_tenths"][-1]
+    if len(found) < 3:
+        return []
+    return [
+        "On ACDC alone (slices, held-out training patients, one run each), VerSemi has "
+        f"{found['vnet with layers at full resolution']:.1f} % on a V-Net whose decoder has layers "
+        f"at full resolution, {found['vnet']:.1f} % on one without, and {found['unet3d']:.1f} % on "
+        "the protocol's U-Net, which always has such layers. Single runs do not decide this.",
+        "",
     ]
 
 
