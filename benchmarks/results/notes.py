@@ -321,12 +321,16 @@ def simulated_replicates(replicates: int) -> int | None:
 def generous_test(replicates: int) -> str:
     """Return a sentence if a test of two rows rejects too often with so few replicates."""
     count = simulated_replicates(replicates)
-    share = None if count is None else simulated(f"{count} draws", PAIRS[1], PAIRS[0])
+    if count is None:
+        return ""
+    table, column = PAIRS
+    share = simulated(f"{count} draws", column, table)
     if share is None or share >= LEAST_COVERAGE:
         return ""
     return (
-        f" The test is too generous with so few replicates: in simulated studies of {count}, the "
-        f"95 % interval of such a change holds the true value in {share:.1f} %."
+        f" The test is too generous with so few replicates: in simulated studies of {count} "
+        f"replicates, the 95 % interval of such a change holds the true value in {share:.1f} % of "
+        "the studies."
     )
 
 

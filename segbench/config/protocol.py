@@ -128,7 +128,8 @@ class Expected(Strict):
 
     def summary(self) -> str:
         """Return in a few sentences what was reached, and how far from converged it is."""
-        if self.published:
+        known = self.oracle is not None or self.supervised is not None
+        if self.published and known:
             return self._published_summary()
         if self.oracle is None:
             return "Not known: the oracle of this protocol was not measured."
@@ -151,8 +152,9 @@ class Expected(Strict):
             found.append(f"{self.supervised:.1f} % Dice")
         if self.oracle is not None:
             found.append(f"{self.oracle:.1f} % with all labels")
+        about = f" ({self.data})" if self.data else ""
         numbers = ", ".join(found)
-        return f"Not measured here. Published for supervised training: {numbers} ({self.data})."
+        return f"Not measured here. Published for supervised training: {numbers}{about}."
 
 
 class Protocol(Strict):

@@ -262,6 +262,10 @@ def test_with_all_labels_training_has_converged():
     assert measured == dict.fromkeys(names, True)
 
 
+# How a protocol names the number of published values; it is silent about none.
+NUMBER_WORDS = {0: "", 1: "one", 3: "three", 4: "four"}
+
+
 @pytest.mark.parametrize(
     ("name", "few", "every"), [("la", 8, 80), ("acdc", 7, 70), ("pancreas_ct", 12, 62)]
 )
@@ -273,6 +277,7 @@ def test_a_protocol_that_was_not_run_names_published_numbers(name, few, every):
         rows = [row for row in published(name, labeled) if row["ours"] == "supervised"]
         dice = [row["dice"] for row in rows]
         found[labeled] = round(statistics.median(dice), 1) if dice else None
+        assert NUMBER_WORDS[len(dice)] in expected.data
     assert expected.published
     assert expected.supervised == found[few]
     assert expected.oracle == found[every]
@@ -293,3 +298,7 @@ def test_a_protocol_says_how_far_from_converged_it_is():
         "Measured on two runs."
     )
     assert Expected().summary().startswith("Not known")
+    assert Expected(published=True).summary().startswith("Not known")
+    assert Expected(published=True, oracle=91.0).summary() == (
+        "Not measured here. Published for supervised training: 91.0 % with all labels."
+    )
