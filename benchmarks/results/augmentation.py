@@ -75,7 +75,13 @@ def section(forms: Forms, plain_page: str) -> Lines:
             cells += ["–", shown(own), "–"]
         cells.append(signed(compare(own, reference)))
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    return [*lines, "", *narrow_intervals(forms)]
+
+
+def narrow_intervals(forms: Forms) -> Lines:
+    """Return a paragraph if the intervals of strong minus plain are too narrow."""
+    kinds = {"such a difference of two rows": notes.PAIRS}
+    return notes.narrow_intervals(len(forms.draws), kinds)
 
 
 def in_words(forms: Forms, strong_page: str) -> Lines:
@@ -93,9 +99,10 @@ def in_words(forms: Forms, strong_page: str) -> Lines:
         f"{shown(study.methods[ORACLE])} %.",
         f"- Of {len(against)} methods without it, better than that: {listed(higher)}; worse: "
         f"{len(lower)} (Holm, 5 %).",
-        f"- With it, the methods differ from supervised training with it by: {with_it}. Certain "
-        f"(Holm, 5 %): {notes.certain_ones(study.gains)}.{notes.unlabeled_effect(study)} "
+        f"- {len(study.names)} methods with it minus supervised training with it: {with_it}. "
+        f"Certain (Holm, 5 %): {notes.certain_ones(study.gains)}.{notes.unlabeled_effect(study)} "
         f"{notes.order(study)}",
+        *(f"- {note}" for note in narrow_intervals(forms) if note),
         f"- [The table]({strong_page}) has both forms side by side.",
         "",
     ]

@@ -32,6 +32,7 @@ from segbench.results.stats import compare
 
 Lines = list[str]
 LARGEST_FALL = 3  # Dice that a method may lose after half of the steps without a stated reason
+STANDS_STILL = 1  # Dice; a training that adds no more in its last quarter has converged
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -41,6 +42,9 @@ def stored(name: str) -> dict[str, Any]:
 
 
 # -- real volumes ----------------------------------------------------------------------------------
+
+# Data set and number of labels of the runs in which every method was trained, by protocol.
+HELD_OUT = {"la-mini": ("la", 8), "acdc-mini": ("acdc", 7)}
 
 
 def atrium_runs() -> dict[tuple[str, int], list[float]]:
@@ -55,7 +59,7 @@ def atrium_runs() -> dict[tuple[str, int], list[float]]:
 
 def atrium_remark(study: Study) -> str:
     """Return what is known about the methods on the left atrium beside their table."""
-    return f"{longer_runs(study)}\n\n{second_half('la-mini', 'la', 8)}\n\n{volumes_or_slices()}"
+    return f"{longer_runs(study)}\n\n{second_half('la-mini')}\n\n{volumes_or_slices()}"
 
 
 def longer_runs(study: Study) -> str:
@@ -123,29 +127,61 @@ def volumes_or_slices() -> str:
 
 def heart_remark(_: Study) -> str:
     """Return what the second half of acdc-mini's steps changes."""
-    return second_half("acdc-mini", "acdc", 7)
+    return second_half("acdc-mini")
 
 
-def second_half(name: str, dataset: str, labeled: int) -> str:
-    """Return what the second half of a protocol's steps changes, by method."""
+def training_curves(name: str) -> dict[str, list[float]]:
+    """Return Dice at each tenth of a training, by method: one run each on held-out training cases.
+
+    Args:
+        name: a protocol in ``HELD_OUT``.
+    """
     protocol = load_protocol(name)
-    steps = protocol.steps
-    wanted = (dataset, labeled, steps, protocol.backbone.name)
-    changes = {}
+    wanted = (*HELD_OUT[name], protocol.steps, protocol.backbone.name)
+    found = {}
     for run in stored("mini-development")["runs"]:
-        if (run["dataset"], run["labeled"], run["steps"], run["backbone"]) == wanted:
-            curve = run.get("dice_at_tenths")
-            if curve is not None:
-                changes[run["method"]] = curve[-1] - curve[4]
+        settings = (run["dataset"], run["labeled"], run["steps"], run["backbone"])
+        if settings == wanted and "dice_at_tenths" in run:
+            found[run["method"]] = run["dice_at_tenths"]
+    return found
+
+
+def last_quarter(curve: list[float]) -> float:
+    """Return what the last quarter of the steps adds; Dice after 75 % is the mean of two tenths."""
+    return curve[-1] - (curve[6] + curve[7]) / 2
+
+
+def still_rising(name: str) -> dict[str, float]:
+    """Return the methods that still gain in a protocol's last quarter, the largest gain first."""
+    gains = {method: last_quarter(curve) for method, curve in training_curves(name).items()}
+    rising = {method: gain for method, gain in gains.items() if gain > STANDS_STILL}
+    return dict(sorted(rising.items(), key=lambda item: -item[1]))
+
+
+def second_half(name: str) -> str:
+    """Return what the second half and the last quarter of a protocol's steps change, by method."""
+    steps = load_protocol(name).steps
+    curves = training_curves(name)
+    changes = {method: curve[-1] - curve[4] for method, curve in curves.items()}
     order = sorted(changes, key=changes.__getitem__)
-    shown = listed([f"{name} {changes[name]:+.1f}" for name in order])
-    fallen = [name for name in order if changes[name] < -LARGEST_FALL]
+    shown = listed([f"{method} {changes[method]:+.1f}" for method in order])
+    fallen = [method for method in order if changes[method] < -LARGEST_FALL]
     verdict = f"{listed(fallen)} lose" if fallen else "No method loses"
-    return (
+    text = (
         "Does a method fall in the second half of the steps? On training cases that were held out, "
         f"one run of each of {len(order)} methods, Dice changes from half of the {steps:,} steps "
         f"to the end by {shown} (`mini-development.json`). {verdict} more than {LARGEST_FALL} "
         "Dice."
+    )
+    rising = still_rising(name)
+    if not rising:
+        return text
+    gains = listed([f"{method} {gain:+.1f}" for method, gain in rising.items()])
+    return (
+        f"{text}\n\nHas each method converged? In the last quarter of these runs, {len(rising)} of "
+        f"{len(order)} methods still gained more than {STANDS_STILL} Dice: {gains}; supervised "
+        f"training {last_quarter(curves[SUPERVISED]):+.1f}. With more steps their places may be "
+        "others."
     )
 
 

@@ -199,8 +199,8 @@ def other_images(study: Study) -> Lines:
     return [
         "## Does the order hold on other images",
         "",
-        "The same methods were trained once on images of two further looks, on which nothing was "
-        f"chosen ({fresh.draws} replicates). The highest mean first, they are "
+        f"{len(fresh.names)} methods were trained once on images of two further looks, on which "
+        f"nothing was chosen ({fresh.draws} replicates). The highest mean first, they are "
         f"{', '.join(fresh.names)} ({notes.pairs_apart(fresh, with_supervised=False)}). "
         "The rank correlation of the means with those above is "
         f"{rank_correlation(study, fresh)}. "
@@ -212,10 +212,14 @@ def other_images(study: Study) -> Lines:
 
 def hard_cases() -> Lines:
     """Return the section about the hard suite and the small target in volumes."""
-    lines = []
-    for suite in ("hard", "lesion"):
-        lines += [hard_case(study) for study in tables.stored_studies(suite)]
-    return ["## Hard cases", "", *lines, ""] if lines else []
+    studies = [*tables.stored_studies("hard"), *tables.stored_studies("lesion")]
+    if not studies:
+        return []
+    limits: dict[int, Lines] = {}
+    for study in studies:
+        limits[study.draws] = notes.coverage_note(study)
+    lines = [hard_case(study) for study in studies]
+    return ["## Hard cases", "", *lines, "", *(line for note in limits.values() for line in note)]
 
 
 def hard_case(study: Study) -> str:
@@ -249,6 +253,8 @@ def real_volumes(quick: Study) -> Lines:
         lines += [
             "The order on ACDC has a rank correlation of "
             f"{rank_correlation(heart, atrium)} with that on the left atrium.",
+            "",
+            development.heart_remark(heart),
             "",
             *with_title("ACDC, strong augmentation", strong_form("acdc-mini")),
             *with_title("ACDC, supervised training", augmentation.supervised_on_acdc()),
@@ -305,7 +311,8 @@ def claims_of_the_literature(quick: Study) -> Lines:
     newer = []
     for name, study in stored.items():
         usual = tables.usual_rows(study)
-        found = [gain for row, gain in study.gains.items() if row in usual]
+        usual = [row for row in usual if row not in tables.USES_NO_UNLABELED]
+        found = [study.gains[row] for row in usual if row in study.gains]
         certain = [gain for gain in found if gain.distinguishable and gain.mean > 0]
         better.append(f"{len(certain)} of {len(found)} methods on {name}")
         newer.append(f"{correlation_with_year(study)} on {name}")

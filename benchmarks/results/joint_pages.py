@@ -30,7 +30,8 @@ from segbench.results.stats import Difference, compare
 
 # Parameters that follow from another one.
 IMPLIED = ("stages", "aux_mask")
-WITHOUT_UNLABELED = "versemi without unlabeled images"
+NO_UNLABELED = " without unlabeled images"
+WITHOUT_UNLABELED = f"versemi{NO_UNLABELED}"
 
 JointRows = dict[tuple[str, str, bool], dict[str, Scores]]
 
@@ -39,7 +40,8 @@ def joint_rows(source: Path) -> JointRows:
     """Return the scores by (method, data sets of the training, all labels?) and test data set."""
     found: dict[tuple[str, str, bool], dict[str, dict[int, list[float]]]] = {}
     for run in json.loads(source.read_text())["runs"]:
-        method = run["method"] if run.get("unlabeled", "all") == "all" else WITHOUT_UNLABELED
+        control = run.get("unlabeled", "all") != "all"
+        method = run["method"] + (NO_UNLABELED if control else "")
         key = (method, " + ".join(run["datasets"]), has_all_labels(run))
         for dataset in run["datasets"]:
             draws = found.setdefault(key, {}).setdefault(dataset, {})

@@ -36,13 +36,11 @@ class Part:
     datasets: tuple[str, ...]
     labeled: int | None = None  # only runs with this many labeled cases, and the oracle
     augment: str | None = None  # instead of the protocol's own
-    all_images: bool = False  # leave out the rows that see no unlabeled images
+    rows_of_first_file: bool = False  # leave out the rows that the first file does not have
 
     def holds(self, run: Run) -> bool:
         """Whether a run belongs to this part."""
         if "+".join(run["datasets"]) not in self.datasets:
-            return False
-        if self.all_images and run["unlabeled"] != "all":
             return False
         return run["modified"].get("augment") == self.augment and self._has_labels(run)
 
@@ -62,7 +60,10 @@ class Study:
     # Scores in percent by method: one row per replicate, with the cases of all data sets.
     methods: dict[str, Scores] = field(default_factory=dict)
     without_unlabeled: dict[str, Scores] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds of a training run
+    # CPU time of a training as a multiple of supervised training's in the same file, and the CPU
+    # seconds of supervised training in each file.
+    costs: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     cases_per_dataset: int = 0
     runs: list[Run] = field(default_factory=list)  # of the replicates that all rows have
 
@@ -140,13 +141,9 @@ def load_study(sources: Path | Sequence[Path], part: Part) -> Study:
     files = [sources] if isinstance(sources, Path) else sources
     runs = distinct_runs(files, part)
     dice: dict[tuple[str, str], dict[tuple[int, str], list[float]]] = {}
-    seconds: dict[str, list[float]] = {}
     for run in runs:
         row = dice.setdefault((row_name(run), run["unlabeled"]), {})
         row[run["draw"], "+".join(run["datasets"])] = case_scores(run)
-        # Rows without unlabeled images were often trained later, beside other work.
-        if run["unlabeled"] == "all":
-            seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
     shared = set.intersection(*(complete_draws(row, part.datasets) for row in dice.values()))
     draws = tuple(sorted(shared))
     study = Study(part.title, [origin(file) for file in files], list(part.datasets))
@@ -157,9 +154,29 @@ def load_study(sources: Path | Sequence[Path], part: Part) -> Study:
         owners = np.repeat(np.arange(len(part.datasets)), study.cases_per_dataset)
         several = len(part.datasets) > 1
         target[name] = Scores(name, values, draws, datasets=tuple(owners) if several else ())
-    study.seconds = {name: float(np.mean(values)) for name, values in seconds.items()}
+    for file in files:
+        add_costs(study, file, part)
     study.runs = [run for run in runs if run["draw"] in shared]
     return study
+
+
+def add_costs(study: Study, file: Path, part: Part) -> None:
+    """Add the cost of the rows that no earlier file has.
+
+    Files were trained beside different work, so their seconds cannot be compared. Rows without
+    unlabeled images are left out: many were trained later than the others of their file.
+    """
+    seconds: dict[str, list[float]] = {}
+    for run in json.loads(file.read_text())["runs"]:
+        if part.holds(run) and run["unlabeled"] == "all":
+            seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
+    if SUPERVISED not in seconds:
+        return
+    means = {name: float(np.mean(values)) for name, values in seconds.items()}
+    study.seconds[file.name] = means[SUPERVISED]
+    for name, mean in means.items():
+        if name in study.methods and name not in study.costs:
+            study.costs[name] = mean / means[SUPERVISED]
 
 
 def distinct_runs(files: Sequence[Path], part: Part) -> list[Run]:
@@ -169,11 +186,17 @@ def distinct_runs(files: Sequence[Path], part: Part) -> list[Run]:
         ValueError: if two files hold the same run with different results.
     """
     found: dict[tuple[Any, ...], Run] = {}
+    rows: set[tuple[str, str]] = set()
     for file in files:
         for run in json.loads(file.read_text())["runs"]:
             if not part.holds(run):
                 continue
-            key = (row_name(run), run["unlabeled"], run["draw"], *run["datasets"])
+            row = (row_name(run), run["unlabeled"])
+            if file == files[0]:
+                rows.add(row)
+            elif part.rows_of_first_file and row not in rows:
+                continue
+            key = (*row, run["draw"], *run["datasets"])
             stored = found.setdefault(key, run)
             if stored["cases"]["dice"] != run["cases"]["dice"]:
                 raise ValueError(f"{file.name} has other results than an earlier file for {key}")

@@ -26,6 +26,7 @@ from segbench.benchmarks.results.studies import (
     Study,
     draws_needed,
     gap_text,
+    listed,
     load_study,
     paired_scatter,
     rank_text,
@@ -39,6 +40,7 @@ from segbench.results.stats import estimate
 
 PAGES = HERE.parents[1] / "docs" / "results"
 DIFFERENCE = 2.0  # Dice, of which a page says how many replicates it takes
+USES_NO_UNLABELED = ("versemi[variant=released]",)  # the released code has no stage 2
 Lines = list[str]
 
 
@@ -90,11 +92,12 @@ def usual_rows(study: Study) -> list[str]:
 
 
 def short_table(study: Study) -> Lines:
-    """Return the lines of a summary for README: two sentences and a table."""
+    """Return the lines of a summary for README: three sentences and a table."""
     lines = [
         f"Synthetic slices of 32 x 32 pixels, 4 of 60 labeled, {study.draws} replicates. "
         f"Supervised training: {shown(study.supervised)} % Dice, rank "
-        f"{rank_text(study, SUPERVISED)}.",
+        f"{rank_text(study, SUPERVISED)}. Ranks are those of [the full table]"
+        "(docs/results/quick.md).",
         "",
         "| rank | method | minus supervised, Dice | unlabeled images give |",
         "|---:|---|---:|---:|",
@@ -157,7 +160,8 @@ How to read the tables:
 - *rank*: as in `segbench leaderboard`. All pairs of methods are tested (Holm, 5 %). Methods
   that cannot be distinguished from the first one of their group share its rank, marked by `=`.
 - *minus supervised*: paired by replicate and case, with a 95 % interval that is not corrected
-  for the number of methods. With fewer than ten replicates it uses the scatter of all methods.
+  for the number of methods. With fewer than ten replicates it uses the scatter of all methods,
+  or the method's own where that is larger.
 - *p (Holm)*: of that difference, corrected for the comparisons with supervised training. The
   rank is corrected for all pairs, so the two can disagree.
 - *gap closed*: (method − supervised) / (oracle − supervised), with Fieller's 95 % interval. It
@@ -243,8 +247,12 @@ def page_text(page: Page, studies: list[Study]) -> str:
 def part_text(study: Study, heading: bool) -> Lines:
     """Return the lines of one table with its numbers of replicates and cases."""
     interval = estimate(study.supervised)
-    seconds = study.seconds
-    costs = [f"{name} {seconds[name]:.0f}" for name in sorted(seconds, key=seconds.__getitem__)]
+    costs = [
+        f"{name} {study.costs[name]:.1f}"
+        for name in sorted(study.costs, key=study.costs.__getitem__)
+        if name != SUPERVISED
+    ]
+    seconds = listed([f"{mean:.0f} s in {file}" for file, mean in study.seconds.items()])
     lines = [f"## {study.title}", ""] if heading else []
     count = f"{study.draws} replicates, {study.cases_per_dataset} test cases"
     if len(study.datasets) > 1:
@@ -259,7 +267,8 @@ def part_text(study: Study, heading: bool) -> Lines:
         *notes.class_table(study),
         *notes.failed_runs(study.runs),
         *notes.runs_far_below(study),
-        f"CPU seconds of a training: {', '.join(costs)}.",
+        "CPU time of a training as a multiple of supervised training's in the same file "
+        f"({seconds}): {', '.join(costs)}.",
         "",
     ]
 
@@ -274,11 +283,11 @@ SUITES = {
         also=("quick-methods",),
     ),
     "quick-draws": Page(
-        "The methods of the quick suite with more draws",
-        (Part("Two looks", LOOKS, all_images=True),),
+        "{methods} methods of the quick suite with more draws",
+        (Part("Two looks", LOOKS, rows_of_first_file=True),),
         power=True,
         remark=method_options.finest_scale,
-        also=("quick",),
+        also=("quick", "quick-methods"),
     ),
     "quick-strong": Page(
         "{methods} methods with strong augmentation",

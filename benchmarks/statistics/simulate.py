@@ -58,6 +58,15 @@ class Design:
     better: tuple[float, ...] = ()  # by how much each method is better than TRUTH
     folds: int = 0  # of a cross-validation, each with a draw of its own; 0 without
 
+    @property
+    def paired_scatter(self) -> float:
+        """The standard deviation over draws of the difference of two methods, one data set."""
+        (cases,) = self.cases
+        of_method = (
+            self.method_draw**2 + self.run**2 / self.runs + self.rest**2 / (cases * self.runs)
+        )
+        return float(np.sqrt(2 * of_method))
+
     def study(self, rng: np.random.Generator) -> list[Scores]:
         """Return the scores of all methods in one study."""
         if self.folds:

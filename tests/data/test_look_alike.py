@@ -54,11 +54,11 @@ def test_a_dry_run_shows_the_warning(tmp_path, capsys):
 def test_the_cost_in_the_warning_is_that_of_the_stored_runs(store):
     runs = json.loads((ROOT / "benchmarks/results/joint.json").read_bytes())["runs"]
 
-    def mean_dice(names, dataset):
+    def mean_dice(names, dataset, labeled):
         found = []
         for run in runs:
             kind = (run["method"], run["datasets"], run["unlabeled"])
-            if kind != ("versemi", names, "all") or run["labeled"][dataset] > 4:
+            if kind != ("versemi", names, "all") or run["labeled"][dataset] != labeled:
                 continue
             cases = run["cases"]
             owner = cases["dataset"]
@@ -69,7 +69,12 @@ def test_the_cost_in_the_warning_is_that_of_the_stored_runs(store):
         return statistics.fmean(found)
 
     pair = ["phantom2d_a", "phantom2d_kidney_a"]
-    losses = [round(mean_dice([name], name) - mean_dice(pair, name)) for name in pair]
-    assert MEASURED_COST.startswith(f"{losses[0]} and {losses[1]} Dice")
+    few, every = (
+        [round(mean_dice([name], name, count) - mean_dice(pair, name, count)) for name in pair]
+        for count in (4, 60)
+    )
+    assert (
+        f"{few[0]} and {few[1]} Dice with few labels, {every[0]} and {every[1]} Dice with all"
+    ) == MEASURED_COST
     (warning,) = look_alike_warnings([store(name) for name in pair])
     assert MEASURED_COST in warning
