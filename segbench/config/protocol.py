@@ -110,8 +110,8 @@ class Expected(Strict):
         default=None,
         ge=-100,
         le=100,
-        description="Dice in % that the oracle gains in the last quarter of the steps: near 0 if "
-        "it has converged",
+        description="Dice in % that the oracle gains in the last quarter of the steps (of several "
+        "tasks, the one furthest from 0): near 0 if it has converged",
     )
     supervised: float | None = Field(
         default=None, ge=0, le=100, description="mean Dice in % on the usual number of labels"
@@ -135,9 +135,9 @@ class Expected(Strict):
             return "Not known: the oracle of this protocol was not measured."
         sentence = f"The oracle reached {self.oracle:.1f} % Dice"
         if self.last_quarter is not None:
-            converged = self.last_quarter < CONVERGED
+            converged = abs(self.last_quarter) < CONVERGED
             gain = f"{self.last_quarter:+.1f}"
-            if converged and float(gain) >= CONVERGED:  # the limit would be shown
+            if converged and abs(float(gain)) >= CONVERGED:  # the limit would be shown
                 gain = f"{self.last_quarter:+.2f}"
             state = "converged" if converged else "NOT converged"
             sentence += f", {gain} of it in the last quarter ({state})"

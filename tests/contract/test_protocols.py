@@ -214,21 +214,32 @@ def test_heart_mini_expects_what_its_development_runs_reached():
 
 
 def test_phantom_expects_what_its_development_runs_reached():
+    """Dice are means over the four tasks; of the last quarters, the one furthest from 0 counts."""
     protocol = load_protocol("phantom")
     file = ROOT / "benchmarks" / "results" / "phantom-development.json"
-    runs = json.loads(file.read_text())["runs"]
     curves = {18: {}, 4: {}}
-    for run in runs:
+    for run in json.loads(file.read_text())["runs"]:
         assert run["steps"] == protocol.steps
-        curves[run["labeled"]][run["dataset"]] = run["dice_at_tenths"]
-    oracle = curves[18].values()
-    assert protocol.expected.oracle == round(end(oracle), 1)
-    assert protocol.expected.last_quarter == round(last_quarter(oracle), 1)
-    assert protocol.expected.supervised == round(end(curves[4].values()), 1)
+        of_task = curves[run["labeled"]].setdefault(run["dataset"], [])
+        of_task.append(run["dice_at_tenths"])
+    oracle, few_labels = (
+        {task: end(found) for task, found in curves[count].items()} for count in (18, 4)
+    )
+    quarters = {task: last_quarter(found) for task, found in curves[18].items()}
+    worst = max(quarters.values(), key=abs)
+    assert protocol.expected.oracle == pytest.approx(statistics.fmean(oracle.values()), abs=0.051)
+    assert protocol.expected.supervised == pytest.approx(
+        statistics.fmean(few_labels.values()), abs=0.051
+    )
+    assert protocol.expected.last_quarter == pytest.approx(worst, abs=0.051)
     assert protocol.expected.seconds == mean_seconds("lesion", {"phantom_ct_lesion": 4})
-    assert f"they {last_quarters(oracle)}" in " ".join(protocol.expected.data.split())
-    below = [name for name in curves[4] if curves[18][name][-1] < curves[4][name][-1]]
-    assert below == ["phantom_dev_mr_lesion"]  # the small target of the MR look
+    said = " ".join(protocol.expected.data.split())
+    for task, gain in quarters.items():
+        assert len(curves[18][task]) == 3
+        assert f"{gain:+.1f} ({task.removeprefix('phantom_dev_')})" in said
+    every_run = [curve for found in curves[18].values() for curve in found]
+    assert f"single runs {last_quarters(every_run)}" in said
+    assert all(oracle[task] > few_labels[task] for task in oracle)
 
 
 @pytest.mark.parametrize(
@@ -251,15 +262,19 @@ def test_no_stored_run_falls_after_half_of_the_steps(name, dataset, labeled):
 
 
 def test_with_all_labels_training_has_converged():
-    """Where it was measured, the last quarter of a training adds less than one Dice."""
+    """Where it was measured, the last quarter of a training changes Dice by less than one.
+
+    ``phantom``, a demonstration, misses that by a tenth in one of its four tasks, and says so.
+    """
     measured = {}
     for name in protocol_names():
         expected = load_protocol(name).expected
         if expected.oracle is not None and not expected.published:
-            measured[name] = expected.last_quarter < 1
+            measured[name] = abs(expected.last_quarter) < 1
             assert expected.oracle > expected.supervised
-    names = ["acdc-mini", "heart-mini", "la-mini", "phantom", "phantom2d"]
-    assert measured == dict.fromkeys(names, True)
+    names = ["acdc-mini", "heart-mini", "la-mini", "phantom2d"]
+    assert measured == {**dict.fromkeys(names, True), "phantom": False}
+    assert load_protocol("phantom").expected.last_quarter < 1.15
 
 
 # How a protocol names the number of published values; it is silent about none.
@@ -288,6 +303,8 @@ def test_a_protocol_that_was_not_run_names_published_numbers(name, few, every):
 def test_a_protocol_says_how_far_from_converged_it_is():
     said = load_protocol("phantom2d").expected.summary()
     assert "in the last quarter (converged)" in said
+    falling = Expected(oracle=60.0, last_quarter=-2.0)
+    assert "-2.0 of it in the last quarter (NOT converged)" in falling.summary()
     expected = Expected(oracle=60.0, last_quarter=4.0)
     assert expected.summary() == (
         "The oracle reached 60.0 % Dice, +4.0 of it in the last quarter (NOT converged)."
