@@ -101,11 +101,14 @@ class Form(NamedTuple):
         return f"{self.dice:.1f} % ({self.steps:,} steps, {self.seconds:.0f} s)"
 
 
-def supervised_atrium(labeled: int, protocol: str, steps: int | None = None) -> Form | None:
-    """Return the stored run of supervised training with a protocol's backbone; None without it.
+def supervised_atrium(labeled: int, protocol: str, steps: int | None = None) -> Form:
+    """Return the stored run of supervised training with a protocol's backbone.
 
     Args:
         steps: the protocol's own if None.
+
+    Raises:
+        LookupError: there is no such run.
     """
     settings = load_protocol(protocol)
     wanted = (SUPERVISED, "la", labeled, settings.backbone.name, "sgd", steps or settings.steps)
@@ -113,7 +116,7 @@ def supervised_atrium(labeled: int, protocol: str, steps: int | None = None) -> 
     for run in stored("mini-development")["runs"]:
         if tuple(run[key] for key in keys) == wanted:
             return Form(run["dice_at_tenths"][-1], run["steps"], run["train_cpu_seconds"])
-    return None
+    raise LookupError(f"no run of {wanted}")
 
 
 def volumes_or_slices() -> str:
@@ -122,16 +125,13 @@ def volumes_or_slices() -> str:
     few = [supervised_atrium(8, protocol) for protocol in protocols]
     every = [supervised_atrium(64, protocol) for protocol in protocols]
     longer = [supervised_atrium(labeled, "la-mini", LONGER) for labeled in (8, 64)]
-    text = (
+    return (
         "Volumes or slices? On held-out training volumes, one run each, supervised training with 8 "
         f"labels has {few[0]} in volumes and {few[1]} in slices; with all labels, {every[0]} and "
-        f"{every[1]}."
-    )
-    if all(longer):
-        text += f" With more steps, volumes have {longer[0]} and, with all labels, {longer[1]}."
-    return (
-        f"{text} The seconds were measured beside other runs, which lengthens them. Single runs do "
-        "not decide differences of this size; `la-mini` has volumes, whose runs were shorter."
+        f"{every[1]}. With more steps, volumes have {longer[0]} and, with all labels, "
+        f"{longer[1]}. The seconds were measured beside other runs, which lengthens them. Single "
+        "runs do not decide differences of this size; `la-mini` has volumes, whose runs were "
+        "shorter."
     )
 
 

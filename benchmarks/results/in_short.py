@@ -126,11 +126,11 @@ def better_on_real_volumes() -> str:
             f"{len(better(found))} of {len(found)} methods on {REAL[suite]} ({study.draws} "
             "replicates)"
         )
+    if not parts:
+        return ""
     return (
         "On real volumes at reduced resolution, better than supervised training are "
         f"{listed(parts)}."
-        if parts
-        else ""
     )
 
 

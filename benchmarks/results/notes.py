@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from segbench.benchmarks.results.studies import (
@@ -340,8 +339,8 @@ def generous_test(replicates: int) -> str:
 def power_check() -> str:
     """Return the sentences that compare the formula of power with studies."""
     found = power_of_resampled_studies()
-    worst = min(found, key=lambda name: found[name].share)
-    best = max(found, key=lambda name: found[name].share)
+    worst = min(found, key=found.__getitem__)
+    best = max(found, key=found.__getitem__)
     parts = []
     for scatter in ("1.5", "3.0"):
         shares = []
@@ -358,28 +357,25 @@ def power_check() -> str:
         "These numbers are from a formula (normal scatter, the measured standard error). It was "
         "checked in two ways. Studies made from the stored replicates of `quick-draws.json`, with "
         "the difference shifted to 2 Dice (`benchmarks/statistics/resampled.txt`), find it with as "
-        f"many draws as the formula asks for in {found[worst].share:.0f} % ({worst}) to "
-        f"{found[best].share:.0f} % ({best}) of the studies; it should be 80 %. Simulated studies "
+        f"many draws as the formula asks for in {found[worst]:.0f} % ({worst}) to "
+        f"{found[best]:.0f} % ({best}) of the studies; it should be 80 %. Simulated studies "
         "with normal scatter (`measured.txt` beside it) find 2 Dice this often: "
         f"{'; '.join(parts)}."
     )
 
 
-class Power(NamedTuple):
-    """How many replicates the formula asks for, and what they find in resampled studies."""
+def power_of_resampled_studies() -> dict[str, float]:
+    """Return in how many resampled studies 2 Dice are found, in percent, by method.
 
-    draws: int
-    share: float  # of the studies in which one test finds 2 Dice, in percent
-
-
-def power_of_resampled_studies() -> dict[str, Power]:
-    """Return what ``benchmarks/statistics/resample.py`` printed for each method."""
+    Each study has as many replicates as the formula asks for; ``benchmarks/statistics/resample.py``
+    printed the shares.
+    """
     lines = RESAMPLED.read_text(encoding="utf-8").splitlines()
     found = {}
     for line in lines[3:]:  # after the command and two lines of heads
         words = line.split()
-        if len(words) == 6:  # the formula names a number of draws
-            found[words[0]] = Power(int(words[4]), float(words[5]))
+        if len(words) == 6:  # the formula names a number of replicates
+            found[words[0]] = float(words[-1])
     return found
 
 
