@@ -86,9 +86,11 @@ def unlabeled_images(quick: Study) -> str:
     found = quick.contributions
     names = [name for name in found if better([found[name]])]
     worse = [name for name in found if found[name].distinguishable and name not in names]
-    against = f"; {notes.with_numbers(found, worse)} is worse with them" if worse else ""
+    verb = "is" if len(worse) == 1 else "are"
+    against = f"; {notes.with_numbers(found, worse)} {verb} worse with them" if worse else ""
     return (
-        f"The unlabeled images themselves add something for {len(names)} of {len(found)} methods: "
+        f"The unlabeled images themselves add something for {len(names)} of {len(found)} methods "
+        "(rows with other parameters count as methods): "
         f"{notes.with_numbers(found, names)}{against}. For the others, neither is certain."
     )
 
