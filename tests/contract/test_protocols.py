@@ -240,6 +240,9 @@ def test_phantom_expects_what_its_development_runs_reached():
     every_run = [curve for found in curves[18].values() for curve in found]
     assert f"single runs {last_quarters(every_run)}" in said
     assert all(oracle[task] > few_labels[task] for task in oracle)
+    counts = {task.removeprefix("phantom_dev_"): len(found) for task, found in curves[4].items()}
+    assert counts == {"ct_organ": 1, "mr_organ": 1, "ct_lesion": 1, "mr_lesion": 3}
+    assert "one run of each task and three of mr_lesion" in said
 
 
 @pytest.mark.parametrize(
