@@ -129,9 +129,9 @@ def volumes_or_slices() -> str:
         "Volumes or slices? On held-out training volumes, one run each, supervised training with 8 "
         f"labels has {few[0]} in volumes and {few[1]} in slices; with all labels, {every[0]} and "
         f"{every[1]}. With more steps, volumes have {longer[0]} and, with all labels, "
-        f"{longer[1]}. The seconds were measured beside other runs, which lengthens them. Single "
-        "runs do not decide differences of this size; `la-mini` has volumes, whose runs were "
-        "shorter."
+        f"{longer[1]}. Some of these runs were trained beside others, which lengthens their "
+        "seconds. Single runs do not decide differences of this size; `la-mini` has volumes, "
+        "whose runs were shorter."
     )
 
 

@@ -68,10 +68,10 @@ def fresh_images(quick: Study) -> Lines:
     found = list(fresh.gains.values())
     best = fresh.names[0]
     return [
-        f"On images of two further looks, trained once ({fresh.draws} replicates), {best} has the "
-        f"highest mean ({signed(fresh.gains[best])} Dice), {len(better(found))} of {len(found)} "
-        "methods are better than supervised training, and the rank correlation of the means is "
-        f"{rank_correlation(quick, fresh)}."
+        "On images of two further looks, on which each method was trained once "
+        f"({fresh.draws} replicates), {best} has the highest mean ({signed(fresh.gains[best])} "
+        f"Dice), {len(better(found))} of {len(found)} methods are better than supervised training, "
+        f"and the rank correlation of the means is {rank_correlation(quick, fresh)}."
     ]
 
 

@@ -19,7 +19,7 @@ from segbench.config import load_protocol
 from segbench.results.stats import compare
 
 Lines = list[str]
-MUCH = 5  # Dice that joint training costs
+MUCH = 5  # Dice; a loss by joint training that is called small is below this
 
 
 def phantoms() -> Lines:

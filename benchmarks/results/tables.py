@@ -161,7 +161,7 @@ How to read the tables:
   that cannot be distinguished from the first one of their group share its rank, marked by `=`.
 - *minus supervised*: paired by replicate and case, with a 95 % interval that is not corrected
   for the number of methods. With fewer than ten replicates it uses the scatter of all methods,
-  or the method's own where that is larger.
+  or that of the difference itself where it is larger.
 - *p (Holm)*: of that difference, corrected for the comparisons with supervised training. The
   rank is corrected for all pairs, so the two can disagree.
 - *gap closed*: (method − supervised) / (oracle − supervised), with Fieller's 95 % interval. It
@@ -268,7 +268,8 @@ def part_text(study: Study, heading: bool) -> Lines:
         *notes.failed_runs(study.runs),
         *notes.runs_far_below(study),
         "CPU time of a training as a multiple of supervised training's in the same file "
-        f"({seconds}): {', '.join(costs)}.",
+        f"({seconds}): {', '.join(costs)}. These are rough, because the runs of a file were not "
+        "all trained beside the same work.",
         "",
     ]
 

@@ -193,7 +193,7 @@ def test_acdc_mini_expects_what_its_development_runs_reached():
 
 
 def test_heart_mini_expects_what_its_development_runs_reached():
-    """Its numbers are means of both data sets, each alone."""
+    """Dice are means of both data sets, each alone; of the last quarters, the larger one counts."""
     protocol = load_protocol("heart-mini")
     oracles = [
         development_curves(protocol, "la", 64),
@@ -205,7 +205,7 @@ def test_heart_mini_expects_what_its_development_runs_reached():
     ]
     assert protocol.expected.oracle == pytest.approx(statistics.fmean(map(end, oracles)), abs=0.051)
     assert protocol.expected.last_quarter == pytest.approx(
-        statistics.fmean(map(last_quarter, oracles)), abs=0.051
+        max(map(last_quarter, oracles), key=abs), abs=0.005
     )
     assert protocol.expected.supervised == pytest.approx(
         statistics.fmean(map(end, few_labels)), abs=0.051
@@ -222,9 +222,8 @@ def test_phantom_expects_what_its_development_runs_reached():
         assert run["steps"] == protocol.steps
         of_task = curves[run["labeled"]].setdefault(run["dataset"], [])
         of_task.append(run["dice_at_tenths"])
-    oracle, few_labels = (
-        {task: end(found) for task, found in curves[count].items()} for count in (18, 4)
-    )
+    oracle = {task: end(found) for task, found in curves[18].items()}
+    few_labels = {task: end(found) for task, found in curves[4].items()}
     quarters = {task: last_quarter(found) for task, found in curves[18].items()}
     worst = max(quarters.values(), key=abs)
     assert protocol.expected.oracle == pytest.approx(statistics.fmean(oracle.values()), abs=0.051)

@@ -69,12 +69,14 @@ def test_the_cost_in_the_warning_is_that_of_the_stored_runs(store):
         return statistics.fmean(found)
 
     pair = ["phantom2d_a", "phantom2d_kidney_a"]
-    few, every = (
-        [round(mean_dice([name], name, count) - mean_dice(pair, name, count)) for name in pair]
-        for count in (4, 60)
-    )
-    assert (
-        f"{few[0]} and {few[1]} Dice with few labels, {every[0]} and {every[1]} Dice with all"
-    ) == MEASURED_COST
+
+    def losses(labeled):
+        alone = [mean_dice([name], name, labeled) for name in pair]
+        together = [mean_dice(pair, name, labeled) for name in pair]
+        organ, kidneys = (round(one - both) for one, both in zip(alone, together, strict=True))
+        return f"{organ} and {kidneys} Dice"
+
+    measured = f"{losses(4)} with few labels, {losses(60)} with all"
+    assert measured == MEASURED_COST
     (warning,) = look_alike_warnings([store(name) for name in pair])
     assert MEASURED_COST in warning
