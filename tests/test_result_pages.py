@@ -19,6 +19,8 @@ from segbench.benchmarks.results import (
 )
 from segbench.benchmarks.statistics.resample import share_found
 
+from segbench import registry
+from segbench.config import load_protocol
 from segbench.results.scores import Scores
 from segbench.results.stats import pairwise
 
@@ -279,6 +281,20 @@ def test_the_classes_of_a_page_have_their_means():
     study = study_of(supervised=[[20.0, 60.0]])
     study.runs = [stored_run("supervised", 0, [], cases=cases)]
     assert "| *supervised* | 30.0 | 50.0 |" in notes.class_table(study)
+
+
+def test_rows_are_named_by_the_current_version_of_their_protocol(tmp_path):
+    """Version 1 of phantom2d had the authors' weight of uncl; a row names what differs from now."""
+    names = {5.0: "uncl[first_beta=5.0]", 0.5: "uncl"}
+    for first_beta, name in names.items():
+        params = registry.get("method", "uncl").cls.Params(first_beta=first_beta)
+        run = stored_run("uncl", 0, [0.5, 0.6], params=params.model_dump(mode="json"))
+        file = write_runs(tmp_path / "runs.json", [run | {"changed_params": {"stored": 1}}])
+        (now,) = studies.read_runs(file, studies.Part("title", ("a",)))
+        assert studies.row_name(now) == name
+        assert now["protocol"]["version"] == load_protocol("phantom2d").version
+        (stored,) = studies.read_runs(file, studies.Part("title", ("a",), as_stored=True))
+        assert studies.row_name(stored) == "uncl[stored=1]"
 
 
 def test_numbers_of_simulated_studies_are_read():

@@ -10,6 +10,7 @@ import numpy as np
 from segbench.benchmarks.results.studies import (
     HERE,
     ORACLE,
+    SAME_BUT_PARAMS,
     SUPERVISED,
     Run,
     Study,
@@ -227,7 +228,7 @@ def protocol_of(runs: Sequence[Run]) -> Protocol:
         raise ValueError(f"runs of several protocols: {sorted(names)}")
     ((name, version),) = names
     protocol = load_protocol(name)
-    if protocol.version != version:
+    if protocol.version != version and (name, version) not in SAME_BUT_PARAMS:
         raise ValueError(f"runs of {name} {version}, but segbench has version {protocol.version}")
     return protocol
 

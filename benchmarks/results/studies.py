@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from segbench import registry
+from segbench.config import load_protocol
+from segbench.config.changed import changed_method_params
 from segbench.results import reference
 from segbench.results.ranking import Place, ranking
 from segbench.results.scores import Scores
@@ -25,6 +28,8 @@ from segbench.results.variance import Contrast, Pool, replicates_needed, smalles
 HERE = Path(__file__).resolve().parent
 SUPERVISED = "supervised"
 ORACLE = "oracle"
+# Earlier versions of protocols which differ from the current one in parameters of methods only.
+SAME_BUT_PARAMS = {("phantom2d", 1)}
 Run = dict[str, Any]
 
 
@@ -37,6 +42,7 @@ class Part:
     labeled: int | None = None  # only runs with this many labeled cases, and the oracle
     augment: str | None = None  # instead of the protocol's own
     rows_of_first_file: bool = False  # leave out the rows that the first file does not have
+    as_stored: bool = False  # name the rows as the version of the protocol that trained them did
 
     def holds(self, run: Run) -> bool:
         """Whether a run belongs to this part."""
@@ -167,8 +173,8 @@ def add_costs(study: Study, file: Path, part: Part) -> None:
     unlabeled images are left out: many were trained later than the others of their file.
     """
     seconds: dict[str, list[float]] = {}
-    for run in json.loads(file.read_text())["runs"]:
-        if part.holds(run) and run["unlabeled"] == "all":
+    for run in read_runs(file, part):
+        if run["unlabeled"] == "all":
             seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
     if SUPERVISED not in seconds:
         return
@@ -188,9 +194,7 @@ def distinct_runs(files: Sequence[Path], part: Part) -> list[Run]:
     found: dict[tuple[Any, ...], Run] = {}
     rows: set[tuple[str, str]] = set()
     for file in files:
-        for run in json.loads(file.read_text())["runs"]:
-            if not part.holds(run):
-                continue
+        for run in read_runs(file, part):
             row = (row_name(run), run["unlabeled"])
             if file == files[0]:
                 rows.add(row)
@@ -201,6 +205,36 @@ def distinct_runs(files: Sequence[Path], part: Part) -> list[Run]:
             if stored["cases"]["dice"] != run["cases"]["dice"]:
                 raise ValueError(f"{file.name} has other results than an earlier file for {key}")
     return list(found.values())
+
+
+def read_runs(file: Path, part: Part) -> list[Run]:
+    """Return the runs of a file that belong to a part."""
+    runs = [run for run in json.loads(file.read_text())["runs"] if part.holds(run)]
+    return runs if part.as_stored else [as_of_now(run) for run in runs]
+
+
+def as_of_now(run: Run) -> Run:
+    """Return a run with the version of its protocol that segbench has, if the runs are the same.
+
+    The name of its row changes with the version: a parameter that is named is one that differs from
+    the protocol.
+    """
+    name = run["protocol"]["name"]
+    if (name, run["protocol"]["version"]) not in SAME_BUT_PARAMS:
+        return run
+    protocol = load_protocol(name)
+    preset = protocol.methods.get(run["method"], {})
+    # Parameters that a method has since a later commit have their defaults.
+    defaults = registry.get("method", run["method"]).cls.Params(**preset).model_dump(mode="json")
+    changed = changed_method_params(run["method"], preset, {**defaults, **run["params"]})
+    for key, value in run.get("changed_params", {}).items():
+        if key.startswith("backbone."):
+            changed[key] = value
+    return {
+        **run,
+        "changed_params": dict(sorted(changed.items())),
+        "protocol": {**run["protocol"], "version": protocol.version},
+    }
 
 
 def origin(file: Path) -> str:
