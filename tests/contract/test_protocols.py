@@ -312,6 +312,26 @@ def test_a_protocol_that_was_not_run_names_published_numbers(name, few, every):
     assert expected.summary().startswith("Not measured here. Published for supervised training: ")
 
 
+def recipes_of_authors():
+    """Return the protocols with a recipe of its authors, and the protocol whose cases they have."""
+    found = []
+    for name in protocol_names():
+        published_for = load_protocol(name).published
+        base = next(iter(published_for), None)
+        if base in ("la", "acdc", "pancreas_ct"):
+            found.append((name, base))
+    return found
+
+
+@pytest.mark.parametrize(("name", "base"), recipes_of_authors())
+def test_a_recipe_of_authors_names_the_published_numbers_of_its_cases(name, base):
+    expected = load_protocol(name).expected
+    usual = load_protocol(base).expected
+    values = ("oracle", "supervised", "published", "seconds", "last_quarter")
+    assert [getattr(expected, key) for key in values] == [getattr(usual, key) for key in values]
+    assert expected.data.replace(" with the usual recipe", "") == usual.data
+
+
 def test_a_protocol_says_how_far_from_converged_it_is():
     said = load_protocol("phantom2d").expected.summary()
     assert "in the last quarter (converged)" in said
