@@ -21,7 +21,7 @@ from segbench.benchmarks.results.studies import (
     method_name,
     row_name,
 )
-from segbench.benchmarks.statistics.simulate import POWER_DESIGNS
+from segbench.benchmarks.statistics.designs import POWER_DESIGNS
 
 from segbench import registry
 from segbench.config import load_protocol
