@@ -283,6 +283,19 @@ def test_the_classes_of_a_page_have_their_means():
     assert "| *supervised* | 30.0 | 50.0 |" in notes.class_table(study)
 
 
+def test_an_option_helps_everywhere_if_each_interval_is_above_zero():
+    jitter = np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.2], [0.3, 0.4, 0.9]])
+
+    def scores(shift):
+        return Scores("versemi", 60 + shift + shift * jitter, (0, 1, 2))
+
+    found = {("", task): scores(0) for task in ("one", "two")}
+    found |= {("always", "one"): scores(5), ("always", "two"): scores(6)}
+    found |= {("once", "one"): scores(5), ("once", "two"): scores(-5)}
+    assert joint_pages.helps_everywhere(found, "always")
+    assert not joint_pages.helps_everywhere(found, "once")
+
+
 def test_rows_are_named_by_the_current_version_of_their_protocol(tmp_path):
     """Version 1 of phantom2d had the authors' weight of uncl; a row names what differs from now."""
     names = {5.0: "uncl[first_beta=5.0]", 0.5: "uncl"}

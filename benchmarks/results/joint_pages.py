@@ -15,6 +15,7 @@ from segbench.benchmarks.results.notes import (
     optimizers,
 )
 from segbench.benchmarks.results.studies import (
+    NO_UNLABELED,
     SUPERVISED,
     Run,
     case_scores,
@@ -30,7 +31,6 @@ from segbench.results.stats import Difference, compare
 
 # Parameters that follow from another one.
 IMPLIED = ("stages", "aux_mask")
-NO_UNLABELED = " without unlabeled images"
 WITHOUT_UNLABELED = f"versemi{NO_UNLABELED}"
 
 JointRows = dict[tuple[str, str, bool], dict[str, Scores]]
@@ -189,6 +189,12 @@ def four_data_sets(scores: dict[tuple[str, str], Scores]) -> list[str]:
     ]
 
 
+def helps_everywhere(scores: dict[tuple[str, str], Scores], option: str) -> bool:
+    """Whether an option certainly helps in each task in which it was tried."""
+    tasks = [task for of_option, task in scores if of_option == option]
+    return all(compare(scores[option, task], scores["", task]).low > 0 for task in tasks)
+
+
 def options_text(source: Path) -> str:
     """Return the page about VerSemi's options: each compared with none of them."""
     content = json.loads(source.read_text())
@@ -219,6 +225,13 @@ def options_text(source: Path) -> str:
             else:
                 cells.append(shown(own) if not option else signed(compare(own, without)))
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *narrow_intervals(replicates, {"the differences": PAIRS})]
+    better = [f"`{option}`" for option in options if option and helps_everywhere(scores, option)]
+    lines += [
+        "",
+        f"Options whose interval is above zero in each task: {listed(better) or 'none'}. Only such "
+        "an option would be a new default.",
+        "",
+    ]
+    lines += narrow_intervals(replicates, {"the differences": PAIRS})
     lines += [*failed_runs(content["runs"]), optimizers(content["runs"])]
     return "\n".join(lines) + "\n"

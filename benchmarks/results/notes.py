@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from segbench.benchmarks.results.studies import (
     HERE,
+    NO_UNLABELED,
     ORACLE,
     SAME_BUT_PARAMS,
     SUPERVISED,
@@ -119,7 +120,7 @@ def run_label(run: Run) -> str:
     """Return what a run was, for a list of runs that failed."""
     name = row_name(run) if run["method"] == SUPERVISED else method_name(run)
     if run.get("unlabeled", "all") != "all":
-        name += " without unlabeled images"
+        name += NO_UNLABELED
     if len(run["datasets"]) > 1:
         name += f" on {' + '.join(run['datasets'])}"
     if run["method"] != SUPERVISED and has_all_labels(run):

@@ -28,6 +28,7 @@ from segbench.results.variance import Contrast, Pool, replicates_needed, smalles
 HERE = Path(__file__).resolve().parent
 SUPERVISED = "supervised"
 ORACLE = "oracle"
+NO_UNLABELED = " without unlabeled images"  # ends the name of such a row
 # Earlier versions of protocols which differ from the current one in parameters of methods only.
 SAME_BUT_PARAMS = {("phantom2d", 1)}
 Run = dict[str, Any]
