@@ -59,6 +59,7 @@ COST_KEYS = (
     "peak_memory_bytes",
     "parameters",
 )
+SECONDS = ("train_seconds", "cpu_seconds", "seconds_per_step", "evaluation_seconds")
 
 
 def record(run: RunDir, metrics: Sequence[str] = METRICS) -> dict[str, Any] | None:
@@ -121,6 +122,11 @@ def main() -> None:
     parser.add_argument(
         "--keep", action="store_true", help="keep the runs that the file has and ROOT lacks"
     )
+    parser.add_argument(
+        "--no-seconds",
+        action="store_true",
+        help="leave the seconds out: the runs were trained on another machine than the others",
+    )
     parser.add_argument("--metrics", default=",".join(METRICS), help="metrics to store [all]")
     arguments = parser.parse_args()
     commit = arguments.commit or current_commit()
@@ -134,6 +140,9 @@ def main() -> None:
     metrics = arguments.metrics.split(",")
     records = [record(run, metrics) for run in all_runs(arguments.root)]
     runs = {found["run_id"]: found for found in records if found is not None}
+    if arguments.no_seconds:
+        for run in runs.values():
+            run["cost"] = {key: value for key, value in run["cost"].items() if key not in SECONDS}
     if arguments.keep:
         stored = json.loads(arguments.out.read_bytes())["runs"]
         runs = {run["run_id"]: run for run in stored} | runs

@@ -171,11 +171,12 @@ def add_costs(study: Study, file: Path, part: Part) -> None:
     """Add the cost of the rows that no earlier file has.
 
     Files were trained beside different work, so their seconds cannot be compared. Rows without
-    unlabeled images are left out: many were trained later than the others of their file.
+    unlabeled images are left out: many were trained later than the others of their file. Runs from
+    another machine than the others of their file have no seconds.
     """
     seconds: dict[str, list[float]] = {}
     for run in read_runs(file, part):
-        if run["unlabeled"] == "all":
+        if run["unlabeled"] == "all" and "cpu_seconds" in run["cost"]:
             seconds.setdefault(row_name(run), []).append(run["cost"]["cpu_seconds"])
     if SUPERVISED not in seconds:
         return

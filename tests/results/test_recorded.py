@@ -25,3 +25,12 @@ def test_runs_of_an_earlier_root_are_kept_on_demand(study, tmp_path, monkeypatch
     study.add("mean_teacher", seed=0, dice=[0.6, 0.8])
     assert set(recorded(monkeypatch, file, study.root, "--keep")) == {"supervised", "mean_teacher"}
     assert set(recorded(monkeypatch, file, study.root)) == {"mean_teacher"}
+
+
+def test_seconds_of_another_machine_are_left_out(study, tmp_path, monkeypatch):
+    study.add("supervised", seed=0, dice=[0.5, 0.7])
+    file = tmp_path / "table.json"
+    cost = recorded(monkeypatch, file, study.root)["supervised"]["cost"]
+    other = recorded(monkeypatch, file, study.root, "--no-seconds")["supervised"]["cost"]
+    assert cost == {"train_seconds": 60.0}
+    assert other == {}
