@@ -109,7 +109,7 @@ def stored_run(method, draw, dice, **changes):
         "train": {"a": 6},
         "draw": draw,
         "unlabeled": "all",
-        "protocol": {"name": "phantom2d", "version": 1, "modified": []},
+        "protocol": {"name": "phantom2d", "version": 2, "modified": []},
         "params": {},
         "modified": {},
         "cost": {"cpu_seconds": 5.0},
@@ -283,6 +283,26 @@ def test_the_classes_of_a_page_have_their_means():
     assert "| *supervised* | 30.0 | 50.0 |" in notes.class_table(study)
 
 
+def test_costs_are_those_of_runs_that_have_seconds(tmp_path):
+    """Runs from another machine than supervised training have none."""
+    runs = []
+    for draw in (0, 1):
+        runs.append(stored_run("supervised", draw, [0.5, 0.6]))
+        runs.append(stored_run("bcp", draw, [0.7, 0.8], cost={"cpu_seconds": 10.0}))
+        runs.append(stored_run("cps", draw, [0.7, 0.8], cost={"parameters": 3}))
+    part = studies.Part("title", ("a",))
+    study = studies.load_study(write_runs(tmp_path / "runs.json", runs), part)
+    assert study.costs == {"supervised": 1.0, "bcp": 2.0}
+
+
+def test_authors_weights_take_the_place_of_the_protocols(tables):
+    now = study_of(supervised=[[50.0]], bcp=[[60.0]], uncl=[[70.0]], **{"uncl[beta=5]": [[40.0]]})
+    authors = studies.with_authors_weights(now)
+    assert authors.methods["uncl"].values == 40.0
+    assert authors.names == ["bcp", "uncl"]
+    assert studies.rank_correlation(now, authors) == "-1.00 over 2 methods"
+
+
 def test_an_option_helps_everywhere_if_each_interval_is_above_zero():
     jitter = np.array([[0.0, 1.0, 0.5], [1.0, 0.0, 0.2], [0.3, 0.4, 0.9]])
 
@@ -302,12 +322,17 @@ def test_rows_are_named_by_the_current_version_of_their_protocol(tmp_path):
     for first_beta, name in names.items():
         params = registry.get("method", "uncl").cls.Params(first_beta=first_beta)
         run = stored_run("uncl", 0, [0.5, 0.6], params=params.model_dump(mode="json"))
-        file = write_runs(tmp_path / "runs.json", [run | {"changed_params": {"stored": 1}}])
+        run |= {"changed_params": {"stored": 1}}
+        run["protocol"]["version"] = 1
+        file = write_runs(tmp_path / "runs.json", [run])
         (now,) = studies.read_runs(file, studies.Part("title", ("a",)))
         assert studies.row_name(now) == name
         assert now["protocol"]["version"] == load_protocol("phantom2d").version
         (stored,) = studies.read_runs(file, studies.Part("title", ("a",), as_stored=True))
         assert studies.row_name(stored) == "uncl[stored=1]"
+    del run["params"]["first_beta"]
+    with pytest.raises(ValueError, match="does not store all"):
+        studies.as_of_now(run)
 
 
 def test_numbers_of_simulated_studies_are_read():

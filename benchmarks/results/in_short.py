@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segbench.benchmarks.results import augmentation, development, joint_pages, notes, tables
+from segbench.benchmarks.results import (
+    augmentation,
+    development,
+    joint_pages,
+    method_options,
+    notes,
+    tables,
+)
 from segbench.benchmarks.results.studies import (
     HERE,
     SUPERVISED,
     Study,
     draws_needed,
     gap_text,
+    is_usual,
     listed,
     rank_correlation,
     signed,
+    with_authors_weights,
 )
 
 from segbench.results.stats import Difference, compare
@@ -56,7 +65,7 @@ def gain(quick: Study) -> str:
         f"methods are better than supervised training{also_without_unlabeled(better(found))}. The "
         f"best is {best} "
         f"({signed(quick.gains[best])} Dice). It closes {gap_text(quick, best)} of the gap to "
-        "training with all labels."
+        f"training with all labels.{method_options.changed_weights(quick)}"
     )
 
 
@@ -65,10 +74,11 @@ def fresh_images(quick: Study) -> Lines:
     fresh = tables.stored_study("fresh")
     if fresh is None:
         return []
-    found = list(fresh.gains.values())
-    best = fresh.names[0]
+    names = usual_methods(fresh)
+    found = [fresh.gains[name] for name in names]
+    best = names[0]
     return [
-        "On images of two further looks, on which each method was trained once "
+        "On images of two further looks, on which nothing was chosen "
         f"({fresh.draws} replicates), {best} has the highest mean ({signed(fresh.gains[best])} "
         f"Dice), {len(better(found))} of {len(found)} methods are better than supervised training, "
         f"and the rank correlation of the means is {rank_correlation(quick, fresh)}."
@@ -83,14 +93,13 @@ def also_without_unlabeled(found: Sequence[Difference]) -> str:
 
 def unlabeled_images(quick: Study) -> str:
     """Return for how many methods the unlabeled images give anything."""
-    found = quick.contributions
+    found = {name: gain for name, gain in quick.contributions.items() if is_usual(name)}
     names = [name for name in found if better([found[name]])]
     worse = [name for name in found if found[name].distinguishable and name not in names]
     verb = "is" if len(worse) == 1 else "are"
     against = f"; {notes.with_numbers(found, worse)} {verb} worse with them" if worse else ""
     return (
-        f"The unlabeled images themselves add something for {len(names)} of {len(found)} methods "
-        "(rows with other parameters count as methods): "
+        f"The unlabeled images themselves add something for {len(names)} of {len(found)} methods: "
         f"{notes.with_numbers(found, names)}{against}. For the others, neither is certain."
     )
 
@@ -103,7 +112,7 @@ def strong() -> Lines:
     gain = compare(forms.with_it(SUPERVISED), forms.without(SUPERVISED))
     names = usual_methods(forms.plain)
     above = better(augmentation.plain_methods_against(forms, names))
-    found = forms.strong.gains
+    found = {name: gain for name, gain in forms.strong.gains.items() if is_usual(name)}
     with_it = [name for name in found if better([found[name]])]
     named = f": {notes.with_numbers(found, with_it)}" if with_it else ""
     return [
@@ -151,7 +160,7 @@ def real_volumes(quick: Study) -> Lines:
             certain = [name for name in changes if changes[name].distinguishable]
             named = f": {notes.with_numbers(changes, certain)}" if certain else ""
             effects.append(f"{len(certain)} of {len(changes)} methods on {where}{named}")
-        orders.append(f"{rank_correlation(study, quick)} on {where}")
+        orders.append(f"{rank_correlation(study, with_authors_weights(quick))} on {where}")
         curves = development.training_curves(suite)
         rising.append(f"{len(development.still_rising(suite))} of {len(curves)} on {where}")
     unlabeled = ""
@@ -164,7 +173,8 @@ def real_volumes(quick: Study) -> Lines:
     return [
         f"{better_on_real_volumes()}{unlabeled}",
         "Whether the order on synthetic slices carries over to real volumes is open: the rank "
-        f"correlation of the means is {listed(orders)}, with few replicates there. Some methods "
+        f"correlation of the means is {listed(orders)}, with the authors' weights, which both "
+        "have, and few replicates there. Some methods "
         "would need more steps there: in the last quarter of a training, "
         f"{listed(rising)} still gained more than {development.STANDS_STILL} Dice (one run of each "
         "method on held-out training cases).",
@@ -208,10 +218,19 @@ def joint_on_real_volumes() -> Lines:
 
 def failures(quick: Study) -> str:
     """Return which methods fail in single runs."""
-    failed = [name for name in usual_methods(quick) if name in notes.far_below(quick)]
+    more = tables.stored_study("quick-draws")
+    failed = {}
+    runs = {}
+    for name in usual_methods(quick):
+        study = more if more is not None and name in more.methods else quick
+        failed[name] = len(notes.far_below(study).get(name, []))
+        runs[name] = study.draws * len(study.datasets)
+    counts = [f"{name} ({failed[name]} of {runs[name]} runs)" for name in failed if failed[name]]
+    if not counts:
+        return f"No method ended more than {notes.FAR_BELOW:.0f} Dice below supervised training."
     return (
-        f"{listed(failed)} ended more than {notes.FAR_BELOW:.0f} Dice below supervised training of "
-        "the same replicate in some runs. A mean over few runs does not show this."
+        f"Some runs ended more than {notes.FAR_BELOW:.0f} Dice below supervised training of the "
+        f"same replicate: {listed(counts)}. A mean over few runs does not show this."
     )
 
 
@@ -248,6 +267,7 @@ def draws(quick: Study) -> str:
     return (
         f"A true difference of {size:.0f} Dice to supervised training is found in 80 % of studies "
         f"with {known[fewest]} ({fewest}) to {known[most]} ({most}) draws of labeled images, "
-        "by one test that is not corrected for the number of methods. One run of each method does "
-        f"not decide it.{rest}"
+        "by one test that is not corrected for the number of methods. This is from a formula; "
+        f"studies made from the stored replicates find it in {notes.resampled_range()} %. One run "
+        f"of each method does not decide it.{rest}"
     )

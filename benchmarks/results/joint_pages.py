@@ -228,8 +228,8 @@ def options_text(source: Path) -> str:
     better = [f"`{option}`" for option in options if option and helps_everywhere(scores, option)]
     lines += [
         "",
-        f"Options whose interval is above zero in each task: {listed(better) or 'none'}. Only such "
-        "an option would be a new default.",
+        "Options whose interval is above zero in each task in which they were tried: "
+        f"{listed(better) or 'none'}.",
         "",
     ]
     lines += narrow_intervals(replicates, {"the differences": PAIRS})

@@ -51,12 +51,14 @@ def number(count: int) -> str:
 
 
 def pairs_apart(study: Study, with_supervised: bool = True) -> str:
-    """Return how many pairs of methods can be distinguished, as a clause."""
+    """Return how many pairs of rows can be distinguished, as a clause."""
     pairs = study.pairs
+    what = "pairs of rows, supervised training among them,"
     if not with_supervised:
         pairs = [pair for pair in pairs if SUPERVISED not in (pair.a, pair.b)]
+        what = "pairs of methods"
     apart = sum(pair.distinguishable for pair in pairs)
-    return f"{apart} of {len(pairs)} pairs of methods can be distinguished"
+    return f"{apart} of {len(pairs)} {what} can be distinguished"
 
 
 def with_numbers(found: dict[str, Difference], names: list[str]) -> str:
@@ -364,6 +366,12 @@ def power_check() -> str:
         "with normal scatter (`measured.txt` beside it) find 2 Dice this often: "
         f"{'; '.join(parts)}."
     )
+
+
+def resampled_range() -> str:
+    """Return the least and the most percent of resampled studies that find 2 Dice."""
+    found = power_of_resampled_studies().values()
+    return f"{min(found):.0f} to {max(found):.0f}"
 
 
 def power_of_resampled_studies() -> dict[str, float]:

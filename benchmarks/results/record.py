@@ -140,12 +140,13 @@ def main() -> None:
     metrics = arguments.metrics.split(",")
     records = [record(run, metrics) for run in all_runs(arguments.root)]
     runs = {found["run_id"]: found for found in records if found is not None}
+    kept = json.loads(arguments.out.read_bytes())["runs"] if arguments.keep else []
+    stored = {run["run_id"]: run for run in kept}
     if arguments.no_seconds:
         for run in runs.values():
             run["cost"] = {key: value for key, value in run["cost"].items() if key not in SECONDS}
-    if arguments.keep:
-        stored = json.loads(arguments.out.read_bytes())["runs"]
-        runs = {run["run_id"]: run for run in stored} | runs
+        runs |= stored  # a run that is stored already may have its seconds
+    runs = stored | runs
     atomic_write(arguments.out, to_json(head, runs.values()))
 
 

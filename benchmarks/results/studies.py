@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isnan
 from pathlib import Path
@@ -226,6 +226,8 @@ def as_of_now(run: Run) -> Run:
         return run
     protocol = load_protocol(name)
     preset = protocol.methods.get(run["method"], {})
+    if not preset.keys() <= run["params"].keys():
+        raise ValueError(f"a run of {run['method']} does not store all of {sorted(preset)}")
     # Parameters that a method has since a later commit have their defaults.
     defaults = registry.get("method", run["method"]).cls.Params(**preset).model_dump(mode="json")
     changed = changed_method_params(run["method"], preset, {**defaults, **run["params"]})
@@ -378,9 +380,30 @@ def gap_closed(study: Study, name: str) -> reference.Effect | None:
     return None if any(isnan(end) or abs(end) == inf for end in ends) else found
 
 
+def is_usual(row: str) -> bool:
+    """Whether a row has the protocol's parameters; VerSemi's variants count as methods."""
+    _, changed = split_name(row)
+    return not changed or changed.startswith("variant=")
+
+
+def with_authors_weights(study: Study) -> Study:
+    """Return a study whose methods have their authors' weights where it has such rows.
+
+    They take the place of the rows with the settings of the protocol.
+    """
+    methods = {name: scores for name, scores in study.methods.items() if is_usual(name)}
+    for name, scores in study.methods.items():
+        if not is_usual(name):
+            methods[split_name(name)[0]] = scores
+    return replace(study, methods=methods)
+
+
 def rank_correlation(first: Study, second: Study) -> str:
-    """Return the rank correlation of the means of the methods that two studies share, as text."""
-    names = [name for name in first.names if name in second.methods]
+    """Return the rank correlation of the means of the methods that two studies share, as text.
+
+    Only rows with the protocol's parameters count, so that each method has one value.
+    """
+    names = [name for name in first.names if name in second.methods and is_usual(name)]
     means = [[study.methods[name].values.mean() for name in names] for study in (first, second)]
     return f"{spearmanr(*means).statistic:.2f} over {len(names)} methods"
 

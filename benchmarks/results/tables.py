@@ -26,6 +26,7 @@ from segbench.benchmarks.results.studies import (
     Study,
     draws_needed,
     gap_text,
+    is_usual,
     listed,
     load_study,
     paired_scatter,
@@ -33,7 +34,6 @@ from segbench.benchmarks.results.studies import (
     shown,
     signed,
     smallest_difference,
-    split_name,
 )
 
 from segbench.results.stats import estimate
@@ -83,11 +83,7 @@ def usual_rows(study: Study) -> list[str]:
 
     Of rows with changed parameters, only those of VerSemi's variants are among them.
     """
-    names = []
-    for name in study.methods:
-        _, changed = split_name(name)
-        if name != SUPERVISED and (not changed or changed.startswith("variant=")):
-            names.append(name)
+    names = [name for name in study.methods if name != SUPERVISED and is_usual(name)]
     return sorted(names, key=lambda name: -study.methods[name].values.mean())
 
 
@@ -97,7 +93,8 @@ def short_table(study: Study) -> Lines:
         f"Synthetic slices of 32 x 32 pixels, 4 of 60 labeled, {study.draws} replicates. "
         f"Supervised training: {shown(study.supervised)} % Dice, rank "
         f"{rank_text(study, SUPERVISED)}. Ranks are those of [the full table]"
-        "(docs/results/quick.md).",
+        "(docs/results/quick.md). "
+        "Some methods' [settings were changed after failures](docs/results/README.md).",
         "",
         "| rank | method | minus supervised, Dice | unlabeled images give |",
         "|---:|---|---:|---:|",
@@ -253,6 +250,8 @@ def part_text(study: Study, heading: bool) -> Lines:
         if name != SUPERVISED
     ]
     seconds = listed([f"{mean:.0f} s in {file}" for file, mean in study.seconds.items()])
+    other = [name for name in study.methods if name not in study.costs]
+    elsewhere = f" Trained on another machine: {listed(other)}." if other else ""
     lines = [f"## {study.title}", ""] if heading else []
     count = f"{study.draws} replicates, {study.cases_per_dataset} test cases"
     if len(study.datasets) > 1:
@@ -269,7 +268,7 @@ def part_text(study: Study, heading: bool) -> Lines:
         *notes.runs_far_below(study),
         "CPU time of a training as a multiple of supervised training's in the same file "
         f"({seconds}): {', '.join(costs)}. These are rough, because the runs of a file were not "
-        "all trained beside the same work.",
+        f"all trained beside the same work.{elsewhere}",
         "",
     ]
 
