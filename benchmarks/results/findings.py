@@ -39,6 +39,7 @@ from segbench.benchmarks.results.studies import (
 )
 
 from segbench import registry
+from segbench.identity.engine import ENGINE
 from segbench.results.stats import compare, corrected, estimate
 
 PAGE = tables.PAGES / "findings.md"
@@ -433,7 +434,8 @@ def newer_methods(study: Study) -> Lines:
 
 def steps_at_full_size() -> str:
     """Return the paragraph about one step of every method at full size, on a CPU."""
-    rows = json.loads((HERE / "full-protocol-step.json").read_bytes())["rows"]
+    content = json.loads((HERE / "full-protocol-step.json").read_bytes())
+    rows = content["rows"]
     parts = []
     for protocol in sorted({row["protocol"] for row in rows}):
         made = [row for row in rows if row["protocol"] == protocol and row["finite"]]
@@ -449,7 +451,17 @@ def steps_at_full_size() -> str:
         "What a CPU can show of these protocols is one training step of their full size "
         f"(`full-protocol-step.json`). {'; '.join(parts)}. Methods that would have needed more "
         "memory than was allowed, by an estimate from shapes, computed activations a second time "
-        "in the backward pass."
+        f"in the backward pass.{earlier_engine(content['engine'])}"
+    )
+
+
+def earlier_engine(engine: int) -> str:
+    """Return a sentence about numbers of an earlier engine; empty for those of the current one."""
+    if engine == ENGINE:
+        return ""
+    return (
+        f" These steps are of `ENGINE` {engine}; it is {ENGINE} now, so their memory can have "
+        "changed."
     )
 
 
