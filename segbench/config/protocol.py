@@ -110,8 +110,8 @@ class Expected(Strict):
         default=None,
         ge=-100,
         le=100,
-        description="Dice in % that the oracle gains in the last quarter of the steps, a mean over "
-        "tasks as oracle is: near 0 if it has converged",
+        description="Dice in % that the oracle gains in the last quarter of the steps (of several "
+        "tasks, the one furthest from 0): near 0 if it has converged",
     )
     supervised: float | None = Field(
         default=None, ge=0, le=100, description="mean Dice in % on the usual number of labels"

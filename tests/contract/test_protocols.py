@@ -203,7 +203,7 @@ def test_acdc_mini_expects_what_its_development_runs_reached():
 
 
 def test_heart_mini_expects_what_its_development_runs_reached():
-    """All values are means of both data sets, each alone."""
+    """Dice are means of both data sets, each alone; of the last quarters, the larger one counts."""
     protocol = load_protocol("heart-mini")
     oracles = [
         development_curves(protocol, "la", 64),
@@ -214,13 +214,9 @@ def test_heart_mini_expects_what_its_development_runs_reached():
         development_curves(protocol, "acdc", 8),
     ]
     assert protocol.expected.oracle == pytest.approx(statistics.fmean(map(end, oracles)), abs=0.051)
-    quarters = [last_quarter(curves) for curves in oracles]
-    assert protocol.expected.last_quarter == pytest.approx(statistics.fmean(quarters), abs=0.051)
-    of_atrium, of_ventricles = quarters
-    assert [len(curves) for curves in oracles] == [1, 3]
-    said = " ".join(protocol.expected.data.split())
-    assert f"{of_ventricles:+.2f} on ACDC" in said
-    assert f"{of_atrium:+.2f} on the left atrium" in said
+    assert protocol.expected.last_quarter == pytest.approx(
+        max(map(last_quarter, oracles), key=abs), abs=0.005
+    )
     assert protocol.expected.supervised == pytest.approx(
         statistics.fmean(map(end, few_labels)), abs=0.051
     )
@@ -228,7 +224,7 @@ def test_heart_mini_expects_what_its_development_runs_reached():
 
 
 def test_phantom_expects_what_its_development_runs_reached():
-    """All values are means over the four tasks; a task of its own scatters more than the limit."""
+    """Dice are means over the four tasks; of the last quarters, the one furthest from 0 counts."""
     protocol = load_protocol("phantom")
     file = ROOT / "benchmarks" / "results" / "phantom-development.json"
     curves = {18: {}, 4: {}}
@@ -239,23 +235,27 @@ def test_phantom_expects_what_its_development_runs_reached():
     oracle = {task: end(found) for task, found in curves[18].items()}
     few_labels = {task: end(found) for task, found in curves[4].items()}
     quarters = {task: last_quarter(found) for task, found in curves[18].items()}
+    worst = max(quarters.values(), key=abs)
     assert protocol.expected.oracle == pytest.approx(statistics.fmean(oracle.values()), abs=0.051)
     assert protocol.expected.supervised == pytest.approx(
         statistics.fmean(few_labels.values()), abs=0.051
     )
-    gain = statistics.fmean(quarters.values())
-    assert protocol.expected.last_quarter == pytest.approx(gain, abs=0.051)
+    assert protocol.expected.last_quarter == pytest.approx(worst, abs=0.051)
     assert protocol.expected.seconds == mean_seconds("lesion", {"phantom_ct_lesion": 4})
     said = " ".join(protocol.expected.data.split())
     for task, gain in quarters.items():
-        assert len(curves[18][task]) == 3
-        assert f"{gain:+.1f} ({task.removeprefix('phantom_dev_')})" in said
+        assert len(curves[18][task]) == 6
+        assert len(curves[4][task]) == 3
+        assert f"{gain:+.1f} ({task.removeprefix('phantom_dev_')}" in said
+    lost = {
+        task: statistics.fmean(c[4] - c[-1] for c in found) for task, found in curves[18].items()
+    }
+    falling = [task for task in lost if lost[task] > 3]
+    assert falling == ["phantom_dev_mr_lesion"]
+    assert f"mr_lesion, which loses {lost['phantom_dev_mr_lesion']:.1f} Dice" in said
     every_run = [curve for found in curves[18].values() for curve in found]
     assert f"single runs {last_quarters(every_run)}" in said
     assert all(oracle[task] > few_labels[task] for task in oracle)
-    counts = {task.removeprefix("phantom_dev_"): len(found) for task, found in curves[4].items()}
-    assert counts == {"ct_organ": 1, "mr_organ": 1, "ct_lesion": 1, "mr_lesion": 3}
-    assert "one run of each task and three of mr_lesion" in said
 
 
 @pytest.mark.parametrize(
@@ -278,15 +278,18 @@ def test_no_stored_run_falls_after_half_of_the_steps(name, dataset, labeled):
 
 
 def test_with_all_labels_training_has_converged():
-    """Where it was measured, the last quarter of a training changes Dice by less than one."""
+    """Where it was measured, the last quarter of a training changes Dice by less than one.
+
+    ``phantom``, a demonstration, misses that in two of its four tasks, and says so.
+    """
     measured = {}
     for name in protocol_names():
         expected = load_protocol(name).expected
         if expected.oracle is not None and not expected.published:
             measured[name] = abs(expected.last_quarter) < 1
             assert expected.oracle > expected.supervised
-    names = ["acdc-mini", "heart-mini", "la-mini", "phantom", "phantom2d"]
-    assert measured == dict.fromkeys(names, True)
+    names = ["acdc-mini", "heart-mini", "la-mini", "phantom2d"]
+    assert measured == {**dict.fromkeys(names, True), "phantom": False}
 
 
 # How a protocol names the number of published values; it is silent about none.
