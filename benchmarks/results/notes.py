@@ -384,7 +384,7 @@ def power_of_resampled_studies() -> dict[str, float]:
     found = {}
     for line in lines[3:]:  # after the command and two lines of heads
         words = line.split()
-        if len(words) == 6:  # the formula names a number of replicates
+        if len(words) == 7:  # the formula names a number of replicates
             found[words[0]] = float(words[-1])
     return found
 

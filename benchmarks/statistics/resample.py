@@ -23,7 +23,7 @@ from segbench.results import variance
 from segbench.results.scores import Scores
 from segbench.results.stats import compare
 
-DRAWS = (10, 20, 40)
+DRAWS = (10, 20, 40, 60)
 STUDIES = 1000
 MOST_DRAWS = 400  # for more, the stored replicates would be taken many times each
 
