@@ -201,12 +201,12 @@ def other_images(study: Study) -> Lines:
     certain = [name for name in found if found[name].distinguishable]
     usual = [name for name in fresh.names if is_usual(name)]
     others = len(fresh.names) - len(usual)
-    also = f", {others} of them also with their authors' weights" if others else ""
+    also = f", {others} of them also with their authors' weights," if others else ""
     return [
         "## Does the order hold on other images",
         "",
-        f"{len(usual)} methods were trained once on images of two further looks, on which nothing "
-        f"was chosen ({fresh.draws} replicates{also}). The highest mean first, they are "
+        f"{len(usual)} methods{also} were trained once on images of two further looks, on which "
+        f"nothing was chosen ({fresh.draws} replicates). The highest mean first, they are "
         f"{', '.join(fresh.names)} ({notes.pairs_apart(fresh, with_supervised=False)}). "
         "The rank correlation of the means with those above is "
         f"{rank_correlation(study, fresh)}. "

@@ -219,18 +219,20 @@ def joint_on_real_volumes() -> Lines:
 def failures(quick: Study) -> str:
     """Return which methods fail in single runs."""
     more = tables.stored_study("quick-draws")
-    failed = {}
-    runs = {}
-    for name in usual_methods(quick):
-        study = more if more is not None and name in more.methods else quick
-        failed[name] = len(notes.far_below(study).get(name, []))
-        runs[name] = study.draws * len(study.datasets)
-    counts = [f"{name} ({failed[name]} of {runs[name]} runs)" for name in failed if failed[name]]
-    if not counts:
+    counts = {}
+    for study in (quick, more):
+        if study is None:
+            continue
+        below = notes.far_below(study)
+        runs = study.draws * len(study.datasets)
+        for name in usual_methods(study):  # the study with more draws replaces the other's count
+            counts[name] = f"{name} ({len(below[name])} of {runs} runs)" if name in below else ""
+    failed = [text for text in counts.values() if text]
+    if not failed:
         return f"No method ended more than {notes.FAR_BELOW:.0f} Dice below supervised training."
     return (
         f"Some runs ended more than {notes.FAR_BELOW:.0f} Dice below supervised training of the "
-        f"same replicate: {listed(counts)}. A mean over few runs does not show this."
+        f"same replicate: {listed(failed)}. A mean over few runs does not show this."
     )
 
 
