@@ -22,6 +22,7 @@ CONTIGUOUS = "contiguous"
 
 SHARE_FOR_IMAGES = 0.4  # of the free memory of a device
 IN_BACKGROUND = ("cuda",)  # devices with events that say when a copy has arrived
+ONEDNN_BLOCK = 8  # channels that oneDNN computes at once with AVX2
 NORMALIZES_ITEMS = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
@@ -85,7 +86,22 @@ def memory_format(method: Method) -> str:
 def _is_faster_channels_last(network: Backbone, device: torch.device) -> bool:
     if device.type != "cpu":
         return False
-    return not any(isinstance(module, NORMALIZES_ITEMS) for module in network.modules())
+    modules = list(network.modules())
+    if any(isinstance(module, NORMALIZES_ITEMS) for module in modules):
+        return False
+    return not any(_is_wrong_channels_last(module) for module in modules)
+
+
+def _is_wrong_channels_last(module: nn.Module) -> bool:
+    """Whether torch computes wrong weight gradients of a layer if channels lie side by side.
+
+    On CPUs with AVX2 and without AVX-512, oneDNN reads and writes beyond the memory of a strided
+    convolution in 2-D of kernel size 1 with fewer than 8 input channels (seen with torch 2.14.1).
+    """
+    if not isinstance(module, nn.Conv2d):
+        return False
+    pointwise = set(module.kernel_size) == {1} and set(module.stride) != {1}
+    return pointwise and module.in_channels < ONEDNN_BLOCK
 
 
 def _order_channels_last(network: Backbone) -> None:

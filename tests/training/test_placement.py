@@ -167,3 +167,13 @@ def test_tf32_is_allowed_for_its_precision_only():
 def test_what_networks_compute_in(precision, expected):
     with autocast("cpu", precision):
         assert torch.nn.Linear(2, 2)(torch.rand(1, 2)).dtype == expected
+
+
+@pytest.mark.parametrize(("width", "expected"), [(4, "contiguous"), (8, "channels_last")])
+def test_narrow_strided_convolutions_keep_their_format(width, expected):
+    """On CPUs without AVX-512, oneDNN's gradients of them are wrong in the other format."""
+    backbone = get("backbone", "resvnet").cls
+    setting = Setting((Source("d", ("a",)),), 1, (16, 16))
+    method = OneNetwork(MethodParams(), setting)
+    method.build(backbone(backbone.Params(width=width), 1, 2, (2,)))
+    assert memory_format(to_device(method, "cpu")) == expected
