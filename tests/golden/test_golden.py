@@ -46,7 +46,8 @@ def test_numbers_are_the_stored_ones(method, setting, tmp_path):
         assert step.pop("phase") == expected_step["phase"]
         numbers = {key: value for key, value in expected_step.items() if key != "phase"}
         # MCF's review is a mean over few voxels: on another CPU one of them may fall the other way.
-        assert step == pytest.approx(numbers, rel=1e-3, abs=1e-5)
+        tolerance = 1e-3 if method == "mcf" else 1e-4
+        assert step == pytest.approx(numbers, rel=tolerance, abs=1e-5)
     assert found["cases"].keys() == expected["cases"].keys()
     for case, scores in found["cases"].items():
         # One voxel on the border may fall the other way.
