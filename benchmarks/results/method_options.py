@@ -13,6 +13,7 @@ from segbench.benchmarks.results.studies import (
     SUPERVISED,
     Part,
     Study,
+    authors_rows,
     case_scores,
     is_usual,
     listed,
@@ -69,16 +70,14 @@ def reasons(_: Study) -> str:
 
 def changed_weights(study: Study) -> str:
     """Return how much the settings of version 2 change; empty without rows of both."""
-    others = [name for name in study.gains if not is_usual(name)]
-    if not others:
+    replaced = authors_rows(study.gains)
+    if not replaced:
         return ""
-    methods = [split_name(name)[0] for name in others]
-    replaced = dict(zip(methods, others, strict=True))
     names = [replaced.get(name, name) for name in study.gains if is_usual(name)]
     found = [study.gains[name] for name in names]
     better = [gain for gain in found if gain.distinguishable and gain.mean > 0]
     return (
-        f" {listed(sorted(methods))} have settings that were chosen on development images after "
+        f" {listed(sorted(replaced))} have settings that were chosen on development images after "
         "some of their runs on these images had failed; with their authors' weights, "
         f"{len(better)} of {len(found)} methods are better."
     )

@@ -6,7 +6,7 @@ The statistics are those of ``segbench leaderboard``: the same tests, ranks and 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf, isnan
@@ -386,15 +386,28 @@ def is_usual(row: str) -> bool:
     return not changed or changed.startswith("variant=")
 
 
+def authors_rows(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of the rows with their authors' weights, by method."""
+    rows: dict[str, str] = {}
+    for name in names:
+        if not is_usual(name):
+            method = split_name(name)[0]
+            if method in rows:
+                raise ValueError(
+                    f"{method} has two rows with other parameters: {name}, {rows[method]}"
+                )
+            rows[method] = name
+    return rows
+
+
 def with_authors_weights(study: Study) -> Study:
     """Return a study whose methods have their authors' weights where it has such rows.
 
     They take the place of the rows with the settings of the protocol.
     """
     methods = {name: scores for name, scores in study.methods.items() if is_usual(name)}
-    for name, scores in study.methods.items():
-        if not is_usual(name):
-            methods[split_name(name)[0]] = scores
+    for method, row in authors_rows(study.methods).items():
+        methods[method] = study.methods[row]
     return replace(study, methods=methods)
 
 
