@@ -137,7 +137,7 @@ def describe(settings: Settings, kind: str, name: str, protocol: str) -> None:
     \b
     segbench describe method versemi
     segbench describe dataset la
-    segbench describe backbone timm:resnet18 --protocol phantom
+    segbench describe backbone timm:resnet18 --protocol acdc
     """
     from segbench import registry
 
