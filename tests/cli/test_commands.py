@@ -136,7 +136,7 @@ class Mine(Method):
         (("run", "supervised", "--seed", "-1"), 2, "seed"),
         (("run", "supervised", "--replicates", "3", "--draw", "1"), 2, "--draw"),
         (("run", "supervised", "--replicates", "3", "--seeds", "0-2"), 2, "--seeds"),
-        (("run", "supervised", "--labeled", "99"), 2, "20 training cases"),
+        (("run", "supervised", "--labeled", "99"), 2, "60 training cases"),
         (("run", "supervised", "--dataset", "la"), 3, "data prepare la"),
         (("run", "supervised", "--device", "cuda:7"), 7, "device"),
         (("run", "supervised", "-o", "patch=30x30x30"), 2, "multiple"),
