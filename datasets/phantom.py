@@ -40,7 +40,7 @@ from scipy import ndimage
 from segbench import Case, Dataset, RawCase, Split, dataset
 from segbench.errors import DataError
 
-TRAIN, TEST = 60, 20  # with 20 training cases, networks overfit on the lesions of the MR look
+TRAIN, TEST = 60, 20
 SPACING = (1.5, 1.5, 1.5)  # mm
 
 (
